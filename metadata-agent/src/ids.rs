@@ -1,0 +1,239 @@
+//! The names that Neutron and Nova give to things, each a type of its own: two bare UUIDs in one signature are
+//! two chances to swap them.
+
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+/// Why a text is not an identifier.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum IdError {
+    /// Not a UUID.
+    #[error("`{text}` is not a UUID")]
+    NotUuid {
+        /// What was given.
+        text: String,
+    },
+    /// Not a MAC address of six octets.
+    #[error("`{text}` is not a MAC address like fa:16:3e:00:00:01")]
+    NotMac {
+        /// What was given.
+        text: String,
+    },
+    /// Not usable as the value of `X-Tenant-ID`.
+    #[error("`{text}` is not a project id: 1 to 255 visible ASCII characters")]
+    NotProject {
+        /// What was given.
+        text: String,
+    },
+}
+
+macro_rules! uuid_newtype {
+    ($($(#[$doc:meta])+ $name:ident;)+) => {$(
+        $(#[$doc])+
+        #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+        #[serde(try_from = "String", into = "String")]
+        pub struct $name(Uuid);
+
+        impl $name {
+            /// Wraps a UUID.
+            #[must_use]
+            pub const fn new(uuid: Uuid) -> Self {
+                Self(uuid)
+            }
+
+            /// The 16 bytes, in network order.
+            #[must_use]
+            pub const fn octets(&self) -> [u8; 16] {
+                *self.0.as_bytes()
+            }
+        }
+
+        impl FromStr for $name {
+            type Err = IdError;
+            fn from_str(text: &str) -> Result<Self, IdError> {
+                Uuid::try_parse(text).map(Self).map_err(|_| IdError::NotUuid { text: text.to_owned() })
+            }
+        }
+
+        impl TryFrom<String> for $name {
+            type Error = IdError;
+            fn try_from(text: String) -> Result<Self, IdError> {
+                text.parse()
+            }
+        }
+
+        impl From<$name> for String {
+            fn from(id: $name) -> Self {
+                id.to_string()
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                self.0.hyphenated().fmt(f)
+            }
+        }
+
+        impl fmt::Debug for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                self.0.hyphenated().fmt(f)
+            }
+        }
+    )+};
+}
+
+uuid_newtype! {
+    /// A Neutron port.
+    PortId;
+    /// A Nova instance.
+    InstanceId;
+    /// A Neutron network.
+    NetworkId;
+}
+
+impl PortId {
+    /// The first eleven characters, of which Nova makes the interface's name (nova/network/model.py, `get_devname`).
+    #[must_use]
+    pub fn device_suffix(&self) -> String {
+        let mut text = self.to_string();
+        text.truncate(11);
+        text
+    }
+}
+
+/// A Keystone project. Not always a UUID, and Nova compares it as text (nova/api/metadata/handler.py).
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct ProjectId(String);
+
+impl ProjectId {
+    /// The text as given.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromStr for ProjectId {
+    type Err = IdError;
+    fn from_str(text: &str) -> Result<Self, IdError> {
+        if (1..=255).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_graphic()) {
+            Ok(Self(text.to_owned()))
+        } else {
+            Err(IdError::NotProject { text: text.to_owned() })
+        }
+    }
+}
+
+impl TryFrom<String> for ProjectId {
+    type Error = IdError;
+    fn try_from(text: String) -> Result<Self, IdError> {
+        text.parse()
+    }
+}
+
+impl From<ProjectId> for String {
+    fn from(id: ProjectId) -> Self {
+        id.0
+    }
+}
+
+impl fmt::Display for ProjectId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl fmt::Debug for ProjectId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// An Ethernet address.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct MacAddress(pub [u8; 6]);
+
+impl FromStr for MacAddress {
+    type Err = IdError;
+    fn from_str(text: &str) -> Result<Self, IdError> {
+        let fault = || IdError::NotMac { text: text.to_owned() };
+        let mut octets = [0; 6];
+        let mut parts = text.split(':');
+        for octet in &mut octets {
+            let part =
+                parts.next().filter(|part| part.len() == 2 && part.bytes().all(|b| b.is_ascii_hexdigit()));
+            let part = part.ok_or_else(fault)?;
+            *octet = u8::from_str_radix(part, 16).map_err(|_| fault())?;
+        }
+        if parts.next().is_some() { Err(fault()) } else { Ok(Self(octets)) }
+    }
+}
+
+impl TryFrom<String> for MacAddress {
+    type Error = IdError;
+    fn try_from(text: String) -> Result<Self, IdError> {
+        text.parse()
+    }
+}
+
+impl From<MacAddress> for String {
+    fn from(mac: MacAddress) -> Self {
+        mac.to_string()
+    }
+}
+
+impl fmt::Display for MacAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let [a, b, c, d, e, g] = self.0;
+        write!(f, "{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{g:02x}")
+    }
+}
+
+impl fmt::Debug for MacAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+/// A kernel interface index. Unique within one network namespace only.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
+pub struct IfIndex(pub u32);
+
+impl fmt::Display for IfIndex {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_port_names_its_tap_as_nova_does() {
+        let port: PortId = "3f2a9d10-77c1-4e55-9d0c-2b6f4f1f0a01".parse().unwrap();
+        assert_eq!(format!("tap{}", port.device_suffix()), "tap3f2a9d10-77");
+    }
+
+    #[test]
+    fn a_project_id_keeps_its_text_and_cannot_break_a_header() {
+        assert_eq!("acme".parse::<ProjectId>().unwrap().as_str(), "acme");
+        for bad in ["", "a b", "a\r\nX-Instance-ID: x", "\u{fc}"] {
+            assert!(bad.parse::<ProjectId>().is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn a_mac_address_reads_back() {
+        let mac: MacAddress = "fa:16:3e:0A:0b:0c".parse().unwrap();
+        assert_eq!(mac.to_string(), "fa:16:3e:0a:0b:0c");
+        for bad in ["", "fa:16:3e:0a:0b", "fa:16:3e:0a:0b:0c:0d", "fa:16:3e:0a:0b:+c", "fa163e0a0b0c"] {
+            assert!(bad.parse::<MacAddress>().is_err(), "{bad:?}");
+        }
+    }
+}

@@ -1,0 +1,3 @@
+//! The metadata agent.
+
+pub mod ids;

@@ -11,6 +11,8 @@
 
 pub mod abi;
 pub mod from_guest;
+#[cfg(not(target_arch = "bpf"))]
+pub mod host;
 pub mod identity;
 pub mod rate;
 pub mod reason;

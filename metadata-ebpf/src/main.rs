@@ -1,1 +1,84 @@
+//! The programs: two entry points, each a table from reason to verdict, and the maps.
+#![cfg_attr(target_arch = "bpf", no_std, no_main)]
+#![cfg_attr(
+    not(target_arch = "bpf"),
+    expect(dead_code, reason = "the host build only checks types; the kernel runs the BPF build")
+)]
+#![expect(missing_docs, reason = "statics that the map macro writes; metadata_ebpf::abi documents each")]
+
+mod kernel_skb;
+mod kernel_world;
+
+use aya_ebpf::bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC};
+use aya_ebpf::helpers::{bpf_redirect, bpf_redirect_peer};
+use aya_ebpf::macros::classifier;
+use aya_ebpf::programs::TcContext;
+use metadata_ebpf::from_guest::{Outcome, from_guest};
+use metadata_ebpf::reason::Verdict;
+use metadata_ebpf::to_guest::to_guest;
+
+use kernel_skb::KernelSkb;
+use kernel_world::{KernelWorld, count};
+
+/// TC ingress on guest-facing interfaces.
+#[classifier]
+pub fn md_from_guest(ctx: TcContext) -> i32 {
+    let world = KernelWorld::new(&ctx);
+    match from_guest(&mut KernelSkb::new(&ctx), &world) {
+        None => TC_ACT_UNSPEC,
+        Some(outcome) => conclude(&ctx, outcome),
+    }
+}
+
+/// TC ingress on the host end of the portal's veth pair.
+#[classifier]
+pub fn md_to_guest(ctx: TcContext) -> i32 {
+    let world = KernelWorld::new(&ctx);
+    let outcome = to_guest(&mut KernelSkb::new(&ctx), &world);
+    conclude(&ctx, outcome)
+}
+
+/// `TC_ACT_UNSPEC` is `TCX_NEXT` as well: other programs on the hook, and the host's own path, go on as if we were
+/// not there.
+#[inline(always)]
+#[expect(unsafe_code, reason = "helpers are unsafe to call")]
+fn conclude(ctx: &TcContext, outcome: Outcome) -> i32 {
+    count(outcome.reason);
+    trace(ctx, outcome);
+    // SAFETY: both helpers take plain numbers; a wrong interface index makes the kernel drop the frame.
+    let redirected = unsafe {
+        match outcome.reason.verdict() {
+            Verdict::Next => return TC_ACT_UNSPEC,
+            Verdict::Drop => return TC_ACT_SHOT as i32,
+            Verdict::ToPortal => bpf_redirect_peer(outcome.ifindex, 0),
+            Verdict::ToGuest => bpf_redirect(outcome.ifindex, 0),
+        }
+    };
+    redirected as i32
+}
+
+#[cfg(feature = "trace-log")]
+#[inline(always)]
+fn trace(ctx: &TcContext, outcome: Outcome) {
+    aya_log_ebpf::info!(ctx, "ifindex {} {}", ctx.skb.ifindex(), outcome.reason.label());
+}
+
+#[cfg(not(feature = "trace-log"))]
+#[inline(always)]
+fn trace(_ctx: &TcContext, _outcome: Outcome) {}
+
+#[cfg(not(target_arch = "bpf"))]
 fn main() {}
+
+#[cfg(target_arch = "bpf")]
+#[panic_handler]
+fn panic(_info: &core::panic::PanicInfo<'_>) -> ! {
+    loop {}
+}
+
+/// `bpf_tcp_check_syncookie` and others are GPL-only.
+#[cfg(target_arch = "bpf")]
+#[unsafe(link_section = "license")]
+#[unsafe(no_mangle)]
+#[expect(unsafe_code, reason = "the kernel finds the licence by its section")]
+static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";

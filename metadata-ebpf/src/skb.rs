@@ -1,1 +1,69 @@
-//! skb
+//! What the programs need of a packet. The kernel build implements it with helpers on the real `sk_buff`, the host
+//! build on a byte vector ([`crate::host`]).
+
+/// How much of a frame [`Skb::head`] shows: an Ethernet header and an ARP packet, or an IPv4 header and the first
+/// eight bytes behind it.
+pub const HEAD: usize = 42;
+
+/// A helper refused, or the frame is shorter than asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SkbFault;
+
+/// A frame at TC ingress, from the Ethernet header on. Offsets are bytes from there.
+pub trait Skb {
+    /// Length of the frame, fragments and GSO payload included.
+    fn len(&self) -> u32;
+
+    /// Index of the interface that the frame came in by.
+    fn ifindex(&self) -> u32;
+
+    /// Whether the frame bears a VLAN tag (the kernel moves it out of the frame before TC sees it).
+    fn vlan_tagged(&self) -> bool;
+
+    /// The first [`HEAD`] bytes, `None` if the frame is shorter. The cheapest look there is.
+    fn head(&mut self) -> Option<&[u8; HEAD]>;
+
+    /// Copies `N` bytes out.
+    ///
+    /// # Errors
+    /// The frame ends before.
+    fn load<const N: usize>(&self, offset: u32) -> Result<[u8; N], SkbFault>;
+
+    /// Writes `N` bytes, leaving checksums alone.
+    ///
+    /// # Errors
+    /// The frame ends before, or cannot be made writable.
+    fn store<const N: usize>(&mut self, offset: u32, bytes: &[u8; N]) -> Result<(), SkbFault>;
+
+    /// Makes room for an IPv6 header in place of the IPv4 header, and keeps GSO and checksum state
+    /// (`bpf_skb_change_proto`). The Ethernet header and the new IP header are to be written.
+    ///
+    /// # Errors
+    /// The kernel has no memory, or the frame is GSO but not TCP.
+    fn change_to_ipv6(&mut self) -> Result<(), SkbFault>;
+
+    /// The way back: room for an IPv4 header in place of the IPv6 header.
+    ///
+    /// # Errors
+    /// As [`Self::change_to_ipv6`].
+    fn change_to_ipv4(&mut self) -> Result<(), SkbFault>;
+
+    /// Adjusts the TCP checksum at `offset` for a pseudo header that changed by `difference`
+    /// ([`crate::wire::checksum_difference`]), partial checksums included.
+    ///
+    /// # Errors
+    /// The frame ends before.
+    fn adjust_tcp_checksum(&mut self, offset: u32, difference: u32) -> Result<(), SkbFault>;
+
+    /// Adjusts the ICMP checksum at `offset` for one 16-bit word that changed. Words in network order.
+    ///
+    /// # Errors
+    /// The frame ends before.
+    fn adjust_icmp_checksum(&mut self, offset: u32, from: [u8; 2], to: [u8; 2]) -> Result<(), SkbFault>;
+
+    /// Declares the frame meant for this host, whatever MAC address it bears (`bpf_skb_change_type`).
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    fn mark_for_host(&mut self) -> Result<(), SkbFault>;
+}

@@ -1,1 +1,54 @@
-//! to_guest
+//! `md_to_guest`: TC ingress on the host end of the portal's veth pair.
+//!
+//! Every packet here comes from the portal, where no process lives but the agent's sockets. An answer of the
+//! metadata service goes to the client that its identity address names; everything else goes nowhere.
+
+use crate::abi::ClientKey;
+use crate::from_guest::Outcome;
+use crate::identity::{ClientAddress, GuestAddress, METADATA_IPV4, METADATA_PORT, PORTAL_ADDRESS};
+use crate::reason::Reason;
+use crate::skb::{Skb, SkbFault};
+use crate::wire::{self, ETH_LEN, IPV4_LEN, IPV6_LEN, Ipv4Header, Ipv6Header, TCP_CHECKSUM, TCP_LEN, TcpHeader};
+use crate::world::World;
+
+/// Decides about one frame out of the portal, and rewrites it for the guest.
+#[inline(always)]
+pub fn to_guest<S: Skb, W: World>(skb: &mut S, world: &W) -> Outcome {
+    answer(skb, world).unwrap_or_else(Outcome::from)
+}
+
+#[inline(always)]
+fn answer<S: Skb, W: World>(skb: &mut S, world: &W) -> Result<Outcome, Reason> {
+    let not_an_answer = |SkbFault| Reason::NotAnAnswer;
+    let ethertype: [u8; 2] = skb.load(12).map_err(not_an_answer)?;
+    let ip = Ipv6Header(skb.load(ETH_LEN).map_err(not_an_answer)?);
+    let tcp = TcpHeader(skb.load(ETH_LEN + IPV6_LEN).map_err(not_an_answer)?);
+    let is_an_answer = ethertype == wire::ethertype::IPV6
+        && ip.0[6] == wire::protocol::TCP
+        && ip.source() == PORTAL_ADDRESS
+        && tcp.source_port() == METADATA_PORT
+        && u32::from(ip.payload_len()) >= TCP_LEN
+        && u32::from(ip.payload_len()) <= 0xffff - IPV4_LEN
+        && ETH_LEN + IPV6_LEN + u32::from(ip.payload_len()) <= skb.len();
+    if !is_an_answer {
+        return Err(Reason::NotAnAnswer);
+    }
+
+    let identity = ip.destination();
+    let guest = match ClientAddress::from_identity(identity).ok_or(Reason::NoClient)?.guest {
+        GuestAddress::Ipv4(address) => address,
+        GuestAddress::Ipv6LinkLocal(_) => return Err(Reason::NoClient),
+    };
+    let client = world.touch_client(&ClientKey { identity }, world.now_ns()).ok_or(Reason::NoClient)?;
+
+    let ethernet = wire::ethernet(client.guest_mac, client.metadata_mac, wire::ethertype::IPV4);
+    let header = Ipv4Header::answer(METADATA_IPV4, guest, ip.payload_len(), ip.traffic_class(), ip.0[7]);
+    let difference = wire::checksum_difference(&PORTAL_ADDRESS, &METADATA_IPV4)
+        + wire::checksum_difference(&identity, &guest);
+
+    skb.change_to_ipv4()?;
+    skb.store(0, &ethernet)?;
+    skb.store(ETH_LEN, &header.0)?;
+    skb.adjust_tcp_checksum(ETH_LEN + IPV4_LEN + TCP_CHECKSUM, difference)?;
+    Ok(Outcome { reason: Reason::Reply, ifindex: client.ifindex })
+}

@@ -1,1 +1,263 @@
-//! wire
+//! The headers as they stand on the wire, and the arithmetic of their checksums. Values in, values out.
+
+/// Length of an Ethernet header.
+pub const ETH_LEN: u32 = 14;
+/// Length of an IPv4 header without options.
+pub const IPV4_LEN: u32 = 20;
+/// Length of an IPv6 header.
+pub const IPV6_LEN: u32 = 40;
+/// Length of a TCP header without options.
+pub const TCP_LEN: u32 = 20;
+/// Offset of the checksum in a TCP header.
+pub const TCP_CHECKSUM: u32 = 16;
+
+/// EtherType of IPv4, ARP and IPv6, in network order.
+pub mod ethertype {
+    /// 0x0800
+    pub const IPV4: [u8; 2] = [0x08, 0x00];
+    /// 0x0806
+    pub const ARP: [u8; 2] = [0x08, 0x06];
+    /// 0x86dd
+    pub const IPV6: [u8; 2] = [0x86, 0xdd];
+}
+
+/// Protocol numbers of IP.
+pub mod protocol {
+    /// ICMP
+    pub const ICMP: u8 = 1;
+    /// TCP
+    pub const TCP: u8 = 6;
+}
+
+/// An Ethernet address.
+pub type Mac = [u8; 6];
+
+/// Whether an Ethernet address is a group address (IEEE 802: the low bit of the first octet).
+#[inline(always)]
+pub(crate) const fn is_group(mac: Mac) -> bool {
+    mac[0] & 1 != 0
+}
+
+/// An Ethernet header.
+#[inline(always)]
+pub(crate) const fn ethernet(to: Mac, from: Mac, ethertype: [u8; 2]) -> [u8; 14] {
+    let [a, b, c, d, e, f] = to;
+    let [g, h, i, j, k, l] = from;
+    [a, b, c, d, e, f, g, h, i, j, k, l, ethertype[0], ethertype[1]]
+}
+
+/// An IPv4 header without options.
+#[derive(Clone, Copy)]
+pub(crate) struct Ipv4Header(pub [u8; 20]);
+
+impl Ipv4Header {
+    #[inline(always)]
+    pub const fn total_len(&self) -> u32 {
+        u16::from_be_bytes([self.0[2], self.0[3]]) as u32
+    }
+
+    #[inline(always)]
+    pub const fn source(&self) -> [u8; 4] {
+        [self.0[12], self.0[13], self.0[14], self.0[15]]
+    }
+
+    /// RFC 1071: a header whose checksum is right sums up to all ones.
+    #[inline(always)]
+    pub fn checksum_is_right(&self) -> bool {
+        fold(sum(&self.0, 0)) == 0xffff
+    }
+
+    /// The header of an answer that carries `segment_len` bytes of TCP, checksum included. Don't Fragment is set, so the
+    /// identification may be zero (RFC 6864 section 4.1).
+    #[inline(always)]
+    pub fn answer(from: [u8; 4], to: [u8; 4], segment_len: u16, tos: u8, ttl: u8) -> Self {
+        let [len_high, len_low] = (segment_len + IPV4_LEN as u16).to_be_bytes();
+        let mut header = [0x45, tos, len_high, len_low, 0, 0, 0x40, 0, ttl, protocol::TCP, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+        header[12] = from[0];
+        header[13] = from[1];
+        header[14] = from[2];
+        header[15] = from[3];
+        header[16] = to[0];
+        header[17] = to[1];
+        header[18] = to[2];
+        header[19] = to[3];
+        let [high, low] = (!fold(sum(&header, 0))).to_ne_bytes();
+        header[10] = high;
+        header[11] = low;
+        Self(header)
+    }
+}
+
+/// An IPv6 header.
+#[derive(Clone, Copy)]
+pub(crate) struct Ipv6Header(pub [u8; 40]);
+
+impl Ipv6Header {
+    /// A header in front of `payload_len` bytes of TCP; the flow label is zero.
+    #[inline(always)]
+    pub fn tcp(from: [u8; 16], to: [u8; 16], payload_len: u16, class: u8, hop_limit: u8) -> Self {
+        let mut header = [0; 40];
+        let [len_high, len_low] = payload_len.to_be_bytes();
+        header[0] = 0x60 | (class >> 4);
+        header[1] = class << 4;
+        header[4] = len_high;
+        header[5] = len_low;
+        header[6] = protocol::TCP;
+        header[7] = hop_limit;
+        let mut at = 0;
+        while at < 16 {
+            header[8 + at] = from[at];
+            header[24 + at] = to[at];
+            at += 1;
+        }
+        Self(header)
+    }
+
+    #[inline(always)]
+    pub const fn payload_len(&self) -> u16 {
+        u16::from_be_bytes([self.0[4], self.0[5]])
+    }
+
+    #[inline(always)]
+    pub const fn traffic_class(&self) -> u8 {
+        (self.0[0] << 4) | (self.0[1] >> 4)
+    }
+
+    #[inline(always)]
+    pub fn source(&self) -> [u8; 16] {
+        address(&self.0, 8)
+    }
+
+    #[inline(always)]
+    pub fn destination(&self) -> [u8; 16] {
+        address(&self.0, 24)
+    }
+}
+
+#[inline(always)]
+fn address(header: &[u8; 40], at: usize) -> [u8; 16] {
+    let mut out = [0; 16];
+    let mut i = 0;
+    while i < 16 {
+        out[i] = header[at + i];
+        i += 1;
+    }
+    out
+}
+
+/// A TCP header without its options.
+#[derive(Clone, Copy)]
+pub(crate) struct TcpHeader(pub [u8; 20]);
+
+impl TcpHeader {
+    const FIN: u8 = 0x01;
+    const SYN: u8 = 0x02;
+    const RST: u8 = 0x04;
+    const ACK: u8 = 0x10;
+
+    #[inline(always)]
+    pub const fn source_port(&self) -> u16 {
+        u16::from_be_bytes([self.0[0], self.0[1]])
+    }
+
+    #[inline(always)]
+    pub const fn header_len(&self) -> u32 {
+        (self.0[12] >> 4) as u32 * 4
+    }
+
+    /// Whether this segment opens a connection: SYN, and neither ACK, RST nor FIN (which RFC 9293 calls no valid opening).
+    #[inline(always)]
+    pub const fn opens(&self) -> bool {
+        self.0[13] & (Self::SYN | Self::ACK | Self::RST | Self::FIN) == Self::SYN
+    }
+}
+
+/// The one's complement difference that replacing `from` by `to` makes, as `bpf_csum_diff` gives it.
+#[inline(always)]
+pub(crate) fn checksum_difference<const F: usize, const T: usize>(from: &[u8; F], to: &[u8; T]) -> u32 {
+    let mut removed = *from;
+    let mut at = 0;
+    while at < F {
+        removed[at] = !removed[at];
+        at += 1;
+    }
+    let wide = sum(to, sum(&removed, 0));
+    fold(wide) as u32
+}
+
+/// Sums 16-bit words as they lie in memory: the checksum does not care about byte order (RFC 1071 section 2, B).
+#[inline(always)]
+fn sum<const N: usize>(bytes: &[u8; N], start: u32) -> u32 {
+    let mut total = start;
+    let mut at = 0;
+    while at + 1 < N {
+        total += u16::from_ne_bytes([bytes[at], bytes[at + 1]]) as u32;
+        at += 2;
+    }
+    total
+}
+
+#[inline(always)]
+const fn fold(sum: u32) -> u16 {
+    let once = (sum & 0xffff) + (sum >> 16);
+    ((once & 0xffff) + (once >> 16)) as u16
+}
+
+/// Applies [`checksum_difference`] to a checksum as it stands in a header (RFC 1624, equation 3).
+#[inline(always)]
+pub(crate) fn apply_difference(checksum: [u8; 2], difference: u32) -> [u8; 2] {
+    let complement = !u16::from_ne_bytes(checksum);
+    (!fold(u32::from(complement) + difference)).to_ne_bytes()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use etherparse::Ipv4HeaderSlice;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn an_answers_header_is_what_etherparse_would_write(
+            from in any::<[u8; 4]>(), to in any::<[u8; 4]>(), len in 20u16..65_000, tos in any::<u8>(), ttl in any::<u8>(),
+        ) {
+            let header = Ipv4Header::answer(from, to, len, tos, ttl);
+            prop_assert!(header.checksum_is_right());
+            let slice = Ipv4HeaderSlice::from_slice(&header.0).unwrap();
+            prop_assert_eq!(slice.to_header().calc_header_checksum(), slice.header_checksum());
+            prop_assert_eq!(slice.source(), from);
+            prop_assert_eq!(slice.destination(), to);
+            prop_assert_eq!(slice.total_len(), len + 20);
+            prop_assert!(slice.dont_fragment());
+        }
+
+        #[test]
+        fn a_bit_flip_anywhere_spoils_the_header_checksum(bit in 0usize..160, from in any::<[u8; 4]>()) {
+            let mut header = Ipv4Header::answer(from, [10, 0, 0, 5], 20, 0, 64);
+            header.0[bit / 8] ^= 1 << (bit % 8);
+            prop_assert!(!header.checksum_is_right());
+        }
+
+        #[test]
+        fn a_difference_applied_equals_a_sum_made_anew(
+            old in any::<[u8; 8]>(), new in any::<[u8; 32]>(), rest in any::<[u8; 6]>(),
+        ) {
+            let before = (!fold(sum(&rest, sum(&old, 0)))).to_ne_bytes();
+            let after = (!fold(sum(&rest, sum(&new, 0)))).to_ne_bytes();
+            let adjusted = apply_difference(before, checksum_difference(&old, &new));
+            // One's complement has two zeros; they mean the same sum.
+            let same = adjusted == after || (adjusted, after) == ([0; 2], [0xff; 2]) || (after, adjusted) == ([0; 2], [0xff; 2]);
+            prop_assert!(same, "{adjusted:?} {after:?}");
+        }
+
+        #[test]
+        fn an_ipv6_header_reads_back(from in any::<[u8; 16]>(), to in any::<[u8; 16]>(), len in any::<u16>(), class in any::<u8>()) {
+            let header = Ipv6Header::tcp(from, to, len, class, 64);
+            prop_assert_eq!(header.source(), from);
+            prop_assert_eq!(header.destination(), to);
+            prop_assert_eq!(header.payload_len(), len);
+            prop_assert_eq!(header.traffic_class(), class);
+            prop_assert_eq!(header.0[0] >> 4, 6);
+        }
+    }
+}

@@ -1,0 +1,64 @@
+//! Builds the BPF programs and leaves the object where `datapath/object.rs` embeds it.
+
+#[path = "build/bpf_toolchain.rs"]
+mod bpf_toolchain;
+
+use std::error::Error;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::{env, fs};
+
+const TARGET: &str = "bpfel-unknown-none";
+const PROGRAM: &str = "datapath";
+
+fn main() -> Result<(), Box<dyn Error>> {
+    let package = PathBuf::from(env::var("CARGO_MANIFEST_DIR")?);
+    let workspace = package.parent().ok_or("the agent stands in the workspace")?;
+    for watched in ["metadata-ebpf/src", "metadata-ebpf/Cargo.toml", "Cargo.toml", "Cargo.lock"] {
+        println!("cargo::rerun-if-changed={}", workspace.join(watched).display());
+    }
+    println!("cargo::rerun-if-changed=build");
+    for name in bpf_toolchain::OVERRIDES {
+        println!("cargo::rerun-if-env-changed={name}");
+    }
+
+    let out = PathBuf::from(env::var("OUT_DIR")?);
+    let object = build_object(workspace, &out)?;
+    fs::copy(object, out.join("datapath.o"))?;
+    Ok(())
+}
+
+fn build_object(workspace: &Path, out: &Path) -> Result<PathBuf, Box<dyn Error>> {
+    let toolchain = bpf_toolchain::find().ok_or(
+        "no compiler with the source of `core` for the BPF target (Debian: rustc-web, cargo-web, rust-web-src); \
+         `cargo xtask setup` installs what is missing",
+    )?;
+    let features = if env::var_os("CARGO_FEATURE_TRACE_LOG").is_some() { "trace-log" } else { "program" };
+    let mut cargo = Command::new(&toolchain.cargo);
+    // What cargo set for this build script speaks of another compiler and another target.
+    for (name, _) in env::vars_os() {
+        let text = name.to_string_lossy();
+        let rust = ["CARGO_", "RUSTC", "RUSTFLAGS", "RUSTDOC"].iter().any(|prefix| text.starts_with(prefix));
+        if rust && text != "CARGO_HOME" {
+            cargo.env_remove(&name);
+        }
+    }
+    let status = cargo
+        .current_dir(workspace)
+        .env("RUSTC", &toolchain.rustc)
+        .env("RUSTC_BOOTSTRAP", "1")
+        .env("CARGO_ENCODED_RUSTFLAGS", "-Clinker=bpf-linker\x1f-Cdebuginfo=2\x1f-Clink-arg=--btf")
+        .args(["build", "--quiet", "--locked", "--package", "metadata-ebpf", "--bin", PROGRAM])
+        .args(["--profile", "bpf", "--target", TARGET, "-Zbuild-std=core"])
+        .args(["--features", features, "--target-dir"])
+        .arg(out.join("bpf-target"))
+        .status()?;
+    if !status.success() {
+        return Err(format!(
+            "{} could not build the BPF programs ({status}); bpf-linker must be on PATH: `cargo xtask setup`",
+            toolchain.cargo.display()
+        )
+        .into());
+    }
+    Ok(out.join("bpf-target").join(TARGET).join("bpf").join(PROGRAM))
+}

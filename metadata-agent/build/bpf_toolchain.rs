@@ -1,0 +1,49 @@
+//! Which compiler builds the BPF programs. Shared by the build script and by `cargo xtask setup`.
+//!
+//! The BPF target has no prebuilt `core`, so the compiler needs its own standard library's source next to it. A
+//! rustup stable has none by default, and aya-build would choose rustup wherever rustup is.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// A cargo and a rustc that fit each other and have the source of `core`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BpfToolchain {
+    /// Path of cargo.
+    pub cargo: PathBuf,
+    /// Path of rustc.
+    pub rustc: PathBuf,
+}
+
+/// Environment variables that name another pair.
+pub const OVERRIDES: [&str; 2] = ["METADATA_BPF_CARGO", "METADATA_BPF_RUSTC"];
+
+/// Finds the pair: the one named by [`OVERRIDES`], else Debian's rustc-web with rust-web-src, else a rustup nightly
+/// with rust-src. `None` if none of these has the source of `core`.
+pub fn find() -> Option<BpfToolchain> {
+    candidates().into_iter().find(|toolchain| has_core_source(&toolchain.rustc))
+}
+
+fn candidates() -> Vec<BpfToolchain> {
+    let [cargo, rustc] = OVERRIDES.map(|name| std::env::var_os(name).map(PathBuf::from));
+    if let (Some(cargo), Some(rustc)) = (cargo, rustc) {
+        return vec![BpfToolchain { cargo, rustc }];
+    }
+    let debian = BpfToolchain { cargo: "/usr/bin/cargo".into(), rustc: "/usr/bin/rustc".into() };
+    let nightly = ["cargo", "rustc"].map(|tool| {
+        output(Command::new("rustup").args(["which", "--toolchain", "nightly", tool])).map(PathBuf::from)
+    });
+    let [cargo, rustc] = nightly;
+    let nightly = cargo.zip(rustc).map(|(cargo, rustc)| BpfToolchain { cargo, rustc });
+    std::iter::once(debian).chain(nightly).collect()
+}
+
+fn has_core_source(rustc: &Path) -> bool {
+    let sysroot = output(Command::new(rustc).args(["--print", "sysroot"]));
+    sysroot.is_some_and(|root| Path::new(&root).join("lib/rustlib/src/rust/library/core/src/lib.rs").exists())
+}
+
+fn output(command: &mut Command) -> Option<String> {
+    let output = command.output().ok().filter(|output| output.status.success())?;
+    Some(String::from_utf8(output.stdout).ok()?.trim().to_owned())
+}

@@ -1,0 +1,166 @@
+//! How a program gets onto TC ingress: by a TCX link, pinned, where the kernel has TCX (6.6); by a clsact filter before that.
+
+use std::mem;
+use std::path::Path;
+
+use aya::Ebpf;
+use aya::programs::links::{FdLink, PinnedLink};
+use aya::programs::tc::{NlOptions, SchedClassifierLink, TcAttachOptions, TcHandle, qdisc_detach_program};
+use aya::programs::{LinkOrder, ProgramError, SchedClassifier, TcAttachType, TcError};
+use aya::util::KernelVersion;
+use metadata_ebpf::abi::names;
+use nix::net::if_::{if_indextoname, if_nametoindex};
+
+use super::DatapathError;
+use crate::ids::IfIndex;
+
+/// Priority and handle of our clsact filter: fixed, so that the next agent finds and replaces it in one step.
+const CLSACT_PRIORITY: u16 = 7;
+const CLSACT_HANDLE: TcHandle = TcHandle::new(0, 1);
+
+/// What the operator asks for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum AttachMode {
+    /// TCX where the kernel has it, else clsact.
+    #[default]
+    Auto,
+    /// TCX, or an error.
+    Tcx,
+    /// clsact, on any kernel.
+    Clsact,
+}
+
+/// How programs are attached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Hook {
+    /// TCX links: independent of qdiscs, gone with the interface or the pin.
+    Tcx,
+    /// Filters on a clsact qdisc.
+    Clsact,
+}
+
+#[derive(Debug)]
+pub(super) struct Programs {
+    ebpf: Ebpf,
+    hook: Hook,
+}
+
+impl Programs {
+    pub fn load(mut ebpf: Ebpf, mode: AttachMode) -> Result<Self, DatapathError> {
+        for name in super::PROGRAMS {
+            program(&mut ebpf, name)?.load().map_err(|source| fault("load", name, "the kernel", source))?;
+        }
+        let hook = match mode {
+            AttachMode::Tcx => Hook::Tcx,
+            AttachMode::Clsact => Hook::Clsact,
+            AttachMode::Auto if KernelVersion::current().is_ok_and(|running| running >= KernelVersion::new(6, 6, 0)) => Hook::Tcx,
+            AttachMode::Auto => Hook::Clsact,
+        };
+        Ok(Self { ebpf, hook })
+    }
+
+    pub fn hook(&self) -> Hook {
+        self.hook
+    }
+
+    /// Puts `md_to_guest` on the portal, in place of what an earlier agent put there.
+    pub fn attach_to_guest(&mut self, interface: &str, index: IfIndex, pin: &Path) -> Result<(), DatapathError> {
+        if self.adopt(names::TO_GUEST, interface, pin) {
+            return Ok(());
+        }
+        if self.hook == Hook::Clsact {
+            // The interface is ours; what qdisc it has is too.
+            aya::programs::tc::qdisc_add_clsact(interface)
+                .map_err(|source| fault("add clsact for", names::TO_GUEST, interface, source.into()))?;
+        }
+        self.attach(names::TO_GUEST, interface, index, pin)
+    }
+
+    pub fn attach_from_guest(&mut self, interface: &str, index: IfIndex, pin: &Path) -> Result<(), DatapathError> {
+        self.attach(names::FROM_GUEST, interface, index, pin)
+    }
+
+    /// Replaces the program of an earlier agent's attachment in one step. `false` if there is none that lives.
+    pub fn adopt_from_guest(&mut self, interface: &str, pin: &Path) -> bool {
+        self.adopt(names::FROM_GUEST, interface, pin)
+    }
+
+    fn attach(&mut self, name: &'static str, interface: &str, index: IfIndex, pin: &Path) -> Result<(), DatapathError> {
+        let options = match self.hook {
+            Hook::Tcx => TcAttachOptions::TcxOrder(LinkOrder::first()),
+            Hook::Clsact => {
+                let options = NlOptions { priority: CLSACT_PRIORITY, handle: CLSACT_HANDLE, ..NlOptions::default() };
+                TcAttachOptions::Netlink(options)
+            }
+        };
+        let program = program(&mut self.ebpf, name)?;
+        let link = program
+            .attach_with_options(interface, TcAttachType::Ingress, options)
+            .and_then(|id| program.take_link(id))
+            .map_err(|source| fault("attach", name, interface, source))?;
+        // aya attaches by name. If the name went to another interface meanwhile, dropping the link takes it off again.
+        if if_nametoindex(interface) != Ok(index.0) {
+            return Err(DatapathError::Vanished { interface: interface.to_owned() });
+        }
+        persist(link, interface, pin)
+    }
+
+    fn adopt(&mut self, name: &'static str, interface: &str, pin: &Path) -> bool {
+        let earlier = match self.hook {
+            Hook::Tcx => PinnedLink::from_pin(pin).ok().and_then(|pinned| FdLink::from(pinned).try_into().ok()),
+            Hook::Clsact => {
+                SchedClassifierLink::attached(interface, TcAttachType::Ingress, CLSACT_PRIORITY, CLSACT_HANDLE, None).ok()
+            }
+        };
+        let Some(earlier): Option<SchedClassifierLink> = earlier else {
+            return false;
+        };
+        let Ok(program) = program(&mut self.ebpf, name) else {
+            return false;
+        };
+        let Ok(link) = program.attach_to_link(earlier).and_then(|id| program.take_link(id)) else {
+            return false;
+        };
+        if self.hook == Hook::Clsact {
+            mem::forget(link);
+        }
+        true
+    }
+}
+
+/// Makes an attachment outlive the process.
+fn persist(link: SchedClassifierLink, interface: &str, pin: &Path) -> Result<(), DatapathError> {
+    match FdLink::try_from(link) {
+        Ok(link) => {
+            let pinned = link.pin(pin);
+            pinned.map(drop).map_err(|source| DatapathError::Pin {
+                interface: interface.to_owned(),
+                path: pin.to_owned(),
+                source: Box::new(source),
+            })
+        }
+        // A filter needs no pin; it stays until it is removed.
+        Err(_) => Ok(()),
+    }
+}
+
+/// Removes our clsact filter from an interface; fine if it, or the interface, is not there.
+pub(super) fn remove_clsact_filter(index: IfIndex) -> Result<(), DatapathError> {
+    let Some(interface) = if_indextoname(index.0).ok().and_then(|name| name.into_string().ok()) else {
+        return Ok(());
+    };
+    match qdisc_detach_program(&interface, TcAttachType::Ingress, names::FROM_GUEST) {
+        Ok(()) => Ok(()),
+        Err(TcError::IoError(error)) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        Err(source) => Err(fault("detach", names::FROM_GUEST, &interface, source.into())),
+    }
+}
+
+fn program<'a>(ebpf: &'a mut Ebpf, name: &'static str) -> Result<&'a mut SchedClassifier, DatapathError> {
+    let program = ebpf.program_mut(name).ok_or(DatapathError::Missing { name })?;
+    program.try_into().map_err(|source| fault("find", name, "the object", source))
+}
+
+fn fault(operation: &'static str, program: &'static str, interface: &str, source: ProgramError) -> DatapathError {
+    DatapathError::Program { operation, program, interface: interface.to_owned(), source: Box::new(source) }
+}

@@ -1,0 +1,241 @@
+//! The maps with their types on.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use aya::Ebpf;
+use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray};
+use metadata_ebpf::abi::{Client, ClientKey, Gate, Port, PortKey, Settings, names};
+use metadata_ebpf::identity::{AttachmentId, ClientAddress};
+use metadata_ebpf::reason::Reason;
+use nix::time::{ClockId, clock_gettime};
+
+use super::pins::Pins;
+use super::{DatapathError, port_key};
+use crate::ids::IfIndex;
+
+/// `BPF_ANY` of linux/bpf.h.
+const ANY: u64 = 0;
+
+/// The clock that the programs read: `CLOCK_MONOTONIC`.
+#[derive(Clone, Copy, Debug)]
+pub struct Clock;
+
+impl Clock {
+    /// Nanoseconds, as `bpf_ktime_get_ns` gives them.
+    #[must_use]
+    pub fn now_ns() -> u64 {
+        let now = clock_gettime(ClockId::CLOCK_MONOTONIC).map(Duration::from).unwrap_or_default();
+        u64::try_from(now.as_nanos()).unwrap_or(u64::MAX)
+    }
+}
+
+pub(super) struct Maps {
+    config: Array<MapData, Settings>,
+    ports: HashMap<MapData, PortKey, Port>,
+    gates: HashMap<MapData, u32, Gate>,
+    clients: HashMap<MapData, ClientKey, Client>,
+}
+
+impl Maps {
+    pub fn take(ebpf: &mut Ebpf) -> Result<Self, DatapathError> {
+        Ok(Self {
+            config: typed(take(ebpf, names::CONFIG)?, names::CONFIG)?,
+            ports: typed(take(ebpf, names::PORTS)?, names::PORTS)?,
+            gates: typed(take(ebpf, names::GATES)?, names::GATES)?,
+            clients: typed(take(ebpf, names::CLIENTS)?, names::CLIENTS)?,
+        })
+    }
+
+    /// The ports that a dead agent left.
+    pub fn pinned_ports(pins: &Pins) -> Result<Vec<(IfIndex, Port)>, DatapathError> {
+        let ports: HashMap<MapData, PortKey, Port> = typed(Map::HashMap(pinned(pins, names::PORTS)?), names::PORTS)?;
+        entries(&ports)
+    }
+
+    pub fn settings(&self) -> Result<Settings, DatapathError> {
+        self.config.get(&0, 0).map_err(fault("read", names::CONFIG))
+    }
+
+    pub fn put_settings(&mut self, settings: Settings) -> Result<(), DatapathError> {
+        self.config.set(0, settings, ANY).map_err(fault("write", names::CONFIG))
+    }
+
+    /// An id that was never given before. The counter is written back before the id is used.
+    pub fn next_attachment(&mut self) -> Result<AttachmentId, DatapathError> {
+        let mut settings = self.settings()?;
+        let next = settings.next_attachment.max(1);
+        settings.next_attachment = next.wrapping_add(1);
+        self.put_settings(settings)?;
+        AttachmentId::new(next).ok_or(DatapathError::Missing { name: "attachment id" })
+    }
+
+    pub fn port(&self, index: IfIndex) -> Result<Option<Port>, DatapathError> {
+        optional(self.ports.get(&port_key(index), 0)).map_err(fault("read", names::PORTS))
+    }
+
+    pub fn ports(&self) -> Result<Vec<(IfIndex, Port)>, DatapathError> {
+        entries(&self.ports)
+    }
+
+    pub fn put_port(&mut self, index: IfIndex, port: Port) -> Result<(), DatapathError> {
+        self.ports.insert(port_key(index), port, ANY).map_err(fault("write", names::PORTS))
+    }
+
+    pub fn put_gate(&mut self, id: AttachmentId) -> Result<(), DatapathError> {
+        let gate = Gate { syn_tat_ns: 0, clients: 0 };
+        self.gates.insert(id.get(), gate, ANY).map_err(fault("write", names::GATES))
+    }
+
+    pub fn remove_port(&mut self, index: IfIndex, id: AttachmentId) -> Result<(), DatapathError> {
+        absent_is_fine(self.ports.remove(&port_key(index))).map_err(fault("remove from", names::PORTS))?;
+        absent_is_fine(self.gates.remove(&id.get())).map_err(fault("remove from", names::GATES))
+    }
+
+    pub fn sweep(&mut self, attached: &BTreeSet<AttachmentId>, idle: Duration) -> Result<usize, DatapathError> {
+        let idle_ns = u64::try_from(idle.as_nanos()).unwrap_or(u64::MAX);
+        let now = Clock::now_ns();
+        let mut stale = Vec::new();
+        let mut kept: BTreeMap<AttachmentId, u64> = attached.iter().map(|id| (*id, 0)).collect();
+        for entry in self.clients.iter() {
+            let (key, client) = entry.map_err(fault("read", names::CLIENTS))?;
+            let attachment = ClientAddress::from_identity(key.identity).map(|client| client.attachment);
+            let fresh = now.saturating_sub(client.last_seen_ns) < idle_ns;
+            match attachment.and_then(|id| kept.get_mut(&id)).filter(|_| fresh) {
+                Some(count) => *count += 1,
+                None => stale.push(key),
+            }
+        }
+        for key in &stale {
+            absent_is_fine(self.clients.remove(key)).map_err(fault("remove from", names::CLIENTS))?;
+        }
+        for (id, clients) in kept {
+            let Some(gate) = optional(self.gates.get(&id.get(), 0)).map_err(fault("read", names::GATES))? else {
+                continue;
+            };
+            if gate.clients != clients {
+                let gate = Gate { clients, ..gate };
+                self.gates.insert(id.get(), gate, ANY).map_err(fault("write", names::GATES))?;
+            }
+        }
+        Ok(stale.len())
+    }
+}
+
+/// The agent's sign of life.
+pub struct Heartbeat {
+    map: Array<MapData, u64>,
+}
+
+impl Heartbeat {
+    pub(super) fn open(pins: &Pins) -> Result<Self, DatapathError> {
+        Ok(Self { map: typed(Map::Array(pinned(pins, names::HEARTBEAT)?), names::HEARTBEAT)? })
+    }
+
+    /// Says that the agent lives.
+    ///
+    /// # Errors
+    /// The map refuses.
+    pub fn beat(&mut self) -> Result<(), DatapathError> {
+        self.set(Clock::now_ns())
+    }
+
+    /// Says that the agent leaves: from now on packets go where they would go without us.
+    ///
+    /// # Errors
+    /// The map refuses.
+    pub fn stop(&mut self) -> Result<(), DatapathError> {
+        self.set(0)
+    }
+
+    fn set(&mut self, value: u64) -> Result<(), DatapathError> {
+        self.map.set(0, value, ANY).map_err(fault("write", names::HEARTBEAT))
+    }
+}
+
+/// A client as the kernel recorded it.
+#[derive(Clone, Copy, Debug)]
+pub struct ClientRecord {
+    /// Who.
+    pub address: ClientAddress,
+    /// What was seen.
+    pub client: Client,
+}
+
+/// The reading side of counters and clients.
+pub struct Counters {
+    stats: PerCpuArray<MapData, u64>,
+    clients: HashMap<MapData, ClientKey, Client>,
+}
+
+impl Counters {
+    pub(super) fn open(pins: &Pins) -> Result<Self, DatapathError> {
+        Ok(Self {
+            stats: typed(Map::PerCpuArray(pinned(pins, names::STATS)?), names::STATS)?,
+            clients: typed(Map::HashMap(pinned(pins, names::CLIENTS)?), names::CLIENTS)?,
+        })
+    }
+
+    /// Packets by reason, over all CPUs, since the maps were made.
+    ///
+    /// # Errors
+    /// The map refuses.
+    pub fn packets(&self) -> Result<Vec<(Reason, u64)>, DatapathError> {
+        let count = |reason: &Reason| -> Result<(Reason, u64), DatapathError> {
+            let per_cpu = self.stats.get(&reason.index(), 0).map_err(fault("read", names::STATS))?;
+            Ok((*reason, per_cpu.iter().sum()))
+        };
+        Reason::ALL.iter().map(count).collect()
+    }
+
+    /// The clients on record, in no order.
+    ///
+    /// # Errors
+    /// The map refuses.
+    pub fn clients(&self) -> Result<Vec<ClientRecord>, DatapathError> {
+        let mut records = Vec::new();
+        for entry in self.clients.iter() {
+            let (key, client) = entry.map_err(fault("read", names::CLIENTS))?;
+            records.extend(ClientAddress::from_identity(key.identity).map(|address| ClientRecord { address, client }));
+        }
+        Ok(records)
+    }
+}
+
+fn entries(ports: &HashMap<MapData, PortKey, Port>) -> Result<Vec<(IfIndex, Port)>, DatapathError> {
+    let entry = |entry: Result<(PortKey, Port), MapError>| entry.map(|(key, port)| (IfIndex(key.ifindex), port));
+    ports.iter().map(entry).collect::<Result<_, _>>().map_err(fault("read", names::PORTS))
+}
+
+fn take(ebpf: &mut Ebpf, name: &'static str) -> Result<Map, DatapathError> {
+    ebpf.take_map(name).ok_or(DatapathError::Missing { name })
+}
+
+fn pinned(pins: &Pins, name: &'static str) -> Result<MapData, DatapathError> {
+    MapData::from_pin(pins.map(name)).map_err(fault("open", name))
+}
+
+fn typed<T: TryFrom<Map, Error = MapError>>(map: Map, name: &'static str) -> Result<T, DatapathError> {
+    map.try_into().map_err(fault("use", name))
+}
+
+fn fault(operation: &'static str, map: &'static str) -> impl Fn(MapError) -> DatapathError {
+    move |source| DatapathError::Map { operation, map, source: Box::new(source) }
+}
+
+fn optional<T>(result: Result<T, MapError>) -> Result<Option<T>, MapError> {
+    match result {
+        Ok(value) => Ok(Some(value)),
+        Err(MapError::KeyNotFound) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// `BPF_MAP_DELETE_ELEM` says ENOENT for a key that is not there; aya hands that on as it is.
+fn absent_is_fine(result: Result<(), MapError>) -> Result<(), MapError> {
+    match result {
+        Err(MapError::SyscallError(error)) if error.io_error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        Err(MapError::KeyNotFound) => Ok(()),
+        result => result,
+    }
+}

@@ -1,0 +1,364 @@
+//! The kernel side as the agent handles it: programs loaded, attached and pinned, maps kept in step. The only module
+//! that names aya.
+//!
+//! State lives in the kernel, pinned under one bpffs directory: maps by their names, `portal` and `guest-<ifindex>` for
+//! links. [`Datapath::open`] adopts what a dead agent of the same ABI left and rebuilds everything else, so there is
+//! one way in, whatever was there before.
+
+mod hook;
+mod maps;
+mod object;
+mod pins;
+
+pub use hook::{AttachMode, Hook};
+pub use maps::{ClientRecord, Clock, Counters, Heartbeat};
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::Ipv4Addr;
+use std::path::Path;
+use std::time::Duration;
+
+use metadata_ebpf::abi::{ABI_VERSION, CHECK_IPV4, CHECK_MAC, MAX_PORT_IPV4, OWNS_CLSACT, Port, PortKey, Settings, names};
+use metadata_ebpf::identity::AttachmentId;
+
+use crate::ids::{IfIndex, MacAddress, NetworkId};
+use hook::Programs;
+use maps::Maps;
+use pins::Pins;
+
+/// Source addresses that one attachment may use at the same time. A port has few; what is more is made up by its guest.
+const CLIENT_QUOTA: u32 = 256;
+
+/// What can go wrong with the kernel side. Always with the object that it went wrong with.
+#[derive(Debug, thiserror::Error)]
+pub enum DatapathError {
+    /// The pin directory cannot be used.
+    #[error("cannot use {} for pins: {source} (is a bpf file system mounted there? mount -t bpf bpf /sys/fs/bpf)", path.display())]
+    PinDirectory {
+        /// The directory.
+        path: std::path::PathBuf,
+        /// Why not.
+        source: std::io::Error,
+    },
+    /// The object was refused, by aya or by the kernel's verifier.
+    #[error("cannot load the BPF programs: {source}")]
+    Load {
+        /// Why.
+        source: Box<aya::EbpfError>,
+    },
+    /// The object lacks a program or map that this agent knows.
+    #[error("the BPF object has no {name}")]
+    Missing {
+        /// Its name.
+        name: &'static str,
+    },
+    /// A program was refused.
+    #[error("cannot {operation} {program} on {interface}: {source}")]
+    Program {
+        /// What was tried.
+        operation: &'static str,
+        /// The program.
+        program: &'static str,
+        /// The interface, or `the kernel`.
+        interface: String,
+        /// Why not.
+        source: Box<aya::programs::ProgramError>,
+    },
+    /// A link cannot be pinned.
+    #[error("cannot pin the link of {interface} at {}: {source}", path.display())]
+    Pin {
+        /// The interface.
+        interface: String,
+        /// The pin.
+        path: std::path::PathBuf,
+        /// Why not.
+        source: Box<aya::pin::PinError>,
+    },
+    /// The interface went away, or its name to another one, while the program was attached.
+    #[error("interface {interface} vanished while it was attached")]
+    Vanished {
+        /// Its name.
+        interface: String,
+    },
+    /// A map refused.
+    #[error("cannot {operation} {map}: {source}")]
+    Map {
+        /// What was tried.
+        operation: &'static str,
+        /// The map.
+        map: &'static str,
+        /// Why not.
+        source: Box<aya::maps::MapError>,
+    },
+}
+
+/// A guest-facing interface that carries `md_from_guest`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Attachment {
+    /// Its id, which the identity addresses of its clients bear.
+    pub id: AttachmentId,
+    /// The interface's name.
+    pub interface: String,
+}
+
+/// What the kernel shall know of the port behind an attachment.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PortPolicy {
+    /// For the client records.
+    pub network: Option<NetworkId>,
+    /// The only source MAC address allowed; `None` allows any.
+    pub mac: Option<MacAddress>,
+    /// The only source addresses allowed; `None` allows any.
+    pub addresses: Option<Vec<Ipv4Addr>>,
+}
+
+/// Where `md_from_guest` sends packets, and how patient it is.
+#[derive(Clone, Copy, Debug)]
+pub struct PortalLink {
+    /// Index of the host end of the portal's veth.
+    pub ifindex: IfIndex,
+    /// Namespace id of the portal.
+    pub nsid: u32,
+    /// MAC address of the portal's end.
+    pub mac: MacAddress,
+}
+
+/// Limits that the kernel side keeps by itself.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Without a beat for so long, packets go where they would go without us.
+    pub heartbeat_stale_after: Duration,
+    /// New connections per second and attachment; 0 for no limit.
+    pub syn_rate: u32,
+    /// New connections that may come at once.
+    pub syn_burst: u32,
+}
+
+/// The programs, maps and attachments of one network namespace.
+pub struct Datapath {
+    maps: Maps,
+    pins: Pins,
+    programs: Programs,
+    attachments: BTreeMap<IfIndex, Attachment>,
+}
+
+impl Datapath {
+    /// Loads the programs, on the pinned maps of an earlier agent if they speak the same ABI.
+    ///
+    /// # Errors
+    /// Without `CAP_BPF` (or `CAP_SYS_ADMIN`), without bpffs, or when the verifier refuses.
+    pub fn open(pin_directory: &Path, mode: AttachMode) -> Result<Self, DatapathError> {
+        let pins = Pins::open(pin_directory)?;
+        if !object::abi_matches(&pins) {
+            pins.remove_all()?;
+        }
+        let mut ebpf = object::load(&pins)?;
+        let maps = Maps::take(&mut ebpf)?;
+        let programs = Programs::load(ebpf, mode)?;
+        Ok(Self { maps, pins, programs, attachments: BTreeMap::new() })
+    }
+
+    /// How programs are attached on this kernel.
+    #[must_use]
+    pub fn hook(&self) -> Hook {
+        self.programs.hook()
+    }
+
+    /// Attaches `md_to_guest` to the portal and tells `md_from_guest` where it is.
+    ///
+    /// # Errors
+    /// The kernel refuses the attachment.
+    pub fn connect_portal(&mut self, interface: &str, portal: PortalLink, limits: Limits) -> Result<(), DatapathError> {
+        let next_attachment = self.maps.settings()?.next_attachment.max(1);
+        self.programs.attach_to_guest(interface, portal.ifindex, &self.pins.portal())?;
+        let syn_interval_ns = 1_000_000_000_u64.checked_div(u64::from(limits.syn_rate)).unwrap_or(0);
+        self.maps.put_settings(Settings {
+            abi_version: ABI_VERSION,
+            portal_ifindex: portal.ifindex.0,
+            portal_nsid: portal.nsid,
+            next_attachment,
+            stale_after_ns: u64::try_from(limits.heartbeat_stale_after.as_nanos()).unwrap_or(u64::MAX),
+            syn_interval_ns,
+            syn_burst_ns: syn_interval_ns * u64::from(limits.syn_burst),
+            portal_mac: portal.mac.0,
+            _pad: [0; 2],
+        })
+    }
+
+    /// Attaches `md_from_guest` to an interface, or adopts the attachment that is there. `owns_clsact`: the interface had no
+    /// clsact qdisc, and was given one for this.
+    ///
+    /// # Errors
+    /// The interface is gone, or the kernel refuses. Nothing is left behind then.
+    pub fn attach(
+        &mut self,
+        index: IfIndex,
+        interface: &str,
+        owns_clsact: bool,
+    ) -> Result<AttachmentId, DatapathError> {
+        if let Some(attachment) = self.attachments.get(&index) {
+            return Ok(attachment.id);
+        }
+        let pin = self.pins.guest(index);
+        let known = self.maps.port(index)?.filter(|_| self.programs.adopt_from_guest(interface, &pin));
+        let id = match known.and_then(|port| AttachmentId::new(port.attachment)) {
+            Some(id) => id,
+            None => self.attach_anew(index, interface, owns_clsact)?,
+        };
+        self.attachments.insert(index, Attachment { id, interface: interface.to_owned() });
+        Ok(id)
+    }
+
+    fn attach_anew(&mut self, index: IfIndex, interface: &str, owns_clsact: bool) -> Result<AttachmentId, DatapathError> {
+        let pin = self.pins.guest(index);
+        self.pins.remove(&pin)?;
+        let id = self.maps.next_attachment()?;
+        let flags = if owns_clsact { OWNS_CLSACT } else { 0 };
+        // The entry stands before the program runs: no packet of the guest meets an unknown interface.
+        self.maps.put_gate(id)?;
+        self.maps.put_port(index, port_entry(id, flags, &PortPolicy::default()))?;
+        if let Err(error) = self.programs.attach_from_guest(interface, index, &pin) {
+            self.maps.remove_port(index, id)?;
+            return Err(error);
+        }
+        Ok(id)
+    }
+
+    /// Tells the kernel what is known of the port behind an attachment; nothing happens for an interface that is not attached.
+    ///
+    /// # Errors
+    /// The map refuses.
+    pub fn set_policy(&mut self, index: IfIndex, policy: &PortPolicy) -> Result<(), DatapathError> {
+        let (Some(attachment), Some(before)) = (self.attachments.get(&index), self.maps.port(index)?) else {
+            return Ok(());
+        };
+        let entry = port_entry(attachment.id, before.flags & OWNS_CLSACT, policy);
+        if entry == before { Ok(()) } else { self.maps.put_port(index, entry) }
+    }
+
+    /// Forgets an interface that is gone. Its client records go with the next [`Self::sweep`]; no one can reach them, as
+    /// attachment ids are never used twice.
+    ///
+    /// # Errors
+    /// A pin or an entry cannot be removed.
+    pub fn forget(&mut self, index: IfIndex) -> Result<Option<Attachment>, DatapathError> {
+        let Some(attachment) = self.attachments.remove(&index) else {
+            return Ok(None);
+        };
+        self.pins.remove(&self.pins.guest(index))?;
+        self.maps.remove_port(index, attachment.id)?;
+        Ok(Some(attachment))
+    }
+
+    /// Removes pins and entries of interfaces that are not attached: what a dead agent left of guests that went meanwhile.
+    ///
+    /// # Errors
+    /// A pin or an entry cannot be removed.
+    pub fn forget_strays(&mut self) -> Result<(), DatapathError> {
+        let attached: BTreeSet<IfIndex> = self.attachments.keys().copied().collect();
+        for (index, port) in self.maps.ports()? {
+            if let Some(id) = AttachmentId::new(port.attachment).filter(|_| !attached.contains(&index)) {
+                self.maps.remove_port(index, id)?;
+            }
+        }
+        for (index, pin) in self.pins.guests()? {
+            if !attached.contains(&index) {
+                self.pins.remove(&pin)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes clients that were idle for `idle` or whose attachment is gone, and sets the counts of the others right.
+    ///
+    /// # Errors
+    /// The map refuses.
+    pub fn sweep(&mut self, idle: Duration) -> Result<usize, DatapathError> {
+        let attached: BTreeSet<AttachmentId> = self.attachments.values().map(|attachment| attachment.id).collect();
+        self.maps.sweep(&attached, idle)
+    }
+
+    /// The attachments, by interface.
+    #[must_use]
+    pub fn attachments(&self) -> &BTreeMap<IfIndex, Attachment> {
+        &self.attachments
+    }
+
+    /// A handle of its own for the heartbeat.
+    ///
+    /// # Errors
+    /// The pin is gone.
+    pub fn heartbeat(&self) -> Result<Heartbeat, DatapathError> {
+        Heartbeat::open(&self.pins)
+    }
+
+    /// A handle of its own for reading counters and clients.
+    ///
+    /// # Errors
+    /// A pin is gone.
+    pub fn counters(&self) -> Result<Counters, DatapathError> {
+        Counters::open(&self.pins)
+    }
+}
+
+/// What an interface that was attached by clsact needs to be as before.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Leftover {
+    /// The interface's index.
+    pub index: IfIndex,
+    /// Whether its clsact qdisc was made by us.
+    pub owns_clsact: bool,
+}
+
+/// Takes every program off the hooks of this namespace and removes every pin. No agent may be running.
+///
+/// Returns the interfaces that were attached, for their qdiscs.
+///
+/// # Errors
+/// A filter or pin cannot be removed.
+pub fn remove_all(pin_directory: &Path) -> Result<Vec<Leftover>, DatapathError> {
+    let Some(pins) = Pins::find(pin_directory)? else {
+        return Ok(Vec::new());
+    };
+    let mut leftovers = Vec::new();
+    if object::abi_matches(&pins) {
+        for (index, port) in Maps::pinned_ports(&pins)? {
+            hook::remove_clsact_filter(index)?;
+            leftovers.push(Leftover { index, owns_clsact: port.flags & OWNS_CLSACT != 0 });
+        }
+    }
+    pins.remove_all()?;
+    Ok(leftovers)
+}
+
+fn port_entry(id: AttachmentId, private_flags: u32, policy: &PortPolicy) -> Port {
+    let mut port = Port {
+        attachment: id.get(),
+        flags: private_flags,
+        client_quota: CLIENT_QUOTA,
+        ipv4_count: 0,
+        network: policy.network.map_or([0; 16], |network| network.octets()),
+        ipv4: [[0; 4]; MAX_PORT_IPV4],
+        mac: [0; 6],
+        _pad: [0; 2],
+    };
+    if let Some(mac) = policy.mac {
+        port.mac = mac.0;
+        port.flags |= CHECK_MAC;
+    }
+    if let Some(addresses) = policy.addresses.as_ref().filter(|addresses| addresses.len() <= MAX_PORT_IPV4) {
+        for (slot, address) in port.ipv4.iter_mut().zip(addresses) {
+            *slot = address.octets();
+            port.ipv4_count += 1;
+        }
+        port.flags |= CHECK_IPV4;
+    }
+    port
+}
+
+pub(crate) fn port_key(index: IfIndex) -> PortKey {
+    PortKey::untagged(index.0)
+}
+
+/// The names of the programs, for who looks for them in the kernel.
+pub const PROGRAMS: [&str; 2] = [names::FROM_GUEST, names::TO_GUEST];

@@ -1,0 +1,303 @@
+//! Links, addresses, routes and qdiscs over rtnetlink: the only module that names the `rtnetlink` crates.
+
+use std::net::{IpAddr, Ipv6Addr};
+
+use futures_util::{StreamExt, TryStreamExt};
+use netlink_packet_route::RouteNetlinkMessage;
+use netlink_packet_route::address::{AddressAttribute, AddressFlags, AddressHeaderFlags};
+use netlink_packet_route::link::{
+    AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoData, InfoKind, InfoVeth, LinkAttribute, LinkFlags, LinkInfo,
+    LinkMessage,
+};
+use netlink_packet_route::tc::{TcAttribute, TcHandle, TcMessage};
+use rtnetlink::packet_core::{NetlinkMessage, NetlinkPayload};
+use rtnetlink::{
+    Handle, LinkMessageBuilder, LinkUnspec, LinkVeth, MulticastGroup, RouteMessageBuilder, new_connection,
+    new_multicast_connection,
+};
+use tokio::runtime;
+
+use crate::ids::{IfIndex, MacAddress};
+use crate::netns::{Netns, NetnsError};
+
+/// What can go wrong with a netlink request.
+#[derive(Debug, thiserror::Error)]
+pub enum NetlinkError {
+    /// No socket.
+    #[error("cannot open a netlink socket: {source}")]
+    Socket {
+        /// Why not.
+        source: std::io::Error,
+    },
+    /// No way into the namespace.
+    #[error(transparent)]
+    Netns(#[from] NetnsError),
+    /// The kernel refused.
+    #[error("cannot {operation} {object}: {source}")]
+    Refused {
+        /// What was asked.
+        operation: &'static str,
+        /// Of what.
+        object: String,
+        /// The kernel's answer.
+        source: rtnetlink::Error,
+    },
+}
+
+/// An interface as the kernel describes it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Link {
+    /// Its index.
+    pub index: IfIndex,
+    /// Its name.
+    pub name: String,
+    /// Its MAC address, if it has one of six octets.
+    pub mac: Option<MacAddress>,
+    /// Its kind as `ip -d link` shows it: `tun`, `veth`, `bridge`; empty for a device without one.
+    pub kind: String,
+    /// Its MTU in bytes.
+    pub mtu: u32,
+    /// Whether it is administratively up.
+    pub up: bool,
+    /// Index of the other end of a veth, in the namespace where that is.
+    pub peer_index: Option<IfIndex>,
+    /// The namespace id of the other end, for a veth whose peer is elsewhere.
+    pub peer_nsid: Option<i32>,
+}
+
+impl From<LinkMessage> for Link {
+    fn from(message: LinkMessage) -> Self {
+        let mut link = Self {
+            index: IfIndex(message.header.index),
+            name: String::new(),
+            mac: None,
+            kind: String::new(),
+            mtu: 0,
+            up: message.header.flags.contains(LinkFlags::Up),
+            peer_index: None,
+            peer_nsid: None,
+        };
+        for attribute in message.attributes {
+            #[expect(clippy::wildcard_enum_match_arm, reason = "sixty attributes are of no interest here")]
+            match attribute {
+                LinkAttribute::IfName(name) => link.name = name,
+                LinkAttribute::Mtu(mtu) => link.mtu = mtu,
+                LinkAttribute::Address(octets) => link.mac = octets.try_into().ok().map(MacAddress),
+                LinkAttribute::Link(index) => link.peer_index = Some(IfIndex(index)),
+                LinkAttribute::LinkNetNsId(id) => link.peer_nsid = Some(id),
+                LinkAttribute::LinkInfo(info) => {
+                    for part in info {
+                        if let LinkInfo::Kind(kind) = part {
+                            link.kind = kind.to_string();
+                        }
+                    }
+                }
+                _ => {}
+            }
+        }
+        link
+    }
+}
+
+/// What happens to the links of a namespace.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum LinkEvent {
+    /// A link appeared or changed.
+    Present(Link),
+    /// A link is gone.
+    Gone(IfIndex),
+    /// Events were lost: look at all links anew.
+    Overrun,
+}
+
+/// Where a veth pair's ends are and what they are called.
+#[derive(Debug)]
+pub struct VethPair<'a> {
+    /// Name of the end in the namespace of the socket.
+    pub name: &'a str,
+    /// Name of the other end.
+    pub peer: &'a str,
+    /// Namespace of the other end.
+    pub peer_netns: &'a Netns,
+    /// MTU of both, in bytes.
+    pub mtu: u32,
+}
+
+/// A netlink socket in one namespace.
+#[derive(Clone, Debug)]
+pub struct Netlink {
+    handle: Handle,
+}
+
+impl Netlink {
+    /// Opens a socket in the namespace of the calling thread. The runtime that this is called on drives it.
+    ///
+    /// # Errors
+    /// No socket is to be had.
+    pub fn connect() -> Result<Self, NetlinkError> {
+        let (connection, handle, _) = new_connection().map_err(|source| NetlinkError::Socket { source })?;
+        tokio::spawn(connection);
+        Ok(Self { handle })
+    }
+
+    /// Opens a socket in another namespace.
+    ///
+    /// # Errors
+    /// As [`Self::connect`], or the namespace cannot be entered.
+    pub fn connect_in(netns: &Netns) -> Result<Self, NetlinkError> {
+        let runtime = runtime::Handle::current();
+        netns.run(|| {
+            let _on_runtime = runtime.enter();
+            Self::connect()
+        })?
+    }
+
+    /// All links, in the order of their indexes.
+    ///
+    /// # Errors
+    /// The kernel refuses the dump.
+    pub async fn links(&self) -> Result<Vec<Link>, NetlinkError> {
+        let dump = self.handle.link().get().execute().map_ok(Link::from).try_collect().await;
+        dump.map_err(|source| refused("list", "links", source))
+    }
+
+    /// One link by name.
+    ///
+    /// # Errors
+    /// The kernel refuses the dump.
+    pub async fn link(&self, name: &str) -> Result<Option<Link>, NetlinkError> {
+        Ok(self.links().await?.into_iter().find(|link| link.name == name))
+    }
+
+    /// Makes a veth pair without IPv6 link-local addresses, both ends down.
+    ///
+    /// # Errors
+    /// A name is taken, or the kernel refuses otherwise.
+    pub async fn add_veth(&self, pair: &VethPair<'_>) -> Result<(), NetlinkError> {
+        let quiet = || LinkAttribute::AfSpecUnspec(vec![AfSpecUnspec::Inet6(vec![AfSpecInet6::AddrGenMode(
+            In6AddrGenMode::None,
+        )])]);
+        let peer = LinkMessageBuilder::<LinkUnspec>::new()
+            .name(pair.peer)
+            .mtu(pair.mtu)
+            .setns_by_fd(pair.peer_netns.as_raw_fd())
+            .append_extra_attribute(quiet())
+            .build();
+        let message = LinkMessageBuilder::<LinkVeth>::new_with_info_kind(InfoKind::Veth)
+            .name(pair.name)
+            .mtu(pair.mtu)
+            .append_extra_attribute(quiet())
+            .set_info_data(InfoData::Veth(InfoVeth::Peer(peer)))
+            .build();
+        let added = self.handle.link().add(message).execute().await;
+        added.map_err(|source| refused("add veth pair", pair.name, source))
+    }
+
+    /// Sets a link up and gives it an MTU in bytes.
+    ///
+    /// # Errors
+    /// The link is gone, or the MTU is out of its range.
+    pub async fn set_up(&self, index: IfIndex, mtu: u32) -> Result<(), NetlinkError> {
+        let message = LinkUnspec::new_with_index(index.0).up().mtu(mtu).build();
+        self.handle.link().set(message).execute().await.map_err(|source| refused("set up link", index, source))
+    }
+
+    /// Deletes a link.
+    ///
+    /// # Errors
+    /// The link is gone, or cannot be deleted.
+    pub async fn delete_link(&self, index: IfIndex) -> Result<(), NetlinkError> {
+        self.handle.link().del(index.0).execute().await.map_err(|source| refused("delete link", index, source))
+    }
+
+    /// Gives a link an address, without duplicate address detection; fine if it has it.
+    ///
+    /// # Errors
+    /// The link is gone, or IPv6 is off there.
+    pub async fn set_address(&self, index: IfIndex, address: Ipv6Addr, prefix: u8) -> Result<(), NetlinkError> {
+        let mut request = self.handle.address().add(index.0, IpAddr::V6(address), prefix).replace();
+        let message = request.message_mut();
+        message.header.flags = AddressHeaderFlags::Nodad;
+        message.attributes.push(AddressAttribute::Flags(AddressFlags::Nodad | AddressFlags::Noprefixroute));
+        request.execute().await.map_err(|source| refused("set address", address, source))
+    }
+
+    /// Pins the MAC address of a neighbour.
+    ///
+    /// # Errors
+    /// The link is gone or down.
+    pub async fn set_neighbour(&self, index: IfIndex, of: Ipv6Addr, mac: MacAddress) -> Result<(), NetlinkError> {
+        let request = self.handle.neighbours().add(index.0, IpAddr::V6(of)).link_layer_address(&mac.0).replace();
+        request.execute().await.map_err(|source| refused("set neighbour", of, source))
+    }
+
+    /// Routes a prefix by a gateway on a link.
+    ///
+    /// # Errors
+    /// The link is gone or down.
+    pub async fn set_route(
+        &self,
+        prefix: (Ipv6Addr, u8),
+        gateway: Ipv6Addr,
+        index: IfIndex,
+    ) -> Result<(), NetlinkError> {
+        let message = RouteMessageBuilder::<Ipv6Addr>::new()
+            .destination_prefix(prefix.0, prefix.1)
+            .gateway(gateway)
+            .output_interface(index.0)
+            .build();
+        let set = self.handle.route().add(message).replace().execute().await;
+        set.map_err(|source| refused("set route", format_args!("{}/{}", prefix.0, prefix.1), source))
+    }
+
+    /// Whether a link carries a clsact qdisc.
+    ///
+    /// # Errors
+    /// The kernel refuses the dump.
+    pub async fn has_clsact(&self, index: IfIndex) -> Result<bool, NetlinkError> {
+        let qdiscs: Result<Vec<TcMessage>, _> = self.handle.qdisc().get().execute().try_collect().await;
+        let qdiscs = qdiscs.map_err(|source| refused("list qdiscs of", index, source))?;
+        Ok(qdiscs.iter().any(|qdisc| {
+            u32::try_from(qdisc.header.index) == Ok(index.0)
+                && qdisc.attributes.iter().any(|part| matches!(part, TcAttribute::Kind(kind) if kind == "clsact"))
+        }))
+    }
+
+    /// Removes the clsact qdisc of a link, and every filter on it.
+    ///
+    /// # Errors
+    /// There is none, or the link is gone.
+    pub async fn delete_clsact(&self, index: IfIndex) -> Result<(), NetlinkError> {
+        let mut request = self.handle.qdisc().del(index.0.cast_signed());
+        request.message_mut().header.parent = TcHandle::CLSACT;
+        request.message_mut().header.handle = TcHandle { major: 0xffff, minor: 0 };
+        request.execute().await.map_err(|source| refused("delete clsact of link", index, source))
+    }
+}
+
+/// Follows the links of the namespace of the calling thread. What is already there is not told.
+///
+/// # Errors
+/// No socket is to be had.
+pub fn watch_links() -> Result<impl futures_util::Stream<Item = LinkEvent> + Unpin, NetlinkError> {
+    let (connection, _, messages) =
+        new_multicast_connection(&[MulticastGroup::Link]).map_err(|source| NetlinkError::Socket { source })?;
+    tokio::spawn(connection);
+    Ok(messages.filter_map(|(message, _)| std::future::ready(link_event(message))))
+}
+
+fn link_event(message: NetlinkMessage<RouteNetlinkMessage>) -> Option<LinkEvent> {
+    #[expect(clippy::wildcard_enum_match_arm, reason = "the group carries link messages and overruns")]
+    match message.payload {
+        NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewLink(link)) => Some(LinkEvent::Present(link.into())),
+        NetlinkPayload::InnerMessage(RouteNetlinkMessage::DelLink(link)) => {
+            Some(LinkEvent::Gone(IfIndex(link.header.index)))
+        }
+        NetlinkPayload::Overrun(_) => Some(LinkEvent::Overrun),
+        _ => None,
+    }
+}
+
+fn refused(operation: &'static str, object: impl ToString, source: rtnetlink::Error) -> NetlinkError {
+    NetlinkError::Refused { operation, object: object.to_string(), source }
+}

@@ -1,0 +1,180 @@
+//! The host build's packet and world: a byte vector and hash tables. The tests run the programs on them, and hold them
+//! against what the kernel does with the same frame.
+
+use core::cell::{Cell, RefCell};
+use std::collections::HashMap;
+
+use crate::abi::{Client, ClientKey, Gate, Port, PortKey, Settings};
+use crate::skb::{HEAD, Skb, SkbFault};
+use crate::wire::{self, ETH_LEN, IPV4_LEN, IPV6_LEN};
+use crate::world::{PortalPeer, PortalSocket, World};
+
+/// A frame in a byte vector, with complete checksums (no GSO, no partial checksum).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HostSkb {
+    /// From the Ethernet header on.
+    pub frame: Vec<u8>,
+    /// The interface it came in by.
+    pub ifindex: u32,
+    /// Whether the kernel took a VLAN tag off it.
+    pub vlan_tagged: bool,
+}
+
+impl HostSkb {
+    /// An untagged frame.
+    #[must_use]
+    pub fn new(frame: Vec<u8>, ifindex: u32) -> Self {
+        Self { frame, ifindex, vlan_tagged: false }
+    }
+
+    fn range(&self, offset: u32, len: usize) -> Result<core::ops::Range<usize>, SkbFault> {
+        let start = offset as usize;
+        if start + len <= self.frame.len() { Ok(start..start + len) } else { Err(SkbFault) }
+    }
+
+    fn resize_header(&mut self, from: u32, to: u32) -> Result<(), SkbFault> {
+        let header = self.range(ETH_LEN, from as usize)?;
+        self.frame.splice(header, core::iter::repeat_n(0, to as usize));
+        Ok(())
+    }
+}
+
+impl Skb for HostSkb {
+    fn len(&self) -> u32 {
+        u32::try_from(self.frame.len()).unwrap_or(u32::MAX)
+    }
+
+    fn ifindex(&self) -> u32 {
+        self.ifindex
+    }
+
+    fn vlan_tagged(&self) -> bool {
+        self.vlan_tagged
+    }
+
+    fn head(&mut self) -> Option<&[u8; HEAD]> {
+        self.frame.first_chunk()
+    }
+
+    fn load<const N: usize>(&self, offset: u32) -> Result<[u8; N], SkbFault> {
+        self.frame[self.range(offset, N)?].try_into().map_err(|_| SkbFault)
+    }
+
+    fn store<const N: usize>(&mut self, offset: u32, bytes: &[u8; N]) -> Result<(), SkbFault> {
+        let range = self.range(offset, N)?;
+        self.frame[range].copy_from_slice(bytes);
+        Ok(())
+    }
+
+    fn change_to_ipv6(&mut self) -> Result<(), SkbFault> {
+        self.resize_header(IPV4_LEN, IPV6_LEN)
+    }
+
+    fn change_to_ipv4(&mut self) -> Result<(), SkbFault> {
+        self.resize_header(IPV6_LEN, IPV4_LEN)
+    }
+
+    fn adjust_tcp_checksum(&mut self, offset: u32, difference: u32) -> Result<(), SkbFault> {
+        let adjusted = wire::apply_difference(self.load(offset)?, difference);
+        self.store(offset, &adjusted)
+    }
+
+    fn adjust_icmp_checksum(&mut self, offset: u32, from: [u8; 2], to: [u8; 2]) -> Result<(), SkbFault> {
+        self.adjust_tcp_checksum(offset, wire::checksum_difference(&from, &to))
+    }
+
+    fn mark_for_host(&mut self) -> Result<(), SkbFault> {
+        Ok(())
+    }
+}
+
+/// Maps, clock and sockets as plain values.
+#[derive(Debug, Default)]
+pub struct HostWorld {
+    /// `CLOCK_MONOTONIC`, nanoseconds.
+    pub now_ns: u64,
+    /// `MD_CONFIG[0]`.
+    pub settings: Option<Settings>,
+    /// `MD_HEARTBEAT[0]`.
+    pub heartbeat_ns: u64,
+    /// `MD_PORTS`.
+    pub ports: HashMap<PortKey, Port>,
+    /// `MD_GATES`.
+    pub gates: RefCell<HashMap<u32, Gate>>,
+    /// `MD_CLIENTS`.
+    pub clients: RefCell<HashMap<ClientKey, Client>>,
+    /// Whether `MD_CLIENTS` takes no more.
+    pub clients_full: bool,
+    /// Whether the agent listens in the portal.
+    pub listening: bool,
+    /// Connections of the portal: identity address and guest port.
+    pub connections: Vec<([u8; 16], u16)>,
+    /// How often a map was looked into.
+    pub look_ups: Cell<usize>,
+}
+
+impl HostWorld {
+    fn look<T>(&self, value: T) -> T {
+        self.look_ups.set(self.look_ups.get() + 1);
+        value
+    }
+}
+
+impl World for HostWorld {
+    fn now_ns(&self) -> u64 {
+        self.now_ns
+    }
+
+    fn settings(&self) -> Option<&Settings> {
+        self.look(self.settings.as_ref())
+    }
+
+    fn heartbeat_ns(&self) -> u64 {
+        self.look(self.heartbeat_ns)
+    }
+
+    fn port(&self, key: &PortKey) -> Option<&Port> {
+        self.look(self.ports.get(key))
+    }
+
+    fn gate(&self, attachment: u32) -> Option<Gate> {
+        self.look(self.gates.borrow().get(&attachment).copied())
+    }
+
+    fn put_gate(&self, attachment: u32, gate: Gate) {
+        if let Some(entry) = self.gates.borrow_mut().get_mut(&attachment) {
+            *entry = gate;
+        }
+    }
+
+    fn client(&self, key: &ClientKey) -> Option<Client> {
+        self.look(self.clients.borrow().get(key).copied())
+    }
+
+    fn touch_client(&self, key: &ClientKey, now_ns: u64) -> Option<Client> {
+        let mut clients = self.clients.borrow_mut();
+        let client = self.look(clients.get_mut(key))?;
+        client.last_seen_ns = now_ns;
+        Some(*client)
+    }
+
+    fn put_client(&self, key: &ClientKey, client: &Client) -> bool {
+        let mut clients = self.clients.borrow_mut();
+        if self.clients_full && !clients.contains_key(key) {
+            return false;
+        }
+        clients.insert(*key, *client);
+        true
+    }
+
+    fn portal_socket(&self, peer: &PortalPeer, _nsid: u32) -> PortalSocket {
+        let port = u16::from_be_bytes([peer.tcp[0], peer.tcp[1]]);
+        if self.connections.contains(&(peer.identity, port)) {
+            PortalSocket::Connected
+        } else if self.listening {
+            PortalSocket::Listening
+        } else {
+            PortalSocket::Absent
+        }
+    }
+}

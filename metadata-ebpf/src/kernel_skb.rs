@@ -1,0 +1,131 @@
+//! The real `sk_buff`. All pointer arithmetic on packets is in [`KernelSkb::head`]; everything else goes through helpers.
+#![expect(unsafe_code, reason = "packet memory and kernel helpers")]
+
+use core::ffi::c_void;
+use core::mem::MaybeUninit;
+
+use aya_ebpf::bindings::{BPF_F_PSEUDO_HDR, __sk_buff};
+use aya_ebpf::helpers::generated as helpers;
+use aya_ebpf::programs::TcContext;
+use metadata_ebpf::skb::{HEAD, Skb, SkbFault};
+use metadata_ebpf::wire::ethertype;
+
+/// `PACKET_HOST` of linux/if_packet.h.
+const PACKET_HOST: u32 = 0;
+
+pub struct KernelSkb {
+    skb: *mut __sk_buff,
+}
+
+impl KernelSkb {
+    #[inline(always)]
+    pub fn new(ctx: &TcContext) -> Self {
+        Self { skb: ctx.skb.skb }
+    }
+
+    /// A pointer to the first [`HEAD`] bytes if they lie in the linear part.
+    #[inline(always)]
+    fn linear_head(&self) -> Option<*const [u8; HEAD]> {
+        // SAFETY: the kernel hands a valid context to the program.
+        let (data, end) = unsafe { ((*self.skb).data as usize, (*self.skb).data_end as usize) };
+        if data + HEAD > end { None } else { Some(data as *const [u8; HEAD]) }
+    }
+}
+
+#[inline(always)]
+fn done(result: i64) -> Result<(), SkbFault> {
+    if result == 0 { Ok(()) } else { Err(SkbFault) }
+}
+
+impl Skb for KernelSkb {
+    #[inline(always)]
+    fn len(&self) -> u32 {
+        // SAFETY: the context is valid while the program runs.
+        unsafe { (*self.skb).len }
+    }
+
+    #[inline(always)]
+    fn ifindex(&self) -> u32 {
+        // SAFETY: as in `len`.
+        unsafe { (*self.skb).ifindex }
+    }
+
+    #[inline(always)]
+    fn vlan_tagged(&self) -> bool {
+        // SAFETY: as in `len`.
+        unsafe { (*self.skb).vlan_present != 0 }
+    }
+
+    #[inline(always)]
+    fn head(&mut self) -> Option<&[u8; HEAD]> {
+        let head = match self.linear_head() {
+            Some(head) => head,
+            None if self.len() < HEAD as u32 => return None,
+            None => {
+                // A driver left the headers in a fragment; rare, and worth one copy.
+                // SAFETY: the context is valid; packet pointers are read anew below.
+                unsafe { helpers::bpf_skb_pull_data(self.skb, HEAD as u32) };
+                self.linear_head()?
+            }
+        };
+        // SAFETY: `linear_head` compared with `data_end`. The borrow of `self` keeps helpers that move packet memory, which
+        // all take `&mut self`, away while the reference lives.
+        Some(unsafe { &*head })
+    }
+
+    #[inline(always)]
+    fn load<const N: usize>(&self, offset: u32) -> Result<[u8; N], SkbFault> {
+        let mut bytes = MaybeUninit::<[u8; N]>::uninit();
+        // SAFETY: the helper writes N bytes, or fails.
+        unsafe {
+            done(helpers::bpf_skb_load_bytes(
+                self.skb as *const c_void,
+                offset,
+                bytes.as_mut_ptr() as *mut c_void,
+                N as u32,
+            ))?;
+            Ok(bytes.assume_init())
+        }
+    }
+
+    #[inline(always)]
+    fn store<const N: usize>(&mut self, offset: u32, bytes: &[u8; N]) -> Result<(), SkbFault> {
+        // SAFETY: the helper reads N bytes of `bytes` and checks the frame's end itself.
+        done(unsafe {
+            helpers::bpf_skb_store_bytes(self.skb, offset, bytes.as_ptr() as *const c_void, N as u32, 0)
+        })
+    }
+
+    #[inline(always)]
+    fn change_to_ipv6(&mut self) -> Result<(), SkbFault> {
+        // SAFETY: takes the context and plain numbers.
+        done(unsafe { helpers::bpf_skb_change_proto(self.skb, u16::from_ne_bytes(ethertype::IPV6), 0) })
+    }
+
+    #[inline(always)]
+    fn change_to_ipv4(&mut self) -> Result<(), SkbFault> {
+        // SAFETY: takes the context and plain numbers.
+        done(unsafe { helpers::bpf_skb_change_proto(self.skb, u16::from_ne_bytes(ethertype::IPV4), 0) })
+    }
+
+    #[inline(always)]
+    fn adjust_tcp_checksum(&mut self, offset: u32, difference: u32) -> Result<(), SkbFault> {
+        let flags = u64::from(BPF_F_PSEUDO_HDR);
+        // SAFETY: takes the context and plain numbers.
+        done(unsafe { helpers::bpf_l4_csum_replace(self.skb, offset, 0, u64::from(difference), flags) })
+    }
+
+    #[inline(always)]
+    fn adjust_icmp_checksum(&mut self, offset: u32, from: [u8; 2], to: [u8; 2]) -> Result<(), SkbFault> {
+        let (from, to) = (u16::from_ne_bytes(from), u16::from_ne_bytes(to));
+        let size = size_of::<u16>() as u64;
+        // SAFETY: takes the context and plain numbers.
+        done(unsafe { helpers::bpf_l4_csum_replace(self.skb, offset, u64::from(from), u64::from(to), size) })
+    }
+
+    #[inline(always)]
+    fn mark_for_host(&mut self) -> Result<(), SkbFault> {
+        // SAFETY: takes the context and plain numbers.
+        done(unsafe { helpers::bpf_skb_change_type(self.skb, PACKET_HOST) })
+    }
+}

@@ -1,0 +1,177 @@
+//! The real maps, clock and sockets.
+#![expect(unsafe_code, reason = "map values are shared memory, and helpers are unsafe to call")]
+
+use core::ffi::c_void;
+
+use aya_ebpf::bindings::{BPF_F_NO_PREALLOC, __sk_buff, bpf_sock, bpf_sock_tuple, tcphdr};
+use aya_ebpf::helpers::generated as helpers;
+use aya_ebpf::macros::map;
+use aya_ebpf::maps::{Array, HashMap, PerCpuArray};
+use aya_ebpf::programs::TcContext;
+use metadata_ebpf::abi::{Client, ClientKey, Gate, MAX_CLIENTS, MAX_PORTS, Port, PortKey, Settings};
+use metadata_ebpf::identity::{METADATA_PORT, PORTAL_ADDRESS};
+use metadata_ebpf::reason::Reason;
+use metadata_ebpf::world::{PortalPeer, PortalSocket, World};
+
+#[map]
+static MD_CONFIG: Array<Settings> = Array::pinned(1, 0);
+#[map]
+static MD_HEARTBEAT: Array<u64> = Array::pinned(1, 0);
+#[map]
+static MD_PORTS: HashMap<PortKey, Port> = HashMap::pinned(MAX_PORTS, BPF_F_NO_PREALLOC);
+#[map]
+static MD_GATES: HashMap<u32, Gate> = HashMap::pinned(MAX_PORTS, BPF_F_NO_PREALLOC);
+#[map]
+static MD_CLIENTS: HashMap<ClientKey, Client> = HashMap::pinned(MAX_CLIENTS, BPF_F_NO_PREALLOC);
+#[map]
+static MD_STATS: PerCpuArray<u64> = PerCpuArray::pinned(Reason::COUNT as u32, 0);
+
+/// Counts one packet. The counter is this CPU's own, and a program cannot be preempted by itself on one CPU.
+#[inline(always)]
+pub fn count(reason: Reason) {
+    if let Some(counter) = MD_STATS.get_ptr_mut(reason.index()) {
+        // SAFETY: a per-CPU element is written by this CPU alone, and lives as long as the map.
+        unsafe { *counter += 1 };
+    }
+}
+
+pub struct KernelWorld {
+    skb: *mut __sk_buff,
+}
+
+impl KernelWorld {
+    #[inline(always)]
+    pub fn new(ctx: &TcContext) -> Self {
+        Self { skb: ctx.skb.skb }
+    }
+}
+
+impl World for KernelWorld {
+    #[inline(always)]
+    fn now_ns(&self) -> u64 {
+        // SAFETY: no arguments.
+        unsafe { helpers::bpf_ktime_get_ns() }
+    }
+
+    #[inline(always)]
+    fn settings(&self) -> Option<&Settings> {
+        MD_CONFIG.get(0)
+    }
+
+    #[inline(always)]
+    fn heartbeat_ns(&self) -> u64 {
+        MD_HEARTBEAT.get(0).copied().unwrap_or(0)
+    }
+
+    #[inline(always)]
+    fn port(&self, key: &PortKey) -> Option<&Port> {
+        // SAFETY: RCU keeps the element alive while the program runs. The agent replaces elements whole.
+        unsafe { MD_PORTS.get(key) }
+    }
+
+    #[inline(always)]
+    fn gate(&self, attachment: u32) -> Option<Gate> {
+        // SAFETY: as in `port`; a word that another CPU writes meanwhile is one count off at worst.
+        unsafe { MD_GATES.get(&attachment).copied() }
+    }
+
+    #[inline(always)]
+    fn put_gate(&self, attachment: u32, gate: Gate) {
+        if let Some(entry) = MD_GATES.get_ptr_mut(&attachment) {
+            // SAFETY: as in `gate`.
+            unsafe { *entry = gate };
+        }
+    }
+
+    #[inline(always)]
+    fn client(&self, key: &ClientKey) -> Option<Client> {
+        // SAFETY: as in `port`.
+        unsafe { MD_CLIENTS.get(key).copied() }
+    }
+
+    #[inline(always)]
+    fn touch_client(&self, key: &ClientKey, now_ns: u64) -> Option<Client> {
+        let client = MD_CLIENTS.get_ptr_mut(key)?;
+        // SAFETY: as in `port`; the time is one aligned word.
+        unsafe {
+            (*client).last_seen_ns = now_ns;
+            Some(*client)
+        }
+    }
+
+    #[inline(always)]
+    fn put_client(&self, key: &ClientKey, client: &Client) -> bool {
+        MD_CLIENTS.insert(key, client, 0).is_ok()
+    }
+
+    /// `bpf_skc_lookup_tcp` finds full, request and TIME-WAIT sockets, and else the listener; for the listener
+    /// `bpf_tcp_check_syncookie` tells whether the segment completes a handshake that was answered with a cookie.
+    #[inline(always)]
+    fn portal_socket(&self, peer: &PortalPeer, nsid: u32) -> PortalSocket {
+        /// `TCP_LISTEN` of net/tcp_states.h.
+        const TCP_LISTEN: u32 = 10;
+
+        let mut tuple = SocketTuple {
+            source: peer.identity,
+            destination: PORTAL_ADDRESS,
+            source_port: [peer.tcp[0], peer.tcp[1]],
+            destination_port: METADATA_PORT.to_be_bytes(),
+        };
+        // SAFETY: `SocketTuple` has the layout and the size of the IPv6 arm of `struct bpf_sock_tuple`.
+        let socket = unsafe {
+            helpers::bpf_skc_lookup_tcp(
+                self.skb as *mut c_void,
+                &raw mut tuple as *mut bpf_sock_tuple,
+                size_of::<SocketTuple>() as u32,
+                u64::from(nsid),
+                0,
+            )
+        };
+        if socket.is_null() {
+            return PortalSocket::Absent;
+        }
+        // SAFETY: not null, and released once below.
+        let listening = unsafe { (*socket).state } == TCP_LISTEN;
+        let found = if !listening || completes_a_cookie(socket, peer) {
+            PortalSocket::Connected
+        } else {
+            PortalSocket::Listening
+        };
+        // SAFETY: the reference that the look-up took.
+        unsafe { helpers::bpf_sk_release(socket as *mut c_void) };
+        found
+    }
+}
+
+/// The IPv6 arm of `struct bpf_sock_tuple`, network order.
+#[repr(C)]
+struct SocketTuple {
+    source: [u8; 16],
+    destination: [u8; 16],
+    source_port: [u8; 2],
+    destination_port: [u8; 2],
+}
+
+#[inline(always)]
+fn completes_a_cookie(listener: *mut bpf_sock, peer: &PortalPeer) -> bool {
+    let mut ip = [0u8; 40];
+    ip[0] = 0x60;
+    let mut at = 0;
+    while at < 16 {
+        ip[8 + at] = peer.identity[at];
+        ip[24 + at] = PORTAL_ADDRESS[at];
+        at += 1;
+    }
+    let mut tcp = peer.tcp;
+    // SAFETY: the listener is a referenced socket; header sizes are those of the buffers.
+    let verdict = unsafe {
+        helpers::bpf_tcp_check_syncookie(
+            listener as *mut c_void,
+            ip.as_mut_ptr() as *mut c_void,
+            ip.len() as u32,
+            tcp.as_mut_ptr() as *mut tcphdr,
+            tcp.len() as u32,
+        )
+    };
+    verdict == 0
+}

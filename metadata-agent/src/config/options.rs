@@ -1,0 +1,224 @@
+//! The table of all options. `Config`, the reader, the environment, the flags and the help are made of it.
+//!
+//! Options in `[DEFAULT]` are Neutron's, with Neutron's names, defaults and meaning
+//! (neutron/conf/agent/metadata/config.py); those in `[metadata_agent]` are ours.
+
+use std::num::NonZero;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use secrecy::SecretString;
+
+use super::raw::DEFAULT;
+use super::resolved::{Resolver, Setting};
+use super::rule::{
+    AbsolutePath, AnyPath, FileName, HostName, ListOf, Number, NumberOr, OneOf, Pattern, ReadableFile, Rule,
+    Seconds, Secret, SocketPath, Switch, Unset,
+};
+use super::value::{AttachMode, Host, LinkKind, LogFormat, NamePattern, Scheme, SourceCheck};
+
+/// Our own section.
+pub const OWN: &str = "metadata_agent";
+
+/// One option.
+#[derive(Debug)]
+pub struct OptionSpec {
+    /// The section of the configuration files.
+    pub group: &'static str,
+    /// The name in files. With dashes it is the flag.
+    pub name: &'static str,
+    /// The value where nobody sets one, as it would stand in a file.
+    pub default: &'static str,
+    /// What it is for.
+    pub doc: &'static str,
+    /// Where it may be set, and whether it may be shown.
+    pub access: Access,
+    /// What its rule accepts.
+    pub accepts: fn() -> String,
+}
+
+/// Where an option may be set besides files and environment, and whether it may be shown.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// In files and environment alone.
+    File,
+    /// By a flag, too.
+    Flag,
+    /// By a flag that needs no value, too.
+    Toggle,
+    /// Like [`Access::File`], since the process list shows flags; and never shown.
+    Secret,
+}
+
+impl OptionSpec {
+    /// The environment variable that sets it.
+    #[must_use]
+    pub fn env(&self) -> String {
+        format!("METADATA_AGENT_{}", self.name.to_ascii_uppercase())
+    }
+
+    /// The flag that sets it, without the leading dashes.
+    #[must_use]
+    pub fn flag(&self) -> Option<String> {
+        let flag = match self.access {
+            Access::Flag | Access::Toggle => true,
+            Access::File | Access::Secret => false,
+        };
+        flag.then(|| self.name.replace('_', "-"))
+    }
+
+    /// Whether its value must not be shown.
+    #[must_use]
+    pub fn is_secret(&self) -> bool {
+        self.access == Access::Secret
+    }
+}
+
+/// Finds an option by its group, folded, and its name.
+#[must_use]
+pub fn find(group: &str, name: &str) -> Option<&'static OptionSpec> {
+    OPTIONS.iter().copied().find(|spec| spec.group == group && spec.name == name)
+}
+
+macro_rules! options {
+    ($(
+        $(#[doc = $doc:literal])+
+        $access:ident $group:ident $name:ident: $kind:ty = $default:literal, $rule:expr;
+    )+) => {
+        #[expect(non_upper_case_globals, reason = "named as the options are")]
+        pub(super) mod spec {
+            use super::*;
+
+            $(pub(in super::super) static $name: OptionSpec = OptionSpec {
+                group: $group,
+                name: stringify!($name),
+                default: $default,
+                doc: concat!($($doc),+).trim_ascii(),
+                access: Access::$access,
+                accepts: || Rule::<$kind>::accepts(&$rule),
+            };)+
+        }
+
+        /// Every option, in the order of the documentation.
+        pub static OPTIONS: &[&OptionSpec] = &[$(&spec::$name,)+];
+
+        /// The value of every option, each checked.
+        #[derive(Clone, Debug)]
+        pub struct Config {
+            $($(#[doc = $doc])+ pub $name: $kind,)+
+            pub(super) settings: Vec<Setting>,
+        }
+
+        impl Config {
+            /// Reads every option, so that the resolver collects the faults of all; `None` if one has a fault.
+            pub(super) fn read(resolver: &mut Resolver<'_>) -> Option<Self> {
+                $(let $name: Option<$kind> = resolver.read(&spec::$name, &$rule);)+
+                let settings = std::mem::take(&mut resolver.settings);
+                Some(Self { $($name: $name?,)+ settings })
+            }
+        }
+    };
+}
+
+// Access, section, name: type = default, rule;
+options! {
+    /// Host of Nova's metadata service. An IPv6 address may stand in brackets.
+    Flag DEFAULT nova_metadata_host: Host = "127.0.0.1", HostName;
+    /// TCP port of Nova's metadata service.
+    Flag DEFAULT nova_metadata_port: u16 = "8775", Number(1..=65535);
+    /// Whether Nova's metadata service is spoken to over TLS.
+    Flag DEFAULT nova_metadata_protocol: Scheme = "http", OneOf;
+    /// Whether to accept any certificate of Nova's metadata service. Whoever can pose as Nova then learns and
+    /// forges the guests' metadata.
+    File DEFAULT nova_metadata_insecure: bool = "false", Switch;
+    /// Certificates of the authorities that may sign Nova's certificate, PEM.
+    File DEFAULT auth_ca_cert: Option<PathBuf> = "", Unset { or: ReadableFile, meaning: "the system's own" };
+    /// Our certificate for Nova's metadata service, PEM. Needs nova_client_priv_key.
+    File DEFAULT nova_client_cert: Option<PathBuf> = "", Unset { or: ReadableFile, meaning: "none" };
+    /// The private key of nova_client_cert, PEM.
+    File DEFAULT nova_client_priv_key: Option<PathBuf> = "", Unset { or: ReadableFile, meaning: "none" };
+    /// The secret that signs instance ids; the same as Nova's [neutron] metadata_proxy_shared_secret. In a file a
+    /// dollar sign is written `$$`. There is no flag for it: the process list would show it.
+    Secret DEFAULT metadata_proxy_shared_secret: SecretString = "", Secret;
+    /// Threads that serve guests.
+    File DEFAULT metadata_workers: Option<NonZero<u32>> = "0",
+        NumberOr { max: 1024, zero: "as many as there are processors" };
+    /// Connections that may wait to be accepted. The kernel caps it at net.core.somaxconn.
+    File DEFAULT metadata_backlog: i32 = "4096", Number(1..=i32::MAX);
+    /// Whether to log at level debug. RUST_LOG, where set, decides instead.
+    Toggle DEFAULT debug: bool = "false", Switch;
+
+    /// A file that names ports, for clouds and tests without another source.
+    Flag OWN static_inventory: Option<PathBuf> = "", Unset { or: AnyPath, meaning: "none" };
+    /// Where libvirt keeps the state of running domains, from which ports, instances and projects are learnt.
+    Flag OWN libvirt_dir: Option<PathBuf> = "/run/libvirt/qemu", Unset { or: AbsolutePath, meaning: "no libvirt" };
+    /// Which interfaces may face guests, by name.
+    Flag OWN guest_interfaces: Vec<NamePattern> = "tap*", ListOf(Pattern);
+    /// Which interfaces may face guests, by kind.
+    Flag OWN guest_link_kinds: Vec<LinkKind> = "tun", ListOf(OneOf);
+    /// How programs are attached: TCX (Linux 6.6), clsact, or TCX where there is TCX.
+    Flag OWN attach_mode: AttachMode = "auto", OneOf;
+    /// What of a guest packet's source must be its port's: MAC and IPv4 address, MAC address alone, nothing.
+    Flag OWN source_check: SourceCheck = "strict", OneOf;
+    /// Name of the network namespace in which guest connections end, under /run/netns.
+    Flag OWN portal_namespace: String = "metadata-portal", FileName;
+    /// MTU of the portal's interfaces, and so the limit of what guests are told to send.
+    File OWN portal_mtu: u16 = "1500", Number(1280..=65535);
+    /// Directory on a BPF file system for pinned links and maps.
+    Flag OWN bpffs_dir: PathBuf = "/sys/fs/bpf/metadata-agent", AbsolutePath;
+    /// Unix socket for health, metrics and state.
+    Flag OWN admin_socket: PathBuf = "/run/metadata-agent/admin.sock", SocketPath;
+    /// New connections that each port may open per second.
+    File OWN syn_rate_limit: Option<NonZero<u32>> = "2000", NumberOr { max: 1_000_000, zero: "no limit" };
+    /// New connections that each port may open at once before syn_rate_limit holds it back.
+    File OWN syn_burst: u32 = "4000", Number(1..=1_000_000);
+    /// Age of the agent's last sign of life at which the programs leave guests to the host's own path.
+    File OWN heartbeat_stale_after: Duration = "2.0", Seconds(0.5..=60.0);
+    /// How long a request waits for its port's identity before it is answered with 503.
+    File OWN identity_hold: Duration = "5", Seconds(0.0..=60.0);
+    /// How long after a port appeared its unknown identity is answered with 503 and not with 404.
+    File OWN identity_grace: Duration = "120", Seconds(0.0..=3600.0);
+    /// Bytes of a guest's request line and headers; more is answered with 431.
+    File OWN request_head_limit: usize = "32768", Number(16_384..=1_048_576);
+    /// Bytes of a guest's request body; more is answered with 413.
+    File OWN request_body_limit: usize = "65536", Number(1024..=16_777_216);
+    /// How long a guest may take for a request's headers.
+    File OWN request_head_timeout: Duration = "30", Seconds(1.0..=600.0);
+    /// How long a guest's connection may be idle between requests.
+    File OWN keep_alive_timeout: Duration = "30", Seconds(1.0..=600.0);
+    /// How long connecting to Nova may take.
+    File OWN nova_connect_timeout: Duration = "5", Seconds(0.1..=60.0);
+    /// How long Nova may take to answer. Dynamic vendor data makes it slow, hence the lower bound.
+    File OWN nova_response_timeout: Duration = "60", Seconds(32.0..=600.0);
+    /// How long requests in flight may take to end after the agent was told to stop.
+    File OWN drain_timeout: Duration = "10", Seconds(0.0..=600.0);
+    /// What log lines look like.
+    Flag OWN log_format: LogFormat = "text", OneOf;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::HashSet;
+
+    #[test]
+    fn names_are_unique_across_groups_because_the_environment_has_no_groups() {
+        let names: HashSet<_> = OPTIONS.iter().map(|spec| spec.env()).collect();
+        assert_eq!(names.len(), OPTIONS.len());
+    }
+
+    #[test]
+    fn every_option_has_a_sentence_of_documentation() {
+        for spec in OPTIONS {
+            assert!(spec.doc.ends_with('.') && !spec.doc.starts_with(' '), "{}: {:?}", spec.name, spec.doc);
+        }
+    }
+
+    #[test]
+    fn the_secret_has_no_flag() {
+        let secret = find(DEFAULT, "metadata_proxy_shared_secret").unwrap();
+        assert!(secret.is_secret());
+        assert_eq!(secret.flag(), None);
+        assert_eq!(secret.env(), "METADATA_AGENT_METADATA_PROXY_SHARED_SECRET");
+    }
+}

@@ -6,3 +6,7 @@ pub mod ids;
 pub mod netlink;
 pub mod netns;
 pub mod portal;
+pub mod cli;
+pub mod config;
+pub mod ids;
+pub mod logging;

@@ -1,0 +1,333 @@
+//! The command line. What a command needs to know of the configuration is made of the table of options, so that help,
+//! flags and reader cannot disagree.
+//!
+//! Exit codes are a promise to init systems and probes: 0 done, 1 failed, 64 (`EX_USAGE` of sysexits.h) the command
+//! line or the configuration is wrong and a restart will not mend it.
+
+use std::ffi::OsString;
+use std::fmt::Write as _;
+use std::path::PathBuf;
+use std::sync::LazyLock;
+
+use clap::builder::{PathBufValueParser, StyledStr};
+use clap::{Arg, ArgAction, ArgMatches, Args, FromArgMatches, Parser, Subcommand};
+
+use crate::config::{Access, ConfigArgs, ConfigSource, NEUTRON_FILES, OPTIONS, OptionSpec};
+
+/// Exit code for a wrong command line or configuration.
+pub const EX_USAGE: u8 = 64;
+
+/// Answers the metadata requests of all guests of this host.
+///
+/// eBPF programs on the guests' interfaces lead requests to 169.254.169.254 into a network namespace of the agent's
+/// own; the agent knows each guest by its interface, signs its identity and asks Nova.
+#[derive(Debug, Parser)]
+#[command(
+    name = "metadata-agent",
+    version,
+    after_help = "Exit codes: 0 done, 1 failed, 64 wrong command line or configuration.",
+    max_term_width = 110
+)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What the agent can be told to do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Serve the guests of this host until told to stop.
+    ///
+    /// Adopts what an earlier agent left attached, attaches to new guest interfaces as they come, and answers.
+    /// SIGTERM and SIGINT stop it after requests in flight have ended; guests' interfaces stay attached, and step
+    /// aside for the host's own metadata path until an agent runs again (`detach` removes them).
+    ///
+    /// Needs root, or CAP_BPF, CAP_NET_ADMIN, CAP_SYS_ADMIN and CAP_PERFMON; Linux 5.10 with IPv6; a BPF file system.
+    #[command(after_help = RUN_EXIT, after_long_help = long_reference(RUN_EXIT))]
+    Run(RunArgs),
+    /// Tell whether this host can run the agent, and what is missing.
+    ///
+    /// Checks the configuration, the kernel, capabilities, the BPF file system and whether Nova can be reached. Changes
+    /// nothing. Needs the same rights as `run` to give the same answers.
+    #[command(after_help = CHECK_EXIT, after_long_help = long_reference(CHECK_EXIT))]
+    Check(CheckArgs),
+    /// Ask the running agent how it is.
+    ///
+    /// Talks to the admin socket and needs no more than the right to use it. With --live or --ready it prints little
+    /// and answers by its exit code, for exec probes. Where --admin-socket or its variable is given, no configuration
+    /// file is read.
+    #[command(after_help = STATUS_EXIT, after_long_help = long_reference(STATUS_EXIT))]
+    Status(StatusArgs),
+    /// Take the agent off this host.
+    ///
+    /// Removes every program, pinned map, interface, route and namespace that the agent made, and nothing else. Guests
+    /// fall back to the host's own metadata path at once. Stop the agent first: it would attach anew. Doing it twice does
+    /// no harm. Needs the same rights as `run`.
+    #[command(after_help = DETACH_EXIT, after_long_help = long_reference(DETACH_EXIT))]
+    Detach(DetachArgs),
+}
+
+const RUN_EXIT: &str =
+    "Exit codes: 0 stopped as told, 1 could not go on, 64 wrong command line or configuration.";
+const CHECK_EXIT: &str =
+    "Exit codes: 0 nothing is missing, 1 something is, 64 wrong command line or configuration.";
+const STATUS_EXIT: &str = "Exit codes: 0 the agent answers (--live: and lives; --ready: and serves), 1 it does not, \
+                           64 wrong command line or configuration.";
+const DETACH_EXIT: &str =
+    "Exit codes: 0 nothing is left, 1 something is, 64 wrong command line or configuration.";
+
+/// Arguments of `run`.
+#[derive(Debug, Args)]
+pub struct RunArgs {
+    /// Where the configuration comes from.
+    #[command(flatten)]
+    pub config: ConfigArgs,
+}
+
+/// Arguments of `check`.
+#[derive(Debug, Args)]
+pub struct CheckArgs {
+    /// Where the configuration comes from.
+    #[command(flatten)]
+    pub config: ConfigArgs,
+    /// Print JSON.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Arguments of `status`.
+#[derive(Debug, Args)]
+pub struct StatusArgs {
+    /// Where the configuration comes from.
+    #[command(flatten)]
+    pub config: ConfigArgs,
+    /// Print the agent's whole state as JSON.
+    #[arg(long)]
+    pub json: bool,
+    /// Exit with 0 if the agent lives.
+    #[arg(long, conflicts_with_all = ["ready", "json"])]
+    pub live: bool,
+    /// Exit with 0 if the agent serves guests; otherwise print what it still waits for.
+    #[arg(long, conflicts_with = "json")]
+    pub ready: bool,
+}
+
+/// Arguments of `detach`.
+#[derive(Debug, Args)]
+pub struct DetachArgs {
+    /// Where the configuration comes from.
+    #[command(flatten)]
+    pub config: ConfigArgs,
+}
+
+impl Cli {
+    /// Reads the command line of this process; prints help, version or the error and exits where that is all there is
+    /// to do.
+    #[must_use]
+    pub fn parse_or_exit() -> Self {
+        Self::read(std::env::args_os()).unwrap_or_else(|(error, code)| {
+            // A closed stdout leaves nobody to tell.
+            let _ = error.print();
+            std::process::exit(i32::from(code))
+        })
+    }
+
+    /// The command line, or what to print and the exit code.
+    fn read(args: impl IntoIterator<Item = OsString>) -> Result<Self, (clap::Error, u8)> {
+        Self::try_parse_from(args).map_err(|error| {
+            let code = if error.use_stderr() { EX_USAGE } else { 0 };
+            (error, code)
+        })
+    }
+}
+
+const CONFIG_FILE: &str = "config-file";
+const CONFIG_DIR: &str = "config-dir";
+
+/// The options that have flags, and the flags.
+static FLAGS: LazyLock<Vec<(&OptionSpec, String)>> =
+    LazyLock::new(|| OPTIONS.iter().filter_map(|option| Some((*option, option.flag()?))).collect());
+
+impl Args for ConfigArgs {
+    fn augment_args(command: clap::Command) -> clap::Command {
+        let source = |id: &'static str, name: &'static str, help: String| {
+            let arg = Arg::new(id).long(id).value_name(name).help(help).action(ArgAction::Append);
+            arg.value_parser(PathBufValueParser::new())
+        };
+        let files = NEUTRON_FILES.join(", ");
+        let command = command.next_help_heading("Configuration").args([
+            source(CONFIG_FILE, "FILE", format!(
+                "Read a file in the format of oslo.config. May be given several times; later ones win. Without \
+                 --config-file and --config-dir: those of {files} that exist in /etc/neutron"
+            )),
+            source(CONFIG_DIR, "DIR", "Read every *.conf of a directory, in the order of their names".to_owned()),
+        ]);
+        command.args(FLAGS.iter().map(|(option, flag)| {
+            let arg = Arg::new(option.name).long(flag.as_str()).help(option.doc.trim_end_matches('.'));
+            match option.access {
+                Access::Toggle => {
+                    arg.value_name("BOOL").num_args(0..=1).require_equals(true).default_missing_value("true")
+                }
+                Access::Flag | Access::File | Access::Secret => {
+                    arg.value_name("VALUE").allow_hyphen_values(true)
+                }
+            }
+        }))
+    }
+
+    fn augment_args_for_update(command: clap::Command) -> clap::Command {
+        Self::augment_args(command)
+    }
+}
+
+impl FromArgMatches for ConfigArgs {
+    fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
+        let mut args = Self::default();
+        args.update_from_arg_matches(matches)?;
+        Ok(args)
+    }
+
+    fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
+        let mut sources = placed(matches, CONFIG_FILE, ConfigSource::File);
+        sources.extend(placed(matches, CONFIG_DIR, ConfigSource::Dir));
+        sources.sort_by_key(|(index, _)| *index);
+        self.sources.extend(sources.into_iter().map(|(_, source)| source));
+        for (option, _) in FLAGS.iter() {
+            if let Some(value) = matches.get_one::<String>(option.name) {
+                self.flags.insert(option.name, value.clone());
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Each path of an argument with its place on the command line: files and directories win over those before them.
+fn placed(matches: &ArgMatches, id: &str, source: fn(PathBuf) -> ConfigSource) -> Vec<(usize, ConfigSource)> {
+    let paths = matches.get_many::<PathBuf>(id).into_iter().flatten().cloned().map(source);
+    matches.indices_of(id).into_iter().flatten().zip(paths).collect()
+}
+
+/// Every option, for `--help`.
+fn long_reference(exit_codes: &str) -> StyledStr {
+    let mut text = format!(
+        "{exit_codes}\n\nOptions of the configuration. A flag wins over the environment, the environment over files, \
+         later files over earlier ones. In files, unknown options are ignored and $name stands for another option's \
+         value; a bad value of a known option is fatal.\n"
+    );
+    let mut group = "";
+    for option in OPTIONS {
+        if option.group != group {
+            group = option.group;
+            let _ = write!(text, "\n[{group}]\n");
+        }
+        let default = if option.default.is_empty() { "nothing" } else { option.default };
+        let _ = write!(
+            text,
+            "  {} (environment {})\n      {}\n      Accepted: {}. Default: {default}\n",
+            option.name,
+            option.env(),
+            option.doc,
+            (option.accepts)(),
+        );
+    }
+    text.into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    fn read(line: &str) -> Result<Cli, (clap::Error, u8)> {
+        Cli::read(line.split(' ').map(OsString::from))
+    }
+
+    fn run_config(line: &str) -> ConfigArgs {
+        match read(line).unwrap().command {
+            Command::Run(args) => args.config,
+            other @ (Command::Check(_) | Command::Status(_) | Command::Detach(_)) => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn clap_finds_no_contradiction() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn files_and_directories_keep_their_common_order() {
+        let file = |path: &str| ConfigSource::File(path.into());
+        let args = run_config("metadata-agent run --config-file a --config-dir d --config-file=b");
+        assert_eq!(args.sources, [file("a"), ConfigSource::Dir("d".into()), file("b")]);
+    }
+
+    #[test]
+    fn flags_arrive_under_the_names_of_their_options() {
+        let line = "metadata-agent run --nova-metadata-host ::1 --guest-interfaces tap*,eth? --attach-mode tcx --debug";
+        let flags = run_config(line).flags;
+        let want = [
+            ("attach_mode", "tcx"),
+            ("debug", "true"),
+            ("guest_interfaces", "tap*,eth?"),
+            ("nova_metadata_host", "::1"),
+        ];
+        assert_eq!(flags.into_iter().collect::<Vec<_>>(), want.map(|(name, value)| (name, value.to_owned())));
+        assert_eq!(run_config("metadata-agent run --debug=no").flags["debug"], "no");
+    }
+
+    #[test]
+    fn operators_have_the_flags_that_they_need() {
+        for flag in [
+            "nova-metadata-host",
+            "static-inventory",
+            "portal-namespace",
+            "bpffs-dir",
+            "admin-socket",
+            "guest-interfaces",
+            "guest-link-kinds",
+            "attach-mode",
+            "log-format",
+        ] {
+            let args = run_config(&format!("metadata-agent run --{flag} x"));
+            assert_eq!(args.flags[flag.replace('-', "_").as_str()], "x");
+        }
+    }
+
+    #[test]
+    fn the_secret_cannot_be_a_flag() {
+        let (error, code) = read("metadata-agent run --metadata-proxy-shared-secret x").unwrap_err();
+        assert_eq!((error.kind(), code), (clap::error::ErrorKind::UnknownArgument, EX_USAGE));
+    }
+
+    #[test]
+    fn errors_exit_with_64_and_help_with_0() {
+        for (line, want) in [
+            ("metadata-agent", EX_USAGE),
+            ("metadata-agent serve", EX_USAGE),
+            ("metadata-agent status --ready --json", EX_USAGE),
+            ("metadata-agent status --live --ready", EX_USAGE),
+            ("metadata-agent run --config-file", EX_USAGE),
+            ("metadata-agent --help", 0),
+            ("metadata-agent run -h", 0),
+            ("metadata-agent --version", 0),
+        ] {
+            assert_eq!(read(line).unwrap_err().1, want, "{line}");
+        }
+    }
+
+    #[test]
+    fn help_names_every_option_and_variable() {
+        for command in ["run", "check", "status", "detach"] {
+            let (help, _) = read(&format!("metadata-agent {command} --help")).unwrap_err();
+            let help = help.to_string();
+            assert!(help.contains("Exit codes: 0"), "{help}");
+            for option in OPTIONS {
+                let line = format!("  {} (environment {})", option.name, option.env());
+                assert!(help.contains(&line), "{command} --help lacks {line:?}");
+                let flag = option.flag().map(|flag| format!("--{flag}"));
+                assert!(flag.is_none_or(|flag| help.contains(&flag)), "{command}: {}", option.name);
+            }
+        }
+    }
+}

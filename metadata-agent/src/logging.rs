@@ -1,0 +1,147 @@
+//! Log lines, on stderr, as text or JSON.
+//!
+//! RUST_LOG says what is logged; without it `debug` decides between the agent's debug and info. One line for each
+//! request has the target `access`, level debug: `RUST_LOG=info,access=debug` shows requests and nothing else more.
+
+use std::env::VarError;
+use std::io::IsTerminal;
+
+use tracing::Subscriber;
+use tracing::subscriber::{SetGlobalDefaultError, set_global_default};
+use tracing_subscriber::EnvFilter;
+use tracing_subscriber::fmt::MakeWriter;
+
+use crate::config::LogFormat;
+
+/// The target of the line that each request leaves.
+pub const ACCESS: &str = "access";
+
+/// Why there will be no log.
+#[derive(Debug, thiserror::Error)]
+pub enum LoggingError {
+    /// RUST_LOG is none of the directives that tracing-subscriber knows.
+    #[error("RUST_LOG is `{text}`, which cannot be read")]
+    Filter {
+        /// The value.
+        text: String,
+        /// What is wrong with it.
+        source: tracing_subscriber::filter::ParseError,
+    },
+    /// RUST_LOG is no text.
+    #[error("RUST_LOG is not UTF-8")]
+    FilterNotUtf8,
+    /// Logging was set up before.
+    #[error("logging is set up already")]
+    Twice(#[source] SetGlobalDefaultError),
+}
+
+/// Sends all log lines of this process to stderr.
+///
+/// # Errors
+/// RUST_LOG cannot be read, or logging is set up already.
+pub fn init(debug: bool, format: LogFormat) -> Result<(), LoggingError> {
+    let wanted = match std::env::var("RUST_LOG") {
+        Ok(text) => Some(text),
+        Err(VarError::NotPresent) => None,
+        Err(VarError::NotUnicode(_)) => return Err(LoggingError::FilterNotUtf8),
+    };
+    let filter = filter(wanted.as_deref(), debug)?;
+    let colours = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
+    set_global_default(subscriber(filter, format, colours, std::io::stderr)).map_err(LoggingError::Twice)
+}
+
+/// An empty RUST_LOG is as good as none.
+fn filter(wanted: Option<&str>, debug: bool) -> Result<EnvFilter, LoggingError> {
+    let text = match wanted {
+        Some(text) if !text.is_empty() => text,
+        // Not the libraries' debug: a line for each packet of each connection drowns ours.
+        _ if debug => "info,metadata_agent=debug,access=debug",
+        _ => "info",
+    };
+    EnvFilter::try_new(text).map_err(|source| LoggingError::Filter { text: text.to_owned(), source })
+}
+
+fn subscriber<W>(
+    filter: EnvFilter,
+    format: LogFormat,
+    colours: bool,
+    writer: W,
+) -> Box<dyn Subscriber + Send + Sync>
+where
+    W: for<'a> MakeWriter<'a> + Send + Sync + 'static,
+{
+    let lines = tracing_subscriber::fmt().with_env_filter(filter).with_writer(writer);
+    match format {
+        LogFormat::Text => Box::new(lines.with_ansi(colours).finish()),
+        LogFormat::Json => Box::new(lines.json().flatten_event(true).finish()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::{self, Write};
+    use std::sync::{Arc, Mutex};
+
+    #[derive(Clone, Default)]
+    struct Lines(Arc<Mutex<Vec<u8>>>);
+
+    impl Write for Lines {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.lock().unwrap().write(bytes)
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    fn logged(wanted: Option<&str>, debug: bool, format: LogFormat) -> Vec<String> {
+        let lines = Lines::default();
+        let writer = lines.clone();
+        let subscriber = subscriber(filter(wanted, debug).unwrap(), format, false, move || writer.clone());
+        tracing::subscriber::with_default(subscriber, || {
+            tracing::info!(port = 7, "own-info");
+            tracing::debug!("own-debug");
+            tracing::debug!(target: ACCESS, "access-line");
+            tracing::debug!(target: "hyper", "library-debug");
+        });
+        let text = String::from_utf8(lines.0.lock().unwrap().clone()).unwrap();
+        text.lines().map(str::to_owned).collect()
+    }
+
+    fn words(wanted: Option<&str>, debug: bool) -> Vec<String> {
+        let lines = logged(wanted, debug, LogFormat::Text);
+        let words = ["own-info", "own-debug", "access-line", "library-debug"];
+        words
+            .iter()
+            .filter(|word| lines.iter().any(|l| l.contains(*word)))
+            .map(|word| (*word).to_owned())
+            .collect()
+    }
+
+    #[test]
+    fn rust_log_beats_debug_beats_info() {
+        assert_eq!(words(None, false), ["own-info"]);
+        assert_eq!(words(Some(""), false), ["own-info"]);
+        assert_eq!(words(None, true), ["own-info", "own-debug", "access-line"]);
+        assert_eq!(words(Some("warn,access=debug"), true), ["access-line"]);
+        assert_eq!(words(Some("debug"), false), ["own-info", "own-debug", "access-line", "library-debug"]);
+    }
+
+    #[test]
+    fn json_lines_hold_fields_at_the_top() {
+        let lines = logged(None, false, LogFormat::Json);
+        let line: serde_json::Value = serde_json::from_str(&lines[0]).unwrap();
+        assert_eq!(
+            (&line["message"], &line["port"], &line["level"]),
+            (&"own-info".into(), &7.into(), &"INFO".into())
+        );
+    }
+
+    #[test]
+    fn a_filter_that_cannot_be_read_is_an_error() {
+        let error = filter(Some("metadata_agent=loud"), false).unwrap_err();
+        assert_eq!(error.to_string(), "RUST_LOG is `metadata_agent=loud`, which cannot be read");
+    }
+}

@@ -6,6 +6,7 @@ pub mod ids;
 pub mod netlink;
 pub mod netns;
 pub mod portal;
+pub mod admin;
 pub mod cli;
 pub mod config;
 pub mod ids;

@@ -163,7 +163,7 @@ impl Args for ConfigArgs {
             )),
             source(CONFIG_DIR, "DIR", "Read every *.conf of a directory, in the order of their names".to_owned()),
         ]);
-        command.args(FLAGS.iter().map(|(option, flag)| {
+        let command = command.args(FLAGS.iter().map(|(option, flag)| {
             let arg = Arg::new(option.name).long(flag.as_str()).help(option.doc.trim_end_matches('.'));
             match option.access {
                 Access::Toggle => {
@@ -173,7 +173,8 @@ impl Args for ConfigArgs {
                     arg.value_name("VALUE").allow_hyphen_values(true)
                 }
             }
-        }))
+        }));
+        command.next_help_heading(None)
     }
 
     fn augment_args_for_update(command: clap::Command) -> clap::Command {
@@ -314,6 +315,13 @@ mod tests {
         ] {
             assert_eq!(read(line).unwrap_err().1, want, "{line}");
         }
+    }
+
+    #[test]
+    fn a_commands_own_flags_do_not_pass_for_configuration() {
+        let help = read("metadata-agent status -h").unwrap_err().0.to_string();
+        let (own, configuration) = help.split_once("\nConfiguration:\n").unwrap();
+        assert!(own.contains("--ready  ") && !configuration.contains("--ready  "), "{help}");
     }
 
     #[test]

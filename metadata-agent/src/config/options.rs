@@ -137,8 +137,8 @@ options! {
     File DEFAULT nova_client_cert: Option<PathBuf> = "", Unset { or: ReadableFile, meaning: "none" };
     /// The private key of nova_client_cert, PEM.
     File DEFAULT nova_client_priv_key: Option<PathBuf> = "", Unset { or: ReadableFile, meaning: "none" };
-    /// The secret that signs instance ids; the same as Nova's [neutron] metadata_proxy_shared_secret. In a file a
-    /// dollar sign is written `$$`. There is no flag for it: the process list would show it.
+    /// The secret that signs instance ids; the same as metadata_proxy_shared_secret in Nova's section neutron. In a
+    /// file a dollar sign is written `$$`. There is no flag for it: the process list would show it.
     Secret DEFAULT metadata_proxy_shared_secret: SecretString = "", Secret;
     /// Threads that serve guests.
     File DEFAULT metadata_workers: Option<NonZero<u32>> = "0",

@@ -209,7 +209,12 @@ pub enum Fault {
         origin: Origin,
     },
     /// A reference in a secret cannot be replaced. What it refers to may be part of the secret.
-    #[error("{}: its value (hidden) has a `$` that refers to no usable option ({origin}); accepted is {}, with each dollar sign written `$$`", option.name, (option.accepts)())]
+    #[error(
+        "{}: its value (hidden) has a `$` that refers to no usable option ({origin}); accepted is {}, \
+         with each dollar sign written `$$`",
+        option.name,
+        (option.accepts)()
+    )]
     ReferenceInSecret {
         /// The option.
         option: &'static OptionSpec,

@@ -1,1 +1,58 @@
-//! The rig.
+//! The rig: a hypervisor, its networks, its guests and its Nova, all inside network namespaces that belong to one
+//! test and die with it.
+//!
+//! A scenario reads top-down: a [`Host`], a [`Network`] or two on it, guests plugged into them, a [`NovaStandIn`],
+//! and an [`Agent`] between. Nothing touches the machine's own namespace, ports are the kernel's choice and names
+//! carry the process id, so scenarios run beside each other.
+//!
+//! What goes wrong in the rig panics with its context: a test has nothing better to do with it. Waiting has a
+//! deadline everywhere.
+
+#![expect(
+    clippy::panic,
+    clippy::expect_used,
+    reason = "a rig that cannot do its part fails the test at once"
+)]
+#![expect(clippy::missing_panics_doc, reason = "every function here panics when the machine refuses")]
+#![expect(clippy::print_stderr, reason = "what a failed test has to tell goes to its output")]
+
+pub mod agent;
+mod bpffs;
+pub mod guest;
+pub mod http;
+pub mod http_server;
+pub mod leftovers;
+pub mod legacy;
+pub mod netns;
+pub mod nova;
+pub mod observe;
+pub mod port;
+pub mod topology;
+pub mod wait;
+
+pub use agent::{Agent, AgentProcess};
+pub use guest::Guest;
+pub use http::{Connection, Response};
+pub use http_server::{Answer, HttpServer, Mode, Recorded};
+pub use legacy::Legacy;
+pub use netns::Netns;
+pub use nova::{Instance, NovaStandIn};
+pub use observe::HostState;
+pub use port::Port;
+pub use topology::{GuestSpec, Host, Network, NextHop};
+
+/// Whether namespaces and BPF programs are ours to make. If not, says which test is skipped; with
+/// `REQUIRE_PRIVILEGED=1` that is a failure instead.
+#[must_use]
+pub fn privileged() -> bool {
+    if nix::unistd::geteuid().is_root() {
+        return true;
+    }
+    let test = std::thread::current().name().unwrap_or("this test").to_owned();
+    assert!(
+        std::env::var_os("REQUIRE_PRIVILEGED").is_none_or(|value| value != "1"),
+        "{test} needs root, and REQUIRE_PRIVILEGED=1 forbids to skip it"
+    );
+    eprintln!("SKIP {test}: needs root");
+    false
+}

@@ -1,0 +1,166 @@
+//! A cloud on one machine, to look at: two tenant networks with the same addresses, four guests, a Nova that checks
+//! signatures, and the real agent between them. Everything lives in namespaces and is gone afterwards.
+
+#![expect(clippy::print_stdout, reason = "it talks to a person at a terminal")]
+
+use std::net::Ipv4Addr;
+use std::os::linux::net::SocketAddrExt as _;
+use std::os::unix::net::{SocketAddr, UnixListener};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Context as _, bail, ensure};
+use clap::Parser;
+use metadata_tests::agent::AgentProcess;
+use metadata_tests::{Agent, Guest, Host, Instance, NovaStandIn, leftovers};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::time::{MissedTickBehavior, interval};
+
+const HOST: &str = "metadata-lab";
+const PORTAL: &str = "metadata-lab-portal";
+const GUESTS: [(&str, &str, [u8; 4]); 4] = [
+    ("red", "lab-red-1", [10, 0, 0, 5]),
+    ("red", "lab-red-2", [10, 0, 0, 6]),
+    ("blue", "lab-blue-1", [10, 0, 0, 5]),
+    ("blue", "lab-blue-2", [10, 0, 0, 6]),
+];
+const DOCUMENT: &str = "/openstack/latest/meta_data.json";
+const READY_WITHIN: Duration = Duration::from_secs(30);
+
+/// Runs the metadata agent on a hypervisor made of network namespaces until Ctrl-C.
+#[derive(Parser)]
+#[command(name = "lab")]
+struct Args {
+    /// The agent's binary; default: the one beside this program.
+    #[arg(long, value_name = "PATH")]
+    agent: Option<PathBuf>,
+    /// Further arguments for `metadata-agent run`.
+    #[arg(last = true, value_name = "ARG")]
+    agent_args: Vec<String>,
+}
+
+#[tokio::main(flavor = "current_thread")]
+async fn main() -> anyhow::Result<()> {
+    let args = Args::parse();
+    ensure!(
+        nix::unistd::geteuid().is_root(),
+        "the lab makes network namespaces and loads BPF programs: run it as root"
+    );
+    let binary = args.agent.unwrap_or_else(metadata_tests::agent::binary);
+    ensure!(binary.is_file(), "{} is no file; build the agent or give --agent", binary.display());
+    // From here on both only wake us, so that everything is dropped in order. What comes during start-up waits.
+    let stop = Stop {
+        interrupt: signal(SignalKind::interrupt()).context("listen to SIGINT")?,
+        terminate: signal(SignalKind::terminate()).context("listen to SIGTERM")?,
+    };
+    let _only = only_lab()?;
+    clean_up();
+    run(binary, &args.agent_args, stop).await
+}
+
+struct Stop {
+    interrupt: Signal,
+    terminate: Signal,
+}
+
+impl Stop {
+    async fn asked(&mut self) {
+        tokio::select! {
+            _ = self.interrupt.recv() => {}
+            _ = self.terminate.recv() => {}
+        }
+    }
+}
+
+/// An abstract socket, which nothing can leave behind, keeps a second lab off the names of the first.
+fn only_lab() -> anyhow::Result<UnixListener> {
+    let address = SocketAddr::from_abstract_name(HOST).context("name the lab's lock")?;
+    UnixListener::bind_addr(&address).context("another lab runs on this machine")
+}
+
+fn clean_up() {
+    let namespaces: Vec<&str> = [HOST, PORTAL].into_iter().chain(GUESTS.map(|(_, name, _)| name)).collect();
+    for what in leftovers::remove(HOST, &namespaces) {
+        println!("removed what an earlier lab left: {what}");
+    }
+}
+
+async fn run(binary: PathBuf, agent_args: &[String], mut stop: Stop) -> anyhow::Result<()> {
+    let host = Host::named(HOST);
+    let nova = NovaStandIn::start(host.netns());
+    let guests = plug(&host, &nova);
+    let install = Agent::on(&host, &nova).binary(binary).pass_output();
+    let agent = guests.iter().fold(install, |install, guest| install.port(&guest.port)).install();
+    let process = agent.spawn(agent_args);
+    process.ready_within(READY_WITHIN)?;
+
+    println!("\nThe lab is up: four guests, two networks, each address twice. Nova is {}.", nova.address());
+    for guest in &guests {
+        println!("\n  ip netns exec {} curl -s http://169.254.169.254{DOCUMENT}", guest.netns().name());
+        println!("    {}", summary(guest));
+    }
+    println!("\nWhat Nova gets is shown below. Ctrl-C ends the lab.\n");
+    let ended = watch(&nova, &process, &mut stop).await;
+    if ended.is_ok() {
+        println!("\nStopping the agent and removing everything.");
+        let status = process.stop();
+        ensure!(status.success(), "the agent stopped with {status}");
+    }
+    ended
+}
+
+fn plug(host: &Host, nova: &NovaStandIn) -> Vec<Guest> {
+    let red = host.network();
+    let blue = host.network();
+    let plug = |(network, name, address): (&str, &str, [u8; 4])| {
+        let network = if network == "red" { &red } else { &blue };
+        let mut spec = network.spec(Ipv4Addr::from(address));
+        spec.namespace = Some(name.to_owned());
+        let guest = network.plug(spec);
+        nova.add(Instance { name: name.trim_start_matches("lab-").to_owned(), ..Instance::of(&guest.port) });
+        guest
+    };
+    GUESTS.into_iter().map(plug).collect()
+}
+
+/// Who the metadata service says that this guest is.
+fn summary(guest: &Guest) -> String {
+    let response = match guest.try_get(DOCUMENT) {
+        Ok(response) => response,
+        Err(e) => return format!("no answer: {e}"),
+    };
+    let document: serde_json::Value = serde_json::from_slice(&response.body).unwrap_or_default();
+    match (document["hostname"].as_str(), document["uuid"].as_str()) {
+        (Some(hostname), Some(uuid)) => format!("{hostname} {uuid}"),
+        _ => response.status_line,
+    }
+}
+
+/// Prints a line a request until asked to stop or the agent is gone.
+async fn watch(nova: &NovaStandIn, process: &AgentProcess, stop: &mut Stop) -> anyhow::Result<()> {
+    let mut requests = nova.subscribe();
+    // The standard library cannot wait for a child and for something else.
+    let mut look = interval(Duration::from_millis(500));
+    look.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            () = stop.asked() => return Ok(()),
+            _ = look.tick() => {
+                if let Some(status) = process.exited() {
+                    bail!("the agent ended by itself: {status}");
+                }
+            }
+            Some(request) = requests.recv() => {
+                let header = |name| request.header(name).unwrap_or_else(|| "-".to_owned());
+                println!(
+                    "{} {} instance {} project {} for {}",
+                    request.method,
+                    request.path,
+                    header("x-instance-id"),
+                    header("x-tenant-id"),
+                    header("x-forwarded-for"),
+                );
+            }
+        }
+    }
+}

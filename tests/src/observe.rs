@@ -1,0 +1,145 @@
+//! What a host's network looks like, so that a test can say "as it was".
+//!
+//! A state is a set of lines, each one fact: a link, a qdisc, a filter, a TCX program, a route, a permanent
+//! neighbour, a namespace, a pin. What changes by itself (counters, learnt neighbours, lifetimes) is left out.
+
+use std::collections::BTreeSet;
+use std::fmt::{self, Write as _};
+use std::fs;
+use std::path::Path;
+
+use aya::programs::{SchedClassifier, TcAttachType};
+
+use crate::netns::{self, Netns};
+use crate::topology::Host;
+
+/// The facts about one host at one moment.
+#[derive(Clone, PartialEq, Eq)]
+pub struct HostState {
+    facts: BTreeSet<String>,
+}
+
+impl HostState {
+    /// Looks at a host of the rig, and at the namespaces named after it.
+    #[must_use]
+    pub fn capture(host: &Host) -> Self {
+        let own = host.netns().name();
+        Self::look(host.netns(), host.bpffs(), |name| name.starts_with(own))
+    }
+
+    /// Looks at the machine itself, and at those named namespaces that `ours` is true of: others come and go.
+    #[must_use]
+    pub fn machine(ours: impl Fn(&str) -> bool) -> Self {
+        Self::look(&Netns::machine(), Path::new("/sys/fs/bpf"), ours)
+    }
+
+    fn look(netns: &Netns, bpffs: &Path, ours: impl Fn(&str) -> bool) -> Self {
+        let mut facts = BTreeSet::new();
+        let links = links(netns);
+        for link in &links {
+            facts.insert(format!("link {link}"));
+            let name = link.split(' ').next().unwrap_or_default();
+            for direction in ["ingress", "egress"] {
+                // A link without a classifier has no filters; tc says so as an error.
+                let filters = netns.command("tc").args(["filter", "show", "dev", name, direction]).output();
+                let filters = filters.unwrap_or_else(|e| panic!("run tc: {e}"));
+                insert(
+                    &mut facts,
+                    &format!("filter {name} {direction}"),
+                    &String::from_utf8_lossy(&filters.stdout),
+                );
+            }
+            for (direction, attach) in [("ingress", TcAttachType::Ingress), ("egress", TcAttachType::Egress)]
+            {
+                // Kernels before 6.6 have no TCX, so nothing is attached by it either.
+                if let Ok((_, programs)) = netns.enter(|| SchedClassifier::query_tcx(name, attach)) {
+                    for program in programs {
+                        facts.insert(format!(
+                            "tcx {name} {direction} {}",
+                            program.name_as_str().unwrap_or("without a name")
+                        ));
+                    }
+                }
+            }
+        }
+        insert(&mut facts, "qdisc", &netns.run(&["tc", "qdisc", "show"]));
+        insert(&mut facts, "route", &netns.run(&["ip", "-4", "route", "show", "table", "all"]));
+        insert(&mut facts, "route", &netns.run(&["ip", "-6", "route", "show", "table", "all"]));
+        insert(&mut facts, "rule", &netns.run(&["ip", "-4", "rule", "show"]));
+        insert(&mut facts, "rule", &netns.run(&["ip", "-6", "rule", "show"]));
+        insert(&mut facts, "neighbour", &netns.run(&["ip", "neigh", "show", "nud", "permanent"]));
+        insert(&mut facts, "neighbour proxy", &netns.run(&["ip", "neigh", "show", "proxy"]));
+        facts.extend(
+            netns::names().into_iter().filter(|name| ours(name)).map(|name| format!("namespace {name}")),
+        );
+        pins(bpffs, &mut facts);
+        Self { facts }
+    }
+
+    /// What is in `self` and not in `later`, with a minus, and the reverse with a plus; empty when they are equal.
+    #[must_use]
+    pub fn diff(&self, later: &Self) -> String {
+        let gone = self.facts.difference(&later.facts).map(|fact| ('-', fact));
+        let new = later.facts.difference(&self.facts).map(|fact| ('+', fact));
+        gone.chain(new).fold(String::new(), |mut text, (sign, fact)| {
+            writeln!(text, "{sign} {fact}")
+                .unwrap_or_else(|_| unreachable!("writing to a String cannot fail"));
+            text
+        })
+    }
+
+    /// Panics with the difference if there is one.
+    pub fn assert_same(&self, later: &Self) {
+        let diff = self.diff(later);
+        assert!(diff.is_empty(), "the host is not as it was:\n{diff}");
+    }
+}
+
+impl fmt::Debug for HostState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_set().entries(&self.facts).finish()
+    }
+}
+
+/// One line a link, beginning with its name, with what does not change by itself.
+fn links(netns: &Netns) -> Vec<String> {
+    let json = netns.run(&["ip", "-json", "-details", "link", "show"]);
+    let links: Vec<serde_json::Value> =
+        serde_json::from_str(&json).unwrap_or_else(|e| panic!("links of {}: {e}\n{json}", netns.name()));
+    let text = |value: &serde_json::Value| value.as_str().unwrap_or("-").to_owned();
+    let line = |link: &serde_json::Value| {
+        let up = link["flags"].as_array().is_some_and(|flags| flags.iter().any(|flag| flag == "UP"));
+        format!(
+            "{} index={} kind={} master={} address={} mtu={} promiscuity={} {}",
+            text(&link["ifname"]),
+            link["ifindex"],
+            text(&link["linkinfo"]["info_kind"]),
+            text(&link["master"]),
+            text(&link["address"]),
+            link["mtu"],
+            link["promiscuity"],
+            if up { "up" } else { "down" },
+        )
+    };
+    links.iter().map(line).collect()
+}
+
+fn insert(facts: &mut BTreeSet<String>, kind: &str, listing: &str) {
+    for line in listing.lines() {
+        // A lifetime counts down; it stands last, before the preference.
+        let line = line.split(" expires ").next().unwrap_or_default().trim_end();
+        facts.insert(format!("{kind} {line}"));
+    }
+}
+
+fn pins(folder: &Path, facts: &mut BTreeSet<String>) {
+    // No BPF file system, no pins.
+    let Ok(entries) = fs::read_dir(folder) else { return };
+    for entry in entries.flatten() {
+        let path = entry.path();
+        facts.insert(format!("pin {}", path.display()));
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            pins(&path, facts);
+        }
+    }
+}

@@ -1,0 +1,64 @@
+//! A Neutron port as the agent's static inventory writes it: who a guest is.
+
+use std::net::{IpAddr, Ipv4Addr};
+
+use metadata_agent::ids::{InstanceId, MacAddress, NetworkId, PortId, ProjectId};
+use serde::Serialize;
+use uuid::Uuid;
+
+/// One entry of the static inventory.
+#[derive(Clone, Debug, Serialize)]
+pub struct Port {
+    /// The port itself.
+    pub id: PortId,
+    /// The interface, where it is not the tap that the id names.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub device: Option<String>,
+    /// The instance that owns it.
+    pub instance: InstanceId,
+    /// The instance's project.
+    pub project: ProjectId,
+    /// The network it is on.
+    pub network: NetworkId,
+    /// The guest's MAC address.
+    pub mac: MacAddress,
+    /// The guest's addresses.
+    pub fixed_ips: Vec<IpAddr>,
+}
+
+impl Port {
+    /// A port of a new instance in a new project, with one address.
+    #[must_use]
+    pub fn new(network: NetworkId, address: Ipv4Addr) -> Self {
+        let id = Uuid::new_v4();
+        let [a, b, c, ..] = *id.as_bytes();
+        Self {
+            id: PortId::new(id),
+            device: None,
+            instance: InstanceId::new(Uuid::new_v4()),
+            project: Uuid::new_v4()
+                .simple()
+                .to_string()
+                .parse()
+                .unwrap_or_else(|e| panic!("a UUID as project id: {e}")),
+            network,
+            mac: MacAddress([0xfa, 0x16, 0x3e, a, b, c]),
+            fixed_ips: vec![address.into()],
+        }
+    }
+
+    /// The name of the interface on the host.
+    #[must_use]
+    pub fn tap(&self) -> String {
+        self.device.clone().unwrap_or_else(|| format!("tap{}", self.id.device_suffix()))
+    }
+
+    /// The first IPv4 address.
+    #[must_use]
+    pub fn ipv4(&self) -> Option<Ipv4Addr> {
+        self.fixed_ips.iter().find_map(|address| match address {
+            IpAddr::V4(address) => Some(*address),
+            IpAddr::V6(_) => None,
+        })
+    }
+}

@@ -77,8 +77,8 @@ impl Agent {
             ports: Vec::new(),
             pass_output: false,
         }
-        .set("DEFAULT", "nova_metadata_host", nova.address().ip())
-        .set("DEFAULT", "nova_metadata_port", nova.address().port())
+        .set("DEFAULT", "nova_metadata_host", &nova.address().ip().to_string())
+        .set("DEFAULT", "nova_metadata_port", &nova.address().port().to_string())
         .set("DEFAULT", "metadata_proxy_shared_secret", nova.secret())
     }
 
@@ -138,8 +138,8 @@ impl Agent {
 impl Installer {
     /// Sets an option; the last word on it counts.
     #[must_use]
-    pub fn set(mut self, group: &str, key: &str, value: impl ToString) -> Self {
-        self.options.push((group.to_owned(), key.to_owned(), value.to_string()));
+    pub fn set(mut self, group: &str, key: &str, value: &str) -> Self {
+        self.options.push((group.to_owned(), key.to_owned(), value.to_owned()));
         self
     }
 

@@ -8,11 +8,7 @@
 //! What goes wrong in the rig panics with its context: a test has nothing better to do with it. Waiting has a
 //! deadline everywhere.
 
-#![expect(
-    clippy::panic,
-    clippy::expect_used,
-    reason = "a rig that cannot do its part fails the test at once"
-)]
+#![expect(clippy::panic, reason = "a rig that cannot do its part fails the test at once")]
 #![expect(clippy::missing_panics_doc, reason = "every function here panics when the machine refuses")]
 #![expect(clippy::print_stderr, reason = "what a failed test has to tell goes to its output")]
 

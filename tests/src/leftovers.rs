@@ -14,9 +14,9 @@ use crate::topology::{BPFFS, RUN};
 
 /// Ends the processes in the namespaces of these names, and removes the namespaces and the folder of the host. The
 /// names must be nobody else's, and their owner must be dead. Says what it removed.
-pub fn remove(host: &str, namespaces: &[&str]) -> Vec<String> {
+pub fn remove(host: &str, namespaces: &[String]) -> Vec<String> {
     let mut removed = Vec::new();
-    for name in netns::names().iter().filter(|name| namespaces.contains(&name.as_str())) {
+    for name in netns::names().iter().filter(|name| namespaces.contains(*name)) {
         for pid in netns::output_of(Command::new("ip").args(["netns", "pids", name])).split_whitespace() {
             let number = pid.parse().unwrap_or_else(|e| panic!("process id {pid}: {e}"));
             match kill(Pid::from_raw(number), Signal::SIGKILL) {

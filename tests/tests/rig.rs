@@ -8,7 +8,6 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::net::UnixListener;
 use std::os::unix::process::ExitStatusExt as _;
 use std::panic::{self, AssertUnwindSafe};
-use std::process::{Command, Stdio};
 use std::thread;
 
 use metadata_tests::agent::NotReady;
@@ -202,23 +201,4 @@ fn an_agent_that_ends_at_once_is_not_waited_for() {
     let process = agent.spawn(&[]);
     let reason = process.ready_within(PATIENCE).expect_err("never ready");
     assert!(matches!(reason, NotReady::Exited { status } if status.code() == Some(1)), "{reason}");
-}
-
-#[test]
-fn a_lab_whose_agent_fails_says_so_and_leaves_no_trace() {
-    if !privileged() {
-        return;
-    }
-    let ours = |name: &str| name.starts_with("metadata-lab") || name.starts_with("lab-");
-    let before = HostState::machine(ours);
-    let lab = Command::new(env!("CARGO_BIN_EXE_lab"))
-        .args(["--agent", "/bin/false"])
-        .stdin(Stdio::null())
-        .output()
-        .expect("run the lab");
-    let told = String::from_utf8_lossy(&lab.stderr);
-    assert_eq!(lab.status.code(), Some(1), "{told}");
-    assert!(told.contains("the agent ended before it was ready: exit status: 1"), "{told}");
-    before.assert_same(&HostState::machine(ours));
-    assert!(!fs::exists("/run/metadata-lab").expect("look for the lab's folder"));
 }

@@ -7,22 +7,21 @@ use std::net::Ipv4Addr;
 use std::os::linux::net::SocketAddrExt as _;
 use std::os::unix::net::{SocketAddr, UnixListener};
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail, ensure};
 use clap::Parser;
-use metadata_tests::agent::AgentProcess;
+use metadata_tests::agent::{self, AgentProcess, NotReady};
 use metadata_tests::{Agent, Guest, Host, Instance, NovaStandIn, leftovers};
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::time::{MissedTickBehavior, interval};
+use tokio::time::{MissedTickBehavior, interval, timeout};
 
-const HOST: &str = "metadata-lab";
-const PORTAL: &str = "metadata-lab-portal";
+/// Network, name within the lab, address: each address twice.
 const GUESTS: [(&str, &str, [u8; 4]); 4] = [
-    ("red", "lab-red-1", [10, 0, 0, 5]),
-    ("red", "lab-red-2", [10, 0, 0, 6]),
-    ("blue", "lab-blue-1", [10, 0, 0, 5]),
-    ("blue", "lab-blue-2", [10, 0, 0, 6]),
+    ("red", "red-1", [10, 0, 0, 5]),
+    ("red", "red-2", [10, 0, 0, 6]),
+    ("blue", "blue-1", [10, 0, 0, 5]),
+    ("blue", "blue-2", [10, 0, 0, 6]),
 ];
 const DOCUMENT: &str = "/openstack/latest/meta_data.json";
 const READY_WITHIN: Duration = Duration::from_secs(30);
@@ -31,12 +30,15 @@ const READY_WITHIN: Duration = Duration::from_secs(30);
 #[derive(Parser)]
 #[command(name = "lab")]
 struct Args {
+    /// What the names of its namespaces hold.
+    #[arg(long, default_value = "lab")]
+    name: String,
     /// The agent's binary; default: the one beside this program.
     #[arg(long, value_name = "PATH")]
     agent: Option<PathBuf>,
     /// Further arguments for `metadata-agent run`.
     #[arg(last = true, value_name = "ARG")]
-    agent_args: Vec<String>,
+    further: Vec<String>,
 }
 
 #[tokio::main(flavor = "current_thread")]
@@ -46,16 +48,17 @@ async fn main() -> anyhow::Result<()> {
         nix::unistd::geteuid().is_root(),
         "the lab makes network namespaces and loads BPF programs: run it as root"
     );
-    let binary = args.agent.unwrap_or_else(metadata_tests::agent::binary);
+    let binary = args.agent.unwrap_or_else(agent::binary);
     ensure!(binary.is_file(), "{} is no file; build the agent or give --agent", binary.display());
-    // From here on both only wake us, so that everything is dropped in order. What comes during start-up waits.
+    // From here on both only wake us, so that everything is dropped in order.
     let stop = Stop {
         interrupt: signal(SignalKind::interrupt()).context("listen to SIGINT")?,
         terminate: signal(SignalKind::terminate()).context("listen to SIGTERM")?,
     };
-    let _only = only_lab()?;
-    clean_up();
-    run(binary, &args.agent_args, stop).await
+    let names = Names { lab: args.name };
+    let _lock = names.lock()?;
+    names.clean_up();
+    run(&names, binary, &args.further, stop).await
 }
 
 struct Stop {
@@ -72,27 +75,45 @@ impl Stop {
     }
 }
 
-/// An abstract socket, which nothing can leave behind, keeps a second lab off the names of the first.
-fn only_lab() -> anyhow::Result<UnixListener> {
-    let address = SocketAddr::from_abstract_name(HOST).context("name the lab's lock")?;
-    UnixListener::bind_addr(&address).context("another lab runs on this machine")
+/// What the lab calls its own on this machine.
+struct Names {
+    lab: String,
 }
 
-fn clean_up() {
-    let namespaces: Vec<&str> = [HOST, PORTAL].into_iter().chain(GUESTS.map(|(_, name, _)| name)).collect();
-    for what in leftovers::remove(HOST, &namespaces) {
-        println!("removed what an earlier lab left: {what}");
+impl Names {
+    fn host(&self) -> String {
+        format!("metadata-{}", self.lab)
+    }
+
+    fn guest(&self, guest: &str) -> String {
+        format!("{}-{guest}", self.lab)
+    }
+
+    /// An abstract socket, which nothing can leave behind, keeps a second lab off the names of the first.
+    fn lock(&self) -> anyhow::Result<UnixListener> {
+        let address = SocketAddr::from_abstract_name(self.host()).context("name the lab's lock")?;
+        UnixListener::bind_addr(&address).context("another lab runs on this machine")
+    }
+
+    fn clean_up(&self) {
+        let mut namespaces = vec![self.host(), agent::portal_of(&self.host())];
+        namespaces.extend(GUESTS.map(|(_, guest, _)| self.guest(guest)));
+        for what in leftovers::remove(&self.host(), &namespaces) {
+            println!("removed what an earlier lab left: {what}");
+        }
     }
 }
 
-async fn run(binary: PathBuf, agent_args: &[String], mut stop: Stop) -> anyhow::Result<()> {
-    let host = Host::named(HOST);
+async fn run(names: &Names, binary: PathBuf, agent_args: &[String], mut stop: Stop) -> anyhow::Result<()> {
+    let host = Host::named(&names.host());
     let nova = NovaStandIn::start(host.netns());
-    let guests = plug(&host, &nova);
+    let guests = plug(names, &host, &nova);
     let install = Agent::on(&host, &nova).binary(binary).pass_output();
     let agent = guests.iter().fold(install, |install, guest| install.port(&guest.port)).install();
     let process = agent.spawn(agent_args);
-    process.ready_within(READY_WITHIN)?;
+    if !ready(&process, &mut stop).await? {
+        return Ok(());
+    }
 
     println!("\nThe lab is up: four guests, two networks, each address twice. Nova is {}.", nova.address());
     for guest in &guests {
@@ -109,15 +130,30 @@ async fn run(binary: PathBuf, agent_args: &[String], mut stop: Stop) -> anyhow::
     ended
 }
 
-fn plug(host: &Host, nova: &NovaStandIn) -> Vec<Guest> {
+/// Waits for the agent; false when asked to stop meanwhile.
+async fn ready(process: &AgentProcess, stop: &mut Stop) -> anyhow::Result<bool> {
+    let deadline = Instant::now() + READY_WITHIN;
+    loop {
+        match process.ready_within(Duration::from_millis(100)) {
+            Ok(()) => return Ok(true),
+            Err(NotReady::Late { .. }) if Instant::now() < deadline => {}
+            Err(e) => return Err(e.into()),
+        }
+        if timeout(Duration::from_millis(10), stop.asked()).await.is_ok() {
+            return Ok(false);
+        }
+    }
+}
+
+fn plug(names: &Names, host: &Host, nova: &NovaStandIn) -> Vec<Guest> {
     let red = host.network();
     let blue = host.network();
     let plug = |(network, name, address): (&str, &str, [u8; 4])| {
         let network = if network == "red" { &red } else { &blue };
         let mut spec = network.spec(Ipv4Addr::from(address));
-        spec.namespace = Some(name.to_owned());
+        spec.namespace = Some(names.guest(name));
         let guest = network.plug(spec);
-        nova.add(Instance { name: name.trim_start_matches("lab-").to_owned(), ..Instance::of(&guest.port) });
+        nova.add(Instance { name: name.to_owned(), ..Instance::of(&guest.port) });
         guest
     };
     GUESTS.into_iter().map(plug).collect()

@@ -11,3 +11,4 @@ pub mod cli;
 pub mod config;
 pub mod ids;
 pub mod logging;
+pub mod inventory;

@@ -1,0 +1,221 @@
+//! Who said what, and what follows from it.
+//!
+//! The ledger takes events in any order and settles, per batch, only the ports and names that they touch. What
+//! follows is a function of the last event of each key, never of the order in which keys came.
+//!
+//! Records belong to one port if they bear the same port id. A record without an id belongs to the port that its
+//! device names: the one that another source places there, or the one whose tap Nova would call so.
+
+use std::collections::{BTreeSet, HashMap, HashSet};
+use std::hash::Hash;
+use std::sync::Arc;
+
+use tracing::{info, warn};
+
+use super::port::{DeviceName, Event, Port, SourceKind};
+use super::snapshot::{Dispute, Entry, Ownership, PortKey, Snapshot};
+use crate::ids::PortId;
+
+/// One record and where it is from. Sorts by trust, then by key.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Claim {
+    source: SourceKind,
+    key: Arc<str>,
+    port: Arc<Port>,
+}
+
+/// The state behind the snapshots.
+#[derive(Debug, Default)]
+pub(super) struct Ledger {
+    said: HashMap<(SourceKind, Arc<str>), BTreeSet<Arc<Port>>>,
+    by_id: HashMap<PortId, BTreeSet<Claim>>,
+    by_device: HashMap<DeviceName, BTreeSet<Claim>>,
+    by_tap: HashMap<DeviceName, BTreeSet<PortId>>,
+    touched_ids: HashSet<PortId>,
+    touched_names: HashSet<DeviceName>,
+    snapshot: Snapshot,
+}
+
+impl Ledger {
+    /// Takes an event in. What follows from it shows after [`Self::settle`].
+    pub(super) fn apply(&mut self, event: Event) {
+        let origin = (event.source, Arc::from(event.key));
+        let now: BTreeSet<Arc<Port>> = event.ports.into_iter().map(Arc::new).collect();
+        let before = self.said.remove(&origin).unwrap_or_default();
+        let claim =
+            |port: &Arc<Port>| Claim { source: origin.0, key: Arc::clone(&origin.1), port: Arc::clone(port) };
+        for gone in before.difference(&now) {
+            self.withdraw(&claim(gone));
+        }
+        for new in now.difference(&before) {
+            self.enter(claim(new));
+        }
+        if !now.is_empty() {
+            self.said.insert(origin, now);
+        }
+    }
+
+    /// Works out what the events since the last time change; `None` if that is nothing.
+    pub(super) fn settle(&mut self) -> Option<Snapshot> {
+        let names = std::mem::take(&mut self.touched_names);
+        let mut ids = std::mem::take(&mut self.touched_ids);
+        for name in &names {
+            ids.extend(self.placed_at(name));
+            ids.extend(self.by_tap.get(name).into_iter().flatten());
+        }
+        let mut changed = false;
+        for id in ids {
+            changed |= self.settle_id(id);
+        }
+        for name in &names {
+            changed |= self.settle_name(name);
+        }
+        changed.then(|| {
+            self.snapshot.version += 1;
+            self.snapshot.clone()
+        })
+    }
+
+    fn enter(&mut self, claim: Claim) {
+        self.touch(&claim.port);
+        if let Some(id) = claim.port.id {
+            self.by_tap.entry(DeviceName::tap_of(&id)).or_default().insert(id);
+            self.by_id.entry(id).or_default().insert(claim.clone());
+        }
+        if let Some(device) = claim.port.device.clone() {
+            self.by_device.entry(device).or_default().insert(claim);
+        }
+    }
+
+    fn withdraw(&mut self, claim: &Claim) {
+        self.touch(&claim.port);
+        if let Some(id) = claim.port.id {
+            take_out(&mut self.by_id, &id, claim);
+            if !self.by_id.contains_key(&id) {
+                take_out(&mut self.by_tap, &DeviceName::tap_of(&id), &id);
+            }
+        }
+        if let Some(device) = &claim.port.device {
+            take_out(&mut self.by_device, device, claim);
+        }
+    }
+
+    fn touch(&mut self, port: &Port) {
+        if let Some(id) = port.id {
+            self.touched_ids.insert(id);
+            self.touched_names.insert(DeviceName::tap_of(&id));
+        }
+        self.touched_names.extend(port.device.clone());
+    }
+
+    fn settle_id(&mut self, id: PortId) -> bool {
+        let entry = self.by_id.get(&id).and_then(|claims| {
+            let tap = DeviceName::tap_of(&id);
+            let devices = claims.iter().filter_map(|claim| claim.port.device.as_ref());
+            let names: BTreeSet<&DeviceName> = devices.chain([&tap]).collect();
+            let answered = names.into_iter().filter(|name| self.ids_at(name).contains(&id));
+            let nameless = answered.flat_map(|name| self.nameless_at(name));
+            let claims: BTreeSet<&Claim> = claims.iter().chain(nameless).collect();
+            combine(&claims)
+        });
+        self.set_entry(&PortKey::Id(id), entry)
+    }
+
+    fn settle_name(&mut self, name: &DeviceName) -> bool {
+        let key = PortKey::Device(name.clone());
+        let mut keys: Vec<PortKey> = self.ids_at(name).into_iter().map(PortKey::Id).collect();
+        let nameless: BTreeSet<&Claim> = self.nameless_at(name).collect();
+        let entry = if keys.is_empty() { combine(&nameless) } else { None };
+        if entry.is_some() {
+            keys.push(key.clone());
+        }
+        if keys.len() > 1 && self.snapshot.names.get(name).is_none_or(|before| **before != *keys) {
+            warn!(device = %name, ports = ?keys, "several ports answer to one device name; MAC addresses decide");
+        }
+        let renamed = self.snapshot.names.set(name, (!keys.is_empty()).then(|| keys.into())).is_some();
+        self.set_entry(&key, entry) || renamed
+    }
+
+    /// The ports that answer to a name: those that a source places there, else those whose tap is called so.
+    fn ids_at(&self, name: &DeviceName) -> BTreeSet<PortId> {
+        let placed: BTreeSet<PortId> = self.placed_at(name).collect();
+        if placed.is_empty() { self.by_tap.get(name).cloned().unwrap_or_default() } else { placed }
+    }
+
+    fn placed_at(&self, name: &DeviceName) -> impl Iterator<Item = PortId> {
+        self.by_device.get(name).into_iter().flatten().filter_map(|claim| claim.port.id)
+    }
+
+    fn nameless_at(&self, name: &DeviceName) -> impl Iterator<Item = &Claim> {
+        self.by_device.get(name).into_iter().flatten().filter(|claim| claim.port.id.is_none())
+    }
+
+    fn set_entry(&mut self, key: &PortKey, entry: Option<Entry>) -> bool {
+        let after = entry.clone();
+        let Some(change) = self.snapshot.entries.set(key, entry) else { return false };
+        self.count(change.before.as_ref(), after.as_ref());
+        match (&change.before, &after) {
+            (_, Some(Entry::Disputed(dispute))) => {
+                warn!(port = ?key, claims = ?dispute.claims, "sources disagree whose port this is; it gets no answers");
+            }
+            (Some(Entry::Disputed(_)), _) => {
+                info!(port = ?key, "sources no longer disagree whose port this is");
+            }
+            (Some(Entry::Agreed(_)) | None, Some(Entry::Agreed(_)) | None) => {}
+        }
+        true
+    }
+
+    fn count(&mut self, before: Option<&Entry>, after: Option<&Entry>) {
+        let counts = &mut self.snapshot.counts;
+        match before {
+            Some(Entry::Agreed(_)) => counts.ports -= 1,
+            Some(Entry::Disputed(_)) => counts.disputed -= 1,
+            None => {}
+        }
+        match after {
+            Some(Entry::Agreed(_)) => counts.ports += 1,
+            Some(Entry::Disputed(_)) => counts.disputed += 1,
+            None => {}
+        }
+    }
+}
+
+/// Makes one entry of the claims about one port, the most trusted first; `None` of no claim.
+fn combine(claims: &BTreeSet<&Claim>) -> Option<Entry> {
+    let mut ports = claims.iter().map(|claim| &claim.port);
+    let mut port = Port::clone(ports.next()?);
+    let mut agreed = true;
+    for other in ports {
+        agreed &= (other.instance, &other.project) == (port.instance, &port.project);
+        port.id = port.id.or(other.id);
+        port.device = port.device.or_else(|| other.device.clone());
+        port.network = port.network.or(other.network);
+        port.mac = port.mac.or(other.mac);
+        if port.fixed_ips.is_empty() {
+            port.fixed_ips.clone_from(&other.fixed_ips);
+        }
+        if port.allowed_addresses.is_empty() {
+            port.allowed_addresses.clone_from(&other.allowed_addresses);
+        }
+    }
+    if agreed {
+        return Some(Entry::Agreed(Arc::new(port)));
+    }
+    let claims = claims.iter().map(|claim| Ownership {
+        source: claim.source,
+        key: claim.key.as_ref().to_owned(),
+        instance: claim.port.instance,
+        project: claim.port.project.clone(),
+    });
+    Some(Entry::Disputed(Arc::new(Dispute { id: port.id, device: port.device, claims: claims.collect() })))
+}
+
+fn take_out<K: Hash + Eq, V: Ord>(map: &mut HashMap<K, BTreeSet<V>>, key: &K, value: &V) {
+    if let Some(set) = map.get_mut(key) {
+        set.remove(value);
+        if set.is_empty() {
+            map.remove(key);
+        }
+    }
+}

@@ -1,0 +1,98 @@
+//! What the agent knows of ports: which instance, project and network are behind a kernel interface.
+//!
+//! Sources send [`Event`]s; one [`Publisher`] folds them, batch by batch, and publishes the outcome as an
+//! immutable [`Snapshot`] that any number of readers load without waiting. What the snapshot says is a function
+//! of the last event of each key of each source: the order in which they came is of no consequence.
+//!
+//! A port on which sources agree is known. A port whose instance or project is disputed, or a device that
+//! several ports fit equally well, is a conflict, and is never guessed. Nothing here is remembered past the event
+//! that withdraws it, so an address or a device that passes to another instance cannot bring back the old one.
+//!
+//! This module knows nothing of where events come from, nor of who asks.
+
+mod ledger;
+mod port;
+mod shards;
+mod snapshot;
+
+use std::sync::Arc;
+
+use arc_swap::{ArcSwap, Guard};
+use tokio::sync::{mpsc, watch};
+use tokio_util::sync::CancellationToken;
+
+use ledger::Ledger;
+pub use port::{DeviceName, DeviceNameError, Event, Port, SourceKind};
+pub use snapshot::{Counts, Dispute, Entry, Ownership, PortKey, Resolution, Snapshot};
+
+/// Events that are folded before the outcome is published, at most.
+const MAX_BATCH: usize = 1024;
+
+/// The readers' side.
+#[derive(Debug)]
+pub struct Inventory {
+    snapshot: ArcSwap<Snapshot>,
+    version: watch::Receiver<u64>,
+}
+
+/// The one writer's side.
+#[derive(Debug)]
+pub struct Publisher {
+    inventory: Arc<Inventory>,
+    version: watch::Sender<u64>,
+    ledger: Ledger,
+}
+
+impl Inventory {
+    /// An empty inventory, and the publisher that fills it.
+    #[must_use]
+    pub fn new() -> (Arc<Self>, Publisher) {
+        let (sender, version) = watch::channel(0);
+        let inventory = Arc::new(Self { snapshot: ArcSwap::default(), version });
+        let publisher =
+            Publisher { inventory: Arc::clone(&inventory), version: sender, ledger: Ledger::default() };
+        (inventory, publisher)
+    }
+
+    /// What is known now. Never waits.
+    pub fn load(&self) -> Guard<Arc<Snapshot>> {
+        self.snapshot.load()
+    }
+
+    /// Ticks after each new snapshot, with its version.
+    pub fn subscribe(&self) -> watch::Receiver<u64> {
+        self.version.clone()
+    }
+}
+
+impl Publisher {
+    /// Folds events until all senders are gone or the agent stops.
+    pub async fn run(mut self, mut events: mpsc::Receiver<Event>, cancel: CancellationToken) {
+        let mut batch = Vec::with_capacity(MAX_BATCH);
+        loop {
+            let received = tokio::select! {
+                () = cancel.cancelled() => return,
+                received = events.recv_many(&mut batch, MAX_BATCH) => received,
+            };
+            if received == 0 {
+                return;
+            }
+            self.publish(batch.drain(..));
+        }
+    }
+
+    /// Folds one batch and publishes the outcome, if that differs from the last.
+    fn publish(&mut self, batch: impl IntoIterator<Item = Event>) {
+        for event in batch {
+            self.ledger.apply(event);
+        }
+        if let Some(snapshot) = self.ledger.settle() {
+            let version = snapshot.version();
+            self.inventory.snapshot.store(Arc::new(snapshot));
+            self.version.send_replace(version);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

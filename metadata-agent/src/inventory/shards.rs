@@ -1,0 +1,85 @@
+//! A map whose copies share what is equal in them.
+//!
+//! Readers hold an immutable copy while the writer goes on: a copy costs one reference per shard, and a change
+//! after it copies the one shard that it falls into. With the 16384 ports that a host can have a shard holds
+//! about 64.
+
+use std::borrow::Borrow;
+use std::collections::HashMap;
+use std::hash::{BuildHasher, Hash, RandomState};
+use std::sync::Arc;
+
+const SHARDS: usize = 256;
+
+#[derive(Clone, Debug)]
+pub(super) struct Shards<K, V> {
+    shards: Box<[Arc<HashMap<K, V>>]>,
+    hasher: RandomState,
+}
+
+impl<K, V> Default for Shards<K, V> {
+    fn default() -> Self {
+        Self { shards: (0..SHARDS).map(|_| Arc::default()).collect(), hasher: RandomState::new() }
+    }
+}
+
+impl<K: Hash + Eq + Clone, V: Clone + PartialEq> Shards<K, V> {
+    pub(super) fn get<Q: Hash + Eq + ?Sized>(&self, key: &Q) -> Option<&V>
+    where
+        K: Borrow<Q>,
+    {
+        self.shards[self.position(key)].get(key)
+    }
+
+    /// Sets the value of a key, or removes it; returns what was there, if that was different.
+    pub(super) fn set(&mut self, key: &K, value: Option<V>) -> Option<Change<V>> {
+        let shard = &mut self.shards[self.position(key)];
+        if shard.get(key) == value.as_ref() {
+            return None;
+        }
+        let shard = Arc::make_mut(shard);
+        let before = match value {
+            Some(value) => shard.insert(key.clone(), value),
+            None => shard.remove(key),
+        };
+        Some(Change { before })
+    }
+
+    pub(super) fn iter(&self) -> impl Iterator<Item = (&K, &V)> {
+        self.shards.iter().flat_map(|shard| shard.iter())
+    }
+
+    fn position<Q: Hash + ?Sized>(&self, key: &Q) -> usize {
+        // One octet, as there are 256 shards.
+        let [octet, ..] = self.hasher.hash_one(key).to_ne_bytes();
+        usize::from(octet)
+    }
+}
+
+/// What a change replaced.
+pub(super) struct Change<V> {
+    pub(super) before: Option<V>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_copy_keeps_what_it_saw_and_shares_the_rest() {
+        let mut map: Shards<u32, u32> = Shards::default();
+        for key in 0..1000 {
+            assert!(map.set(&key, Some(key)).is_some_and(|change| change.before.is_none()));
+        }
+        let copy = map.clone();
+        assert_eq!(map.set(&7, Some(70)).and_then(|change| change.before), Some(7));
+        assert_eq!(map.set(&8, None).and_then(|change| change.before), Some(8));
+        assert!(map.set(&8, None).is_none() && map.set(&9, Some(9)).is_none(), "no change is none");
+
+        assert_eq!((map.get(&7), map.get(&8)), (Some(&70), None));
+        assert_eq!((copy.get(&7), copy.get(&8)), (Some(&7), Some(&8)));
+        assert_eq!((map.iter().count(), copy.iter().count()), (999, 1000));
+        let apart = map.shards.iter().zip(&copy.shards).filter(|(a, b)| !Arc::ptr_eq(a, b)).count();
+        assert!((1..=2).contains(&apart), "{apart} shards were copied for two keys");
+    }
+}

@@ -1,0 +1,135 @@
+//! One state of the inventory, immutable: which port is behind a device.
+
+use std::sync::Arc;
+
+use serde::{Serialize, Serializer};
+
+use super::port::{DeviceName, Port, SourceKind};
+use super::shards::Shards;
+use crate::ids::{InstanceId, MacAddress, PortId, ProjectId};
+
+/// What a port goes by.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum PortKey {
+    /// Neutron's id.
+    Id(PortId),
+    /// The kernel interface, while no source tells the id.
+    Device(DeviceName),
+}
+
+/// What all sources together make of one port.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Entry {
+    /// They agree whose it is; the other fields come from the most trusted source that knows them.
+    Agreed(#[serde(serialize_with = "pointee")] Arc<Port>),
+    /// They do not agree, so it is nobody's.
+    Disputed(#[serde(serialize_with = "pointee")] Arc<Dispute>),
+}
+
+/// Sources that name different instances or projects for one port.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Dispute {
+    /// The port, if its id is known.
+    pub id: Option<PortId>,
+    /// Its kernel interface, if that is known.
+    pub device: Option<DeviceName>,
+    /// Who says what, the most trusted first.
+    pub claims: Vec<Ownership>,
+}
+
+/// One side of a [`Dispute`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Ownership {
+    /// Who says it.
+    pub source: SourceKind,
+    /// Under which key.
+    pub key: String,
+    /// The instance it names.
+    pub instance: InstanceId,
+    /// The project it names.
+    pub project: ProjectId,
+}
+
+/// Which port is behind a device.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Resolution {
+    /// This one.
+    Known(Arc<Port>),
+    /// No source has said so yet.
+    Unknown,
+    /// Sources contradict each other, or several ports fit equally well. Never guessed.
+    Conflict,
+}
+
+/// How much a snapshot holds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Counts {
+    /// Ports whose owner is known.
+    pub ports: usize,
+    /// Ports whose owner is disputed.
+    pub disputed: usize,
+}
+
+/// All that is known, at one moment. Cheap to clone.
+#[derive(Clone, Debug, Default)]
+pub struct Snapshot {
+    pub(super) version: u64,
+    pub(super) counts: Counts,
+    pub(super) entries: Shards<PortKey, Entry>,
+    /// Every name by which a port may be asked for, and the ports that answer to it, in order.
+    pub(super) names: Shards<DeviceName, Arc<[PortKey]>>,
+}
+
+impl Snapshot {
+    /// Finds the port behind a kernel interface.
+    ///
+    /// Ports that a source places on this very device come first; without one, those whose tap Nova would call
+    /// so. If that leaves several, the link's MAC address tells them apart.
+    #[must_use]
+    pub fn resolve(&self, device: &str, link_mac: Option<MacAddress>) -> Resolution {
+        let Some(keys) = self.names.get(device) else { return Resolution::Unknown };
+        let mut ports = Vec::with_capacity(keys.len());
+        for key in keys.iter() {
+            match self.entries.get(key) {
+                Some(Entry::Agreed(port)) => ports.push(port),
+                Some(Entry::Disputed(_)) => return Resolution::Conflict,
+                None => {}
+            }
+        }
+        if ports.len() > 1 {
+            ports.retain(|port| port.mac.zip(link_mac).is_some_and(|(guest, link)| same_guest(guest, link)));
+            if ports.len() != 1 {
+                return Resolution::Conflict;
+            }
+        }
+        ports.first().map_or(Resolution::Unknown, |port| Resolution::Known(Arc::clone(port)))
+    }
+
+    /// Grows with every snapshot that differs from the one before.
+    pub fn version(&self) -> u64 {
+        self.version
+    }
+
+    /// How much it holds.
+    pub fn counts(&self) -> Counts {
+        self.counts
+    }
+
+    /// Every port and dispute, in a stable order.
+    pub fn entries(&self) -> impl Iterator<Item = &Entry> {
+        let mut entries: Vec<_> = self.entries.iter().collect();
+        entries.sort_unstable_by_key(|(key, _)| *key);
+        entries.into_iter().map(|(_, entry)| entry)
+    }
+}
+
+/// libvirt gives a tap its guest's MAC address with the first octet set to fe (virnetdevtap.c), other makers of
+/// taps the address as it is.
+fn same_guest(guest: MacAddress, link: MacAddress) -> bool {
+    guest.0[1..] == link.0[1..]
+}
+
+fn pointee<T: Serialize, S: Serializer>(value: &Arc<T>, serializer: S) -> Result<S::Ok, S::Error> {
+    value.as_ref().serialize(serializer)
+}

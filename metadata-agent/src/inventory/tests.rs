@@ -1,0 +1,296 @@
+//! The inventory as its readers see it.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::time::Instant;
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::ids::{InstanceId, MacAddress, PortId};
+
+const PORT: &str = "3f2a9d10-77c1-4e55-9d0c-2b6f4f1f0a01";
+/// Shares its first eleven characters with `PORT`.
+const TWIN: &str = "3f2a9d10-77ff-4e55-9d0c-2b6f4f1f0a02";
+const TAP: &str = "tap3f2a9d10-77";
+
+#[test]
+fn a_port_is_found_by_its_device_and_else_by_the_tap_that_nova_would_call_so() {
+    let placed = Port { device: device("vnet5"), ..port(Some(PORT), 1) };
+    let other = port(Some("aaaaaaaa-bb00-4000-8000-000000000000"), 2);
+    let snapshot = fold([says(SourceKind::StaticFile, "f", [placed.clone(), other.clone()])]);
+    assert_eq!(snapshot.resolve("vnet5", None), known(&placed));
+    assert_eq!(snapshot.resolve(TAP, None), known(&placed), "as with qvo and tap of one hybrid plug");
+    assert_eq!(snapshot.resolve("tapaaaaaaaa-bb", None), known(&other));
+    assert_eq!(snapshot.resolve("tapaaaaaaaa-bc", None), Resolution::Unknown);
+    assert_eq!(snapshot.resolve("", None), Resolution::Unknown);
+    assert_eq!(snapshot.counts(), Counts { ports: 2, disputed: 0 });
+}
+
+#[test]
+fn the_device_goes_before_the_tap_name() {
+    let placed = Port { device: device(TAP), ..port(Some(TWIN), 1) };
+    let snapshot = fold([says(SourceKind::StaticFile, "f", [port(Some(PORT), 2), placed.clone()])]);
+    assert_eq!(snapshot.resolve(TAP, None), known(&placed));
+}
+
+#[test]
+fn a_record_without_an_id_belongs_to_the_port_that_is_placed_there_and_to_no_other() {
+    let placed = Port { device: device(TAP), ..port(Some("aaaaaaaa-bb00-4000-8000-000000000000"), 1) };
+    let nameless = Port { device: device(TAP), ..port(None, 1) };
+    let snapshot = fold([
+        says(SourceKind::StaticFile, "f", [placed.clone(), port(Some(PORT), 2)]),
+        says(SourceKind::Libvirt, "d", [nameless]),
+    ]);
+    assert_eq!(snapshot.resolve(TAP, None), known(&placed));
+    assert_eq!(snapshot.counts(), Counts { ports: 2, disputed: 0 });
+}
+
+#[test]
+fn ports_that_share_a_tap_name_are_told_apart_by_the_mac_address_or_not_at_all() {
+    let one = Port { mac: mac("fa:16:3e:00:00:01"), ..port(Some(PORT), 1) };
+    let two = Port { mac: mac("fa:16:3e:00:00:02"), ..port(Some(TWIN), 2) };
+    let snapshot = fold([
+        says(SourceKind::StaticFile, "a", [one.clone()]),
+        says(SourceKind::StaticFile, "b", [two.clone()]),
+    ]);
+    assert_eq!(snapshot.resolve(TAP, mac("fe:16:3e:00:00:01")), known(&one), "as libvirt sets it");
+    assert_eq!(snapshot.resolve(TAP, mac("fa:16:3e:00:00:02")), known(&two), "as the guest has it");
+    assert_eq!(snapshot.resolve(TAP, mac("fe:16:3e:00:00:03")), Resolution::Conflict);
+    assert_eq!(snapshot.resolve(TAP, None), Resolution::Conflict);
+
+    let same_mac = Port { mac: one.mac, ..two };
+    let snapshot = fold([says(SourceKind::StaticFile, "a", [one.clone(), same_mac])]);
+    assert_eq!(snapshot.resolve(TAP, one.mac), Resolution::Conflict);
+}
+
+#[test]
+fn sources_are_merged_field_by_field_in_order_of_trust() {
+    let file = Port {
+        network: Some("11111111-1111-4111-8111-111111111111".parse().unwrap()),
+        fixed_ips: vec!["10.0.0.5".parse().unwrap()],
+        allowed_addresses: vec!["10.0.0.100".parse().unwrap()],
+        ..port(Some(PORT), 1)
+    };
+    let libvirt = Port {
+        device: device(TAP),
+        mac: mac("fa:16:3e:00:00:01"),
+        fixed_ips: vec!["10.0.0.6".parse().unwrap()],
+        ..port(Some(PORT), 1)
+    };
+    let merged = Port { device: libvirt.device.clone(), mac: libvirt.mac, ..file.clone() };
+    let snapshot = fold([
+        says(SourceKind::Libvirt, "d", [libvirt.clone()]),
+        says(SourceKind::StaticFile, "f", [file.clone()]),
+    ]);
+    assert_eq!(snapshot.resolve(TAP, None), known(&merged));
+    assert_eq!(snapshot.counts(), Counts { ports: 1, disputed: 0 });
+
+    let nameless = Port { id: None, ..libvirt };
+    let snapshot =
+        fold([says(SourceKind::Libvirt, "d", [nameless]), says(SourceKind::StaticFile, "f", [file])]);
+    assert_eq!(snapshot.resolve(TAP, None), known(&merged), "a record without an id joins by its device");
+    assert_eq!(snapshot.counts(), Counts { ports: 1, disputed: 0 });
+}
+
+#[test]
+fn a_port_with_two_owners_is_a_conflict_until_they_agree() {
+    let (_, mut publisher) = Inventory::new();
+    let inventory = Arc::clone(&publisher.inventory);
+    let resolve = || inventory.load().resolve(TAP, mac("fe:16:3e:00:00:01"));
+    let old = Port { device: device(TAP), ..port(Some(PORT), 1) };
+
+    publisher.publish([says(SourceKind::Libvirt, "instance-1.xml", [old.clone()])]);
+    assert_eq!(resolve(), known(&old));
+    let by_project = Port { project: "other".parse().unwrap(), ..old.clone() };
+    for claim in [port(Some(PORT), 2), by_project, Port { id: None, device: device(TAP), ..port(None, 2) }] {
+        publisher.publish([says(SourceKind::StaticFile, "f", [claim])]);
+        assert_eq!(resolve(), Resolution::Conflict);
+        assert_eq!(inventory.load().counts(), Counts { ports: 0, disputed: 1 });
+        let dump = serde_json::to_string(&inventory.load().entries().collect::<Vec<_>>()).unwrap();
+        assert!(dump.contains("static_file") && dump.contains("instance-1.xml"), "{dump}");
+    }
+    let new = Port { instance: instance(2), ..old };
+    publisher.publish([says(SourceKind::Libvirt, "instance-2.xml", [new.clone()])]);
+    assert_eq!(resolve(), Resolution::Conflict);
+    publisher.publish([says(SourceKind::Libvirt, "instance-1.xml", [])]);
+    assert_eq!(resolve(), known(&Port { id: new.id, ..new }));
+    publisher.publish([says(SourceKind::Libvirt, "instance-2.xml", [])]);
+    publisher.publish([says(SourceKind::StaticFile, "f", [])]);
+    assert_eq!(resolve(), Resolution::Unknown);
+    assert_eq!(inventory.load().counts(), Counts::default());
+    assert_eq!(inventory.load().entries().count(), 0);
+}
+
+#[test]
+fn the_version_ticks_for_each_change_and_only_for_a_change() {
+    let (inventory, mut publisher) = Inventory::new();
+    let mut version = inventory.subscribe();
+    let event = says(SourceKind::Libvirt, "d", [port(Some(PORT), 1)]);
+    publisher.publish([event.clone()]);
+    assert!(version.has_changed().unwrap());
+    assert_eq!(*version.borrow_and_update(), inventory.load().version());
+    let before = inventory.load().resolve(TAP, None);
+    publisher.publish([event, says(SourceKind::Libvirt, "e", [])]);
+    assert!(!version.has_changed().unwrap());
+    publisher.publish([says(SourceKind::Libvirt, "e", [port(Some(TWIN), 2)])]);
+    assert!(version.has_changed().unwrap());
+    assert_ne!(before, inventory.load().resolve(TAP, None));
+}
+
+#[tokio::test]
+async fn a_batch_of_events_is_published_once() {
+    let (inventory, publisher) = Inventory::new();
+    let mut version = inventory.subscribe();
+    let (sender, events) = mpsc::channel(8);
+    for n in 0..8 {
+        sender.send(says(SourceKind::Libvirt, &n.to_string(), [numbered(n)])).await.unwrap();
+    }
+    drop(sender);
+    publisher.run(events, CancellationToken::new()).await;
+    assert_eq!(*version.borrow_and_update(), 1);
+    assert_eq!(inventory.load().counts().ports, 8);
+}
+
+/// Says what it costs, asserts what it must not get wrong meanwhile.
+#[test]
+fn ten_thousand_ports_take_a_thousand_changes() {
+    let (inventory, mut publisher) = Inventory::new();
+    let begin = Instant::now();
+    publisher.publish([says(SourceKind::StaticFile, "f", (0..10_000).map(numbered))]);
+    let load = begin.elapsed();
+
+    let begin = Instant::now();
+    for n in 0..1000 {
+        let change = Port { device: device(&format!("vnet{n}")), ..numbered(n) };
+        publisher.publish([says(SourceKind::Libvirt, &n.to_string(), [change])]);
+    }
+    let changes = begin.elapsed();
+
+    let snapshot = inventory.load();
+    let begin = Instant::now();
+    for n in 0..10_000 {
+        let tap = DeviceName::tap_of(&numbered(n).id.unwrap());
+        assert!(matches!(snapshot.resolve(tap.as_str(), None), Resolution::Known(_)), "{tap}");
+    }
+    let lookups = begin.elapsed();
+    assert!(matches!(snapshot.resolve("vnet999", None), Resolution::Known(_)));
+    assert_eq!(snapshot.counts(), Counts { ports: 10_000, disputed: 0 });
+    println!(
+        "10,000 ports loaded in {load:?}; 1,000 changes, each published: {changes:?}; 10,000 lookups: {lookups:?}"
+    );
+}
+
+proptest! {
+    /// The order between keys, and where batches end, is of no consequence.
+    #[test]
+    fn any_order_converges(
+        events in proptest::collection::vec(event(), 1..24),
+        picks in proptest::collection::vec(any::<proptest::sample::Index>(), 24),
+        ends in proptest::collection::vec(any::<bool>(), 24),
+    ) {
+        let mut last = BTreeMap::new();
+        let mut queues: Vec<VecDeque<Event>> = Vec::new();
+        for event in events {
+            last.insert((event.source, event.key.clone()), event.clone());
+            let same = |queue: &&mut VecDeque<Event>| {
+                queue.iter().any(|other| (other.source, &other.key) == (event.source, &event.key))
+            };
+            match queues.iter_mut().find(same) {
+                Some(queue) => queue.push_back(event),
+                None => queues.push([event].into()),
+            }
+        }
+
+        let (inventory, mut publisher) = Inventory::new();
+        let mut batch = Vec::new();
+        for (pick, end) in picks.iter().zip(ends) {
+            if queues.is_empty() {
+                break;
+            }
+            let queue = pick.index(queues.len());
+            batch.extend(queues[queue].pop_front());
+            queues.retain(|queue| !queue.is_empty());
+            if end {
+                publisher.publish(batch.drain(..));
+            }
+        }
+        publisher.publish(batch);
+
+        let wanted = fold(last.into_values());
+        let found = inventory.load();
+        prop_assert_eq!(found.counts(), wanted.counts());
+        prop_assert!(found.entries().eq(wanted.entries()));
+        for device in DEVICES.iter().copied().chain([TAP, "tap3f2a9d10-78"]) {
+            for link_mac in [None, mac("fe:16:3e:00:00:00"), mac("fe:16:3e:00:00:01")] {
+                prop_assert_eq!(found.resolve(device, link_mac), wanted.resolve(device, link_mac));
+            }
+        }
+    }
+}
+
+const DEVICES: [&str; 3] = [TAP, "vnet0", "vnet1"];
+
+/// Events from a world so small that everything collides.
+fn event() -> impl Strategy<Value = Event> {
+    let kind = prop_oneof![Just(SourceKind::StaticFile), Just(SourceKind::Libvirt)];
+    let ids = [PORT, TWIN, "3f2a9d10-7800-4e55-9d0c-2b6f4f1f0a03"];
+    let id = proptest::option::of(proptest::sample::select(ids.to_vec()));
+    let name = proptest::option::of(proptest::sample::select(DEVICES.to_vec()));
+    let port = (id, name, 0..8u32, proptest::option::of(0..2u8)).prop_map(|(id, name, owner, last)| Port {
+        device: name.and_then(device),
+        mac: last.map(|last| MacAddress([0xfa, 0x16, 0x3e, 0, 0, last])),
+        // Mostly one owner, or nothing but disputes would be seen.
+        ..port(id, owner / 7)
+    });
+    (kind, 0..3u8, proptest::collection::vec(port, 0..3)).prop_map(|(source, key, ports)| Event {
+        source,
+        key: key.to_string(),
+        ports,
+    })
+}
+
+fn fold(events: impl IntoIterator<Item = Event>) -> Snapshot {
+    let (inventory, mut publisher) = Inventory::new();
+    publisher.publish(events);
+    inventory.load().as_ref().clone()
+}
+
+fn says(source: SourceKind, key: &str, ports: impl IntoIterator<Item = Port>) -> Event {
+    Event { source, key: key.to_owned(), ports: ports.into_iter().collect() }
+}
+
+fn port(id: Option<&str>, owner: u32) -> Port {
+    Port {
+        id: id.map(|id| id.parse().unwrap()),
+        device: None,
+        instance: instance(owner),
+        project: "acme".parse().unwrap(),
+        network: None,
+        mac: None,
+        fixed_ips: Vec::new(),
+        allowed_addresses: Vec::new(),
+    }
+}
+
+fn numbered(n: u32) -> Port {
+    let id: PortId = format!("{n:08x}-0000-4000-8000-000000000000").parse().unwrap();
+    Port { mac: mac("fa:16:3e:00:00:01"), ..port(Some(&id.to_string()), n) }
+}
+
+fn instance(n: u32) -> InstanceId {
+    format!("{n:08x}-0000-4000-9000-000000000000").parse().unwrap()
+}
+
+#[expect(clippy::unnecessary_wraps, reason = "it stands for a field that is optional")]
+fn device(name: &str) -> Option<DeviceName> {
+    Some(name.parse().unwrap())
+}
+
+#[expect(clippy::unnecessary_wraps, reason = "it stands for a field that is optional")]
+fn mac(text: &str) -> Option<MacAddress> {
+    Some(text.parse().unwrap())
+}
+
+fn known(port: &Port) -> Resolution {
+    Resolution::Known(Arc::new(port.clone()))
+}

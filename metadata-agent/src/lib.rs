@@ -12,3 +12,4 @@ pub mod config;
 pub mod ids;
 pub mod logging;
 pub mod inventory;
+pub mod sources;

@@ -1,0 +1,343 @@
+//! What one domain's XML says of its ports.
+//!
+//! | field | from |
+//! |---|---|
+//! | instance | `domain/uuid`, which Nova sets to the instance's id |
+//! | project | `domain/metadata/nova:instance/nova:owner/nova:project@uuid` |
+//! | device, MAC address | `domain/devices/interface/target@dev` and `mac@address` |
+//! | port id | `interface/virtualport/parameters@interfaceid`; where Nova leaves it out (hybrid plug, taps that os-vif makes), the one `nova:ports/nova:port@uuid` whose tap is called like the device |
+//! | fixed addresses | `nova:port/nova:ip[@type='fixed']@address` of that port |
+//!
+//! The domain may stand alone or inside libvirt's `domstatus`. Both of Nova's namespaces are read: 1.0 (ports are
+//! not listed) and 1.1; a domain that was started by an old Nova and changed by a new one has both.
+//!
+//! Only these very paths are followed, from the root down, never a search through descendants: a tenant who gets
+//! a `nova:project` into the text of a name gains nothing. A document type, and so every entity, is refused.
+//! Interfaces without a target device (such as passed-through PCI functions) have nothing on the host to attach
+//! to and are left out. A domain of which one interface cannot be understood is refused as a whole.
+
+use std::net::IpAddr;
+
+use roxmltree::{Document, ExpandedName, Node, ParsingOptions};
+
+use crate::ids::{IdError, PortId, ProjectId};
+use crate::inventory::{DeviceName, DeviceNameError, Port};
+
+const NOVA: [&str; 2] =
+    ["http://openstack.org/xmlns/libvirt/nova/1.1", "http://openstack.org/xmlns/libvirt/nova/1.0"];
+
+/// A domain with hundreds of disks has some ten thousand nodes.
+const MAX_NODES: u32 = 100_000;
+
+/// Why a domain's XML says nothing.
+#[derive(Debug, thiserror::Error)]
+pub enum DomainError {
+    /// It is not well-formed, has a document type, or has too many nodes.
+    #[error("is not XML that libvirt would write: {0}")]
+    Xml(#[source] roxmltree::Error),
+    /// Its root is neither `domain` nor `domstatus` with a `domain`.
+    #[error("has no domain in it")]
+    NoDomain,
+    /// Nova left no metadata in it: it is none of Nova's instances.
+    #[error("has no metadata of Nova's")]
+    NotNovas,
+    /// Something that a domain of Nova's always has is missing.
+    #[error("has no {what}")]
+    Missing {
+        /// The path of it.
+        what: &'static str,
+    },
+    /// An identifier is none.
+    #[error("{what}: {source}")]
+    BadId {
+        /// The path of it.
+        what: &'static str,
+        /// Why.
+        source: IdError,
+    },
+    /// A target device is none that the kernel could have.
+    #[error("interface/target@dev: {0}")]
+    BadDevice(#[source] DeviceNameError),
+    /// A fixed address is none.
+    #[error("nova:ip@address: {text:?} is not an IP address")]
+    BadAddress {
+        /// What stands there.
+        text: String,
+    },
+    /// Nova's metadata of two versions name different projects.
+    #[error("names two projects, {first} and {second}")]
+    TwoProjects {
+        /// One of them.
+        first: ProjectId,
+        /// The other.
+        second: ProjectId,
+    },
+}
+
+/// A port as Nova's metadata list it.
+struct Listed {
+    id: PortId,
+    fixed_ips: Vec<IpAddr>,
+}
+
+/// Reads the ports of a domain.
+///
+/// # Errors
+/// [`DomainError`]; among them [`DomainError::NotNovas`], which is no fault.
+pub fn parse_domain(xml: &str) -> Result<Vec<Port>, DomainError> {
+    let options = ParsingOptions { allow_dtd: false, nodes_limit: MAX_NODES, ..ParsingOptions::default() };
+    let document = Document::parse_with_options(xml, options).map_err(DomainError::Xml)?;
+    let root = document.root_element();
+    let domain = if is(root, "domain".into()) {
+        root
+    } else if is(root, "domstatus".into()) {
+        child(root, "domain").ok_or(DomainError::NoDomain)?
+    } else {
+        return Err(DomainError::NoDomain);
+    };
+
+    let metadata = child(domain, "metadata").ok_or(DomainError::NotNovas)?;
+    let nova: Vec<Node> = NOVA.iter().filter_map(|space| child(metadata, (*space, "instance"))).collect();
+    if nova.is_empty() {
+        return Err(DomainError::NotNovas);
+    }
+    let project = project(&nova)?;
+    let listed = listed(&nova)?;
+    let instance = child(domain, "uuid")
+        .and_then(|uuid| uuid.text())
+        .ok_or(DomainError::Missing { what: "domain/uuid" })?
+        .trim()
+        .parse()
+        .map_err(|source| DomainError::BadId { what: "domain/uuid", source })?;
+
+    let mut ports = Vec::new();
+    for interface in children(child(domain, "devices"), "interface") {
+        let Some(device) = child(interface, "target").and_then(|target| target.attribute("dev")) else {
+            continue;
+        };
+        let device: DeviceName = device.parse().map_err(DomainError::BadDevice)?;
+        let mac = child(interface, "mac").and_then(|mac| mac.attribute("address"));
+        let mac = mac.map(str::parse).transpose();
+        let mac = mac.map_err(|source| DomainError::BadId { what: "interface/mac@address", source })?;
+        let id = port_id(interface, &device, &listed)?;
+        let of_port = listed.iter().find(|port| Some(port.id) == id);
+        ports.push(Port {
+            id,
+            device: Some(device),
+            instance,
+            project: project.clone(),
+            network: None,
+            mac,
+            fixed_ips: of_port.map(|port| port.fixed_ips.clone()).unwrap_or_default(),
+            allowed_addresses: Vec::new(),
+        });
+    }
+    Ok(ports)
+}
+
+fn project(nova: &[Node]) -> Result<ProjectId, DomainError> {
+    const WHAT: &str = "nova:instance/nova:owner/nova:project@uuid";
+    let mut found: Option<ProjectId> = None;
+    for instance in nova {
+        let space = instance.tag_name().namespace().unwrap_or_default();
+        let project: ProjectId = child(*instance, (space, "owner"))
+            .and_then(|owner| child(owner, (space, "project")))
+            .and_then(|project| project.attribute("uuid"))
+            .ok_or(DomainError::Missing { what: WHAT })?
+            .parse()
+            .map_err(|source| DomainError::BadId { what: WHAT, source })?;
+        match &found {
+            Some(first) if *first != project => {
+                return Err(DomainError::TwoProjects { first: first.clone(), second: project });
+            }
+            Some(_) => {}
+            None => found = Some(project),
+        }
+    }
+    found.ok_or(DomainError::NotNovas)
+}
+
+/// The ports that the metadata list, of the newest version that does.
+fn listed(nova: &[Node]) -> Result<Vec<Listed>, DomainError> {
+    let mut listed = Vec::new();
+    let ports = nova.iter().find_map(|instance| {
+        let space = instance.tag_name().namespace()?;
+        child(*instance, (space, "ports")).map(|ports| (space, ports))
+    });
+    let Some((space, ports)) = ports else { return Ok(listed) };
+    for port in children(Some(ports), (space, "port")) {
+        let what = "nova:port@uuid";
+        let id = port.attribute("uuid").ok_or(DomainError::Missing { what })?;
+        let id = id.parse().map_err(|source| DomainError::BadId { what, source })?;
+        let mut fixed_ips = Vec::new();
+        for ip in children(Some(port), (space, "ip")).filter(|ip| ip.attribute("type") == Some("fixed")) {
+            let text = ip.attribute("address").ok_or(DomainError::Missing { what: "nova:ip@address" })?;
+            fixed_ips.push(text.parse().map_err(|_| DomainError::BadAddress { text: text.to_owned() })?);
+        }
+        listed.push(Listed { id, fixed_ips });
+    }
+    Ok(listed)
+}
+
+fn port_id(interface: Node, device: &DeviceName, listed: &[Listed]) -> Result<Option<PortId>, DomainError> {
+    let told = child(interface, "virtualport")
+        .and_then(|virtualport| child(virtualport, "parameters"))
+        .and_then(|parameters| parameters.attribute("interfaceid"));
+    if let Some(told) = told {
+        let what = "interface/virtualport/parameters@interfaceid";
+        return told.parse().map(Some).map_err(|source| DomainError::BadId { what, source });
+    }
+    let mut called_so = listed.iter().filter(|port| DeviceName::tap_of(&port.id) == *device);
+    // Eleven characters may fit two ports of one instance; then it is neither.
+    Ok(called_so.next().filter(|_| called_so.next().is_none()).map(|port| port.id))
+}
+
+fn child<'a, 'input: 'a, 'n>(
+    node: Node<'a, 'input>,
+    name: impl Into<ExpandedName<'n, 'n>>,
+) -> Option<Node<'a, 'input>> {
+    children(Some(node), name).next()
+}
+
+fn children<'a, 'input: 'a, 'n>(
+    node: Option<Node<'a, 'input>>,
+    name: impl Into<ExpandedName<'n, 'n>>,
+) -> impl Iterator<Item = Node<'a, 'input>> {
+    let name = name.into();
+    // Not `has_tag_name`, for which a name without a namespace fits every namespace.
+    node.into_iter().flat_map(|node| node.children()).filter(move |child| is(*child, name))
+}
+
+fn is(node: Node, name: ExpandedName) -> bool {
+    node.is_element()
+        && node.tag_name().name() == name.name()
+        && node.tag_name().namespace() == name.namespace()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const OVS: &str = include_str!("../testdata/ovs_nova_1_1.xml");
+    const OVS_1_0: &str = include_str!("../testdata/ovs_nova_1_0.xml");
+    const HYBRID: &str = include_str!("../testdata/hybrid_nova_1_1.xml");
+    const ETHERNET: &str = include_str!("../testdata/ethernet_two_versions.xml");
+    const NOT_NOVAS: &str = include_str!("../testdata/not_novas.xml");
+    const PROJECT: &str = "9c1b7f0e6a3d4f4bb0f6a3c7d2e5a890";
+
+    #[test]
+    fn two_interfaces_on_ovs_are_read_whole_and_a_name_that_plays_xml_is_text() {
+        let ports = parse_domain(OVS).unwrap();
+        let of = |id: &str, device: &str, mac: &str, fixed_ips: &[&str]| Port {
+            id: Some(id.parse().unwrap()),
+            device: Some(device.parse().unwrap()),
+            instance: "7d3c6e2e-5e0b-4f0e-8a44-0d4e6c7b1f10".parse().unwrap(),
+            project: PROJECT.parse().unwrap(),
+            network: None,
+            mac: Some(mac.parse().unwrap()),
+            fixed_ips: fixed_ips.iter().map(|ip| ip.parse().unwrap()).collect(),
+            allowed_addresses: Vec::new(),
+        };
+        let (one, two) = ("3f2a9d10-77c1-4e55-9d0c-2b6f4f1f0a01", "c0ffee00-12ab-4d6e-9f01-23456789abcd");
+        let wanted = [
+            of(one, "tap3f2a9d10-77", "fa:16:3e:11:22:33", &["10.0.0.5", "2001:db8:1::5"]),
+            of(two, "tapc0ffee00-12", "fa:16:3e:44:55:66", &["192.168.7.20"]),
+        ];
+        assert_eq!(ports, wanted, "the passed-through function has no device");
+    }
+
+    #[test]
+    fn an_old_nova_lists_no_ports_but_names_the_owner() {
+        let [port] = &parse_domain(OVS_1_0).unwrap()[..] else { panic!("one port") };
+        assert_eq!(port.id, Some("0a1b2c3d-4e5f-4a6b-8c7d-8e9fa0b1c2d3".parse().unwrap()));
+        assert_eq!(port.project.as_str(), "1f2e3d4c5b6a47988796a5b4c3d2e1f0");
+        assert_eq!(port.fixed_ips, [] as [IpAddr; 0]);
+    }
+
+    #[test]
+    fn without_a_virtualport_the_tap_name_leads_to_the_listed_port() {
+        let [port] = &parse_domain(HYBRID).unwrap()[..] else { panic!("one port") };
+        assert_eq!(port.id, Some("deadbeef-0123-4abc-9def-001122334455".parse().unwrap()));
+        assert_eq!(
+            port.fixed_ips,
+            ["10.9.0.7".parse::<IpAddr>().unwrap()],
+            "floating ones are not the port's"
+        );
+    }
+
+    #[test]
+    fn a_bare_domain_with_both_versions_is_read_and_a_tap_that_fits_two_ports_is_neither() {
+        let [first, second] = &parse_domain(ETHERNET).unwrap()[..] else { panic!("two ports") };
+        assert_eq!(first.id, Some("abcdef01-2345-4678-9abc-def012345678".parse().unwrap()));
+        assert_eq!(first.fixed_ips, ["172.16.0.9".parse::<IpAddr>().unwrap()]);
+        assert_eq!((second.id, &second.fixed_ips), (None, &Vec::new()));
+        assert_eq!(second.device.as_ref().unwrap().as_str(), "tapfeedface-0a");
+
+        let two = ETHERNET.replacen(PROJECT, "other", 1);
+        assert!(matches!(parse_domain(&two), Err(DomainError::TwoProjects { .. })));
+    }
+
+    #[test]
+    fn a_domain_without_novas_metadata_is_not_novas() {
+        assert!(matches!(parse_domain(NOT_NOVAS), Err(DomainError::NotNovas)));
+        let foreign = OVS.replace("xmlns/libvirt/nova/1.1", "xmlns/libvirt/nova/9");
+        assert!(matches!(parse_domain(&foreign), Err(DomainError::NotNovas)));
+    }
+
+    #[test]
+    fn what_is_missing_or_wrong_is_named() {
+        for (from, to, wanted) in [
+            ("<uuid>7d3c6e2e-5e0b-4f0e-8a44-0d4e6c7b1f10</uuid>", "", "has no domain/uuid"),
+            ("<uuid>7d3c6e2e", "<uuid>x", "domain/uuid: `x-5e0b-4f0e-8a44-0d4e6c7b1f10` is not a UUID"),
+            (
+                "nova:project uuid=\"9",
+                "nova:project id=\"9",
+                "has no nova:instance/nova:owner/nova:project@uuid",
+            ),
+            ("uuid=\"9c1b", "uuid=\"9 c1b", "is not a project id"),
+            ("fa:16:3e:44:55:66", "fa:16:3e", "interface/mac@address: `fa:16:3e` is not a MAC"),
+            (
+                "interfaceid='c0ffee00-",
+                "interfaceid='",
+                "@interfaceid: `12ab-4d6e-9f01-23456789abcd` is not a UUID",
+            ),
+            ("dev='tapc0ffee00-12'", "dev='a/b'", "interface/target@dev: \"a/b\" is not an interface name"),
+            ("address=\"10.0.0.5\"", "address=\"10.0.0\"", "nova:ip@address: \"10.0.0\" is not an IP"),
+            ("<domain type='kvm' id='7'", "<domain xmlns='urn:x' id='7'", "has no domain in it"),
+            (
+                "<domstatus state='running' reason='booted' pid='48213'>",
+                "<!DOCTYPE domstatus [<!ENTITY e 'x'>]><domstatus>",
+                "is not XML",
+            ),
+        ] {
+            assert!(OVS.contains(from), "{from}");
+            let error = parse_domain(&OVS.replacen(from, to, 1)).expect_err(to).to_string();
+            assert!(error.contains(wanted), "{to}: {error}");
+        }
+        assert!(matches!(parse_domain("<network/>"), Err(DomainError::NoDomain)));
+        let deep = format!("<domain>{}", "<a>".repeat(200_000));
+        assert!(matches!(parse_domain(&deep), Err(DomainError::Xml(roxmltree::Error::NodesLimitReached))));
+    }
+
+    #[test]
+    fn half_a_file_is_never_half_a_domain() {
+        let end = OVS.rfind('>').unwrap();
+        for cut in (0..=end).filter(|cut| OVS.is_char_boundary(*cut)) {
+            assert!(matches!(parse_domain(&OVS[..cut]), Err(DomainError::Xml(_))), "cut at {cut}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn no_text_makes_it_panic(at in 0..OVS.len(), length in 0..64usize, text in "\\PC{0,16}") {
+            let end = (at + length).min(OVS.len());
+            if OVS.is_char_boundary(at) && OVS.is_char_boundary(end) {
+                let spoilt = format!("{}{text}{}", &OVS[..at], &OVS[end..]);
+                for port in parse_domain(&spoilt).into_iter().flatten() {
+                    prop_assert!(port.device.is_some());
+                }
+            }
+        }
+    }
+}

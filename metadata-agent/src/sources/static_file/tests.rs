@@ -1,0 +1,149 @@
+//! The grammar of the file, and the source against a file that changes.
+
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::time::Duration;
+
+use tokio::time;
+
+use super::*;
+
+#[test]
+fn the_example_of_the_documentation_is_read_as_it_says() {
+    let source = include_str!("../static_file.rs");
+    let lines = source.lines().skip_while(|line| *line != "//! ```json").skip(1);
+    let example: String = lines.take_while(|line| *line != "//! ```").map(|line| &line[3..]).collect();
+    let wanted = Port {
+        id: Some("3f2a9d10-77c1-4e55-9d0c-2b6f4f1f0a01".parse().unwrap()),
+        device: Some("tap3f2a9d10-77".parse().unwrap()),
+        instance: "7d3c6e2e-5e0b-4f0e-8a44-0d4e6c7b1f10".parse().unwrap(),
+        project: "9c1b7f0e6a3d4f4bb0f6a3c7d2e5a890".parse().unwrap(),
+        network: Some("b6c7d8e9-0a1b-4c2d-8e3f-4a5b6c7d8e9f".parse().unwrap()),
+        mac: Some("fa:16:3e:11:22:33".parse().unwrap()),
+        fixed_ips: vec!["10.0.0.5".parse().unwrap(), "2001:db8::5".parse().unwrap()],
+        allowed_addresses: vec!["10.0.0.100".parse().unwrap()],
+    };
+    assert_eq!(parse(&example).unwrap(), [wanted]);
+}
+
+#[test]
+fn what_is_not_required_may_be_left_out() {
+    let [port] = &parse(&file(&[&short(1)])).unwrap()[..] else { panic!("one port") };
+    assert_eq!((&port.device, port.network, port.mac), (&None, None, None));
+    assert!(parse(r#"{"ports": []}"#).unwrap().is_empty());
+}
+
+#[test]
+fn an_error_names_its_place() {
+    let with = |field: &str| file(&[&short(1), &short(2).replace("\"id\"", &format!("{field}, \"id\""))]);
+    for (text, wanted) in [
+        (String::new(), "EOF while parsing a value at line 1 column 0"),
+        ("[]".into(), "expected an object with `ports` at line 1"),
+        ("{}".into(), "missing field `ports` at line 1"),
+        (r#"{"port": []}"#.into(), "unknown field `port`"),
+        (r#"{"ports": [], "ports": []}"#.into(), "duplicate field `ports`"),
+        (r#"{"ports": []} {"#.into(), "trailing characters at line 1 column 15"),
+        (file(&[&short(1), "{}"]), "ports[1]: missing field `id` at line 3 column 2"),
+        (file(&[&short(1), &short(2).replace("project", "tenant")]), "ports[1]: unknown field `tenant`"),
+        (with("\"fixed_ip\": \"10.0.0.5\""), "ports[1]: unknown field `fixed_ip`"),
+        (with("\"mac\": \"fa:16:3e\""), "ports[1]: `fa:16:3e` is not a MAC address"),
+        (with("\"allowed_addresses\": [\"10.0.0.0/24\"]"), "ports[1]: invalid IP address syntax at line 3"),
+        (with("\"device\": \"a/b\""), "ports[1]: \"a/b\" is not an interface name"),
+        (file(&[&short(1), &short(2), &short(1)]), "ports[2]: id 00000001-"),
+    ] {
+        let error = parse(&text).expect_err(&text).to_string();
+        assert!(error.contains(wanted), "{text}: {error}");
+    }
+    let twice = [short(1), short(2)].map(|port| port.replace("\"id\"", "\"device\": \"tap0\", \"id\""));
+    let error = parse(&file(&[&twice[0], &twice[1]])).unwrap_err();
+    assert!(matches!(error, StaticFileError::DeviceTwice { port: 1, .. }), "{error}");
+}
+
+#[tokio::test]
+async fn the_last_good_content_holds_until_there_is_a_better_one() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("etc/ports.json");
+    let (mut heard, reporter, cancel) = channels();
+    let (reporter, mut state) = reporter;
+    let source = tokio::spawn(run(path.clone(), heard.0, reporter, cancel.clone()));
+
+    let first = until(&mut state, |state| !state.faults.is_empty()).await;
+    assert_eq!((first.ready, first.fault().map(|(_, error)| error)), (false, Some("does not exist")));
+    fs::create_dir(folder.path().join("etc")).unwrap();
+    fs::write(&path, file(&[&short(1)])).unwrap();
+    assert_eq!(next(&mut heard.1).await, [1]);
+    let loaded = until(&mut state, |state| state.ready).await;
+    assert_eq!((loaded.ports, loaded.fault()), (1, None));
+
+    for spoil in [|path: &Path| fs::write(path, "{").unwrap(), |path: &Path| fs::remove_file(path).unwrap()] {
+        spoil(&path);
+        let faulty = until(&mut state, |state| !state.faults.is_empty()).await;
+        assert_eq!((faulty.ready, faulty.ports), (true, 1));
+        assert!(heard.1.try_recv().is_err(), "nothing is withdrawn");
+        let new = folder.path().join("etc/.ports.json.swp");
+        fs::write(&new, file(&[&short(2), &short(3)])).unwrap();
+        fs::rename(new, &path).unwrap();
+        while next(&mut heard.1).await != [2, 3] {}
+        until(&mut state, |state| state.faults.is_empty() && state.ports == 2).await;
+        fs::write(&path, file(&[&short(1)])).unwrap();
+        while next(&mut heard.1).await != [1] {}
+        until(&mut state, |state| state.faults.is_empty() && state.ports == 1).await;
+    }
+    cancel.cancel();
+    time::timeout(Duration::from_secs(10), source).await.expect("stops when told to").unwrap();
+}
+
+#[tokio::test]
+async fn a_config_map_is_followed_through_its_symlinks() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name);
+    for (version, port) in [("..1", 1), ("..2", 2)] {
+        fs::create_dir(path(version)).unwrap();
+        fs::write(path(version).join("ports.json"), file(&[&short(port)])).unwrap();
+    }
+    symlink("..1", path("..data")).unwrap();
+    symlink("..data/ports.json", path("ports.json")).unwrap();
+
+    let (mut heard, (reporter, _state), cancel) = channels();
+    let source = tokio::spawn(run(path("ports.json"), heard.0, reporter, cancel.clone()));
+    assert_eq!(next(&mut heard.1).await, [1]);
+    fs::write(path("unrelated"), "").unwrap();
+    symlink("..2", path("..data_tmp")).unwrap();
+    fs::rename(path("..data_tmp"), path("..data")).unwrap();
+    assert_eq!(next(&mut heard.1).await, [2], "and not once more what was there before");
+    cancel.cancel();
+    time::timeout(Duration::from_secs(10), source).await.expect("stops when told to").unwrap();
+}
+
+type State = tokio::sync::watch::Receiver<super::super::SourceState>;
+type Channels = ((mpsc::Sender<Event>, mpsc::Receiver<Event>), (Reporter, State), CancellationToken);
+
+fn channels() -> Channels {
+    (mpsc::channel(64), Reporter::new(SourceKind::StaticFile), CancellationToken::new())
+}
+
+/// The numbers of the ports of the next event.
+async fn next(events: &mut mpsc::Receiver<Event>) -> Vec<u8> {
+    let event = time::timeout(Duration::from_secs(10), events.recv()).await.expect("no event came").unwrap();
+    assert_eq!(event.source, SourceKind::StaticFile);
+    event.ports.iter().map(|port| port.id.unwrap().octets()[3]).collect()
+}
+
+async fn until(
+    state: &mut State,
+    fits: impl Fn(&super::super::SourceState) -> bool,
+) -> super::super::SourceState {
+    let found = time::timeout(Duration::from_secs(10), state.wait_for(fits)).await;
+    found.expect("the state never came").unwrap().clone()
+}
+
+/// One port on each line, from line 2 on.
+fn file(ports: &[&str]) -> String {
+    format!("{{\"ports\": [\n{}]}}", ports.join(",\n"))
+}
+
+fn short(n: u8) -> String {
+    format!(
+        r#"{{"id": "{n:08x}-0000-4000-8000-000000000000", "instance": "{n:08x}-0000-4000-9000-000000000000", "project": "acme"}}"#
+    )
+}

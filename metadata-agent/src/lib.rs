@@ -13,3 +13,5 @@ pub mod ids;
 pub mod logging;
 pub mod inventory;
 pub mod sources;
+pub mod metrics;
+pub mod proxy;

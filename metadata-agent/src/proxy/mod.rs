@@ -1,0 +1,80 @@
+//! The HTTP proxy between guests and Nova's metadata API.
+//!
+//! In: connections whose peer is an identity address, a [`Directory`] that knows who is behind it. Out: each request
+//! to Nova with headers that prove the instance, each answer back byte for byte. Who asks is decided by the
+//! connection alone, never by anything a guest writes on it.
+//!
+//! One request, in the order of the files: [`server`] accepts, [`limits`] admits, [`connection`] keeps the deadlines
+//! with the help of [`pulse`], [`service`] answers: [`target`], [`identify`], [`headers`] and [`sign`], [`upstream`],
+//! [`relay`]. What goes wrong is a [`fault`]; what went on is an [`exchange`].
+
+mod connection;
+mod exchange;
+mod fault;
+mod headers;
+mod identify;
+mod limits;
+mod pool;
+mod pulse;
+mod relay;
+mod seldom;
+mod server;
+mod service;
+mod sign;
+mod target;
+mod tls;
+mod upstream;
+
+use std::time::Duration;
+
+pub use connection::GuestStream;
+pub use identify::{Directory, Requester, Standing};
+pub use server::{Proxy, serve};
+pub use sign::Signer;
+pub use tls::{ClientIdentity, TlsConfig, TlsSetupError};
+pub use upstream::{Endpoint, EndpointError, Scheme, Upstream, UpstreamConfig, UpstreamSetupError};
+
+/// Limits and deadlines on the guests' side.
+#[derive(Debug, Clone)]
+pub struct ProxyConfig {
+    /// Largest request line and headers, in bytes; more is answered with 431.
+    pub request_head_limit: usize,
+    /// Largest request body, in bytes; more is answered with 413.
+    pub request_body_limit: usize,
+    /// From the first byte of a request to the end of its headers; 408 after that.
+    pub request_head_timeout: Duration,
+    /// From the end of the headers to the end of the body; 408 after that.
+    pub request_body_timeout: Duration,
+    /// How long a connection may stay open between requests; closed without a word after that.
+    pub keep_alive_timeout: Duration,
+    /// How long a guest may leave its answer unread; the connection is reset after that.
+    pub write_timeout: Duration,
+    /// How long a request waits for its port to become known.
+    pub identity_hold: Duration,
+    /// How long after its attachment appeared a port may stay unknown before it counts as no instance.
+    pub identity_grace: Duration,
+    /// How long requests in flight may take after the agent was told to stop.
+    pub drain_timeout: Duration,
+    /// Open connections of one attachment.
+    pub connections_per_attachment: u32,
+    /// Open connections of all guests together.
+    pub connections: u32,
+}
+
+impl Default for ProxyConfig {
+    fn default() -> Self {
+        Self {
+            request_head_limit: 32 * 1024,
+            request_body_limit: 64 * 1024,
+            request_head_timeout: Duration::from_secs(30),
+            request_body_timeout: Duration::from_secs(30),
+            keep_alive_timeout: Duration::from_secs(30),
+            write_timeout: Duration::from_secs(32),
+            identity_hold: Duration::from_secs(5),
+            identity_grace: Duration::from_secs(120),
+            drain_timeout: Duration::from_secs(30),
+            connections_per_attachment: 128,
+            connections: 16_384,
+        }
+    }
+}

@@ -1,0 +1,145 @@
+//! Answers one request: who asks, what for, what Nova says.
+
+use std::convert::Infallible;
+use std::error::Error;
+use std::sync::Arc;
+
+use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
+use hyper::body::{Body, Bytes, Incoming};
+use hyper::header::{CONTENT_TYPE, HeaderMap, HeaderValue};
+use hyper::http::uri::PathAndQuery;
+use hyper::{Method, Request, Response, StatusCode, Uri, Version};
+use metadata_ebpf::identity::ClientAddress;
+
+use super::ProxyConfig;
+use super::exchange::Exchange;
+use super::fault::Fault;
+use super::headers::{address_to_nova, end_hop};
+use super::identify::{Directory, GuestOrigin, Patience, Requester, identify};
+use super::pulse::Pulse;
+use super::relay::Answer;
+use super::server::Proxy;
+use super::target::path_to_ask;
+use super::upstream::{Question, Reply};
+
+/// One guest connection: the client is bound to it, whatever its requests say.
+#[derive(Debug)]
+pub(super) struct Session<D> {
+    pub(super) proxy: Arc<Proxy<D>>,
+    pub(super) client: ClientAddress,
+    pub(super) origin: GuestOrigin,
+    pub(super) pulse: Arc<Pulse>,
+}
+
+impl<D: Directory> Session<D> {
+    pub(super) async fn answer(
+        self: Arc<Self>,
+        request: Request<Incoming>,
+    ) -> Result<Response<Answer>, Infallible> {
+        let path = request.uri().path_and_query();
+        let metrics = &self.proxy.metrics;
+        let attachment = self.client.attachment;
+        let mut exchange = Exchange::begin(metrics, &self.pulse, attachment, request.method(), path);
+        match self.relay(request, &mut exchange).await {
+            Ok(reply) => {
+                let mut head = reply.head;
+                head.version = Version::HTTP_11;
+                end_hop(&mut head.headers);
+                exchange.answered(head.status);
+                if head.status == StatusCode::FORBIDDEN && self.proxy.forbidden.may_speak() {
+                    tracing::warn!(
+                        "Nova answers 403: metadata_proxy_shared_secret here and in Nova's [neutron] differ"
+                    );
+                }
+                let stall = self.proxy.upstream.stall_timeout;
+                Ok(Response::from_parts(head, Answer::relay(reply.body, reply.lease, stall, exchange)))
+            }
+            Err(fault) => Ok(self.refuse(&fault, exchange)),
+        }
+    }
+
+    async fn relay(&self, request: Request<Incoming>, exchange: &mut Exchange) -> Result<Reply, Fault> {
+        let (head, body) = request.into_parts();
+        let path = path_to_ask(&head.method, &head.uri, &head.headers)?;
+        let config = &self.proxy.config;
+        let patience = Patience { hold: config.identity_hold, grace: config.identity_grace };
+        let requester = identify(&self.proxy.directory, &self.client, patience, &self.proxy.metrics).await?;
+        exchange.identified(requester.instance());
+        let body = read_body(body, config).await?;
+        let content_type = if body.is_empty() { None } else { head.headers.get(CONTENT_TYPE).cloned() };
+        let mut question = Relayed {
+            method: head.method,
+            path,
+            body,
+            content_type,
+            requester: &requester,
+            origin: &self.origin,
+            spare: head.headers,
+        };
+        Ok(self.proxy.upstream.ask(&mut question).await?)
+    }
+
+    fn refuse(&self, fault: &Fault, mut exchange: Exchange) -> Response<Answer> {
+        fault.count(&self.proxy.metrics);
+        let attachment = self.client.attachment;
+        let error = fault as &dyn Error;
+        if matches!(fault, Fault::Upstream(_)) && self.proxy.upstream_failed.may_speak() {
+            tracing::warn!(%attachment, error, "Nova did not answer");
+        } else {
+            tracing::debug!(%attachment, error, "request refused");
+        }
+        let (response, leaves_unread) = fault.response();
+        if leaves_unread {
+            exchange.leave_request_unread();
+        }
+        exchange.answered(response.status());
+        response.map(|text| Answer::sentence(text, exchange))
+    }
+}
+
+/// Reads the whole body before Nova is asked, so that a slow guest does not hold a connection to Nova.
+async fn read_body(body: Incoming, config: &ProxyConfig) -> Result<Bytes, Fault> {
+    if body.is_end_stream() {
+        return Ok(Bytes::new());
+    }
+    let limit = config.request_body_limit;
+    // Refused by its announced length before it is read: a guest that waits for 100 Continue need not send it.
+    if body.size_hint().lower() > limit as u64 {
+        return Err(Fault::BodyTooLarge { limit });
+    }
+    let whole = Limited::new(body, limit).collect();
+    match tokio::time::timeout(config.request_body_timeout, whole).await {
+        Ok(Ok(whole)) => Ok(whole.to_bytes()),
+        Ok(Err(source)) if source.is::<LengthLimitError>() => Err(Fault::BodyTooLarge { limit }),
+        Ok(Err(source)) => Err(Fault::BodyBroken { source }),
+        Err(_) => Err(Fault::BodyTimeout { limit: config.request_body_timeout }),
+    }
+}
+
+/// A guest's request as Nova gets it.
+struct Relayed<'a> {
+    method: Method,
+    path: PathAndQuery,
+    body: Bytes,
+    content_type: Option<HeaderValue>,
+    requester: &'a Requester,
+    origin: &'a GuestOrigin,
+    /// The guest's own header map, for its memory.
+    spare: HeaderMap,
+}
+
+impl Question for Relayed<'_> {
+    fn repeatable(&self) -> bool {
+        self.method.is_idempotent()
+    }
+
+    fn ask(&mut self, host: &HeaderValue) -> Request<Full<Bytes>> {
+        let mut headers = std::mem::take(&mut self.spare);
+        address_to_nova(&mut headers, host, self.requester, self.origin, self.content_type.as_ref());
+        let mut request = Request::new(Full::new(self.body.clone()));
+        *request.method_mut() = self.method.clone();
+        *request.uri_mut() = Uri::from(self.path.clone());
+        *request.headers_mut() = headers;
+        request
+    }
+}

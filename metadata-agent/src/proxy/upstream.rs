@@ -1,0 +1,407 @@
+//! Asks Nova: pooled keep-alive connections to one of its endpoints, over http or https.
+//!
+//! A pooled connection may have been closed by Nova a moment ago, and from outside that looks like a crash in
+//! mid-request. So only a request that may be repeated goes out on one, and is repeated once, on a new
+//! connection. Everything else (the password's POST) gets a connection of its own from the start.
+//!
+//! Nothing of the environment is read: no proxy, no netrc. Redirects are answers like others.
+
+use std::error::Error;
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use http_body_util::Full;
+use hyper::body::{Bytes, Incoming};
+use hyper::client::conn::http1;
+use hyper::header::HeaderValue;
+use hyper::http::response;
+use hyper::service::Service;
+use hyper::{Request, StatusCode, Uri};
+use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::service::TowerToHyperService;
+use tokio::time::timeout;
+use tokio_util::task::TaskTracker;
+
+use super::pool::{Pool, Sender};
+use super::tls::{TlsConfig, TlsSetupError, client_config};
+use crate::metrics::Metrics;
+
+/// Finds out that Nova's host is gone although nothing was closed.
+const TCP_KEEPALIVE: Duration = Duration::from_secs(60);
+
+/// How Nova is spoken to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Scheme {
+    /// Plain.
+    Http,
+    /// TLS.
+    Https,
+}
+
+/// Why a host and port are no endpoint.
+#[derive(Debug, thiserror::Error)]
+#[error("`{host}` port {port} is no address of a metadata API")]
+pub struct EndpointError {
+    host: String,
+    port: u16,
+}
+
+/// One address of Nova's metadata API.
+#[derive(Debug, Clone)]
+pub struct Endpoint {
+    base: Uri,
+    host: HeaderValue,
+}
+
+impl Endpoint {
+    /// Takes a name, an IPv4 or an IPv6 address, the latter with or without brackets.
+    ///
+    /// # Errors
+    /// [`EndpointError`] if it does not make a URL.
+    pub fn new(scheme: Scheme, host: &str, port: u16) -> Result<Self, EndpointError> {
+        let fault = || EndpointError { host: host.to_owned(), port };
+        let bare = host.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(host);
+        let authority = match bare.parse::<std::net::Ipv6Addr>() {
+            Ok(address) => format!("[{address}]:{port}"),
+            Err(_) => format!("{host}:{port}"),
+        };
+        let scheme = match scheme {
+            Scheme::Http => "http",
+            Scheme::Https => "https",
+        };
+        let host = HeaderValue::from_str(&authority).map_err(|_| fault())?;
+        let base = Uri::builder().scheme(scheme).authority(authority).path_and_query("/").build();
+        let base = base.map_err(|_| fault())?;
+        if base.host().is_none_or(str::is_empty) { Err(fault()) } else { Ok(Self { base, host }) }
+    }
+}
+
+/// Where Nova is and how long it may take.
+#[derive(Debug, Clone)]
+pub struct UpstreamConfig {
+    /// Where Nova is. The first that can be reached is used until it cannot.
+    pub endpoints: Vec<Endpoint>,
+    /// How to speak TLS, for https.
+    pub tls: TlsConfig,
+    /// For name, TCP and TLS together.
+    pub connect_timeout: Duration,
+    /// From the request to the head of its answer.
+    pub answer_timeout: Duration,
+    /// Between two pieces of an answer's body.
+    pub stall_timeout: Duration,
+    /// How long a connection is kept without use; shorter than Nova's own (`client_socket_timeout`, `http-keepalive`).
+    pub idle_timeout: Duration,
+    /// How many connections are kept without use, for each endpoint.
+    pub idle_connections: usize,
+}
+
+impl UpstreamConfig {
+    /// The defaults, for these endpoints.
+    #[must_use]
+    pub fn new(endpoints: Vec<Endpoint>) -> Self {
+        Self {
+            endpoints,
+            tls: TlsConfig::default(),
+            connect_timeout: Duration::from_secs(5),
+            answer_timeout: Duration::from_secs(60),
+            stall_timeout: Duration::from_secs(60),
+            // Apache in front of Nova, the usual deployment, closes after 5 s.
+            idle_timeout: Duration::from_secs(4),
+            idle_connections: 64,
+        }
+    }
+}
+
+/// Why the upstream cannot be set up.
+#[derive(Debug, thiserror::Error)]
+pub enum UpstreamSetupError {
+    /// No endpoint is configured.
+    #[error("no endpoint of the metadata API is configured")]
+    NoEndpoint,
+    /// TLS cannot be set up.
+    #[error(transparent)]
+    Tls(#[from] TlsSetupError),
+}
+
+/// Why Nova gave no answer.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum UpstreamError {
+    #[error("cannot find the address of {endpoint}")]
+    Resolve { endpoint: Uri, source: Box<dyn Error + Send + Sync> },
+    #[error("cannot connect to {endpoint}")]
+    Connect { endpoint: Uri, source: Box<dyn Error + Send + Sync> },
+    #[error("no connection to {endpoint} within {limit:?}")]
+    ConnectTimeout { endpoint: Uri, limit: Duration },
+    #[error("no TLS with {endpoint}")]
+    Tls { endpoint: Uri, source: Box<dyn Error + Send + Sync> },
+    #[error("no HTTP with {endpoint}")]
+    Handshake { endpoint: Uri, source: hyper::Error },
+    #[error("the connection to {endpoint} broke before the answer")]
+    Broken { endpoint: Uri, source: hyper::Error },
+    #[error("the answer of {endpoint} is not HTTP")]
+    Garbled { endpoint: Uri, source: hyper::Error },
+    #[error("{endpoint} changed the protocol unasked")]
+    Upgraded { endpoint: Uri },
+    #[error("no answer of {endpoint} within {limit:?}")]
+    AnswerTimeout { endpoint: Uri, limit: Duration },
+}
+
+impl UpstreamError {
+    pub(super) const fn label(&self) -> &'static str {
+        match self {
+            Self::Resolve { .. } => "resolve",
+            Self::Connect { .. } => "connect",
+            Self::ConnectTimeout { .. } => "connect_timeout",
+            Self::Tls { .. } => "tls",
+            Self::Handshake { .. } => "handshake",
+            Self::Broken { .. } => "broken",
+            Self::Garbled { .. } => "garbled",
+            Self::Upgraded { .. } => "upgraded",
+            Self::AnswerTimeout { .. } => "answer_timeout",
+        }
+    }
+}
+
+/// A request that can be made, and be made again.
+pub(super) trait Question {
+    /// Whether Nova may be asked twice.
+    fn repeatable(&self) -> bool;
+    /// The request, addressed to `host`.
+    fn ask(&mut self, host: &HeaderValue) -> Request<Full<Bytes>>;
+}
+
+/// The head of Nova's answer, and its body to come.
+#[derive(Debug)]
+pub(super) struct Reply {
+    pub(super) head: response::Parts,
+    pub(super) body: Incoming,
+    pub(super) lease: Lease,
+}
+
+/// A connection in use. Dropped, it is closed; only a whole answer gives it back.
+#[derive(Debug)]
+pub(super) struct Lease {
+    sender: Sender,
+    route: Arc<Route>,
+}
+
+impl Lease {
+    pub(super) fn give_back(self) {
+        self.route.pool.give_back(self.sender);
+    }
+}
+
+#[derive(Debug)]
+struct Route {
+    endpoint: Endpoint,
+    pool: Pool,
+}
+
+/// The way to Nova.
+#[derive(Debug)]
+pub struct Upstream {
+    routes: Vec<Arc<Route>>,
+    /// The route that worked last.
+    preferred: AtomicUsize,
+    connector: TowerToHyperService<HttpsConnector<HttpConnector>>,
+    connect_timeout: Duration,
+    answer_timeout: Duration,
+    pub(super) stall_timeout: Duration,
+    metrics: Arc<Metrics>,
+    tracker: TaskTracker,
+}
+
+impl Upstream {
+    /// Reads the TLS files; connects to nothing yet. The tasks of its connections join `tracker`.
+    ///
+    /// # Errors
+    /// [`UpstreamSetupError`] if there is nothing to connect to or the TLS files are not usable.
+    pub fn new(
+        config: UpstreamConfig,
+        metrics: Arc<Metrics>,
+        tracker: TaskTracker,
+    ) -> Result<Self, UpstreamSetupError> {
+        if config.endpoints.is_empty() {
+            return Err(UpstreamSetupError::NoEndpoint);
+        }
+        let mut tcp = HttpConnector::new();
+        tcp.enforce_http(false);
+        tcp.set_nodelay(true);
+        tcp.set_keepalive(Some(TCP_KEEPALIVE));
+        // Divided among the addresses of a name, so that one that does not answer leaves time for the next.
+        tcp.set_connect_timeout(Some(config.connect_timeout));
+        let connector = HttpsConnectorBuilder::new()
+            .with_tls_config(client_config(&config.tls)?)
+            .https_or_http()
+            .enable_http1()
+            .wrap_connector(tcp);
+        let route = |endpoint| {
+            let pool = Pool::new(config.idle_connections, config.idle_timeout);
+            Arc::new(Route { endpoint, pool })
+        };
+        Ok(Self {
+            routes: config.endpoints.into_iter().map(route).collect(),
+            preferred: AtomicUsize::new(0),
+            connector: TowerToHyperService::new(connector),
+            connect_timeout: config.connect_timeout,
+            answer_timeout: config.answer_timeout,
+            stall_timeout: config.stall_timeout,
+            metrics,
+            tracker,
+        })
+    }
+
+    /// Closes the idle connections, and with them the tasks that keep them.
+    pub fn close_idle(&self) {
+        for route in &self.routes {
+            route.pool.clear();
+        }
+    }
+
+    /// Asks Nova and waits for the head of its answer.
+    pub(super) async fn ask(&self, question: &mut impl Question) -> Result<Reply, UpstreamError> {
+        if question.repeatable() {
+            let route = &self.routes[self.preferred.load(Ordering::Relaxed)];
+            if let Some(sender) = route.pool.take() {
+                match self.ask_on(route, sender, question).await {
+                    Err(UpstreamError::Broken { .. }) => self.metrics.upstream_retry(),
+                    answer => return answer,
+                }
+            }
+        }
+        let (route, sender) = self.connect_to_any().await?;
+        self.ask_on(&route, sender, question).await
+    }
+
+    async fn ask_on(
+        &self,
+        route: &Arc<Route>,
+        mut sender: Sender,
+        question: &mut impl Question,
+    ) -> Result<Reply, UpstreamError> {
+        let endpoint = || route.endpoint.base.clone();
+        let answer = sender.try_send_request(question.ask(&route.endpoint.host));
+        let answer = timeout(self.answer_timeout, answer)
+            .await
+            .map_err(|_| UpstreamError::AnswerTimeout { endpoint: endpoint(), limit: self.answer_timeout })?;
+        let (head, body) = answer
+            .map_err(|failed| {
+                let source = failed.into_error();
+                if source.is_parse() {
+                    UpstreamError::Garbled { endpoint: endpoint(), source }
+                } else {
+                    UpstreamError::Broken { endpoint: endpoint(), source }
+                }
+            })?
+            .into_parts();
+        if head.status == StatusCode::SWITCHING_PROTOCOLS {
+            return Err(UpstreamError::Upgraded { endpoint: endpoint() });
+        }
+        if head.status == StatusCode::FORBIDDEN {
+            self.metrics.upstream_forbidden();
+        }
+        Ok(Reply { head, body, lease: Lease { sender, route: Arc::clone(route) } })
+    }
+
+    /// Tries all routes in turn, beginning with the one that worked last.
+    async fn connect_to_any(&self) -> Result<(Arc<Route>, Sender), UpstreamError> {
+        let first = self.preferred.load(Ordering::Relaxed);
+        let mut at = first;
+        loop {
+            match self.connect(&self.routes[at].endpoint).await {
+                Ok(sender) => {
+                    self.preferred.store(at, Ordering::Relaxed);
+                    return Ok((Arc::clone(&self.routes[at]), sender));
+                }
+                Err(error) => {
+                    at = (at + 1) % self.routes.len();
+                    if at == first {
+                        return Err(error);
+                    }
+                    // Counted here, as the request itself may yet succeed.
+                    self.metrics.upstream_error(error.label());
+                    tracing::debug!(error = &error as &dyn Error, "trying the next endpoint of Nova");
+                }
+            }
+        }
+    }
+
+    async fn connect(&self, endpoint: &Endpoint) -> Result<Sender, UpstreamError> {
+        let base = || endpoint.base.clone();
+        let stream = timeout(self.connect_timeout, self.connector.call(base()))
+            .await
+            .map_err(|_| UpstreamError::ConnectTimeout { endpoint: base(), limit: self.connect_timeout })?
+            .map_err(|source| no_connection(base(), self.connect_timeout, source))?;
+        let (sender, connection) = http1::handshake(stream)
+            .await
+            .map_err(|source| UpstreamError::Handshake { endpoint: base(), source })?;
+        self.metrics.upstream_connection();
+        // Ends when the sender is dropped or Nova closes.
+        self.tracker.spawn(async move {
+            if let Err(error) = connection.await {
+                tracing::debug!(error = &error as &dyn Error, "connection to Nova ended");
+            }
+        });
+        Ok(sender)
+    }
+}
+
+/// Reads the connector's boxed error: the sources of it are the only place where the kind is told.
+fn no_connection(endpoint: Uri, limit: Duration, source: Box<dyn Error + Send + Sync>) -> UpstreamError {
+    let mut cause: Option<&(dyn Error + 'static)> = Some(&*source);
+    let mut refused = false;
+    while let Some(error) = cause {
+        if error.is::<rustls::Error>() {
+            return UpstreamError::Tls { endpoint, source };
+        }
+        cause = error.source();
+        if let Some(error) = error.downcast_ref::<io::Error>() {
+            if error.kind() == io::ErrorKind::TimedOut {
+                return UpstreamError::ConnectTimeout { endpoint, limit };
+            }
+            // A name that is not found carries no errno.
+            refused |= error.raw_os_error().is_some();
+            // `io::Error::source` skips the error it wraps and goes on with that one's source.
+            if let Some(inner) = error.get_ref() {
+                cause = Some(inner);
+            }
+        }
+    }
+    if refused {
+        UpstreamError::Connect { endpoint, source }
+    } else if is_tls_eof(&*source) {
+        UpstreamError::Tls { endpoint, source }
+    } else {
+        UpstreamError::Resolve { endpoint, source }
+    }
+}
+
+/// A server that closes in mid-handshake: an I/O error of the TLS layer without errno and without rustls' own error.
+fn is_tls_eof(error: &(dyn Error + 'static)) -> bool {
+    error.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::UnexpectedEof)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn endpoints_of_all_kinds_make_a_host_header() {
+        for (host, want) in [
+            ("nova.example", "nova.example:8775"),
+            ("192.0.2.1", "192.0.2.1:8775"),
+            ("2001:db8::1", "[2001:db8::1]:8775"),
+            ("[2001:db8::1]", "[2001:db8::1]:8775"),
+        ] {
+            let endpoint = Endpoint::new(Scheme::Http, host, 8775).unwrap();
+            assert_eq!(endpoint.host, want);
+            assert_eq!(endpoint.base.to_string(), format!("http://{want}/"));
+        }
+        for bad in ["", "a b", "a/b", "a\r\nx: y"] {
+            assert!(Endpoint::new(Scheme::Http, bad, 8775).is_err(), "{bad:?}");
+        }
+    }
+}

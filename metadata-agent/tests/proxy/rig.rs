@@ -1,0 +1,333 @@
+//! A Nova of raw bytes, an agent in front of it, and a guest of raw bytes. No deadline here is part of a test: it only
+//! turns a hang into a failure.
+
+use std::future::Future;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use metadata_agent::metrics::Metrics;
+use metadata_agent::proxy::{
+    Directory, Endpoint, Proxy, ProxyConfig, Requester, Scheme, Signer, Standing, Upstream, UpstreamConfig,
+};
+use metadata_ebpf::identity::{AttachmentId, ClientAddress};
+use prometheus_client::registry::Registry;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{mpsc, watch};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+pub const INSTANCE: &str = "3b0e5c6e-9a1f-4d0a-8f0b-1c2d3e4f5a6b";
+pub const SIGNATURE: &str = "8030f3b14d8b9256158b93785c622be3b4c20daf8bbc1deacd3051b3fedbdf90";
+
+/// Fails a test that hangs.
+pub async fn soon<F: Future>(what: &str, future: F) -> F::Output {
+    match tokio::time::timeout(Duration::from_secs(20), future).await {
+        Ok(output) => output,
+        Err(_) => panic!("{what} took too long"),
+    }
+}
+
+/// What the Nova does with one request.
+pub enum Act {
+    /// Answers and keeps the connection.
+    Say(Vec<u8>),
+    /// Answers, perhaps in part, and closes.
+    SayAndClose(Vec<u8>),
+    /// Answers in part and resets the connection.
+    SayAndReset(Vec<u8>),
+    /// Answers in part and then nothing, until the agent closes.
+    SayAndHang(Vec<u8>),
+}
+
+/// What the Nova saw: which connection, which bytes.
+pub type Seen = (usize, Vec<u8>);
+
+pub struct Nova {
+    pub port: u16,
+    pub seen: mpsc::UnboundedReceiver<Seen>,
+    /// Ticks when the agent closed a connection.
+    pub closed: mpsc::UnboundedReceiver<usize>,
+}
+
+impl Nova {
+    /// `act` decides by connection number, request number on it, and request.
+    pub async fn start(act: impl Fn(usize, usize, &[u8]) -> Act + Send + Sync + 'static) -> Self {
+        Self::start_with(act, |stream| async { Some(stream) }).await
+    }
+
+    pub async fn start_with<S, F>(
+        act: impl Fn(usize, usize, &[u8]) -> Act + Send + Sync + 'static,
+        wrap: impl Fn(TcpStream) -> F + Send + 'static,
+    ) -> Self
+    where
+        S: Stream,
+        F: Future<Output = Option<S>> + Send + 'static,
+    {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let (tell, seen) = mpsc::unbounded_channel();
+        let (tell_closed, closed) = mpsc::unbounded_channel();
+        let act = Arc::new(act);
+        tokio::spawn(async move {
+            for connection in 0.. {
+                let Ok((stream, _)) = listener.accept().await else { return };
+                let stream = wrap(stream);
+                let (act, tell, tell_closed) = (Arc::clone(&act), tell.clone(), tell_closed.clone());
+                tokio::spawn(async move {
+                    if let Some(stream) = stream.await {
+                        converse(stream, connection, &*act, &tell).await;
+                        let _ = tell_closed.send(connection);
+                    }
+                });
+            }
+        });
+        Self { port, seen, closed }
+    }
+
+    /// A Nova that answers everything with the same bytes.
+    pub async fn saying(answer: impl Into<Vec<u8>>) -> Self {
+        let answer = answer.into();
+        Self::start(move |_, _, _| Act::Say(answer.clone())).await
+    }
+
+    pub async fn next(&mut self) -> Seen {
+        soon("a request at Nova", self.seen.recv()).await.unwrap()
+    }
+
+    /// The next request as lines of text.
+    pub async fn next_text(&mut self) -> String {
+        String::from_utf8(self.next().await.1).unwrap()
+    }
+}
+
+pub trait Stream: AsyncRead + AsyncWrite + Unpin + Send + 'static {
+    fn reset(self);
+}
+
+impl Stream for TcpStream {
+    fn reset(self) {
+        self.set_zero_linger().unwrap();
+    }
+}
+
+async fn converse<S: Stream>(
+    mut stream: S,
+    connection: usize,
+    act: &(impl Fn(usize, usize, &[u8]) -> Act + Sync),
+    tell: &mpsc::UnboundedSender<Seen>,
+) {
+    let mut buffer = Vec::new();
+    for number in 0.. {
+        let Some(request) = read_message(&mut stream, &mut buffer).await else { return };
+        let _ = tell.send((connection, request.clone()));
+        match act(connection, number, &request) {
+            Act::Say(answer) => {
+                if stream.write_all(&answer).await.is_err() {
+                    return;
+                }
+            }
+            Act::SayAndClose(answer) => {
+                let _ = stream.write_all(&answer).await;
+                let _ = stream.shutdown().await;
+                return;
+            }
+            Act::SayAndReset(answer) => {
+                let _ = stream.write_all(&answer).await;
+                return stream.reset();
+            }
+            Act::SayAndHang(answer) => {
+                let _ = stream.write_all(&answer).await;
+                let _ = stream.read_to_end(&mut buffer).await;
+                return;
+            }
+        }
+    }
+}
+
+/// One message with a `Content-Length` body, byte for byte.
+async fn read_message(stream: &mut (impl AsyncRead + Unpin), buffer: &mut Vec<u8>) -> Option<Vec<u8>> {
+    loop {
+        if let Some(head) = find(buffer, b"\r\n\r\n").map(|at| at + 4) {
+            let length: usize = header(&buffer[..head], "content-length").map_or(0, |v| v.parse().unwrap());
+            while buffer.len() < head + length {
+                if stream.read_buf(buffer).await.ok()? == 0 {
+                    return None;
+                }
+            }
+            return Some(buffer.drain(..head + length).collect());
+        }
+        if stream.read_buf(buffer).await.ok()? == 0 {
+            return None;
+        }
+    }
+}
+
+pub fn find(text: &[u8], what: &[u8]) -> Option<usize> {
+    text.windows(what.len()).position(|window| window == what)
+}
+
+pub fn header(head: &[u8], name: &str) -> Option<String> {
+    let head = String::from_utf8_lossy(head);
+    head.lines().skip(1).find_map(|line| {
+        let (own, value) = line.split_once(':')?;
+        own.eq_ignore_ascii_case(name).then(|| value.trim().to_owned())
+    })
+}
+
+/// What the agent knows of its one client.
+pub struct Desk {
+    standing: Mutex<Standing>,
+    tick: watch::Sender<u64>,
+    asked: watch::Sender<u64>,
+}
+
+impl Desk {
+    pub fn with(standing: Standing) -> Arc<Self> {
+        let (tick, asked) = (watch::Sender::new(0), watch::Sender::new(0));
+        Arc::new(Self { standing: Mutex::new(standing), tick, asked })
+    }
+
+    pub fn tell(&self, standing: Standing) {
+        *self.standing.lock().unwrap() = standing;
+        self.tick.send_modify(|tick| *tick += 1);
+    }
+
+    /// Waits until somebody asked.
+    pub async fn asked(&self) {
+        soon("a look-up", self.asked.subscribe().wait_for(|asked| *asked > 0)).await.unwrap();
+    }
+}
+
+impl Directory for Desk {
+    fn lookup(&self, client: &ClientAddress) -> Standing {
+        assert_eq!(*client, CLIENT());
+        self.asked.send_modify(|asked| *asked += 1);
+        self.standing.lock().unwrap().clone()
+    }
+
+    fn changes(&self) -> watch::Receiver<u64> {
+        self.tick.subscribe()
+    }
+}
+
+#[expect(non_snake_case, reason = "a constant but for Option::unwrap")]
+pub fn CLIENT() -> ClientAddress {
+    ClientAddress::ipv4(AttachmentId::new(7).unwrap(), [10, 0, 0, 5])
+}
+
+pub fn known() -> Standing {
+    let signer = Signer::new("secret".into());
+    let fixed_ips = vec!["10.0.0.5".parse().unwrap()];
+    Standing::Known(Arc::new(Requester::new(
+        INSTANCE.parse().unwrap(),
+        "acme".parse().unwrap(),
+        fixed_ips,
+        &signer,
+    )))
+}
+
+pub fn pending() -> Standing {
+    Standing::Pending { since: Instant::now() }
+}
+
+pub struct Agent {
+    pub port: u16,
+    pub cancel: CancellationToken,
+    pub tracker: TaskTracker,
+    registry: Registry,
+}
+
+impl Agent {
+    pub async fn before(nova: &Nova) -> Self {
+        Self::with(ProxyConfig::default(), upstream(nova.port), Desk::with(known())).await
+    }
+
+    pub async fn with(config: ProxyConfig, upstream: UpstreamConfig, desk: Arc<Desk>) -> Self {
+        let mut registry = Registry::default();
+        let metrics = Arc::new(Metrics::register(&mut registry));
+        let upstream = Upstream::new(upstream, Arc::clone(&metrics), TaskTracker::new()).unwrap();
+        let proxy = Proxy::new(desk, Arc::new(upstream), config, metrics);
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let (cancel, tracker) = (CancellationToken::new(), TaskTracker::new());
+        let (token, tasks) = (cancel.clone(), tracker.clone());
+        tokio::spawn(async move {
+            loop {
+                let (stream, _) = listener.accept().await.unwrap();
+                stream.set_nodelay(true).unwrap();
+                tasks.spawn(Arc::clone(&proxy).serve_connection(stream, CLIENT(), token.clone()));
+            }
+        });
+        Self { port, cancel, tracker, registry }
+    }
+
+    pub async fn guest(&self) -> Guest {
+        let stream = TcpStream::connect(("127.0.0.1", self.port)).await.unwrap();
+        stream.set_nodelay(true).unwrap();
+        Guest { stream, buffer: Vec::new() }
+    }
+
+    /// One request on a connection of its own.
+    pub async fn ask(&self, request: impl AsRef<[u8]>) -> String {
+        let mut guest = self.guest().await;
+        guest.send(request).await;
+        guest.answer().await
+    }
+
+    pub fn metrics(&self) -> String {
+        let mut text = String::new();
+        prometheus_client::encoding::text::encode(&mut text, &self.registry).unwrap();
+        text
+    }
+
+    #[track_caller]
+    pub fn assert_counted(&self, line: &str) {
+        let text = self.metrics();
+        assert!(text.lines().any(|l| l == line), "{line} in\n{text}");
+    }
+}
+
+pub fn upstream(port: u16) -> UpstreamConfig {
+    UpstreamConfig::new(vec![Endpoint::new(Scheme::Http, "127.0.0.1", port).unwrap()])
+}
+
+/// A port nobody listens on.
+pub async fn closed_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap().port()
+}
+
+pub struct Guest {
+    pub stream: TcpStream,
+    buffer: Vec<u8>,
+}
+
+impl Guest {
+    pub async fn send(&mut self, bytes: impl AsRef<[u8]>) {
+        self.stream.write_all(bytes.as_ref()).await.unwrap();
+    }
+
+    pub async fn answer_bytes(&mut self) -> Vec<u8> {
+        soon("an answer", read_message(&mut self.stream, &mut self.buffer)).await.expect("an answer")
+    }
+
+    /// The next answer, by its `Content-Length`.
+    pub async fn answer(&mut self) -> String {
+        String::from_utf8(self.answer_bytes().await).unwrap()
+    }
+
+    /// Everything until the agent closes; an error if it resets.
+    pub async fn rest(&mut self) -> std::io::Result<Vec<u8>> {
+        let mut rest = std::mem::take(&mut self.buffer);
+        soon("the end", self.stream.read_to_end(&mut rest)).await?;
+        Ok(rest)
+    }
+}
+
+pub const GET: &str = "GET /latest HTTP/1.1\r\nHost: 169.254.169.254\r\n\r\n";
+pub const OK: &str = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
+
+#[track_caller]
+pub fn assert_status(answer: &str, status: u16) {
+    assert!(answer.starts_with(&format!("HTTP/1.1 {status} ")), "{status} wanted: {answer}");
+}

@@ -1,0 +1,63 @@
+//! The shared secret is in no log, however much is logged. Alone in its file, as it sets its thread's subscriber.
+
+use std::io;
+use std::sync::{Arc, Mutex};
+
+use tracing_subscriber::fmt::MakeWriter;
+
+use crate::rig::*;
+
+#[derive(Clone, Default)]
+struct Log(Arc<Mutex<Vec<u8>>>);
+
+impl io::Write for Log {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.lock().unwrap().extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl<'a> MakeWriter<'a> for Log {
+    type Writer = Self;
+
+    fn make_writer(&'a self) -> Self {
+        self.clone()
+    }
+}
+
+#[tokio::test]
+async fn a_trace_log_holds_the_access_line_and_no_secret() {
+    let log = Log::default();
+    let subscriber = tracing_subscriber::fmt()
+        .with_max_level(tracing::Level::TRACE)
+        .with_ansi(false)
+        .with_writer(log.clone())
+        .finish();
+    let _here = tracing::subscriber::set_default(subscriber);
+
+    let nova = Nova::saying(OK).await;
+    let agent = Agent::before(&nova).await;
+    assert_status(&agent.ask("GET /latest/\u{85}?a HTTP/1.1\r\nX-Injected: x\r\n\r\n").await, 200);
+    let agent = Agent::with(Default::default(), upstream(closed_port().await), Desk::with(known())).await;
+    assert_status(&agent.ask(GET).await, 503);
+
+    let text = String::from_utf8(log.0.lock().unwrap().clone()).unwrap();
+    let access = text.lines().find(|line| line.contains(" access: ")).expect("an access line");
+    for field in [
+        "method=GET",
+        r#"path="/latest/\u{85}?a""#,
+        "status=200",
+        "bytes=2",
+        "duration=",
+        "attachment=7",
+        &format!("instance={INSTANCE}"),
+    ] {
+        assert!(access.contains(field), "{field} in {access}");
+    }
+    // The word itself, not as part of `metadata_proxy_shared_secret`; nor the signature, which is as good.
+    assert!(!text.contains("secret") && !text.contains(SIGNATURE), "{text}");
+}

@@ -1,0 +1,211 @@
+//! A Nova that is down, slow, broken or has closed a moment ago.
+
+use std::time::Duration;
+
+use metadata_agent::proxy::{Endpoint, ProxyConfig, Scheme, UpstreamConfig};
+
+use crate::rig::*;
+
+async fn agent(upstream: UpstreamConfig) -> Agent {
+    Agent::with(ProxyConfig::default(), upstream, Desk::with(known())).await
+}
+
+#[tokio::test]
+async fn no_nova_means_come_back() {
+    let agent = agent(upstream(closed_port().await)).await;
+    let answer = agent.ask(GET).await;
+    assert_status(&answer, 503);
+    assert!(answer.contains("retry-after: 1\r\n"), "{answer}");
+    assert!(!answer.contains("127.0.0.1"), "{answer}");
+    agent.assert_counted("metadata_upstream_errors_total{error=\"connect\"} 1");
+}
+
+#[tokio::test]
+async fn a_name_without_address_means_come_back() {
+    let endpoint = Endpoint::new(Scheme::Http, "nova.invalid", 8775).unwrap();
+    let agent = agent(UpstreamConfig::new(vec![endpoint])).await;
+    assert_status(&agent.ask(GET).await, 503);
+    agent.assert_counted("metadata_upstream_errors_total{error=\"resolve\"} 1");
+}
+
+#[tokio::test]
+async fn a_connection_that_is_not_accepted_times_out() {
+    // With its backlog full, Linux drops further SYNs.
+    let socket = tokio::net::TcpSocket::new_v4().unwrap();
+    socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    let full = socket.listen(1).unwrap();
+    let address = full.local_addr().unwrap();
+    let mut held = Vec::new();
+    while let Ok(stream) =
+        tokio::time::timeout(Duration::from_millis(200), tokio::net::TcpStream::connect(address)).await
+    {
+        held.push(stream.unwrap());
+        assert!(held.len() < 100, "the backlog has a bound");
+    }
+    let config = UpstreamConfig { connect_timeout: Duration::from_millis(50), ..upstream(address.port()) };
+    let agent = agent(config).await;
+    assert_status(&agent.ask(GET).await, 503);
+    agent.assert_counted("metadata_upstream_errors_total{error=\"connect_timeout\"} 1");
+}
+
+#[tokio::test]
+async fn the_next_endpoint_serves_when_the_first_is_down() {
+    let nova = Nova::saying(OK).await;
+    let endpoints =
+        [closed_port().await, nova.port].map(|port| Endpoint::new(Scheme::Http, "127.0.0.1", port).unwrap());
+    let agent = agent(UpstreamConfig::new(endpoints.to_vec())).await;
+    for _ in 0..2 {
+        assert_status(&agent.ask(GET).await, 200);
+    }
+    agent.assert_counted("metadata_upstream_errors_total{error=\"connect\"} 1");
+}
+
+#[tokio::test]
+async fn a_slow_nova_is_504_and_its_connection_is_not_used_again() {
+    let mut nova = Nova::start(|connection, _, _| match connection {
+        0 => Act::SayAndHang(Vec::new()),
+        _ => Act::Say(OK.into()),
+    })
+    .await;
+    let config = UpstreamConfig { answer_timeout: Duration::from_millis(50), ..upstream(nova.port) };
+    let agent = agent(config).await;
+    assert_status(&agent.ask(GET).await, 504);
+    assert_eq!(soon("the close", nova.closed.recv()).await, Some(0));
+    assert_status(&agent.ask(GET).await, 200);
+    assert_eq!([nova.next().await.0, nova.next().await.0], [0, 1]);
+}
+
+#[tokio::test]
+async fn broken_answers_are_502() {
+    for (label, answer) in [
+        ("broken", &b""[..]),
+        ("broken", b"HTTP/1.1 200 OK\r\nContent-Le"),
+        ("garbled", b"SSH-2.0-OpenSSH_9.2\r\n\r\n"),
+        ("garbled", b"HTTP/1.1 abc\r\n\r\n"),
+        ("upgraded", b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: h2c\r\nConnection: upgrade\r\n\r\n"),
+    ] {
+        for reset in [false, true] {
+            if reset && label != "broken" {
+                continue;
+            }
+            let nova = Nova::start(move |_, _, _| match reset {
+                true => Act::SayAndReset(answer.to_vec()),
+                false => Act::SayAndClose(answer.to_vec()),
+            })
+            .await;
+            let agent = agent(upstream(nova.port)).await;
+            let got = agent.ask(GET).await;
+            assert_status(&got, 502);
+            agent.assert_counted(&format!("metadata_upstream_errors_total{{error=\"{label}\"}} 1"));
+        }
+    }
+}
+
+#[tokio::test]
+async fn an_answer_cut_short_does_not_look_whole() {
+    let sized = "HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhalf";
+    let chunked = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n4\r\nhalf\r\n";
+    for answer in [sized, chunked] {
+        for reset in [false, true] {
+            let nova = Nova::start(move |_, _, _| match reset {
+                true => Act::SayAndReset(answer.into()),
+                false => Act::SayAndClose(answer.into()),
+            })
+            .await;
+            let agent = agent(upstream(nova.port)).await;
+            // A guest of HTTP/1.0 knows the end of a chunked answer by the close alone.
+            for request in [GET, "GET / HTTP/1.0\r\n\r\n"] {
+                let mut guest = agent.guest().await;
+                guest.send(request).await;
+                guest.rest().await.expect_err("a reset");
+            }
+            agent.assert_counted("metadata_upstream_errors_total{error=\"body_broken\"} 2");
+        }
+    }
+}
+
+#[tokio::test]
+async fn an_answer_that_stalls_is_cut_off() {
+    let mut nova =
+        Nova::start(|_, _, _| Act::SayAndHang(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhalf".to_vec()))
+            .await;
+    let config = UpstreamConfig { stall_timeout: Duration::from_millis(50), ..upstream(nova.port) };
+    let agent = agent(config).await;
+    let mut guest = agent.guest().await;
+    guest.send(GET).await;
+    guest.rest().await.expect_err("a reset");
+    assert_eq!(soon("the close", nova.closed.recv()).await, Some(0));
+    agent.assert_counted("metadata_upstream_errors_total{error=\"body_stalled\"} 1");
+}
+
+#[tokio::test]
+async fn connections_to_nova_are_used_again() {
+    let mut nova = Nova::saying(OK).await;
+    let agent = agent(upstream(nova.port)).await;
+    let mut guest = agent.guest().await;
+    for _ in 0..5 {
+        guest.send(GET).await;
+        assert_status(&guest.answer().await, 200);
+        assert_eq!(nova.next().await.0, 0);
+    }
+    agent.assert_counted("metadata_upstream_connections_total 1");
+}
+
+#[tokio::test]
+async fn a_guest_that_leaves_takes_its_connection_to_nova_along() {
+    let mut nova =
+        Nova::start(|_, _, _| Act::SayAndHang(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhalf".to_vec()))
+            .await;
+    let agent = agent(upstream(nova.port)).await;
+    let mut guest = agent.guest().await;
+    guest.send(GET).await;
+    nova.next().await;
+    guest.stream.set_zero_linger().unwrap();
+    drop(guest);
+    assert_eq!(soon("the close", nova.closed.recv()).await, Some(0));
+}
+
+#[tokio::test]
+async fn a_stale_connection_is_no_error_for_what_may_be_repeated() {
+    // Each connection serves one request and breaks at the second, in one way or the other.
+    for reset in [false, true] {
+        let mut nova = Nova::start(move |_, number, _| match (number, reset) {
+            (0, _) => Act::Say(OK.into()),
+            (_, false) => Act::SayAndClose(Vec::new()),
+            (_, true) => Act::SayAndReset(Vec::new()),
+        })
+        .await;
+        let agent = agent(upstream(nova.port)).await;
+        let mut guest = agent.guest().await;
+        for method in ["GET", "OPTIONS", "PUT", "DELETE"] {
+            guest.send(format!("{method} / HTTP/1.1\r\n\r\n")).await;
+            assert_status(&guest.answer().await, 200);
+        }
+        let connections: Vec<_> =
+            [nova.next().await, nova.next().await, nova.next().await].map(|s| s.0).into();
+        assert_eq!(connections, [0, 0, 1]);
+        agent.assert_counted("metadata_upstream_retries_total 3");
+    }
+}
+
+#[tokio::test]
+async fn a_post_never_goes_out_twice_nor_on_a_used_connection() {
+    let mut nova = Nova::start(|_, _, request| match request.starts_with(b"POST /lost") {
+        true => Act::SayAndClose(Vec::new()),
+        false => Act::Say(OK.into()),
+    })
+    .await;
+    let agent = agent(upstream(nova.port)).await;
+    let mut guest = agent.guest().await;
+    for (request, status, connection) in [
+        ("GET / HTTP/1.1\r\n\r\n", 200, 0),
+        ("POST / HTTP/1.1\r\nContent-Length: 1\r\n\r\na", 200, 1),
+        ("POST /lost HTTP/1.1\r\nContent-Length: 1\r\n\r\na", 502, 2),
+    ] {
+        guest.send(request).await;
+        assert_status(&guest.answer().await, status);
+        assert_eq!(nova.next().await.0, connection, "{request}");
+    }
+    assert!(nova.seen.is_empty());
+    agent.assert_counted("metadata_upstream_retries_total 0");
+}

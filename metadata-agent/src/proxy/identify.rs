@@ -117,8 +117,11 @@ impl GuestOrigin {
     pub(super) fn of(client: &ClientAddress) -> Self {
         let address = match client.guest {
             GuestAddress::Ipv4(octets) => IpAddr::V4(Ipv4Addr::from(octets)),
-            GuestAddress::Ipv6LinkLocal([a, b, c, d, e, f, g, h]) => {
-                IpAddr::V6(Ipv6Addr::from([0xfe, 0x80, 0, 0, 0, 0, 0, 0, a, b, c, d, e, f, g, h]))
+            GuestAddress::Ipv6LinkLocal(interface_id) => {
+                let mut octets = [0; 16];
+                octets[..2].copy_from_slice(&[0xfe, 0x80]);
+                octets[8..].copy_from_slice(&interface_id);
+                IpAddr::V6(Ipv6Addr::from(octets))
             }
         };
         Self { address, value: text_value(&address.to_string()) }
@@ -179,8 +182,8 @@ async fn hold<D: Directory>(
         if now >= deadline || !still_waits(&standing, now.into_std(), patience.grace) {
             return settle(standing, now.into_std(), patience.grace);
         }
-        let changed = tokio::time::timeout_at(deadline, changes.changed()).await;
-        if matches!(changed, Ok(Err(_))) {
+        let tick = tokio::time::timeout_at(deadline, changes.changed()).await;
+        if matches!(tick, Ok(Err(_))) {
             // No more changes will come: shutdown. Whatever is known now is the answer.
             let standing = directory.lookup(client);
             return settle(standing, tokio::time::Instant::now().into_std(), patience.grace);
@@ -211,7 +214,7 @@ mod tests {
     use prometheus_client::registry::Registry;
     use std::sync::Mutex;
 
-    const PATIENCE: Patience = Patience { hold: Duration::from_secs(5), grace: Duration::from_secs(120) };
+    const PATIENCE: Patience = Patience { hold: Duration::from_secs(5), grace: Duration::from_mins(2) };
 
     struct Desk {
         standing: Mutex<Standing>,

@@ -9,6 +9,7 @@
 //! [`relay`]. What goes wrong is a [`fault`]; what went on is an [`exchange`].
 
 mod connection;
+mod endpoint;
 mod exchange;
 mod fault;
 mod headers;
@@ -28,11 +29,12 @@ mod upstream;
 use std::time::Duration;
 
 pub use connection::GuestStream;
+pub use endpoint::{Endpoint, EndpointError, Scheme};
 pub use identify::{Directory, Requester, Standing};
 pub use server::{Proxy, serve};
 pub use sign::Signer;
 pub use tls::{ClientIdentity, TlsConfig, TlsSetupError};
-pub use upstream::{Endpoint, EndpointError, Scheme, Upstream, UpstreamConfig, UpstreamSetupError};
+pub use upstream::{Upstream, UpstreamConfig, UpstreamSetupError};
 
 /// Limits and deadlines on the guests' side.
 #[derive(Debug, Clone)]
@@ -71,7 +73,7 @@ impl Default for ProxyConfig {
             keep_alive_timeout: Duration::from_secs(30),
             write_timeout: Duration::from_secs(32),
             identity_hold: Duration::from_secs(5),
-            identity_grace: Duration::from_secs(120),
+            identity_grace: Duration::from_mins(2),
             drain_timeout: Duration::from_secs(30),
             connections_per_attachment: 128,
             connections: 16_384,

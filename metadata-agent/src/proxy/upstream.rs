@@ -25,59 +25,13 @@ use hyper_util::service::TowerToHyperService;
 use tokio::time::timeout;
 use tokio_util::task::TaskTracker;
 
+use super::endpoint::Endpoint;
 use super::pool::{Pool, Sender};
 use super::tls::{TlsConfig, TlsSetupError, client_config};
 use crate::metrics::Metrics;
 
 /// Finds out that Nova's host is gone although nothing was closed.
-const TCP_KEEPALIVE: Duration = Duration::from_secs(60);
-
-/// How Nova is spoken to.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Scheme {
-    /// Plain.
-    Http,
-    /// TLS.
-    Https,
-}
-
-/// Why a host and port are no endpoint.
-#[derive(Debug, thiserror::Error)]
-#[error("`{host}` port {port} is no address of a metadata API")]
-pub struct EndpointError {
-    host: String,
-    port: u16,
-}
-
-/// One address of Nova's metadata API.
-#[derive(Debug, Clone)]
-pub struct Endpoint {
-    base: Uri,
-    host: HeaderValue,
-}
-
-impl Endpoint {
-    /// Takes a name, an IPv4 or an IPv6 address, the latter with or without brackets.
-    ///
-    /// # Errors
-    /// [`EndpointError`] if it does not make a URL.
-    pub fn new(scheme: Scheme, host: &str, port: u16) -> Result<Self, EndpointError> {
-        let fault = || EndpointError { host: host.to_owned(), port };
-        let bare = host.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(host);
-        let authority = match bare.parse::<std::net::Ipv6Addr>() {
-            Ok(address) => format!("[{address}]:{port}"),
-            Err(_) => format!("{host}:{port}"),
-        };
-        let scheme = match scheme {
-            Scheme::Http => "http",
-            Scheme::Https => "https",
-        };
-        let host = HeaderValue::from_str(&authority).map_err(|_| fault())?;
-        let base = Uri::builder().scheme(scheme).authority(authority).path_and_query("/").build();
-        let base = base.map_err(|_| fault())?;
-        if base.host().is_none_or(str::is_empty) { Err(fault()) } else { Ok(Self { base, host }) }
-    }
-}
+const TCP_KEEPALIVE: Duration = Duration::from_mins(1);
 
 /// Where Nova is and how long it may take.
 #[derive(Debug, Clone)]
@@ -106,8 +60,8 @@ impl UpstreamConfig {
             endpoints,
             tls: TlsConfig::default(),
             connect_timeout: Duration::from_secs(5),
-            answer_timeout: Duration::from_secs(60),
-            stall_timeout: Duration::from_secs(60),
+            answer_timeout: Duration::from_mins(1),
+            stall_timeout: Duration::from_mins(1),
             // Apache in front of Nova, the usual deployment, closes after 5 s.
             idle_timeout: Duration::from_secs(4),
             idle_connections: 64,
@@ -382,26 +336,4 @@ fn no_connection(endpoint: Uri, limit: Duration, source: Box<dyn Error + Send + 
 /// A server that closes in mid-handshake: an I/O error of the TLS layer without errno and without rustls' own error.
 fn is_tls_eof(error: &(dyn Error + 'static)) -> bool {
     error.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::UnexpectedEof)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn endpoints_of_all_kinds_make_a_host_header() {
-        for (host, want) in [
-            ("nova.example", "nova.example:8775"),
-            ("192.0.2.1", "192.0.2.1:8775"),
-            ("2001:db8::1", "[2001:db8::1]:8775"),
-            ("[2001:db8::1]", "[2001:db8::1]:8775"),
-        ] {
-            let endpoint = Endpoint::new(Scheme::Http, host, 8775).unwrap();
-            assert_eq!(endpoint.host, want);
-            assert_eq!(endpoint.base.to_string(), format!("http://{want}/"));
-        }
-        for bad in ["", "a b", "a/b", "a\r\nx: y"] {
-            assert!(Endpoint::new(Scheme::Http, bad, 8775).is_err(), "{bad:?}");
-        }
-    }
 }

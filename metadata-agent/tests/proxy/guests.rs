@@ -56,7 +56,7 @@ async fn nothing_forged_reaches_nova() {
         "GET / HTTP/1.1\r\nHost: x\r\nConnection: X-Foo, keep-alive, X-Instance-ID\r\n".to_owned();
     for name in forged {
         for name in [name.to_owned(), name.to_lowercase(), name.to_uppercase()] {
-            request += &format!("{name}: forged\r\n");
+            request.extend([&name, ": forged\r\n"]);
         }
     }
     agent.ask(request + "\r\n").await;
@@ -263,6 +263,16 @@ async fn slow_guests_are_told_408_and_idle_ones_nothing() {
     half.send(format!("{GET}GET /")).await;
     assert_status(&half.answer().await, 200);
     assert_status(&String::from_utf8(half.rest().await.unwrap()).unwrap(), 408);
+}
+
+#[tokio::test]
+async fn a_peer_that_is_no_identity_address_is_not_served() {
+    let nova = Nova::saying(OK).await;
+    let agent = Agent::before(&nova).await;
+    let mut stranger = agent.stranger().await;
+    assert_eq!(stranger.rest().await.unwrap(), b"");
+    agent.assert_counted("metadata_rejected_connections_total{reason=\"not_an_identity\"} 1");
+    agent.assert_counted("metadata_connections_total 0");
 }
 
 #[tokio::test]

@@ -1,8 +1,14 @@
 //! The proxy against guests and Novas of raw bytes, on loopback: what goes in on one side, what comes out on the other.
 
+#![expect(
+    clippy::expect_used,
+    clippy::panic,
+    clippy::unwrap_used,
+    reason = "test code outside test functions"
+)]
+
 mod answers;
 mod guests;
 mod rig;
-mod secrets;
 mod tls;
 mod upstream;

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use metadata_agent::metrics::Metrics;
 use metadata_agent::proxy::{
     Directory, Endpoint, Proxy, ProxyConfig, Requester, Scheme, Signer, Standing, Upstream, UpstreamConfig,
+    serve,
 };
 use metadata_ebpf::identity::{AttachmentId, ClientAddress};
 use prometheus_client::registry::Registry;
@@ -22,10 +23,10 @@ pub const SIGNATURE: &str = "8030f3b14d8b9256158b93785c622be3b4c20daf8bbc1deacd3
 
 /// Fails a test that hangs.
 pub async fn soon<F: Future>(what: &str, future: F) -> F::Output {
-    match tokio::time::timeout(Duration::from_secs(20), future).await {
-        Ok(output) => output,
-        Err(_) => panic!("{what} took too long"),
-    }
+    let Ok(output) = tokio::time::timeout(Duration::from_secs(20), future).await else {
+        panic!("{what} took too long")
+    };
+    output
 }
 
 /// What the Nova does with one request.
@@ -236,6 +237,7 @@ pub struct Agent {
     pub cancel: CancellationToken,
     pub tracker: TaskTracker,
     registry: Registry,
+    front_port: u16,
 }
 
 impl Agent {
@@ -251,6 +253,10 @@ impl Agent {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = listener.local_addr().unwrap().port();
         let (cancel, tracker) = (CancellationToken::new(), TaskTracker::new());
+        // The front door, where loopback is nobody; and one where everybody is the client.
+        let front = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let front_port = front.local_addr().unwrap().port();
+        tokio::spawn(serve(front, Arc::clone(&proxy), cancel.clone(), tracker.clone()));
         let (token, tasks) = (cancel.clone(), tracker.clone());
         tokio::spawn(async move {
             loop {
@@ -259,11 +265,20 @@ impl Agent {
                 tasks.spawn(Arc::clone(&proxy).serve_connection(stream, CLIENT(), token.clone()));
             }
         });
-        Self { port, cancel, tracker, registry }
+        Self { port, cancel, tracker, registry, front_port }
     }
 
     pub async fn guest(&self) -> Guest {
-        let stream = TcpStream::connect(("127.0.0.1", self.port)).await.unwrap();
+        Self::connect(self.port).await
+    }
+
+    /// Somebody who does not come through the datapath.
+    pub async fn stranger(&self) -> Guest {
+        Self::connect(self.front_port).await
+    }
+
+    async fn connect(port: u16) -> Guest {
+        let stream = TcpStream::connect(("127.0.0.1", port)).await.unwrap();
         stream.set_nodelay(true).unwrap();
         Guest { stream, buffer: Vec::new() }
     }

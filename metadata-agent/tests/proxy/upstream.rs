@@ -88,9 +88,8 @@ async fn broken_answers_are_502() {
             if reset && label != "broken" {
                 continue;
             }
-            let nova = Nova::start(move |_, _, _| match reset {
-                true => Act::SayAndReset(answer.to_vec()),
-                false => Act::SayAndClose(answer.to_vec()),
+            let nova = Nova::start(move |_, _, _| {
+                if reset { Act::SayAndReset(answer.to_vec()) } else { Act::SayAndClose(answer.to_vec()) }
             })
             .await;
             let agent = agent(upstream(nova.port)).await;
@@ -107,9 +106,8 @@ async fn an_answer_cut_short_does_not_look_whole() {
     let chunked = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n4\r\nhalf\r\n";
     for answer in [sized, chunked] {
         for reset in [false, true] {
-            let nova = Nova::start(move |_, _, _| match reset {
-                true => Act::SayAndReset(answer.into()),
-                false => Act::SayAndClose(answer.into()),
+            let nova = Nova::start(move |_, _, _| {
+                if reset { Act::SayAndReset(answer.into()) } else { Act::SayAndClose(answer.into()) }
             })
             .await;
             let agent = agent(upstream(nova.port)).await;
@@ -190,9 +188,8 @@ async fn a_stale_connection_is_no_error_for_what_may_be_repeated() {
 
 #[tokio::test]
 async fn a_post_never_goes_out_twice_nor_on_a_used_connection() {
-    let mut nova = Nova::start(|_, _, request| match request.starts_with(b"POST /lost") {
-        true => Act::SayAndClose(Vec::new()),
-        false => Act::Say(OK.into()),
+    let mut nova = Nova::start(|_, _, request| {
+        if request.starts_with(b"POST /lost") { Act::SayAndClose(Vec::new()) } else { Act::Say(OK.into()) }
     })
     .await;
     let agent = agent(upstream(nova.port)).await;

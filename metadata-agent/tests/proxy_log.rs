@@ -1,11 +1,25 @@
-//! The shared secret is in no log, however much is logged. Alone in its file, as it sets its thread's subscriber.
+//! The shared secret is in no log, however much is logged.
+//!
+//! A program of its own: tracing caches for the whole process who listens, so tests without a subscriber would
+//! silence this one.
+#![expect(
+    clippy::expect_used,
+    clippy::panic,
+    clippy::unwrap_used,
+    reason = "test code outside test functions"
+)]
+
+#[expect(dead_code, reason = "one of its Novas and guests is enough here")]
+#[path = "proxy/rig.rs"]
+mod rig;
 
 use std::io;
 use std::sync::{Arc, Mutex};
 
 use tracing_subscriber::fmt::MakeWriter;
 
-use crate::rig::*;
+use metadata_agent::proxy::ProxyConfig;
+use rig::*;
 
 #[derive(Clone, Default)]
 struct Log(Arc<Mutex<Vec<u8>>>);
@@ -42,7 +56,7 @@ async fn a_trace_log_holds_the_access_line_and_no_secret() {
     let nova = Nova::saying(OK).await;
     let agent = Agent::before(&nova).await;
     assert_status(&agent.ask("GET /latest/\u{85}?a HTTP/1.1\r\nX-Injected: x\r\n\r\n").await, 200);
-    let agent = Agent::with(Default::default(), upstream(closed_port().await), Desk::with(known())).await;
+    let agent = Agent::with(ProxyConfig::default(), upstream(closed_port().await), Desk::with(known())).await;
     assert_status(&agent.ask(GET).await, 503);
 
     let text = String::from_utf8(log.0.lock().unwrap().clone()).unwrap();

@@ -1,0 +1,75 @@
+//! Where Nova's metadata API is, as URL and as `Host` header.
+
+use std::net::Ipv6Addr;
+
+use hyper::Uri;
+use hyper::header::HeaderValue;
+
+/// How Nova is spoken to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Scheme {
+    /// Plain.
+    Http,
+    /// TLS.
+    Https,
+}
+
+/// Why a host and port are no endpoint.
+#[derive(Debug, thiserror::Error)]
+#[error("`{host}` port {port} is no address of a metadata API")]
+pub struct EndpointError {
+    host: String,
+    port: u16,
+}
+
+/// One address of Nova's metadata API.
+#[derive(Debug, Clone)]
+pub struct Endpoint {
+    pub(super) base: Uri,
+    pub(super) host: HeaderValue,
+}
+
+impl Endpoint {
+    /// Takes a name, an IPv4 or an IPv6 address, the latter with or without brackets.
+    ///
+    /// # Errors
+    /// [`EndpointError`] if it does not make a URL.
+    pub fn new(scheme: Scheme, host: &str, port: u16) -> Result<Self, EndpointError> {
+        let fault = || EndpointError { host: host.to_owned(), port };
+        let address = host.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(host);
+        let authority = match address.parse::<Ipv6Addr>() {
+            Ok(address) => format!("[{address}]:{port}"),
+            Err(_) => format!("{host}:{port}"),
+        };
+        let scheme = match scheme {
+            Scheme::Http => "http",
+            Scheme::Https => "https",
+        };
+        let host = HeaderValue::from_str(&authority).map_err(|_| fault())?;
+        let url = Uri::builder().scheme(scheme).authority(authority).path_and_query("/").build();
+        let base = url.map_err(|_| fault())?;
+        if base.host().is_none_or(str::is_empty) { Err(fault()) } else { Ok(Self { base, host }) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn endpoints_of_all_kinds_make_a_host_header() {
+        for (host, want) in [
+            ("nova.example", "nova.example:8775"),
+            ("192.0.2.1", "192.0.2.1:8775"),
+            ("2001:db8::1", "[2001:db8::1]:8775"),
+            ("[2001:db8::1]", "[2001:db8::1]:8775"),
+        ] {
+            let endpoint = Endpoint::new(Scheme::Http, host, 8775).unwrap();
+            assert_eq!(endpoint.host, want);
+            assert_eq!(endpoint.base.to_string(), format!("http://{want}/"));
+        }
+        for bad in ["", "a b", "a/b", "a\r\nx: y"] {
+            assert!(Endpoint::new(Scheme::Http, bad, 8775).is_err(), "{bad:?}");
+        }
+    }
+}

@@ -82,7 +82,7 @@ impl<D: Directory> Proxy<D> {
             pulse: Arc::clone(&pulse),
         });
         let service = service_fn(move |request| Arc::clone(&session).answer(request));
-        let watched = TokioIo::new(Watched { stream, pulse: Arc::clone(&pulse) });
+        let watched = TokioIo::new(Watched::new(stream, Arc::clone(&pulse)));
         let mut connection = self.protocol.serve_connection(watched, service);
         let allowance = Allowance {
             idle: self.config.keep_alive_timeout,

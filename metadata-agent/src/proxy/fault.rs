@@ -53,6 +53,7 @@ impl Fault {
                 TargetFault::Connect
                 | TargetFault::AmbiguousHost
                 | TargetFault::OtherHost
+                | TargetFault::Fragment
                 | TargetFault::NoPath,
             )
             | Self::BodyBroken { .. } => {

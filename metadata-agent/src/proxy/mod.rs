@@ -5,13 +5,14 @@
 //! connection alone, never by anything a guest writes on it.
 //!
 //! One request, in the order of the files: [`server`] accepts, [`limits`] admits, [`connection`] keeps the deadlines
-//! with the help of [`pulse`], [`service`] answers: [`target`], [`identify`], [`headers`] and [`sign`], [`upstream`],
+//! with the help of [`pulse`] and [`fragment`], [`service`] answers: [`target`], [`identify`], [`headers`] and [`sign`], [`upstream`],
 //! [`relay`]. What goes wrong is a [`fault`]; what went on is an [`exchange`].
 
 mod connection;
 mod endpoint;
 mod exchange;
 mod fault;
+mod fragment;
 mod headers;
 mod identify;
 mod limits;

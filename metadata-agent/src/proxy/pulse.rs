@@ -14,6 +14,8 @@ use std::{cmp, io};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::Instant;
 
+use super::fragment::RequestLineReader;
+
 /// How long a connection may stay in each state.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Allowance {
@@ -56,6 +58,8 @@ pub(super) struct Pulse {
     blocked: AtomicU64,
     /// Bytes of a request may still come that nobody will read.
     unread: AtomicBool,
+    /// The request line that was read last holds a `#`.
+    fragment: AtomicBool,
 }
 
 impl Pulse {
@@ -65,6 +69,7 @@ impl Pulse {
             phase: AtomicU64::new(IDLE),
             blocked: AtomicU64::new(NOT_BLOCKED),
             unread: AtomicBool::new(false),
+            fragment: AtomicBool::new(false),
         }
     }
 
@@ -85,6 +90,11 @@ impl Pulse {
 
     pub(super) fn left_unread(&self) -> bool {
         self.unread.load(Ordering::Relaxed)
+    }
+
+    /// Whether the request now answered came with a fragment.
+    pub(super) fn takes_fragment(&self) -> bool {
+        self.fragment.load(Ordering::Relaxed) && self.fragment.swap(false, Ordering::Relaxed)
     }
 
     /// The nearest deadline, if any runs.
@@ -110,9 +120,16 @@ impl Pulse {
         u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX / PHASES)
     }
 
-    fn received(&self) {
-        if self.phase.load(Ordering::Relaxed) % PHASES == IDLE {
+    fn received(&self, line: &mut RequestLineReader, bytes: &[u8]) {
+        let phase = self.phase.load(Ordering::Relaxed) % PHASES;
+        if phase == BUSY {
+            return line.pass();
+        }
+        if phase == IDLE {
             self.phase.store(self.now() * PHASES + HEAD, Ordering::Relaxed);
+        }
+        if line.read(phase == IDLE, bytes) {
+            self.fragment.store(true, Ordering::Relaxed);
         }
     }
 
@@ -133,7 +150,14 @@ impl Pulse {
 #[derive(Debug)]
 pub(super) struct Watched<T> {
     pub(super) stream: T,
-    pub(super) pulse: Arc<Pulse>,
+    pulse: Arc<Pulse>,
+    line: RequestLineReader,
+}
+
+impl<T> Watched<T> {
+    pub(super) fn new(stream: T, pulse: Arc<Pulse>) -> Self {
+        Self { stream, pulse, line: RequestLineReader::default() }
+    }
 }
 
 impl<T: AsyncRead + Unpin> AsyncRead for Watched<T> {
@@ -143,9 +167,11 @@ impl<T: AsyncRead + Unpin> AsyncRead for Watched<T> {
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let before = buf.filled().len();
-        let result = Pin::new(&mut self.stream).poll_read(cx, buf);
-        if buf.filled().len() > before {
-            self.pulse.received();
+        let Self { stream, pulse, line } = &mut *self;
+        let result = Pin::new(stream).poll_read(cx, buf);
+        let new = &buf.filled()[before..];
+        if !new.is_empty() {
+            pulse.received(line, new);
         }
         result
     }
@@ -196,7 +222,7 @@ mod tests {
         let began = Instant::now();
         let second = Duration::from_secs;
         let (mut guest, ours) = tokio::io::duplex(4);
-        let mut ours = Watched { stream: ours, pulse: Arc::clone(&pulse) };
+        let mut ours = Watched::new(ours, Arc::clone(&pulse));
         assert_eq!(pulse.deadline(&ALLOWANCE), Some((began + second(10), Expiry::Idle)));
 
         // The head's time begins with its first byte and more bytes do not renew it.

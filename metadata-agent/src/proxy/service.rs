@@ -19,7 +19,7 @@ use super::identify::{Directory, GuestOrigin, Patience, Requester, identify};
 use super::pulse::Pulse;
 use super::relay::Answer;
 use super::server::Proxy;
-use super::target::path_to_ask;
+use super::target::{TargetFault, path_to_ask};
 use super::upstream::{Question, Reply};
 
 /// One guest connection: the client is bound to it, whatever its requests say.
@@ -60,6 +60,9 @@ impl<D: Directory> Session<D> {
 
     async fn relay(&self, request: Request<Incoming>, exchange: &mut Exchange) -> Result<Reply, Fault> {
         let (head, body) = request.into_parts();
+        if self.pulse.takes_fragment() {
+            return Err(TargetFault::Fragment.into());
+        }
         let path = path_to_ask(&head.method, &head.uri, &head.headers)?;
         let config = &self.proxy.config;
         let patience = Patience { hold: config.identity_hold, grace: config.identity_grace };

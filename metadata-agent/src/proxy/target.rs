@@ -21,6 +21,9 @@ pub enum TargetFault {
     /// An absolute-form target whose host is not that of the `Host` header.
     #[error("the target names another host than the Host header")]
     OtherHost,
+    /// A `#`, which belongs to the client alone.
+    #[error("the target holds a fragment")]
+    Fragment,
     /// Neither a path nor a URL, or `*` for another method than `OPTIONS`.
     #[error("the target is neither a path nor a URL")]
     NoPath,

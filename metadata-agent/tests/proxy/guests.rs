@@ -111,6 +111,7 @@ async fn malformed_requests_are_answered_and_closed() {
         "GET /x\u{1}y HTTP/1.1\r\nHost: a\r\n\r\n",
         "GET /x y HTTP/1.1\r\nHost: a\r\n\r\n",
         "GET x HTTP/1.1\r\nHost: a\r\n\r\n",
+        "GET /x#y HTTP/1.1\r\nHost: a\r\n\r\n",
         "garbage\r\n\r\n",
         "GET /x HTTP/1.1\r\nHost: a\r\nX\u{0}: b\r\n\r\n",
         "POST /x HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\nab",

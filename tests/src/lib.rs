@@ -52,3 +52,6 @@ pub fn privileged() -> bool {
     eprintln!("SKIP {test}: needs root");
     false
 }
+//! The rig.
+
+pub mod vm;

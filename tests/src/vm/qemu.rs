@@ -1,0 +1,167 @@
+//! One qemu process: an emulated machine with a tap device and two serial lines. The first is the console and goes
+//! to a file; the second is qemu's own standard input and output, and carries what the guest has to say.
+
+use std::fs::File;
+use std::io::{BufRead, BufReader, Write};
+use std::path::Path;
+use std::process::{Child, ChildStdin, Stdio};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::time::Instant;
+
+use anyhow::{Context, Error, Result, anyhow};
+use metadata_agent::ids::MacAddress;
+use tempfile::TempDir;
+
+use super::Place;
+use super::guest::Kernel;
+
+/// What guest and host leave to the device: partial checksums and frames beyond the MTU.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Offloads {
+    /// All that virtio-net has, with a vnet header on the tap.
+    On,
+    /// None, and no vnet header: whole checksums, frames of one MTU.
+    Off,
+}
+
+/// The guest's network device.
+#[derive(Clone, Copy, Debug)]
+pub struct Nic<'a> {
+    /// A tap device that exists in the namespace, is up, and that no one has open.
+    pub tap: &'a str,
+    /// The guest's address.
+    pub mac: MacAddress,
+    /// See [`Offloads`].
+    pub offloads: Offloads,
+}
+
+impl Nic<'_> {
+    fn arguments(&self) -> [String; 4] {
+        let state = match self.offloads {
+            Offloads::On => "on",
+            Offloads::Off => "off",
+        };
+        let features = [
+            "csum",
+            "gso",
+            "guest_csum",
+            "guest_tso4",
+            "guest_tso6",
+            "guest_ecn",
+            "guest_ufo",
+            "host_tso4",
+            "host_tso6",
+            "host_ecn",
+            "host_ufo",
+        ];
+        let mut device = format!("virtio-net-pci,netdev=tap,romfile=,mac={}", self.mac);
+        for feature in features {
+            device.extend([",", feature, "=", state]);
+        }
+        let netdev = format!("tap,id=tap,ifname={},script=no,downscript=no,vnet_hdr={state}", self.tap);
+        ["-netdev".to_owned(), netdev, "-device".to_owned(), device]
+    }
+}
+
+/// What else makes the machine.
+pub struct Machine<'a> {
+    pub memory_mib: u32,
+    /// Added to the kernel's command line.
+    pub boot: &'a str,
+    /// Added to qemu's.
+    pub extra: &'a [String],
+}
+
+/// A running guest. Dropped, it is killed.
+pub struct Qemu {
+    process: Child,
+    input: ChildStdin,
+    lines: Receiver<String>,
+    logs: TempDir,
+}
+
+impl Qemu {
+    pub fn start(place: Place<'_>, nic: &Nic<'_>, machine: &Machine<'_>) -> Result<Self> {
+        let kernel = Kernel::prepare()?;
+        let logs = tempfile::tempdir().context("create a directory for the guest's logs")?;
+        let errors = File::create(logs.path().join("qemu")).context("create qemu's log")?;
+        let boot =
+            format!("console=ttyS0 loglevel=5 panic=-1 mitigations=off net.ifnames=0 {}", machine.boot);
+        let mut command = place("qemu-system-x86_64");
+        command
+            .args([
+                "-M",
+                "q35,accel=tcg",
+                "-cpu",
+                "qemu64,+rdrand",
+                "-smp",
+                "1",
+                "-nodefaults",
+                "-no-user-config",
+            ])
+            .args(["-display", "none", "-no-reboot", "-m", &machine.memory_mib.to_string()])
+            .args(["-append", &boot, "-kernel"])
+            .arg(&kernel.vmlinux)
+            .arg("-initrd")
+            .arg(&kernel.initramfs)
+            .arg("-serial")
+            .arg(format!("file:{}", logs.path().join("console").display()))
+            .args(["-chardev", "stdio,id=line,signal=off", "-serial", "chardev:line"])
+            .args(nic.arguments())
+            .args(machine.extra)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(errors);
+        let mut process = command.spawn().with_context(|| format!("start {command:?}"))?;
+        let (Some(input), Some(output)) = (process.stdin.take(), process.stdout.take()) else {
+            unreachable!("both were asked for as pipes")
+        };
+        let (sender, lines) = channel();
+        std::thread::spawn(move || {
+            for line in BufReader::new(output).split(b'\n').map_while(Result::ok) {
+                let line = String::from_utf8_lossy(&line).trim().to_owned();
+                if sender.send(line).is_err() {
+                    break;
+                }
+            }
+        });
+        Ok(Self { process, input, lines, logs })
+    }
+
+    /// The next line that the guest says; `None` when it has powered off.
+    pub fn line(&self, deadline: Instant) -> Result<Option<String>> {
+        match self.lines.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+            Ok(line) => Ok(Some(line)),
+            Err(RecvTimeoutError::Disconnected) => Ok(None),
+            Err(RecvTimeoutError::Timeout) => Err(self.fault("the guest kept silent beyond the deadline")),
+        }
+    }
+
+    /// Says a line to the guest.
+    pub fn say(&mut self, line: &str) -> Result<()> {
+        let said = writeln!(self.input, "{line}").and_then(|()| self.input.flush());
+        said.map_err(|error| self.fault(&format!("the guest does not listen: {error}")))
+    }
+
+    /// An error that shows what guest and qemu said of late.
+    pub fn fault(&self, what: &str) -> Error {
+        let tail = |name: &str| tail(&self.logs.path().join(name));
+        anyhow!("{what}\n-- qemu --\n{}\n-- the guest's console --\n{}", tail("qemu"), tail("console"))
+    }
+}
+
+impl Drop for Qemu {
+    fn drop(&mut self) {
+        // Both fail only when it has ended already.
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+fn tail(log: &Path) -> String {
+    const LINES: usize = 60;
+    let text = std::fs::read(log).unwrap_or_default();
+    let text = String::from_utf8_lossy(&text);
+    let lines: Vec<&str> = text.lines().collect();
+    lines[lines.len().saturating_sub(LINES)..].join("\n")
+}

@@ -1,0 +1,138 @@
+//! A guest of kernel and busybox that does what it is told: `tests/vm/init` is its side of the conversation.
+
+use std::net::Ipv4Addr;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use metadata_agent::ids::MacAddress;
+
+use super::Place;
+use super::hex;
+use super::qemu::{Machine, Nic, Qemu};
+
+const BOOT: Duration = Duration::from_secs(60);
+/// Above the limit that `tests/vm/fetch` sets itself, so that its own words come first.
+const TASK: Duration = Duration::from_secs(90);
+
+/// How the guest reaches 169.254.169.254.
+#[derive(Clone, Copy, Debug)]
+pub enum Route {
+    /// It is a neighbour, found by ARP.
+    OnLink,
+    /// Behind the default gateway, whose MAC address the guest knows beforehand.
+    Gateway(Ipv4Addr, MacAddress),
+}
+
+/// What the metadata service answered.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Answer {
+    /// The HTTP status.
+    pub status: u16,
+    /// Bytes of the body; busybox keeps none of an error's.
+    pub length: u64,
+    /// SHA-256 of the body, in hexadecimal.
+    pub sha256: String,
+}
+
+/// A small guest, up and waiting for requests.
+pub struct SmallVm {
+    qemu: Qemu,
+}
+
+impl SmallVm {
+    /// Boots a guest with the address `address/prefix` and waits until it listens.
+    ///
+    /// # Errors
+    /// When the images cannot be built or the guest does not come up within a minute.
+    pub fn boot(place: Place<'_>, nic: &Nic<'_>, address: (Ipv4Addr, u8), route: Route) -> Result<Self> {
+        let mut boot = format!("ADDRESS={}/{}", address.0, address.1);
+        if let Route::Gateway(gateway, mac) = route {
+            boot.extend([format!(" GATEWAY={gateway} GATEWAY_MAC={mac}")]);
+        }
+        let qemu = Qemu::start(place, nic, &Machine { memory_mib: 128, boot: &boot, extra: &[] })?;
+        let deadline = Instant::now() + BOOT;
+        match qemu.line(deadline)?.as_deref() {
+            Some("ready") => Ok(Self { qemu }),
+            other => Err(qemu.fault(&format!("the guest began with {other:?}, not with ready"))),
+        }
+    }
+
+    /// Runs one line of shell text in the guest and gives what it wrote.
+    ///
+    /// # Errors
+    /// When it exits with another code than 0 or takes longer than 90 s.
+    pub fn run(&mut self, script: &str) -> Result<String> {
+        ensure!(!script.contains('\n'), "`{script}` is more than one line");
+        self.qemu.say(script)?;
+        let deadline = Instant::now() + TASK;
+        let answer = self.qemu.line(deadline).with_context(|| format!("run `{script}`"))?;
+        let fault = |answer| self.qemu.fault(&format!("`{script}` answered {answer:?}"));
+        let Some((code, output)) = answer.as_deref().map(|line| line.split_once(' ').unwrap_or((line, "")))
+        else {
+            return Err(fault("by powering off"));
+        };
+        let Some(output) = hex::decode(output) else { return Err(fault(output)) };
+        let output = String::from_utf8_lossy(&output).into_owned();
+        if code == "0" { Ok(output) } else { Err(fault(&format!("exit code {code}: {output}"))) }
+    }
+
+    /// Asks the metadata service for `path`.
+    ///
+    /// # Errors
+    /// When there is no whole answer. An error status is an answer.
+    pub fn get(&mut self, path: &str) -> Result<Answer> {
+        let output = self.run(&format!("fetch '{path}'"))?;
+        parse(&output).with_context(|| format!("GET {path} gave `{output}`"))
+    }
+
+    /// Posts the first `length` bytes of [`numbered_lines`] to `path`.
+    ///
+    /// # Errors
+    /// As [`Self::get`].
+    pub fn post(&mut self, path: &str, length: usize) -> Result<Answer> {
+        let script =
+            format!("seq {length} | head -c {length} >/tmp/post; fetch '{path}' --post-file /tmp/post");
+        let output = self.run(&script)?;
+        parse(&output).with_context(|| format!("POST {path} gave `{output}`"))
+    }
+}
+
+fn parse(output: &str) -> Option<Answer> {
+    let mut words = output.split_whitespace();
+    let status = words.next()?.parse().ok()?;
+    let length = words.next()?.parse().ok()?;
+    Some(Answer { status, length, sha256: words.next()?.to_owned() })
+}
+
+/// "1\n2\n3\n..." cut to `length` bytes: what [`SmallVm::post`] sends. No part of it occurs twice at a distance that
+/// a lost or doubled segment could hide.
+pub fn numbered_lines(length: usize) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(length + 8);
+    for number in 1.. {
+        if bytes.len() >= length {
+            break;
+        }
+        bytes.extend_from_slice(format!("{number}\n").as_bytes());
+    }
+    bytes.truncate(length);
+    bytes
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbered_lines_are_cut_to_length() {
+        assert_eq!(numbered_lines(0), b"");
+        assert_eq!(numbered_lines(20), b"1\n2\n3\n4\n5\n6\n7\n8\n9\n10");
+    }
+
+    #[test]
+    fn an_answer_has_three_words() {
+        let answer = parse("404 0 e3b0\n").unwrap();
+        assert_eq!(answer, Answer { status: 404, length: 0, sha256: "e3b0".to_owned() });
+        assert_eq!(parse("404 0"), None);
+        assert_eq!(parse("wget: can't connect"), None);
+    }
+}

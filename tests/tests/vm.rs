@@ -1,5 +1,6 @@
 //! Real guests on real tap devices against the legacy path: a bridge, and 169.254.169.254 as an address in a
 //! namespace of its own, as Neutron's DHCP agent has it.
+#![expect(clippy::print_stdout, clippy::unwrap_used, reason = "helpers of tests print and panic as tests do")]
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -9,12 +10,12 @@ use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use metadata_agent::ids::MacAddress;
 use metadata_tests::vm::scenario::{Transfer, cloud_init_boot, small_vm_transfer};
 use metadata_tests::vm::{self, Answer, CloudVm, Lease, Nic, Offloads, Route, numbered_lines};
 use nix::sched::{CloneFlags, setns};
-use sha2::{Digest, Sha256};
 
 const GUEST: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 5);
 const SERVER: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 2);
@@ -46,8 +47,9 @@ fn transfer(offloads: Offloads, route: Route) {
     let wanted = Transfer { upload: "/upload", upload_length: MIB, download: "/download" };
     let done = small_vm_transfer(&network.host(), &nic, (GUEST, PREFIX), route, &wanted).unwrap();
 
-    assert_eq!(done.upload, answer(200, b"taken\n"));
-    assert_eq!(done.download, answer(200, &download));
+    assert_eq!(done.offloads, offloads);
+    assert_eq!(done.upload, Answer::new(200, b"taken\n"));
+    assert_eq!(done.download, Answer::new(200, &download));
     let requests = server.requests();
     let seen: Vec<_> = requests.iter().map(|request| (request.line.as_str(), request.body.len())).collect();
     assert_eq!(seen, [("POST /upload HTTP/1.1", MIB), ("GET /download HTTP/1.1", 0)]);
@@ -66,7 +68,7 @@ fn a_small_guest_tells_an_error_status_from_no_answer() {
     let refused = guest.get("/").unwrap_err();
     assert!(format!("{refused:#}").contains("Connection refused"), "{refused:#}");
     let server = Server::start(&network, HashMap::new());
-    assert_eq!(guest.get("/nothing").unwrap(), answer(404, b""));
+    assert_eq!(guest.get("/nothing").unwrap(), Answer::new(404, b""));
     drop(server);
 }
 
@@ -122,11 +124,6 @@ fn openstack_tree() -> HashMap<&'static str, Vec<u8>> {
         ("/latest/meta-data/hostname", b"forge".to_vec()),
         ("/latest/meta-data/instance-id", b"i-00000001".to_vec()),
     ])
-}
-
-fn answer(status: u16, body: &[u8]) -> Answer {
-    let sha256 = Sha256::digest(body).iter().map(|byte| format!("{byte:02x}")).collect();
-    Answer { status, length: body.len().try_into().unwrap(), sha256 }
 }
 
 /// Whether this machine can run guests; says so when it cannot, and fails where that is demanded.
@@ -235,9 +232,7 @@ impl Server {
                 // One at a time: so few bytes never wait long for each other.
                 while let Ok((connection, _)) = listener.accept() {
                     // A guest that goes away amid a request is the guest's affair; the test sees what is missing.
-                    if let Ok(request) = serve(connection, &tree) {
-                        requests.lock().unwrap().push(request);
-                    }
+                    let _ = serve(&connection, &tree, &requests);
                 }
             }
         });
@@ -252,15 +247,20 @@ impl Server {
 impl Drop for Server {
     fn drop(&mut self) {
         socket2::SockRef::from(&*self.listener).shutdown(std::net::Shutdown::Both).unwrap();
-        self.thread.take().unwrap().join().unwrap();
+        let ended = self.thread.take().unwrap().join();
+        assert!(std::thread::panicking() || ended.is_ok(), "the server panicked");
     }
 }
 
-fn serve(connection: TcpStream, tree: &HashMap<&str, Vec<u8>>) -> std::io::Result<Request> {
-    let limit = Some(std::time::Duration::from_secs(20));
+fn serve(
+    connection: &TcpStream,
+    tree: &HashMap<&str, Vec<u8>>,
+    requests: &Mutex<Vec<Request>>,
+) -> std::io::Result<()> {
+    let limit = Some(Duration::from_secs(20));
     connection.set_read_timeout(limit)?;
     connection.set_write_timeout(limit)?;
-    let mut reader = BufReader::new(&connection);
+    let mut reader = BufReader::new(connection);
     let mut line = String::new();
     reader.read_line(&mut line)?;
     let line = line.trim_end().to_owned();
@@ -279,13 +279,16 @@ fn serve(connection: TcpStream, tree: &HashMap<&str, Vec<u8>>) -> std::io::Resul
     let mut body = vec![0; length];
     reader.read_exact(&mut body)?;
 
+    // Before the answer, so that who has the answer finds the request.
+    requests.lock().unwrap().push(Request { line: line.clone(), body });
+
     let (status, answer) = match line.split(' ').collect::<Vec<_>>()[..] {
         ["POST", _, _] => ("200 OK", &b"taken\n"[..]),
         [_, path, _] if tree.contains_key(path) => ("200 OK", &tree[path][..]),
         _ => ("404 Not Found", &b"nothing here\n"[..]),
     };
     let head = format!("HTTP/1.1 {status}\r\nContent-Length: {}\r\nConnection: close\r\n\r\n", answer.len());
-    (&connection).write_all(head.as_bytes())?;
-    (&connection).write_all(answer)?;
-    Ok(Request { line, body })
+    let mut connection = connection;
+    connection.write_all(head.as_bytes())?;
+    connection.write_all(answer)
 }

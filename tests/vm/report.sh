@@ -6,14 +6,10 @@ say() {
     printf '%s %s\n' "$1" "$(od -An -v -tx1 | tr -d ' \n')"
 }
 
-status=$(cloud-init status --wait --long 2>&1)
-echo "$status" | say status
+cloud-init status --wait --long 2>&1 | say status
 hostname | say hostname
-cat /var/lib/cloud/data/instance-id | say instance-id
+cat /var/lib/cloud/data/instance-id 2>&1 | say instance-id
 cat /home/debian/.ssh/authorized_keys 2>&1 | say authorized-keys
 cat /var/lib/user-data-effect 2>&1 | say user-data-effect
-case $status in
-    *"status: done"*) ;;
-    *) cat /var/log/cloud-init.log 2>&1 | say log ;;
-esac
+grep -v '\[DEBUG\]' /var/log/cloud-init.log 2>&1 | say log
 exec systemctl poweroff --force --force

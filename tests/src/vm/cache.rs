@@ -3,12 +3,13 @@
 //! An entry is a directory whose name tells what went into it, built aside and renamed into place: it is there
 //! whole or not at all. The directory is `METADATA_TEST_CACHE`, else `target/vm-cache`.
 
-use std::fmt::Write as _;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use sha2::{Digest, Sha256};
+
+use super::hex;
 
 /// What goes into an entry: recipe, file contents, package versions.
 pub struct Key(Sha256);
@@ -26,10 +27,7 @@ impl Key {
     }
 
     fn name(self) -> String {
-        self.0.finalize()[..8].iter().fold(String::new(), |mut name, byte| {
-            let _ = write!(name, "{byte:02x}");
-            name
-        })
+        hex::encode(&self.0.finalize()[..8])
     }
 }
 

@@ -1,5 +1,15 @@
 //! Hexadecimal: what guests wrap their output in, so that nothing in it can end a line.
 
+use std::fmt::Write as _;
+
+pub fn encode(bytes: &[u8]) -> String {
+    let mut text = String::with_capacity(bytes.len() * 2);
+    for byte in bytes {
+        let _ = write!(text, "{byte:02x}");
+    }
+    text
+}
+
 /// `None` when `text` is not pairs of hexadecimal digits.
 pub fn decode(text: &str) -> Option<Vec<u8>> {
     let (pairs, rest) = text.as_bytes().as_chunks::<2>();
@@ -13,6 +23,13 @@ pub fn decode(text: &str) -> Option<Vec<u8>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_encoded_decodes() {
+        let bytes: Vec<u8> = (0..=255).collect();
+        assert_eq!(encode(&[0, 0xa5]), "00a5");
+        assert_eq!(decode(&encode(&bytes)), Some(bytes));
+    }
 
     #[test]
     fn only_pairs_of_digits_decode() {

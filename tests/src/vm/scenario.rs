@@ -4,7 +4,7 @@ use std::net::Ipv4Addr;
 
 use anyhow::Result;
 
-use super::{Answer, CloudReport, CloudVm, Dhcp, Lease, Nic, Place, Route, SmallVm};
+use super::{Answer, CloudReport, CloudVm, Dhcp, Lease, Nic, Offloads, Place, Route, SmallVm};
 
 /// What [`small_vm_transfer`] asks for.
 #[derive(Clone, Copy, Debug)]
@@ -17,9 +17,11 @@ pub struct Transfer<'a> {
     pub download: &'a str,
 }
 
-/// What came back.
+/// What came back, and how.
 #[derive(Clone, Debug)]
 pub struct Transferred {
+    /// What the guest's driver took of the offloads that it was offered.
+    pub offloads: Offloads,
     /// The answer to the POST.
     pub upload: Answer,
     /// The answer to the GET.
@@ -38,9 +40,10 @@ pub fn small_vm_transfer(
     transfer: &Transfer<'_>,
 ) -> Result<Transferred> {
     let mut guest = SmallVm::boot(place, nic, address, route)?;
+    let offloads = guest.offloads()?;
     let upload = guest.post(transfer.upload, transfer.upload_length)?;
     let download = guest.get(transfer.download)?;
-    Ok(Transferred { upload, download })
+    Ok(Transferred { offloads, upload, download })
 }
 
 /// A guest with cloud-init boots with a lease from a DHCP server on `interface` at `dhcp`.

@@ -3,16 +3,20 @@
 use std::net::Ipv4Addr;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use metadata_agent::ids::MacAddress;
+use sha2::{Digest, Sha256};
 
 use super::Place;
 use super::hex;
-use super::qemu::{Machine, Nic, Qemu};
+use super::qemu::{Machine, Nic, Offloads, Qemu};
 
-const BOOT: Duration = Duration::from_secs(60);
+const BOOT: Duration = Duration::from_mins(1);
 /// Above the limit that `tests/vm/fetch` sets itself, so that its own words come first.
 const TASK: Duration = Duration::from_secs(90);
+
+/// `VIRTIO_NET_F_CSUM`, `_GUEST_CSUM`, `_GUEST_TSO4`, `_HOST_TSO4` (virtio 1.1, 5.1.3).
+const OFFLOAD_BITS: [usize; 4] = [0, 1, 7, 11];
 
 /// How the guest reaches 169.254.169.254.
 #[derive(Clone, Copy, Debug)]
@@ -34,6 +38,14 @@ pub struct Answer {
     pub sha256: String,
 }
 
+impl Answer {
+    /// The answer that a guest gets when the body arrives as it is.
+    #[must_use]
+    pub fn new(status: u16, body: &[u8]) -> Self {
+        Self { status, length: body.len() as u64, sha256: hex::encode(&Sha256::digest(body)) }
+    }
+}
+
 /// A small guest, up and waiting for requests.
 pub struct SmallVm {
     qemu: Qemu,
@@ -45,10 +57,11 @@ impl SmallVm {
     /// # Errors
     /// When the images cannot be built or the guest does not come up within a minute.
     pub fn boot(place: Place<'_>, nic: &Nic<'_>, address: (Ipv4Addr, u8), route: Route) -> Result<Self> {
-        let mut boot = format!("ADDRESS={}/{}", address.0, address.1);
-        if let Route::Gateway(gateway, mac) = route {
-            boot.extend([format!(" GATEWAY={gateway} GATEWAY_MAC={mac}")]);
-        }
+        let gateway = match route {
+            Route::OnLink => String::new(),
+            Route::Gateway(gateway, mac) => format!("GATEWAY={gateway} GATEWAY_MAC={mac}"),
+        };
+        let boot = format!("ADDRESS={}/{} {gateway}", address.0, address.1);
         let qemu = Qemu::start(place, nic, &Machine { memory_mib: 128, boot: &boot, extra: &[] })?;
         let deadline = Instant::now() + BOOT;
         match qemu.line(deadline)?.as_deref() {
@@ -74,6 +87,20 @@ impl SmallVm {
         let Some(output) = hex::decode(output) else { return Err(fault(output)) };
         let output = String::from_utf8_lossy(&output).into_owned();
         if code == "0" { Ok(output) } else { Err(fault(&format!("exit code {code}: {output}"))) }
+    }
+
+    /// The offloads that the guest's driver and the device agreed upon.
+    ///
+    /// # Errors
+    /// When they agreed upon some of them only.
+    pub fn offloads(&mut self) -> Result<Offloads> {
+        let features = self.run("cat /sys/bus/virtio/devices/virtio0/features")?;
+        let agreed = OFFLOAD_BITS.map(|bit| features.as_bytes().get(bit) == Some(&b'1'));
+        match agreed {
+            [true, true, true, true] => Ok(Offloads::On),
+            [false, false, false, false] => Ok(Offloads::Off),
+            _ => bail!("offloads in part: of the features {OFFLOAD_BITS:?} the guest has {agreed:?}"),
+        }
     }
 
     /// Asks the metadata service for `path`.

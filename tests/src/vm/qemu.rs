@@ -86,7 +86,7 @@ impl Qemu {
         let logs = tempfile::tempdir().context("create a directory for the guest's logs")?;
         let errors = File::create(logs.path().join("qemu")).context("create qemu's log")?;
         let boot =
-            format!("console=ttyS0 loglevel=5 panic=-1 mitigations=off net.ifnames=0 {}", machine.boot);
+            format!("console=ttyS0 loglevel=7 panic=-1 mitigations=off net.ifnames=0 {}", machine.boot);
         let mut command = place("qemu-system-x86_64");
         command
             .args([

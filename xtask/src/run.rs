@@ -1,0 +1,99 @@
+//! `cargo xtask run`: the agent on this host where there is a configuration for it, in a lab where there is none.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::Result;
+
+use crate::command::{Invocation, target_dir};
+use crate::requirements::Scope;
+use crate::setup::{Report, setup};
+
+/// The files that Neutron's own metadata agents read, general ones first.
+const NEUTRON_FILES: [&str; 3] = [
+    "/etc/neutron/neutron.conf",
+    "/etc/neutron/metadata_agent.ini",
+    "/etc/neutron/neutron_ovn_metadata_agent.ini",
+];
+
+/// What `run` starts.
+#[derive(Debug, PartialEq, Eq)]
+enum Target {
+    /// The agent on this host, with these arguments after `run`.
+    Agent(Vec<String>),
+    /// The lab around the agent, with these arguments for the agent.
+    Lab(Vec<String>),
+}
+
+/// Builds what is needed and becomes it.
+///
+/// # Errors
+/// When the set-up or a build fails, or the program cannot be started.
+pub fn run(args: Vec<String>) -> Result<()> {
+    setup(Scope::Build, Report::OnlyChanges)?;
+    let release = target_dir().join("release");
+    let agent = release.join("metadata-agent").display().to_string();
+    let build = |package, binary| {
+        Invocation::cargo(["build", "--quiet", "--release", "--package", package, "--bin", binary]).run()
+    };
+    build("metadata-agent", "metadata-agent")?;
+    match target(args, Path::exists) {
+        Target::Agent(args) => Invocation::new([agent.as_str(), "run"]).args(args).exec(),
+        Target::Lab(args) => {
+            eprintln!("no --config-file given and none of Neutron's files in /etc/neutron: starting the lab");
+            build("metadata-tests", "lab")?;
+            let lab = Invocation::new([release.join("lab").display().to_string()]).args(["--agent", &agent]);
+            if args.is_empty() { lab.exec() } else { lab.args(["--"]).args(args).exec() }
+        }
+    }
+}
+
+/// Arguments win over files: who names a configuration means it and no other.
+fn target(args: Vec<String>, exists: impl Fn(&Path) -> bool) -> Target {
+    let names_config = |arg: &String| {
+        ["--config-file", "--config-dir"]
+            .iter()
+            .any(|flag| arg.strip_prefix(flag).is_some_and(|rest| rest.is_empty() || rest.starts_with('=')))
+    };
+    if args.iter().any(names_config) {
+        return Target::Agent(args);
+    }
+    let files: Vec<_> = NEUTRON_FILES.into_iter().map(PathBuf::from).filter(|file| exists(file)).collect();
+    if files.is_empty() {
+        return Target::Lab(args);
+    }
+    let named = files.iter().flat_map(|file| ["--config-file".to_owned(), file.display().to_string()]);
+    Target::Agent(named.chain(args).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn words(text: &str) -> Vec<String> {
+        text.split_whitespace().map(str::to_owned).collect()
+    }
+
+    #[test]
+    fn a_named_configuration_is_the_only_one() {
+        for args in ["--config-file a.ini --x", "--x --config-dir=/d"] {
+            assert_eq!(target(words(args), |_| true), Target::Agent(words(args)));
+        }
+    }
+
+    #[test]
+    fn neutrons_files_are_taken_in_neutrons_order() {
+        let present = |path: &Path| !path.ends_with("metadata_agent.ini");
+        assert_eq!(
+            target(words("--x"), present),
+            Target::Agent(words(
+                "--config-file /etc/neutron/neutron.conf \
+                 --config-file /etc/neutron/neutron_ovn_metadata_agent.ini --x"
+            ))
+        );
+    }
+
+    #[test]
+    fn nothing_configured_means_the_lab() {
+        assert_eq!(target(words("--config-filer x"), |_| false), Target::Lab(words("--config-filer x")));
+    }
+}

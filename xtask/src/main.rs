@@ -19,6 +19,8 @@ mod run;
 mod setup;
 mod test;
 
+use std::process::ExitCode;
+
 use anyhow::Result;
 use clap::{Args, Parser, Subcommand};
 use requirements::Scope;
@@ -91,11 +93,7 @@ enum Command {
     ///
     /// Builds the agent for this machine without shared libraries, and puts it into an image with the recipe
     /// deploy/Containerfile, whose own builder stage is left out. No registry is needed.
-    Image {
-        /// Name of the image
-        #[arg(long, default_value = image::DEFAULT_TAG)]
-        tag: String,
-    },
+    Image(image::Options),
 }
 
 #[derive(Subcommand)]
@@ -104,8 +102,18 @@ enum Bench {
     Quick(PassedOn),
 }
 
-fn main() -> Result<()> {
-    match Cli::parse().command {
+fn main() -> ExitCode {
+    match carry_out(Cli::parse().command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("xtask: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn carry_out(command: Command) -> Result<()> {
+    match command {
         Command::Setup { scope } => setup::setup(scope, setup::Report::Always),
         Command::Run(passed_on) => run::run(passed_on.args),
         Command::Test { stage, release, passed_on } => test::test(stage, release, &passed_on.args),
@@ -113,7 +121,7 @@ fn main() -> Result<()> {
         Command::Lint { record_abi: false } => lint::lint(),
         Command::BuildEbpf => build_ebpf::build_ebpf(),
         Command::Bench(Bench::Quick(passed_on)) => bench::quick(passed_on.args),
-        Command::Image { tag } => image::image(&tag),
+        Command::Image(options) => image::image(options),
     }
 }
 

@@ -101,7 +101,10 @@ pub fn test(selection: Selection, release: bool, args: &[String]) -> Result<()> 
             Stage::Packets | Stage::Netns | Stage::Vm | Stage::Deploy => {
                 let targets = targets(stage, &test_targets()?);
                 let agent = build_agent(release)?;
-                scenario_tests(stage, &targets, release, args)?.env("METADATA_AGENT_BIN", agent).run()?;
+                scenario_tests(stage, &targets, release, args)?
+                    .env("METADATA_AGENT_BIN", agent)
+                    .env("REQUIRE_PRIVILEGED", "1")
+                    .run()?;
             }
         }
     }

@@ -55,3 +55,4 @@ pub fn privileged() -> bool {
 //! The rig.
 
 pub mod vm;
+pub mod deploy;

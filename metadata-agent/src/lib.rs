@@ -1,17 +1,27 @@
-//! The metadata agent.
+//! The metadata agent: one process per host that answers the metadata requests of all its guests.
+//!
+//! [`app`] wires everything; what stands below it knows only its own job. Towards the kernel: [`datapath`],
+//! [`portal`], [`netlink`], [`netns`]. Towards whoever knows the ports: [`sources`], [`inventory`]. Towards guests and Nova: [`proxy`].
+//! [`guests`] brings links, inventory and datapath together and leaves the outcome in the [`directory`].
 
-pub mod datapath;
-pub mod config;
-pub mod ids;
-pub mod netlink;
-pub mod netns;
-pub mod portal;
 pub mod admin;
+pub mod app;
+pub mod check;
 pub mod cli;
 pub mod config;
+pub mod datapath;
+pub mod detach;
+pub mod directory;
+pub mod guests;
+pub mod heartbeat;
 pub mod ids;
-pub mod logging;
 pub mod inventory;
-pub mod sources;
+pub mod logging;
 pub mod metrics;
+pub mod netlink;
+pub mod netns;
+pub mod overview;
+pub mod portal;
 pub mod proxy;
+pub mod sources;
+pub mod status;

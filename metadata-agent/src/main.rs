@@ -1,3 +1,50 @@
-//! The `metadata-agent` command.
+//! The `metadata-agent` command: reads the command line, does what it says, and turns the outcome into an exit code.
 
-fn main() {}
+use std::process::ExitCode;
+
+use anyhow::{Context as _, Result};
+use metadata_agent::cli::{Cli, Command, EX_USAGE};
+use metadata_agent::config::{Config, ConfigArgs};
+use metadata_agent::{app, check, detach, status};
+use tokio::runtime::Builder;
+
+fn main() -> ExitCode {
+    match Cli::parse_or_exit().command {
+        Command::Run(args) => {
+            with_config(&args.config, |config| app::run(config).map(|()| ExitCode::SUCCESS))
+        }
+        Command::Check(args) => with_config(&args.config, |config| blocking(check::run(config, args.json))),
+        Command::Detach(args) => {
+            with_config(&args.config, |config| blocking(detach::run(config)).map(|()| ExitCode::SUCCESS))
+        }
+        Command::Status(args) => match metadata_agent::config::admin_socket(&args.config) {
+            Ok(socket) => conclude(blocking(status::run(&socket, status::View::of(&args)))),
+            Err(faults) => unusable(&faults),
+        },
+    }
+}
+
+fn with_config(args: &ConfigArgs, work: impl FnOnce(&Config) -> Result<ExitCode>) -> ExitCode {
+    match Config::load(args) {
+        Ok(config) => conclude(work(&config)),
+        Err(faults) => unusable(&faults),
+    }
+}
+
+fn blocking<T>(work: impl Future<Output = Result<T>>) -> Result<T> {
+    Builder::new_current_thread().enable_all().build().context("start a runtime")?.block_on(work)
+}
+
+#[expect(clippy::print_stderr, reason = "the command's own last word")]
+fn conclude(outcome: Result<ExitCode>) -> ExitCode {
+    outcome.unwrap_or_else(|error| {
+        eprintln!("metadata-agent: {error:#}");
+        ExitCode::FAILURE
+    })
+}
+
+#[expect(clippy::print_stderr, reason = "the command's own last word")]
+fn unusable(faults: &metadata_agent::config::ConfigFaults) -> ExitCode {
+    eprintln!("metadata-agent: {faults}");
+    ExitCode::from(EX_USAGE)
+}

@@ -1,15 +1,16 @@
 //! Links, addresses, routes and qdiscs over rtnetlink: the only module that names the `rtnetlink` crates.
 
+use std::fmt;
 use std::net::{IpAddr, Ipv6Addr};
 
 use futures_util::{StreamExt, TryStreamExt};
-use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::address::{AddressAttribute, AddressFlags, AddressHeaderFlags};
 use netlink_packet_route::link::{
-    AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoData, InfoKind, InfoVeth, LinkAttribute, LinkFlags, LinkInfo,
-    LinkMessage,
+    AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoData, InfoKind, InfoVeth, LinkAttribute, LinkFlags,
+    LinkInfo, LinkMessage,
 };
 use netlink_packet_route::tc::{TcAttribute, TcHandle, TcMessage};
+use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use rtnetlink::packet_core::{NetlinkMessage, NetlinkPayload};
 use rtnetlink::{
     Handle, LinkMessageBuilder, LinkUnspec, LinkVeth, MulticastGroup, RouteMessageBuilder, new_connection,
@@ -169,28 +170,36 @@ impl Netlink {
         Ok(self.links().await?.into_iter().find(|link| link.name == name))
     }
 
-    /// Makes a veth pair without IPv6 link-local addresses, both ends down.
+    /// Makes a veth pair, both ends down.
     ///
     /// # Errors
     /// A name is taken, or the kernel refuses otherwise.
     pub async fn add_veth(&self, pair: &VethPair<'_>) -> Result<(), NetlinkError> {
-        let quiet = || LinkAttribute::AfSpecUnspec(vec![AfSpecUnspec::Inet6(vec![AfSpecInet6::AddrGenMode(
-            In6AddrGenMode::None,
-        )])]);
         let peer = LinkMessageBuilder::<LinkUnspec>::new()
             .name(pair.peer)
             .mtu(pair.mtu)
             .setns_by_fd(pair.peer_netns.as_raw_fd())
-            .append_extra_attribute(quiet())
             .build();
         let message = LinkMessageBuilder::<LinkVeth>::new_with_info_kind(InfoKind::Veth)
             .name(pair.name)
             .mtu(pair.mtu)
-            .append_extra_attribute(quiet())
             .set_info_data(InfoData::Veth(InfoVeth::Peer(peer)))
             .build();
         let added = self.handle.link().add(message).execute().await;
         added.map_err(|source| refused("add veth pair", pair.name, source))
+    }
+
+    /// Keeps the kernel from giving a link an IPv6 link-local address. To be done before the link is up.
+    ///
+    /// # Errors
+    /// The link is gone, or IPv6 is off there.
+    pub async fn forgo_link_local(&self, index: IfIndex) -> Result<(), NetlinkError> {
+        let mode = AfSpecUnspec::Inet6(vec![AfSpecInet6::AddrGenMode(In6AddrGenMode::None)]);
+        let message = LinkUnspec::new_with_index(index.0)
+            .append_extra_attribute(LinkAttribute::AfSpecUnspec(vec![mode]))
+            .build();
+        let set = self.handle.link().set(message).execute().await;
+        set.map_err(|source| refused("forgo the link-local address of link", index, source))
     }
 
     /// Sets a link up and gives it an MTU in bytes.
@@ -199,7 +208,12 @@ impl Netlink {
     /// The link is gone, or the MTU is out of its range.
     pub async fn set_up(&self, index: IfIndex, mtu: u32) -> Result<(), NetlinkError> {
         let message = LinkUnspec::new_with_index(index.0).up().mtu(mtu).build();
-        self.handle.link().set(message).execute().await.map_err(|source| refused("set up link", index, source))
+        self.handle
+            .link()
+            .set(message)
+            .execute()
+            .await
+            .map_err(|source| refused("set up link", index, source))
     }
 
     /// Deletes a link.
@@ -207,14 +221,24 @@ impl Netlink {
     /// # Errors
     /// The link is gone, or cannot be deleted.
     pub async fn delete_link(&self, index: IfIndex) -> Result<(), NetlinkError> {
-        self.handle.link().del(index.0).execute().await.map_err(|source| refused("delete link", index, source))
+        self.handle
+            .link()
+            .del(index.0)
+            .execute()
+            .await
+            .map_err(|source| refused("delete link", index, source))
     }
 
     /// Gives a link an address, without duplicate address detection; fine if it has it.
     ///
     /// # Errors
     /// The link is gone, or IPv6 is off there.
-    pub async fn set_address(&self, index: IfIndex, address: Ipv6Addr, prefix: u8) -> Result<(), NetlinkError> {
+    pub async fn set_address(
+        &self,
+        index: IfIndex,
+        address: Ipv6Addr,
+        prefix: u8,
+    ) -> Result<(), NetlinkError> {
         let mut request = self.handle.address().add(index.0, IpAddr::V6(address), prefix).replace();
         let message = request.message_mut();
         message.header.flags = AddressHeaderFlags::Nodad;
@@ -226,8 +250,14 @@ impl Netlink {
     ///
     /// # Errors
     /// The link is gone or down.
-    pub async fn set_neighbour(&self, index: IfIndex, of: Ipv6Addr, mac: MacAddress) -> Result<(), NetlinkError> {
-        let request = self.handle.neighbours().add(index.0, IpAddr::V6(of)).link_layer_address(&mac.0).replace();
+    pub async fn set_neighbour(
+        &self,
+        index: IfIndex,
+        of: Ipv6Addr,
+        mac: MacAddress,
+    ) -> Result<(), NetlinkError> {
+        let request =
+            self.handle.neighbours().add(index.0, IpAddr::V6(of)).link_layer_address(&mac.0).replace();
         request.execute().await.map_err(|source| refused("set neighbour", of, source))
     }
 
@@ -250,17 +280,32 @@ impl Netlink {
         set.map_err(|source| refused("set route", format_args!("{}/{}", prefix.0, prefix.1), source))
     }
 
-    /// Whether a link carries a clsact qdisc.
+    /// Whether a link carries a qdisc with an ingress hook: clsact, or the older ingress.
     ///
     /// # Errors
     /// The kernel refuses the dump.
-    pub async fn has_clsact(&self, index: IfIndex) -> Result<bool, NetlinkError> {
+    pub async fn has_ingress_qdisc(&self, index: IfIndex) -> Result<bool, NetlinkError> {
         let qdiscs: Result<Vec<TcMessage>, _> = self.handle.qdisc().get().execute().try_collect().await;
         let qdiscs = qdiscs.map_err(|source| refused("list qdiscs of", index, source))?;
-        Ok(qdiscs.iter().any(|qdisc| {
-            u32::try_from(qdisc.header.index) == Ok(index.0)
-                && qdisc.attributes.iter().any(|part| matches!(part, TcAttribute::Kind(kind) if kind == "clsact"))
-        }))
+        let hooks = |part: &TcAttribute| matches!(part, TcAttribute::Kind(kind) if kind == "clsact" || kind == "ingress");
+        Ok(qdiscs
+            .iter()
+            .any(|qdisc| qdisc.header.index.cast_unsigned() == index.0 && qdisc.attributes.iter().any(hooks)))
+    }
+
+    /// Whether a link has filters on ingress or egress.
+    ///
+    /// # Errors
+    /// The kernel refuses the dump.
+    pub async fn has_filters(&self, index: IfIndex) -> Result<bool, NetlinkError> {
+        let at = || self.handle.traffic_filter(index.0.cast_signed()).get();
+        for request in [at().ingress(), at().egress()] {
+            let filters: Result<Vec<TcMessage>, _> = request.execute().try_collect().await;
+            if !filters.map_err(|source| refused("list filters of", index, source))?.is_empty() {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     /// Removes the clsact qdisc of a link, and every filter on it.
@@ -280,24 +325,29 @@ impl Netlink {
 /// # Errors
 /// No socket is to be had.
 pub fn watch_links() -> Result<impl futures_util::Stream<Item = LinkEvent> + Unpin, NetlinkError> {
-    let (connection, _, messages) =
-        new_multicast_connection(&[MulticastGroup::Link]).map_err(|source| NetlinkError::Socket { source })?;
+    let (connection, _, messages) = new_multicast_connection(&[MulticastGroup::Link])
+        .map_err(|source| NetlinkError::Socket { source })?;
     tokio::spawn(connection);
     Ok(messages.filter_map(|(message, _)| std::future::ready(link_event(message))))
 }
 
+/// A bridge tells of its ports in the same group (family `AF_BRIDGE`), also when a port merely leaves it
+/// (net/bridge/br_netlink.c, `br_ifinfo_notify`). Those messages describe the port, not the link.
 fn link_event(message: NetlinkMessage<RouteNetlinkMessage>) -> Option<LinkEvent> {
+    let is_the_links = |link: &LinkMessage| link.header.interface_family == AddressFamily::Unspec;
     #[expect(clippy::wildcard_enum_match_arm, reason = "the group carries link messages and overruns")]
     match message.payload {
-        NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewLink(link)) => Some(LinkEvent::Present(link.into())),
+        NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewLink(link)) => {
+            is_the_links(&link).then(|| LinkEvent::Present(link.into()))
+        }
         NetlinkPayload::InnerMessage(RouteNetlinkMessage::DelLink(link)) => {
-            Some(LinkEvent::Gone(IfIndex(link.header.index)))
+            is_the_links(&link).then_some(LinkEvent::Gone(IfIndex(link.header.index)))
         }
         NetlinkPayload::Overrun(_) => Some(LinkEvent::Overrun),
         _ => None,
     }
 }
 
-fn refused(operation: &'static str, object: impl ToString, source: rtnetlink::Error) -> NetlinkError {
-    NetlinkError::Refused { operation, object: object.to_string(), source }
+fn refused(operation: &'static str, object: impl fmt::Display, source: rtnetlink::Error) -> NetlinkError {
+    NetlinkError::Refused { operation, object: format!("{object}"), source }
 }

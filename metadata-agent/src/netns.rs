@@ -62,7 +62,9 @@ impl Netns {
     /// The file cannot be opened or looked at.
     pub fn named(name: &str) -> Result<Option<Self>, NetnsError> {
         let netns = match Self::open_path(name, &path_of(name)) {
-            Err(NetnsError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(NetnsError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
+                return Ok(None);
+            }
             opened => opened?,
         };
         let kind = fstatfs(&netns.file).map_err(|errno| failed("look at", name, errno))?;
@@ -111,7 +113,8 @@ impl Netns {
     /// Without `CAP_SYS_ADMIN`, or when `work` panics.
     pub fn run<T: Send>(&self, work: impl FnOnce() -> T + Send) -> Result<T, NetnsError> {
         in_own_thread(&self.name, || {
-            setns(&self.file, CloneFlags::CLONE_NEWNET).map_err(|errno| failed("enter", &self.name, errno))?;
+            setns(&self.file, CloneFlags::CLONE_NEWNET)
+                .map_err(|errno| failed("enter", &self.name, errno))?;
             Ok(work())
         })?
     }
@@ -142,7 +145,8 @@ fn path_of(name: &str) -> PathBuf {
 /// its own, so that names appear in mount namespaces that follow this one.
 fn share_directory() -> io::Result<()> {
     std::fs::create_dir_all(NAMED)?;
-    let share = || mount(None::<&str>, NAMED, None::<&str>, MsFlags::MS_SHARED | MsFlags::MS_REC, None::<&str>);
+    let share =
+        || mount(None::<&str>, NAMED, None::<&str>, MsFlags::MS_SHARED | MsFlags::MS_REC, None::<&str>);
     if share().is_ok() {
         return Ok(());
     }
@@ -151,7 +155,8 @@ fn share_directory() -> io::Result<()> {
 }
 
 fn in_own_thread<T: Send>(name: &str, work: impl FnOnce() -> T + Send) -> Result<T, NetnsError> {
-    thread::scope(|scope| scope.spawn(work).join()).map_err(|_| NetnsError::Panicked { name: name.to_owned() })
+    thread::scope(|scope| scope.spawn(work).join())
+        .map_err(|_| NetnsError::Panicked { name: name.to_owned() })
 }
 
 fn failed(operation: &'static str, name: &str, errno: nix::Error) -> NetnsError {

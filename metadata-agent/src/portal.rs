@@ -115,7 +115,9 @@ impl Portal {
         netns.run(settle_sysctls)??;
         let mac = portal_end.mac.ok_or(PortalError::Vanished { name: PORTAL_END })?;
         let nsid = host_end.peer_nsid.and_then(|id| u32::try_from(id).ok()).ok_or(PortalError::NoNsid)?;
+        host.forgo_link_local(host_end.index).await?;
         host.set_up(host_end.index, mtu).await?;
+        inside.forgo_link_local(portal_end.index).await?;
         inside.set_up(portal_end.index, mtu).await?;
         let lo = inside.link("lo").await?.ok_or(PortalError::Vanished { name: "lo" })?;
         inside.set_up(lo.index, lo.mtu).await?;
@@ -160,7 +162,11 @@ impl Portal {
 }
 
 /// Both ends, made anew unless both are there and are each other's.
-async fn establish_veth(host: &Netlink, inside: &Netlink, pair: &VethPair<'_>) -> Result<(Link, Link), PortalError> {
+async fn establish_veth(
+    host: &Netlink,
+    inside: &Netlink,
+    pair: &VethPair<'_>,
+) -> Result<(Link, Link), PortalError> {
     let found = (host.link(pair.name).await?, inside.link(pair.peer).await?);
     if let (Some(host_end), Some(portal_end)) = &found
         && host_end.peer_index == Some(portal_end.index)
@@ -196,7 +202,9 @@ fn settle_sysctls() -> Result<(), PortalError> {
             Err(source) if name.ends_with("disable_ipv6") => {
                 return Err(PortalError::Sysctl { name, found, want, source });
             }
-            Err(error) => warn!(sysctl = name, %found, %want, %error, "a setting of the portal stays as it is"),
+            Err(error) => {
+                warn!(sysctl = name, %found, %want, %error, "a setting of the portal stays as it is");
+            }
         }
     }
     Ok(())

@@ -6,12 +6,16 @@
 //! * TCP to port 80 there is led into the portal, with the identity address for its source.
 //! * In doubt a packet is left to the host's own path; a forged one is dropped.
 
-use crate::abi::{CHECK_IPV4, CHECK_MAC, Client, ClientKey, MAX_PORT_IPV4, Port, PortKey, Settings};
-use crate::identity::{AttachmentId, ClientAddress, METADATA_IPV4, METADATA_IPV6, METADATA_PORT, PORTAL_ADDRESS};
+use crate::abi::{CHECK_IPV4, CHECK_MAC, Client, ClientKey, Port, PortKey, Settings};
+use crate::identity::{
+    AttachmentId, ClientAddress, METADATA_IPV4, METADATA_IPV6, METADATA_PORT, PORTAL_ADDRESS,
+};
 use crate::rate;
 use crate::reason::Reason;
 use crate::skb::{HEAD, Skb, SkbFault};
-use crate::wire::{self, ETH_LEN, IPV4_LEN, IPV6_LEN, Ipv4Header, Ipv6Header, Mac, TCP_CHECKSUM, TCP_LEN, TcpHeader};
+use crate::wire::{
+    self, ETH_LEN, IPV4_LEN, IPV6_LEN, Ipv4Header, Ipv6Header, Mac, TCP_CHECKSUM, TCP_LEN, TcpHeader,
+};
 use crate::world::{PortalPeer, PortalSocket, World};
 
 /// The MAC address that ARP requests for 169.254.169.254 are answered with: locally administered, and the address it
@@ -66,7 +70,9 @@ fn classify<S: Skb>(skb: &mut S) -> Option<Result<Request, Reason>> {
     match [head[12], head[13]] {
         wire::ethertype::IPV4 => classify_ipv4(head),
         wire::ethertype::ARP => classify_arp(head),
-        wire::ethertype::IPV6 if head[38] == METADATA_IPV6[0] && head[39] == METADATA_IPV6[1] => classify_ipv6(skb),
+        wire::ethertype::IPV6 if head[38] == METADATA_IPV6[0] && head[39] == METADATA_IPV6[1] => {
+            classify_ipv6(skb)
+        }
         _ => None,
     }
 }
@@ -86,7 +92,11 @@ fn classify_ipv4(head: &[u8; HEAD]) -> Option<Result<Request, Reason>> {
     };
     if head[14] != 0x45 {
         // Longer headers carry options; others are no IPv4 at all.
-        return Some(Err(if head[14] > 0x45 && head[14] < 0x50 { Reason::Ipv4Options } else { Reason::Malformed }));
+        return Some(Err(if head[14] > 0x45 && head[14] < 0x50 {
+            Reason::Ipv4Options
+        } else {
+            Reason::Malformed
+        }));
     }
     if u16::from_be_bytes([head[20], head[21]]) & MORE_FRAGMENTS_AND_OFFSET != 0 {
         return Some(Err(Reason::Fragment));
@@ -172,17 +182,8 @@ fn check_source(port: &Port, source: [u8; 4]) -> Result<(), Reason> {
     if port.flags & CHECK_IPV4 == 0 {
         return Ok(());
     }
-    let mut at = 0;
-    while at < MAX_PORT_IPV4 {
-        if at as u32 >= port.ipv4_count {
-            break;
-        }
-        if port.ipv4[at] == source {
-            return Ok(());
-        }
-        at += 1;
-    }
-    Err(Reason::ForgedAddress)
+    let known = port.ipv4.iter().take(port.ipv4_count as usize);
+    if known.into_iter().any(|address| *address == source) { Ok(()) } else { Err(Reason::ForgedAddress) }
 }
 
 /// RFC 826: the answer to who asked, from the asked address. A probe (RFC 5227, sender 0.0.0.0) is answered too: the
@@ -202,7 +203,12 @@ fn answer_arp<S: Skb>(skb: &mut S, guest_mac: Mac) -> Result<Outcome, Reason> {
 
 /// RFC 792: addresses swapped, type 0, the rest as it came. Swapping leaves the IPv4 checksum right.
 #[inline(always)]
-fn answer_echo<S: Skb>(skb: &mut S, port: &Port, metadata_mac: Mac, guest_mac: Mac) -> Result<Outcome, Reason> {
+fn answer_echo<S: Skb>(
+    skb: &mut S,
+    port: &Port,
+    metadata_mac: Mac,
+    guest_mac: Mac,
+) -> Result<Outcome, Reason> {
     const REQUEST: [u8; 2] = [8, 0];
     const REPLY: [u8; 2] = [0, 0];
     let ip = Ipv4Header(skb.load(ETH_LEN)?);
@@ -310,7 +316,7 @@ impl Segment {
     /// IPv4 to IPv6, RFC 7915 in the small: no options, no fragments, addresses of our own.
     #[inline(always)]
     fn renumber<S: Skb>(&self, skb: &mut S, settings: &Settings, identity: [u8; 16]) -> Result<(), SkbFault> {
-        let payload_len = (self.ip.total_len() - IPV4_LEN) as u16;
+        let payload_len = self.ip.payload_len();
         let (class, hop_limit) = (self.ip.0[1], self.ip.0[8]);
         let ethernet = wire::ethernet(settings.portal_mac, METADATA_MAC, wire::ethertype::IPV6);
         let header = Ipv6Header::tcp(identity, PORTAL_ADDRESS, payload_len, class, hop_limit);
@@ -326,6 +332,12 @@ impl Segment {
 
 /// What the pseudo header changes by. Protocol and length stand in both pseudo headers with the same weight.
 #[inline(always)]
-fn address_difference(source: [u8; 4], destination: [u8; 4], new_source: [u8; 16], new_destination: [u8; 16]) -> u32 {
-    wire::checksum_difference(&source, &new_source) + wire::checksum_difference(&destination, &new_destination)
+fn address_difference(
+    source: [u8; 4],
+    destination: [u8; 4],
+    new_source: [u8; 16],
+    new_destination: [u8; 16],
+) -> u32 {
+    wire::checksum_difference(&source, &new_source)
+        + wire::checksum_difference(&destination, &new_destination)
 }

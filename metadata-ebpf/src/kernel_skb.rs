@@ -1,10 +1,10 @@
 //! The real `sk_buff`. All pointer arithmetic on packets is in [`KernelSkb::head`]; everything else goes through helpers.
 #![expect(unsafe_code, reason = "packet memory and kernel helpers")]
+#![expect(clippy::cast_possible_truncation, reason = "all lengths are of headers")]
 
-use core::ffi::c_void;
 use core::mem::MaybeUninit;
 
-use aya_ebpf::bindings::{BPF_F_PSEUDO_HDR, __sk_buff};
+use aya_ebpf::bindings::{__sk_buff, BPF_F_PSEUDO_HDR};
 use aya_ebpf::helpers::generated as helpers;
 use aya_ebpf::programs::TcContext;
 use metadata_ebpf::skb::{HEAD, Skb, SkbFault};
@@ -78,12 +78,7 @@ impl Skb for KernelSkb {
         let mut bytes = MaybeUninit::<[u8; N]>::uninit();
         // SAFETY: the helper writes N bytes, or fails.
         unsafe {
-            done(helpers::bpf_skb_load_bytes(
-                self.skb as *const c_void,
-                offset,
-                bytes.as_mut_ptr() as *mut c_void,
-                N as u32,
-            ))?;
+            done(helpers::bpf_skb_load_bytes(self.skb.cast(), offset, bytes.as_mut_ptr().cast(), N as u32))?;
             Ok(bytes.assume_init())
         }
     }
@@ -91,9 +86,7 @@ impl Skb for KernelSkb {
     #[inline(always)]
     fn store<const N: usize>(&mut self, offset: u32, bytes: &[u8; N]) -> Result<(), SkbFault> {
         // SAFETY: the helper reads N bytes of `bytes` and checks the frame's end itself.
-        done(unsafe {
-            helpers::bpf_skb_store_bytes(self.skb, offset, bytes.as_ptr() as *const c_void, N as u32, 0)
-        })
+        done(unsafe { helpers::bpf_skb_store_bytes(self.skb, offset, bytes.as_ptr().cast(), N as u32, 0) })
     }
 
     #[inline(always)]

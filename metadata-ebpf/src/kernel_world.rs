@@ -1,9 +1,8 @@
 //! The real maps, clock and sockets.
 #![expect(unsafe_code, reason = "map values are shared memory, and helpers are unsafe to call")]
+#![expect(clippy::cast_possible_truncation, reason = "sizes of headers and of the list of reasons")]
 
-use core::ffi::c_void;
-
-use aya_ebpf::bindings::{BPF_F_NO_PREALLOC, __sk_buff, bpf_sock, bpf_sock_tuple, tcphdr};
+use aya_ebpf::bindings::{__sk_buff, BPF_F_NO_PREALLOC, bpf_sock, bpf_sock_tuple, tcphdr};
 use aya_ebpf::helpers::generated as helpers;
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, HashMap, PerCpuArray};
@@ -72,12 +71,12 @@ impl World for KernelWorld {
     #[inline(always)]
     fn gate(&self, attachment: u32) -> Option<Gate> {
         // SAFETY: as in `port`; a word that another CPU writes meanwhile is one count off at worst.
-        unsafe { MD_GATES.get(&attachment).copied() }
+        unsafe { MD_GATES.get(attachment).copied() }
     }
 
     #[inline(always)]
     fn put_gate(&self, attachment: u32, gate: Gate) {
-        if let Some(entry) = MD_GATES.get_ptr_mut(&attachment) {
+        if let Some(entry) = MD_GATES.get_ptr_mut(attachment) {
             // SAFETY: as in `gate`.
             unsafe { *entry = gate };
         }
@@ -120,8 +119,8 @@ impl World for KernelWorld {
         // SAFETY: `SocketTuple` has the layout and the size of the IPv6 arm of `struct bpf_sock_tuple`.
         let socket = unsafe {
             helpers::bpf_skc_lookup_tcp(
-                self.skb as *mut c_void,
-                &raw mut tuple as *mut bpf_sock_tuple,
+                self.skb.cast(),
+                (&raw mut tuple).cast::<bpf_sock_tuple>(),
                 size_of::<SocketTuple>() as u32,
                 u64::from(nsid),
                 0,
@@ -138,13 +137,13 @@ impl World for KernelWorld {
             PortalSocket::Listening
         };
         // SAFETY: the reference that the look-up took.
-        unsafe { helpers::bpf_sk_release(socket as *mut c_void) };
+        unsafe { helpers::bpf_sk_release(socket.cast()) };
         found
     }
 }
 
 /// The IPv6 arm of `struct bpf_sock_tuple`, network order.
-#[repr(C)]
+#[repr(C, align(4))]
 struct SocketTuple {
     source: [u8; 16],
     destination: [u8; 16],
@@ -166,10 +165,10 @@ fn completes_a_cookie(listener: *mut bpf_sock, peer: &PortalPeer) -> bool {
     // SAFETY: the listener is a referenced socket; header sizes are those of the buffers.
     let verdict = unsafe {
         helpers::bpf_tcp_check_syncookie(
-            listener as *mut c_void,
-            ip.as_mut_ptr() as *mut c_void,
+            listener.cast(),
+            ip.as_mut_ptr().cast(),
             ip.len() as u32,
-            tcp.as_mut_ptr() as *mut tcphdr,
+            tcp.as_mut_ptr().cast::<tcphdr>(),
             tcp.len() as u32,
         )
     };

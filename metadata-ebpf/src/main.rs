@@ -1,9 +1,6 @@
 //! The programs: two entry points, each a table from reason to verdict, and the maps.
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
-#![cfg_attr(
-    not(target_arch = "bpf"),
-    expect(dead_code, reason = "the host build only checks types; the kernel runs the BPF build")
-)]
+#![expect(clippy::needless_pass_by_value, reason = "the signature that the macro asks for")]
 #![expect(missing_docs, reason = "statics that the map macro writes; metadata_ebpf::abi documents each")]
 
 mod kernel_skb;
@@ -42,6 +39,7 @@ pub fn md_to_guest(ctx: TcContext) -> i32 {
 /// not there.
 #[inline(always)]
 #[expect(unsafe_code, reason = "helpers are unsafe to call")]
+#[expect(clippy::cast_possible_truncation, reason = "the helpers return a verdict")]
 fn conclude(ctx: &TcContext, outcome: Outcome) -> i32 {
     count(outcome.reason);
     trace(ctx, outcome);
@@ -49,7 +47,7 @@ fn conclude(ctx: &TcContext, outcome: Outcome) -> i32 {
     let redirected = unsafe {
         match outcome.reason.verdict() {
             Verdict::Next => return TC_ACT_UNSPEC,
-            Verdict::Drop => return TC_ACT_SHOT as i32,
+            Verdict::Drop => return TC_ACT_SHOT,
             Verdict::ToPortal => bpf_redirect_peer(outcome.ifindex, 0),
             Verdict::ToGuest => bpf_redirect(outcome.ifindex, 0),
         }

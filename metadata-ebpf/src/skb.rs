@@ -10,6 +10,7 @@ pub const HEAD: usize = 42;
 pub struct SkbFault;
 
 /// A frame at TC ingress, from the Ethernet header on. Offsets are bytes from there.
+#[expect(clippy::len_without_is_empty, reason = "a frame has an Ethernet header at least")]
 pub trait Skb {
     /// Length of the frame, fragments and GSO payload included.
     fn len(&self) -> u32;

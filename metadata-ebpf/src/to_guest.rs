@@ -8,7 +8,9 @@ use crate::from_guest::Outcome;
 use crate::identity::{ClientAddress, GuestAddress, METADATA_IPV4, METADATA_PORT, PORTAL_ADDRESS};
 use crate::reason::Reason;
 use crate::skb::{Skb, SkbFault};
-use crate::wire::{self, ETH_LEN, IPV4_LEN, IPV6_LEN, Ipv4Header, Ipv6Header, TCP_CHECKSUM, TCP_LEN, TcpHeader};
+use crate::wire::{
+    self, ETH_LEN, IPV4_LEN, IPV6_LEN, Ipv4Header, Ipv6Header, TCP_CHECKSUM, TCP_LEN, TcpHeader,
+};
 use crate::world::World;
 
 /// Decides about one frame out of the portal, and rewrites it for the guest.

@@ -51,9 +51,17 @@ pub(crate) const fn ethernet(to: Mac, from: Mac, ethertype: [u8; 2]) -> [u8; 14]
 pub(crate) struct Ipv4Header(pub [u8; 20]);
 
 impl Ipv4Header {
+    const LEN: u16 = 20;
+
     #[inline(always)]
     pub const fn total_len(&self) -> u32 {
         u16::from_be_bytes([self.0[2], self.0[3]]) as u32
+    }
+
+    /// Bytes behind a header without options; 0 if the total length does not even cover that.
+    #[inline(always)]
+    pub const fn payload_len(&self) -> u16 {
+        u16::from_be_bytes([self.0[2], self.0[3]]).saturating_sub(Self::LEN)
     }
 
     #[inline(always)]
@@ -71,8 +79,9 @@ impl Ipv4Header {
     /// identification may be zero (RFC 6864 section 4.1).
     #[inline(always)]
     pub fn answer(from: [u8; 4], to: [u8; 4], segment_len: u16, tos: u8, ttl: u8) -> Self {
-        let [len_high, len_low] = (segment_len + IPV4_LEN as u16).to_be_bytes();
-        let mut header = [0x45, tos, len_high, len_low, 0, 0, 0x40, 0, ttl, protocol::TCP, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+        let [len_high, len_low] = (segment_len + Self::LEN).to_be_bytes();
+        let mut header =
+            [0x45, tos, len_high, len_low, 0, 0, 0x40, 0, ttl, protocol::TCP, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
         header[12] = from[0];
         header[13] = from[1];
         header[14] = from[2];
@@ -182,7 +191,7 @@ pub(crate) fn checksum_difference<const F: usize, const T: usize>(from: &[u8; F]
         at += 1;
     }
     let wide = sum(to, sum(&removed, 0));
-    fold(wide) as u32
+    u32::from(fold(wide))
 }
 
 /// Sums 16-bit words as they lie in memory: the checksum does not care about byte order (RFC 1071 section 2, B).
@@ -191,13 +200,14 @@ fn sum<const N: usize>(bytes: &[u8; N], start: u32) -> u32 {
     let mut total = start;
     let mut at = 0;
     while at + 1 < N {
-        total += u16::from_ne_bytes([bytes[at], bytes[at + 1]]) as u32;
+        total += u32::from(u16::from_ne_bytes([bytes[at], bytes[at + 1]]));
         at += 2;
     }
     total
 }
 
 #[inline(always)]
+#[expect(clippy::cast_possible_truncation, reason = "two folds leave sixteen bits")]
 const fn fold(sum: u32) -> u16 {
     let once = (sum & 0xffff) + (sum >> 16);
     ((once & 0xffff) + (once >> 16)) as u16

@@ -7,20 +7,21 @@ use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
 /// A mounted BPF file system; unmounted on drop, which drops what was pinned there.
 #[derive(Debug)]
-pub(crate) struct Bpffs {
+pub struct Bpffs {
     path: PathBuf,
 }
 
 impl Bpffs {
     /// Mounts one at `path`, which is made for it.
-    pub(crate) fn mount(path: &Path) -> Self {
+    pub fn mount(path: &Path) -> Self {
         fs::create_dir_all(path).unwrap_or_else(|e| panic!("make {}: {e}", path.display()));
         mount(Some("bpf"), path, Some("bpf"), MsFlags::empty(), None::<&str>)
             .unwrap_or_else(|e| panic!("mount a BPF file system at {}: {e}", path.display()));
         Self { path: path.to_owned() }
     }
 
-    pub(crate) fn path(&self) -> &Path {
+    /// Where it is mounted.
+    pub fn path(&self) -> &Path {
         &self.path
     }
 }

@@ -13,7 +13,8 @@
 #![expect(clippy::print_stderr, reason = "what a failed test has to tell goes to its output")]
 
 pub mod agent;
-mod bpffs;
+pub mod bpffs;
+pub mod deploy;
 pub mod guest;
 pub mod http;
 pub mod http_server;
@@ -22,8 +23,10 @@ pub mod legacy;
 pub mod netns;
 pub mod nova;
 pub mod observe;
+pub mod packets;
 pub mod port;
 pub mod topology;
+pub mod vm;
 pub mod wait;
 
 pub use agent::{Agent, AgentProcess};
@@ -52,7 +55,3 @@ pub fn privileged() -> bool {
     eprintln!("SKIP {test}: needs root");
     false
 }
-//! The rig.
-
-pub mod vm;
-pub mod deploy;

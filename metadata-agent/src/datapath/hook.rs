@@ -5,7 +5,9 @@ use std::path::Path;
 
 use aya::Ebpf;
 use aya::programs::links::{FdLink, PinnedLink};
-use aya::programs::tc::{NlOptions, SchedClassifierLink, TcAttachOptions, TcHandle, qdisc_detach_program};
+use aya::programs::tc::{
+    NlOptions, SchedClassifierLink, TcAttachOptions, TcHandle, qdisc_add_clsact, qdisc_detach_program,
+};
 use aya::programs::{LinkOrder, ProgramError, SchedClassifier, TcAttachType, TcError};
 use aya::util::KernelVersion;
 use metadata_ebpf::abi::names;
@@ -17,6 +19,9 @@ use crate::ids::IfIndex;
 /// Priority and handle of our clsact filter: fixed, so that the next agent finds and replaces it in one step.
 const CLSACT_PRIORITY: u16 = 7;
 const CLSACT_HANDLE: TcHandle = TcHandle::new(0, 1);
+
+/// The first kernel with TCX (commit e420bed02507).
+const TCX_SINCE: KernelVersion = KernelVersion::new(6, 6, 0);
 
 /// What the operator asks for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -50,11 +55,11 @@ impl Programs {
         for name in super::PROGRAMS {
             program(&mut ebpf, name)?.load().map_err(|source| fault("load", name, "the kernel", source))?;
         }
+        let has_tcx = || KernelVersion::current().is_ok_and(|running| running >= TCX_SINCE);
         let hook = match mode {
             AttachMode::Tcx => Hook::Tcx,
-            AttachMode::Clsact => Hook::Clsact,
-            AttachMode::Auto if KernelVersion::current().is_ok_and(|running| running >= KernelVersion::new(6, 6, 0)) => Hook::Tcx,
-            AttachMode::Auto => Hook::Clsact,
+            AttachMode::Auto if has_tcx() => Hook::Tcx,
+            AttachMode::Auto | AttachMode::Clsact => Hook::Clsact,
         };
         Ok(Self { ebpf, hook })
     }
@@ -64,19 +69,28 @@ impl Programs {
     }
 
     /// Puts `md_to_guest` on the portal, in place of what an earlier agent put there.
-    pub fn attach_to_guest(&mut self, interface: &str, index: IfIndex, pin: &Path) -> Result<(), DatapathError> {
+    pub fn attach_to_guest(
+        &mut self,
+        interface: &str,
+        index: IfIndex,
+        pin: &Path,
+    ) -> Result<(), DatapathError> {
         if self.adopt(names::TO_GUEST, interface, pin) {
             return Ok(());
         }
         if self.hook == Hook::Clsact {
-            // The interface is ours; what qdisc it has is too.
-            aya::programs::tc::qdisc_add_clsact(interface)
-                .map_err(|source| fault("add clsact for", names::TO_GUEST, interface, source.into()))?;
+            // The interface is ours, and so is every qdisc on it.
+            add_clsact(interface)?;
         }
         self.attach(names::TO_GUEST, interface, index, pin)
     }
 
-    pub fn attach_from_guest(&mut self, interface: &str, index: IfIndex, pin: &Path) -> Result<(), DatapathError> {
+    pub fn attach_from_guest(
+        &mut self,
+        interface: &str,
+        index: IfIndex,
+        pin: &Path,
+    ) -> Result<(), DatapathError> {
         self.attach(names::FROM_GUEST, interface, index, pin)
     }
 
@@ -85,11 +99,18 @@ impl Programs {
         self.adopt(names::FROM_GUEST, interface, pin)
     }
 
-    fn attach(&mut self, name: &'static str, interface: &str, index: IfIndex, pin: &Path) -> Result<(), DatapathError> {
+    fn attach(
+        &mut self,
+        name: &'static str,
+        interface: &str,
+        index: IfIndex,
+        pin: &Path,
+    ) -> Result<(), DatapathError> {
         let options = match self.hook {
             Hook::Tcx => TcAttachOptions::TcxOrder(LinkOrder::first()),
             Hook::Clsact => {
-                let options = NlOptions { priority: CLSACT_PRIORITY, handle: CLSACT_HANDLE, ..NlOptions::default() };
+                let options =
+                    NlOptions { priority: CLSACT_PRIORITY, handle: CLSACT_HANDLE, ..NlOptions::default() };
                 TcAttachOptions::Netlink(options)
             }
         };
@@ -107,10 +128,17 @@ impl Programs {
 
     fn adopt(&mut self, name: &'static str, interface: &str, pin: &Path) -> bool {
         let earlier = match self.hook {
-            Hook::Tcx => PinnedLink::from_pin(pin).ok().and_then(|pinned| FdLink::from(pinned).try_into().ok()),
-            Hook::Clsact => {
-                SchedClassifierLink::attached(interface, TcAttachType::Ingress, CLSACT_PRIORITY, CLSACT_HANDLE, None).ok()
+            Hook::Tcx => {
+                PinnedLink::from_pin(pin).ok().and_then(|pinned| FdLink::from(pinned).try_into().ok())
             }
+            Hook::Clsact => SchedClassifierLink::attached(
+                interface,
+                TcAttachType::Ingress,
+                CLSACT_PRIORITY,
+                CLSACT_HANDLE,
+                None,
+            )
+            .ok(),
         };
         let Some(earlier): Option<SchedClassifierLink> = earlier else {
             return false;
@@ -144,6 +172,12 @@ fn persist(link: SchedClassifierLink, interface: &str, pin: &Path) -> Result<(),
     }
 }
 
+/// Adds a clsact qdisc to an interface that has no ingress hook.
+pub(super) fn add_clsact(interface: &str) -> Result<(), DatapathError> {
+    qdisc_add_clsact(interface)
+        .map_err(|source| fault("add clsact for", names::FROM_GUEST, interface, source.into()))
+}
+
 /// Removes our clsact filter from an interface; fine if it, or the interface, is not there.
 pub(super) fn remove_clsact_filter(index: IfIndex) -> Result<(), DatapathError> {
     let Some(interface) = if_indextoname(index.0).ok().and_then(|name| name.into_string().ok()) else {
@@ -161,6 +195,11 @@ fn program<'a>(ebpf: &'a mut Ebpf, name: &'static str) -> Result<&'a mut SchedCl
     program.try_into().map_err(|source| fault("find", name, "the object", source))
 }
 
-fn fault(operation: &'static str, program: &'static str, interface: &str, source: ProgramError) -> DatapathError {
+fn fault(
+    operation: &'static str,
+    program: &'static str,
+    interface: &str,
+    source: ProgramError,
+) -> DatapathError {
     DatapathError::Program { operation, program, interface: interface.to_owned(), source: Box::new(source) }
 }

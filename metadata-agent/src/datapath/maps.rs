@@ -49,7 +49,8 @@ impl Maps {
 
     /// The ports that a dead agent left.
     pub fn pinned_ports(pins: &Pins) -> Result<Vec<(IfIndex, Port)>, DatapathError> {
-        let ports: HashMap<MapData, PortKey, Port> = typed(Map::HashMap(pinned(pins, names::PORTS)?), names::PORTS)?;
+        let ports: HashMap<MapData, PortKey, Port> =
+            typed(Map::HashMap(pinned(pins, names::PORTS)?), names::PORTS)?;
         entries(&ports)
     }
 
@@ -92,12 +93,16 @@ impl Maps {
         absent_is_fine(self.gates.remove(&id.get())).map_err(fault("remove from", names::GATES))
     }
 
-    pub fn sweep(&mut self, attached: &BTreeSet<AttachmentId>, idle: Duration) -> Result<usize, DatapathError> {
+    pub fn sweep(
+        &mut self,
+        attached: &BTreeSet<AttachmentId>,
+        idle: Duration,
+    ) -> Result<usize, DatapathError> {
         let idle_ns = u64::try_from(idle.as_nanos()).unwrap_or(u64::MAX);
         let now = Clock::now_ns();
         let mut stale = Vec::new();
         let mut kept: BTreeMap<AttachmentId, u64> = attached.iter().map(|id| (*id, 0)).collect();
-        for entry in self.clients.iter() {
+        for entry in &self.clients {
             let (key, client) = entry.map_err(fault("read", names::CLIENTS))?;
             let attachment = ClientAddress::from_identity(key.identity).map(|client| client.attachment);
             let fresh = now.saturating_sub(client.last_seen_ns) < idle_ns;
@@ -110,7 +115,8 @@ impl Maps {
             absent_is_fine(self.clients.remove(key)).map_err(fault("remove from", names::CLIENTS))?;
         }
         for (id, clients) in kept {
-            let Some(gate) = optional(self.gates.get(&id.get(), 0)).map_err(fault("read", names::GATES))? else {
+            let Some(gate) = optional(self.gates.get(&id.get(), 0)).map_err(fault("read", names::GATES))?
+            else {
                 continue;
             };
             if gate.clients != clients {
@@ -194,16 +200,19 @@ impl Counters {
     /// The map refuses.
     pub fn clients(&self) -> Result<Vec<ClientRecord>, DatapathError> {
         let mut records = Vec::new();
-        for entry in self.clients.iter() {
+        for entry in &self.clients {
             let (key, client) = entry.map_err(fault("read", names::CLIENTS))?;
-            records.extend(ClientAddress::from_identity(key.identity).map(|address| ClientRecord { address, client }));
+            records.extend(
+                ClientAddress::from_identity(key.identity).map(|address| ClientRecord { address, client }),
+            );
         }
         Ok(records)
     }
 }
 
 fn entries(ports: &HashMap<MapData, PortKey, Port>) -> Result<Vec<(IfIndex, Port)>, DatapathError> {
-    let entry = |entry: Result<(PortKey, Port), MapError>| entry.map(|(key, port)| (IfIndex(key.ifindex), port));
+    let entry =
+        |entry: Result<(PortKey, Port), MapError>| entry.map(|(key, port)| (IfIndex(key.ifindex), port));
     ports.iter().map(entry).collect::<Result<_, _>>().map_err(fault("read", names::PORTS))
 }
 

@@ -12,13 +12,16 @@ mod pins;
 
 pub use hook::{AttachMode, Hook};
 pub use maps::{ClientRecord, Clock, Counters, Heartbeat};
+pub use object::OBJECT;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 use std::path::Path;
 use std::time::Duration;
 
-use metadata_ebpf::abi::{ABI_VERSION, CHECK_IPV4, CHECK_MAC, MAX_PORT_IPV4, OWNS_CLSACT, Port, PortKey, Settings, names};
+use metadata_ebpf::abi::{
+    ABI_VERSION, CHECK_IPV4, CHECK_MAC, MAX_PORT_IPV4, OWNS_CLSACT, Port, PortKey, Settings, names,
+};
 use metadata_ebpf::identity::AttachmentId;
 
 use crate::ids::{IfIndex, MacAddress, NetworkId};
@@ -140,6 +143,7 @@ pub struct Datapath {
     pins: Pins,
     programs: Programs,
     attachments: BTreeMap<IfIndex, Attachment>,
+    is_adopted: bool,
 }
 
 impl Datapath {
@@ -149,13 +153,21 @@ impl Datapath {
     /// Without `CAP_BPF` (or `CAP_SYS_ADMIN`), without bpffs, or when the verifier refuses.
     pub fn open(pin_directory: &Path, mode: AttachMode) -> Result<Self, DatapathError> {
         let pins = Pins::open(pin_directory)?;
-        if !object::abi_matches(&pins) {
-            pins.remove_all()?;
+        let is_adopted = object::abi_matches(&pins);
+        if !is_adopted {
+            pins.clear()?;
         }
         let mut ebpf = object::load(&pins)?;
         let maps = Maps::take(&mut ebpf)?;
         let programs = Programs::load(ebpf, mode)?;
-        Ok(Self { maps, pins, programs, attachments: BTreeMap::new() })
+        Ok(Self { maps, pins, programs, attachments: BTreeMap::new(), is_adopted })
+    }
+
+    /// Whether maps of an earlier agent go on to be used. If not, attachment ids begin anew, and nothing that still knows ids of
+    /// before may stay: the portal's connections.
+    #[must_use]
+    pub fn is_adopted(&self) -> bool {
+        self.is_adopted
     }
 
     /// How programs are attached on this kernel.
@@ -168,7 +180,12 @@ impl Datapath {
     ///
     /// # Errors
     /// The kernel refuses the attachment.
-    pub fn connect_portal(&mut self, interface: &str, portal: PortalLink, limits: Limits) -> Result<(), DatapathError> {
+    pub fn connect_portal(
+        &mut self,
+        interface: &str,
+        portal: PortalLink,
+        limits: Limits,
+    ) -> Result<(), DatapathError> {
         let next_attachment = self.maps.settings()?.next_attachment.max(1);
         self.programs.attach_to_guest(interface, portal.ifindex, &self.pins.portal())?;
         let syn_interval_ns = 1_000_000_000_u64.checked_div(u64::from(limits.syn_rate)).unwrap_or(0);
@@ -185,8 +202,8 @@ impl Datapath {
         })
     }
 
-    /// Attaches `md_from_guest` to an interface, or adopts the attachment that is there. `owns_clsact`: the interface had no
-    /// clsact qdisc, and was given one for this.
+    /// Attaches `md_from_guest` to an interface, or adopts the attachment that is there. `needs_qdisc`: the interface has no
+    /// ingress hook of its own, so that clsact, where it is used, must be made first and is ours.
     ///
     /// # Errors
     /// The interface is gone, or the kernel refuses. Nothing is left behind then.
@@ -194,7 +211,7 @@ impl Datapath {
         &mut self,
         index: IfIndex,
         interface: &str,
-        owns_clsact: bool,
+        needs_qdisc: bool,
     ) -> Result<AttachmentId, DatapathError> {
         if let Some(attachment) = self.attachments.get(&index) {
             return Ok(attachment.id);
@@ -203,16 +220,25 @@ impl Datapath {
         let known = self.maps.port(index)?.filter(|_| self.programs.adopt_from_guest(interface, &pin));
         let id = match known.and_then(|port| AttachmentId::new(port.attachment)) {
             Some(id) => id,
-            None => self.attach_anew(index, interface, owns_clsact)?,
+            None => self.attach_anew(index, interface, needs_qdisc)?,
         };
         self.attachments.insert(index, Attachment { id, interface: interface.to_owned() });
         Ok(id)
     }
 
-    fn attach_anew(&mut self, index: IfIndex, interface: &str, owns_clsact: bool) -> Result<AttachmentId, DatapathError> {
+    fn attach_anew(
+        &mut self,
+        index: IfIndex,
+        interface: &str,
+        needs_qdisc: bool,
+    ) -> Result<AttachmentId, DatapathError> {
         let pin = self.pins.guest(index);
-        self.pins.remove(&pin)?;
+        Pins::remove(&pin)?;
         let id = self.maps.next_attachment()?;
+        let owns_clsact = needs_qdisc && self.programs.hook() == Hook::Clsact;
+        if owns_clsact {
+            hook::add_clsact(interface)?;
+        }
         let flags = if owns_clsact { OWNS_CLSACT } else { 0 };
         // The entry stands before the program runs: no packet of the guest meets an unknown interface.
         self.maps.put_gate(id)?;
@@ -236,16 +262,17 @@ impl Datapath {
         if entry == before { Ok(()) } else { self.maps.put_port(index, entry) }
     }
 
-    /// Forgets an interface that is gone. Its client records go with the next [`Self::sweep`]; no one can reach them, as
+    /// Lets go of an interface that is gone or that is no guest's any more. Its client records go with the next [`Self::sweep`]; no one can reach them, as
     /// attachment ids are never used twice.
     ///
     /// # Errors
     /// A pin or an entry cannot be removed.
-    pub fn forget(&mut self, index: IfIndex) -> Result<Option<Attachment>, DatapathError> {
+    pub fn let_go(&mut self, index: IfIndex) -> Result<Option<Attachment>, DatapathError> {
         let Some(attachment) = self.attachments.remove(&index) else {
             return Ok(None);
         };
-        self.pins.remove(&self.pins.guest(index))?;
+        Pins::remove(&self.pins.guest(index))?;
+        hook::remove_clsact_filter(index)?;
         self.maps.remove_port(index, attachment.id)?;
         Ok(Some(attachment))
     }
@@ -263,7 +290,7 @@ impl Datapath {
         }
         for (index, pin) in self.pins.guests()? {
             if !attached.contains(&index) {
-                self.pins.remove(&pin)?;
+                Pins::remove(&pin)?;
             }
         }
         Ok(())
@@ -274,7 +301,8 @@ impl Datapath {
     /// # Errors
     /// The map refuses.
     pub fn sweep(&mut self, idle: Duration) -> Result<usize, DatapathError> {
-        let attached: BTreeSet<AttachmentId> = self.attachments.values().map(|attachment| attachment.id).collect();
+        let attached: BTreeSet<AttachmentId> =
+            self.attachments.values().map(|attachment| attachment.id).collect();
         self.maps.sweep(&attached, idle)
     }
 

@@ -7,7 +7,8 @@ use metadata_ebpf::abi::{ABI_VERSION, Settings, names};
 use super::DatapathError;
 use super::pins::Pins;
 
-static OBJECT: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/datapath.o"));
+/// The programs and maps as the build script compiled them, for who loads them by other means.
+pub static OBJECT: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/datapath.o"));
 
 /// Loads maps and programs; maps that are pinned already are used as they are.
 pub(super) fn load(pins: &Pins) -> Result<Ebpf, DatapathError> {

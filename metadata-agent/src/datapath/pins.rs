@@ -64,7 +64,7 @@ impl Pins {
     }
 
     /// Removes one pin; fine if there is none.
-    pub fn remove(&self, pin: &Path) -> Result<(), DatapathError> {
+    pub fn remove(pin: &Path) -> Result<(), DatapathError> {
         match fs::remove_file(pin) {
             Err(source) if source.kind() != io::ErrorKind::NotFound => {
                 Err(DatapathError::PinDirectory { path: pin.to_owned(), source })
@@ -73,17 +73,24 @@ impl Pins {
         }
     }
 
-    /// Removes every pin and the directory: links detach and maps go as their last holders do.
-    pub fn remove_all(&self) -> Result<(), DatapathError> {
+    /// Removes every pin: links detach and maps go as their last holders do.
+    pub fn clear(&self) -> Result<(), DatapathError> {
         for pin in self.all()? {
-            self.remove(&pin)?;
+            Self::remove(&pin)?;
         }
+        Ok(())
+    }
+
+    /// Removes every pin and the directory.
+    pub fn remove_all(&self) -> Result<(), DatapathError> {
+        self.clear()?;
         fs::remove_dir(&self.directory)
             .map_err(|source| DatapathError::PinDirectory { path: self.directory.clone(), source })
     }
 
     fn all(&self) -> Result<Vec<PathBuf>, DatapathError> {
-        let entries = || fs::read_dir(&self.directory)?.map(|entry| Ok(entry?.path())).collect::<io::Result<Vec<_>>>();
+        let entries =
+            || fs::read_dir(&self.directory)?.map(|entry| Ok(entry?.path())).collect::<io::Result<Vec<_>>>();
         entries().map_err(|source| DatapathError::PinDirectory { path: self.directory.clone(), source })
     }
 }

@@ -1,0 +1,302 @@
+//! `metadata-agent run`: all wiring, and the order in which things start and stop.
+//!
+//! Two runtimes. The control runtime, on the main thread, runs sources, inventory, attachments and the admin socket; the data
+//! runtime runs the proxy and the heartbeat. A scrape or a slow source never delays a guest.
+
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail};
+use prometheus_client::registry::Registry;
+use tokio::runtime::{Builder, Runtime};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{mpsc, watch};
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tracing::{info, warn};
+
+use crate::admin::{AdminSocket, AdminState};
+use crate::config::{self, Config};
+use crate::datapath::{AttachMode, Datapath, Limits, PortalLink};
+use crate::directory::Directory;
+use crate::guests::{GuestRules, Guests};
+use crate::heartbeat::{self, LastBeat};
+use crate::inventory::{Event, Inventory, SourceKind};
+use crate::metrics::Metrics;
+use crate::netlink::{self, Netlink};
+use crate::overview::{Overview, Running, Startup};
+use crate::portal::{self, Portal};
+use crate::proxy::{self, Endpoint, Proxy, ProxyConfig, Scheme, Signer, TlsConfig, Upstream, UpstreamConfig};
+use crate::sources::{self, Reporter, SourceState};
+use crate::{detach, logging};
+
+/// Events that sources may be ahead of the inventory.
+const EVENT_QUEUE: usize = 1024;
+/// How long tasks may take to end once nothing keeps them.
+const END: Duration = Duration::from_secs(5);
+
+/// Serves until SIGTERM or SIGINT, then leaves the host as it was.
+///
+/// # Errors
+/// What keeps the agent from serving: another agent, missing rights, a kernel that refuses.
+pub fn run(config: &Config) -> Result<()> {
+    logging::init(config.debug, config.log_format)?;
+    for warning in config.warnings() {
+        warn!("{warning}");
+    }
+    let data = data_runtime(config)?;
+    let control = Builder::new_current_thread().enable_all().build().context("start the control runtime")?;
+    let served = control.block_on(serve(config, &data));
+    data.shutdown_timeout(END);
+    served
+}
+
+fn data_runtime(config: &Config) -> Result<Runtime> {
+    let mut builder = Builder::new_multi_thread();
+    if let Some(workers) = config.metadata_workers {
+        builder.worker_threads(workers.get() as usize);
+    }
+    builder.enable_all().thread_name("md-data").build().context("start the data runtime")
+}
+
+async fn serve(config: &Config, data: &Runtime) -> Result<()> {
+    // First of all: two agents must not work on one host unawares.
+    let admin_socket = AdminSocket::bind(&config.admin_socket)?;
+    let stop = CancellationToken::new();
+    let control_tasks = TaskTracker::new();
+    let startup = Startup::default();
+    startup.awaits("guest interfaces");
+
+    let (inventory, publisher) = Inventory::new();
+    let (events, event_queue) = mpsc::channel(EVENT_QUEUE);
+    let source_states = start_sources(config, &events, &control_tasks, &stop);
+    drop(events);
+    control_tasks.spawn(publisher.run(event_queue, stop.clone()));
+
+    let mut registry = Registry::default();
+    let metrics = Arc::new(Metrics::register(&mut registry));
+    let last_beat = LastBeat::default();
+    let (running, running_now) = watch::channel(None);
+    let overview: Arc<dyn AdminState> = Arc::new(Overview::new(
+        config.clone(),
+        startup.clone(),
+        last_beat.clone(),
+        Arc::clone(&inventory),
+        source_states,
+        registry,
+        running_now,
+    ));
+    let admin = control_tasks.spawn(admin_socket.serve(overview, stop.clone()));
+
+    let result = async {
+        let mut datapath = Datapath::open(&config.bpffs_dir, attach_mode(config))?;
+        if !datapath.is_adopted() {
+            Portal::remove(&config.portal_namespace).await?;
+        }
+        let portal = Portal::establish(&config.portal_namespace, u32::from(config.portal_mtu)).await?;
+        datapath.connect_portal(portal::HOST_END, portal_link(&portal), limits(config))?;
+        let (heartbeat, counters) = (datapath.heartbeat()?, Arc::new(datapath.counters()?));
+
+        let directory = Arc::new(Directory::default());
+        let signer = Signer::new(config.metadata_proxy_shared_secret.clone());
+        let data_plane = DataPlane::start(data, config, &portal, Arc::clone(&directory), metrics)?;
+        let beating = CancellationToken::new();
+        let beats = heartbeat::run(heartbeat, config.heartbeat_stale_after, last_beat, beating.clone());
+        let heart = data.spawn(beats);
+
+        let link_events = netlink::watch_links()?;
+        let hook = datapath.hook();
+        let rules = GuestRules {
+            names: config.guest_interfaces.clone(),
+            kinds: config.guest_link_kinds.clone(),
+            source_check: config.source_check,
+        };
+        let directory_read = Arc::clone(&directory);
+        let mut guests = Guests::new(datapath, Netlink::connect()?, rules, inventory, directory, signer);
+        guests.resync().await?;
+        running.send_replace(Some(Running {
+            counters,
+            directory: directory_read,
+            failures: guests.failures(),
+            hook,
+        }));
+        startup.is_done("guest interfaces");
+        let leave = CancellationToken::new();
+        let mut guests = control_tasks.spawn(guests.run(link_events, leave.clone()));
+        info!(portal = config.portal_namespace, "serving");
+        notify(&[sd_notify::NotifyState::Ready]);
+
+        tokio::select! {
+            told = until_told_to_stop() => told?,
+            _ = &mut guests => bail!("the kernel tells of links no more; new guests would not be served"),
+        }
+
+        info!("stopping");
+        notify(&[sd_notify::NotifyState::Stopping]);
+        data_plane.drain(config.drain_timeout).await;
+        leave.cancel();
+        drop(guests.await);
+        beating.cancel();
+        heart.await.context("the heartbeat ended badly")?;
+        anyhow::Ok(())
+    }
+    .await;
+
+    running.send_replace(None);
+    stop.cancel();
+    let cleaned = detach::remove(config).await;
+    if let Ok(Err(error)) = admin.await {
+        warn!(%error, "the admin socket ended badly");
+    }
+    control_tasks.close();
+    if timeout(END, control_tasks.wait()).await.is_err() {
+        warn!("a task did not end in time");
+    }
+    result.and(cleaned)
+}
+
+/// The part of the agent that guests talk to.
+struct DataPlane {
+    stop: CancellationToken,
+    tasks: TaskTracker,
+    upstream: Arc<Upstream>,
+}
+
+impl DataPlane {
+    fn start(
+        data: &Runtime,
+        config: &Config,
+        portal: &Portal,
+        directory: Arc<Directory>,
+        metrics: Arc<Metrics>,
+    ) -> Result<Self> {
+        let _on_data_runtime = data.enter();
+        let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
+        let upstream =
+            Arc::new(Upstream::new(upstream_config(config)?, Arc::clone(&metrics), tasks.clone())?);
+        let proxy = Proxy::new(directory, Arc::clone(&upstream), proxy_config(config), metrics);
+        let listener = portal.listen(config.metadata_backlog)?;
+        let listener = tokio::net::TcpListener::from_std(listener).context("watch the listener")?;
+        tasks.spawn(proxy::serve(listener, proxy, stop.clone(), tasks.clone()));
+        Ok(Self { stop, tasks, upstream })
+    }
+
+    /// Closes the listener, so that new connections go aside at once, and waits for requests in flight.
+    async fn drain(self, patience: Duration) {
+        self.stop.cancel();
+        self.upstream.close_idle();
+        self.tasks.close();
+        if timeout(patience + END, self.tasks.wait()).await.is_err() {
+            warn!("requests in flight were cut off");
+        }
+    }
+}
+
+fn start_sources(
+    config: &Config,
+    events: &mpsc::Sender<Event>,
+    tasks: &TaskTracker,
+    stop: &CancellationToken,
+) -> Vec<watch::Receiver<SourceState>> {
+    let mut states = Vec::new();
+    let mut reporter = |kind| {
+        let (reporter, state): (Reporter, _) = Reporter::new(kind);
+        states.push(state);
+        reporter
+    };
+    let path = |path: &PathBuf| path.clone();
+    if let Some(file) = config.static_inventory.as_ref().map(path) {
+        let reporter = reporter(SourceKind::StaticFile);
+        tasks.spawn(sources::static_file::run(file, events.clone(), reporter, stop.clone()));
+    }
+    if let Some(directory) = config.libvirt_dir.as_ref().map(path) {
+        let reporter = reporter(SourceKind::Libvirt);
+        tasks.spawn(sources::libvirt::run(directory, events.clone(), reporter, stop.clone()));
+    }
+    states
+}
+
+async fn until_told_to_stop() -> Result<()> {
+    let mut terminate = signal(SignalKind::terminate()).context("watch for SIGTERM")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("watch for SIGINT")?;
+    let mut watchdog = tokio::time::interval(watchdog_period());
+    loop {
+        tokio::select! {
+            _ = terminate.recv() => return Ok(()),
+            _ = interrupt.recv() => return Ok(()),
+            _ = watchdog.tick() => notify(&[sd_notify::NotifyState::Watchdog]),
+        }
+    }
+}
+
+/// Half of what systemd grants, as sd_watchdog_enabled(3) advises.
+fn watchdog_period() -> Duration {
+    sd_notify::watchdog_enabled().map_or(Duration::from_hours(1), |granted| granted / 2)
+}
+
+/// Tells systemd, where it listens.
+fn notify(states: &[sd_notify::NotifyState<'_>]) {
+    match sd_notify::notify(states) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => warn!(%error, "systemd cannot be told"),
+        _ => {}
+    }
+}
+
+fn attach_mode(config: &Config) -> AttachMode {
+    match config.attach_mode {
+        config::AttachMode::Auto => AttachMode::Auto,
+        config::AttachMode::Tcx => AttachMode::Tcx,
+        config::AttachMode::Clsact => AttachMode::Clsact,
+    }
+}
+
+fn portal_link(portal: &Portal) -> PortalLink {
+    PortalLink { ifindex: portal.host_ifindex, nsid: portal.nsid, mac: portal.mac }
+}
+
+fn limits(config: &Config) -> Limits {
+    Limits {
+        heartbeat_stale_after: config.heartbeat_stale_after,
+        syn_rate: config.syn_rate_limit.map_or(0, std::num::NonZero::get),
+        syn_burst: config.syn_burst,
+    }
+}
+
+fn proxy_config(config: &Config) -> ProxyConfig {
+    ProxyConfig {
+        request_head_limit: config.request_head_limit,
+        request_body_limit: config.request_body_limit,
+        request_head_timeout: config.request_head_timeout,
+        request_body_timeout: config.request_head_timeout,
+        keep_alive_timeout: config.keep_alive_timeout,
+        identity_hold: config.identity_hold,
+        identity_grace: config.identity_grace,
+        drain_timeout: config.drain_timeout,
+        ..ProxyConfig::default()
+    }
+}
+
+fn upstream_config(config: &Config) -> Result<UpstreamConfig> {
+    let scheme = match config.nova_metadata_protocol {
+        config::Scheme::Http => Scheme::Http,
+        config::Scheme::Https => Scheme::Https,
+    };
+    let endpoint = Endpoint::new(scheme, &config.nova_metadata_host.to_string(), config.nova_metadata_port)?;
+    let client = config.client_identity();
+    Ok(UpstreamConfig {
+        tls: TlsConfig {
+            authorities: config.auth_ca_cert.clone(),
+            identity: client.map(|client| proxy::ClientIdentity {
+                certificate: client.certificate.to_owned(),
+                key: client.private_key.to_owned(),
+            }),
+            insecure: config.nova_metadata_insecure,
+        },
+        connect_timeout: config.nova_connect_timeout,
+        answer_timeout: config.nova_response_timeout,
+        ..UpstreamConfig::new(vec![endpoint])
+    })
+}

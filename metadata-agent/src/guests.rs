@@ -1,0 +1,336 @@
+//! The guests' interfaces: attached as they come, let go as they leave, and told to kernel and proxy with what the
+//! inventory knows of them.
+//!
+//! In: links of the host, snapshots of the inventory. Out: attachments and their policy in the datapath, the
+//! [`Directory`]. An interface that cannot be attached is tried again and holds up no other.
+
+use std::collections::{BTreeMap, HashMap};
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use arc_swap::ArcSwap;
+use futures_util::{Stream, StreamExt};
+use metadata_ebpf::identity::AttachmentId;
+use tokio::time::{MissedTickBehavior, interval};
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, error, info, warn};
+
+use crate::config::{LinkKind, NamePattern, SourceCheck};
+use crate::datapath::{Datapath, DatapathError, Hook, PortPolicy};
+use crate::directory::{Binding, Directory, Owner};
+use crate::ids::IfIndex;
+use crate::inventory::{Inventory, Port, Resolution};
+use crate::netlink::{Link, LinkEvent, Netlink, NetlinkError};
+use crate::proxy::{Requester, Signer};
+
+/// How often interfaces that could not be attached are tried again.
+const RETRY: Duration = Duration::from_secs(1);
+/// How often idle clients are looked for.
+const SWEEP: Duration = Duration::from_secs(30);
+/// A client that was not heard of for so long is forgotten. Far longer than any connection may be idle.
+const CLIENT_IDLE: Duration = Duration::from_mins(10);
+
+/// Which interfaces are guests', and what is asked of their packets.
+#[derive(Clone, Debug)]
+pub struct GuestRules {
+    /// Patterns of names.
+    pub names: Vec<NamePattern>,
+    /// Kinds of links. OVN's and the DHCP agent's own `tap*` are veths or internal ports, while a virtual machine's is a tun.
+    pub kinds: Vec<LinkKind>,
+    /// What must be the port's own.
+    pub source_check: SourceCheck,
+}
+
+impl GuestRules {
+    /// Whether a link faces a guest.
+    #[must_use]
+    pub fn admit(&self, link: &Link) -> bool {
+        let kind = self.kinds.iter().any(|kind| kind.to_string() == link.kind);
+        kind && self.names.iter().any(|pattern| pattern.matches(&link.name))
+    }
+
+    /// What the kernel shall check of a port. A port whose IPv4 addresses no source knows is not checked for them.
+    fn policy(&self, port: &Port) -> PortPolicy {
+        let (check_mac, check_addresses) = match self.source_check {
+            SourceCheck::Strict => (true, true),
+            SourceCheck::Mac => (true, false),
+            SourceCheck::Off => (false, false),
+        };
+        let ipv4 = |ips: &[IpAddr]| -> Vec<_> {
+            ips.iter().filter_map(|ip| if let IpAddr::V4(ip) = ip { Some(*ip) } else { None }).collect()
+        };
+        let fixed = ipv4(&port.fixed_ips);
+        let addresses =
+            (check_addresses && !fixed.is_empty()).then(|| [fixed, ipv4(&port.allowed_addresses)].concat());
+        PortPolicy { network: port.network, mac: port.mac.filter(|_| check_mac), addresses }
+    }
+}
+
+/// An interface that could not be attached.
+#[derive(Clone, Debug)]
+pub struct Failure {
+    /// The interface.
+    pub interface: String,
+    /// Why not, the last time.
+    pub error: String,
+}
+
+/// The interfaces that could not be attached, for `status`.
+pub type Failures = Arc<ArcSwap<Vec<Failure>>>;
+
+/// A step that could not be taken.
+#[derive(Debug, thiserror::Error)]
+pub enum GuestsError {
+    /// In the kernel side.
+    #[error(transparent)]
+    Datapath(#[from] DatapathError),
+    /// With links.
+    #[error(transparent)]
+    Netlink(#[from] NetlinkError),
+}
+
+/// The task that keeps attachments in step with the host.
+pub struct Guests {
+    datapath: Datapath,
+    netlink: Netlink,
+    rules: GuestRules,
+    inventory: Arc<Inventory>,
+    directory: Arc<Directory>,
+    signer: Signer,
+    attached: BTreeMap<IfIndex, Attached>,
+    failed: BTreeMap<IfIndex, (Link, String)>,
+    failures: Failures,
+}
+
+struct Attached {
+    id: AttachmentId,
+    link: Link,
+    since: Instant,
+    owner: Owner,
+}
+
+impl Guests {
+    /// Nothing is attached yet.
+    #[must_use]
+    pub fn new(
+        datapath: Datapath,
+        netlink: Netlink,
+        rules: GuestRules,
+        inventory: Arc<Inventory>,
+        directory: Arc<Directory>,
+        signer: Signer,
+    ) -> Self {
+        Self {
+            datapath,
+            netlink,
+            rules,
+            inventory,
+            directory,
+            signer,
+            attached: BTreeMap::new(),
+            failed: BTreeMap::new(),
+            failures: Failures::default(),
+        }
+    }
+
+    /// Where failures can be read.
+    #[must_use]
+    pub fn failures(&self) -> Failures {
+        Arc::clone(&self.failures)
+    }
+
+    /// Brings everything in step with the links that are there now. The watch must already run, or a link between this and
+    /// it would be missed.
+    ///
+    /// # Errors
+    /// Links cannot be listed, or what a dead agent left cannot be removed.
+    pub async fn resync(&mut self) -> Result<(), GuestsError> {
+        let links = self.netlink.links().await?;
+        let gone = |index: &IfIndex| !links.iter().any(|link| link.index == *index);
+        for index in self.attached.keys().chain(self.failed.keys()).copied().filter(gone).collect::<Vec<_>>()
+        {
+            self.let_go(index);
+        }
+        for link in links {
+            self.present(link).await;
+        }
+        self.datapath.forget_strays()?;
+        self.publish();
+        Ok(())
+    }
+
+    /// Follows links and inventory until cancelled, or until the watch ends. Gives the datapath back.
+    pub async fn run(
+        mut self,
+        mut events: impl Stream<Item = LinkEvent> + Unpin,
+        cancel: CancellationToken,
+    ) -> Datapath {
+        let mut snapshots = self.inventory.subscribe();
+        let mut retry = interval(RETRY);
+        let mut sweep = interval(SWEEP);
+        retry.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        sweep.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                () = cancel.cancelled() => return self.datapath,
+                event = events.next() => {
+                    let Some(event) = event else { return self.datapath };
+                    self.on_link(event).await;
+                }
+                Ok(()) = snapshots.changed() => self.publish(),
+                _ = retry.tick(), if !self.failed.is_empty() => self.retry().await,
+                _ = sweep.tick() => self.sweep(),
+            }
+        }
+    }
+
+    async fn on_link(&mut self, event: LinkEvent) {
+        match event {
+            LinkEvent::Present(link) => {
+                if self.present(link).await {
+                    self.publish();
+                }
+            }
+            LinkEvent::Gone(index) => {
+                if self.let_go(index) {
+                    self.publish();
+                }
+            }
+            LinkEvent::Overrun => {
+                warn!("link events were lost; looking at all links anew");
+                if let Err(error) = self.resync().await {
+                    error!(%error, "cannot look at all links");
+                }
+            }
+        }
+    }
+
+    /// Whether anything changed.
+    async fn present(&mut self, link: Link) -> bool {
+        if !self.rules.admit(&link) {
+            return self.let_go(link.index);
+        }
+        match self.attached.get_mut(&link.index) {
+            Some(attached) if attached.link.name == link.name && attached.link.mac == link.mac => false,
+            Some(attached) => {
+                attached.link = link;
+                true
+            }
+            None => self.attach(link).await,
+        }
+    }
+
+    async fn attach(&mut self, link: Link) -> bool {
+        match self.try_attach(&link).await {
+            Ok(id) => {
+                info!(interface = link.name, ifindex = %link.index, attachment = %id, "guest interface attached");
+                self.failed.remove(&link.index);
+                let attached = Attached { id, since: Instant::now(), owner: Owner::Unknown, link };
+                self.attached.insert(attached.link.index, attached);
+                true
+            }
+            Err(error) => {
+                let error = error.to_string();
+                if self.failed.get(&link.index).is_none_or(|(_, before)| *before != error) {
+                    warn!(interface = link.name, %error, "guest interface cannot be attached; trying again");
+                }
+                self.failed.insert(link.index, (link, error));
+                true
+            }
+        }
+    }
+
+    async fn try_attach(&mut self, link: &Link) -> Result<AttachmentId, GuestsError> {
+        let needs_qdisc = match self.datapath.hook() {
+            Hook::Tcx => false,
+            Hook::Clsact => !self.netlink.has_ingress_qdisc(link.index).await?,
+        };
+        Ok(self.datapath.attach(link.index, &link.name, needs_qdisc)?)
+    }
+
+    /// Whether there was anything to let go.
+    fn let_go(&mut self, index: IfIndex) -> bool {
+        let was_failed = self.failed.remove(&index).is_some();
+        let Some(attached) = self.attached.remove(&index) else {
+            return was_failed;
+        };
+        info!(interface = attached.link.name, attachment = %attached.id, "guest interface let go");
+        if let Err(error) = self.datapath.let_go(index) {
+            warn!(interface = attached.link.name, %error, "something of the attachment stays behind");
+        }
+        true
+    }
+
+    async fn retry(&mut self) {
+        for (link, _) in self.failed.values().cloned().collect::<Vec<_>>() {
+            self.attach(link).await;
+        }
+        self.publish();
+    }
+
+    fn sweep(&mut self) {
+        match self.datapath.sweep(CLIENT_IDLE) {
+            Ok(0) => {}
+            Ok(removed) => debug!(removed, "idle clients forgotten"),
+            Err(error) => warn!(%error, "idle clients cannot be forgotten"),
+        }
+    }
+
+    /// Asks the inventory about every attachment, and tells kernel and proxy what changed: the kernel first, so that a guest
+    /// that is known is checked from its first answered request on.
+    fn publish(&mut self) {
+        let snapshot = self.inventory.load();
+        for (index, attached) in &mut self.attached {
+            let owner = match snapshot.resolve(&attached.link.name, attached.link.mac) {
+                Resolution::Known(port) if attached.owner.port() == Some(&port) => continue,
+                Resolution::Known(port) => {
+                    let addresses = port.fixed_ips.clone();
+                    let requester =
+                        Requester::new(port.instance, port.project.clone(), addresses, &self.signer);
+                    Owner::Known { port, requester: Arc::new(requester) }
+                }
+                Resolution::Unknown => Owner::Unknown,
+                Resolution::Conflict => Owner::Disputed,
+            };
+            let policy = owner.port().map(|port| self.rules.policy(port)).unwrap_or_default();
+            if let Err(error) = self.datapath.set_policy(*index, &policy) {
+                warn!(interface = attached.link.name, %error, "the kernel checks this port as before");
+            }
+            tell_of(attached, &owner);
+            attached.owner = owner;
+        }
+        self.failures.store(Arc::new(
+            self.failed
+                .values()
+                .map(|(link, error)| Failure { interface: link.name.clone(), error: error.clone() })
+                .collect(),
+        ));
+        self.directory.publish(
+            self.attached
+                .iter()
+                .map(|(index, attached)| (attached.id, attached.binding(*index)))
+                .collect::<HashMap<_, _>>(),
+        );
+    }
+}
+
+impl Attached {
+    fn binding(&self, index: IfIndex) -> Binding {
+        Binding { interface: self.link.name.clone(), index, since: self.since, owner: self.owner.clone() }
+    }
+}
+
+fn tell_of(attached: &Attached, owner: &Owner) {
+    let interface = &attached.link.name;
+    match (owner, &attached.owner) {
+        (Owner::Known { port, .. }, _) => {
+            info!(interface, instance = %port.instance, project = %port.project, "guest known");
+        }
+        (Owner::Disputed, Owner::Disputed) | (Owner::Unknown, Owner::Unknown) => {}
+        (Owner::Disputed, _) => {
+            warn!(interface, "sources contradict each other about this guest; it is not served");
+        }
+        (Owner::Unknown, _) => info!(interface, "guest not known any more"),
+    }
+}

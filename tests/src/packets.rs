@@ -1,0 +1,621 @@
+//! The packet table: for each case a frame, what the programs know at that moment, and what must become of it.
+//!
+//! Expected frames are built by etherparse, header by header and with checksums of its own, and never by the code under test.
+#![expect(clippy::expect_used, reason = "a row that cannot be built fails the test that reads it")]
+
+use etherparse::{
+    Ethernet2Header, IpNumber, Ipv4Header, Ipv6FlowLabel, Ipv6Header, PacketBuilder, TcpHeader,
+};
+use metadata_ebpf::abi::{CHECK_IPV4, CHECK_MAC, MAX_PORT_IPV4, Port};
+use metadata_ebpf::from_guest::METADATA_MAC;
+use metadata_ebpf::identity::{AttachmentId, ClientAddress, METADATA_IPV4, PORTAL_ADDRESS};
+use metadata_ebpf::reason::Reason;
+
+/// The guest of the table.
+pub const GUEST_MAC: [u8; 6] = [0xfa, 0x16, 0x3e, 0, 0, 5];
+/// Its address.
+pub const GUEST_IP: [u8; 4] = [10, 0, 0, 5];
+/// The router that it sends to.
+pub const ROUTER_MAC: [u8; 6] = [0xfa, 0x16, 0x3e, 0xff, 0, 1];
+/// MAC address of the portal's end of the veth pair, as the table assumes it.
+pub const PORTAL_MAC: [u8; 6] = [0x02, 0, 0, 0, 0, 0x80];
+/// The attachment of the guest.
+pub const ATTACHMENT: u32 = 7;
+/// A source port without a connection.
+pub const NEW_PORT: u16 = 40_000;
+/// The source port of a connection that the portal knows.
+pub const CONNECTED_PORT: u16 = 40_001;
+/// Neutron's network of the port.
+pub const NETWORK: [u8; 16] = [0x11; 16];
+
+/// Which program gets the frame.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Program {
+    /// `md_from_guest`
+    FromGuest,
+    /// `md_to_guest`
+    ToGuest,
+}
+
+/// What the programs know, as far as it differs between cases.
+#[derive(Clone, Copy, Debug)]
+#[expect(clippy::struct_excessive_bools, reason = "each row sets one of them apart")]
+pub struct State {
+    /// Whether the interface is attached.
+    pub attached: bool,
+    /// Whether MAC address and IP address of the port are known.
+    pub port_known: bool,
+    /// Whether the agent's heart beats.
+    pub alive: bool,
+    /// Whether the agent listens, and [`CONNECTED_PORT`] is connected.
+    pub listening: bool,
+    /// Whether the client is on record.
+    pub client_known: bool,
+    /// Clients that the attachment may have.
+    pub client_quota: u32,
+    /// Whether the allowance of new connections is used up.
+    pub syn_exhausted: bool,
+}
+
+/// An attached port whose addresses are known, and an agent at work.
+pub const NORMAL: State = State {
+    attached: true,
+    port_known: true,
+    alive: true,
+    listening: true,
+    client_known: false,
+    client_quota: 4,
+    syn_exhausted: false,
+};
+
+/// One row.
+#[derive(Clone, Debug)]
+pub struct Case {
+    /// What it shows.
+    pub name: &'static str,
+    /// The program.
+    pub program: Program,
+    /// What it knows.
+    pub state: State,
+    /// What comes in.
+    pub frame: Vec<u8>,
+    /// Why it goes where it goes; `None` for a packet that is not metadata traffic.
+    pub reason: Option<Reason>,
+    /// What goes out; `None` for a frame that must be as it came.
+    pub rewritten: Option<Vec<u8>>,
+}
+
+/// The identity address of the guest.
+#[must_use]
+pub fn identity() -> [u8; 16] {
+    identity_of(ATTACHMENT)
+}
+
+/// The identity address of the guest's address behind another attachment.
+#[must_use]
+pub fn identity_of(attachment: u32) -> [u8; 16] {
+    let attachment = AttachmentId::new(attachment).expect("attachments count from 1");
+    ClientAddress::ipv4(attachment, GUEST_IP).identity()
+}
+
+/// The entry of `MD_PORTS` for a state.
+#[must_use]
+pub fn port(state: &State) -> Port {
+    let mut ipv4 = [[0; 4]; MAX_PORT_IPV4];
+    ipv4[0] = [10, 0, 0, 4];
+    ipv4[1] = GUEST_IP;
+    Port {
+        attachment: ATTACHMENT,
+        flags: if state.port_known { CHECK_MAC | CHECK_IPV4 } else { 0 },
+        client_quota: state.client_quota,
+        ipv4_count: 2,
+        network: NETWORK,
+        ipv4,
+        mac: GUEST_MAC,
+        _pad: [0; 2],
+    }
+}
+
+/// A TCP segment of the guest, to be bent.
+#[derive(Clone)]
+struct Segment {
+    ethernet: Ethernet2Header,
+    ip: Ipv4Header,
+    tcp: TcpHeader,
+    payload: Vec<u8>,
+}
+
+impl Segment {
+    fn syn() -> Self {
+        let mut tcp = TcpHeader::new(NEW_PORT, 80, 0x1000, 64_240);
+        tcp.syn = true;
+        tcp.set_options_raw(&[2, 4, 5, 0xb4, 4, 2, 1, 1]).expect("MSS and SACK-permitted fit");
+        let mut ip =
+            Ipv4Header::new(0, 64, IpNumber::TCP, GUEST_IP, METADATA_IPV4).expect("an empty payload fits");
+        ip.identification = 0x4242;
+        ip.dont_fragment = true;
+        let ethernet = Ethernet2Header {
+            source: GUEST_MAC,
+            destination: ROUTER_MAC,
+            ether_type: etherparse::EtherType::IPV4,
+        };
+        Self { ethernet, ip, tcp, payload: Vec::new() }
+    }
+
+    fn data(payload: &[u8]) -> Self {
+        let mut segment = Self::syn();
+        segment.tcp = TcpHeader::new(CONNECTED_PORT, 80, 0x2000, 502);
+        segment.tcp.ack = true;
+        segment.tcp.psh = true;
+        segment.payload = payload.to_vec();
+        segment
+    }
+
+    fn with(mut self, bend: impl FnOnce(&mut Self)) -> Self {
+        bend(&mut self);
+        self
+    }
+
+    /// The frame, with right lengths and checksums.
+    fn frame(mut self) -> Vec<u8> {
+        let len = self.tcp.header_len() + self.payload.len();
+        self.ip.set_payload_len(len).expect("it fits");
+        self.ip.header_checksum = self.ip.calc_header_checksum();
+        self.tcp.checksum = self.tcp.calc_checksum_ipv4(&self.ip, &self.payload).expect("it fits");
+        let mut frame = Vec::new();
+        self.ethernet.write(&mut frame).expect("a vector takes all");
+        self.ip.write_raw(&mut frame).expect("a vector takes all");
+        self.tcp.write(&mut frame).expect("a vector takes all");
+        frame.extend(self.payload);
+        frame
+    }
+
+    /// The same segment as the portal gets it.
+    fn in_portal(mut self) -> Vec<u8> {
+        let len = self.tcp.header_len() + self.payload.len();
+        let ip = Ipv6Header {
+            traffic_class: self.ip.dscp.value() << 2 | self.ip.ecn.value(),
+            flow_label: Ipv6FlowLabel::ZERO,
+            payload_length: u16::try_from(len).expect("it fits"),
+            next_header: IpNumber::TCP,
+            hop_limit: self.ip.time_to_live,
+            source: identity(),
+            destination: PORTAL_ADDRESS,
+        };
+        self.tcp.checksum = self.tcp.calc_checksum_ipv6(&ip, &self.payload).expect("it fits");
+        let ethernet = Ethernet2Header {
+            source: METADATA_MAC,
+            destination: PORTAL_MAC,
+            ether_type: etherparse::EtherType::IPV6,
+        };
+        let mut frame = Vec::new();
+        ethernet.write(&mut frame).expect("a vector takes all");
+        ip.write(&mut frame).expect("a vector takes all");
+        self.tcp.write(&mut frame).expect("a vector takes all");
+        frame.extend(self.payload);
+        frame
+    }
+}
+
+/// An answer out of the portal: `(frame of the portal, frame for the guest)`.
+fn answer(payload: &[u8]) -> (Vec<u8>, Vec<u8>) {
+    let build = |start: etherparse::PacketBuilderStep<etherparse::IpHeaders>| {
+        let step = start.tcp(80, CONNECTED_PORT, 0x9000, 502).ack(0x2001).psh();
+        let mut frame = Vec::new();
+        step.write(&mut frame, payload).expect("a vector takes all");
+        frame
+    };
+    let out = PacketBuilder::ethernet2(PORTAL_MAC, METADATA_MAC).ipv6(PORTAL_ADDRESS, identity(), 64);
+    let mut ip =
+        Ipv4Header::new(0, 64, IpNumber::TCP, METADATA_IPV4, GUEST_IP).expect("an empty payload fits");
+    ip.dont_fragment = true;
+    let back = PacketBuilder::ethernet2(ROUTER_MAC, GUEST_MAC)
+        .ip(etherparse::IpHeaders::Ipv4(ip, etherparse::Ipv4Extensions::default()));
+    (build(out), build(back))
+}
+
+fn arp(operation: u8, sender_mac: [u8; 6], sender: [u8; 4], target: [u8; 4]) -> Vec<u8> {
+    let mut frame = vec![0xff; 6];
+    frame.extend(sender_mac);
+    frame.extend([8, 6, 0, 1, 8, 0, 6, 4, 0, operation]);
+    frame.extend(sender_mac);
+    frame.extend(sender);
+    frame.extend([0; 6]);
+    frame.extend(target);
+    frame
+}
+
+fn arp_answer(to: [u8; 4]) -> Vec<u8> {
+    let mut frame = GUEST_MAC.to_vec();
+    frame.extend(METADATA_MAC);
+    frame.extend([8, 6, 0, 1, 8, 0, 6, 4, 0, 2]);
+    frame.extend(METADATA_MAC);
+    frame.extend(METADATA_IPV4);
+    frame.extend(GUEST_MAC);
+    frame.extend(to);
+    frame
+}
+
+fn echo(source: [u8; 4], destination: [u8; 4], macs: ([u8; 6], [u8; 6]), reply: bool) -> Vec<u8> {
+    let step = PacketBuilder::ethernet2(macs.0, macs.1).ipv4(source, destination, 64);
+    let step = if reply { step.icmpv4_echo_reply(77, 1) } else { step.icmpv4_echo_request(77, 1) };
+    let mut frame = Vec::new();
+    step.write(&mut frame, b"0123456789").expect("a vector takes all");
+    frame
+}
+
+fn udp() -> Vec<u8> {
+    let mut frame = Vec::new();
+    let step = PacketBuilder::ethernet2(GUEST_MAC, ROUTER_MAC).ipv4(GUEST_IP, METADATA_IPV4, 64).udp(53, 80);
+    step.write(&mut frame, b"query").expect("a vector takes all");
+    frame
+}
+
+fn ipv6(destination: &str, port: u16) -> Vec<u8> {
+    let destination: std::net::Ipv6Addr = destination.parse().expect("an address");
+    let source = std::net::Ipv6Addr::new(0xfe80, 0, 0, 0, 0xf816, 0x3eff, 0xfe00, 5);
+    let mut frame = Vec::new();
+    let step =
+        PacketBuilder::ethernet2(GUEST_MAC, ROUTER_MAC).ipv6(source.octets(), destination.octets(), 64);
+    step.tcp(NEW_PORT, port, 1, 100).syn().write(&mut frame, &[]).expect("a vector takes all");
+    frame
+}
+
+/// A frame with some bytes set, checksums left as they were.
+fn patched(mut frame: Vec<u8>, at: usize, bytes: &[u8]) -> Vec<u8> {
+    frame[at..at + bytes.len()].copy_from_slice(bytes);
+    frame
+}
+
+/// Every row of the table.
+#[must_use]
+pub fn cases() -> Vec<Case> {
+    let mut cases = untouched();
+    cases.extend(served());
+    cases.extend(left_alone());
+    cases.extend(dropped());
+    cases.extend(out_of_the_portal());
+    cases
+}
+
+fn row(
+    name: &'static str,
+    state: State,
+    frame: Vec<u8>,
+    reason: Option<Reason>,
+    rewritten: Option<Vec<u8>>,
+) -> Case {
+    Case { name, program: Program::FromGuest, state, frame, reason, rewritten }
+}
+
+/// Not metadata traffic: no reason, no counter, no change.
+fn untouched() -> Vec<Case> {
+    let bystander = |name, frame| row(name, NORMAL, frame, None, None);
+    let syn_to = |address: [u8; 4]| Segment::syn().with(|s| s.ip.destination = address).frame();
+    vec![
+        bystander("TCP to another address", syn_to([10, 0, 0, 1])),
+        bystander("TCP to a neighbour of the address", syn_to([169, 254, 169, 253])),
+        bystander("TCP to another port", Segment::syn().with(|s| s.tcp.destination_port = 443).frame()),
+        bystander("UDP to port 80", udp()),
+        bystander(
+            "an echo reply to the address",
+            echo(GUEST_IP, METADATA_IPV4, (GUEST_MAC, ROUTER_MAC), true),
+        ),
+        bystander(
+            "an echo request to another",
+            echo(GUEST_IP, [10, 0, 0, 1], (GUEST_MAC, ROUTER_MAC), false),
+        ),
+        bystander("ARP for another address", arp(1, GUEST_MAC, GUEST_IP, [10, 0, 0, 1])),
+        bystander("an ARP reply to the address", arp(2, GUEST_MAC, GUEST_IP, METADATA_IPV4)),
+        bystander(
+            "ARP of another hardware",
+            patched(arp(1, GUEST_MAC, GUEST_IP, METADATA_IPV4), 14, &[0, 6]),
+        ),
+        bystander("IPv6 to another link-local address", ipv6("fe80::1", 80)),
+        bystander("IPv6 to another port", ipv6("fe80::a9fe:a9fe", 443)),
+        bystander(
+            "a frame shorter than any of ours",
+            arp(1, GUEST_MAC, GUEST_IP, METADATA_IPV4)[..41].to_vec(),
+        ),
+        bystander("a second VLAN tag inside the frame", {
+            let frame = Segment::syn().frame();
+            [&frame[..12], &[0x81, 0, 0, 5], &frame[12..]].concat()
+        }),
+    ]
+}
+
+fn served() -> Vec<Case> {
+    let unknown = State { port_known: false, ..NORMAL };
+    let opens = |name, state, segment: Segment| {
+        row(name, state, segment.clone().frame(), Some(Reason::ConnectionOpened), Some(segment.in_portal()))
+    };
+    let goes_on = |name, segment: Segment| {
+        row(name, NORMAL, segment.clone().frame(), Some(Reason::Segment), Some(segment.in_portal()))
+    };
+    let arp_answered = |name, state, sender| {
+        let request = arp(1, GUEST_MAC, sender, METADATA_IPV4);
+        row(name, state, request, Some(Reason::ArpReply), Some(arp_answer(sender)))
+    };
+    let answer = || echo(METADATA_IPV4, GUEST_IP, (ROUTER_MAC, GUEST_MAC), true);
+    let request = || echo(GUEST_IP, METADATA_IPV4, (GUEST_MAC, ROUTER_MAC), false);
+    vec![
+        opens("a SYN", NORMAL, Segment::syn()),
+        opens("a SYN of a known client", State { client_known: true, ..NORMAL }, Segment::syn()),
+        opens(
+            "a SYN of a known client when no other may come",
+            State { client_known: true, client_quota: 1, ..NORMAL },
+            Segment::syn(),
+        ),
+        opens("a SYN of a port that no source knows", unknown, Segment::syn()),
+        opens(
+            "a SYN with ECN",
+            NORMAL,
+            Segment::syn().with(|s| {
+                s.ip.ecn = etherparse::IpEcn::TWO;
+                s.tcp.ece = true;
+                s.tcp.cwr = true;
+            }),
+        ),
+        opens(
+            "a SYN with DSCP and a low TTL",
+            NORMAL,
+            Segment::syn().with(|s| {
+                s.ip.dscp = etherparse::IpDscp::try_new(46).expect("a DSCP");
+                s.ip.time_to_live = 1;
+            }),
+        ),
+        opens("a SYN with data", NORMAL, Segment::syn().with(|s| s.payload = b"GET".to_vec())),
+        opens(
+            "a SYN to the MAC address of our ARP answer",
+            NORMAL,
+            Segment::syn().with(|s| s.ethernet.destination = METADATA_MAC),
+        ),
+        goes_on("a bare ACK", Segment::data(&[])),
+        goes_on("a request", Segment::data(b"GET / HTTP/1.1\r\n\r\n")),
+        goes_on("a segment of odd length", Segment::data(b"odd")),
+        goes_on("a segment of a full frame", Segment::data(&[0x5a; 1446])),
+        goes_on("a FIN", Segment::data(&[]).with(|s| s.tcp.fin = true)),
+        goes_on(
+            "a RST",
+            Segment::data(&[]).with(|s| (s.tcp.rst, s.tcp.ack, s.tcp.psh) = (true, false, false)),
+        ),
+        arp_answered("ARP for the address", NORMAL, GUEST_IP),
+        arp_answered("an ARP probe, before the guest has an address", NORMAL, [0; 4]),
+        arp_answered("ARP of a port that no source knows", unknown, GUEST_IP),
+        row("an echo request", NORMAL, request(), Some(Reason::EchoReply), Some(answer())),
+        row(
+            "an echo request of a port that no source knows",
+            unknown,
+            request(),
+            Some(Reason::EchoReply),
+            Some(answer()),
+        ),
+    ]
+}
+
+fn refused(name: &'static str, state: State, frame: Vec<u8>, reason: Reason) -> Case {
+    row(name, state, frame, Some(reason), None)
+}
+
+fn bent(name: &'static str, bend: fn(&mut Segment), reason: Reason) -> Case {
+    refused(name, NORMAL, Segment::syn().with(bend).frame(), reason)
+}
+
+fn syn() -> Vec<u8> {
+    Segment::syn().frame()
+}
+
+fn left_alone() -> Vec<Case> {
+    absent_or_foreign().into_iter().chain(unclear()).collect()
+}
+
+/// Nobody there, or not ours to begin with.
+fn absent_or_foreign() -> Vec<Case> {
+    let dead = State { alive: false, ..NORMAL };
+    let unheard = State { listening: false, ..NORMAL };
+    let arp_request = || arp(1, GUEST_MAC, GUEST_IP, METADATA_IPV4);
+    vec![
+        refused("a SYN while the heartbeat is stale", dead, syn(), Reason::AgentAbsent),
+        refused("ARP while the heartbeat is stale", dead, arp_request(), Reason::AgentAbsent),
+        refused(
+            "a segment while the heartbeat is stale",
+            dead,
+            Segment::data(b"x").frame(),
+            Reason::AgentAbsent,
+        ),
+        refused("a SYN while nobody listens", unheard, syn(), Reason::AgentAbsent),
+        refused(
+            "a SYN from an interface that is not attached",
+            State { attached: false, ..NORMAL },
+            syn(),
+            Reason::NotAttached,
+        ),
+        refused(
+            "a segment of a connection that is not ours",
+            NORMAL,
+            Segment::data(b"x").with(|s| s.tcp.source_port = 5).frame(),
+            Reason::ForeignConnection,
+        ),
+        refused(
+            "the same from a client that we know",
+            State { client_known: true, ..NORMAL },
+            Segment::data(b"x").with(|s| s.tcp.source_port = 5).frame(),
+            Reason::ForeignConnection,
+        ),
+        refused(
+            "SYN and ACK of a connection that is not ours",
+            NORMAL,
+            Segment::syn().with(|s| s.tcp.ack = true).frame(),
+            Reason::ForeignConnection,
+        ),
+        refused(
+            "SYN and FIN",
+            NORMAL,
+            Segment::syn().with(|s| s.tcp.fin = true).frame(),
+            Reason::ForeignConnection,
+        ),
+    ]
+}
+
+/// Headers that we cannot or would rather not translate.
+fn unclear() -> Vec<Case> {
+    vec![
+        refused("TCP over IPv6", NORMAL, ipv6("fe80::a9fe:a9fe", 80), Reason::Ipv6),
+        bent(
+            "IPv4 options",
+            |s| s.ip.options = etherparse::Ipv4Options::try_from(&[1, 1, 1, 0][..]).expect("four bytes"),
+            Reason::Ipv4Options,
+        ),
+        bent("a first fragment", |s| s.ip.more_fragments = true, Reason::Fragment),
+        bent(
+            "a later fragment",
+            |s| s.ip.fragment_offset = etherparse::IpFragOffset::try_new(8).expect("an offset"),
+            Reason::Fragment,
+        ),
+        refused(
+            "an IP header shorter than five words",
+            NORMAL,
+            patched(syn(), 14, &[0x44]),
+            Reason::Malformed,
+        ),
+        refused(
+            "an IP total length beyond the frame",
+            NORMAL,
+            patched(syn(), 16, &[0x40, 0]),
+            Reason::Malformed,
+        ),
+        refused(
+            "an IP total length within the TCP header",
+            NORMAL,
+            patched(syn(), 16, &[0, 30]),
+            Reason::Malformed,
+        ),
+        refused(
+            "a TCP header shorter than five words",
+            NORMAL,
+            patched(syn(), 46, &[0x40]),
+            Reason::Malformed,
+        ),
+        refused("a TCP header beyond the packet", NORMAL, patched(syn(), 46, &[0xf0]), Reason::Malformed),
+        refused("a frame cut within the TCP header", NORMAL, syn()[..50].to_vec(), Reason::Malformed),
+        refused(
+            "a wrong IP header checksum",
+            NORMAL,
+            patched(syn(), 24, &[0xde, 0xad]),
+            Reason::BadIpv4Checksum,
+        ),
+        bent("a broadcast frame", |s| s.ethernet.destination = [0xff; 6], Reason::Malformed),
+        bent("a group address for source", |s| s.ethernet.source = [1, 0, 0x5e, 0, 0, 5], Reason::Malformed),
+    ]
+}
+
+fn dropped() -> Vec<Case> {
+    vec![
+        bent("a forged MAC address", |s| s.ethernet.source[5] = 6, Reason::ForgedMac),
+        refused(
+            "ARP from a forged MAC address",
+            NORMAL,
+            arp(1, ROUTER_MAC, GUEST_IP, METADATA_IPV4),
+            Reason::ForgedMac,
+        ),
+        bent("a forged address", |s| s.ip.source = [10, 0, 0, 6], Reason::ForgedAddress),
+        refused(
+            "a forged address in a segment",
+            NORMAL,
+            Segment::data(b"x").with(|s| s.ip.source = [10, 0, 0, 6]).frame(),
+            Reason::ForgedAddress,
+        ),
+        refused(
+            "a forged address in an echo request",
+            NORMAL,
+            echo([10, 0, 0, 6], METADATA_IPV4, (GUEST_MAC, ROUTER_MAC), false),
+            Reason::ForgedAddress,
+        ),
+        refused(
+            "the metadata address for source, on a port that no source knows",
+            State { port_known: false, ..NORMAL },
+            Segment::syn().with(|s| s.ip.source = METADATA_IPV4).frame(),
+            Reason::ForgedAddress,
+        ),
+        refused(
+            "a multicast source, on a port that no source knows",
+            State { port_known: false, ..NORMAL },
+            Segment::syn().with(|s| s.ip.source = [224, 0, 0, 1]).frame(),
+            Reason::ForgedAddress,
+        ),
+        refused(
+            "an ARP announcement of the address",
+            NORMAL,
+            arp(1, GUEST_MAC, METADATA_IPV4, METADATA_IPV4),
+            Reason::ForgedArp,
+        ),
+        refused(
+            "an ARP reply that claims the address",
+            NORMAL,
+            arp(2, GUEST_MAC, METADATA_IPV4, GUEST_IP),
+            Reason::ForgedArp,
+        ),
+        refused(
+            "a SYN beyond the allowance",
+            State { syn_exhausted: true, ..NORMAL },
+            syn(),
+            Reason::SynRate,
+        ),
+        refused(
+            "a SYN of one client too many",
+            State { client_quota: 0, ..NORMAL },
+            syn(),
+            Reason::ClientQuota,
+        ),
+    ]
+}
+
+fn out_of_the_portal() -> Vec<Case> {
+    let known = State { client_known: true, ..NORMAL };
+    let row = |name, state, frame, reason, rewritten| Case {
+        name,
+        program: Program::ToGuest,
+        state,
+        frame,
+        reason: Some(reason),
+        rewritten,
+    };
+    let answered = |name, payload: &[u8]| {
+        let (out, back) = answer(payload);
+        row(name, known, out, Reason::Reply, Some(back))
+    };
+    let out = || answer(b"HTTP/1.1 200 OK\r\n").0;
+    let to_other = identity_of(ATTACHMENT + 1);
+    vec![
+        answered("an answer", b"HTTP/1.1 200 OK\r\n\r\n"),
+        answered("an empty answer", &[]),
+        answered("an answer of odd length", b"odd"),
+        answered("an answer of a full frame", &[0xa5; 1400]),
+        row("an answer to a client that is not on record", NORMAL, out(), Reason::NoClient, None),
+        row(
+            "an answer to the same address behind another attachment",
+            known,
+            patched(out(), 38, &to_other),
+            Reason::NoClient,
+            None,
+        ),
+        row(
+            "an answer to no identity address",
+            known,
+            patched(out(), 38, &[0x20, 1]),
+            Reason::NoClient,
+            None,
+        ),
+        row("a packet from another port", known, patched(out(), 54, &[0, 81]), Reason::NotAnAnswer, None),
+        row("a packet from another address", known, patched(out(), 37, &[9]), Reason::NotAnAnswer, None),
+        row("UDP out of the portal", known, patched(out(), 20, &[17]), Reason::NotAnAnswer, None),
+        row("IPv4 out of the portal", known, patched(out(), 12, &[8, 0]), Reason::NotAnAnswer, None),
+        row(
+            "a payload length beyond the frame",
+            known,
+            patched(out(), 18, &[0x40, 0]),
+            Reason::NotAnAnswer,
+            None,
+        ),
+    ]
+}

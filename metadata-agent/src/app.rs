@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use prometheus_client::registry::Registry;
 use tokio::runtime::{Builder, Runtime};
 use tokio::signal::unix::{SignalKind, signal};
@@ -47,11 +48,21 @@ pub fn run(config: &Config) -> Result<()> {
     for warning in config.warnings() {
         warn!("{warning}");
     }
+    raise_descriptor_limit();
     let data = data_runtime(config)?;
     let control = Builder::new_current_thread().enable_all().build().context("start the control runtime")?;
     let served = control.block_on(serve(config, &data));
     data.shutdown_timeout(END);
     served
+}
+
+/// Each connection of a guest takes a descriptor or two, and the usual soft limit is 1024.
+fn raise_descriptor_limit() {
+    let raised = getrlimit(Resource::RLIMIT_NOFILE)
+        .and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard));
+    if let Err(error) = raised {
+        warn!(%error, "the limit of open files stays as it is");
+    }
 }
 
 fn data_runtime(config: &Config) -> Result<Runtime> {
@@ -136,7 +147,7 @@ async fn serve(config: &Config, data: &Runtime) -> Result<()> {
 
         info!("stopping");
         notify(&[sd_notify::NotifyState::Stopping]);
-        data_plane.drain(config.drain_timeout).await;
+        data_plane.drain().await;
         leave.cancel();
         drop(guests.await);
         beating.cancel();
@@ -161,7 +172,9 @@ async fn serve(config: &Config, data: &Runtime) -> Result<()> {
 /// The part of the agent that guests talk to.
 struct DataPlane {
     stop: CancellationToken,
-    tasks: TaskTracker,
+    guests: TaskTracker,
+    /// Apart from the guests' tasks: a connection to Nova goes back to its pool when an answer ends, and idles there.
+    nova: TaskTracker,
     upstream: Arc<Upstream>,
 }
 
@@ -174,23 +187,25 @@ impl DataPlane {
         metrics: Arc<Metrics>,
     ) -> Result<Self> {
         let _on_data_runtime = data.enter();
-        let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
-        let upstream =
-            Arc::new(Upstream::new(upstream_config(config)?, Arc::clone(&metrics), tasks.clone())?);
+        let (stop, guests, nova) = (CancellationToken::new(), TaskTracker::new(), TaskTracker::new());
+        let upstream = Arc::new(Upstream::new(upstream_config(config)?, Arc::clone(&metrics), nova.clone())?);
         let proxy = Proxy::new(directory, Arc::clone(&upstream), proxy_config(config), metrics);
         let listener = portal.listen(config.metadata_backlog)?;
         let listener = tokio::net::TcpListener::from_std(listener).context("watch the listener")?;
-        tasks.spawn(proxy::serve(listener, proxy, stop.clone(), tasks.clone()));
-        Ok(Self { stop, tasks, upstream })
+        guests.spawn(proxy::serve(listener, proxy, stop.clone(), guests.clone()));
+        Ok(Self { stop, guests, nova, upstream })
     }
 
-    /// Closes the listener, so that new connections go aside at once, and waits for requests in flight.
-    async fn drain(self, patience: Duration) {
+    /// Closes the listener, so that new connections go aside at once, and waits for requests in flight. Each connection
+    /// keeps `drain_timeout` by itself.
+    async fn drain(self) {
         self.stop.cancel();
+        self.guests.close();
+        self.guests.wait().await;
         self.upstream.close_idle();
-        self.tasks.close();
-        if timeout(patience + END, self.tasks.wait()).await.is_err() {
-            warn!("requests in flight were cut off");
+        self.nova.close();
+        if timeout(END, self.nova.wait()).await.is_err() {
+            warn!("a connection to Nova did not end in time");
         }
     }
 }

@@ -7,9 +7,9 @@ use std::env::VarError;
 use std::io::IsTerminal;
 
 use tracing::Subscriber;
-use tracing::subscriber::{SetGlobalDefaultError, set_global_default};
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::fmt::MakeWriter;
+use tracing_subscriber::util::{SubscriberInitExt as _, TryInitError};
 
 use crate::config::LogFormat;
 
@@ -32,10 +32,10 @@ pub enum LoggingError {
     FilterNotUtf8,
     /// Logging was set up before.
     #[error("logging is set up already")]
-    Twice(#[source] SetGlobalDefaultError),
+    Twice(#[source] TryInitError),
 }
 
-/// Sends all log lines of this process to stderr.
+/// Sends all log lines of this process to stderr, those of libraries that use the `log` crate too.
 ///
 /// # Errors
 /// RUST_LOG cannot be read, or logging is set up already.
@@ -47,7 +47,7 @@ pub fn init(debug: bool, format: LogFormat) -> Result<(), LoggingError> {
     };
     let filter = filter(wanted.as_deref(), debug)?;
     let colours = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
-    set_global_default(subscriber(filter, format, colours, std::io::stderr)).map_err(LoggingError::Twice)
+    subscriber(filter, format, colours, std::io::stderr).try_init().map_err(LoggingError::Twice)
 }
 
 /// An empty RUST_LOG is as good as none.

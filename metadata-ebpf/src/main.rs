@@ -58,7 +58,8 @@ fn conclude(ctx: &TcContext, outcome: Outcome) -> i32 {
 #[cfg(feature = "trace-log")]
 #[inline(always)]
 fn trace(ctx: &TcContext, outcome: Outcome) {
-    aya_log_ebpf::info!(ctx, "ifindex {} {}", ctx.skb.ifindex(), outcome.reason.label());
+    use metadata_ebpf::skb::Skb as _;
+    aya_log_ebpf::info!(ctx, "ifindex {} {}", KernelSkb::new(ctx).ifindex(), outcome.reason.label());
 }
 
 #[cfg(not(feature = "trace-log"))]

@@ -9,6 +9,8 @@ mod hook;
 mod maps;
 mod object;
 mod pins;
+#[cfg(feature = "trace-log")]
+mod trace_log;
 
 pub use hook::{AttachMode, Hook};
 pub use maps::{ClientRecord, Clock, Counters, Heartbeat};
@@ -158,6 +160,8 @@ impl Datapath {
             pins.clear()?;
         }
         let mut ebpf = object::load(&pins)?;
+        #[cfg(feature = "trace-log")]
+        trace_log::follow(&mut ebpf);
         let maps = Maps::take(&mut ebpf)?;
         let programs = Programs::load(ebpf, mode)?;
         Ok(Self { maps, pins, programs, attachments: BTreeMap::new(), is_adopted })

@@ -21,6 +21,7 @@ pub fn lint() -> Result<()> {
         clippy.args(["--all-targets", "--", "--deny", "warnings"]).run()
     };
     clippy(&["--workspace"])?;
+    clippy(&["--package", "metadata-agent", "--features", "trace-log"])?;
     // The entry points, which no other package asks for; the BPF build itself runs no lints.
     clippy(&["--package", "metadata-ebpf", "--features", "program"])
 }

@@ -38,8 +38,21 @@ fn blocking<T>(work: impl Future<Output = Result<T>>) -> Result<T> {
 #[expect(clippy::print_stderr, reason = "the command's own last word")]
 fn conclude(outcome: Result<ExitCode>) -> ExitCode {
     outcome.unwrap_or_else(|error| {
-        eprintln!("metadata-agent: {error:#}");
+        eprintln!("metadata-agent: {}", told(&error));
         ExitCode::FAILURE
+    })
+}
+
+/// The error and its causes, each once: many of ours name their cause in their own text.
+fn told(error: &anyhow::Error) -> String {
+    error.chain().map(ToString::to_string).fold(String::new(), |told, cause| {
+        if told.is_empty() {
+            cause
+        } else if told.contains(&cause) {
+            told
+        } else {
+            format!("{told}: {cause}")
+        }
     })
 }
 
@@ -47,4 +60,16 @@ fn conclude(outcome: Result<ExitCode>) -> ExitCode {
 fn unusable(faults: &metadata_agent::config::ConfigFaults) -> ExitCode {
     eprintln!("metadata-agent: {faults}");
     ExitCode::from(EX_USAGE)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use anyhow::anyhow;
+
+    #[test]
+    fn a_cause_is_told_once() {
+        let error = anyhow!("no such file").context("cannot open x: no such file").context("start");
+        assert_eq!(told(&error), "start: cannot open x: no such file");
+    }
 }

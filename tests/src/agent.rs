@@ -7,7 +7,7 @@ use std::fmt::Write as _;
 use std::fs;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Command, Output, Stdio};
 use std::sync::Arc;
 
 use serde_json::json;
@@ -52,6 +52,7 @@ struct Installation {
     binary: PathBuf,
     folder: TempDir,
     portal: String,
+    environment: Vec<(String, String)>,
     pass_output: bool,
 }
 
@@ -63,6 +64,7 @@ pub struct Installer {
     portal: String,
     options: Vec<(String, String, String)>,
     ports: Vec<Port>,
+    environment: Vec<(String, String)>,
     pass_output: bool,
 }
 
@@ -77,6 +79,7 @@ impl Agent {
             portal,
             options: Vec::new(),
             ports: Vec::new(),
+            environment: Vec::new(),
             pass_output: false,
         }
         .set("DEFAULT", "nova_metadata_host", &nova.address().ip().to_string())
@@ -131,6 +134,12 @@ impl Agent {
         fs::rename(&next, &path).unwrap_or_else(|e| panic!("replace {}: {e}", path.display()));
     }
 
+    /// Runs a subcommand other than `run` to its end, however it ends.
+    pub fn ask(&self, subcommand: &str, args: &[&str]) -> Output {
+        let mut command = self.installation.command(subcommand);
+        command.args(args).output().unwrap_or_else(|e| panic!("run {command:?}: {e}"))
+    }
+
     /// Runs `metadata-agent detach` to its end.
     pub fn detach(&self) {
         netns::output_of(&mut self.installation.command("detach"));
@@ -152,6 +161,13 @@ impl Installer {
         self
     }
 
+    /// Sets a variable in the agent's environment.
+    #[must_use]
+    pub fn env(mut self, key: &str, value: &str) -> Self {
+        self.environment.push((key.to_owned(), value.to_owned()));
+        self
+    }
+
     /// Takes this binary instead of [`binary`].
     #[must_use]
     pub fn binary(mut self, path: impl Into<PathBuf>) -> Self {
@@ -169,11 +185,11 @@ impl Installer {
     /// Writes everything down.
     #[must_use]
     pub fn install(self) -> Agent {
-        let Self { host, binary: given, portal, options, ports, pass_output } = self;
+        let Self { host, binary: given, portal, options, ports, environment, pass_output } = self;
         let folder = tempfile::Builder::new().prefix("agent-").tempdir_in(host.folder());
         let folder = folder.unwrap_or_else(|e| panic!("make a folder for an agent: {e}"));
         let binary = given.unwrap_or_else(binary);
-        let installation = Installation { host, binary, folder, portal, pass_output };
+        let installation = Installation { host, binary, folder, portal, environment, pass_output };
         let libvirt = installation.path("libvirt");
         fs::create_dir(&libvirt).unwrap_or_else(|e| panic!("make {}: {e}", libvirt.display()));
         write(&installation.path("metadata_agent.ini"), &installation.config(&options));
@@ -221,6 +237,7 @@ impl Installation {
     fn command(&self, subcommand: &str) -> Command {
         let mut command = self.host.netns().command(&self.binary);
         command.arg(subcommand).arg("--config-file").arg(self.path("metadata_agent.ini"));
+        command.envs(self.environment.iter().map(|(key, value)| (key, value)));
         command.stdin(Stdio::null()).process_group(0);
         command
     }

@@ -91,12 +91,24 @@ pub enum Mode {
     Refuse,
     /// Accepts and records, but answers only once the mode is another one.
     Hold,
+    /// Holds requests for this path, and answers all others.
+    HoldPath(&'static str),
     /// Sends the head and half of the body of its answer, then resets the connection.
     ResetMidBody,
     /// Answers this to everything.
     Fixed(Answer),
     /// Answers these bytes to everything at once, unrecorded: for benches.
     Static(Bytes),
+}
+
+impl Mode {
+    fn holds(&self, request: &Recorded) -> bool {
+        match self {
+            Self::Hold => true,
+            Self::HoldPath(path) => request.path == *path,
+            Self::Serve | Self::Refuse | Self::ResetMidBody | Self::Fixed(_) | Self::Static(_) => false,
+        }
+    }
 }
 
 /// A running server.

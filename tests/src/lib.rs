@@ -15,6 +15,7 @@
 pub mod agent;
 pub mod bpffs;
 pub mod deploy;
+pub mod domain;
 pub mod guest;
 pub mod http;
 pub mod http_server;
@@ -23,8 +24,10 @@ pub mod legacy;
 pub mod netns;
 pub mod nova;
 pub mod observe;
+pub mod packet_socket;
 pub mod packets;
 pub mod port;
+pub mod tenants;
 pub mod topology;
 pub mod vm;
 pub mod wait;
@@ -37,7 +40,9 @@ pub use legacy::Legacy;
 pub use netns::Netns;
 pub use nova::{Instance, NovaStandIn};
 pub use observe::HostState;
+pub use packet_socket::PacketSocket;
 pub use port::Port;
+pub use tenants::{Tenant, Tenants};
 pub use topology::{GuestSpec, Host, Network, NextHop};
 
 /// Whether namespaces and BPF programs are ours to make. If not, says which test is skipped; with

@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
+use metadata_ebpf::reason::Reason;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
@@ -137,6 +138,20 @@ impl AgentProcess {
         let metrics = self.metrics();
         let sample = metrics.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
         sample.map_or(0.0, |value| value.trim().parse().unwrap_or_else(|e| panic!("{series} = {value}: {e}")))
+    }
+
+    /// One counter or gauge of whole numbers, named as for [`Self::metric`].
+    #[must_use]
+    pub fn count(&self, series: &str) -> u64 {
+        let metrics = self.metrics();
+        let sample = metrics.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
+        sample.map_or(0, |value| value.trim().parse().unwrap_or_else(|e| panic!("{series} = {value}: {e}")))
+    }
+
+    /// What the programs counted for this reason.
+    #[must_use]
+    pub fn packets(&self, reason: Reason) -> u64 {
+        self.count(&format!("metadata_packets_total{{reason=\"{}\"}}", reason.label()))
     }
 
     /// Sends a signal.

@@ -116,10 +116,10 @@ async fn answer(
     let request = record(request, connection, peer).await?;
     shared.record(request.clone());
     let mut modes = shared.mode.subscribe();
-    let mode = modes.wait_for(|mode| !matches!(mode, Mode::Hold)).await;
+    let mode = modes.wait_for(|mode| !mode.holds(&request)).await;
     let mode = mode.map_or(Mode::Refuse, |mode| mode.clone());
     Ok(match mode {
-        Mode::Serve => respond((shared.respond)(&request), AnswerBody::whole),
+        Mode::Serve | Mode::HoldPath(_) => respond((shared.respond)(&request), AnswerBody::whole),
         Mode::Fixed(answer) => respond(answer, AnswerBody::whole),
         Mode::Static(bytes) => Response::new(AnswerBody::whole(bytes)),
         Mode::ResetMidBody => {

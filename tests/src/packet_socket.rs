@@ -1,0 +1,76 @@
+//! Frames of an interface, byte for byte: what a hostile guest sends past its own stack, and what really arrived.
+
+use std::io::{ErrorKind, Read as _, Write as _};
+use std::os::fd::AsRawFd as _;
+use std::time::{Duration, Instant};
+
+use nix::ifaddrs::getifaddrs;
+use nix::sys::socket::{AddressFamily, LinkAddr, SockFlag, SockProtocol, SockType, bind, socket};
+use socket2::Socket;
+
+use crate::netns::Netns;
+use crate::wait::PATIENCE;
+
+/// Longer than any frame with segmentation offload.
+const LARGEST: usize = 128 * 1024;
+
+/// A packet socket on one interface.
+#[derive(Debug)]
+pub struct PacketSocket {
+    socket: Socket,
+    name: String,
+}
+
+impl PacketSocket {
+    /// Opens one; frames are kept from now on.
+    #[must_use]
+    pub fn open(netns: &Netns, interface: &str) -> Self {
+        let name = format!("{interface} in {}", netns.name());
+        let socket = netns.enter(|| {
+            let link = link_address(interface).unwrap_or_else(|| panic!("no {name}"));
+            let socket =
+                socket(AddressFamily::Packet, SockType::Raw, SockFlag::SOCK_CLOEXEC, SockProtocol::EthAll)
+                    .unwrap_or_else(|e| panic!("a packet socket for {name}: {e}"));
+            // The address names no protocol, which leaves the socket's own.
+            bind(socket.as_raw_fd(), &link).unwrap_or_else(|e| panic!("bind to {name}: {e}"));
+            Socket::from(socket)
+        });
+        socket
+            .set_read_timeout(Some(Duration::from_millis(50)))
+            .unwrap_or_else(|e| panic!("time out on {name}: {e}"));
+        Self { socket, name }
+    }
+
+    /// Sends a frame as it is.
+    pub fn send(&self, frame: &[u8]) {
+        let sent = (&self.socket).write(frame).unwrap_or_else(|e| panic!("send on {}: {e}", self.name));
+        assert_eq!(sent, frame.len(), "send on {}", self.name);
+    }
+
+    /// Reads frames, in either direction, until `pick` takes something of one. The kernel shows a VLAN-tagged frame
+    /// without its tag.
+    pub fn wait_for<T>(&self, what: &str, mut pick: impl FnMut(&[u8]) -> Option<T>) -> T {
+        let end = Instant::now() + PATIENCE;
+        let mut frame = vec![0; LARGEST];
+        while Instant::now() < end {
+            match (&self.socket).read(&mut frame) {
+                Ok(length) => {
+                    if let Some(found) = pick(&frame[..length]) {
+                        return found;
+                    }
+                }
+                Err(e) if e.kind() == ErrorKind::WouldBlock => {}
+                Err(e) => panic!("read from {}: {e}", self.name),
+            }
+        }
+        panic!("after {PATIENCE:?} no {what} on {}", self.name)
+    }
+}
+
+/// How packet sockets call an interface of the calling thread's namespace.
+fn link_address(interface: &str) -> Option<LinkAddr> {
+    let addresses = getifaddrs().unwrap_or_else(|e| panic!("list addresses: {e}"));
+    addresses
+        .filter(|address| address.interface_name == interface)
+        .find_map(|address| address.address?.as_link_addr().copied())
+}

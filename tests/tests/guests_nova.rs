@@ -1,6 +1,6 @@
 //! What Nova says reaches the guest as it was said; what Nova fails to say reaches it as a failure.
 
-#![expect(clippy::expect_used, clippy::panic, reason = "helpers of tests fail the test")]
+#![expect(clippy::expect_used, reason = "helpers of tests fail the test")]
 
 use std::io::{ErrorKind, Write as _};
 use std::net::TcpStream;
@@ -177,7 +177,7 @@ fn every_recorded_get_is_answered_as_nova_answers_it() {
         let recorded: Value = serde_json::from_str(line).expect("a recorded answer");
         let text = |key: &str| recorded[key].as_str().unwrap_or_else(|| panic!("{key} of {recorded}"));
         let path = text("path");
-        let mut get = |headers: &[(&str, &str)], from: &mut Connection<TcpStream>| {
+        let get = |headers: &[(&str, &str)], from: &mut Connection<TcpStream>| {
             from.request("GET", path, headers, b"").unwrap_or_else(|e| panic!("GET {path}: {e}"))
         };
         if let Some((_, status)) = NOT_FOR_NOVA.iter().find(|(id, _)| *id == text("id")) {

@@ -21,6 +21,7 @@ pub mod http;
 pub mod http_server;
 pub mod leftovers;
 pub mod legacy;
+pub mod load;
 pub mod netns;
 pub mod nova;
 pub mod observe;

@@ -1,0 +1,188 @@
+//! The load generator: connections that ask again as soon as they are answered, and read what they get.
+//!
+//! One thread for all connections, inside the namespace that the load comes from. Every answer is held against the
+//! expected one, byte for byte; what differs in anything is a [`Failure`] and no answer.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use nix::time::{ClockId, clock_gettime};
+use tokio::runtime::Builder;
+use tokio::task::JoinSet;
+use tokio::time::timeout_at;
+
+use crate::netns::Netns;
+use crate::wait::PATIENCE;
+
+mod answer;
+mod client;
+
+pub use client::Failure;
+
+use answer::Expected;
+use client::Client;
+
+/// What a connection is used for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Style {
+    /// One request after the other.
+    KeepAlive,
+    /// One request, and the server is asked to close.
+    NewConnection,
+}
+
+/// What to ask, how, and for how long.
+#[derive(Clone, Debug)]
+pub struct Load {
+    /// Whom.
+    pub target: SocketAddr,
+    /// For what.
+    pub path: String,
+    /// The body of the only right answer.
+    pub body: Vec<u8>,
+    /// How many connections at the same time.
+    pub connections: usize,
+    /// What each is used for.
+    pub style: Style,
+    /// For how long new requests are made.
+    pub duration: Duration,
+}
+
+/// What came of a [`Load`].
+#[derive(Debug, Default)]
+pub struct Tally {
+    /// Right answers that were whole when the time was over.
+    pub in_time: u64,
+    /// From the request (or the connection, where each request has its own) to the end of its right answer; sorted.
+    pub latencies: Vec<Duration>,
+    /// Everything else, counted.
+    pub failures: BTreeMap<Failure, u64>,
+    /// What the first failure had to say.
+    pub first_failure: Option<String>,
+    /// What the generator itself used of a CPU.
+    pub cpu: Duration,
+}
+
+impl Load {
+    /// Asks from inside `netns` until the time is over, and waits for the last answers.
+    #[must_use]
+    pub fn run(&self, netns: &Netns) -> Tally {
+        netns.enter(|| {
+            let runtime = Builder::new_current_thread().enable_all().build();
+            let runtime = runtime.unwrap_or_else(|e| panic!("start a runtime: {e}"));
+            let cpu_before = thread_cpu();
+            let mut tally = runtime.block_on(self.drive());
+            tally.cpu = thread_cpu().saturating_sub(cpu_before);
+            tally.latencies.sort_unstable();
+            tally
+        })
+    }
+
+    async fn drive(&self) -> Tally {
+        let end = Instant::now() + self.duration;
+        let expected = Arc::new(Expected::new(&self.path, self.style, self.body.clone()));
+        let mut connections = JoinSet::new();
+        for _ in 0..self.connections {
+            let client = Client::new(self.target, self.style, Arc::clone(&expected));
+            connections.spawn(ask_until(end, client));
+        }
+        let mut total = Tally::default();
+        while let Some(joined) = connections.join_next().await {
+            total.add(joined.unwrap_or_else(|e| panic!("a connection's task: {e}")));
+        }
+        total
+    }
+}
+
+async fn ask_until(end: Instant, mut client: Client) -> Tally {
+    let mut tally = Tally::default();
+    let asking = ask_again_and_again(end, &mut client, &mut tally);
+    if timeout_at((end + PATIENCE).into(), asking).await.is_err() {
+        tally.fail(Failure::NoAnswer, &format_args!("nothing for {PATIENCE:?}"));
+    }
+    tally
+}
+
+async fn ask_again_and_again(end: Instant, client: &mut Client, tally: &mut Tally) {
+    loop {
+        let began = Instant::now();
+        if began >= end {
+            return;
+        }
+        match client.ask().await {
+            Ok(finished) => {
+                tally.in_time += u64::from(finished <= end);
+                tally.latencies.push(finished - began);
+            }
+            Err((failure, detail)) => {
+                tally.fail(failure, &detail);
+                // A connection that is refused at once never waits, and others want their turn.
+                tokio::task::yield_now().await;
+            }
+        }
+    }
+}
+
+impl Tally {
+    /// Right answers per second of `duration`.
+    #[must_use]
+    #[expect(clippy::cast_precision_loss, reason = "far fewer than 2^52 answers")]
+    pub fn rate(&self, duration: Duration) -> f64 {
+        self.in_time as f64 / duration.as_secs_f64()
+    }
+
+    /// The latency that this share of the answers did not exceed; zero where there was none.
+    #[must_use]
+    #[expect(
+        clippy::cast_precision_loss,
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "an index into a vector, from a share of its length"
+    )]
+    pub fn quantile(&self, share: f64) -> Duration {
+        let rank = (self.latencies.len() as f64 * share).ceil() as usize;
+        self.latencies.get(rank.saturating_sub(1)).copied().unwrap_or_default()
+    }
+
+    /// How many requests failed.
+    #[must_use]
+    pub fn failed(&self) -> u64 {
+        self.failures.values().sum()
+    }
+
+    fn fail(&mut self, failure: Failure, detail: &dyn std::fmt::Display) {
+        *self.failures.entry(failure).or_default() += 1;
+        self.first_failure.get_or_insert_with(|| detail.to_string());
+    }
+
+    fn add(&mut self, other: Self) {
+        self.in_time += other.in_time;
+        self.latencies.extend(other.latencies);
+        for (failure, count) in other.failures {
+            *self.failures.entry(failure).or_default() += count;
+        }
+        self.first_failure = self.first_failure.take().or(other.first_failure);
+    }
+}
+
+fn thread_cpu() -> Duration {
+    let used = clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID);
+    used.unwrap_or_else(|e| panic!("read the thread's CPU time: {e}")).into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn quantiles_are_latencies_that_occurred() {
+        let tally = Tally { latencies: (1..=200).map(Duration::from_micros).collect(), ..Tally::default() };
+        assert_eq!(tally.quantile(0.5), Duration::from_micros(100));
+        assert_eq!(tally.quantile(0.99), Duration::from_micros(198));
+        assert_eq!(tally.quantile(1.0), Duration::from_micros(200));
+        assert_eq!(tally.quantile(0.0), Duration::from_micros(1));
+        assert_eq!(Tally::default().quantile(0.5), Duration::ZERO);
+    }
+}

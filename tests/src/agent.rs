@@ -113,6 +113,12 @@ impl Agent {
         self.installation.admin_socket()
     }
 
+    /// Where its processes pin links and maps.
+    #[must_use]
+    pub fn pins(&self) -> PathBuf {
+        self.installation.pins()
+    }
+
     /// The configuration file.
     #[must_use]
     pub fn config_file(&self) -> PathBuf {
@@ -212,6 +218,10 @@ impl Installation {
         self.path("admin.sock")
     }
 
+    fn pins(&self) -> PathBuf {
+        self.host.bpffs().join("metadata")
+    }
+
     fn config(&self, options: &[(String, String, String)]) -> String {
         let own = [
             ("static_inventory", self.inventory().display().to_string()),
@@ -219,7 +229,7 @@ impl Installation {
             ("guest_interfaces", "tap*".to_owned()),
             ("guest_link_kinds", "tun,veth".to_owned()),
             ("portal_namespace", self.portal.clone()),
-            ("bpffs_dir", self.host.bpffs().join("metadata").display().to_string()),
+            ("bpffs_dir", self.pins().display().to_string()),
             ("admin_socket", self.admin_socket().display().to_string()),
         ];
         let own = own.iter().map(|(key, value)| ("metadata_agent", *key, value.as_str()));

@@ -1,0 +1,54 @@
+//! Middle and ends of a few repetitions.
+
+use std::fmt;
+
+/// The median of some figures, and how far they lie apart.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Spread {
+    pub lowest: f64,
+    pub median: f64,
+    pub highest: f64,
+}
+
+impl Spread {
+    /// Of at least one figure; of none it is not a number.
+    pub fn of(figures: impl IntoIterator<Item = f64>) -> Self {
+        let mut sorted: Vec<f64> = figures.into_iter().collect();
+        sorted.sort_by(f64::total_cmp);
+        let (Some(lowest), Some(highest)) = (sorted.first(), sorted.last()) else {
+            return Self { lowest: f64::NAN, median: f64::NAN, highest: f64::NAN };
+        };
+        let (upper, lower) = (sorted[sorted.len() / 2], sorted[(sorted.len() - 1) / 2]);
+        Self { lowest: *lowest, median: f64::midpoint(lower, upper), highest: *highest }
+    }
+
+    /// Each figure of the first against its counterpart of the second.
+    pub fn of_ratios(figures: impl IntoIterator<Item = f64>, to: impl IntoIterator<Item = f64>) -> Self {
+        Self::of(figures.into_iter().zip(to).map(|(figure, to)| figure / to))
+    }
+}
+
+impl fmt::Display for Spread {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let digits = f.precision().unwrap_or(2);
+        write!(f, "{:.digits$} ({:.digits$}..{:.digits$})", self.median, self.lowest, self.highest)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_median_is_the_middle_one_or_between_the_middle_two() {
+        assert_eq!(Spread::of([3.0, 1.0, 2.0]), Spread { lowest: 1.0, median: 2.0, highest: 3.0 });
+        assert_eq!(Spread::of([4.0, 1.0, 2.0, 3.0]), Spread { lowest: 1.0, median: 2.5, highest: 4.0 });
+        assert!(Spread::of([]).median.is_nan());
+    }
+
+    #[test]
+    fn ratios_are_taken_run_by_run() {
+        let ratios = Spread::of_ratios([1.0, 2.0, 9.0], [2.0, 4.0, 10.0]);
+        assert_eq!(ratios, Spread { lowest: 0.5, median: 0.5, highest: 0.9 });
+    }
+}

@@ -150,6 +150,12 @@ impl Agent {
     pub fn detach(&self) {
         netns::output_of(&mut self.installation.command("detach"));
     }
+
+    /// A subcommand with this installation's configuration, in the host's namespace, not started yet.
+    #[must_use]
+    pub fn command(&self, subcommand: &str) -> Command {
+        self.installation.command(subcommand)
+    }
 }
 
 impl Installer {

@@ -19,6 +19,7 @@ pub mod domain;
 pub mod guest;
 pub mod http;
 pub mod http_server;
+pub mod kernel_objects;
 pub mod leftovers;
 pub mod legacy;
 pub mod load;
@@ -30,6 +31,7 @@ pub mod packets;
 pub mod port;
 pub mod tenants;
 pub mod topology;
+pub mod twins;
 pub mod vm;
 pub mod wait;
 
@@ -37,6 +39,7 @@ pub use agent::{Agent, AgentProcess};
 pub use guest::Guest;
 pub use http::{Connection, Response};
 pub use http_server::{Answer, HttpServer, Mode, Recorded};
+pub use kernel_objects::KernelObjects;
 pub use legacy::Legacy;
 pub use netns::Netns;
 pub use nova::{Instance, NovaStandIn};
@@ -45,6 +48,7 @@ pub use packet_socket::PacketSocket;
 pub use port::Port;
 pub use tenants::{Tenant, Tenants};
 pub use topology::{GuestSpec, Host, Network, NextHop};
+pub use twins::Twins;
 
 /// Whether namespaces and BPF programs are ours to make. If not, says which test is skipped; with
 /// `REQUIRE_PRIVILEGED=1` that is a failure instead.

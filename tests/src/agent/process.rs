@@ -1,5 +1,6 @@
 //! One process of the agent, from its start to its end.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, BufRead as _, BufReader, Read};
 use std::os::unix::net::UnixStream;
 use std::process::{Child, ExitStatus, Stdio};
@@ -152,6 +153,36 @@ impl AgentProcess {
     #[must_use]
     pub fn packets(&self, reason: Reason) -> u64 {
         self.count(&format!("metadata_packets_total{{reason=\"{}\"}}", reason.label()))
+    }
+
+    /// The ids of the attachments, by interface.
+    #[must_use]
+    pub fn attachments(&self) -> BTreeMap<String, u64> {
+        let state = self.state();
+        let attachments = state["attachments"].as_array().cloned().unwrap_or_default();
+        let entry = |attachment: &Value| {
+            let interface = attachment["interface"].as_str()?.to_owned();
+            Some((interface, attachment["attachment"].as_u64()?))
+        };
+        attachments
+            .iter()
+            .map(|attachment| entry(attachment).unwrap_or_else(|| panic!("no attachment: {attachment}")))
+            .collect()
+    }
+
+    /// Waits until the interfaces attached are exactly these, and returns their ids.
+    pub fn wait_for_attachments<'a>(
+        &self,
+        interfaces: impl IntoIterator<Item = &'a str>,
+    ) -> BTreeMap<String, u64> {
+        let wanted: BTreeSet<&str> = interfaces.into_iter().collect();
+        let mut found = BTreeMap::new();
+        wait::poll(PATIENCE, || {
+            found = self.attachments();
+            found.keys().map(String::as_str).eq(wanted.iter().copied()).then_some(())
+        })
+        .unwrap_or_else(|| panic!("attached should be {wanted:?} and are {found:?}\n{}", self.output()));
+        found
     }
 
     /// Sends a signal.

@@ -1,0 +1,82 @@
+//! The BPF objects that an agent has in the kernel, so that a test can say that none leaks.
+//!
+//! Ids are never given twice while the machine is up, so an id that was seen and is loaded no more is gone for good.
+//! Other hosts' agents on the same machine are not counted: ours are those that lead to maps pinned on this host.
+
+use std::collections::BTreeSet;
+use std::fs;
+
+use aya::maps::{MapInfo, loaded_maps};
+use aya::programs::{loaded_links, loaded_programs};
+
+use crate::topology::Host;
+use crate::wait::{self, PATIENCE};
+
+/// The ids of maps, programs and links.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct KernelObjects {
+    /// Maps that are pinned.
+    pub maps: BTreeSet<u32>,
+    /// Programs that use them.
+    pub programs: BTreeSet<u32>,
+    /// Links of those programs; clsact has none.
+    pub links: BTreeSet<u32>,
+}
+
+impl KernelObjects {
+    /// What the maps that are pinned on this host lead to.
+    #[must_use]
+    pub fn of(host: &Host) -> Self {
+        let folder = host.bpffs().join("metadata");
+        let pins =
+            fs::read_dir(&folder).unwrap_or_else(|e| panic!("list the pins of {}: {e}", folder.display()));
+        let maps = pins.flatten().filter(|pin| pin.file_name().to_string_lossy().starts_with("MD_"));
+        let maps: BTreeSet<u32> =
+            maps.filter_map(|pin| Some(MapInfo::from_pin(pin.path()).ok()?.id())).collect();
+        // An object may go while it is looked at; then it does not count.
+        let uses = |ids: Option<Vec<u32>>| ids.is_some_and(|ids| ids.iter().any(|id| maps.contains(id)));
+        let programs: BTreeSet<u32> = loaded_programs()
+            .flatten()
+            .filter(|program| uses(program.map_ids().ok().flatten()))
+            .map(|program| program.id())
+            .collect();
+        let links = loaded_links().flatten();
+        let links =
+            links.filter(|link| programs.contains(&link.program_id())).map(|link| link.id()).collect();
+        Self { maps, programs, links }
+    }
+
+    /// How many of each.
+    #[must_use]
+    pub fn counts(&self) -> (usize, usize, usize) {
+        (self.maps.len(), self.programs.len(), self.links.len())
+    }
+
+    /// Waits until these counts hold: the kernel frees what nobody holds a moment later.
+    pub fn wait_for_counts(host: &Host, counts: (usize, usize, usize)) -> Self {
+        let mut last = Self::default();
+        wait::poll(PATIENCE, || {
+            last = Self::of(host);
+            (last.counts() == counts).then_some(())
+        })
+        .unwrap_or_else(|| panic!("maps, programs and links should be {counts:?} and are {last:?}"));
+        last
+    }
+
+    /// Waits until none of them is loaded any more.
+    pub fn wait_until_gone(&self) {
+        let mut left = Self::default();
+        wait::poll(PATIENCE, || {
+            left = self.loaded();
+            (left == Self::default()).then_some(())
+        })
+        .unwrap_or_else(|| panic!("still in the kernel: {left:?}"));
+    }
+
+    fn loaded(&self) -> Self {
+        let maps: BTreeSet<u32> = loaded_maps().flatten().map(|map| map.id()).collect();
+        let programs: BTreeSet<u32> = loaded_programs().flatten().map(|program| program.id()).collect();
+        let links: BTreeSet<u32> = loaded_links().flatten().map(|link| link.id()).collect();
+        Self { maps: &self.maps & &maps, programs: &self.programs & &programs, links: &self.links & &links }
+    }
+}

@@ -21,7 +21,7 @@ use tracing::{info, warn};
 
 use crate::admin::{AdminSocket, AdminState};
 use crate::config::{self, Config};
-use crate::datapath::{AttachMode, Datapath, Limits, PortalLink};
+use crate::datapath::{AttachMode, Datapath, Hook, Limits, PortalLink};
 use crate::directory::Directory;
 use crate::guests::{GuestRules, Guests};
 use crate::heartbeat::{self, LastBeat};
@@ -108,7 +108,11 @@ async fn serve(config: &Config, data: &Runtime) -> Result<()> {
             Portal::remove(&config.portal_namespace).await?;
         }
         let portal = Portal::establish(&config.portal_namespace, u32::from(config.portal_mtu)).await?;
-        datapath.connect_portal(portal::HOST_END, portal_link(&portal), limits(config))?;
+        let needs_qdisc = match datapath.hook() {
+            Hook::Tcx => false,
+            Hook::Clsact => !Netlink::connect()?.has_ingress_qdisc(portal.host_ifindex).await?,
+        };
+        datapath.connect_portal(portal::HOST_END, needs_qdisc, portal_link(&portal), limits(config))?;
         let (heartbeat, counters) = (datapath.heartbeat()?, Arc::new(datapath.counters()?));
 
         let directory = Arc::new(Directory::default());

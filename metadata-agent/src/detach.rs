@@ -4,8 +4,9 @@ use anyhow::{Context as _, Result, bail};
 use std::time::Duration;
 
 use crate::admin::client;
+use crate::classifier;
 use crate::config::Config;
-use crate::datapath;
+use crate::datapath::{DatapathError, Remains};
 use crate::netlink::Netlink;
 use crate::portal::Portal;
 
@@ -23,15 +24,33 @@ pub async fn run(config: &Config) -> Result<()> {
     remove(config).await
 }
 
-/// Programs first: from then on guests' packets go where they would go without us.
+/// Programs first: from then on guests' packets go where they would go without us. One thing that stays does not keep the
+/// others.
 pub(crate) async fn remove(config: &Config) -> Result<()> {
-    let leftovers = datapath::remove_all(&config.bpffs_dir).context("take the programs off")?;
-    let netlink = Netlink::connect()?;
-    for leftover in leftovers.into_iter().filter(|leftover| leftover.owns_clsact) {
-        let exists = netlink.links().await?.iter().any(|link| link.index == leftover.index);
-        if exists && !netlink.has_filters(leftover.index).await? {
-            netlink.delete_clsact(leftover.index).await?;
-        }
+    let programs = remove_programs(config).await;
+    if programs.as_ref().is_err_and(is_in_use) {
+        return programs;
     }
-    Portal::remove(&config.portal_namespace).await.context("remove the portal")
+    let portal = Portal::remove(&config.portal_namespace).await.context("remove the portal");
+    programs.and(portal)
+}
+
+async fn remove_programs(config: &Config) -> Result<()> {
+    let Some(remains) = Remains::find(&config.bpffs_dir).context("look for programs")? else {
+        return Ok(());
+    };
+    let netlink = Netlink::connect()?;
+    let links = netlink.links().await?;
+    let mut outcome = Ok(());
+    for mark in remains.filters()? {
+        let taken = classifier::take_off(&netlink, &links, mark).await.context("take a filter off");
+        let forgotten = taken.and_then(|()| Ok(remains.forget_filter(mark.index)?));
+        outcome = outcome.and(forgotten);
+    }
+    outcome.and(remains.remove().context("take the programs off"))
+}
+
+/// Then all that is there is somebody else's.
+fn is_in_use(error: &anyhow::Error) -> bool {
+    matches!(error.downcast_ref(), Some(DatapathError::InUse { .. }))
 }

@@ -16,6 +16,7 @@ use tokio::time::{MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info, warn};
 
+use crate::classifier::{self, ClassifierError};
 use crate::config::{LinkKind, NamePattern, SourceCheck};
 use crate::datapath::{Datapath, DatapathError, Hook, PortPolicy};
 use crate::directory::{Binding, Directory, Owner};
@@ -88,6 +89,9 @@ pub enum GuestsError {
     /// With links.
     #[error(transparent)]
     Netlink(#[from] NetlinkError),
+    /// With a filter.
+    #[error(transparent)]
+    Classifier(#[from] ClassifierError),
 }
 
 /// The task that keeps attachments in step with the host.
@@ -150,12 +154,17 @@ impl Guests {
         let gone = |index: &IfIndex| !links.iter().any(|link| link.index == *index);
         for index in self.attached.keys().chain(self.failed.keys()).copied().filter(gone).collect::<Vec<_>>()
         {
-            self.let_go(index);
+            self.let_go(index).await;
         }
         for link in links {
             self.present(link).await;
         }
         self.datapath.forget_strays()?;
+        for mark in self.datapath.filters()? {
+            if !self.attached.contains_key(&mark.index) || self.datapath.hook() == Hook::Tcx {
+                self.take_filter_off(mark.index).await;
+            }
+        }
         self.publish();
         Ok(())
     }
@@ -193,7 +202,7 @@ impl Guests {
                 }
             }
             LinkEvent::Gone(index) => {
-                if self.let_go(index) {
+                if self.let_go(index).await {
                     self.publish();
                 }
             }
@@ -209,7 +218,7 @@ impl Guests {
     /// Whether anything changed.
     async fn present(&mut self, link: Link) -> bool {
         if !self.rules.admit(&link) {
-            return self.let_go(link.index);
+            return self.let_go(link.index).await;
         }
         match self.attached.get_mut(&link.index) {
             Some(attached) if attached.link.name == link.name && attached.link.mac == link.mac => false,
@@ -246,11 +255,15 @@ impl Guests {
             Hook::Tcx => false,
             Hook::Clsact => !self.netlink.has_ingress_qdisc(link.index).await?,
         };
-        Ok(self.datapath.attach(link.index, &link.name, needs_qdisc)?)
+        let attached = self.datapath.attach(link.index, &link.name, needs_qdisc);
+        if attached.is_err() {
+            self.take_filter_off(link.index).await;
+        }
+        Ok(attached?)
     }
 
     /// Whether there was anything to let go.
-    fn let_go(&mut self, index: IfIndex) -> bool {
+    async fn let_go(&mut self, index: IfIndex) -> bool {
         let was_failed = self.failed.remove(&index).is_some();
         let Some(attached) = self.attached.remove(&index) else {
             return was_failed;
@@ -259,12 +272,36 @@ impl Guests {
         if let Err(error) = self.datapath.let_go(index) {
             warn!(interface = attached.link.name, %error, "something of the attachment stays behind");
         }
+        self.take_filter_off(index).await;
         true
     }
 
+    /// Takes a filter off that nobody needs any more; nothing happens where there is none. What stays is tried again at
+    /// the end.
+    async fn take_filter_off(&self, index: IfIndex) {
+        let Some(mark) = self.datapath.filter(index) else { return };
+        let taken: Result<(), GuestsError> = async {
+            let links = self.netlink.links().await?;
+            classifier::take_off(&self.netlink, &links, mark).await?;
+            Ok(self.datapath.forget_filter(index)?)
+        }
+        .await;
+        if let Err(error) = taken {
+            warn!(ifindex = %index, %error, "a filter stays behind");
+        }
+    }
+
+    /// An interface that went while events were lost is not told of again, so this looks whether it is still there.
     async fn retry(&mut self) {
-        for (link, _) in self.failed.values().cloned().collect::<Vec<_>>() {
-            self.attach(link).await;
+        let links = match self.netlink.links().await {
+            Ok(links) => links,
+            Err(error) => return warn!(%error, "links cannot be listed"),
+        };
+        for index in self.failed.keys().copied().collect::<Vec<_>>() {
+            match links.iter().find(|link| link.index == index) {
+                Some(link) => self.present(link.clone()).await,
+                None => self.let_go(index).await,
+            };
         }
         self.publish();
     }

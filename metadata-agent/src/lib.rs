@@ -1,12 +1,13 @@
 //! The metadata agent: one process per host that answers the metadata requests of all its guests.
 //!
 //! [`app`] wires everything; what stands below it knows only its own job. Towards the kernel: [`datapath`],
-//! [`portal`], [`netlink`], [`netns`]. Towards whoever knows the ports: [`sources`], [`inventory`]. Towards guests and Nova: [`proxy`].
+//! [`portal`], [`classifier`], [`netlink`], [`netns`]. Towards whoever knows the ports: [`sources`], [`inventory`]. Towards guests and Nova: [`proxy`].
 //! [`guests`] brings links, inventory and datapath together and leaves the outcome in the [`directory`].
 
 pub mod admin;
 pub mod app;
 pub mod check;
+pub mod classifier;
 pub mod cli;
 pub mod config;
 pub mod datapath;

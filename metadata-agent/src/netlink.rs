@@ -11,6 +11,7 @@ use netlink_packet_route::link::{
 };
 use netlink_packet_route::tc::{TcAttribute, TcHandle, TcMessage};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
+use nix::errno::Errno;
 use rtnetlink::packet_core::{NetlinkMessage, NetlinkPayload};
 use rtnetlink::{
     Handle, LinkMessageBuilder, LinkUnspec, LinkVeth, MulticastGroup, RouteMessageBuilder, new_connection,
@@ -216,17 +217,13 @@ impl Netlink {
             .map_err(|source| refused("set up link", index, source))
     }
 
-    /// Deletes a link.
+    /// Deletes a link; fine if it is gone.
     ///
     /// # Errors
-    /// The link is gone, or cannot be deleted.
+    /// The link cannot be deleted.
     pub async fn delete_link(&self, index: IfIndex) -> Result<(), NetlinkError> {
-        self.handle
-            .link()
-            .del(index.0)
-            .execute()
-            .await
-            .map_err(|source| refused("delete link", index, source))
+        let deleted = self.handle.link().del(index.0).execute().await;
+        absent_is_fine(deleted).map_err(|source| refused("delete link", index, source))
     }
 
     /// Gives a link an address, without duplicate address detection; fine if it has it.
@@ -308,15 +305,16 @@ impl Netlink {
         Ok(false)
     }
 
-    /// Removes the clsact qdisc of a link, and every filter on it.
+    /// Removes the clsact qdisc of a link, and every filter on it; fine if it, or the link, is gone.
     ///
     /// # Errors
-    /// There is none, or the link is gone.
+    /// The kernel refuses.
     pub async fn delete_clsact(&self, index: IfIndex) -> Result<(), NetlinkError> {
         let mut request = self.handle.qdisc().del(index.0.cast_signed());
         request.message_mut().header.parent = TcHandle::CLSACT;
         request.message_mut().header.handle = TcHandle { major: 0xffff, minor: 0 };
-        request.execute().await.map_err(|source| refused("delete clsact of link", index, source))
+        absent_is_fine(request.execute().await)
+            .map_err(|source| refused("delete clsact of link", index, source))
     }
 }
 
@@ -345,6 +343,21 @@ fn link_event(message: NetlinkMessage<RouteNetlinkMessage>) -> Option<LinkEvent>
         }
         NetlinkPayload::Overrun(_) => Some(LinkEvent::Overrun),
         _ => None,
+    }
+}
+
+/// What was to be deleted is gone, or the link that it was on.
+fn absent_is_fine(deleted: Result<(), rtnetlink::Error>) -> Result<(), rtnetlink::Error> {
+    match deleted {
+        Err(rtnetlink::Error::NetlinkError(refusal))
+            if matches!(
+                Errno::from_raw(refusal.raw_code().saturating_neg()),
+                Errno::ENODEV | Errno::ENOENT
+            ) =>
+        {
+            Ok(())
+        }
+        deleted => deleted,
     }
 }
 

@@ -1,7 +1,7 @@
 //! How a program gets onto TC ingress: by a TCX link, pinned, where the kernel has TCX (6.6); by a clsact filter before that.
 
-use std::mem;
 use std::path::Path;
+use std::{io, mem};
 
 use aya::Ebpf;
 use aya::programs::links::{FdLink, PinnedLink};
@@ -11,9 +11,10 @@ use aya::programs::tc::{
 use aya::programs::{LinkOrder, ProgramError, SchedClassifier, TcAttachType, TcError};
 use aya::util::KernelVersion;
 use metadata_ebpf::abi::names;
-use nix::net::if_::{if_indextoname, if_nametoindex};
+use nix::net::if_::if_nametoindex;
 
 use super::DatapathError;
+use super::pins::Pins;
 use crate::ids::IfIndex;
 
 /// Priority and handle of our clsact filter: fixed, so that the next agent finds and replaces it in one step.
@@ -68,21 +69,26 @@ impl Programs {
         self.hook
     }
 
-    /// Puts `md_to_guest` on the portal, in place of what an earlier agent put there.
+    /// Puts `md_to_guest` on the portal, in place of what an earlier agent put there by either hook. The interface is
+    /// ours, and so is every qdisc on it.
     pub fn attach_to_guest(
         &mut self,
         interface: &str,
         index: IfIndex,
+        needs_qdisc: bool,
         pin: &Path,
     ) -> Result<(), DatapathError> {
-        if self.adopt(names::TO_GUEST, interface, pin) {
-            return Ok(());
+        if !self.adopt(names::TO_GUEST, interface, pin) {
+            Pins::remove(pin)?;
+            if needs_qdisc {
+                add_clsact(interface)?;
+            }
+            self.attach(names::TO_GUEST, interface, index, pin)?;
         }
-        if self.hook == Hook::Clsact {
-            // The interface is ours, and so is every qdisc on it.
-            add_clsact(interface)?;
+        match self.hook {
+            Hook::Tcx => remove_filter(interface, names::TO_GUEST),
+            Hook::Clsact => Pins::remove(pin),
         }
-        self.attach(names::TO_GUEST, interface, index, pin)
     }
 
     pub fn attach_from_guest(
@@ -178,15 +184,16 @@ pub(super) fn add_clsact(interface: &str) -> Result<(), DatapathError> {
         .map_err(|source| fault("add clsact for", names::FROM_GUEST, interface, source.into()))
 }
 
-/// Removes our clsact filter from an interface; fine if it, or the interface, is not there.
-pub(super) fn remove_clsact_filter(index: IfIndex) -> Result<(), DatapathError> {
-    let Some(interface) = if_indextoname(index.0).ok().and_then(|name| name.into_string().ok()) else {
-        return Ok(());
-    };
-    match qdisc_detach_program(&interface, TcAttachType::Ingress, names::FROM_GUEST) {
+/// Takes the clsact filter of a program off an interface; fine if it, or the interface, is not there.
+///
+/// # Errors
+/// The kernel refuses.
+pub fn remove_filter(interface: &str, program: &'static str) -> Result<(), DatapathError> {
+    match qdisc_detach_program(interface, TcAttachType::Ingress, program) {
         Ok(()) => Ok(()),
-        Err(TcError::IoError(error)) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
-        Err(source) => Err(fault("detach", names::FROM_GUEST, &interface, source.into())),
+        Err(TcError::IoError(error)) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(_) if if_nametoindex(interface).is_err() => Ok(()),
+        Err(source) => Err(fault("detach", program, interface, source.into())),
     }
 }
 

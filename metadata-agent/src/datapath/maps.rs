@@ -47,13 +47,6 @@ impl Maps {
         })
     }
 
-    /// The ports that a dead agent left.
-    pub fn pinned_ports(pins: &Pins) -> Result<Vec<(IfIndex, Port)>, DatapathError> {
-        let ports: HashMap<MapData, PortKey, Port> =
-            typed(Map::HashMap(pinned(pins, names::PORTS)?), names::PORTS)?;
-        entries(&ports)
-    }
-
     pub fn settings(&self) -> Result<Settings, DatapathError> {
         self.config.get(&0, 0).map_err(fault("read", names::CONFIG))
     }

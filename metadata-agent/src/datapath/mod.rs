@@ -1,8 +1,7 @@
 //! The kernel side as the agent handles it: programs loaded, attached and pinned, maps kept in step. The only module
 //! that names aya.
 //!
-//! State lives in the kernel, pinned under one bpffs directory: maps by their names, `portal` and `guest-<ifindex>` for
-//! links. [`Datapath::open`] adopts what a dead agent of the same ABI left and rebuilds everything else, so there is
+//! State lives in the kernel, pinned under one bpffs directory. [`Datapath::open`] adopts what a dead agent of the same ABI left and rebuilds everything else, so there is
 //! one way in, whatever was there before.
 
 mod hook;
@@ -12,18 +11,17 @@ mod pins;
 #[cfg(feature = "trace-log")]
 mod trace_log;
 
-pub use hook::{AttachMode, Hook};
+pub use hook::{AttachMode, Hook, remove_filter};
 pub use maps::{ClientRecord, Clock, Counters, Heartbeat};
 pub use object::OBJECT;
+pub use pins::FilterMark;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 use std::path::Path;
 use std::time::Duration;
 
-use metadata_ebpf::abi::{
-    ABI_VERSION, CHECK_IPV4, CHECK_MAC, MAX_PORT_IPV4, OWNS_CLSACT, Port, PortKey, Settings, names,
-};
+use metadata_ebpf::abi::{ABI_VERSION, CHECK_IPV4, CHECK_MAC, MAX_PORT_IPV4, Port, PortKey, Settings, names};
 use metadata_ebpf::identity::AttachmentId;
 
 use crate::ids::{IfIndex, MacAddress, NetworkId};
@@ -44,6 +42,12 @@ pub enum DatapathError {
         path: std::path::PathBuf,
         /// Why not.
         source: std::io::Error,
+    },
+    /// Somebody else holds the lock.
+    #[error("{} is in use by another agent, or by detach", path.display())]
+    InUse {
+        /// The directory.
+        path: std::path::PathBuf,
     },
     /// The object was refused, by aya or by the kernel's verifier.
     #[error("cannot load the BPF programs: {source}")]
@@ -180,18 +184,19 @@ impl Datapath {
         self.programs.hook()
     }
 
-    /// Attaches `md_to_guest` to the portal and tells `md_from_guest` where it is.
+    /// Attaches `md_to_guest` to the portal and tells `md_from_guest` where it is. `needs_qdisc` as in [`Self::attach`].
     ///
     /// # Errors
     /// The kernel refuses the attachment.
     pub fn connect_portal(
         &mut self,
         interface: &str,
+        needs_qdisc: bool,
         portal: PortalLink,
         limits: Limits,
     ) -> Result<(), DatapathError> {
         let next_attachment = self.maps.settings()?.next_attachment.max(1);
-        self.programs.attach_to_guest(interface, portal.ifindex, &self.pins.portal())?;
+        self.programs.attach_to_guest(interface, portal.ifindex, needs_qdisc, &self.pins.portal())?;
         let syn_interval_ns = 1_000_000_000_u64.checked_div(u64::from(limits.syn_rate)).unwrap_or(0);
         self.maps.put_settings(Settings {
             abi_version: ABI_VERSION,
@@ -209,8 +214,10 @@ impl Datapath {
     /// Attaches `md_from_guest` to an interface, or adopts the attachment that is there. `needs_qdisc`: the interface has no
     /// ingress hook of its own, so that clsact, where it is used, must be made first and is ours.
     ///
+    /// A filter of an earlier agent stays where programs are attached by TCX now: see [`Self::filter`].
+    ///
     /// # Errors
-    /// The interface is gone, or the kernel refuses. Nothing is left behind then.
+    /// The interface is gone, or the kernel refuses. Only what [`Self::filter`] tells can be left behind then.
     pub fn attach(
         &mut self,
         index: IfIndex,
@@ -239,19 +246,37 @@ impl Datapath {
         let pin = self.pins.guest(index);
         Pins::remove(&pin)?;
         let id = self.maps.next_attachment()?;
-        let owns_clsact = needs_qdisc && self.programs.hook() == Hook::Clsact;
-        if owns_clsact {
-            hook::add_clsact(interface)?;
-        }
-        let flags = if owns_clsact { OWNS_CLSACT } else { 0 };
         // The entry stands before the program runs: no packet of the guest meets an unknown interface.
         self.maps.put_gate(id)?;
-        self.maps.put_port(index, port_entry(id, flags, &PortPolicy::default()))?;
-        if let Err(error) = self.programs.attach_from_guest(interface, index, &pin) {
+        self.maps.put_port(index, port_entry(id, &PortPolicy::default()))?;
+        let attached = match self.hook() {
+            Hook::Tcx => self.programs.attach_from_guest(interface, index, &pin),
+            Hook::Clsact => self.attach_filter(index, interface, needs_qdisc, &pin),
+        };
+        if let Err(error) = attached {
             self.maps.remove_port(index, id)?;
             return Err(error);
         }
         Ok(id)
+    }
+
+    /// Noted first: whoever comes after a crash at any point here knows what to remove.
+    fn attach_filter(
+        &mut self,
+        index: IfIndex,
+        interface: &str,
+        needs_qdisc: bool,
+        pin: &Path,
+    ) -> Result<(), DatapathError> {
+        self.pins.mark_filter(FilterMark { index, owns_clsact: needs_qdisc })?;
+        if needs_qdisc {
+            hook::add_clsact(interface)?;
+        }
+        // An agent of another ABI may have left its filter in the same place.
+        if self.programs.adopt_from_guest(interface, pin) {
+            return Ok(());
+        }
+        self.programs.attach_from_guest(interface, index, pin)
     }
 
     /// Tells the kernel what is known of the port behind an attachment; nothing happens for an interface that is not attached.
@@ -262,12 +287,13 @@ impl Datapath {
         let (Some(attachment), Some(before)) = (self.attachments.get(&index), self.maps.port(index)?) else {
             return Ok(());
         };
-        let entry = port_entry(attachment.id, before.flags & OWNS_CLSACT, policy);
+        let entry = port_entry(attachment.id, policy);
         if entry == before { Ok(()) } else { self.maps.put_port(index, entry) }
     }
 
-    /// Lets go of an interface that is gone or that is no guest's any more. Its client records go with the next [`Self::sweep`]; no one can reach them, as
-    /// attachment ids are never used twice.
+    /// Lets go of an interface that is gone or that is no guest's any more. A filter, which the program is then left in,
+    /// is to be taken off apart. Its client records go with the next [`Self::sweep`]; no one can reach them, as attachment ids
+    /// are never used twice.
     ///
     /// # Errors
     /// A pin or an entry cannot be removed.
@@ -276,12 +302,11 @@ impl Datapath {
             return Ok(None);
         };
         Pins::remove(&self.pins.guest(index))?;
-        hook::remove_clsact_filter(index)?;
         self.maps.remove_port(index, attachment.id)?;
         Ok(Some(attachment))
     }
 
-    /// Removes pins and entries of interfaces that are not attached: what a dead agent left of guests that went meanwhile.
+    /// Removes links and entries of interfaces that are not attached: what a dead agent left of guests that went meanwhile.
     ///
     /// # Errors
     /// A pin or an entry cannot be removed.
@@ -310,6 +335,28 @@ impl Datapath {
         self.maps.sweep(&attached, idle)
     }
 
+    /// The filters that this agent or an earlier one has made.
+    ///
+    /// # Errors
+    /// The pin directory cannot be read.
+    pub fn filters(&self) -> Result<Vec<FilterMark>, DatapathError> {
+        self.pins.filters()
+    }
+
+    /// The filter on one interface.
+    #[must_use]
+    pub fn filter(&self, index: IfIndex) -> Option<FilterMark> {
+        self.pins.filter(index)
+    }
+
+    /// Forgets a filter that was taken off.
+    ///
+    /// # Errors
+    /// The note of it cannot be removed.
+    pub fn forget_filter(&self, index: IfIndex) -> Result<(), DatapathError> {
+        self.pins.forget_filter(index)
+    }
+
     /// The attachments, by interface.
     #[must_use]
     pub fn attachments(&self) -> &BTreeMap<IfIndex, Attachment> {
@@ -333,40 +380,48 @@ impl Datapath {
     }
 }
 
-/// What an interface that was attached by clsact needs to be as before.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Leftover {
-    /// The interface's index.
-    pub index: IfIndex,
-    /// Whether its clsact qdisc was made by us.
-    pub owns_clsact: bool,
-}
+/// Everything that agents of whatever version have left under a pin directory, for who removes it.
+#[derive(Debug)]
+pub struct Remains(Pins);
 
-/// Takes every program off the hooks of this namespace and removes every pin. No agent may be running.
-///
-/// Returns the interfaces that were attached, for their qdiscs.
-///
-/// # Errors
-/// A filter or pin cannot be removed.
-pub fn remove_all(pin_directory: &Path) -> Result<Vec<Leftover>, DatapathError> {
-    let Some(pins) = Pins::find(pin_directory)? else {
-        return Ok(Vec::new());
-    };
-    let mut leftovers = Vec::new();
-    if object::abi_matches(&pins) {
-        for (index, port) in Maps::pinned_ports(&pins)? {
-            hook::remove_clsact_filter(index)?;
-            leftovers.push(Leftover { index, owns_clsact: port.flags & OWNS_CLSACT != 0 });
-        }
+impl Remains {
+    /// `None` if there is no such directory on a BPF file system.
+    ///
+    /// # Errors
+    /// An agent works there, or the directory cannot be read.
+    pub fn find(pin_directory: &Path) -> Result<Option<Self>, DatapathError> {
+        Ok(Pins::find(pin_directory)?.map(Self))
     }
-    pins.remove_all()?;
-    Ok(leftovers)
+
+    /// Clsact filters, which no pin holds, and which are to be taken off apart.
+    ///
+    /// # Errors
+    /// The directory cannot be read.
+    pub fn filters(&self) -> Result<Vec<FilterMark>, DatapathError> {
+        self.0.filters()
+    }
+
+    /// Forgets a filter that was taken off.
+    ///
+    /// # Errors
+    /// The note of it cannot be removed.
+    pub fn forget_filter(&self, index: IfIndex) -> Result<(), DatapathError> {
+        self.0.forget_filter(index)
+    }
+
+    /// Takes every link off, and removes every pin and, if nothing is left there, the directory.
+    ///
+    /// # Errors
+    /// A pin cannot be removed.
+    pub fn remove(self) -> Result<(), DatapathError> {
+        self.0.remove_all()
+    }
 }
 
-fn port_entry(id: AttachmentId, private_flags: u32, policy: &PortPolicy) -> Port {
+fn port_entry(id: AttachmentId, policy: &PortPolicy) -> Port {
     let mut port = Port {
         attachment: id.get(),
-        flags: private_flags,
+        flags: 0,
         client_quota: CLIENT_QUOTA,
         ipv4_count: 0,
         network: policy.network.map_or([0; 16], |network| network.octets()),

@@ -1,8 +1,20 @@
-//! The bpffs directory: where each pin is, and how it goes.
+//! The bpffs directory: where each pin is, how it goes, and who may change it.
+//!
+//! Whoever opens the directory holds its lock until the value is dropped, so two agents, or an agent and `detach`, never
+//! work on the same pins; the kernel frees the lock of a process that dies. The directory may be somebody else's as
+//! well: only what bears one of our names is ever removed.
+//!
+//! | name | what it is |
+//! |---|---|
+//! | `MD_*` | maps |
+//! | `portal` | the link of `md_to_guest` |
+//! | `guest-<ifindex>` | the link of `md_from_guest` there, by TCX |
+//! | `filter-<ifindex>` | a directory: `md_from_guest` is there as a clsact filter |
+//! | `clsact-<ifindex>` | a directory: the clsact qdisc there was made by us |
 
-use std::fs;
+use std::fs::{self, DirBuilder, File, TryLockError};
 use std::io;
-use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
@@ -12,33 +24,69 @@ use crate::ids::IfIndex;
 
 const PORTAL: &str = "portal";
 const GUEST: &str = "guest-";
+const FILTER: &str = "filter-";
+const CLSACT: &str = "clsact-";
+/// What the names of our maps begin with, in every version.
+const MAP: &str = "MD_";
 
+/// The pins, locked.
 #[derive(Debug)]
 pub(super) struct Pins {
     directory: PathBuf,
+    _lock: File,
+}
+
+/// A clsact filter of ours on a guest's interface.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FilterMark {
+    /// The interface's index.
+    pub index: IfIndex,
+    /// Whether its clsact qdisc was made by us.
+    pub owns_clsact: bool,
 }
 
 impl Pins {
     /// Makes the directory if need be.
     pub fn open(directory: &Path) -> Result<Self, DatapathError> {
         let fault = |source| DatapathError::PinDirectory { path: directory.to_owned(), source };
-        fs::DirBuilder::new().recursive(true).mode(0o700).create(directory).map_err(fault)?;
-        let kind = statfs(directory).map_err(|errno| fault(errno.into()))?.filesystem_type();
-        if kind != BPF_FS_MAGIC {
-            // The directory was made on some other file system, and must not stay there.
-            fs::remove_dir(directory).map_err(fault)?;
-            return Err(fault(io::Error::new(io::ErrorKind::Unsupported, "not on a bpf file system")));
+        if !is_on_bpffs(directory).map_err(fault)? {
+            return Err(fault(io::Error::new(io::ErrorKind::Unsupported, "not on a BPF file system")));
         }
-        Ok(Self { directory: directory.to_owned() })
+        loop {
+            DirBuilder::new().recursive(true).mode(0o700).create(directory).map_err(fault)?;
+            if let Some(pins) = Self::lock(directory)? {
+                return Ok(pins);
+            }
+        }
     }
 
     /// The directory if it is there.
     pub fn find(directory: &Path) -> Result<Option<Self>, DatapathError> {
-        match directory.try_exists() {
-            Ok(true) => Ok(Some(Self { directory: directory.to_owned() })),
-            Ok(false) => Ok(None),
-            Err(source) => Err(DatapathError::PinDirectory { path: directory.to_owned(), source }),
+        let fault = |source| DatapathError::PinDirectory { path: directory.to_owned(), source };
+        if directory.try_exists().map_err(fault)? && is_on_bpffs(directory).map_err(fault)? {
+            Self::lock(directory)
+        } else {
+            Ok(None)
         }
+    }
+
+    /// `None` if the directory went away before it was locked.
+    fn lock(directory: &Path) -> Result<Option<Self>, DatapathError> {
+        let fault = |source| DatapathError::PinDirectory { path: directory.to_owned(), source };
+        let lock = match File::open(directory) {
+            Err(source) if source.kind() == io::ErrorKind::NotFound => return Ok(None),
+            opened => opened.map_err(fault)?,
+        };
+        match lock.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => {
+                return Err(DatapathError::InUse { path: directory.to_owned() });
+            }
+            Err(TryLockError::Error(source)) => return Err(fault(source)),
+        }
+        let inode = lock.metadata().map_err(fault)?.ino();
+        let is_there = fs::metadata(directory).is_ok_and(|now| now.ino() == inode);
+        Ok(is_there.then(|| Self { directory: directory.to_owned(), _lock: lock }))
     }
 
     pub fn directory(&self) -> &Path {
@@ -59,38 +107,115 @@ impl Pins {
 
     /// All pinned guest links.
     pub fn guests(&self) -> Result<Vec<(IfIndex, PathBuf)>, DatapathError> {
-        let index = |path: &Path| path.file_name()?.to_str()?.strip_prefix(GUEST)?.parse().ok().map(IfIndex);
-        Ok(self.all()?.into_iter().filter_map(|path| index(&path).map(|index| (index, path))).collect())
+        let names = self.ours()?;
+        let guests = names.iter().filter_map(|name| index_in(name, GUEST));
+        Ok(guests.map(|index| (index, self.guest(index))).collect())
+    }
+
+    /// Notes a filter before it is made, and a qdisc of ours that goes with it.
+    pub fn mark_filter(&self, mark: FilterMark) -> Result<(), DatapathError> {
+        self.make(FILTER, mark.index)?;
+        if mark.owns_clsact { self.make(CLSACT, mark.index) } else { Ok(()) }
+    }
+
+    /// All filters noted.
+    pub fn filters(&self) -> Result<Vec<FilterMark>, DatapathError> {
+        let names = self.ours()?;
+        let marked = names.iter().filter_map(|name| index_in(name, FILTER));
+        Ok(marked
+            .map(|index| FilterMark { index, owns_clsact: names.contains(&format!("{CLSACT}{index}")) })
+            .collect())
+    }
+
+    /// The filter noted for an interface.
+    pub fn filter(&self, index: IfIndex) -> Option<FilterMark> {
+        let is_marked = |prefix| self.directory.join(format!("{prefix}{index}")).is_dir();
+        is_marked(FILTER).then(|| FilterMark { index, owns_clsact: is_marked(CLSACT) })
+    }
+
+    /// Forgets a filter that is gone; fine if it was not noted. The qdisc goes first: it is only looked for with the filter.
+    pub fn forget_filter(&self, index: IfIndex) -> Result<(), DatapathError> {
+        for prefix in [CLSACT, FILTER] {
+            let path = self.directory.join(format!("{prefix}{index}"));
+            absent_is_fine(fs::remove_dir(&path), path)?;
+        }
+        Ok(())
     }
 
     /// Removes one pin; fine if there is none.
     pub fn remove(pin: &Path) -> Result<(), DatapathError> {
-        match fs::remove_file(pin) {
-            Err(source) if source.kind() != io::ErrorKind::NotFound => {
-                Err(DatapathError::PinDirectory { path: pin.to_owned(), source })
+        absent_is_fine(fs::remove_file(pin), pin.to_owned())
+    }
+
+    /// Removes maps and links: links detach, and maps go as their last holders do. Notes of filters stay.
+    pub fn clear(&self) -> Result<(), DatapathError> {
+        let is_note = |name: &str| name.starts_with(FILTER) || name.starts_with(CLSACT);
+        for name in self.ours()?.iter().filter(|name| !is_note(name)) {
+            Self::remove(&self.directory.join(name))?;
+        }
+        Ok(())
+    }
+
+    /// Removes maps and links, and the directory unless something is left in it: a note, or what is somebody else's.
+    pub fn remove_all(self) -> Result<(), DatapathError> {
+        self.clear()?;
+        match fs::remove_dir(&self.directory) {
+            Err(source)
+                if matches!(
+                    source.kind(),
+                    io::ErrorKind::DirectoryNotEmpty | io::ErrorKind::ResourceBusy | io::ErrorKind::NotFound
+                ) =>
+            {
+                Ok(())
+            }
+            removed => {
+                removed.map_err(|source| DatapathError::PinDirectory { path: self.directory.clone(), source })
+            }
+        }
+    }
+
+    fn make(&self, prefix: &str, index: IfIndex) -> Result<(), DatapathError> {
+        let path = self.directory.join(format!("{prefix}{index}"));
+        match DirBuilder::new().mode(0o700).create(&path) {
+            Err(source) if source.kind() != io::ErrorKind::AlreadyExists => {
+                Err(DatapathError::PinDirectory { path, source })
             }
             _ => Ok(()),
         }
     }
 
-    /// Removes every pin: links detach and maps go as their last holders do.
-    pub fn clear(&self) -> Result<(), DatapathError> {
-        for pin in self.all()? {
-            Self::remove(&pin)?;
+    /// The names in the directory that can be ours.
+    fn ours(&self) -> Result<Vec<String>, DatapathError> {
+        let is_ours = |name: &String| {
+            let numbered = [GUEST, FILTER, CLSACT].iter().any(|prefix| index_in(name, prefix).is_some());
+            name == PORTAL || name.starts_with(MAP) || numbered
+        };
+        let names = || {
+            let entries = fs::read_dir(&self.directory)?;
+            let names = entries.map(|entry| Ok(entry?.file_name().into_string().ok()));
+            names.collect::<io::Result<Vec<Option<String>>>>()
+        };
+        let names =
+            names().map_err(|source| DatapathError::PinDirectory { path: self.directory.clone(), source })?;
+        Ok(names.into_iter().flatten().filter(is_ours).collect())
+    }
+}
+
+fn index_in(name: &str, prefix: &str) -> Option<IfIndex> {
+    name.strip_prefix(prefix)?.parse().ok().map(IfIndex)
+}
+
+/// Whether a path is on a BPF file system, or would be once it is made.
+fn is_on_bpffs(path: &Path) -> io::Result<bool> {
+    let existing = path.ancestors().find(|path| path.exists()).unwrap_or(Path::new("/"));
+    Ok(statfs(existing)?.filesystem_type() == BPF_FS_MAGIC)
+}
+
+fn absent_is_fine(removed: io::Result<()>, path: PathBuf) -> Result<(), DatapathError> {
+    match removed {
+        Err(source) if source.kind() != io::ErrorKind::NotFound => {
+            Err(DatapathError::PinDirectory { path, source })
         }
-        Ok(())
-    }
-
-    /// Removes every pin and the directory.
-    pub fn remove_all(&self) -> Result<(), DatapathError> {
-        self.clear()?;
-        fs::remove_dir(&self.directory)
-            .map_err(|source| DatapathError::PinDirectory { path: self.directory.clone(), source })
-    }
-
-    fn all(&self) -> Result<Vec<PathBuf>, DatapathError> {
-        let entries =
-            || fs::read_dir(&self.directory)?.map(|entry| Ok(entry?.path())).collect::<io::Result<Vec<_>>>();
-        entries().map_err(|source| DatapathError::PinDirectory { path: self.directory.clone(), source })
+        _ => Ok(()),
     }
 }

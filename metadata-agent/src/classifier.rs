@@ -1,0 +1,33 @@
+//! Takes clsact filters of ours off guests' interfaces, and their qdisc where it is ours and nobody else has come to use
+//! it. Everything else on the interface stays.
+
+use metadata_ebpf::abi::names;
+
+use crate::datapath::{self, DatapathError, FilterMark};
+use crate::netlink::{Link, Netlink, NetlinkError};
+
+/// Why something stays behind.
+#[derive(Debug, thiserror::Error)]
+pub enum ClassifierError {
+    /// The filter.
+    #[error(transparent)]
+    Filter(#[from] DatapathError),
+    /// The qdisc.
+    #[error(transparent)]
+    Qdisc(#[from] NetlinkError),
+}
+
+/// `links` are those of the host now; an interface that is not among them took its qdisc along.
+///
+/// # Errors
+/// The kernel refuses. To be tried again: nothing is forgotten here.
+pub async fn take_off(netlink: &Netlink, links: &[Link], mark: FilterMark) -> Result<(), ClassifierError> {
+    let Some(link) = links.iter().find(|link| link.index == mark.index) else {
+        return Ok(());
+    };
+    datapath::remove_filter(&link.name, names::FROM_GUEST)?;
+    if mark.owns_clsact && !netlink.has_filters(mark.index).await? {
+        netlink.delete_clsact(mark.index).await?;
+    }
+    Ok(())
+}

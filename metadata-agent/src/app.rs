@@ -3,17 +3,19 @@
 //! Two runtimes. The control runtime, on the main thread, runs sources, inventory, attachments and the admin socket; the data
 //! runtime runs the proxy and the heartbeat. A scrape or a slow source never delays a guest.
 
+use std::convert::Infallible;
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, anyhow};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use prometheus_client::registry::Registry;
 use tokio::runtime::{Builder, Runtime};
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, watch};
+use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -32,10 +34,13 @@ use crate::overview::{Overview, Running, Startup};
 use crate::portal::{self, Portal};
 use crate::proxy::{self, Endpoint, Proxy, ProxyConfig, Scheme, Signer, TlsConfig, Upstream, UpstreamConfig};
 use crate::sources::{self, Reporter, SourceState};
+use crate::vital::Vital;
 use crate::{detach, logging};
 
 /// Events that sources may be ahead of the inventory.
 const EVENT_QUEUE: usize = 1024;
+/// The step of the start that readiness waits for.
+const GUEST_INTERFACES: &str = "guest interfaces";
 /// How long tasks may take to end once nothing keeps them.
 const END: Duration = Duration::from_secs(5);
 
@@ -74,18 +79,19 @@ fn data_runtime(config: &Config) -> Result<Runtime> {
 }
 
 async fn serve(config: &Config, data: &Runtime) -> Result<()> {
-    // First of all: two agents must not work on one host unawares.
+    // First of all: two agents must not work on one host unawares, and from here on a signal ends things in order.
     let admin_socket = AdminSocket::bind(&config.admin_socket)?;
+    let mut signals = StopSignals::watch()?;
+    let mut vital = Vital::default();
     let stop = CancellationToken::new();
-    let control_tasks = TaskTracker::new();
+    let tasks = TaskTracker::new();
     let startup = Startup::default();
-    startup.awaits("guest interfaces");
+    startup.awaits(GUEST_INTERFACES);
 
     let (inventory, publisher) = Inventory::new();
     let (events, event_queue) = mpsc::channel(EVENT_QUEUE);
-    let source_states = start_sources(config, &events, &control_tasks, &stop);
-    drop(events);
-    control_tasks.spawn(publisher.run(event_queue, stop.clone()));
+    let source_states = start_sources(config, &events, &vital, &tasks, &stop);
+    tasks.spawn(vital.task("the inventory", publisher.run(event_queue, stop.clone())));
 
     let mut registry = Registry::default();
     let metrics = Arc::new(Metrics::register(&mut registry));
@@ -100,27 +106,86 @@ async fn serve(config: &Config, data: &Runtime) -> Result<()> {
         registry,
         running_now,
     ));
-    let admin = control_tasks.spawn(admin_socket.serve(overview, stop.clone()));
+    let admin = tasks.spawn(vital.task("the admin socket", admin_socket.serve(overview, stop.clone())));
 
-    let result = async {
+    let host = HostSide { config, data, vital: &vital, tasks: &tasks };
+    let serving = tokio::select! {
+        serving = host.start(inventory, metrics, last_beat.clone(), &running) => serving.map(Some),
+        () = signals.received() => Ok(None),
+    };
+    let result = match serving {
+        Ok(Some(serving)) => {
+            startup.is_done(GUEST_INTERFACES);
+            info!(portal = config.portal_namespace, "serving");
+            notify(&[sd_notify::NotifyState::Ready]);
+            let result = tokio::select! {
+                () = signals.received() => Ok(()),
+                name = vital.first_end() => Err(anyhow!("{name} ended by itself; guests would not be served any more")),
+                never = feed_watchdog(&last_beat, config.heartbeat_stale_after) => match never {},
+            };
+            info!("stopping");
+            notify(&[sd_notify::NotifyState::Stopping]);
+            serving.end(config.drain_timeout).await;
+            result
+        }
+        Ok(None) => Ok(()),
+        Err(error) => Err(error),
+    };
+
+    running.send_replace(None);
+    stop.cancel();
+    drop(events);
+    let cleaned = detach::remove(config).await;
+    if let Ok(Err(error)) = admin.await {
+        warn!(%error, "the admin socket ended badly");
+    }
+    tasks.close();
+    if timeout(END, tasks.wait()).await.is_err() {
+        warn!("a task did not end in time");
+    }
+    result.and(cleaned)
+}
+
+/// What the start of serving works with.
+struct HostSide<'a> {
+    config: &'a Config,
+    data: &'a Runtime,
+    vital: &'a Vital,
+    tasks: &'a TaskTracker,
+}
+
+impl HostSide<'_> {
+    /// Adopts or makes everything on the host, and serves. Whoever drops this halfway removes what there is then.
+    async fn start(
+        &self,
+        inventory: Arc<Inventory>,
+        metrics: Arc<Metrics>,
+        last_beat: LastBeat,
+        running: &watch::Sender<Option<Running>>,
+    ) -> Result<Serving> {
+        let Self { config, data, vital, tasks } = *self;
         let mut datapath = Datapath::open(&config.bpffs_dir, attach_mode(config))?;
         if !datapath.is_adopted() {
             Portal::remove(&config.portal_namespace).await?;
         }
         let portal = Portal::establish(&config.portal_namespace, u32::from(config.portal_mtu)).await?;
+        let netlink = Netlink::connect()?;
+        let portal_events = netlink::watch_links()?;
         let needs_qdisc = match datapath.hook() {
             Hook::Tcx => false,
-            Hook::Clsact => !Netlink::connect()?.has_ingress_qdisc(portal.host_ifindex).await?,
+            Hook::Clsact => !netlink.has_ingress_qdisc(portal.host_ifindex).await?,
         };
         datapath.connect_portal(portal::HOST_END, needs_qdisc, portal_link(&portal), limits(config))?;
-        let (heartbeat, counters) = (datapath.heartbeat()?, Arc::new(datapath.counters()?));
+        let (mut heartbeat, counters) = (datapath.heartbeat()?, Arc::new(datapath.counters()?));
 
         let directory = Arc::new(Directory::default());
         let signer = Signer::new(config.metadata_proxy_shared_secret.clone());
-        let data_plane = DataPlane::start(data, config, &portal, Arc::clone(&directory), metrics)?;
-        let beating = CancellationToken::new();
+        let data_plane = DataPlane::start(data, config, &portal, Arc::clone(&directory), metrics, vital)?;
+        // Before the first guest is attached: else its first packets would go aside.
+        heartbeat.beat()?;
+        let (beating, leave) = (CancellationToken::new(), CancellationToken::new());
         let beats = heartbeat::run(heartbeat, config.heartbeat_stale_after, last_beat, beating.clone());
-        let heart = data.spawn(beats);
+        let heart = data.spawn(vital.task("the heartbeat", beats));
 
         let link_events = netlink::watch_links()?;
         let hook = datapath.hook();
@@ -129,57 +194,46 @@ async fn serve(config: &Config, data: &Runtime) -> Result<()> {
             kinds: config.guest_link_kinds.clone(),
             source_check: config.source_check,
         };
-        let directory_read = Arc::clone(&directory);
-        let mut guests = Guests::new(datapath, Netlink::connect()?, rules, inventory, directory, signer);
+        let mut guests =
+            Guests::new(datapath, netlink.clone(), rules, inventory, Arc::clone(&directory), signer);
         guests.resync().await?;
-        running.send_replace(Some(Running {
-            counters,
-            directory: directory_read,
-            failures: guests.failures(),
-            hook,
-        }));
-        startup.is_done("guest interfaces");
-        let leave = CancellationToken::new();
-        let mut guests = control_tasks.spawn(guests.run(link_events, leave.clone()));
-        info!(portal = config.portal_namespace, "serving");
-        notify(&[sd_notify::NotifyState::Ready]);
-
-        tokio::select! {
-            told = until_told_to_stop() => told?,
-            _ = &mut guests => bail!("the kernel tells of links no more; new guests would not be served"),
-        }
-
-        info!("stopping");
-        notify(&[sd_notify::NotifyState::Stopping]);
-        data_plane.drain().await;
-        leave.cancel();
-        drop(guests.await);
-        beating.cancel();
-        heart.await.context("the heartbeat ended badly")?;
-        anyhow::Ok(())
+        let failures = guests.failures();
+        running.send_replace(Some(Running { counters, directory, failures, hook }));
+        let guests = guests.run(link_events, leave.clone());
+        let guests = tasks.spawn(vital.task("the watch over guests' interfaces", guests));
+        let lost = portal::lost(portal.host_ifindex, portal_events, netlink);
+        tasks.spawn(vital.task("the portal's interface", leave.clone().run_until_cancelled_owned(lost)));
+        Ok(Serving { data_plane, guests, leave, heart, beating })
     }
-    .await;
+}
 
-    running.send_replace(None);
-    stop.cancel();
-    let cleaned = detach::remove(config).await;
-    if let Ok(Err(error)) = admin.await {
-        warn!(%error, "the admin socket ended badly");
+/// All that serves guests.
+struct Serving {
+    data_plane: DataPlane,
+    guests: JoinHandle<Datapath>,
+    leave: CancellationToken,
+    heart: JoinHandle<()>,
+    beating: CancellationToken,
+}
+
+impl Serving {
+    /// Requests first, then the attachments, and the heart last: until then packets of open connections find their way.
+    async fn end(self, drain_timeout: Duration) {
+        self.data_plane.drain(drain_timeout).await;
+        self.leave.cancel();
+        // A task that panicked has told so; what it kept goes with the pins.
+        drop(self.guests.await);
+        self.beating.cancel();
+        drop(self.heart.await);
     }
-    control_tasks.close();
-    if timeout(END, control_tasks.wait()).await.is_err() {
-        warn!("a task did not end in time");
-    }
-    result.and(cleaned)
 }
 
 /// The part of the agent that guests talk to.
 struct DataPlane {
     stop: CancellationToken,
     guests: TaskTracker,
-    /// Apart from the guests' tasks: a connection to Nova goes back to its pool when an answer ends, and idles there.
-    nova: TaskTracker,
     upstream: Arc<Upstream>,
+    upstream_connections: TaskTracker,
 }
 
 impl DataPlane {
@@ -189,27 +243,33 @@ impl DataPlane {
         portal: &Portal,
         directory: Arc<Directory>,
         metrics: Arc<Metrics>,
+        vital: &Vital,
     ) -> Result<Self> {
         let _on_data_runtime = data.enter();
-        let (stop, guests, nova) = (CancellationToken::new(), TaskTracker::new(), TaskTracker::new());
-        let upstream = Arc::new(Upstream::new(upstream_config(config)?, Arc::clone(&metrics), nova.clone())?);
+        let (stop, guests, upstream_connections) =
+            (CancellationToken::new(), TaskTracker::new(), TaskTracker::new());
+        let upstream =
+            Upstream::new(upstream_config(config)?, Arc::clone(&metrics), upstream_connections.clone())?;
+        let upstream = Arc::new(upstream);
         let proxy = Proxy::new(directory, Arc::clone(&upstream), proxy_config(config), metrics);
         let listener = portal.listen(config.metadata_backlog)?;
         let listener = tokio::net::TcpListener::from_std(listener).context("watch the listener")?;
-        guests.spawn(proxy::serve(listener, proxy, stop.clone(), guests.clone()));
-        Ok(Self { stop, guests, nova, upstream })
+        guests.spawn(vital.task("the listener", proxy::serve(listener, proxy, stop.clone(), guests.clone())));
+        Ok(Self { stop, guests, upstream, upstream_connections })
     }
 
-    /// Closes the listener, so that new connections go aside at once, and waits for requests in flight. Each connection
-    /// keeps `drain_timeout` by itself.
-    async fn drain(self) {
+    /// Closes the listener, so that new connections go aside at once, and waits for requests in flight. Only when the last
+    /// of them is answered is every connection to Nova idle.
+    async fn drain(self, patience: Duration) {
         self.stop.cancel();
         self.guests.close();
-        self.guests.wait().await;
+        if timeout(patience + END, self.guests.wait()).await.is_err() {
+            warn!("requests in flight were cut off");
+        }
         self.upstream.close_idle();
-        self.nova.close();
-        if timeout(END, self.nova.wait()).await.is_err() {
-            warn!("a connection to Nova did not end in time");
+        self.upstream_connections.close();
+        if timeout(END, self.upstream_connections.wait()).await.is_err() {
+            warn!("connections to Nova were cut off");
         }
     }
 }
@@ -217,6 +277,7 @@ impl DataPlane {
 fn start_sources(
     config: &Config,
     events: &mpsc::Sender<Event>,
+    vital: &Vital,
     tasks: &TaskTracker,
     stop: &CancellationToken,
 ) -> Vec<watch::Receiver<SourceState>> {
@@ -229,24 +290,47 @@ fn start_sources(
     let path = |path: &PathBuf| path.clone();
     if let Some(file) = config.static_inventory.as_ref().map(path) {
         let reporter = reporter(SourceKind::StaticFile);
-        tasks.spawn(sources::static_file::run(file, events.clone(), reporter, stop.clone()));
+        let source = sources::static_file::run(file, events.clone(), reporter, stop.clone());
+        tasks.spawn(vital.task("the source static_inventory", source));
     }
     if let Some(directory) = config.libvirt_dir.as_ref().map(path) {
         let reporter = reporter(SourceKind::Libvirt);
-        tasks.spawn(sources::libvirt::run(directory, events.clone(), reporter, stop.clone()));
+        let source = sources::libvirt::run(directory, events.clone(), reporter, stop.clone());
+        tasks.spawn(vital.task("the source libvirt", source));
     }
     states
 }
 
-async fn until_told_to_stop() -> Result<()> {
-    let mut terminate = signal(SignalKind::terminate()).context("watch for SIGTERM")?;
-    let mut interrupt = signal(SignalKind::interrupt()).context("watch for SIGINT")?;
+/// SIGTERM and SIGINT, which end nothing by themselves from the moment they are watched.
+struct StopSignals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl StopSignals {
+    fn watch() -> Result<Self> {
+        Ok(Self {
+            terminate: signal(SignalKind::terminate()).context("watch for SIGTERM")?,
+            interrupt: signal(SignalKind::interrupt()).context("watch for SIGINT")?,
+        })
+    }
+
+    async fn received(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
+}
+
+/// Tells systemd that the agent lives, as long as it does: a data runtime that stands still must not go unnoticed because
+/// this one runs.
+async fn feed_watchdog(last_beat: &LastBeat, patience: Duration) -> Infallible {
     let mut watchdog = tokio::time::interval(watchdog_period());
     loop {
-        tokio::select! {
-            _ = terminate.recv() => return Ok(()),
-            _ = interrupt.recv() => return Ok(()),
-            _ = watchdog.tick() => notify(&[sd_notify::NotifyState::Watchdog]),
+        watchdog.tick().await;
+        if last_beat.is_within(patience) {
+            notify(&[sd_notify::NotifyState::Watchdog]);
         }
     }
 }

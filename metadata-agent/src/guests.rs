@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use arc_swap::ArcSwap;
 use futures_util::{Stream, StreamExt};
 use metadata_ebpf::identity::AttachmentId;
+use tokio::task::yield_now;
 use tokio::time::{MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info, warn};
@@ -158,6 +159,9 @@ impl Guests {
         }
         for link in links {
             self.present(link).await;
+            // An attachment takes the kernel some ten milliseconds (`synchronize_rcu` in tcx_entry_sync), and a host has
+            // many: signals and the admin socket have their turn between two.
+            yield_now().await;
         }
         self.datapath.forget_strays()?;
         for mark in self.datapath.filters()? {

@@ -26,3 +26,4 @@ pub mod portal;
 pub mod proxy;
 pub mod sources;
 pub mod status;
+pub mod vital;

@@ -14,13 +14,14 @@
 use std::net::{Ipv6Addr, SocketAddrV6, TcpListener};
 use std::{fs, io};
 
+use futures_util::{Stream, StreamExt};
 use metadata_ebpf::from_guest::METADATA_MAC;
 use metadata_ebpf::identity::{IDENTITY_PREFIX, METADATA_PORT, PORTAL_ADDRESS};
 use socket2::{Domain, Protocol, Socket, Type};
 use tracing::{info, warn};
 
 use crate::ids::{IfIndex, MacAddress};
-use crate::netlink::{Link, Netlink, NetlinkError, VethPair};
+use crate::netlink::{Link, LinkEvent, Netlink, NetlinkError, VethPair};
 use crate::netns::{Netns, NetnsError};
 
 /// Name of the host end of the veth pair.
@@ -158,6 +159,24 @@ impl Portal {
         }
         Netns::remove(name)?;
         Ok(())
+    }
+}
+
+/// Waits until the host end of the portal is no more: deleted by somebody, or moved away. Without it guests' packets lead
+/// nowhere.
+pub async fn lost(index: IfIndex, mut events: impl Stream<Item = LinkEvent> + Unpin, netlink: Netlink) {
+    while let Some(event) = events.next().await {
+        let is_lost = match event {
+            LinkEvent::Present(_) => false,
+            LinkEvent::Gone(gone) => gone == index,
+            LinkEvent::Overrun => match netlink.links().await {
+                Ok(links) => !links.iter().any(|link| link.index == index),
+                Err(_) => false,
+            },
+        };
+        if is_lost {
+            return;
+        }
     }
 }
 

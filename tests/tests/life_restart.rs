@@ -10,10 +10,8 @@ use std::process::Command;
 
 use aya::maps::{Array, HashMap, Map, MapData};
 use metadata_ebpf::abi::{Port, PortKey, Settings, names};
-use metadata_tests::tenants::assert_served;
-use metadata_tests::{
-    Agent, AgentProcess, GuestSpec, HostState, KernelObjects, NextHop, Tenants, privileged,
-};
+use metadata_tests::twins::assert_served;
+use metadata_tests::{Agent, AgentProcess, GuestSpec, HostState, KernelObjects, NextHop, Twins, privileged};
 
 /// The host end of the portal's veth pair.
 const PORTAL_LINK: &str = "md-portal";
@@ -21,9 +19,9 @@ const PORTAL_LINK: &str = "md-portal";
 /// What happens to a host while no agent runs.
 type Harm<'a> = &'a dyn Fn(&Crashed);
 
-/// Two tenants whose agent was killed while it served them.
+/// Two twins whose agent was killed while it served them.
 struct Crashed {
-    tenants: Tenants,
+    twins: Twins,
     before: HostState,
     agent: Agent,
     ids: [u64; 2],
@@ -32,28 +30,28 @@ struct Crashed {
 
 impl Crashed {
     fn under(attach_mode: &str) -> Self {
-        let tenants = Tenants::new();
-        let agent = tenants.agent().set("metadata_agent", "attach_mode", attach_mode).install();
-        let before = HostState::capture(&tenants.host);
+        let twins = Twins::new();
+        let agent = twins.agent().set("metadata_agent", "attach_mode", attach_mode).install();
+        let before = HostState::capture(&twins.host);
         let process = agent.start();
-        tenants.assert_served();
-        let ids = tenants.guests.each_ref().map(|guest| process.attachments()[&guest.tap]);
-        let objects = KernelObjects::of(&tenants.host);
+        twins.assert_served();
+        let ids = twins.guests.each_ref().map(|guest| process.attachments()[&guest.tap]);
+        let objects = KernelObjects::of(&twins.host);
         process.kill9();
-        Self { tenants, before, agent, ids, objects }
+        Self { twins, before, agent, ids, objects }
     }
 
     /// Both guests are served by the next agent, which then stops and leaves nothing of either.
     fn assert_next_serves_and_leaves_nothing(&self, process: AgentProcess) {
-        self.tenants.assert_served();
-        let objects = KernelObjects::of(&self.tenants.host);
+        self.twins.assert_served();
+        let objects = KernelObjects::of(&self.twins.host);
         self.assert_next_leaves_nothing(process);
         objects.wait_until_gone();
     }
 
     fn assert_next_leaves_nothing(&self, process: AgentProcess) {
         assert_eq!(process.stop().code(), Some(0));
-        self.before.assert_same(&HostState::capture(&self.tenants.host));
+        self.before.assert_same(&HostState::capture(&self.twins.host));
         self.objects.wait_until_gone();
     }
 
@@ -64,7 +62,7 @@ impl Crashed {
     }
 
     fn pin(&self, name: &str) -> PathBuf {
-        self.tenants.host.bpffs().join("metadata").join(name)
+        self.twins.host.bpffs().join("metadata").join(name)
     }
 
     /// The interfaces that have a pinned link, and those that have an entry in `MD_PORTS`.
@@ -78,7 +76,7 @@ impl Crashed {
 
     fn ifindex(&self, interface: &str) -> u32 {
         let index = format!("/sys/class/net/{interface}/ifindex");
-        let read = self.tenants.host.netns().run(&["ip", "-json", "link", "show", interface]);
+        let read = self.twins.host.netns().run(&["ip", "-json", "link", "show", interface]);
         let links: serde_json::Value = serde_json::from_str(&read).expect("JSON");
         links[0]["ifindex"].as_u64().and_then(|found| found.try_into().ok()).expect(&index)
     }
@@ -93,9 +91,9 @@ fn living_interfaces_are_adopted() {
         let crashed = Crashed::under(mode);
         let process = crashed.agent.start();
         let attachments = process.attachments();
-        let ids = crashed.tenants.guests.each_ref().map(|guest| attachments[&guest.tap]);
+        let ids = crashed.twins.guests.each_ref().map(|guest| attachments[&guest.tap]);
         assert_eq!(ids, crashed.ids, "{mode}: attachment ids are kept");
-        let objects = KernelObjects::wait_for_counts(&crashed.tenants.host, (6, 2, links));
+        let objects = KernelObjects::wait_for_counts(&crashed.twins.host, (6, 2, links));
         assert_eq!(objects.maps, crashed.objects.maps, "{mode}: maps are kept");
         assert_eq!(objects.links, crashed.objects.links, "{mode}: links are kept");
         assert!(objects.programs.is_disjoint(&crashed.objects.programs), "{mode}: programs are replaced");
@@ -110,9 +108,9 @@ fn an_interface_that_went_meanwhile_is_forgotten() {
     }
     for mode in ["tcx", "clsact"] {
         let crashed = Crashed::under(mode);
-        let [first, second] = &crashed.tenants.guests;
+        let [first, second] = &crashed.twins.guests;
         let kept = BTreeSet::from([crashed.ifindex(&second.tap)]);
-        crashed.tenants.host.netns().run(&["ip", "link", "del", &first.tap]);
+        crashed.twins.host.netns().run(&["ip", "link", "del", &first.tap]);
 
         let process = crashed.agent.start();
         assert!(process.attachments().keys().eq([&second.tap]));
@@ -131,19 +129,19 @@ fn an_interface_made_anew_meanwhile_is_a_new_attachment() {
     }
     for mode in ["tcx", "clsact"] {
         let mut crashed = Crashed::under(mode);
-        let [first, second] = crashed.tenants.guests;
+        let [first, second] = crashed.twins.guests;
         let (port, tap) = (first.port.clone(), first.tap.clone());
         drop(first);
         let spec = GuestSpec { port, next_hop: NextHop::Gateway, namespace: None };
-        let first = crashed.tenants.networks[0].plug(spec);
+        let first = crashed.twins.networks[0].plug(spec);
         assert_eq!(first.tap, tap);
-        crashed.tenants.guests = [first, second];
+        crashed.twins.guests = [first, second];
 
         let process = crashed.agent.start();
         let attachments = process.attachments();
-        let [first, second] = crashed.tenants.guests.each_ref().map(|guest| attachments[&guest.tap]);
+        let [first, second] = crashed.twins.guests.each_ref().map(|guest| attachments[&guest.tap]);
         assert!(first > crashed.ids[1] && second == crashed.ids[1], "{mode}: {attachments:?}");
-        crashed.tenants.assert_served();
+        crashed.twins.assert_served();
         assert_eq!(process.stop().code(), Some(0));
         crashed.objects.wait_until_gone();
     }
@@ -156,8 +154,8 @@ fn a_new_interface_is_never_taken_for_one_that_had_its_index() {
     }
     for mode in ["tcx", "clsact"] {
         let crashed = Crashed::under(mode);
-        let [first, _] = &crashed.tenants.guests;
-        let (index, host) = (crashed.ifindex(&first.tap), crashed.tenants.host.netns());
+        let [first, _] = &crashed.twins.guests;
+        let (index, host) = (crashed.ifindex(&first.tap), crashed.twins.host.netns());
         host.run(&["ip", "link", "del", &first.tap]);
         host.ip(&format!("link add tapstranger index {index} type veth peer name other"));
 
@@ -182,22 +180,22 @@ fn a_broken_portal_is_rebuilt() {
     };
     let damages: [(&str, Harm<'_>); 5] = [
         ("its veth pair is deleted", &|crashed| {
-            crashed.tenants.host.netns().run(&["ip", "link", "del", PORTAL_LINK]);
+            crashed.twins.host.netns().run(&["ip", "link", "del", PORTAL_LINK]);
         }),
         ("its veth pair is down and without addresses", &|crashed| {
-            crashed.tenants.host.netns().run(&["ip", "link", "set", PORTAL_LINK, "down"]);
+            crashed.twins.host.netns().run(&["ip", "link", "set", PORTAL_LINK, "down"]);
             let inside = ["ip", "-n", crashed.agent.portal(), "address", "flush", "dev", "lo"];
-            crashed.tenants.host.netns().run(&inside);
+            crashed.twins.host.netns().run(&inside);
         }),
         ("its end is another interface of the name", &|crashed| {
             crashed
-                .tenants
+                .twins
                 .host
                 .netns()
                 .ip(&format!("link del {PORTAL_LINK}\nlink add {PORTAL_LINK} type bridge"));
         }),
         ("its namespace is deleted", &|crashed| {
-            crashed.tenants.host.netns().run(&["ip", "netns", "del", crashed.agent.portal()]);
+            crashed.twins.host.netns().run(&["ip", "netns", "del", crashed.agent.portal()]);
         }),
         ("its name is a plain file", &unmount_name),
     ];
@@ -208,7 +206,7 @@ fn a_broken_portal_is_rebuilt() {
             eprintln!("{mode}: {damage}");
             let process = crashed.agent.start();
             let attachments = process.attachments();
-            let ids = crashed.tenants.guests.each_ref().map(|guest| attachments[&guest.tap]);
+            let ids = crashed.twins.guests.each_ref().map(|guest| attachments[&guest.tap]);
             assert_eq!(ids, crashed.ids, "{mode}: {damage}");
             crashed.assert_next_serves_and_leaves_nothing(process);
         }
@@ -223,10 +221,10 @@ fn another_attach_mode_replaces_what_the_old_one_attached() {
     for (old, new) in [("clsact", "tcx"), ("tcx", "clsact")] {
         let crashed = Crashed::under(old);
         let process = crashed.next_with("--attach-mode", new);
-        crashed.tenants.assert_served();
-        for guest in &crashed.tenants.guests {
+        crashed.twins.assert_served();
+        for guest in &crashed.twins.guests {
             let filters =
-                crashed.tenants.host.netns().run(&["tc", "filter", "show", "dev", &guest.tap, "ingress"]);
+                crashed.twins.host.netns().run(&["tc", "filter", "show", "dev", &guest.tap, "ingress"]);
             assert_eq!(filters.contains(names::FROM_GUEST), new == "clsact", "{old} to {new}: {filters}");
         }
         crashed.assert_next_serves_and_leaves_nothing(process);
@@ -273,7 +271,7 @@ fn pins_of_another_abi_are_rebuilt() {
             make(&crashed);
             eprintln!("{mode}: {old}");
             let process = crashed.agent.start();
-            KernelObjects::wait_for_counts(&crashed.tenants.host, (6, 2, if mode == "tcx" { 3 } else { 0 }));
+            KernelObjects::wait_for_counts(&crashed.twins.host, (6, 2, if mode == "tcx" { 3 } else { 0 }));
             crashed.assert_next_serves_and_leaves_nothing(process);
         }
     }
@@ -288,7 +286,7 @@ fn detach_takes_off_what_an_agent_of_another_abi_left() {
         let crashed = Crashed::under(mode);
         fs::remove_file(crashed.pin(names::CONFIG)).expect("remove a pin");
         crashed.agent.detach();
-        crashed.before.assert_same(&HostState::capture(&crashed.tenants.host));
+        crashed.before.assert_same(&HostState::capture(&crashed.twins.host));
         crashed.objects.wait_until_gone();
     }
 }

@@ -4,6 +4,7 @@ use std::net::Ipv6Addr;
 
 use hyper::Uri;
 use hyper::header::HeaderValue;
+use hyper::http::uri;
 
 /// How Nova is spoken to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -49,6 +50,10 @@ impl Endpoint {
         let url = Uri::builder().scheme(scheme).authority(authority).path_and_query("/").build();
         let base = url.map_err(|_| fault())?;
         if base.host().is_none_or(str::is_empty) { Err(fault()) } else { Ok(Self { base, host }) }
+    }
+
+    pub(super) fn is_https(&self) -> bool {
+        self.base.scheme() == Some(&uri::Scheme::HTTPS)
     }
 }
 

@@ -9,7 +9,9 @@ use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, Server
 use rustls::crypto::CryptoProvider;
 use rustls::pki_types::pem::{self, PemObject};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
-use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
+use rustls::{
+    ClientConfig, ConfigBuilder, DigitallySignedStruct, RootCertStore, SignatureScheme, WantsVerifier,
+};
 
 /// How to speak TLS to Nova.
 #[derive(Debug, Clone, Default)]
@@ -83,9 +85,7 @@ pub enum TlsSetupError {
 /// Reads the files and makes the client's configuration.
 pub(super) fn client_config(config: &TlsConfig) -> Result<ClientConfig, TlsSetupError> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let builder = ClientConfig::builder_with_provider(Arc::clone(&provider))
-        .with_safe_default_protocol_versions()
-        .map_err(|source| TlsSetupError::Versions { source })?;
+    let builder = builder(&provider)?;
     let builder = if config.insecure {
         tracing::warn!("the certificate of Nova's metadata API is not verified (nova_metadata_insecure)");
         builder.dangerous().with_custom_certificate_verifier(Arc::new(Anybody(provider)))
@@ -110,6 +110,20 @@ pub(super) fn client_config(config: &TlsConfig) -> Result<ClientConfig, TlsSetup
             })
         }
     }
+}
+
+/// Believes nobody and reads no file: for a Nova without TLS, on a host that may have no certificates at all.
+pub(super) fn unused() -> Result<ClientConfig, TlsSetupError> {
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    Ok(builder(&provider)?.with_root_certificates(RootCertStore::empty()).with_no_client_auth())
+}
+
+fn builder(
+    provider: &Arc<CryptoProvider>,
+) -> Result<ConfigBuilder<ClientConfig, WantsVerifier>, TlsSetupError> {
+    ClientConfig::builder_with_provider(Arc::clone(provider))
+        .with_safe_default_protocol_versions()
+        .map_err(|source| TlsSetupError::Versions { source })
 }
 
 fn authorities(path: &Path) -> Result<RootCertStore, TlsSetupError> {

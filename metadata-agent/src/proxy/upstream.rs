@@ -27,7 +27,7 @@ use tokio_util::task::TaskTracker;
 
 use super::endpoint::Endpoint;
 use super::pool::{Pool, Sender};
-use super::tls::{TlsConfig, TlsSetupError, client_config};
+use super::tls::{self, TlsConfig, TlsSetupError};
 use crate::metrics::Metrics;
 
 /// Finds out that Nova's host is gone although nothing was closed.
@@ -169,7 +169,7 @@ pub struct Upstream {
 }
 
 impl Upstream {
-    /// Reads the TLS files; connects to nothing yet. The tasks of its connections join `tracker`.
+    /// Reads the TLS files, if TLS is spoken; connects to nothing yet. The tasks of its connections join `tracker`.
     ///
     /// # Errors
     /// [`UpstreamSetupError`] if there is nothing to connect to or the TLS files are not usable.
@@ -187,8 +187,10 @@ impl Upstream {
         tcp.set_keepalive(Some(TCP_KEEPALIVE));
         // Divided among the addresses of a name, so that one that does not answer leaves time for the next.
         tcp.set_connect_timeout(Some(config.connect_timeout));
+        let speaks_tls = config.endpoints.iter().any(Endpoint::is_https);
+        let tls = if speaks_tls { tls::client_config(&config.tls)? } else { tls::unused()? };
         let connector = HttpsConnectorBuilder::new()
-            .with_tls_config(client_config(&config.tls)?)
+            .with_tls_config(tls)
             .https_or_http()
             .enable_http1()
             .wrap_connector(tcp);

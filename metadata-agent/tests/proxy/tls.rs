@@ -3,7 +3,11 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use metadata_agent::proxy::{ClientIdentity, Endpoint, ProxyConfig, Scheme, TlsConfig, UpstreamConfig};
+use metadata_agent::metrics::Metrics;
+use metadata_agent::proxy::{
+    ClientIdentity, Endpoint, ProxyConfig, Scheme, TlsConfig, Upstream, UpstreamConfig,
+};
+use prometheus_client::registry::Registry;
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::WebPkiClientVerifier;
@@ -11,6 +15,7 @@ use rustls::{RootCertStore, ServerConfig, ServerConnection};
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
+use tokio_util::task::TaskTracker;
 
 use crate::rig::*;
 
@@ -152,5 +157,17 @@ async fn a_stranger_is_not_nova_unless_anybody_is() {
         agent.assert_counted("metadata_upstream_errors_total{error=\"tls\"} 1");
         let insecure = TlsConfig { authorities: authorities.clone(), insecure: true, identity: None };
         assert_status(&ask(port, insecure).await.0, 200);
+    }
+}
+
+#[test]
+fn certificates_are_read_only_where_tls_is_spoken() {
+    let metrics = Arc::new(Metrics::register(&mut Registry::default()));
+    let missing = TlsConfig { authorities: Some("/nonexistent/ca.pem".into()), ..TlsConfig::default() };
+    for (scheme, usable) in [(Scheme::Http, true), (Scheme::Https, false)] {
+        let endpoint = Endpoint::new(scheme, "localhost", 8775).unwrap();
+        let config = UpstreamConfig { tls: missing.clone(), ..UpstreamConfig::new(vec![endpoint]) };
+        let upstream = Upstream::new(config, Arc::clone(&metrics), TaskTracker::new());
+        assert_eq!(upstream.is_ok(), usable, "{scheme:?}");
     }
 }

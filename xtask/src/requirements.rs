@@ -190,12 +190,11 @@ pub const REQUIREMENTS: &[Requirement] = &[
     ),
     debian(
         Scope::Test,
-        "busybox, static",
-        "the userland of the smallest guests",
-        Sign::Packages(&["busybox-static"]),
-        &["busybox-static"],
+        "lz4",
+        "unpacks the guests' kernel, so that no emulated processor has to",
+        Sign::Program("lz4"),
+        &["lz4"],
     ),
-    debian(Scope::Test, "cpio", "packs the guests' initramfs", Sign::Program("cpio"), &["cpio"]),
     debian(Scope::Test, "mkfs.ext4", "formats the guests' disks", Sign::Program("mkfs.ext4"), &["e2fsprogs"]),
     debian(Scope::Test, "buildah", "builds the container image", Sign::Program("buildah"), &["buildah"]),
     // Not crun, which buildah and podman would take along: 1.8 refuses a host whose cgroup v2 tree holds some of

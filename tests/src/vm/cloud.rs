@@ -11,11 +11,12 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 
-use super::Place;
 use super::cache::{self, Key};
 use super::debian;
 use super::hex;
-use super::qemu::{Machine, Nic, Qemu};
+use super::qemu::{Machine, Nic, Offloads, Qemu};
+use crate::port::Port;
+use crate::topology::Network;
 
 const SUITE: &str = "bookworm";
 const PACKAGES: &[&str] =
@@ -57,11 +58,12 @@ impl CloudVm {
     /// The file that user data must write for [`CloudReport::user_data_effect`].
     pub const EFFECT: &str = "/var/lib/user-data-effect";
 
-    /// Starts the guest. It asks for an address by DHCP, and for metadata at once: whoever answers must be there.
+    /// Starts the guest on a port of its own. It asks for an address by DHCP, and for metadata at once: whoever
+    /// answers must be there.
     ///
     /// # Errors
     /// When the images cannot be built or qemu cannot be started.
-    pub fn start(place: Place<'_>, nic: &Nic<'_>) -> Result<Self> {
+    pub fn start(network: &Network, port: &Port) -> Result<Self> {
         let drive = format!("if=none,id=root,format=raw,snapshot=on,file={}", root_image()?.display());
         let extra = [
             "-drive",
@@ -74,7 +76,8 @@ impl CloudVm {
         ]
         .map(str::to_owned);
         let boot = "ROOT=/dev/vda rw systemd.unit=report.target";
-        Ok(Self { qemu: Qemu::start(place, nic, &Machine { memory_mib: 512, boot, extra: &extra })? })
+        let nic = Nic::plug(network, port, Offloads::On);
+        Ok(Self { qemu: Qemu::start(&nic, &Machine { memory_mib: 512, boot, extra: &extra })? })
     }
 
     /// Waits until the guest has powered off.

@@ -7,26 +7,12 @@ use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use metadata_agent::ids::MacAddress;
 
-use super::Place;
+use crate::netns::Netns;
+use crate::port::Port;
+use crate::topology::Network;
 
 const START: Duration = Duration::from_secs(20);
-
-/// What one guest gets.
-#[derive(Clone, Copy, Debug)]
-pub struct Lease {
-    /// The guest's MAC address.
-    pub mac: MacAddress,
-    /// Its address.
-    pub address: Ipv4Addr,
-    /// Length of the subnet's prefix. The serving interface must have an address in that subnet.
-    pub prefix: u8,
-    /// Next hop of the default route.
-    pub gateway: Ipv4Addr,
-    /// Next hop to 169.254.169.254, by option 121.
-    pub metadata_via: Ipv4Addr,
-}
 
 /// A running DHCP server. Dropped, it is killed.
 pub struct Dhcp {
@@ -34,15 +20,19 @@ pub struct Dhcp {
 }
 
 impl Dhcp {
-    /// Serves `lease` on `interface` of the namespace, from now on.
+    /// Serves the port its address and, by option 121, the network's gateway as next hop to everything and to
+    /// 169.254.169.254, from now on and from inside `netns`, whose `eth0` is in the network with an address of its
+    /// own.
     ///
     /// # Errors
     /// When dnsmasq cannot be started or does not come up; the error holds its log.
-    pub fn serve(place: Place<'_>, interface: &str, lease: &Lease) -> Result<Self> {
-        let Lease { mac, address, prefix, gateway, metadata_via } = *lease;
+    pub fn serve(netns: &Netns, network: &Network, port: &Port) -> Result<Self> {
+        let &Network { gateway, prefix, .. } = network;
+        let mac = port.mac;
+        let address = port.ipv4().context("a lease is an IPv4 address")?;
         let bits = u32::MAX.checked_shl(32 - u32::from(prefix)).unwrap_or(0);
-        let (netmask, network) = (Ipv4Addr::from(bits), Ipv4Addr::from(u32::from(address) & bits));
-        let mut command = place("dnsmasq");
+        let (netmask, subnet) = (Ipv4Addr::from(bits), Ipv4Addr::from(u32::from(gateway) & bits));
+        let mut command = netns.command("dnsmasq");
         command
             .args([
                 "--keep-in-foreground",
@@ -52,11 +42,11 @@ impl Dhcp {
                 "--pid-file=",
             ])
             .args(["--port=0", "--leasefile-ro", "--bind-interfaces", "--except-interface=lo"])
-            .arg(format!("--interface={interface}"))
-            .arg(format!("--dhcp-range={network},static,{netmask},1h"))
+            .arg("--interface=eth0")
+            .arg(format!("--dhcp-range={subnet},static,{netmask},1h"))
             .arg(format!("--dhcp-host={mac},{address}"))
             .arg(format!("--dhcp-option=option:router,{gateway}"))
-            .arg(format!("--dhcp-option=121,169.254.169.254/32,{metadata_via},0.0.0.0/0,{gateway}"))
+            .arg(format!("--dhcp-option=121,169.254.169.254/32,{gateway},0.0.0.0/0,{gateway}"))
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::piped());

@@ -12,8 +12,9 @@ use anyhow::{Context, Error, Result, anyhow};
 use metadata_agent::ids::MacAddress;
 use tempfile::TempDir;
 
-use super::Place;
 use super::guest::Kernel;
+use crate::port::Port;
+use crate::topology::{Host, Network};
 
 /// What guest and host leave to the device: partial checksums and frames beyond the MTU.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,18 +25,24 @@ pub enum Offloads {
     Off,
 }
 
-/// The guest's network device.
-#[derive(Clone, Copy, Debug)]
-pub struct Nic<'a> {
-    /// A tap device that exists in the namespace, is up, and that no one has open.
-    pub tap: &'a str,
-    /// The guest's address.
-    pub mac: MacAddress,
-    /// See [`Offloads`].
-    pub offloads: Offloads,
+/// The guest's network device, and the tap at its other end.
+#[derive(Clone, Debug)]
+pub struct Nic {
+    host: Host,
+    tap: String,
+    mac: MacAddress,
+    offloads: Offloads,
 }
 
-impl Nic<'_> {
+impl Nic {
+    /// Makes the port's tap and puts it into the network's bridge. It goes with the host.
+    pub fn plug(network: &Network, port: &Port, offloads: Offloads) -> Self {
+        let (host, tap) = (network.host().clone(), port.tap());
+        host.tap(&tap);
+        network.enslave(&tap);
+        Self { host, tap, mac: port.mac, offloads }
+    }
+
     fn arguments(&self) -> [String; 4] {
         let state = match self.offloads {
             Offloads::On => "on",
@@ -81,13 +88,13 @@ pub struct Qemu {
 }
 
 impl Qemu {
-    pub fn start(place: Place<'_>, nic: &Nic<'_>, machine: &Machine<'_>) -> Result<Self> {
+    pub fn start(nic: &Nic, machine: &Machine<'_>) -> Result<Self> {
         let kernel = Kernel::prepare()?;
         let logs = tempfile::tempdir().context("create a directory for the guest's logs")?;
         let errors = File::create(logs.path().join("qemu")).context("create qemu's log")?;
         let boot =
             format!("console=ttyS0 loglevel=7 panic=-1 mitigations=off net.ifnames=0 {}", machine.boot);
-        let mut command = place("qemu-system-x86_64");
+        let mut command = nic.host.netns().command("qemu-system-x86_64");
         command
             .args([
                 "-M",

@@ -1,15 +1,14 @@
 //! A guest of kernel and busybox that does what it is told: `tests/vm/init` is its side of the conversation.
 
-use std::net::Ipv4Addr;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use metadata_agent::ids::MacAddress;
 use sha2::{Digest, Sha256};
 
-use super::Place;
 use super::hex;
 use super::qemu::{Machine, Nic, Offloads, Qemu};
+use crate::port::Port;
+use crate::topology::{Network, NextHop};
 
 const BOOT: Duration = Duration::from_mins(1);
 /// Above the limit that `tests/vm/fetch` sets itself, so that its own words come first.
@@ -17,15 +16,6 @@ const TASK: Duration = Duration::from_secs(90);
 
 /// `VIRTIO_NET_F_CSUM`, `_GUEST_CSUM`, `_GUEST_TSO4`, `_HOST_TSO4` (virtio 1.1, 5.1.3).
 const OFFLOAD_BITS: [usize; 4] = [0, 1, 7, 11];
-
-/// How the guest reaches 169.254.169.254.
-#[derive(Clone, Copy, Debug)]
-pub enum Route {
-    /// It is a neighbour, found by ARP.
-    OnLink,
-    /// Behind the default gateway, whose MAC address the guest knows beforehand.
-    Gateway(Ipv4Addr, MacAddress),
-}
 
 /// What the metadata service answered.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -52,17 +42,19 @@ pub struct SmallVm {
 }
 
 impl SmallVm {
-    /// Boots a guest with the address `address/prefix` and waits until it listens.
+    /// Boots a guest on a port of its own and waits until it listens.
     ///
     /// # Errors
-    /// When the images cannot be built or the guest does not come up within a minute.
-    pub fn boot(place: Place<'_>, nic: &Nic<'_>, address: (Ipv4Addr, u8), route: Route) -> Result<Self> {
-        let gateway = match route {
-            Route::OnLink => String::new(),
-            Route::Gateway(gateway, mac) => format!("GATEWAY={gateway} GATEWAY_MAC={mac}"),
+    /// When the port has no IPv4 address, the images cannot be built or the guest does not come up within a minute.
+    pub fn boot(network: &Network, port: &Port, offloads: Offloads, next_hop: NextHop) -> Result<Self> {
+        let address = port.ipv4().context("a small guest is configured for IPv4")?;
+        let gateway = match next_hop {
+            NextHop::OnLink => String::new(),
+            NextHop::Gateway => format!("GATEWAY={} GATEWAY_MAC={}", network.gateway, network.gateway_mac),
         };
-        let boot = format!("ADDRESS={}/{} {gateway}", address.0, address.1);
-        let qemu = Qemu::start(place, nic, &Machine { memory_mib: 128, boot: &boot, extra: &[] })?;
+        let boot = format!("ADDRESS={address}/{} {gateway}", network.prefix);
+        let nic = Nic::plug(network, port, offloads);
+        let qemu = Qemu::start(&nic, &Machine { memory_mib: 128, boot: &boot, extra: &[] })?;
         let deadline = Instant::now() + BOOT;
         match qemu.line(deadline)?.as_deref() {
             Some("ready") => Ok(Self { qemu }),

@@ -16,22 +16,18 @@ const AGENT: &str = "metadata-agent";
 /// What the DaemonSet asks for.
 const DEFAULT_TAG: &str = "localhost/metadata-agent:latest";
 
-/// The target that the static agent is built for. Naming it keeps `RUSTFLAGS` away from build scripts and
-/// procedural macros, which cannot be static.
-const TARGET: &str = "x86_64-unknown-linux-gnu";
-
 /// What of the two steps to do.
 #[derive(Args)]
 pub struct Options {
     /// Name of the image
     #[arg(long, default_value = DEFAULT_TAG)]
     tag: String,
-    /// Take the static `metadata-agent` of this folder instead of building it
-    #[arg(long, value_name = "DIR", conflicts_with = "agent_only")]
-    agent_from: Option<PathBuf>,
     /// Only build the static agent, and put it into this folder
     #[arg(long, value_name = "DIR")]
     agent_only: Option<PathBuf>,
+    /// Take the debug build: large and slow, but made in seconds where the agent was built before
+    #[arg(long)]
+    debug: bool,
 }
 
 /// Builds agent and image.
@@ -41,26 +37,34 @@ pub struct Options {
 pub fn image(options: Options) -> Result<()> {
     if let Some(folder) = options.agent_only {
         setup(Scope::Build, Report::OnlyChanges)?;
-        let agent = workspace_root().join(static_agent()?).join(AGENT);
-        let copy = folder.join(AGENT);
-        fs::copy(&agent, &copy).with_context(|| format!("copy {} to {}", agent.display(), copy.display()))?;
-        return Ok(());
+        return static_agent(options.debug, &folder);
     }
     setup(Scope::Test, Report::OnlyChanges)?;
-    let folder = match options.agent_from {
-        Some(folder) => std::path::absolute(folder)?,
-        None => static_agent()?,
-    };
+    let folder = workspace_root().join(target_dir()).join("image");
+    fs::create_dir_all(&folder).with_context(|| format!("create {}", folder.display()))?;
+    static_agent(options.debug, &folder)?;
     image_of(&folder, &options.tag).run()
 }
 
-/// Builds the agent without shared libraries and returns the folder it is in.
-fn static_agent() -> Result<PathBuf> {
-    Invocation::cargo(["build", "--quiet", "--release", "--package", "metadata-agent"])
-        .args(["--bin", AGENT, "--target", TARGET])
-        .env("RUSTFLAGS", "-C target-feature=+crt-static")
-        .run()?;
-    Ok(target_dir().join(TARGET).join("release"))
+/// Puts the agent without shared libraries into a folder. Only its last step differs from the usual build, so all
+/// libraries are taken from there: what they link to is decided when the program is linked.
+fn static_agent(debug: bool, folder: &Path) -> Result<()> {
+    let (profile, output) = if debug { ("dev", "debug") } else { ("release", "release") };
+    link_static(profile).run()?;
+    let agent = workspace_root().join(target_dir()).join(output).join(AGENT);
+    let copy = folder.join(AGENT);
+    fs::copy(&agent, &copy).with_context(|| format!("copy {} to {}", agent.display(), copy.display()))?;
+    Ok(())
+}
+
+fn link_static(profile: &str) -> Invocation {
+    Invocation::cargo(["rustc", "--quiet", "--profile", profile, "--package", "metadata-agent"]).args([
+        "--bin",
+        AGENT,
+        "--",
+        "-C",
+        "target-feature=+crt-static",
+    ])
 }
 
 /// The recipe is the Containerfile's last stage; the stage `build`, which makes the agent from the sources, is
@@ -76,10 +80,19 @@ mod tests {
     use super::*;
 
     #[test]
+    fn only_the_program_itself_is_built_in_another_way() {
+        assert_eq!(
+            link_static("dev").to_string(),
+            "cargo rustc --quiet --profile dev --package metadata-agent --bin metadata-agent -- \
+             -C target-feature=+crt-static"
+        );
+    }
+
+    #[test]
     fn the_builder_stage_is_replaced_by_the_folder() {
         assert_eq!(
-            image_of(Path::new("target/x/release"), "localhost/a:1").to_string(),
-            "buildah build --build-context build=target/x/release --file deploy/Containerfile --tag localhost/a:1 deploy"
+            image_of(Path::new("target/image"), "localhost/a:1").to_string(),
+            "buildah build --build-context build=target/image --file deploy/Containerfile --tag localhost/a:1 deploy"
         );
     }
 }

@@ -35,7 +35,7 @@ use crate::portal::{self, Portal};
 use crate::proxy::{self, Endpoint, Proxy, ProxyConfig, Scheme, Signer, TlsConfig, Upstream, UpstreamConfig};
 use crate::sources::{self, Reporter, SourceState};
 use crate::vital::Vital;
-use crate::{detach, logging};
+use crate::{detach, logging, rights};
 
 /// Events that sources may be ahead of the inventory.
 const EVENT_QUEUE: usize = 1024;
@@ -53,6 +53,7 @@ pub fn run(config: &Config) -> Result<()> {
     for warning in config.warnings() {
         warn!("{warning}");
     }
+    rights::require(&rights::TO_RUN)?;
     raise_descriptor_limit();
     let data = data_runtime(config)?;
     let control = Builder::new_current_thread().enable_all().build().context("start the control runtime")?;

@@ -7,7 +7,6 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::Result;
-use caps::{CapSet, Capability};
 use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
 use nix::sys::utsname::uname;
 use serde::Serialize;
@@ -16,11 +15,7 @@ use tokio::time::timeout;
 
 use crate::admin::client;
 use crate::config::{Config, Host};
-
-/// The capabilities that the agent uses. `CAP_SYS_ADMIN` includes `CAP_BPF` and `CAP_PERFMON`, and network namespaces
-/// need it anyway.
-pub const CAPABILITIES: [Capability; 3] =
-    [Capability::CAP_SYS_ADMIN, Capability::CAP_NET_ADMIN, Capability::CAP_NET_BIND_SERVICE];
+use crate::rights;
 
 /// Oldest kernel: `bpf_redirect_peer` came with 5.10.
 const OLDEST_KERNEL: (u32, u32) = (5, 10);
@@ -110,18 +105,10 @@ fn ipv6() -> Finding {
 }
 
 fn capabilities() -> Finding {
-    let missing: Vec<String> = CAPABILITIES
-        .into_iter()
-        .filter(|capability| !caps::has_cap(None, CapSet::Effective, *capability).unwrap_or(false))
-        .map(|capability| capability.to_string())
-        .collect();
+    let held = || rights::TO_RUN.map(|(capability, _)| capability.to_string()).join(" ");
     finding(
         "capabilities",
-        if missing.is_empty() {
-            Ok(CAPABILITIES.map(|capability| capability.to_string()).join(" "))
-        } else {
-            Err(format!("without {}; run as root or grant them", missing.join(" ")))
-        },
+        rights::require(&rights::TO_RUN).map(|()| held()).map_err(|error| error.to_string()),
     )
 }
 

@@ -39,11 +39,13 @@ pub struct Cli {
 pub enum Command {
     /// Serve the guests of this host until told to stop.
     ///
-    /// Adopts what an earlier agent left attached, attaches to new guest interfaces as they come, and answers.
-    /// SIGTERM and SIGINT stop it after requests in flight have ended; guests' interfaces stay attached, and step
-    /// aside for the host's own metadata path until an agent runs again (`detach` removes them).
+    /// Adopts what an agent that crashed left attached, attaches to new guest interfaces as they come, and answers.
+    /// SIGTERM and SIGINT stop it: new connections go to the host's own metadata path at once, requests in flight end, and
+    /// then everything that the agent made is removed again. After a crash the programs stay attached and step aside
+    /// for the host's own metadata path, until the next agent adopts them or `detach` removes them.
     ///
-    /// Needs root, or CAP_BPF, CAP_NET_ADMIN, CAP_SYS_ADMIN and CAP_PERFMON; Linux 5.10 with IPv6; a BPF file system.
+    /// Needs root, or CAP_SYS_ADMIN, CAP_NET_ADMIN and CAP_NET_BIND_SERVICE; Linux 5.10 with IPv6; a BPF file system.
+    /// CAP_SYS_ADMIN includes CAP_BPF and CAP_PERFMON.
     #[command(after_help = RUN_EXIT, after_long_help = long_reference(RUN_EXIT))]
     Run(RunArgs),
     /// Tell whether this host can run the agent, and what is missing.
@@ -62,8 +64,9 @@ pub enum Command {
     /// Take the agent off this host.
     ///
     /// Removes every program, pinned map, interface, route and namespace that the agent made, and nothing else. Guests
-    /// fall back to the host's own metadata path at once. Stop the agent first: it would attach anew. Doing it twice does
-    /// no harm. Needs the same rights as `run`.
+    /// fall back to the host's own metadata path at once. For after a crash: an agent that is stopped does this by
+    /// itself, and while one runs this refuses. Doing it twice does no harm. Needs root, or CAP_SYS_ADMIN and
+    /// CAP_NET_ADMIN.
     #[command(after_help = DETACH_EXIT, after_long_help = long_reference(DETACH_EXIT))]
     Detach(DetachArgs),
 }

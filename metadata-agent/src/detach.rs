@@ -9,6 +9,7 @@ use crate::config::Config;
 use crate::datapath::{DatapathError, Remains};
 use crate::netlink::Netlink;
 use crate::portal::Portal;
+use crate::rights;
 
 /// How long a running agent may take to answer before it counts as dead.
 const ANSWER: Duration = Duration::from_secs(2);
@@ -18,6 +19,7 @@ const ANSWER: Duration = Duration::from_secs(2);
 /// # Errors
 /// An agent runs, or something cannot be removed.
 pub async fn run(config: &Config) -> Result<()> {
+    rights::require(&rights::TO_DETACH)?;
     if client::get(&config.admin_socket, "/live", ANSWER).await.is_ok() {
         bail!("an agent answers on {}; stop it first, it detaches by itself", config.admin_socket.display());
     }

@@ -24,6 +24,7 @@ pub mod netns;
 pub mod overview;
 pub mod portal;
 pub mod proxy;
+pub mod rights;
 pub mod sources;
 pub mod status;
 pub mod vital;

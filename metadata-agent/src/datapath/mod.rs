@@ -272,10 +272,9 @@ impl Datapath {
         if needs_qdisc {
             hook::add_clsact(interface)?;
         }
-        // An agent of another ABI may have left its filter in the same place.
-        if self.programs.adopt_from_guest(interface, pin) {
-            return Ok(());
-        }
+        // An agent of another ABI may have left its filter in the same place. Not replaced but removed, by its name: what
+        // stands there may be somebody else's.
+        remove_filter(interface, names::FROM_GUEST)?;
         self.programs.attach_from_guest(interface, index, pin)
     }
 

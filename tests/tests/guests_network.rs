@@ -13,7 +13,7 @@ use metadata_ebpf::reason::Reason;
 use metadata_tests::tenants::HOSTNAME;
 use metadata_tests::wait::{self, PATIENCE};
 use metadata_tests::{
-    Guest, GuestSpec, Host, NextHop, NovaStandIn, PacketSocket, Tenants, legacy, privileged,
+    Agent, Guest, GuestSpec, Host, HostState, NextHop, NovaStandIn, PacketSocket, Tenants, legacy, privileged,
 };
 use socket2::{Domain, Protocol, Socket, Type};
 
@@ -188,4 +188,32 @@ fn a_tap_that_leaves_its_bridge_and_comes_back_stays_attached() {
         red.assert_served();
     }
     blue.assert_served();
+}
+
+#[test]
+fn of_a_guest_that_left_nothing_stays() {
+    if !privileged() {
+        return;
+    }
+    let host = Host::new();
+    let nova = NovaStandIn::start(host.netns());
+    let red = host.network();
+    // A bridge loses the MAC address it was born with when its last port leaves.
+    drop(red.guest([10, 0, 0, 4]));
+    let before = HostState::capture(&host);
+    let agent = Agent::on(&host, &nova).install();
+    let process = agent.start();
+    let attachments = || process.state()["attachments"].as_array().map(Vec::len);
+    for address in [[10, 0, 0, 5], [10, 0, 0, 6]] {
+        let guest = red.guest(address);
+        wait::until("it is attached", PATIENCE, || (attachments() == Some(1)).then_some(()));
+        drop(guest);
+        wait::until("it is let go", PATIENCE, || (attachments() == Some(0)).then_some(()));
+    }
+    let said = process.output();
+    assert!(said.contains("let go") && !said.contains("stays behind"), "{said}");
+    // Nothing for `detach` to stumble over either.
+    process.kill9();
+    agent.detach();
+    before.assert_same(&HostState::capture(&host));
 }

@@ -9,6 +9,7 @@ use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::sync::Arc;
+use std::thread;
 
 use serde_json::json;
 use tempfile::TempDir;
@@ -54,6 +55,7 @@ struct Installation {
     portal: String,
     environment: Vec<(String, String)>,
     pass_output: bool,
+    is_placeholder: bool,
 }
 
 /// What to install.
@@ -200,8 +202,10 @@ impl Installer {
         let Self { host, binary: given, portal, options, ports, environment, pass_output } = self;
         let folder = tempfile::Builder::new().prefix("agent-").tempdir_in(host.folder());
         let folder = folder.unwrap_or_else(|e| panic!("make a folder for an agent: {e}"));
+        let is_placeholder = given.is_some();
         let binary = given.unwrap_or_else(binary);
-        let installation = Installation { host, binary, folder, portal, environment, pass_output };
+        let installation =
+            Installation { host, binary, folder, portal, environment, pass_output, is_placeholder };
         let libvirt = installation.path("libvirt");
         fs::create_dir(&libvirt).unwrap_or_else(|e| panic!("make {}: {e}", libvirt.display()));
         write(&installation.path("metadata_agent.ini"), &installation.config(&options));
@@ -261,11 +265,14 @@ impl Installation {
 
 impl Drop for Installation {
     fn drop(&mut self) {
-        match self.command("detach").output() {
-            Ok(output) if output.status.success() => {}
-            Ok(output) => eprintln!("detach: {}\n{}", output.status, String::from_utf8_lossy(&output.stderr)),
-            Err(e) => eprintln!("detach: run {}: {e}", self.binary.display()),
-        }
+        let fault = match self.command("detach").output() {
+            Ok(output) if output.status.success() => return,
+            Ok(output) => format!("{}\n{}", output.status, String::from_utf8_lossy(&output.stderr)),
+            Err(e) => format!("run {}: {e}", self.binary.display()),
+        };
+        // What stays behind is a fault of the agent's, if it is one at all and not a program in its place.
+        assert!(self.is_placeholder || thread::panicking(), "detach: {fault}");
+        eprintln!("detach: {fault}");
     }
 }
 

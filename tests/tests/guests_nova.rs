@@ -28,7 +28,7 @@ fn guests_are_asked_to_come_back_while_nova_is_down_and_served_once_it_is_up() {
     assert_eq!(get(&mut kept).status, 200);
     nova.set_mode(Mode::Refuse);
     for answer in [get(&mut kept), red.get(HOSTNAME), blue.get(HOSTNAME)] {
-        assert_eq!((answer.status, answer.header("retry-after")), (503, Some("1")));
+        assert_eq!((answer.status, answer.header("retry-after")), (503, Some("1")), "{answer:?}");
     }
     assert_eq!(process.count("metadata_upstream_errors_total{error=\"connect\"}"), 3);
     nova.set_mode(Mode::Serve);

@@ -217,9 +217,9 @@ fn status_answers_by_its_exit_code() {
 /// The agent with these capabilities and no others, also after what it executes.
 fn confined(twins: &Twins, capabilities: &[&str]) -> Agent {
     let script = twins.host.folder().join(format!("confined-{}", capabilities.join("-")));
-    let set = capabilities.iter().map(|capability| format!(",+{capability}")).collect::<String>();
+    let set = capabilities.join(",+");
     let text = format!(
-        "#!/bin/sh\nexec setpriv --bounding-set=-all{set} --inh-caps=-all --no-new-privs {} \"$@\"\n",
+        "#!/bin/sh\nexec setpriv --bounding-set=-all,+{set} --inh-caps=-all --no-new-privs {} \"$@\"\n",
         agent::binary().display()
     );
     fs::write(&script, text).expect("write a script");

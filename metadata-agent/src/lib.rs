@@ -25,6 +25,7 @@ pub mod overview;
 pub mod portal;
 pub mod proxy;
 pub mod rights;
+pub mod secrets;
 pub mod sources;
 pub mod status;
 pub mod vital;

@@ -23,6 +23,7 @@ pub(super) fn address_to_nova(
     headers: &mut HeaderMap,
     nova: &HeaderValue,
     requester: &Requester,
+    signature: &HeaderValue,
     guest: &GuestOrigin,
     content_type: Option<&HeaderValue>,
 ) {
@@ -34,7 +35,7 @@ pub(super) fn address_to_nova(
     headers.insert(X_FORWARDED_FOR, requester.forwarded_for(guest));
     headers.insert(X_INSTANCE_ID, requester.instance_value.clone());
     headers.insert(X_TENANT_ID, requester.project_value.clone());
-    headers.insert(X_INSTANCE_ID_SIGNATURE, requester.signature.clone());
+    headers.insert(X_INSTANCE_ID_SIGNATURE, signature.clone());
     if let Some(content_type) = content_type {
         headers.insert(CONTENT_TYPE, content_type.clone());
     }

@@ -5,12 +5,13 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use arc_swap::ArcSwap;
 use hyper::header::HeaderValue;
 use metadata_ebpf::identity::{ClientAddress, GuestAddress};
 use tokio::sync::watch;
 
 use super::fault::Fault;
-use super::sign::Signer;
+use super::sign::{Signatures, Signer};
 use crate::ids::{InstanceId, ProjectId};
 use crate::metrics::Metrics;
 
@@ -57,12 +58,13 @@ pub struct Requester {
     fixed_ips: Vec<IpAddr>,
     pub(super) instance_value: HeaderValue,
     pub(super) project_value: HeaderValue,
-    pub(super) signature: HeaderValue,
+    signer: Signer,
+    signatures: ArcSwap<Signatures>,
     fixed_ip_values: Vec<HeaderValue>,
 }
 
 impl Requester {
-    /// Signs for an instance, once.
+    /// Signs for an instance, once for as long as the signer's secrets stay the same.
     #[must_use]
     pub fn new(instance: InstanceId, project: ProjectId, fixed_ips: Vec<IpAddr>, signer: &Signer) -> Self {
         let Ok(project_value) = HeaderValue::from_str(project.as_str()) else {
@@ -71,7 +73,8 @@ impl Requester {
         Self {
             instance_value: text_value(&instance.to_string()),
             project_value,
-            signature: signer.sign(&instance),
+            signatures: ArcSwap::from_pointee(signer.sign(&instance)),
+            signer: signer.clone(),
             fixed_ip_values: fixed_ips.iter().map(|ip| text_value(&ip.to_string())).collect(),
             instance,
             project,
@@ -92,6 +95,22 @@ impl Requester {
     /// The port's fixed addresses.
     pub fn fixed_ips(&self) -> &[IpAddr] {
         &self.fixed_ips
+    }
+
+    /// The signatures with the secrets in force. Signs only if they were replaced since.
+    pub(super) fn signatures(&self) -> Arc<Signatures> {
+        let made = self.signatures.load_full();
+        if self.signer.made(&made) {
+            return made;
+        }
+        let fresh = Arc::new(self.signer.sign(&self.instance));
+        self.signatures.store(Arc::clone(&fresh));
+        fresh
+    }
+
+    /// Tells whoever keeps the secrets that Nova took none of them.
+    pub(super) fn all_refused(&self) {
+        self.signer.all_refused();
     }
 
     /// The one address of `X-Forwarded-For`: the guest's own if the port has it, else the port's first of the

@@ -48,7 +48,8 @@ impl<D: Directory> Session<D> {
                 exchange.answered(head.status);
                 if head.status == StatusCode::FORBIDDEN && self.proxy.forbidden.may_speak() {
                     tracing::warn!(
-                        "Nova answers 403: metadata_proxy_shared_secret here and in Nova's [neutron] differ"
+                        "Nova answers 403: metadata_proxy_shared_secret (shared_secret_files) here and in Nova's \
+                         [neutron] differ"
                     );
                 }
                 let stall = self.proxy.upstream.stall_timeout;
@@ -70,16 +71,35 @@ impl<D: Directory> Session<D> {
         exchange.identified(requester.instance());
         let body = read_body(body, config).await?;
         let content_type = if body.is_empty() { None } else { head.headers.get(CONTENT_TYPE).cloned() };
+        let signatures = requester.signatures();
+        let (first, signature) = signatures.first();
         let mut question = Relayed {
             method: head.method,
             path,
             body,
             content_type,
             requester: &requester,
+            signature,
             origin: &self.origin,
             spare: head.headers,
         };
-        Ok(self.proxy.upstream.ask(&mut question).await?)
+        let mut reply = self.proxy.upstream.ask(&mut question).await?;
+        for (number, signature) in signatures.others(first) {
+            if !is_refused(&reply) {
+                return Ok(reply);
+            }
+            // A POST may be repeated here as well: Nova checks the signature before it does anything.
+            question.signature = signature;
+            reply = self.proxy.upstream.ask(&mut question).await?;
+            if !is_refused(&reply) && !reply.head.status.is_server_error() {
+                signatures.taken(number);
+                tracing::debug!(number, "Nova takes another one of the shared secrets");
+            }
+        }
+        if is_refused(&reply) {
+            requester.all_refused();
+        }
+        Ok(reply)
     }
 
     fn refuse(&self, fault: &Fault, mut exchange: Exchange) -> Response<Answer> {
@@ -98,6 +118,11 @@ impl<D: Directory> Session<D> {
         exchange.answered(response.status());
         response.map(|text| Answer::sentence(text, exchange))
     }
+}
+
+/// Whether Nova did not take the signature.
+fn is_refused(reply: &Reply) -> bool {
+    reply.head.status == StatusCode::FORBIDDEN
 }
 
 /// Reads the whole body before Nova is asked, so that a slow guest does not hold a connection to Nova.
@@ -126,6 +151,7 @@ struct Relayed<'a> {
     body: Bytes,
     content_type: Option<HeaderValue>,
     requester: &'a Requester,
+    signature: &'a HeaderValue,
     origin: &'a GuestOrigin,
     /// The guest's own header map, for its memory.
     spare: HeaderMap,
@@ -138,7 +164,8 @@ impl Question for Relayed<'_> {
 
     fn ask(&mut self, host: &HeaderValue) -> Request<Full<Bytes>> {
         let mut headers = std::mem::take(&mut self.spare);
-        address_to_nova(&mut headers, host, self.requester, self.origin, self.content_type.as_ref());
+        let content_type = self.content_type.as_ref();
+        address_to_nova(&mut headers, host, self.requester, self.signature, self.origin, content_type);
         let mut request = Request::new(Full::new(self.body.clone()));
         *request.method_mut() = self.method.clone();
         *request.uri_mut() = Uri::from(self.path.clone());

@@ -1,45 +1,125 @@
-//! The signature that proves to Nova who names the instance: lower-case hex of HMAC-SHA256 with the shared secret
-//! over the instance id's text (neutron/common/utils.py, `sign_instance_id`). The secret stays in here.
+//! The signature that proves to Nova who names the instance: lower-case hex of HMAC-SHA256 with a shared secret
+//! over the instance id's text (neutron/common/utils.py, `sign_instance_id`). The secrets stay in here.
+//!
+//! There may be several secrets, while they are being changed. Nova is asked with the one that it took last; where it
+//! answers 403, with each of the others, once. Requests find their signatures made: each requester keeps those of the
+//! secrets in force, and makes them anew only after the secrets were replaced.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use arc_swap::ArcSwap;
 use hmac::{Hmac, KeyInit, Mac};
 use hyper::header::HeaderValue;
 use secrecy::{ExposeSecret, SecretString};
 use sha2::Sha256;
+use tokio::sync::Notify;
 
 use crate::ids::InstanceId;
 
-/// Signs instance ids with the shared secret. An empty secret signs as well, as Neutron's does.
-#[derive(Debug)]
+/// Signs instance ids with the shared secrets. An empty secret signs as well, as Neutron's does. Clones share them.
+#[derive(Clone, Debug)]
 pub struct Signer {
-    secret: SecretString,
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    keys: ArcSwap<Keys>,
+    refused: Notify,
+}
+
+/// The secrets in force. Never empty.
+#[derive(Debug)]
+struct Keys {
+    secrets: Vec<SecretString>,
+    /// Which of them Nova took last.
+    preferred: AtomicUsize,
 }
 
 impl Signer {
     /// Takes the `metadata_proxy_shared_secret`.
     #[must_use]
     pub fn new(secret: SecretString) -> Self {
-        Self { secret }
+        let keys = ArcSwap::from_pointee(Keys { secrets: vec![secret], preferred: AtomicUsize::new(0) });
+        Self { shared: Arc::new(Shared { keys, refused: Notify::new() }) }
     }
 
-    /// The value of `X-Instance-ID-Signature`.
-    #[must_use]
-    pub fn sign(&self, instance: &InstanceId) -> HeaderValue {
-        self.sign_text(&instance.to_string())
-    }
-
-    fn sign_text(&self, text: &str) -> HeaderValue {
-        let Ok(mut mac) = Hmac::<Sha256>::new_from_slice(self.secret.expose_secret().as_bytes()) else {
-            unreachable!("HMAC takes keys of any length")
-        };
-        mac.update(text.as_bytes());
-        let mut hex = [0; 64];
-        for (pair, byte) in hex.chunks_exact_mut(2).zip(mac.finalize().into_bytes()) {
-            pair[0] = hex_digit(byte >> 4);
-            pair[1] = hex_digit(byte & 15);
+    /// Puts other secrets in force, for requests that begin from now on. The one that Nova took last is still tried
+    /// first if it is among them, otherwise the first is. No secrets are no change.
+    pub fn replace(&self, secrets: Vec<SecretString>) {
+        let before = self.shared.keys.load();
+        let took = before.preferred.load(Ordering::Relaxed);
+        let took = before.secrets.get(took).map(ExposeSecret::expose_secret);
+        let preferred = secrets.iter().position(|secret| Some(secret.expose_secret()) == took).unwrap_or(0);
+        if !secrets.is_empty() {
+            self.shared.keys.store(Arc::new(Keys { secrets, preferred: AtomicUsize::new(preferred) }));
         }
-        let Ok(value) = HeaderValue::from_bytes(&hex) else { unreachable!("hex digits are visible ASCII") };
-        value
     }
+
+    /// Returns once Nova has refused all of the secrets, so that whoever can look for new ones does.
+    pub async fn refused(&self) {
+        self.shared.refused.notified().await;
+    }
+
+    /// Signs with each secret in force.
+    pub(super) fn sign(&self, instance: &InstanceId) -> Signatures {
+        let keys = self.shared.keys.load_full();
+        let text = instance.to_string();
+        let values = keys.secrets.iter().map(|secret| sign_text(secret, &text)).collect();
+        Signatures { keys, values }
+    }
+
+    /// Whether the secrets are still those that these signatures were made with.
+    pub(super) fn made(&self, signatures: &Signatures) -> bool {
+        Arc::ptr_eq(&self.shared.keys.load(), &signatures.keys)
+    }
+
+    /// Tells that Nova took none of the secrets.
+    pub(super) fn all_refused(&self) {
+        self.shared.refused.notify_one();
+    }
+}
+
+/// One instance's signatures, one for each secret.
+#[derive(Debug)]
+pub(super) struct Signatures {
+    keys: Arc<Keys>,
+    values: Vec<HeaderValue>,
+}
+
+impl Signatures {
+    /// The value of `X-Instance-ID-Signature` to begin with: by the secret that Nova took last. With its number.
+    pub(super) fn first(&self) -> (usize, &HeaderValue) {
+        let number = self.keys.preferred.load(Ordering::Relaxed);
+        (number, &self.values[number])
+    }
+
+    /// All but one, to go on with.
+    pub(super) fn others(&self, refused: usize) -> impl Iterator<Item = (usize, &HeaderValue)> {
+        self.values.iter().enumerate().filter(move |(number, _)| *number != refused)
+    }
+
+    /// Remembers that Nova took a signature.
+    pub(super) fn taken(&self, number: usize) {
+        self.keys.preferred.store(number, Ordering::Relaxed);
+    }
+}
+
+fn sign_text(secret: &SecretString, text: &str) -> HeaderValue {
+    let Ok(mut mac) = Hmac::<Sha256>::new_from_slice(secret.expose_secret().as_bytes()) else {
+        unreachable!("HMAC takes keys of any length")
+    };
+    mac.update(text.as_bytes());
+    let mut hex = [0; 64];
+    for (pair, byte) in hex.chunks_exact_mut(2).zip(mac.finalize().into_bytes()) {
+        pair[0] = hex_digit(byte >> 4);
+        pair[1] = hex_digit(byte & 15);
+    }
+    let Ok(mut value) = HeaderValue::from_bytes(&hex) else { unreachable!("hex digits are visible ASCII") };
+    // Whoever prints it prints no more than that it is there.
+    value.set_sensitive(true);
+    value
 }
 
 const fn hex_digit(nibble: u8) -> u8 {
@@ -52,6 +132,16 @@ mod tests {
 
     const INSTANCE: &str = "3b0e5c6e-9a1f-4d0a-8f0b-1c2d3e4f5a6b";
 
+    fn secrets(names: &[&str]) -> Vec<SecretString> {
+        names.iter().map(|name| (*name).into()).collect()
+    }
+
+    fn order(signer: &Signer) -> Vec<usize> {
+        let signatures = signer.sign(&INSTANCE.parse().unwrap());
+        let (first, _) = signatures.first();
+        std::iter::once(first).chain(signatures.others(first).map(|(number, _)| number)).collect()
+    }
+
     #[test]
     fn signatures_are_those_of_neutron() {
         for (secret, text, want) in [
@@ -60,7 +150,7 @@ mod tests {
             ("secret", INSTANCE, "8030f3b14d8b9256158b93785c622be3b4c20daf8bbc1deacd3051b3fedbdf90"),
             ("", INSTANCE, "641949555b1f64905dcf07afb9b4efdeb63dc9af8f6aa5b5612ec33046732670"),
         ] {
-            assert_eq!(Signer::new(secret.into()).sign_text(text), want, "{secret:?} over {text:?}");
+            assert_eq!(sign_text(&secret.into(), text), want, "{secret:?} over {text:?}");
         }
     }
 
@@ -68,12 +158,40 @@ mod tests {
     fn an_id_is_signed_in_its_canonical_text() {
         let signer = Signer::new("secret".into());
         let shouted: InstanceId = INSTANCE.to_uppercase().parse().unwrap();
-        assert_eq!(signer.sign(&shouted), signer.sign_text(INSTANCE));
+        let signatures = signer.sign(&shouted);
+        assert_eq!(signatures.first().1, sign_text(&"secret".into(), INSTANCE));
     }
 
     #[test]
-    fn a_signer_does_not_print_its_secret() {
-        let printed = format!("{:?}", Signer::new("hunter2".into()));
-        assert!(!printed.contains("hunter2"), "{printed}");
+    fn the_secret_that_nova_took_is_tried_first_also_after_others_came() {
+        let signer = Signer::new("a".into());
+        signer.replace(secrets(&["a", "b", "c"]));
+        assert_eq!(order(&signer), [0, 1, 2]);
+        signer.sign(&INSTANCE.parse().unwrap()).taken(1);
+        assert_eq!(order(&signer), [1, 0, 2]);
+        signer.replace(secrets(&["d", "c", "b"]));
+        assert_eq!(order(&signer), [2, 0, 1], "b is the third now");
+        signer.replace(secrets(&["d", "e"]));
+        assert_eq!(order(&signer), [0, 1], "b is gone");
+        signer.replace(Vec::new());
+        assert_eq!(order(&signer), [0, 1], "no secret at all is nothing to sign with");
+    }
+
+    #[test]
+    fn signatures_last_until_the_secrets_are_replaced() {
+        let signer = Signer::new("a".into());
+        let signatures = signer.sign(&INSTANCE.parse().unwrap());
+        assert!(signer.clone().made(&signatures));
+        signer.replace(secrets(&["b"]));
+        assert!(!signer.made(&signatures));
+    }
+
+    #[test]
+    fn neither_secrets_nor_signatures_are_printed() {
+        let signer = Signer::new("hunter2".into());
+        let signatures = signer.sign(&INSTANCE.parse().unwrap());
+        let printed = format!("{signer:?} {signatures:?}");
+        let signature = signatures.values[0].to_str().unwrap();
+        assert!(!printed.contains("hunter2") && !printed.contains(signature), "{printed}");
     }
 }

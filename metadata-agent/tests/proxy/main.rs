@@ -10,5 +10,6 @@
 mod answers;
 mod guests;
 mod rig;
+mod rotation;
 mod tls;
 mod upstream;

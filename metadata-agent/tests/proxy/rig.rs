@@ -218,13 +218,16 @@ pub fn CLIENT() -> ClientAddress {
 }
 
 pub fn known() -> Standing {
-    let signer = Signer::new("secret".into());
+    known_by(&Signer::new("secret".into()))
+}
+
+pub fn known_by(signer: &Signer) -> Standing {
     let fixed_ips = vec!["10.0.0.5".parse().unwrap()];
     Standing::Known(Arc::new(Requester::new(
         INSTANCE.parse().unwrap(),
         "acme".parse().unwrap(),
         fixed_ips,
-        &signer,
+        signer,
     )))
 }
 

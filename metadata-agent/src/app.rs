@@ -32,7 +32,8 @@ use crate::metrics::Metrics;
 use crate::netlink::{self, Netlink};
 use crate::overview::{Overview, Running, Startup};
 use crate::portal::{self, Portal};
-use crate::proxy::{self, Endpoint, Proxy, ProxyConfig, Scheme, Signer, TlsConfig, Upstream, UpstreamConfig};
+use crate::proxy::{self, Endpoint, Proxy, ProxyConfig, Scheme, TlsConfig, Upstream, UpstreamConfig};
+use crate::secrets::SecretFiles;
 use crate::sources::{self, Reporter, SourceState};
 use crate::vital::Vital;
 use crate::{detach, logging, rights};
@@ -52,6 +53,9 @@ pub fn run(config: &Config) -> Result<()> {
     logging::init(config.debug, config.log_format)?;
     for warning in config.warnings() {
         warn!("{warning}");
+    }
+    for notice in config.notices() {
+        if notice.is_warning() { warn!("{notice}") } else { info!("{notice}") }
     }
     rights::require(&rights::TO_RUN)?;
     raise_descriptor_limit();
@@ -117,7 +121,7 @@ async fn serve(config: &Config, data: &Runtime) -> Result<()> {
     let result = match serving {
         Ok(Some(serving)) => {
             startup.is_done(GUEST_INTERFACES);
-            info!(portal = config.portal_namespace, "serving");
+            info!(host = config.host_name(), portal = config.portal_namespace, "serving");
             notify(&[sd_notify::NotifyState::Ready]);
             let result = tokio::select! {
                 () = signals.received() => Ok(()),
@@ -180,11 +184,14 @@ impl HostSide<'_> {
         let (mut heartbeat, counters) = (datapath.heartbeat()?, Arc::new(datapath.counters()?));
 
         let directory = Arc::new(Directory::default());
-        let signer = Signer::new(config.metadata_proxy_shared_secret.clone());
+        let secrets =
+            SecretFiles::open(config.metadata_proxy_shared_secret.clone(), &config.shared_secret_files)?;
+        let signer = secrets.signer();
+        let (beating, leave) = (CancellationToken::new(), CancellationToken::new());
+        tasks.spawn(secrets.keep(signer.clone(), leave.clone()));
         let data_plane = DataPlane::start(data, config, &portal, Arc::clone(&directory), metrics, vital)?;
         // Before the first guest is attached: else its first packets would go aside.
         heartbeat.beat()?;
-        let (beating, leave) = (CancellationToken::new(), CancellationToken::new());
         let beats = heartbeat::run(heartbeat, config.heartbeat_stale_after, last_beat, beating.clone());
         let heart = data.spawn(vital.task("the heartbeat", beats));
 
@@ -376,6 +383,7 @@ fn proxy_config(config: &Config) -> ProxyConfig {
         request_head_timeout: config.request_head_timeout,
         request_body_timeout: config.request_head_timeout,
         keep_alive_timeout: config.keep_alive_timeout,
+        write_timeout: config.guest_write_timeout,
         identity_hold: config.identity_hold,
         identity_grace: config.identity_grace,
         drain_timeout: config.drain_timeout,
@@ -388,7 +396,10 @@ fn upstream_config(config: &Config) -> Result<UpstreamConfig> {
         config::Scheme::Http => Scheme::Http,
         config::Scheme::Https => Scheme::Https,
     };
-    let endpoint = Endpoint::new(scheme, &config.nova_metadata_host.to_string(), config.nova_metadata_port)?;
+    let endpoints = config
+        .nova_endpoints()
+        .map(|nova| Endpoint::new(scheme, &nova.host.to_string(), nova.port))
+        .collect::<Result<_, _>>()?;
     let client = config.client_identity();
     Ok(UpstreamConfig {
         tls: TlsConfig {
@@ -401,6 +412,6 @@ fn upstream_config(config: &Config) -> Result<UpstreamConfig> {
         },
         connect_timeout: config.nova_connect_timeout,
         answer_timeout: config.nova_response_timeout,
-        ..UpstreamConfig::new(vec![endpoint])
+        ..UpstreamConfig::new(endpoints)
     })
 }

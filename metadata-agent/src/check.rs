@@ -14,7 +14,7 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use crate::admin::client;
-use crate::config::{Config, Host};
+use crate::config::{Config, Host, NovaEndpoint};
 use crate::rights;
 
 /// Oldest kernel: `bpf_redirect_peer` came with 5.10.
@@ -35,20 +35,21 @@ struct Finding {
 /// # Errors
 /// Output cannot be written as JSON.
 pub async fn run(config: &Config, json: bool) -> Result<ExitCode> {
-    let mut findings = vec![
-        kernel(),
-        ipv6(),
-        capabilities(),
-        bpffs(&config.bpffs_dir),
-        namespaces(),
-        inventory(config),
-        nova(config).await,
-        other_agent(config).await,
-    ];
+    let mut findings =
+        vec![kernel(), ipv6(), capabilities(), bpffs(&config.bpffs_dir), namespaces(), inventory(config)];
+    for endpoint in config.nova_endpoints() {
+        findings.push(nova(&endpoint, config.nova_connect_timeout).await);
+    }
+    findings.push(other_agent(config).await);
     findings.extend(config.warnings().iter().map(|warning| Finding {
         subject: "configuration",
         ok: true,
         detail: format!("warning: {warning}"),
+    }));
+    findings.extend(config.notices().iter().map(|notice| Finding {
+        subject: "configuration",
+        ok: true,
+        detail: format!("note: {notice}"),
     }));
     if json {
         println!("{}", serde_json::to_string_pretty(&findings)?);
@@ -158,9 +159,8 @@ fn inventory(config: &Config) -> Finding {
     )
 }
 
-async fn nova(config: &Config) -> Finding {
-    let endpoint = config.nova_endpoint();
-    let connected = timeout(config.nova_connect_timeout, async {
+async fn nova(endpoint: &NovaEndpoint, limit: Duration) -> Finding {
+    let connected = timeout(limit, async {
         match endpoint.host.clone() {
             Host::Address(address) => TcpStream::connect((address, endpoint.port)).await,
             Host::Name(name) => TcpStream::connect((name.as_str(), endpoint.port)).await,
@@ -171,7 +171,7 @@ async fn nova(config: &Config) -> Finding {
         match connected.await {
             Ok(Ok(_)) => Ok(format!("{endpoint} takes connections")),
             Ok(Err(error)) => Err(format!("{endpoint}: {error} (nova_metadata_host, nova_metadata_port)")),
-            Err(_) => Err(format!("{endpoint} does not answer within {:?}", config.nova_connect_timeout)),
+            Err(_) => Err(format!("{endpoint} does not answer within {limit:?}")),
         },
     )
 }

@@ -54,6 +54,9 @@ pub enum Command {
     /// nothing. Needs the same rights as `run` to give the same answers.
     #[command(after_help = CHECK_EXIT, after_long_help = long_reference(CHECK_EXIT))]
     Check(CheckArgs),
+    /// Look at the configuration.
+    #[command(subcommand)]
+    Config(ConfigCommand),
     /// Ask the running agent how it is.
     ///
     /// Talks to the admin socket and needs no more than the right to use it. With --live or --ready it prints little
@@ -71,6 +74,21 @@ pub enum Command {
     Detach(DetachArgs),
 }
 
+/// What can be done with the configuration.
+#[derive(Debug, Subcommand)]
+pub enum ConfigCommand {
+    /// Print each option's value, and where it comes from.
+    ///
+    /// Reads what `run` would read, in the same way, and prints what `run` would use: by section, each option with its
+    /// value after references were replaced and, in brackets, the flag, the variable, the file and line that set it, or
+    /// `default`. Of a secret it prints only whether there is one. Options of Neutron that are set but have no effect
+    /// here, or another one, follow as notes. It asks no running agent (`status --json` does) and needs only the right to
+    /// read the files.
+    #[command(after_help = SHOW_EXIT, after_long_help = long_reference(SHOW_EXIT))]
+    Show(ShowArgs),
+}
+
+const SHOW_EXIT: &str = "Exit codes: 0 the configuration can be used, 1 it cannot be printed, 64 wrong command line or configuration.";
 const RUN_EXIT: &str =
     "Exit codes: 0 stopped as told, 1 could not go on, 64 wrong command line or configuration.";
 const CHECK_EXIT: &str =
@@ -91,6 +109,17 @@ pub struct RunArgs {
 /// Arguments of `check`.
 #[derive(Debug, Args)]
 pub struct CheckArgs {
+    /// Where the configuration comes from.
+    #[command(flatten)]
+    pub config: ConfigArgs,
+    /// Print JSON.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Arguments of `config show`.
+#[derive(Debug, Args)]
+pub struct ShowArgs {
     /// Where the configuration comes from.
     #[command(flatten)]
     pub config: ConfigArgs,
@@ -167,7 +196,7 @@ impl Args for ConfigArgs {
             source(CONFIG_DIR, "DIR", "Read every *.conf of a directory, in the order of their names".to_owned()),
         ]);
         let command = command.args(FLAGS.iter().map(|(option, flag)| {
-            let arg = Arg::new(option.name).long(flag.as_str()).help(option.doc.trim_end_matches('.'));
+            let arg = Arg::new(option.key).long(flag.as_str()).help(option.doc.trim_end_matches('.'));
             match option.access {
                 Access::Toggle => {
                     arg.value_name("BOOL").num_args(0..=1).require_equals(true).default_missing_value("true")
@@ -198,8 +227,8 @@ impl FromArgMatches for ConfigArgs {
         sources.sort_by_key(|(index, _)| *index);
         self.sources.extend(sources.into_iter().map(|(_, source)| source));
         for (option, _) in FLAGS.iter() {
-            if let Some(value) = matches.get_one::<String>(option.name) {
-                self.flags.insert(option.name, value.clone());
+            if let Some(value) = matches.get_one::<String>(option.key) {
+                self.flags.insert(option.key, value.clone());
             }
         }
         Ok(())
@@ -225,10 +254,17 @@ fn long_reference(exit_codes: &str) -> StyledStr {
             group = option.group;
             let _ = write!(text, "\n[{group}]\n");
         }
+        let instead = match option.fallbacks {
+            [] => String::new(),
+            fallbacks => {
+                let named = fallbacks.iter().map(|(group, name)| format!("{name} of [{group}]"));
+                format!(" Where it is not set: {}.", named.collect::<Vec<_>>().join(", then "))
+            }
+        };
         let default = if option.default.is_empty() { "nothing" } else { option.default };
         let _ = write!(
             text,
-            "  {} (environment {})\n      {}\n      Accepted: {}. Default: {default}\n",
+            "  {} (environment {})\n      {}\n      Accepted: {}.{instead} Default: {default}\n",
             option.name,
             option.env(),
             option.doc,
@@ -250,7 +286,9 @@ mod tests {
     fn run_config(line: &str) -> ConfigArgs {
         match read(line).unwrap().command {
             Command::Run(args) => args.config,
-            other @ (Command::Check(_) | Command::Status(_) | Command::Detach(_)) => panic!("{other:?}"),
+            other @ (Command::Check(_) | Command::Config(_) | Command::Status(_) | Command::Detach(_)) => {
+                panic!("{other:?}")
+            }
         }
     }
 
@@ -329,7 +367,7 @@ mod tests {
 
     #[test]
     fn help_names_every_option_and_variable() {
-        for command in ["run", "check", "status", "detach"] {
+        for command in ["run", "check", "config show", "status", "detach"] {
             let (help, _) = read(&format!("metadata-agent {command} --help")).unwrap_err();
             let help = help.to_string();
             assert!(help.contains("Exit codes: 0"), "{help}");

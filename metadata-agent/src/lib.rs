@@ -26,6 +26,7 @@ pub mod portal;
 pub mod proxy;
 pub mod rights;
 pub mod secrets;
+pub mod show;
 pub mod sources;
 pub mod status;
 pub mod vital;

@@ -3,9 +3,9 @@
 use std::process::ExitCode;
 
 use anyhow::{Context as _, Result};
-use metadata_agent::cli::{Cli, Command, EX_USAGE};
+use metadata_agent::cli::{Cli, Command, ConfigCommand, EX_USAGE};
 use metadata_agent::config::{Config, ConfigArgs};
-use metadata_agent::{app, check, detach, status};
+use metadata_agent::{app, check, detach, show, status};
 use tokio::runtime::Builder;
 
 fn main() -> ExitCode {
@@ -16,6 +16,9 @@ fn main() -> ExitCode {
         Command::Check(args) => with_config(&args.config, |config| blocking(check::run(config, args.json))),
         Command::Detach(args) => {
             with_config(&args.config, |config| blocking(detach::run(config)).map(|()| ExitCode::SUCCESS))
+        }
+        Command::Config(ConfigCommand::Show(args)) => {
+            with_config(&args.config, |config| show::run(config, args.json).map(|()| ExitCode::SUCCESS))
         }
         Command::Status(args) => match metadata_agent::config::admin_socket(&args.config) {
             Ok(socket) => conclude(blocking(status::run(&socket, status::View::of(&args)))),

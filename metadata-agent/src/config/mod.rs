@@ -3,8 +3,11 @@
 //! In: [`ConfigArgs`], the environment, files. Out: [`Config`], in which every value is valid, or [`ConfigFaults`],
 //! which lists everything that is wrong. The table in [`options`] is the one place that names an option.
 
+pub mod fault;
 pub mod interpolate;
+pub mod notices;
 pub mod options;
+pub mod ovsdb;
 pub mod raw;
 pub mod resolved;
 pub mod rule;
@@ -15,9 +18,15 @@ use std::ffi::OsString;
 use std::io;
 use std::path::{Path, PathBuf};
 
+pub use fault::{ConfigFaults, Fault};
+pub use notices::{Effect, Notice};
 pub use options::{Access, Config, OPTIONS, OptionSpec};
-pub use resolved::{ClientIdentity, ConfigFaults, ConfigWarning, Fault, Origin, Setting};
-pub use value::{AttachMode, Host, LinkKind, LogFormat, NamePattern, NovaEndpoint, Scheme, SourceCheck};
+pub use ovsdb::OvsdbRemote;
+pub use resolved::{ClientIdentity, ConfigWarning, Origin, Setting};
+pub use value::{
+    AttachMode, Host, IpVersion, LinkKind, LogFormat, NamePattern, NovaEndpoint, Scheme, SocketMode,
+    SourceCheck,
+};
 
 use options::spec;
 use resolved::Resolver;
@@ -34,7 +43,7 @@ pub const NEUTRON_FILES: [&str; 3] = ["neutron.conf", "metadata_agent.ini", "neu
 pub struct ConfigArgs {
     /// Files and directories to read, in their order. If empty: those of [`NEUTRON_FILES`] that exist.
     pub sources: Vec<ConfigSource>,
-    /// Values given by flags, by the option's name.
+    /// Values given by flags, by the option's key.
     pub flags: BTreeMap<&'static str, String>,
 }
 

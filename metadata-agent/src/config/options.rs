@@ -1,7 +1,8 @@
 //! The table of all options. `Config`, the reader, the environment, the flags and the help are made of it.
 //!
-//! Options in `[DEFAULT]` are Neutron's, with Neutron's names, defaults and meaning
-//! (neutron/conf/agent/metadata/config.py); those in `[metadata_agent]` are ours.
+//! Options in `[metadata_agent]` are ours; all others are Neutron's, with Neutron's names, defaults and meaning
+//! (neutron/conf/agent/metadata/config.py and the configuration of the L3, DHCP and OVN agents). What Neutron knows and
+//! has no effect here is in [`super::notices`].
 
 use std::num::NonZero;
 use std::path::PathBuf;
@@ -9,24 +10,43 @@ use std::time::Duration;
 
 use secrecy::SecretString;
 
+use super::notices::Notice;
+use super::ovsdb::{OvsdbRemote, Remote};
 use super::raw::DEFAULT;
 use super::resolved::{Resolver, Setting};
 use super::rule::{
-    AbsolutePath, AnyPath, FileName, HostName, ListOf, Number, NumberOr, OneOf, Pattern, ReadableFile, Rule,
-    Seconds, Secret, SocketPath, Switch, Unset,
+    AbsolutePath, Added, AnyPath, FileName, HostName, ListOf, Mark, Number, NumberOr, OneOf, Pattern,
+    ReadableFile, Rule, Seconds, Secret, SecretFile, SocketPath, Switch, Unset,
 };
-use super::value::{AttachMode, Host, LinkKind, LogFormat, NamePattern, Scheme, SourceCheck};
+use super::value::{
+    AttachMode, Host, IpVersion, LinkKind, LogFormat, NamePattern, Scheme, SocketMode, SourceCheck,
+};
 
 /// Our own section.
 pub const OWN: &str = "metadata_agent";
+/// Where the OVS agent's own metadata path has the options that are in `DEFAULT` elsewhere
+/// (neutron/conf/plugins/ml2/drivers/ovs_conf.py).
+const OVS_AGENT: &str = "metadata";
+/// The time-outs of the haproxy that we replace.
+const HAPROXY: &str = "metadata_haproxy";
+/// The rate limit of the haproxy that we replace.
+const RATE: &str = "metadata_rate_limiting";
+/// How the agent reports to Neutron.
+const AGENT: &str = "agent";
+/// The databases of OVN.
+const OVN: &str = "ovn";
 
 /// One option.
 #[derive(Debug)]
 pub struct OptionSpec {
     /// The section of the configuration files.
     pub group: &'static str,
-    /// The name in files. With dashes it is the flag.
+    /// The name in files.
     pub name: &'static str,
+    /// The name among the options of all sections. With dashes it is the flag.
+    pub key: &'static str,
+    /// Options of files, by section and name, that count where this one is not set, the first of them before the next.
+    pub fallbacks: &'static [(&'static str, &'static str)],
     /// The value where nobody sets one, as it would stand in a file.
     pub default: &'static str,
     /// What it is for.
@@ -54,7 +74,7 @@ impl OptionSpec {
     /// The environment variable that sets it.
     #[must_use]
     pub fn env(&self) -> String {
-        format!("METADATA_AGENT_{}", self.name.to_ascii_uppercase())
+        format!("METADATA_AGENT_{}", self.key.to_ascii_uppercase())
     }
 
     /// The flag that sets it, without the leading dashes.
@@ -64,7 +84,12 @@ impl OptionSpec {
             Access::Flag | Access::Toggle => true,
             Access::File | Access::Secret => false,
         };
-        flag.then(|| self.name.replace('_', "-"))
+        flag.then(|| self.key.replace('_', "-"))
+    }
+
+    /// Where it may stand in a file, by section and name, the one that wins first.
+    pub fn places(&self) -> impl Iterator<Item = (&'static str, &'static str)> {
+        std::iter::once((self.group, self.name)).chain(self.fallbacks.iter().copied())
     }
 
     /// Whether its value must not be shown.
@@ -80,10 +105,25 @@ pub fn find(group: &str, name: &str) -> Option<&'static OptionSpec> {
     OPTIONS.iter().copied().find(|spec| spec.group == group && spec.name == name)
 }
 
+/// Whether what stands in a file under this section, folded, and name must not be shown.
+#[must_use]
+pub fn is_secret(group: &str, name: &str) -> bool {
+    OPTIONS.iter().any(|spec| spec.is_secret() && spec.places().any(|place| place == (group, name)))
+}
+
+/// The name in files: the key, unless another section has an option of the same name.
+const fn file_name(key: &'static str, written: &[&'static str]) -> &'static str {
+    match written {
+        [written, ..] => written,
+        [] => key,
+    }
+}
+
 macro_rules! options {
     ($(
         $(#[doc = $doc:literal])+
-        $access:ident $group:ident $name:ident: $kind:ty = $default:literal, $rule:expr;
+        $access:ident $group:ident $name:ident $(($written:literal))?: $kind:ty = $default:literal, $rule:expr
+            $(, else $other_group:ident $other_name:ident)*;
     )+) => {
         #[expect(non_upper_case_globals, reason = "named as the options are")]
         pub(super) mod spec {
@@ -91,7 +131,9 @@ macro_rules! options {
 
             $(pub(in super::super) static $name: OptionSpec = OptionSpec {
                 group: $group,
-                name: stringify!($name),
+                name: file_name(stringify!($name), &[$($written)?]),
+                key: stringify!($name),
+                fallbacks: &[$(($other_group, stringify!($other_name)),)*],
                 default: $default,
                 doc: concat!($($doc),+).trim_ascii(),
                 access: Access::$access,
@@ -107,6 +149,7 @@ macro_rules! options {
         pub struct Config {
             $($(#[doc = $doc])+ pub $name: $kind,)+
             pub(super) settings: Vec<Setting>,
+            pub(super) notices: Vec<Notice>,
         }
 
         impl Config {
@@ -114,32 +157,41 @@ macro_rules! options {
             pub(super) fn read(resolver: &mut Resolver<'_>) -> Option<Self> {
                 $(let $name: Option<$kind> = resolver.read(&spec::$name, &$rule);)+
                 let settings = std::mem::take(&mut resolver.settings);
-                Some(Self { $($name: $name?,)+ settings })
+                Some(Self { $($name: $name?,)+ settings, notices: Vec::new() })
             }
         }
     };
 }
 
-// Access, section, name: type = default, rule;
+// Access, section, key ("name in files", if it differs): type = default, rule, else section name;
 options! {
-    /// Host of Nova's metadata service. An IPv6 address may stand in brackets.
-    Flag DEFAULT nova_metadata_host: Host = "127.0.0.1", HostName;
+    /// Host of Nova's metadata service. Of several, separated by commas, the first that can be reached is used until it
+    /// cannot. An IPv6 address may stand in brackets.
+    Flag DEFAULT nova_metadata_host: Vec<Host> = "127.0.0.1", ListOf(HostName),
+        else OVS_AGENT nova_metadata_host;
     /// TCP port of Nova's metadata service.
-    Flag DEFAULT nova_metadata_port: u16 = "8775", Number(1..=65535);
+    Flag DEFAULT nova_metadata_port: u16 = "8775", Number(1..=65535),
+        else OVS_AGENT nova_metadata_port;
     /// Whether Nova's metadata service is spoken to over TLS.
-    Flag DEFAULT nova_metadata_protocol: Scheme = "http", OneOf;
+    Flag DEFAULT nova_metadata_protocol: Scheme = "http", OneOf,
+        else OVS_AGENT nova_metadata_protocol;
     /// Whether to accept any certificate of Nova's metadata service. Whoever can pose as Nova then learns and
     /// forges the guests' metadata.
-    File DEFAULT nova_metadata_insecure: bool = "false", Switch;
+    File DEFAULT nova_metadata_insecure: bool = "false", Switch,
+        else OVS_AGENT nova_metadata_insecure;
     /// Certificates of the authorities that may sign Nova's certificate, PEM.
-    File DEFAULT auth_ca_cert: Option<PathBuf> = "", Unset { or: ReadableFile, meaning: "the system's own" };
+    File DEFAULT auth_ca_cert: Option<PathBuf> = "", Unset { or: ReadableFile, meaning: "the system's own" },
+        else OVS_AGENT auth_ca_cert;
     /// Our certificate for Nova's metadata service, PEM. Needs nova_client_priv_key.
-    File DEFAULT nova_client_cert: Option<PathBuf> = "", Unset { or: ReadableFile, meaning: "none" };
+    File DEFAULT nova_client_cert: Option<PathBuf> = "", Unset { or: ReadableFile, meaning: "none" },
+        else OVS_AGENT nova_client_cert;
     /// The private key of nova_client_cert, PEM.
-    File DEFAULT nova_client_priv_key: Option<PathBuf> = "", Unset { or: ReadableFile, meaning: "none" };
+    File DEFAULT nova_client_priv_key: Option<PathBuf> = "", Unset { or: ReadableFile, meaning: "none" },
+        else OVS_AGENT nova_client_priv_key;
     /// The secret that signs instance ids; the same as metadata_proxy_shared_secret in Nova's section neutron. In a
     /// file a dollar sign is written `$$`. There is no flag for it: the process list would show it.
-    Secret DEFAULT metadata_proxy_shared_secret: SecretString = "", Secret;
+    Secret DEFAULT metadata_proxy_shared_secret: SecretString = "", Secret,
+        else OVS_AGENT metadata_proxy_shared_secret;
     /// Threads that serve guests.
     File DEFAULT metadata_workers: Option<NonZero<u32>> = "0",
         NumberOr { max: 1024, zero: "as many as there are processors" };
@@ -147,7 +199,64 @@ options! {
     File DEFAULT metadata_backlog: i32 = "4096", Number(1..=i32::MAX);
     /// Whether to log at level debug. RUST_LOG, where set, decides instead.
     Toggle DEFAULT debug: bool = "false", Switch;
+    /// The name under which Neutron knows this host.
+    File DEFAULT host: Option<String> = "", Unset { or: FileName, meaning: "the system's own" };
+    /// The unix socket on which haproxy reaches Neutron's metadata agent.
+    File DEFAULT metadata_proxy_socket: PathBuf = "$state_path/metadata_proxy", SocketPath;
+    /// Who may use metadata_proxy_socket.
+    File DEFAULT metadata_proxy_socket_mode: SocketMode = "deduce", OneOf;
+    /// The L3 agent's: the port to which a router redirects metadata requests.
+    File DEFAULT metadata_port: u16 = "9697", Number(1..=65535);
+    /// The L3 agent's: whether routers redirect metadata requests.
+    File DEFAULT enable_metadata_proxy: bool = "true", Switch;
+    /// The L3 agent's: the mark by which a router knows a redirected packet.
+    File DEFAULT metadata_access_mark: u32 = "0x1", Mark;
+    /// The DHCP agent's: whether it serves metadata on networks without a router.
+    File DEFAULT enable_isolated_metadata: bool = "false", Switch;
+    /// The DHCP agent's: whether it serves metadata on every network.
+    File DEFAULT force_metadata: bool = "false", Switch;
+    /// The DHCP agent's: whether it serves metadata by a network of its own.
+    File DEFAULT enable_metadata_network: bool = "false", Switch;
 
+    /// Seconds between two reports to Neutron.
+    File AGENT report_interval: Duration = "30", Seconds(0.0..=86_400.0);
+    /// Whether each report to Neutron is logged.
+    File AGENT log_agent_heartbeats: bool = "false", Switch;
+
+    /// Whether guests' requests are limited.
+    File RATE rate_limit_enabled: bool = "false", Switch;
+    /// Of which IP versions requests are limited.
+    File RATE rate_limit_ip_versions ("ip_versions"): Vec<IpVersion> = "4", ListOf(OneOf);
+    /// Seconds of the longer window.
+    File RATE rate_limit_base_window ("base_window_duration"): u32 = "10", Number(1..=86_400);
+    /// Requests in the longer window.
+    File RATE rate_limit_base_requests ("base_query_rate_limit"): u32 = "10", Number(1..=1_000_000);
+    /// Seconds of the shorter window.
+    File RATE rate_limit_burst_window ("burst_window_duration"): u32 = "10", Number(1..=86_400);
+    /// Requests in the shorter window.
+    File RATE rate_limit_burst_requests ("burst_query_rate_limit"): u32 = "10", Number(1..=1_000_000);
+
+    /// Servers of OVN's Southbound database.
+    File OVN ovn_sb_connection: Vec<OvsdbRemote> = "tcp:127.0.0.1:6642", ListOf(Remote);
+    /// Our private key for ssl: in ovn_sb_connection, PEM.
+    File OVN ovn_sb_private_key: Option<PathBuf> = "", Unset { or: AnyPath, meaning: "none" };
+    /// Our certificate for ssl: in ovn_sb_connection, PEM.
+    File OVN ovn_sb_certificate: Option<PathBuf> = "", Unset { or: AnyPath, meaning: "none" };
+    /// Certificates of the authorities that may sign the servers' certificates, PEM.
+    File OVN ovn_sb_ca_cert: Option<PathBuf> = "", Unset { or: AnyPath, meaning: "none" };
+    /// How long a server may take to answer.
+    File OVN ovn_ovsdb_connection_timeout ("ovsdb_connection_timeout"): Duration = "180", Seconds(1.0..=3600.0);
+    /// The longest wait between two attempts to connect.
+    File OVN ovn_ovsdb_retry_max_interval ("ovsdb_retry_max_interval"): Duration = "180", Seconds(1.0..=3600.0);
+    /// Milliseconds of silence after which a server is asked whether it is there; 0 for never.
+    File OVN ovn_ovsdb_probe_interval ("ovsdb_probe_interval"): u32 = "60000", Number(0..=86_400_000);
+    /// Whether Neutron makes a metadata port in each network.
+    File OVN ovn_metadata_enabled: bool = "false", Switch;
+
+    /// Files with further shared secrets, one each; the line end behind it does not count. A Nova that refuses
+    /// metadata_proxy_shared_secret is asked again with these. A changed file is noticed without a restart; replace it by
+    /// renaming, so that it is never seen half-written. Given several times, all count.
+    File OWN shared_secret_files: Vec<PathBuf> = "", Added(SecretFile);
     /// A file that names ports, for clouds and tests without another source.
     Flag OWN static_inventory: Option<PathBuf> = "", Unset { or: AnyPath, meaning: "none" };
     /// Where libvirt keeps the state of running domains, from which ports, instances and projects are learnt.
@@ -183,13 +292,20 @@ options! {
     /// Bytes of a guest's request body; more is answered with 413.
     File OWN request_body_limit: usize = "65536", Number(1024..=16_777_216);
     /// How long a guest may take for a request's headers.
-    File OWN request_head_timeout: Duration = "30", Seconds(1.0..=600.0);
+    File OWN request_head_timeout: Duration = "30", Seconds(1.0..=600.0),
+        else HAPROXY timeout_http_request;
     /// How long a guest's connection may be idle between requests.
-    File OWN keep_alive_timeout: Duration = "30", Seconds(1.0..=600.0);
+    File OWN keep_alive_timeout: Duration = "30", Seconds(1.0..=600.0),
+        else HAPROXY timeout_http_keep_alive;
+    /// How long a guest may leave its answer unread.
+    File OWN guest_write_timeout: Duration = "32", Seconds(1.0..=600.0),
+        else HAPROXY timeout_client;
     /// How long connecting to Nova may take.
-    File OWN nova_connect_timeout: Duration = "5", Seconds(0.1..=60.0);
+    File OWN nova_connect_timeout: Duration = "5", Seconds(0.1..=60.0),
+        else HAPROXY timeout_connect;
     /// How long Nova may take to answer. Dynamic vendor data makes it slow, hence the lower bound.
-    File OWN nova_response_timeout: Duration = "60", Seconds(32.0..=600.0);
+    File OWN nova_response_timeout: Duration = "60", Seconds(32.0..=600.0),
+        else HAPROXY timeout_server;
     /// How long requests in flight may take to end after the agent was told to stop.
     File OWN drain_timeout: Duration = "10", Seconds(0.0..=600.0);
     /// What log lines look like.
@@ -202,7 +318,7 @@ mod tests {
     use std::collections::HashSet;
 
     #[test]
-    fn names_are_unique_across_groups_because_the_environment_has_no_groups() {
+    fn keys_are_unique_across_groups_because_the_environment_has_no_groups() {
         let names: HashSet<_> = OPTIONS.iter().map(|spec| spec.env()).collect();
         assert_eq!(names.len(), OPTIONS.len());
     }
@@ -212,6 +328,26 @@ mod tests {
         for spec in OPTIONS {
             assert!(spec.doc.ends_with('.') && !spec.doc.starts_with(' '), "{}: {:?}", spec.name, spec.doc);
         }
+    }
+
+    #[test]
+    fn a_place_in_a_file_means_one_option() {
+        let mut places = HashSet::new();
+        for spec in OPTIONS {
+            for place in spec.places() {
+                assert!(places.insert(place), "{place:?}");
+                assert!(place.0 == DEFAULT || place.0 == place.0.to_lowercase(), "{place:?}");
+            }
+        }
+        let probe = find("ovn", "ovsdb_probe_interval").unwrap();
+        assert_eq!(probe.env(), "METADATA_AGENT_OVN_OVSDB_PROBE_INTERVAL");
+    }
+
+    #[test]
+    fn the_secret_is_one_in_each_of_its_places() {
+        assert!(is_secret(DEFAULT, "metadata_proxy_shared_secret"));
+        assert!(is_secret("metadata", "metadata_proxy_shared_secret"));
+        assert!(!is_secret(DEFAULT, "nova_metadata_host"));
     }
 
     #[test]

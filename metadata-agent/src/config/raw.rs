@@ -123,6 +123,14 @@ impl RawConfig {
         section.and_then(|keys| keys.get(key)).map_or(&[], Vec::as_slice)
     }
 
+    /// The first assignment in a section, whatever its option.
+    #[must_use]
+    pub fn any(&self, section: &str) -> Option<&Assignment> {
+        let keys = self.sections.get(&fold(section))?;
+        let place = |one: &&Assignment| (one.place.file.to_path_buf(), one.place.line);
+        keys.values().flatten().min_by_key(place)
+    }
+
     /// The assignment that wins.
     #[must_use]
     pub fn last(&self, section: &str, key: &str) -> Option<&Assignment> {

@@ -8,16 +8,18 @@
 use std::collections::HashMap;
 use std::ffi::OsString;
 use std::fmt;
-use std::io;
 use std::path::{Path, PathBuf};
 
+use nix::sys::utsname::uname;
 use secrecy::ExposeSecret;
 use serde::{Serialize, Serializer};
 
 use super::ConfigArgs;
-use super::interpolate::{Found, InterpolationError, Scope, expand};
+use super::fault::{ConfigFaults, Fault};
+use super::interpolate::{Found, Scope, expand};
+use super::notices::{self, Effect, Notice};
 use super::options::{self, Config, OPTIONS, OptionSpec};
-use super::raw::{DEFAULT, Place, RawConfig, SyntaxFault};
+use super::raw::{Assignment, DEFAULT, RawConfig};
 use super::rule::{Rejected, Rule};
 use super::value::{NovaEndpoint, Scheme};
 
@@ -44,6 +46,22 @@ pub enum Origin {
         /// The line, counted from 1.
         line: usize,
     },
+    /// Several lines of configuration files, which all count.
+    Files {
+        /// Each file and line.
+        places: Vec<(PathBuf, usize)>,
+    },
+    /// Another option, in whose stead ours is, in a configuration file.
+    Fallback {
+        /// The other option's section.
+        group: &'static str,
+        /// The other option.
+        name: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// The line, counted from 1.
+        line: usize,
+    },
     /// Nobody set it.
     Default,
 }
@@ -54,6 +72,12 @@ impl fmt::Display for Origin {
             Self::Flag { flag } => write!(f, "--{flag}"),
             Self::Env { var } => write!(f, "environment {var}"),
             Self::File { path, line } => write!(f, "{}:{line}", path.display()),
+            Self::Files { places } => places.iter().enumerate().try_for_each(|(number, (path, line))| {
+                write!(f, "{}{}:{line}", if number == 0 { "" } else { ", " }, path.display())
+            }),
+            Self::Fallback { group, name, path, line } => {
+                write!(f, "{}:{line}, [{group}] {name}", path.display())
+            }
             Self::Default => f.write_str("default"),
         }
     }
@@ -72,6 +96,9 @@ pub struct Setting {
     pub group: &'static str,
     /// The option.
     pub name: &'static str,
+    /// Its name among the options of all sections.
+    #[serde(skip)]
+    pub key: &'static str,
     /// The value after references were replaced. Of a secret: whether there is one.
     pub value: String,
     /// Its origin.
@@ -88,14 +115,17 @@ pub struct ClientIdentity<'a> {
 }
 
 impl Config {
-    /// Where Nova's metadata service listens.
+    /// Where Nova's metadata service listens: the first that can be reached is to be used.
+    pub fn nova_endpoints(&self) -> impl Iterator<Item = NovaEndpoint> {
+        let (scheme, port) = (self.nova_metadata_protocol, self.nova_metadata_port);
+        self.nova_metadata_host.iter().cloned().map(move |host| NovaEndpoint { scheme, host, port })
+    }
+
+    /// The name under which Neutron knows this host.
     #[must_use]
-    pub fn nova_endpoint(&self) -> NovaEndpoint {
-        NovaEndpoint {
-            scheme: self.nova_metadata_protocol,
-            host: self.nova_metadata_host.clone(),
-            port: self.nova_metadata_port,
-        }
+    pub fn host_name(&self) -> String {
+        let own = || uname().map(|name| name.nodename().to_string_lossy().into_owned()).unwrap_or_default();
+        self.host.clone().unwrap_or_else(own)
     }
 
     /// What we show to Nova that asks for a certificate.
@@ -112,10 +142,16 @@ impl Config {
         &self.settings
     }
 
-    /// Where the value of an option comes from. `None` for a name that is no option's.
+    /// What somebody set that has not the effect it has in Neutron.
     #[must_use]
-    pub fn origin(&self, name: &str) -> Option<&Origin> {
-        self.settings.iter().find(|setting| setting.name == name).map(|setting| &setting.origin)
+    pub fn notices(&self) -> &[Notice] {
+        &self.notices
+    }
+
+    /// Where the value of an option comes from, by its key. `None` for a key that is no option's.
+    #[must_use]
+    pub fn origin(&self, key: &str) -> Option<&Origin> {
+        self.settings.iter().find(|setting| setting.key == key).map(|setting| &setting.origin)
     }
 
     /// What is allowed but hardly meant.
@@ -124,7 +160,8 @@ impl Config {
         let https = self.nova_metadata_protocol == Scheme::Https;
         let tls = self.auth_ca_cert.is_some() || self.nova_client_cert.is_some();
         let mut warnings = Vec::new();
-        if self.metadata_proxy_shared_secret.expose_secret().is_empty() {
+        if self.metadata_proxy_shared_secret.expose_secret().is_empty() && self.shared_secret_files.is_empty()
+        {
             warnings.push(ConfigWarning::EmptySecret);
         }
         if https && self.nova_metadata_insecure {
@@ -162,117 +199,33 @@ impl fmt::Display for ConfigWarning {
     }
 }
 
-/// One thing wrong with the configuration.
-#[derive(Debug, thiserror::Error)]
-pub enum Fault {
-    /// A line is no oslo.config syntax.
-    #[error(transparent)]
-    Syntax(SyntaxFault),
-    /// A configuration file or directory cannot be read.
-    #[error("cannot read configuration {}: {source}", path.display())]
-    Source {
-        /// The file or directory.
-        path: PathBuf,
-        /// What the system said.
-        source: io::Error,
-    },
-    /// A value is none that the option accepts.
-    #[error("{}: {written:?} is not accepted ({origin}); accepted is {}", option.name, (option.accepts)())]
-    Value {
-        /// The option.
-        option: &'static OptionSpec,
-        /// The value as written, before references are replaced.
-        written: String,
-        /// Where.
-        origin: Origin,
-    },
-    /// A file that an option names cannot be read.
-    #[error("{}: cannot read {written:?} ({origin}): {source}; accepted is {}", option.name, (option.accepts)())]
-    Unreadable {
-        /// The option.
-        option: &'static OptionSpec,
-        /// The path as written, before references are replaced.
-        written: String,
-        /// Where.
-        origin: Origin,
-        /// What the system said.
-        source: io::Error,
-    },
-    /// A reference in a value cannot be replaced.
-    #[error("{}: {error} ({origin})", option.name)]
-    Reference {
-        /// The option.
-        option: &'static OptionSpec,
-        /// The reference.
-        error: InterpolationError,
-        /// Where.
-        origin: Origin,
-    },
-    /// A reference in a secret cannot be replaced. What it refers to may be part of the secret.
-    #[error(
-        "{}: its value (hidden) has a `$` that refers to no usable option ({origin}); accepted is {}, \
-         with each dollar sign written `$$`",
-        option.name,
-        (option.accepts)()
-    )]
-    ReferenceInSecret {
-        /// The option.
-        option: &'static OptionSpec,
-        /// Where.
-        origin: Origin,
-    },
-    /// A value in the environment is no text.
-    #[error("{}: the value (hidden) is not UTF-8 ({origin}); accepted is {}", option.name, (option.accepts)())]
-    NotUtf8 {
-        /// The option.
-        option: &'static OptionSpec,
-        /// Where.
-        origin: Origin,
-    },
-    /// One half of a pair.
-    #[error("{present} is set ({origin}) but {missing} is not; accepted is both or neither")]
-    Unpaired {
-        /// What is there.
-        present: &'static str,
-        /// What is missing.
-        missing: &'static str,
-        /// Where the present half is set.
-        origin: Origin,
-    },
-}
-
-/// Everything that is wrong with the configuration.
-#[derive(Debug)]
-pub struct ConfigFaults(pub Vec<Fault>);
-
-impl fmt::Display for ConfigFaults {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("the configuration is not usable:")?;
-        self.0.iter().try_for_each(|fault| write!(f, "\n  {fault}"))
-    }
-}
-
-impl std::error::Error for ConfigFaults {}
-
 /// Reads the options one by one.
 pub(super) struct Resolver<'a> {
     args: &'a ConfigArgs,
     env: HashMap<&'static str, OsString>,
     raw: RawConfig,
     pub(super) settings: Vec<Setting>,
+    pub(super) notices: Vec<Notice>,
     faults: Vec<Fault>,
 }
 
 impl<'a> Resolver<'a> {
     /// Takes the variables that are ours out of the environment.
     pub(super) fn new(args: &'a ConfigArgs, env: &dyn Fn(&str) -> Option<OsString>) -> Self {
-        let env = OPTIONS.iter().filter_map(|spec| Some((spec.name, env(&spec.env())?))).collect();
-        Self { args, env, raw: RawConfig::default(), settings: Vec::new(), faults: Vec::new() }
+        let env = OPTIONS.iter().filter_map(|spec| Some((spec.key, env(&spec.env())?))).collect();
+        Self {
+            args,
+            env,
+            raw: RawConfig::default(),
+            settings: Vec::new(),
+            notices: Vec::new(),
+            faults: Vec::new(),
+        }
     }
 
     /// Whether flag or environment set an option, so that files do not matter to it.
     pub(super) fn is_set_outside_files(&self, option: &OptionSpec) -> bool {
-        self.args.flags.contains_key(option.name) || self.env.contains_key(option.name)
+        self.args.flags.contains_key(option.key) || self.env.contains_key(option.key)
     }
 
     /// Merges a file over those before it.
@@ -304,26 +257,31 @@ impl<'a> Resolver<'a> {
         }
     }
 
-    fn try_read<T>(&self, option: &'static OptionSpec, rule: &impl Rule<T>) -> Result<(T, Setting), Fault> {
-        let (written, origin) = self.written(option)?;
-        let text = match origin {
-            Origin::File { .. } => match expand(option.group, option.name, written, self) {
-                Ok(text) => text,
-                Err(_) if option.is_secret() => return Err(Fault::ReferenceInSecret { option, origin }),
-                Err(error) => return Err(Fault::Reference { option, error, origin }),
-            },
-            Origin::Flag { .. } | Origin::Env { .. } | Origin::Default => written.to_owned(),
-        };
-        let written = || if option.is_secret() { "(hidden)".to_owned() } else { written.to_owned() };
-        match rule.read(&text) {
-            Ok(value) => {
-                let value_shown = match text.as_str() {
+    fn try_read<T>(
+        &mut self,
+        option: &'static OptionSpec,
+        rule: &impl Rule<T>,
+    ) -> Result<(T, Setting), Fault> {
+        let (written, origin) = self.written(option, rule.adds_up())?;
+        let text = self.expanded(option, &written, &origin)?;
+        let mut outcome = rule.read(&text).map(|value| (value, text.clone()));
+        if let (Err(Rejected::NotAccepted), Origin::Fallback { group, name, .. }) = (&outcome, &origin)
+            && let Some(fitted) = rule.fit(&text)
+        {
+            outcome = rule.read(&fitted).map(|value| (value, fitted.clone()));
+            let effect = Effect::Fitted { key: option.key, value: fitted };
+            self.notices.push(Notice { group, name, origin: origin.clone(), effect });
+        }
+        let written = || if option.is_secret() { "(hidden)".to_owned() } else { written.join(",") };
+        match outcome {
+            Ok((value, text)) => {
+                let shown = match text.as_str() {
                     "" if option.is_secret() => "(empty)".to_owned(),
                     _ if option.is_secret() => "(set)".to_owned(),
                     _ => text,
                 };
-                let setting = Setting { group: option.group, name: option.name, value: value_shown, origin };
-                Ok((value, setting))
+                let OptionSpec { group, name, key, .. } = option;
+                Ok((value, Setting { group, name, key, value: shown, origin }))
             }
             Err(Rejected::NotAccepted) => Err(Fault::Value { option, written: written(), origin }),
             Err(Rejected::Unreadable(source)) => {
@@ -332,32 +290,63 @@ impl<'a> Resolver<'a> {
         }
     }
 
-    /// The text that wins.
-    fn written(&self, option: &'static OptionSpec) -> Result<(&str, Origin), Fault> {
-        if let (Some(text), Some(flag)) = (self.args.flags.get(option.name), option.flag()) {
-            return Ok((text, Origin::Flag { flag }));
+    /// The text after references are replaced.
+    fn expanded(
+        &self,
+        option: &'static OptionSpec,
+        written: &[String],
+        origin: &Origin,
+    ) -> Result<String, Fault> {
+        let (group, name) = match origin {
+            Origin::Flag { .. } | Origin::Env { .. } => return Ok(written.join(",")),
+            Origin::File { .. } | Origin::Files { .. } | Origin::Default => (option.group, option.name),
+            Origin::Fallback { group, name, .. } => (*group, *name),
+        };
+        let texts: Result<Vec<_>, _> = written.iter().map(|text| expand(group, name, text, self)).collect();
+        let origin = || origin.clone();
+        match texts {
+            Ok(texts) => Ok(texts.join(",")),
+            Err(_) if option.is_secret() => Err(Fault::ReferenceInSecret { option, origin: origin() }),
+            Err(error) => Err(Fault::Reference { option, error, origin: origin() }),
         }
-        if let Some(value) = self.env.get(option.name) {
+    }
+
+    /// The text that wins; several if all that files say adds up.
+    fn written(&self, option: &'static OptionSpec, adds_up: bool) -> Result<(Vec<String>, Origin), Fault> {
+        if let (Some(text), Some(flag)) = (self.args.flags.get(option.key), option.flag()) {
+            return Ok((vec![text.clone()], Origin::Flag { flag }));
+        }
+        if let Some(value) = self.env.get(option.key) {
             let origin = Origin::Env { var: option.env() };
             return match value.to_str() {
-                Some(text) => Ok((text, origin)),
+                Some(text) => Ok((vec![text.to_owned()], origin)),
                 None => Err(Fault::NotUtf8 { option, origin }),
             };
         }
-        Ok(match self.raw.last(option.group, option.name) {
-            Some(assignment) => {
-                let Place { file, line } = &assignment.place;
-                (&assignment.text, Origin::File { path: file.to_path_buf(), line: *line })
+        let own = self.raw.all(option.group, option.name);
+        if adds_up && own.len() > 1 {
+            let places = own.iter().map(|one| (one.place.file.to_path_buf(), one.place.line)).collect();
+            return Ok((own.iter().map(|one| one.text.clone()).collect(), Origin::Files { places }));
+        }
+        if let Some(assignment) = own.last() {
+            return Ok((vec![assignment.text.clone()], origin_of(assignment)));
+        }
+        for (group, name) in option.fallbacks {
+            if let Some(Assignment { text, place }) = self.raw.last(group, name) {
+                let (path, line) = (place.file.to_path_buf(), place.line);
+                return Ok((vec![text.clone()], Origin::Fallback { group, name, path, line }));
             }
-            None => (option.default, Origin::Default),
-        })
+        }
+        Ok((vec![option.default.to_owned()], Origin::Default))
     }
 
     /// The configuration, unless there was a fault anywhere.
     pub(super) fn finish(mut self) -> Result<Config, ConfigFaults> {
         let config = Config::read(&mut self);
         match config {
-            Some(config) => {
+            Some(mut config) => {
+                self.notices.extend(notices::of(&self.raw, &config));
+                config.notices = self.notices;
                 self.faults.extend(unpaired(&config));
                 if self.faults.is_empty() { Ok(config) } else { Err(ConfigFaults(self.faults)) }
             }
@@ -378,6 +367,11 @@ impl<'a> Resolver<'a> {
     }
 }
 
+/// Where an assignment stands.
+pub(super) fn origin_of(assignment: &Assignment) -> Origin {
+    Origin::File { path: assignment.place.file.to_path_buf(), line: assignment.place.line }
+}
+
 /// The certificate and its key stand or fall together.
 fn unpaired(config: &Config) -> Option<Fault> {
     let (cert, key) = ("nova_client_cert", "nova_client_priv_key");
@@ -393,18 +387,18 @@ fn unpaired(config: &Config) -> Option<Fault> {
 impl Scope for Resolver<'_> {
     /// Every option that stands in a file can be referred to, whether we know it or not, and every one we know.
     fn find(&self, group: &str, name: &str) -> Found<'_> {
-        let option = options::find(group, name);
-        if option.is_some_and(OptionSpec::is_secret) {
+        if options::is_secret(group, name) {
             return Found::Secret;
         }
-        if let Some(option) = option {
-            return match self.written(option) {
-                Ok((text, Origin::File { .. })) => Found::Template(text),
-                Ok((text, Origin::Flag { .. } | Origin::Env { .. } | Origin::Default)) => {
-                    Found::Literal(text)
-                }
-                Err(_) => Found::Unknown,
-            };
+        if let Some(option) = options::find(group, name) {
+            if let (Some(text), Some(_)) = (self.args.flags.get(option.key), option.flag()) {
+                return Found::Literal(text);
+            }
+            if let Some(value) = self.env.get(option.key) {
+                return value.to_str().map_or(Found::Unknown, Found::Literal);
+            }
+            let written = self.raw.last(group, name).map(|assignment| assignment.text.as_str());
+            return Found::Template(written.unwrap_or(option.default));
         }
         if let Some(assignment) = self.raw.last(group, name) {
             return Found::Template(&assignment.text);

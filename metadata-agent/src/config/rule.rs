@@ -13,6 +13,7 @@ use std::time::Duration;
 use secrecy::SecretString;
 
 use super::value::{Host, NamePattern, Words};
+use crate::secrets;
 
 /// Turns text into a `T`.
 pub trait Rule<T> {
@@ -24,6 +25,17 @@ pub trait Rule<T> {
 
     /// What it accepts, as the end of the sentence "accepted is ...".
     fn accepts(&self) -> String;
+
+    /// The accepted text nearest to one that was written for another program, whose bounds are not ours.
+    fn fit(&self, _text: &str) -> Option<String> {
+        None
+    }
+
+    /// Whether every assignment to the option counts, as with oslo.config's `MultiOpt`: their texts are then joined by
+    /// commas. Otherwise the last one alone counts, also if it is a list.
+    fn adds_up(&self) -> bool {
+        false
+    }
 }
 
 /// Why a rule refuses a text.
@@ -99,6 +111,11 @@ impl Rule<Duration> for Seconds {
     fn accepts(&self) -> String {
         format!("a time in seconds from {} to {}", self.0.start(), self.0.end())
     }
+
+    fn fit(&self, text: &str) -> Option<String> {
+        let seconds: f64 = text.trim().parse().ok().filter(|seconds: &f64| seconds.is_finite())?;
+        Some(seconds.clamp(*self.0.start(), *self.0.end()).to_string())
+    }
 }
 
 /// A boolean, in any of oslo.config's spellings.
@@ -159,6 +176,42 @@ impl<T, R: Rule<T>> Rule<Vec<T>> for ListOf<R> {
     }
 }
 
+/// Any number of something, separated by commas; all assignments count.
+pub struct Added<R>(pub R);
+
+impl<T, R: Rule<T>> Rule<Vec<T>> for Added<R> {
+    fn read(&self, text: &str) -> Result<Vec<T>, Rejected> {
+        let items = text.split(',').map(str::trim).filter(|item| !item.is_empty());
+        items.map(|item| self.0.read(item)).collect()
+    }
+
+    fn accepts(&self) -> String {
+        format!("nothing, or a list separated by commas, each {}", self.0.accepts())
+    }
+
+    fn adds_up(&self) -> bool {
+        true
+    }
+}
+
+/// A packet's mark, decimal or with `0x` hexadecimal.
+pub struct Mark;
+
+impl Rule<u32> for Mark {
+    fn read(&self, text: &str) -> Result<u32, Rejected> {
+        let text = text.trim();
+        accepted(match text.strip_prefix("0x") {
+            Some(digits) if !digits.starts_with('+') => u32::from_str_radix(digits, 16).ok(),
+            Some(_) => None,
+            None => text.parse().ok(),
+        })
+    }
+
+    fn accepts(&self) -> String {
+        "a number of 32 bits, decimal or with 0x hexadecimal".to_owned()
+    }
+}
+
 /// A path. Relative ones start at the working directory.
 pub struct AnyPath;
 
@@ -216,6 +269,21 @@ impl Rule<PathBuf> for ReadableFile {
 fn check_readable(path: &Path) -> io::Result<()> {
     let metadata = File::open(path)?.metadata()?;
     if metadata.is_dir() { Err(io::ErrorKind::IsADirectory.into()) } else { Ok(()) }
+}
+
+/// The path of a file that holds a secret now.
+pub struct SecretFile;
+
+impl Rule<PathBuf> for SecretFile {
+    fn read(&self, text: &str) -> Result<PathBuf, Rejected> {
+        let path = AbsolutePath.read(text)?;
+        secrets::read(&path).map_err(Rejected::Unreadable)?;
+        Ok(path)
+    }
+
+    fn accepts(&self) -> String {
+        "the absolute path of a readable file that is not empty".to_owned()
+    }
 }
 
 /// A file name without a directory.
@@ -294,6 +362,30 @@ mod tests {
     fn seconds_may_have_fractions_but_are_finite() {
         let good = [("0.5", Duration::from_millis(500)), ("60", Duration::from_mins(1))];
         check(&Seconds(0.5..=60.0), &good, &["0.49", "60.01", "", "inf", "NaN", "-1", "5s"]);
+    }
+
+    #[test]
+    fn a_time_that_was_meant_for_another_program_is_fitted() {
+        let rule = Seconds(32.0..=600.0);
+        for (text, want) in [
+            ("20", Some("32")),
+            ("32.5", Some("32.5")),
+            ("1000", Some("600")),
+            ("-1", Some("32")),
+            ("inf", None),
+            ("x", None),
+        ] {
+            assert_eq!(rule.fit(text).as_deref(), want, "{text}");
+        }
+    }
+
+    #[test]
+    fn marks_read_as_neutron_writes_them() {
+        check(
+            &Mark,
+            &[("0x1", 1), ("16", 16), ("0xffffffff", u32::MAX)],
+            &["", "0x", "0x+1", "x1", "0x100000000"],
+        );
     }
 
     #[test]

@@ -1,3 +1,4 @@
+use std::fmt::Write as _;
 use std::fs;
 use std::num::NonZero;
 use std::time::Duration;
@@ -67,10 +68,14 @@ impl Site {
     }
 }
 
+fn endpoints(config: &Config) -> Vec<String> {
+    config.nova_endpoints().map(|endpoint| endpoint.to_string()).collect()
+}
+
 #[test]
 fn nothing_given_means_the_defaults() {
     let config = Site::new().load().unwrap();
-    assert_eq!(config.nova_endpoint().to_string(), "http://127.0.0.1:8775");
+    assert_eq!(endpoints(&config), ["http://127.0.0.1:8775"]);
     assert_eq!(config.client_identity(), None);
     assert_eq!((config.metadata_workers, config.metadata_backlog, config.debug), (None, 4096, false));
     assert_eq!(config.libvirt_dir.as_deref(), Some(Path::new("/run/libvirt/qemu")));
@@ -89,6 +94,22 @@ fn nothing_given_means_the_defaults() {
     assert_eq!(config.settings().len(), OPTIONS.len());
     assert!(config.settings().iter().all(|setting| setting.origin == Origin::Default));
     assert_eq!(config.warnings(), [ConfigWarning::EmptySecret]);
+    assert!(config.notices().is_empty());
+    assert_eq!(config.metadata_proxy_socket, Path::new("/var/lib/neutron/metadata_proxy"));
+    assert_eq!(
+        (config.rate_limit_enabled, config.rate_limit_ip_versions.as_slice()),
+        (false, &[IpVersion::V4][..])
+    );
+    assert_eq!(
+        (config.metadata_port, config.metadata_access_mark, config.enable_metadata_proxy),
+        (9697, 1, true)
+    );
+    assert_eq!(
+        config.ovn_sb_connection.iter().map(ToString::to_string).collect::<Vec<_>>(),
+        ["tcp:127.0.0.1:6642"]
+    );
+    assert_eq!(config.guest_write_timeout, Duration::from_secs(32));
+    assert!(!config.host_name().is_empty());
 }
 
 #[test]
@@ -107,10 +128,37 @@ fn flag_beats_environment_beats_file_beats_default() {
 
 #[test]
 fn every_option_can_be_set_by_its_variable() {
-    for spec in OPTIONS {
-        let site = Site::new().env(&spec.env(), spec.default);
-        let config = site.load().unwrap_or_else(|faults| panic!("{}: {faults}", spec.name));
-        assert_eq!(config.origin(spec.name), Some(&Origin::Env { var: spec.env() }), "{}", spec.name);
+    let defaults = Site::new().load().unwrap();
+    for (spec, default) in OPTIONS.iter().zip(defaults.settings()) {
+        let value = if spec.is_secret() { "" } else { &default.value };
+        let site = Site::new().env(&spec.env(), value);
+        let config = site.load().unwrap_or_else(|faults| panic!("{}: {faults}", spec.key));
+        assert_eq!(config.origin(spec.key), Some(&Origin::Env { var: spec.env() }), "{}", spec.key);
+    }
+}
+
+#[test]
+fn every_option_can_be_set_in_each_of_its_places_and_the_first_place_wins() {
+    let defaults = Site::new().load().unwrap();
+    for (spec, default) in OPTIONS.iter().zip(defaults.settings()) {
+        let value = if spec.is_secret() { "" } else { &default.value };
+        let mut ini = String::new();
+        for (line, (group, name)) in spec.places().collect::<Vec<_>>().into_iter().rev().enumerate() {
+            writeln!(ini, "[{group}]\n{name} = {value}").unwrap();
+            let site = Site::new().file("a.ini", &ini);
+            let config = site.load().unwrap_or_else(|faults| panic!("{}: {faults}", spec.key));
+            let (path, line) = (site.path("a.ini"), 2 * line + 2);
+            let want = if (group, name) == (spec.group, spec.name) {
+                Origin::File { path, line }
+            } else {
+                Origin::Fallback { group, name, path, line }
+            };
+            assert_eq!(config.origin(spec.key), Some(&want));
+            assert_eq!(
+                config.settings().iter().find(|one| one.key == spec.key).unwrap().value,
+                default.value
+            );
+        }
     }
 }
 
@@ -179,7 +227,7 @@ fn all_faults_are_reported_at_once_each_with_its_place_and_what_is_accepted() {
             "/a.ini:3: neither `=` nor `:` in what should be `option = value`",
             "cannot read configuration /gone.ini: No such file or directory (os error 2)",
             "cannot read configuration /gone.d: No such file or directory (os error 2)",
-            "nova_metadata_host: \"http://nova\" is not accepted (/a.ini:2); accepted is a host name, an IPv4 address or an IPv6 address",
+            "nova_metadata_host: \"http://nova\" is not accepted (/a.ini:2); accepted is a list separated by commas, each a host name, an IPv4 address or an IPv6 address",
             "auth_ca_cert: cannot read \"/nonexistent/ca\" (/a.ini:4): No such file or directory (os error 2); accepted is the path of a readable file, or nothing for the system's own",
             "libvirt_dir: `$nope` names no option; a dollar sign itself is written `$$` (/a.ini:7)",
             "guest_link_kinds: \"tun,bridge\" is not accepted (--guest-link-kinds); accepted is a list separated by commas, each one of tun, veth",
@@ -251,6 +299,11 @@ fn no_fault_shows_the_secret() {
         Site::new()
             .file("a", format!("{}x = $metadata_proxy_shared_secret\nauth_ca_cert = /$x\n", secret(SECRET))),
         Site::new().file("a", format!("[DEFAULT]\npassword = {SECRET}\nnova_metadata_host = $password/\n")),
+        Site::new().file("a", format!("[METADATA]\nmetadata_proxy_shared_secret = pa${}", SECRET.replace('-', "_"))),
+        Site::new().file(
+            "a",
+            format!("[metadata]\nmetadata_proxy_shared_secret = {SECRET}\n[DEFAULT]\nhost = ${{METADATA.metadata_proxy_shared_secret}}\n"),
+        ),
         Site::new().file("a", "[DEFAULT]\npassword = a$hunter2_xyzzy\nnova_metadata_host = $password\n"),
         Site::new().file("a", format!("[DEFAULT]\nmetadata_proxy_shared_secret {SECRET}\n")),
         Site::new().file("a", format!("metadata_proxy_shared_secret = {SECRET}\n")),
@@ -279,4 +332,160 @@ proptest! {
     fn no_file_makes_it_panic(text in "(\\[DEFAULT\\]|\\[metadata_agent\\])\n((nova_metadata_host|portal_mtu|guest_interfaces|identity_hold)=[ -~\u{e9}]{0,12}\n){0,4}") {
         let _ = Site::new().file("a.ini", text).load();
     }
+}
+
+#[test]
+fn of_several_hosts_each_is_an_endpoint() {
+    let ini = "[DEFAULT]\nnova_metadata_host = nova-1, [fd00::1] ,192.0.2.1\nnova_metadata_port = 80\n";
+    let config = Site::new().file("a.ini", ini).load().unwrap();
+    assert_eq!(endpoints(&config), ["http://nova-1:80", "http://[fd00::1]:80", "http://192.0.2.1:80"]);
+    let faults = Site::new().file("a.ini", "[DEFAULT]\nnova_metadata_host = nova-1,,nova-2\n").faults();
+    assert_eq!(faults.len(), 1, "{faults:?}");
+}
+
+#[test]
+fn of_lists_the_last_counts_but_where_all_do() {
+    let site = Site::new().write("one", "1").write("two", "2").write("three", "3");
+    let [one, two, three] = ["one", "two", "three"].map(|name| site.path(name));
+    let lines = |files: [&str; 2]| {
+        let files = files.map(|file| format!("shared_secret_files = {file}\n"));
+        format!("[metadata_agent]\n{}guest_interfaces = tap*\n", files.concat())
+    };
+    let first = lines([&format!("{}, {},", one.display(), two.display()), ""]);
+    let site = site.file("a.ini", format!("[x]\ndir = /\n{first}guest_interfaces = eth0,eth1\n"));
+    let site = site.file("b.ini", format!("[metadata_agent]\nshared_secret_files = {}\n", three.display()));
+    let config = site.load().unwrap();
+    assert_eq!(config.shared_secret_files, [one.clone(), two, three]);
+    assert_eq!(config.guest_interfaces.len(), 2);
+    let (a, b) = (site.path("a.ini"), site.path("b.ini"));
+    let origin = config.origin("shared_secret_files").unwrap();
+    assert_eq!(origin.to_string(), format!("{0}:4, {0}:5, {1}:2", a.display(), b.display()));
+    assert_eq!(config.warnings(), [], "an empty metadata_proxy_shared_secret does not matter then");
+
+    let site = site.env("METADATA_AGENT_SHARED_SECRET_FILES", one.as_os_str());
+    assert_eq!(site.load().unwrap().shared_secret_files, [one], "the environment adds nothing, it wins");
+}
+
+#[test]
+fn a_secret_file_must_hold_a_secret() {
+    let site = Site::new().write("empty", "");
+    let path = site.path("empty");
+    let faults = site.env("METADATA_AGENT_SHARED_SECRET_FILES", path).faults();
+    assert!(faults[0].contains("\"/empty\"") && faults[0].contains("it is empty"), "{faults:?}");
+}
+
+#[test]
+fn the_ovs_agents_group_is_asked_where_default_says_nothing() {
+    let ini = format!(
+        "[METADATA]\nnova_metadata_host = $region-nova\nregion = eu\nnova_metadata_port = 1\n\
+         metadata_proxy_shared_secret = {SECRET}\nprovider_cidr = 240.0.0.0/16\n[DEFAULT]\nnova_metadata_port = 2\n"
+    );
+    let site = Site::new().file("a.ini", ini);
+    let config = site.load().unwrap();
+    assert_eq!(endpoints(&config), ["http://eu-nova:2"]);
+    assert_eq!(config.metadata_proxy_shared_secret.expose_secret(), SECRET);
+    let path = site.path("a.ini").display().to_string();
+    let origin = config.origin("nova_metadata_host").unwrap().to_string();
+    assert_eq!(origin, format!("{path}:2, [metadata] nova_metadata_host"));
+    let notices: Vec<_> = config.notices().iter().map(ToString::to_string).collect();
+    assert_eq!(
+        notices,
+        [format!(
+            "[METADATA] provider_cidr ({path}:6) has no effect: guests are told apart by their interface, \
+             without addresses of a provider network"
+        )]
+    );
+    let config = site.env("METADATA_AGENT_NOVA_METADATA_HOST", "other").load().unwrap();
+    assert_eq!(endpoints(&config), ["http://other:2"]);
+}
+
+#[test]
+fn haproxys_timeouts_stand_for_ours_unless_ours_are_set() {
+    let ini = "[metadata_haproxy]\ntimeout_connect = 30\ntimeout_client = 33\ntimeout_server = 20\n\
+               timeout_http_request = 31\ntimeout_http_keep_alive = 34\n";
+    let site = Site::new().file("a.ini", ini);
+    let config = site.load().unwrap();
+    let times = |config: &Config| {
+        [
+            config.nova_connect_timeout,
+            config.guest_write_timeout,
+            config.nova_response_timeout,
+            config.request_head_timeout,
+            config.keep_alive_timeout,
+        ]
+        .map(|time| time.as_secs())
+    };
+    assert_eq!(times(&config), [30, 33, 32, 31, 34]);
+    let notice = config.notices()[0].to_string();
+    assert_eq!(config.notices().len(), 1, "{:?}", config.notices());
+    let path = site.path("a.ini").display().to_string();
+    assert!(notice.contains(&format!("{path}:4, [metadata_haproxy] timeout_server")), "{notice}");
+    assert!(notice.ends_with("stands for nova_response_timeout, which becomes 32"), "{notice}");
+    let ours = "[metadata_agent]\nnova_connect_timeout = 1\nguest_write_timeout = 2\nnova_response_timeout = 40\n\
+                request_head_timeout = 3\nkeep_alive_timeout = 4\n";
+    let config = site.file("b.ini", ours).load().unwrap();
+    assert_eq!((times(&config), config.notices().len()), ([1, 2, 40, 3, 4], 0));
+    let faults = Site::new().file("a.ini", "[metadata_haproxy]\ntimeout_client = soon\n").faults();
+    assert!(faults[0].starts_with("guest_write_timeout: \"soon\" is not accepted"), "{faults:?}");
+}
+
+#[test]
+fn what_has_no_effect_is_named_once_where_it_is_set() {
+    let ini = "[DEFAULT]\ntransport_url = rabbit://neutron:hunter2-xyzzy@mq\nlog_file = a\nlog_file = b\n\
+               rpc_response_max_timeout = 600\nnova_metadata_ip = 10.0.0.1\nmetadata_proxy_user = nobody\n\
+               metadata_proxy_socket_mode = group\ncore_plugin = ml2\n\
+               [AGENT]\nkill_scripts_path = /x\ncheck_child_processes_interval = 60\nreport_interval = 15\n\
+               [cache]\nenabled = true\nbackend = x\n[metadata_rate_limiting]\nrate_limit_enabled = true\n";
+    let site = Site::new().file("a.ini", ini);
+    let config = site.load().unwrap();
+    assert_eq!(
+        (config.metadata_proxy_socket_mode, config.report_interval.as_secs()),
+        (SocketMode::Group, 15)
+    );
+    let named: Vec<_> = config.notices().iter().map(|n| (n.group, n.name, n.is_warning())).collect();
+    assert_eq!(
+        named,
+        [
+            ("DEFAULT", "transport_url", false),
+            ("DEFAULT", "rpc_response_max_timeout", false),
+            ("DEFAULT", "metadata_proxy_user", false),
+            ("DEFAULT", "log_file", false),
+            ("AGENT", "check_child_processes_interval", false),
+            ("AGENT", "kill_scripts_path", false),
+            ("cache", "*", false),
+            ("DEFAULT", "nova_metadata_ip", true),
+            ("DEFAULT", "metadata_proxy_socket_mode", true),
+            ("agent", "report_interval", true),
+            ("metadata_rate_limiting", "rate_limit_enabled", true),
+        ]
+    );
+    let json = serde_json::to_value(config.notices()).unwrap();
+    let path = site.path("a.ini").display().to_string();
+    assert_eq!(json[3]["origin"], format!("{path}:4"), "the assignment that would win");
+    assert_eq!((&json[3]["effect"], &json[7]["effect"]), (&"none".into(), &"replaced".into()));
+    let shown = format!("{json} {:?}", config.notices());
+    assert!(!shown.contains("hunter2"), "{shown}");
+    let off =
+        Site::new().file("a.ini", "[metadata_rate_limiting]\nrate_limit_enabled = no\n").load().unwrap();
+    assert!(off.notices().is_empty());
+}
+
+#[test]
+fn options_of_later_features_are_checked_already() {
+    let ini = "[DEFAULT]\nhost = cmp-1\nmetadata_proxy_socket_mode = some\nmetadata_access_mark = 0xg\n\
+               [OVN]\novn_sb_connection = ssl:[fd00::1]:6642,tcp:sb:6642\novsdb_probe_interval = -1\n\
+               [metadata_rate_limiting]\nip_versions = 4,5\nbase_query_rate_limit = 0\n";
+    let site = Site::new().file("a.ini", ini);
+    let faults: Vec<_> =
+        site.faults().iter().map(|fault| fault.split(':').next().unwrap().to_owned()).collect();
+    assert_eq!(
+        faults,
+        [
+            "metadata_proxy_socket_mode",
+            "metadata_access_mark",
+            "ip_versions",
+            "base_query_rate_limit",
+            "ovsdb_probe_interval"
+        ]
+    );
 }

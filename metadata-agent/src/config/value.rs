@@ -69,6 +69,26 @@ words! {
         Veth = "veth",
     }
 
+    /// Who may use a unix socket.
+    SocketMode {
+        /// Whoever has to, by the users that are configured.
+        Deduce = "deduce",
+        /// Its owner.
+        User = "user",
+        /// Its owner and its group.
+        Group = "group",
+        /// Everybody.
+        All = "all",
+    }
+
+    /// A version of IP.
+    IpVersion {
+        /// IPv4.
+        V4 = "4",
+        /// IPv6.
+        V6 = "6",
+    }
+
     /// What log lines look like.
     LogFormat {
         /// For people.

@@ -1,0 +1,177 @@
+//! What an operator set that has not the effect it has in Neutron, each with the reason.
+//!
+//! In: the files and the options read from them. Out: a [`Notice`] for each such option that somebody set, to be logged
+//! once. Nothing here is a fault: Neutron's files are meant to be used as they are.
+
+use std::fmt;
+
+use serde::Serialize;
+
+use super::options::Config;
+use super::raw::{DEFAULT, RawConfig};
+use super::resolved::{Origin, origin_of};
+
+/// An option that somebody set, and what becomes of it.
+#[derive(Clone, Debug, Serialize)]
+pub struct Notice {
+    /// The section.
+    pub group: &'static str,
+    /// The option, or `*` for all of the section.
+    pub name: &'static str,
+    /// Where it is set.
+    pub origin: Origin,
+    /// What becomes of it.
+    #[serde(flatten)]
+    pub effect: Effect,
+}
+
+/// What becomes of an option.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case", tag = "effect")]
+pub enum Effect {
+    /// It has no effect, because what it was for is not there.
+    None {
+        /// What it was for.
+        reason: &'static str,
+    },
+    /// It is read but not obeyed yet.
+    NotYet {
+        /// What is missing.
+        reason: &'static str,
+    },
+    /// Neutron removed it; another one has its meaning.
+    Replaced {
+        /// The other one.
+        by: &'static str,
+    },
+    /// Its value stands for one of ours, whose bounds are narrower.
+    Fitted {
+        /// Ours.
+        key: &'static str,
+        /// What ours became.
+        value: String,
+    },
+}
+
+impl Notice {
+    /// Whether an operator should change something.
+    #[must_use]
+    pub fn is_warning(&self) -> bool {
+        match self.effect {
+            Effect::NotYet { .. } | Effect::Replaced { .. } => true,
+            Effect::None { .. } | Effect::Fitted { .. } => false,
+        }
+    }
+}
+
+impl fmt::Display for Notice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "[{}] {} ({}) ", self.group, self.name, self.origin)?;
+        match &self.effect {
+            Effect::None { reason } => write!(f, "has no effect: {reason}"),
+            Effect::NotYet { reason } => write!(f, "is not obeyed yet: {reason}"),
+            Effect::Replaced { by } => write!(f, "was removed from Neutron and has no effect; set {by}"),
+            Effect::Fitted { key, value } => write!(f, "stands for {key}, which becomes {value}"),
+        }
+    }
+}
+
+/// What Neutron's options of one kind were for.
+struct Spent {
+    group: &'static str,
+    names: &'static [&'static str],
+    reason: &'static str,
+}
+
+const NO_RPC: &str = "the agent asks Neutron nothing over RPC";
+const NO_CHILDREN: &str = "there are no child processes to look after";
+const NO_HAPROXY: &str = "there is no haproxy whose rights it would limit";
+const STDERR: &str = "log lines go to stderr; log_format and RUST_LOG govern them";
+const NO_PROVIDER: &str = "guests are told apart by their interface, without addresses of a provider network";
+
+static SPENT: &[Spent] = &[
+    Spent {
+        group: DEFAULT,
+        names: &[
+            "transport_url",
+            "rpc_response_timeout",
+            "rpc_response_max_timeout",
+            "rpc_conn_pool_size",
+            "executor_thread_pool_size",
+            "control_exchange",
+        ],
+        reason: NO_RPC,
+    },
+    Spent { group: DEFAULT, names: &["metadata_proxy_user", "metadata_proxy_group"], reason: NO_HAPROXY },
+    Spent {
+        group: DEFAULT,
+        names: &[
+            "log_file",
+            "log_dir",
+            "log_config_append",
+            "use_syslog",
+            "use_journal",
+            "use_eventlog",
+            "use_json",
+            "use_stderr",
+            "syslog_log_facility",
+            "watch_log_file",
+            "default_log_levels",
+        ],
+        reason: STDERR,
+    },
+    Spent {
+        group: "AGENT",
+        names: &["check_child_processes_interval", "check_child_processes_action", "kill_scripts_path"],
+        reason: NO_CHILDREN,
+    },
+    Spent {
+        group: "METADATA",
+        names: &["provider_cidr", "provider_vlan_id", "provider_base_mac", "host_proxy_listen_port"],
+        reason: NO_PROVIDER,
+    },
+];
+
+/// Options without a feature so far, by their keys. What is left at the default is not worth a line.
+static NOT_YET: &[(&str, &str)] = &[
+    ("metadata_proxy_socket", "haproxies that still run are not answered"),
+    ("metadata_proxy_socket_mode", "metadata_proxy_socket is not served"),
+    ("report_interval", "the agent does not report to Neutron"),
+    ("log_agent_heartbeats", "the agent does not report to Neutron"),
+    ("ovn_sb_connection", "OVN's Southbound database is not asked"),
+];
+
+/// Of the limit as it is in Neutron even the defaults are below what one boot asks for.
+const RATE_LIMIT: &str = "requests are not counted; syn_rate_limit limits connections";
+
+/// Everything worth a line.
+pub(super) fn of(raw: &RawConfig, config: &Config) -> Vec<Notice> {
+    let mut notices = Vec::new();
+    for Spent { group, names, reason } in SPENT {
+        for name in *names {
+            if let Some(assignment) = raw.last(group, name) {
+                let origin = origin_of(assignment);
+                notices.push(Notice { group, name, origin, effect: Effect::None { reason } });
+            }
+        }
+    }
+    if let Some(assignment) = raw.any("cache") {
+        let effect = Effect::None { reason: "nothing is cached; neither does Neutron use it" };
+        notices.push(Notice { group: "cache", name: "*", origin: origin_of(assignment), effect });
+    }
+    for group in [DEFAULT, "METADATA"] {
+        if let Some(assignment) = raw.last(group, "nova_metadata_ip") {
+            let effect = Effect::Replaced { by: "nova_metadata_host" };
+            notices.push(Notice { group, name: "nova_metadata_ip", origin: origin_of(assignment), effect });
+        }
+    }
+    let rate_limit = config.rate_limit_enabled.then_some(("rate_limit_enabled", RATE_LIMIT));
+    for (key, reason) in NOT_YET.iter().copied().chain(rate_limit) {
+        let setting = config.settings().iter().find(|setting| setting.key == key);
+        if let Some(setting) = setting.filter(|setting| setting.origin != Origin::Default) {
+            let (group, name, origin) = (setting.group, setting.name, setting.origin.clone());
+            notices.push(Notice { group, name, origin, effect: Effect::NotYet { reason } });
+        }
+    }
+    notices
+}

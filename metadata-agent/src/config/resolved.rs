@@ -265,12 +265,14 @@ impl<'a> Resolver<'a> {
         let (written, origin) = self.written(option, rule.adds_up())?;
         let text = self.expanded(option, &written, &origin)?;
         let mut outcome = rule.read(&text).map(|value| (value, text.clone()));
-        if let (Err(Rejected::NotAccepted), Origin::Fallback { group, name, .. }) = (&outcome, &origin)
+        if let (Err(Rejected::NotAccepted), Origin::Fallback { group, name, path, line }) =
+            (&outcome, &origin)
             && let Some(fitted) = rule.fit(&text)
         {
             outcome = rule.read(&fitted).map(|value| (value, fitted.clone()));
             let effect = Effect::Fitted { key: option.key, value: fitted };
-            self.notices.push(Notice { group, name, origin: origin.clone(), effect });
+            let origin = Origin::File { path: path.clone(), line: *line };
+            self.notices.push(Notice { group, name, origin, effect });
         }
         let written = || if option.is_secret() { "(hidden)".to_owned() } else { written.join(",") };
         match outcome {

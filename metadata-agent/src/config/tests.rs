@@ -419,8 +419,12 @@ fn haproxys_timeouts_stand_for_ours_unless_ours_are_set() {
     let notice = config.notices()[0].to_string();
     assert_eq!(config.notices().len(), 1, "{:?}", config.notices());
     let path = site.path("a.ini").display().to_string();
-    assert!(notice.contains(&format!("{path}:4, [metadata_haproxy] timeout_server")), "{notice}");
-    assert!(notice.ends_with("stands for nova_response_timeout, which becomes 32"), "{notice}");
+    assert_eq!(
+        notice,
+        format!(
+            "[metadata_haproxy] timeout_server ({path}:4) stands for nova_response_timeout, which becomes 32"
+        )
+    );
     let ours = "[metadata_agent]\nnova_connect_timeout = 1\nguest_write_timeout = 2\nnova_response_timeout = 40\n\
                 request_head_timeout = 3\nkeep_alive_timeout = 4\n";
     let config = site.file("b.ini", ours).load().unwrap();

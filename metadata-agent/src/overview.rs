@@ -213,6 +213,12 @@ impl Collector for Gauges {
         gauge(&mut encoder, "ports", "Ports that sources know", counts.ports)?;
         gauge(
             &mut encoder,
+            "ports_incomplete",
+            "Ports of which no source knows the instance or its project yet",
+            counts.incomplete,
+        )?;
+        gauge(
+            &mut encoder,
             "ports_disputed",
             "Ports about which sources contradict each other",
             counts.disputed,

@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 use tracing::{info, warn};
 
-use super::port::{DeviceName, Event, Port, SourceKind};
+use super::port::{DeviceName, Event, Facts, SourceKind};
 use super::snapshot::{Dispute, Entry, Ownership, PortKey, Snapshot};
 use crate::ids::PortId;
 
@@ -21,13 +21,13 @@ use crate::ids::PortId;
 struct Claim {
     source: SourceKind,
     key: Arc<str>,
-    port: Arc<Port>,
+    facts: Arc<Facts>,
 }
 
 /// The state behind the snapshots.
 #[derive(Debug, Default)]
 pub(super) struct Ledger {
-    said: HashMap<(SourceKind, Arc<str>), BTreeSet<Arc<Port>>>,
+    said: HashMap<(SourceKind, Arc<str>), BTreeSet<Arc<Facts>>>,
     by_id: HashMap<PortId, BTreeSet<Claim>>,
     by_device: HashMap<DeviceName, BTreeSet<Claim>>,
     by_tap: HashMap<DeviceName, BTreeSet<PortId>>,
@@ -40,10 +40,13 @@ impl Ledger {
     /// Takes an event in. What follows from it shows after [`Self::settle`].
     pub(super) fn apply(&mut self, event: Event) {
         let origin = (event.source, Arc::from(event.key));
-        let now: BTreeSet<Arc<Port>> = event.ports.into_iter().map(Arc::new).collect();
+        let now: BTreeSet<Arc<Facts>> = event.ports.into_iter().map(Arc::new).collect();
         let before = self.said.remove(&origin).unwrap_or_default();
-        let claim =
-            |port: &Arc<Port>| Claim { source: origin.0, key: Arc::clone(&origin.1), port: Arc::clone(port) };
+        let claim = |facts: &Arc<Facts>| Claim {
+            source: origin.0,
+            key: Arc::clone(&origin.1),
+            facts: Arc::clone(facts),
+        };
         for gone in before.difference(&now) {
             self.withdraw(&claim(gone));
         }
@@ -77,41 +80,41 @@ impl Ledger {
     }
 
     fn enter(&mut self, claim: Claim) {
-        self.touch(&claim.port);
-        if let Some(id) = claim.port.id {
+        self.touch(&claim.facts);
+        if let Some(id) = claim.facts.id {
             self.by_tap.entry(DeviceName::tap_of(&id)).or_default().insert(id);
             self.by_id.entry(id).or_default().insert(claim.clone());
         }
-        if let Some(device) = claim.port.device.clone() {
+        if let Some(device) = claim.facts.device.clone() {
             self.by_device.entry(device).or_default().insert(claim);
         }
     }
 
     fn withdraw(&mut self, claim: &Claim) {
-        self.touch(&claim.port);
-        if let Some(id) = claim.port.id {
+        self.touch(&claim.facts);
+        if let Some(id) = claim.facts.id {
             take_out(&mut self.by_id, &id, claim);
             if !self.by_id.contains_key(&id) {
                 take_out(&mut self.by_tap, &DeviceName::tap_of(&id), &id);
             }
         }
-        if let Some(device) = &claim.port.device {
+        if let Some(device) = &claim.facts.device {
             take_out(&mut self.by_device, device, claim);
         }
     }
 
-    fn touch(&mut self, port: &Port) {
-        if let Some(id) = port.id {
+    fn touch(&mut self, facts: &Facts) {
+        if let Some(id) = facts.id {
             self.touched_ids.insert(id);
             self.touched_names.insert(DeviceName::tap_of(&id));
         }
-        self.touched_names.extend(port.device.clone());
+        self.touched_names.extend(facts.device.clone());
     }
 
     fn settle_id(&mut self, id: PortId) -> bool {
         let entry = self.by_id.get(&id).and_then(|claims| {
             let tap = DeviceName::tap_of(&id);
-            let devices = claims.iter().filter_map(|claim| claim.port.device.as_ref());
+            let devices = claims.iter().filter_map(|claim| claim.facts.device.as_ref());
             let names: BTreeSet<&DeviceName> = devices.chain([&tap]).collect();
             let answered = names.into_iter().filter(|name| self.ids_at(name).contains(&id));
             let nameless = answered.flat_map(|name| self.nameless_at(name));
@@ -143,11 +146,11 @@ impl Ledger {
     }
 
     fn placed_at(&self, name: &DeviceName) -> impl Iterator<Item = PortId> {
-        self.by_device.get(name).into_iter().flatten().filter_map(|claim| claim.port.id)
+        self.by_device.get(name).into_iter().flatten().filter_map(|claim| claim.facts.id)
     }
 
     fn nameless_at(&self, name: &DeviceName) -> impl Iterator<Item = &Claim> {
-        self.by_device.get(name).into_iter().flatten().filter(|claim| claim.port.id.is_none())
+        self.by_device.get(name).into_iter().flatten().filter(|claim| claim.facts.id.is_none())
     }
 
     fn set_entry(&mut self, key: &PortKey, entry: Option<Entry>) -> bool {
@@ -161,54 +164,49 @@ impl Ledger {
             (Some(Entry::Disputed(_)), _) => {
                 info!(port = ?key, "sources no longer disagree whose port this is");
             }
-            (Some(Entry::Agreed(_)) | None, Some(Entry::Agreed(_)) | None) => {}
+            (
+                Some(Entry::Agreed(_) | Entry::Incomplete(_)) | None,
+                Some(Entry::Agreed(_) | Entry::Incomplete(_)) | None,
+            ) => {}
         }
         true
     }
 
     fn count(&mut self, before: Option<&Entry>, after: Option<&Entry>) {
         let counts = &mut self.snapshot.counts;
-        match before {
-            Some(Entry::Agreed(_)) => counts.ports -= 1,
-            Some(Entry::Disputed(_)) => counts.disputed -= 1,
-            None => {}
+        if let Some(entry) = before {
+            *counts.of(entry) -= 1;
         }
-        match after {
-            Some(Entry::Agreed(_)) => counts.ports += 1,
-            Some(Entry::Disputed(_)) => counts.disputed += 1,
-            None => {}
+        if let Some(entry) = after {
+            *counts.of(entry) += 1;
         }
     }
 }
 
 /// Makes one entry of the claims about one port, the most trusted first; `None` of no claim.
 fn combine(claims: &BTreeSet<&Claim>) -> Option<Entry> {
-    let mut ports = claims.iter().map(|claim| &claim.port);
-    let mut port = Port::clone(ports.next()?);
+    let mut rest = claims.iter();
+    let mut facts = Facts::clone(&rest.next()?.facts);
     let mut agreed = true;
-    for other in ports {
-        agreed &= (other.instance, &other.project) == (port.instance, &port.project);
-        port.id = port.id.or(other.id);
-        port.device = port.device.or_else(|| other.device.clone());
-        port.network = port.network.or(other.network);
-        port.mac = port.mac.or(other.mac);
-        if port.fixed_ips.is_empty() {
-            port.fixed_ips.clone_from(&other.fixed_ips);
-        }
-        if port.allowed_addresses.is_empty() {
-            port.allowed_addresses.clone_from(&other.allowed_addresses);
-        }
+    for claim in rest {
+        agreed &= facts.complete_with(&claim.facts);
     }
     if agreed {
-        return Some(Entry::Agreed(Arc::new(port)));
+        return Some(match facts.port() {
+            Some(port) => Entry::Agreed(Arc::new(port)),
+            None => Entry::Incomplete(Arc::new(facts)),
+        });
     }
-    let claims = claims.iter().map(|claim| Ownership {
-        source: claim.source,
-        key: claim.key.as_ref().to_owned(),
-        instance: claim.port.instance,
-        project: claim.port.project.clone(),
+    let claims = claims.iter().filter_map(|claim| {
+        let tenant = claim.facts.tenant.as_ref()?;
+        Some(Ownership {
+            source: claim.source,
+            key: claim.key.as_ref().to_owned(),
+            instance: tenant.instance,
+            project: tenant.project.clone(),
+        })
     });
-    Some(Entry::Disputed(Arc::new(Dispute { id: port.id, device: port.device, claims: claims.collect() })))
+    Some(Entry::Disputed(Arc::new(Dispute { id: facts.id, device: facts.device, claims: claims.collect() })))
 }
 
 fn take_out<K: Hash + Eq, V: Ord>(map: &mut HashMap<K, BTreeSet<V>>, key: &K, value: &V) {

@@ -4,8 +4,10 @@
 //! immutable [`Snapshot`] that any number of readers load without waiting. What the snapshot says is a function
 //! of the last event of each key of each source: the order in which they came is of no consequence.
 //!
-//! A port on which sources agree is known. A port whose instance or project is disputed, or a device that
-//! several ports fit equally well, is a conflict, and is never guessed. Nothing here is remembered past the event
+//! What a source says of a port may be any part of it: a port is known once its instance and its project are known
+//! from the sources together, and unknown until then. A project counts only from a source that names the same
+//! instance. A port whose instance or project is disputed, or a device that several ports fit equally well, is a
+//! conflict, and is never guessed. Nothing here is remembered past the event
 //! that withdraws it, so an address or a device that passes to another instance cannot bring back the old one.
 //!
 //! This module knows nothing of where events come from, nor of who asks.
@@ -22,7 +24,7 @@ use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use ledger::Ledger;
-pub use port::{DeviceName, DeviceNameError, Event, Port, SourceKind};
+pub use port::{DeviceName, DeviceNameError, Event, Facts, Port, SourceKind, Tenant};
 pub use snapshot::{Counts, Dispute, Entry, Ownership, PortKey, Resolution, Snapshot};
 
 /// Events that are folded before the outcome is published, at most.

@@ -80,25 +80,108 @@ impl fmt::Debug for DeviceName {
     }
 }
 
-/// A port of an instance. Whose it is, is always known; a source that cannot tell says nothing.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+/// A port of an instance. Whose it is, is always known.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Port {
-    /// Neutron's id. `None` if the source knows the port by its device alone.
+    /// Neutron's id. `None` if the port is known by its device alone.
     pub id: Option<PortId>,
-    /// The kernel interface, where the source knows it.
+    /// The kernel interface, where a source knows it.
     pub device: Option<DeviceName>,
     /// The instance behind the port.
     pub instance: InstanceId,
     /// The project that owns the instance.
     pub project: ProjectId,
-    /// The network of the port, where the source knows it.
+    /// The network of the port, where a source knows it.
     pub network: Option<NetworkId>,
-    /// The guest's MAC address, where the source knows it.
+    /// The guest's MAC address, where a source knows it.
+    pub mac: Option<MacAddress>,
+    /// The port's own addresses; empty where no source knows them.
+    pub fixed_ips: Vec<IpAddr>,
+    /// Further addresses that the guest may send from (Neutron's allowed-address-pairs).
+    pub allowed_addresses: Vec<IpAddr>,
+}
+
+/// What one source says of a port: as much as it knows. Facts with neither id nor device are of no port.
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+pub struct Facts {
+    /// Neutron's id.
+    pub id: Option<PortId>,
+    /// The kernel interface.
+    pub device: Option<DeviceName>,
+    /// Whose it is.
+    pub tenant: Option<Tenant>,
+    /// The network of the port.
+    pub network: Option<NetworkId>,
+    /// The guest's MAC address.
     pub mac: Option<MacAddress>,
     /// The port's own addresses; empty where the source does not know them.
     pub fixed_ips: Vec<IpAddr>,
     /// Further addresses that the guest may send from (Neutron's allowed-address-pairs).
     pub allowed_addresses: Vec<IpAddr>,
+}
+
+/// The instance behind a port. The project is the instance's, so nobody can tell it who does not name the instance.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+pub struct Tenant {
+    /// The instance.
+    pub instance: InstanceId,
+    /// The project that owns it, where the source knows it.
+    pub project: Option<ProjectId>,
+}
+
+impl Facts {
+    /// Takes over what is not known yet. Whether both may speak of one tenant.
+    pub(super) fn complete_with(&mut self, other: &Self) -> bool {
+        self.id = self.id.or(other.id);
+        self.network = self.network.or(other.network);
+        self.mac = self.mac.or(other.mac);
+        if self.device.is_none() {
+            self.device.clone_from(&other.device);
+        }
+        if self.fixed_ips.is_empty() {
+            self.fixed_ips.clone_from(&other.fixed_ips);
+        }
+        if self.allowed_addresses.is_empty() {
+            self.allowed_addresses.clone_from(&other.allowed_addresses);
+        }
+        match (&mut self.tenant, &other.tenant) {
+            (_, None) => true,
+            (tenant @ None, Some(_)) => {
+                tenant.clone_from(&other.tenant);
+                true
+            }
+            (Some(ours), Some(theirs)) if ours.instance != theirs.instance => false,
+            (Some(ours), Some(theirs)) => {
+                if ours.project.is_none() {
+                    ours.project.clone_from(&theirs.project);
+                }
+                theirs.project.is_none() || ours.project == theirs.project
+            }
+        }
+    }
+
+    /// The port, if it is known whose it is.
+    pub(super) fn port(&self) -> Option<Port> {
+        let Tenant { instance, project } = self.tenant.as_ref()?;
+        Some(Port {
+            id: self.id,
+            device: self.device.clone(),
+            instance: *instance,
+            project: project.clone()?,
+            network: self.network,
+            mac: self.mac,
+            fixed_ips: self.fixed_ips.clone(),
+            allowed_addresses: self.allowed_addresses.clone(),
+        })
+    }
+}
+
+impl From<Port> for Facts {
+    fn from(port: Port) -> Self {
+        let Port { id, device, instance, project, network, mac, fixed_ips, allowed_addresses } = port;
+        let tenant = Some(Tenant { instance, project: Some(project) });
+        Self { id, device, tenant, network, mac, fixed_ips, allowed_addresses }
+    }
 }
 
 /// Who says it. The order of the variants is the order of trust: where sources differ on a field, the first
@@ -108,19 +191,22 @@ pub struct Port {
 pub enum SourceKind {
     /// The file that the operator writes.
     StaticFile,
+    /// The database of the host's Open vSwitch.
+    Ovsdb,
     /// The XML of the domains that libvirt runs.
     Libvirt,
 }
 
 impl SourceKind {
     /// Every source, the most trusted first.
-    pub const ALL: &'static [Self] = &[Self::StaticFile, Self::Libvirt];
+    pub const ALL: &'static [Self] = &[Self::StaticFile, Self::Ovsdb, Self::Libvirt];
 
     /// The label in metrics and in `status`.
     #[must_use]
     pub const fn label(self) -> &'static str {
         match self {
             Self::StaticFile => "static_file",
+            Self::Ovsdb => "ovsdb",
             Self::Libvirt => "libvirt",
         }
     }
@@ -132,7 +218,7 @@ impl fmt::Display for SourceKind {
     }
 }
 
-/// All that a source knows under one key (a file, a domain) is now this.
+/// All that a source knows under one key (a file, a domain, a row) is now this.
 ///
 /// An event replaces what the source said under that key before, so per key the last one holds, and between
 /// keys and between sources the order is of no consequence.
@@ -143,7 +229,7 @@ pub struct Event {
     /// About what, in the source's own terms.
     pub key: String,
     /// What is so now; empty when the key is gone.
-    pub ports: Vec<Port>,
+    pub ports: Vec<Facts>,
 }
 
 #[cfg(test)]

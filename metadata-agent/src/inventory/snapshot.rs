@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use serde::{Serialize, Serializer};
 
-use super::port::{DeviceName, Port, SourceKind};
+use super::port::{DeviceName, Facts, Port, SourceKind};
 use super::shards::Shards;
 use crate::ids::{InstanceId, MacAddress, PortId, ProjectId};
 
@@ -23,6 +23,8 @@ pub enum PortKey {
 pub enum Entry {
     /// They agree whose it is; the other fields come from the most trusted source that knows them.
     Agreed(#[serde(serialize_with = "pointee")] Arc<Port>),
+    /// They agree, but no source knows the instance, or none of those that name it knows its project.
+    Incomplete(#[serde(serialize_with = "pointee")] Arc<Facts>),
     /// They do not agree, so it is nobody's.
     Disputed(#[serde(serialize_with = "pointee")] Arc<Dispute>),
 }
@@ -48,7 +50,7 @@ pub struct Ownership {
     /// The instance it names.
     pub instance: InstanceId,
     /// The project it names.
-    pub project: ProjectId,
+    pub project: Option<ProjectId>,
 }
 
 /// Which port is behind a device.
@@ -56,7 +58,7 @@ pub struct Ownership {
 pub enum Resolution {
     /// This one.
     Known(Arc<Port>),
-    /// No source has said so yet.
+    /// No source has said so yet, or not all of it.
     Unknown,
     /// Sources contradict each other, or several ports fit equally well. Never guessed.
     Conflict,
@@ -67,8 +69,20 @@ pub enum Resolution {
 pub struct Counts {
     /// Ports whose owner is known.
     pub ports: usize,
+    /// Ports of which the instance or the project is still missing.
+    pub incomplete: usize,
     /// Ports whose owner is disputed.
     pub disputed: usize,
+}
+
+impl Counts {
+    pub(super) fn of(&mut self, entry: &Entry) -> &mut usize {
+        match entry {
+            Entry::Agreed(_) => &mut self.ports,
+            Entry::Incomplete(_) => &mut self.incomplete,
+            Entry::Disputed(_) => &mut self.disputed,
+        }
+    }
 }
 
 /// All that is known, at one moment. Cheap to clone.
@@ -89,21 +103,22 @@ impl Snapshot {
     #[must_use]
     pub fn resolve(&self, device: &str, link_mac: Option<MacAddress>) -> Resolution {
         let Some(keys) = self.names.get(device) else { return Resolution::Unknown };
-        let mut ports = Vec::with_capacity(keys.len());
+        let mut fitting = Vec::with_capacity(keys.len());
         for key in keys.iter() {
             match self.entries.get(key) {
-                Some(Entry::Agreed(port)) => ports.push(port),
+                Some(Entry::Agreed(port)) => fitting.push((port.mac, Resolution::Known(Arc::clone(port)))),
+                Some(Entry::Incomplete(facts)) => fitting.push((facts.mac, Resolution::Unknown)),
                 Some(Entry::Disputed(_)) => return Resolution::Conflict,
                 None => {}
             }
         }
-        if ports.len() > 1 {
-            ports.retain(|port| port.mac.zip(link_mac).is_some_and(|(guest, link)| same_guest(guest, link)));
-            if ports.len() != 1 {
+        if fitting.len() > 1 {
+            fitting.retain(|(mac, _)| mac.zip(link_mac).is_some_and(|(guest, link)| same_guest(guest, link)));
+            if fitting.len() != 1 {
                 return Resolution::Conflict;
             }
         }
-        ports.first().map_or(Resolution::Unknown, |port| Resolution::Known(Arc::clone(port)))
+        fitting.pop().map_or(Resolution::Unknown, |(_, resolution)| resolution)
     }
 
     /// Grows with every snapshot that differs from the one before.

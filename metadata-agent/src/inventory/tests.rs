@@ -1,6 +1,6 @@
 //! The inventory as its readers see it.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Instant;
 
 use proptest::prelude::*;
@@ -23,7 +23,7 @@ fn a_port_is_found_by_its_device_and_else_by_the_tap_that_nova_would_call_so() {
     assert_eq!(snapshot.resolve("tapaaaaaaaa-bb", None), known(&other));
     assert_eq!(snapshot.resolve("tapaaaaaaaa-bc", None), Resolution::Unknown);
     assert_eq!(snapshot.resolve("", None), Resolution::Unknown);
-    assert_eq!(snapshot.counts(), Counts { ports: 2, disputed: 0 });
+    assert_eq!(snapshot.counts(), Counts { ports: 2, disputed: 0, ..Counts::default() });
 }
 
 #[test]
@@ -42,7 +42,7 @@ fn a_record_without_an_id_belongs_to_the_port_that_is_placed_there_and_to_no_oth
         says(SourceKind::Libvirt, "d", [nameless]),
     ]);
     assert_eq!(snapshot.resolve(TAP, None), known(&placed));
-    assert_eq!(snapshot.counts(), Counts { ports: 2, disputed: 0 });
+    assert_eq!(snapshot.counts(), Counts { ports: 2, disputed: 0, ..Counts::default() });
 }
 
 #[test]
@@ -83,13 +83,48 @@ fn sources_are_merged_field_by_field_in_order_of_trust() {
         says(SourceKind::StaticFile, "f", [file.clone()]),
     ]);
     assert_eq!(snapshot.resolve(TAP, None), known(&merged));
-    assert_eq!(snapshot.counts(), Counts { ports: 1, disputed: 0 });
+    assert_eq!(snapshot.counts(), Counts { ports: 1, disputed: 0, ..Counts::default() });
 
     let nameless = Port { id: None, ..libvirt };
     let snapshot =
         fold([says(SourceKind::Libvirt, "d", [nameless]), says(SourceKind::StaticFile, "f", [file])]);
     assert_eq!(snapshot.resolve(TAP, None), known(&merged), "a record without an id joins by its device");
-    assert_eq!(snapshot.counts(), Counts { ports: 1, disputed: 0 });
+    assert_eq!(snapshot.counts(), Counts { ports: 1, disputed: 0, ..Counts::default() });
+}
+
+#[test]
+fn a_port_is_known_once_sources_that_name_one_instance_know_its_project() {
+    let (_, mut publisher) = Inventory::new();
+    let inventory = Arc::clone(&publisher.inventory);
+    let resolve = || inventory.load().resolve(TAP, None);
+    let incomplete = Counts { incomplete: 1, ..Counts::default() };
+    let placed = Port { device: device(TAP), ..port(Some(PORT), 1) };
+
+    publisher.publish([says(SourceKind::Ovsdb, "row", [without_project(&placed)])]);
+    assert_eq!((resolve(), inventory.load().counts()), (Resolution::Unknown, incomplete));
+    publisher.publish([says(SourceKind::Libvirt, "d", [Port { id: None, ..placed.clone() }])]);
+    assert_eq!(resolve(), known(&placed));
+
+    let elsewhere = Port { id: None, device: device("vnet7"), ..placed.clone() };
+    publisher.publish([says(SourceKind::Libvirt, "d", [elsewhere])]);
+    assert_eq!(resolve(), Resolution::Unknown, "it was said of another port");
+    publisher.publish([says(SourceKind::Libvirt, "d", [Port { device: device(TAP), ..port(None, 2) }])]);
+    assert_eq!(resolve(), Resolution::Conflict, "the project of another instance is no answer");
+    publisher.publish([silent(SourceKind::Libvirt, "d")]);
+    assert_eq!((resolve(), inventory.load().counts()), (Resolution::Unknown, incomplete));
+}
+
+#[test]
+fn a_port_that_is_not_known_yet_still_stands_in_the_way_of_its_twin() {
+    let one = Port { mac: mac("fa:16:3e:00:00:01"), ..port(Some(PORT), 1) };
+    let two = Port { mac: mac("fa:16:3e:00:00:02"), ..port(Some(TWIN), 2) };
+    let snapshot = fold([
+        says(SourceKind::Ovsdb, "a", [without_project(&one)]),
+        says(SourceKind::StaticFile, "b", [two.clone()]),
+    ]);
+    assert_eq!(snapshot.resolve(TAP, two.mac), known(&two));
+    assert_eq!(snapshot.resolve(TAP, one.mac), Resolution::Unknown);
+    assert_eq!(snapshot.resolve(TAP, None), Resolution::Conflict);
 }
 
 #[test]
@@ -105,17 +140,17 @@ fn a_port_with_two_owners_is_a_conflict_until_they_agree() {
     for claim in [port(Some(PORT), 2), by_project, Port { id: None, device: device(TAP), ..port(None, 2) }] {
         publisher.publish([says(SourceKind::StaticFile, "f", [claim])]);
         assert_eq!(resolve(), Resolution::Conflict);
-        assert_eq!(inventory.load().counts(), Counts { ports: 0, disputed: 1 });
+        assert_eq!(inventory.load().counts(), Counts { ports: 0, disputed: 1, ..Counts::default() });
         let dump = serde_json::to_string(&inventory.load().entries().collect::<Vec<_>>()).unwrap();
         assert!(dump.contains("static_file") && dump.contains("instance-1.xml"), "{dump}");
     }
     let new = Port { instance: instance(2), ..old };
     publisher.publish([says(SourceKind::Libvirt, "instance-2.xml", [new.clone()])]);
     assert_eq!(resolve(), Resolution::Conflict);
-    publisher.publish([says(SourceKind::Libvirt, "instance-1.xml", [])]);
+    publisher.publish([silent(SourceKind::Libvirt, "instance-1.xml")]);
     assert_eq!(resolve(), known(&Port { id: new.id, ..new }));
-    publisher.publish([says(SourceKind::Libvirt, "instance-2.xml", [])]);
-    publisher.publish([says(SourceKind::StaticFile, "f", [])]);
+    publisher.publish([silent(SourceKind::Libvirt, "instance-2.xml")]);
+    publisher.publish([silent(SourceKind::StaticFile, "f")]);
     assert_eq!(resolve(), Resolution::Unknown);
     assert_eq!(inventory.load().counts(), Counts::default());
     assert_eq!(inventory.load().entries().count(), 0);
@@ -130,7 +165,7 @@ fn the_version_ticks_for_each_change_and_only_for_a_change() {
     assert!(version.has_changed().unwrap());
     assert_eq!(*version.borrow_and_update(), inventory.load().version());
     let before = inventory.load().resolve(TAP, None);
-    publisher.publish([event, says(SourceKind::Libvirt, "e", [])]);
+    publisher.publish([event, silent(SourceKind::Libvirt, "e")]);
     assert!(!version.has_changed().unwrap());
     publisher.publish([says(SourceKind::Libvirt, "e", [port(Some(TWIN), 2)])]);
     assert!(version.has_changed().unwrap());
@@ -174,13 +209,34 @@ fn ten_thousand_ports_take_a_thousand_changes() {
     }
     let lookups = begin.elapsed();
     assert!(matches!(snapshot.resolve("vnet999", None), Resolution::Known(_)));
-    assert_eq!(snapshot.counts(), Counts { ports: 10_000, disputed: 0 });
+    assert_eq!(snapshot.counts(), Counts { ports: 10_000, disputed: 0, ..Counts::default() });
     println!(
         "10,000 ports loaded in {load:?}; 1,000 changes, each published: {changes:?}; 10,000 lookups: {lookups:?}"
     );
 }
 
 proptest! {
+    /// One instance and one project are named: known. More: disputed. Less: incomplete.
+    #[test]
+    fn facts_add_up_to_a_port_or_to_none(tenants in proptest::collection::vec(tenant(), 1..6)) {
+        let instances: BTreeSet<_> = tenants.iter().flatten().map(|tenant| tenant.instance).collect();
+        let projects: BTreeSet<_> = tenants.iter().flatten().filter_map(|tenant| tenant.project.as_ref()).collect();
+        let snapshot = fold(tenants.iter().enumerate().map(|(n, tenant)| {
+            let facts = Facts { tenant: tenant.clone(), ..nobodys(PORT) };
+            says(SourceKind::ALL[n % SourceKind::ALL.len()], &n.to_string(), [facts])
+        }));
+        let mut wanted = Counts::default();
+        match (instances.len(), projects.len()) {
+            (1, 1) => wanted.ports = 1,
+            (0 | 1, 0) => wanted.incomplete = 1,
+            _ => wanted.disputed = 1,
+        }
+        prop_assert_eq!(snapshot.counts(), wanted);
+        let resolved = snapshot.resolve(TAP, None);
+        prop_assert_eq!(matches!(resolved, Resolution::Known(_)), wanted.ports == 1);
+        prop_assert_eq!(matches!(resolved, Resolution::Conflict), wanted.disputed == 1);
+    }
+
     /// The order between keys, and where batches end, is of no consequence.
     #[test]
     fn any_order_converges(
@@ -232,21 +288,34 @@ const DEVICES: [&str; 3] = [TAP, "vnet0", "vnet1"];
 
 /// Events from a world so small that everything collides.
 fn event() -> impl Strategy<Value = Event> {
-    let kind = prop_oneof![Just(SourceKind::StaticFile), Just(SourceKind::Libvirt)];
+    let kind = proptest::sample::select(SourceKind::ALL);
     let ids = [PORT, TWIN, "3f2a9d10-7800-4e55-9d0c-2b6f4f1f0a03"];
     let id = proptest::option::of(proptest::sample::select(ids.to_vec()));
     let name = proptest::option::of(proptest::sample::select(DEVICES.to_vec()));
-    let port = (id, name, 0..8u32, proptest::option::of(0..2u8)).prop_map(|(id, name, owner, last)| Port {
+    let mac = proptest::option::of(0..2u8);
+    let facts = (id, name, tenant(), mac).prop_map(|(id, name, tenant, mac)| Facts {
+        id: id.map(|id| id.parse().unwrap()),
         device: name.and_then(device),
-        mac: last.map(|last| MacAddress([0xfa, 0x16, 0x3e, 0, 0, last])),
-        // Mostly one owner, or nothing but disputes would be seen.
-        ..port(id, owner / 7)
+        tenant,
+        mac: mac.map(|last| MacAddress([0xfa, 0x16, 0x3e, 0, 0, last])),
+        ..Facts::default()
     });
-    (kind, 0..3u8, proptest::collection::vec(port, 0..3)).prop_map(|(source, key, ports)| Event {
+    (kind, 0..3u8, proptest::collection::vec(facts, 0..3)).prop_map(|(source, key, ports)| Event {
         source,
         key: key.to_string(),
         ports,
     })
+}
+
+/// Mostly one instance of one project, or nothing but disputes would be seen.
+fn tenant() -> impl Strategy<Value = Option<Tenant>> {
+    let project = (0..4u8, 0..8u8).prop_map(|(known, other)| match (known, other) {
+        (0, _) => None,
+        (_, 0) => Some("other".parse().unwrap()),
+        _ => Some("acme".parse().unwrap()),
+    });
+    let tenant = (0..8u32, project);
+    proptest::option::of(tenant.prop_map(|(n, project)| Tenant { instance: instance(n / 7), project }))
 }
 
 fn fold(events: impl IntoIterator<Item = Event>) -> Snapshot {
@@ -255,8 +324,12 @@ fn fold(events: impl IntoIterator<Item = Event>) -> Snapshot {
     inventory.load().as_ref().clone()
 }
 
-fn says(source: SourceKind, key: &str, ports: impl IntoIterator<Item = Port>) -> Event {
-    Event { source, key: key.to_owned(), ports: ports.into_iter().collect() }
+fn says<T: Into<Facts>>(source: SourceKind, key: &str, ports: impl IntoIterator<Item = T>) -> Event {
+    Event { source, key: key.to_owned(), ports: ports.into_iter().map(Into::into).collect() }
+}
+
+fn silent(source: SourceKind, key: &str) -> Event {
+    Event { source, key: key.to_owned(), ports: Vec::new() }
 }
 
 fn port(id: Option<&str>, owner: u32) -> Port {
@@ -270,6 +343,16 @@ fn port(id: Option<&str>, owner: u32) -> Port {
         fixed_ips: Vec::new(),
         allowed_addresses: Vec::new(),
     }
+}
+
+fn nobodys(id: &str) -> Facts {
+    Facts { id: Some(id.parse().unwrap()), ..Facts::default() }
+}
+
+/// As a source says it that does not know projects.
+fn without_project(port: &Port) -> Facts {
+    let tenant = Some(Tenant { instance: port.instance, project: None });
+    Facts { tenant, ..port.clone().into() }
 }
 
 fn numbered(n: u32) -> Port {

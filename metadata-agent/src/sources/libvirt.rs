@@ -29,7 +29,7 @@ use tokio_util::sync::CancellationToken;
 use super::file::{self, FileError, Symlinks};
 use super::watch::{Changes, DirectoryWatch};
 use super::{Reporter, blocking};
-use crate::inventory::{Event, Port, SourceKind};
+use crate::inventory::{Event, Facts, Port, SourceKind};
 
 pub use domain::{DomainError, parse_domain};
 
@@ -102,6 +102,7 @@ async fn follow(directory: PathBuf, events: mpsc::Sender<Event>, reporter: Repor
                 None => files.remove(&name),
             };
             let key = name.to_string_lossy().into_owned();
+            let ports = ports.into_iter().map(Facts::from).collect();
             events.send(Event { source: SourceKind::Libvirt, key, ports }).await.ok()?;
         }
         ready |= listed.is_ok();

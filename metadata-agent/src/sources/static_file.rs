@@ -44,7 +44,7 @@ use super::file::{self, FileError, Symlinks};
 use super::watch::DirectoryWatch;
 use super::{Reporter, blocking};
 use crate::ids::{InstanceId, MacAddress, NetworkId, PortId, ProjectId};
-use crate::inventory::{DeviceName, Event, Port, SourceKind};
+use crate::inventory::{DeviceName, Event, Facts, Port, SourceKind};
 
 /// The largest file that is read; a port takes about 400 bytes.
 pub const MAX_FILE_BYTES: u64 = 64 * 1024 * 1024;
@@ -113,6 +113,7 @@ async fn follow(path: PathBuf, events: mpsc::Sender<Event>, reporter: Reporter) 
             Ok(ports) if in_force.as_ref() == Some(&ports) => {}
             Ok(ports) => {
                 in_force = Some(ports.clone());
+                let ports = ports.into_iter().map(Facts::from).collect();
                 events.send(Event { source: SourceKind::StaticFile, key: key.clone(), ports }).await.ok()?;
             }
             Err(error) => {

@@ -301,6 +301,9 @@ fn start_sources(
         let source = sources::static_file::run(file, events.clone(), reporter, stop.clone());
         tasks.spawn(vital.task("the source static_inventory", source));
     }
+    let ovsdb = (config.ovsdb_connection.clone(), config.ovsdb_connection_timeout);
+    let ovsdb_reporter = reporter(SourceKind::Ovsdb);
+    tasks.spawn(sources::ovsdb::run(ovsdb.0, ovsdb.1, events.clone(), ovsdb_reporter, stop.clone()));
     if let Some(directory) = config.libvirt_dir.as_ref().map(path) {
         let reporter = reporter(SourceKind::Libvirt);
         let source = sources::libvirt::run(directory, events.clone(), reporter, stop.clone());

@@ -16,6 +16,7 @@ use tokio::time::timeout;
 use crate::admin::client;
 use crate::config::{Config, Host, NovaEndpoint};
 use crate::rights;
+use crate::sources::ovsdb;
 
 /// Oldest kernel: `bpf_redirect_peer` came with 5.10.
 const OLDEST_KERNEL: (u32, u32) = (5, 10);
@@ -37,6 +38,7 @@ struct Finding {
 pub async fn run(config: &Config, json: bool) -> Result<ExitCode> {
     let mut findings =
         vec![kernel(), ipv6(), capabilities(), bpffs(&config.bpffs_dir), namespaces(), inventory(config)];
+    findings.push(open_vswitch(config).await);
     for endpoint in config.nova_endpoints() {
         findings.push(nova(&endpoint, config.nova_connect_timeout).await);
     }
@@ -155,6 +157,18 @@ fn inventory(config: &Config) -> Finding {
             (true, false) => Err(texts(unknown)),
             (false, true) => Ok(texts(known)),
             (false, false) => Ok(format!("{} (but not {})", texts(known), texts(unknown))),
+        },
+    )
+}
+
+/// Its database knows instances but no projects, so it is no source of its own.
+async fn open_vswitch(config: &Config) -> Finding {
+    finding(
+        "Open vSwitch",
+        match ovsdb::probe(config.ovsdb_connection.as_ref(), ANSWER).await {
+            None => Ok(format!("none here: {} are not there", ovsdb::USUAL_SOCKETS.join(", "))),
+            Some((remote, Ok(()))) => Ok(format!("{remote} has its database")),
+            Some((remote, Err(error))) => Err(format!("{remote} {error} (ovsdb_connection)")),
         },
     )
 }

@@ -176,6 +176,13 @@ pub const REQUIREMENTS: &[Requirement] = &[
     ),
     debian(
         Scope::Test,
+        "Open vSwitch's database",
+        "the OVSDB source is tested against the real server and its schema",
+        Sign::File("/usr/share/openvswitch/vswitch.ovsschema"),
+        &["openvswitch-switch"],
+    ),
+    debian(
+        Scope::Test,
         "QEMU",
         "runs guests on real taps, and the kernels that the programs must load on",
         Sign::Program("qemu-system-x86_64"),

@@ -36,6 +36,9 @@ const AGENT: &str = "agent";
 /// The databases of OVN.
 const OVN: &str = "ovn";
 
+/// Neutron's section for the Open vSwitch of this host.
+const OVS: &str = "ovs";
+
 /// One option.
 #[derive(Debug)]
 pub struct OptionSpec {
@@ -217,6 +220,11 @@ options! {
     File DEFAULT force_metadata: bool = "false", Switch;
     /// The DHCP agent's: whether it serves metadata by a network of its own.
     File DEFAULT enable_metadata_network: bool = "false", Switch;
+
+    /// The database of this host's Open vSwitch, from which ports and instances are learnt.
+    File OVS ovsdb_connection: Option<OvsdbRemote> = "", Unset { or: Remote, meaning: "the first of the usual sockets that is there" };
+    /// How long it may take to connect to that database and read it.
+    File OVS ovsdb_connection_timeout: Duration = "180", Seconds(1.0..=3600.0);
 
     /// Seconds between two reports to Neutron.
     File AGENT report_interval: Duration = "30", Seconds(0.0..=86_400.0);

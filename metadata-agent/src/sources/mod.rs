@@ -4,6 +4,7 @@
 //! wrong is a fault that it reports, keeps trying to get over, and that leaves its other ports alone.
 
 pub mod libvirt;
+pub mod ovsdb;
 pub mod static_file;
 
 mod file;
@@ -35,9 +36,9 @@ pub struct SourceState {
     pub ready: bool,
     /// Ports that it speaks of now.
     pub ports: usize,
-    /// Files that are none of its business, such as domains that are not Nova's.
+    /// Files or rows that are none of its business, such as domains that are not Nova's.
     pub ignored: usize,
-    /// What is wrong now, by file or directory.
+    /// What is wrong now, by file, directory, server or interface.
     pub faults: BTreeMap<String, String>,
     /// Since when it is ready or not, and faulty or not, as it is now.
     #[serde(serialize_with = "unix_seconds")]

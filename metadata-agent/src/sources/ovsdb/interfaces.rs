@@ -1,0 +1,211 @@
+//! What the rows of Open vSwitch's database say of guests.
+//!
+//! | fact | from |
+//! |---|---|
+//! | instance | `Interface.external_ids:vm-uuid`, as os-vif writes it, or `vm-id`, as libvirt does when it plugs itself |
+//! | port id | `Interface.external_ids:iface-id` |
+//! | MAC address | `Interface.external_ids:attached-mac` |
+//! | device | `Interface.name`; where that is the `qvo` of a hybrid plug, the tap with the same eleven characters |
+//! | network | `Port.other_config:net_uuid` of the port that the interface is in, which Neutron's OVS agent writes, and OVN's does not |
+//!
+//! Rows that name no instance are Neutron's own (routers, DHCP, trunks) or the host's. So are those whose `vm-id` is
+//! no UUID, which other software puts there, and those that are not `active` (`iface-status`).
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+use serde_json::Value;
+use uuid::Uuid;
+
+use super::replica::{Atom, Datum, Form, Kind, Replica, Row, Table, UpdateError};
+use crate::ids::{IdError, InstanceId, NetworkId, PortId};
+use crate::inventory::{DeviceName, Facts, Tenant};
+
+const INTERFACE: &str = "Interface";
+const PORT: &str = "Port";
+
+/// What is asked of the server.
+pub(super) const TABLES: &[Table] = &[
+    Table { name: INTERFACE, columns: &[("name", Kind::One), ("external_ids", Kind::Map)] },
+    Table { name: PORT, columns: &[("interfaces", Kind::Set), ("other_config", Kind::Map)] },
+];
+
+/// Why a row that names an instance says nothing.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum RowError {
+    /// An identifier is none.
+    #[error("{column}:{key}: {source}")]
+    BadId {
+        /// The column.
+        column: &'static str,
+        /// The key in it.
+        key: &'static str,
+        /// Why.
+        source: IdError,
+    },
+    /// os-vif and libvirt name different instances.
+    #[error("external_ids names two instances, {os_vif} (vm-uuid) and {libvirt} (vm-id)")]
+    TwoInstances {
+        /// The one of `vm-uuid`.
+        os_vif: InstanceId,
+        /// The one of `vm-id`.
+        libvirt: InstanceId,
+    },
+    /// Several ports hold the interface, and they are on different networks.
+    #[error("is in ports of different networks")]
+    TwoNetworks,
+}
+
+/// What a row of `Interface` says now.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Reading {
+    /// The row is gone.
+    Gone,
+    /// It is no guest's.
+    Nobodys,
+    /// It is a guest's.
+    Guest(Facts),
+    /// It is a guest's but cannot be understood.
+    Fault {
+        /// The interface's name.
+        name: String,
+        error: RowError,
+    },
+}
+
+/// The rows as they are now.
+#[derive(Debug)]
+pub(super) struct Interfaces {
+    replica: Replica,
+    /// The ports that hold an interface; one, in an honest database.
+    ports_of: HashMap<Uuid, BTreeSet<Uuid>>,
+}
+
+impl Interfaces {
+    pub(super) fn new() -> Self {
+        Self { replica: Replica::new(TABLES), ports_of: HashMap::new() }
+    }
+
+    /// Takes an update in and tells what the interfaces that it touches say now.
+    pub(super) fn apply(
+        &mut self,
+        form: Form,
+        updates: &Value,
+    ) -> Result<BTreeMap<Uuid, Reading>, UpdateError> {
+        let mut touched = BTreeSet::new();
+        for change in self.replica.apply(form, updates)? {
+            if change.table == INTERFACE {
+                touched.insert(change.row);
+                continue;
+            }
+            let before = change.before.as_ref().map(interfaces_in).unwrap_or_default();
+            let now = self.replica.row(PORT, change.row).map(interfaces_in).unwrap_or_default();
+            for interface in before.difference(&now) {
+                if let Some(ports) = self.ports_of.get_mut(interface) {
+                    ports.remove(&change.row);
+                    if ports.is_empty() {
+                        self.ports_of.remove(interface);
+                    }
+                }
+            }
+            for interface in &now {
+                self.ports_of.entry(*interface).or_default().insert(change.row);
+            }
+            touched.extend(before);
+            touched.extend(now);
+        }
+        Ok(touched.into_iter().map(|interface| (interface, self.read(interface))).collect())
+    }
+
+    fn read(&self, interface: Uuid) -> Reading {
+        let Some(row) = self.replica.row(INTERFACE, interface) else { return Reading::Gone };
+        let name = match row.get("name") {
+            Some(Datum::Set(atoms)) => match atoms.first() {
+                Some(Atom::Text(name)) => name.as_str(),
+                Some(Atom::Uuid(_)) | None => "",
+            },
+            Some(Datum::Map(_)) | None => "",
+        };
+        let facts = guest(name, |key| text(row, "external_ids", key));
+        let facts = facts.and_then(|facts| {
+            let Some(facts) = facts else { return Ok(None) };
+            Ok(Some(Facts { network: self.network(interface)?, ..facts }))
+        });
+        match facts {
+            Ok(None) => Reading::Nobodys,
+            Ok(Some(facts)) => Reading::Guest(facts),
+            Err(error) => Reading::Fault { name: name.to_owned(), error },
+        }
+    }
+
+    fn network(&self, interface: Uuid) -> Result<Option<NetworkId>, RowError> {
+        let mut network = None;
+        for port in self.ports_of.get(&interface).into_iter().flatten() {
+            let row = self.replica.row(PORT, *port);
+            let Some(told) = row.and_then(|row| text(row, "other_config", "net_uuid")) else { continue };
+            let told: NetworkId = id("other_config", "net_uuid", told)?;
+            if network.replace(told).is_some_and(|other| other != told) {
+                return Err(RowError::TwoNetworks);
+            }
+        }
+        Ok(network)
+    }
+}
+
+/// What a row of `Interface` says by itself; `None` if it is no guest's.
+fn guest<'a>(name: &str, external_id: impl Fn(&str) -> Option<&'a str>) -> Result<Option<Facts>, RowError> {
+    let told = |key: &'static str| external_id(key).map(|text| (key, text));
+    let os_vif =
+        told("vm-uuid").map(|(key, text)| id::<InstanceId>("external_ids", key, text)).transpose()?;
+    let libvirt: Option<InstanceId> = external_id("vm-id").and_then(|text| text.parse().ok());
+    let instance = match (os_vif, libvirt) {
+        (Some(os_vif), Some(libvirt)) if os_vif != libvirt => {
+            return Err(RowError::TwoInstances { os_vif, libvirt });
+        }
+        (os_vif, libvirt) => os_vif.or(libvirt),
+    };
+    let active = external_id("iface-status").is_none_or(|status| status == "active");
+    let Some(instance) = instance.filter(|_| active) else { return Ok(None) };
+    let port: Option<PortId> =
+        told("iface-id").map(|(key, text)| id("external_ids", key, text)).transpose()?;
+    let mac = told("attached-mac").map(|(key, text)| id("external_ids", key, text)).transpose()?;
+    Ok(Some(Facts {
+        id: port,
+        device: device(name, port),
+        tenant: Some(Tenant { instance, project: None }),
+        mac,
+        ..Facts::default()
+    }))
+}
+
+/// The interface that faces the guest. A name that the kernel could not have is that of a port in user space.
+fn device(name: &str, port: Option<PortId>) -> Option<DeviceName> {
+    let hybrid = port.filter(|port| name.strip_prefix("qvo") == Some(port.device_suffix().as_str()));
+    hybrid.map(|port| DeviceName::tap_of(&port)).or_else(|| name.parse().ok())
+}
+
+fn id<T: std::str::FromStr<Err = IdError>>(
+    column: &'static str,
+    key: &'static str,
+    text: &str,
+) -> Result<T, RowError> {
+    text.parse().map_err(|source| RowError::BadId { column, key, source })
+}
+
+fn text<'a>(row: &'a Row, column: &str, key: &str) -> Option<&'a str> {
+    match row.get(column)? {
+        Datum::Map(map) => map.get(key).map(String::as_str),
+        Datum::Set(_) => None,
+    }
+}
+
+fn interfaces_in(port: &Row) -> BTreeSet<Uuid> {
+    let Some(Datum::Set(atoms)) = port.get("interfaces") else { return BTreeSet::new() };
+    let uuids = atoms.iter().filter_map(|atom| match atom {
+        Atom::Uuid(uuid) => Some(*uuid),
+        Atom::Text(_) => None,
+    });
+    uuids.collect()
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,98 @@
+//! Rows as os-vif, libvirt and Neutron write them.
+
+use serde_json::json;
+
+use super::*;
+
+const ID: &str = "3f2a9d10-77c1-4e55-9d0c-2b6f4f1f0a01";
+const INSTANCE: &str = "7d3c6e2e-5e0b-4f0e-8a44-0d4e6c7b1f10";
+const NETWORK: &str = "b6c7d8e9-0a1b-4c2d-8e3f-4a5b6c7d8e9f";
+const ROW: Uuid = Uuid::from_u128(1);
+
+/// What a row of this name with these external ids says.
+fn read(name: &str, ids: &[(&str, &str)]) -> Reading {
+    let ids: Vec<_> = ids.iter().map(|(key, value)| json!([key, value])).collect();
+    let row = json!({ "insert": { "name": name, "external_ids": ["map", ids] } });
+    let update = json!({ "Interface": { ROW.to_string(): row } });
+    Interfaces::new().apply(Form::Difference, &update).unwrap().remove(&ROW).unwrap()
+}
+
+fn facts(device: Option<&str>) -> Facts {
+    Facts {
+        id: Some(ID.parse().unwrap()),
+        device: device.map(|name| name.parse().unwrap()),
+        tenant: Some(Tenant { instance: INSTANCE.parse().unwrap(), project: None }),
+        mac: Some("fa:16:3e:11:22:33".parse().unwrap()),
+        ..Facts::default()
+    }
+}
+
+#[test]
+fn a_guests_row_is_read_whoever_wrote_it() {
+    let common = [("iface-id", ID), ("attached-mac", "fa:16:3e:11:22:33"), ("iface-status", "active")];
+    let with = |id: (&'static str, &'static str)| [common.as_slice(), &[id]].concat();
+    for (name, device) in [
+        ("tap3f2a9d10-77", Some("tap3f2a9d10-77")),
+        ("qvo3f2a9d10-77", Some("tap3f2a9d10-77")),
+        ("qvoaaaaaaaa-bb", Some("qvoaaaaaaaa-bb")),
+        ("eth4_3", Some("eth4_3")),
+        ("a-port-in-user-space", None),
+    ] {
+        assert_eq!(read(name, &with(("vm-uuid", INSTANCE))), Reading::Guest(facts(device)), "os-vif, {name}");
+        assert_eq!(read(name, &with(("vm-id", INSTANCE))), Reading::Guest(facts(device)), "libvirt, {name}");
+    }
+}
+
+#[test]
+fn rows_of_nobody_are_no_guests() {
+    for ids in [
+        [].as_slice(),
+        &[("iface-id", ID), ("attached-mac", "fa:16:3e:11:22:33"), ("iface-status", "active")],
+        &[("vm-id", "vm-12345")],
+        &[("vm-uuid", INSTANCE), ("iface-status", "inactive")],
+    ] {
+        assert_eq!(read("tap3f2a9d10-77", ids), Reading::Nobodys, "{ids:?}");
+    }
+}
+
+#[test]
+fn a_guests_row_with_an_id_that_is_none_is_a_fault() {
+    for (ids, wanted) in [
+        ([("vm-uuid", "vm1"), ("iface-id", ID)], "external_ids:vm-uuid: `vm1` is not a UUID"),
+        ([("vm-uuid", INSTANCE), ("iface-id", "port1")], "external_ids:iface-id: `port1` is not a UUID"),
+        ([("vm-uuid", INSTANCE), ("attached-mac", "x")], "external_ids:attached-mac: `x` is not a MAC"),
+        ([("vm-uuid", INSTANCE), ("vm-id", ID)], "names two instances"),
+    ] {
+        let Reading::Fault { name, error } = read("tap0", &ids) else { panic!("{ids:?} is no fault") };
+        assert_eq!(name, "tap0");
+        assert!(error.to_string().contains(wanted), "{error}");
+    }
+}
+
+#[test]
+fn the_network_comes_and_goes_with_the_port_that_holds_the_interface() {
+    let mut interfaces = Interfaces::new();
+    let network = |readings: &BTreeMap<Uuid, Reading>| match readings.get(&ROW) {
+        Some(Reading::Guest(facts)) => facts.network.map(|network| network.to_string()),
+        other => panic!("{other:?}"),
+    };
+    let (first, second) = (Uuid::from_u128(2), Uuid::from_u128(3));
+    let holds = |network: &str| json!({ "interfaces": ["uuid", ROW.to_string()], "other_config": ["map", [["net_uuid", network]]] });
+    let ids = json!(["map", [["vm-uuid", INSTANCE]]]);
+    let mut apply = |update: Value| interfaces.apply(Form::Difference, &update).unwrap();
+
+    let readings = apply(json!({ "Port": { first.to_string(): { "insert": holds(NETWORK) } } }));
+    assert_eq!(readings, [(ROW, Reading::Gone)].into(), "the interface is not there yet");
+    let row = json!({ "name": "tap0", "external_ids": ids });
+    let readings = apply(json!({ "Interface": { ROW.to_string(): { "insert": row } } }));
+    assert_eq!(network(&readings).as_deref(), Some(NETWORK));
+    let readings = apply(json!({ "Port": { second.to_string(): { "insert": holds(ID) } } }));
+    assert!(matches!(readings[&ROW], Reading::Fault { error: RowError::TwoNetworks, .. }));
+    let readings = apply(json!({ "Port": { first.to_string(): { "delete": null } } }));
+    assert_eq!(network(&readings).as_deref(), Some(ID));
+    let leaves = json!({ "modify": { "interfaces": ["uuid", ROW.to_string()] } });
+    let readings = apply(json!({ "Port": { second.to_string(): leaves } }));
+    assert_eq!(network(&readings), None);
+    let readings = apply(json!({ "Interface": { ROW.to_string(): { "delete": null } } }));
+    assert_eq!(readings, [(ROW, Reading::Gone)].into());
+}

@@ -1,6 +1,6 @@
 //! Guests whose instance the agent learns from the database of Open vSwitch, and whose project from libvirt.
 
-#![expect(clippy::expect_used, reason = "helpers of tests fail the test")]
+#![expect(clippy::expect_used, clippy::panic, reason = "helpers of tests fail the test")]
 
 use std::fs;
 use std::io::{Read as _, Write as _};

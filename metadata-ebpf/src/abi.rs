@@ -39,8 +39,6 @@ pub const MAX_PORT_IPV4: usize = 8;
 pub const CHECK_MAC: u32 = 1;
 /// `Port::flags`: [`Port::ipv4`] is complete, and other source addresses are forged.
 pub const CHECK_IPV4: u32 = 1 << 1;
-/// `Port::flags`: the interface's clsact qdisc was made by the agent. The programs do not read it.
-pub const OWNS_CLSACT: u32 = 1 << 31;
 
 /// `MD_CONFIG[0]`: what the agent tells the programs once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable)]

@@ -70,9 +70,7 @@ fn classify<S: Skb>(skb: &mut S) -> Option<Result<Request, Reason>> {
     match [head[12], head[13]] {
         wire::ethertype::IPV4 => classify_ipv4(head),
         wire::ethertype::ARP => classify_arp(head),
-        wire::ethertype::IPV6 if head[38] == METADATA_IPV6[0] && head[39] == METADATA_IPV6[1] => {
-            classify_ipv6(skb)
-        }
+        wire::ethertype::IPV6 if may_be_metadata_ipv6(head) => classify_ipv6(skb),
         _ => None,
     }
 }
@@ -124,13 +122,19 @@ fn classify_arp(head: &[u8; HEAD]) -> Option<Result<Request, Reason>> {
     (asked && [head[20], head[21]] == REQUEST).then_some(Ok(Request::Arp))
 }
 
+/// As much as the head shows: TCP, and the first four bytes of the destination. Neighbour discovery ends here.
+#[inline(always)]
+fn may_be_metadata_ipv6(head: &[u8; HEAD]) -> bool {
+    let [p0, p1, p2, p3, ..] = METADATA_IPV6;
+    [head[38], head[39], head[40], head[41]] == [p0, p1, p2, p3] && head[20] == wire::protocol::TCP
+}
+
 #[inline(always)]
 fn classify_ipv6<S: Skb>(skb: &S) -> Option<Result<Request, Reason>> {
-    let header = Ipv6Header(skb.load(ETH_LEN).ok()?);
-    let ports: [u8; 4] = skb.load(ETH_LEN + IPV6_LEN).ok()?;
-    let ours = header.destination() == METADATA_IPV6
-        && header.0[6] == wire::protocol::TCP
-        && u16::from_be_bytes([ports[2], ports[3]]) == METADATA_PORT;
+    const DESTINATION: u32 = ETH_LEN + 24;
+    let end_of_header_and_ports: [u8; 20] = skb.load(DESTINATION).ok()?;
+    let (destination, ports) = end_of_header_and_ports.split_first_chunk()?;
+    let ours = *destination == METADATA_IPV6 && u16::from_be_bytes([ports[2], ports[3]]) == METADATA_PORT;
     ours.then_some(Err(Reason::Ipv6))
 }
 

@@ -314,6 +314,10 @@ fn untouched() -> Vec<Case> {
         bystander("IPv6 to another link-local address", ipv6("fe80::1", 80)),
         bystander("IPv6 to another port", ipv6("fe80::a9fe:a9fe", 443)),
         bystander(
+            "UDP over IPv6 to port 80 of the address",
+            patched(ipv6("fe80::a9fe:a9fe", 80), 20, &[IpNumber::UDP.0]),
+        ),
+        bystander(
             "a frame shorter than any of ours",
             arp(1, GUEST_MAC, GUEST_IP, METADATA_IPV4)[..41].to_vec(),
         ),

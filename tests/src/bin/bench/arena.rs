@@ -75,16 +75,9 @@ impl Arena {
         self.agent.pins()
     }
 
-    /// Microseconds of CPU that the agent has used so far.
-    pub fn agent_cpu_us(&self) -> anyhow::Result<u64> {
-        let stat = self.proc("stat")?;
-        // Fields are counted behind the name, which may hold anything: proc(5), utime and stime.
-        let fields = stat.rsplit_once(") ").context("a process's stat has a name")?.1;
-        let ticks = |field: usize| -> anyhow::Result<u64> {
-            fields.split(' ').nth(field).context("a process's stat has times")?.parse().context("ticks")
-        };
-        let hertz = nix::unistd::sysconf(nix::unistd::SysconfVar::CLK_TCK)?.context("clock ticks")?;
-        Ok((ticks(11)? + ticks(12)?) * 1_000_000 / u64::try_from(hertz)?)
+    /// The agent's process.
+    pub fn agent_pid(&self) -> u32 {
+        self.process.pid()
     }
 
     /// What the agent takes now.

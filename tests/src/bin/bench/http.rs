@@ -7,6 +7,7 @@ use metadata_tests::load::{Failure, Load, Style, Tally};
 use serde::Serialize;
 
 use super::arena::{Arena, PATH};
+use super::machine::{CpuMeter, CpuUse};
 
 /// Bytes of the answer.
 pub const ANSWER: usize = 1024;
@@ -54,6 +55,8 @@ pub struct Run {
     /// What load generator and agent used of a CPU.
     pub generator_cpu_us: u64,
     pub agent_cpu_us: u64,
+    /// The share of the machine that neither bench nor agent took.
+    pub others: f64,
 }
 
 /// Measures every kind, both ways in turn so that what disturbs the machine disturbs both.
@@ -78,10 +81,9 @@ pub fn measure(arena: &Arena, duration: Duration, repetitions: u32) -> anyhow::R
         }
         for repetition in 0..repetitions {
             for way in [Way::Agent, Way::Straight] {
-                let cpu_before = arena.agent_cpu_us()?;
+                let meter = CpuMeter::start(arena.agent_pid())?;
                 let tally = load(way, duration).run(arena.guest.netns());
-                let agent_cpu_us = arena.agent_cpu_us()? - cpu_before;
-                runs.push(Run::new(kind, way, repetition, duration, tally, agent_cpu_us));
+                runs.push(Run::new(kind, way, repetition, duration, tally, meter.stop()?));
             }
         }
     }
@@ -89,14 +91,7 @@ pub fn measure(arena: &Arena, duration: Duration, repetitions: u32) -> anyhow::R
 }
 
 impl Run {
-    fn new(
-        kind: Kind,
-        way: Way,
-        repetition: u32,
-        duration: Duration,
-        tally: Tally,
-        agent_cpu_us: u64,
-    ) -> Self {
+    fn new(kind: Kind, way: Way, repetition: u32, duration: Duration, tally: Tally, cpu: CpuUse) -> Self {
         let us = |latency: Duration| latency.as_secs_f64() * 1e6;
         Self {
             kind,
@@ -111,7 +106,8 @@ impl Run {
             failures: tally.failures,
             first_failure: tally.first_failure,
             generator_cpu_us: u64::try_from(tally.cpu.as_micros()).unwrap_or(u64::MAX),
-            agent_cpu_us,
+            agent_cpu_us: cpu.agent_us,
+            others: cpu.others,
         }
     }
 }

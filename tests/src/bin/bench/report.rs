@@ -8,13 +8,15 @@ use serde::Serialize;
 use super::arena::AgentFootprint;
 use super::http::{ANSWER, KINDS, Kind, Run, Way};
 use super::machine::Machine;
-use super::statistics::Spread;
+use super::statistics::{Spread, precise};
 use super::tax::Cost;
 
 /// Requests per second with a connection each, as a share of the straight way's.
 const LEAST_RATE: f64 = 0.4;
 /// The median latency at one connection, as a multiple of the straight way's.
 const GREATEST_P50: f64 = 2.5;
+/// Percent of the machine. Above it, figures tell more of what else ran.
+const MUCH_FOR_OTHERS: f64 = 10.0;
 
 /// What one bench has found out.
 #[derive(Debug, Serialize)]
@@ -93,6 +95,13 @@ impl Report {
         )
     }
 
+    fn write_disturbance(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let others = Spread::of(self.http.iter().map(|run| 100.0 * run.others));
+        write!(f, "Others took {others:.0} % of the machine meanwhile")?;
+        let is_quiet = others.median < MUCH_FOR_OTHERS;
+        writeln!(f, "{}\n", if is_quiet { "." } else { ": these figures are of a disturbed machine." })
+    }
+
     fn write_targets(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for kind in KINDS {
             let pair = self.pair(kind);
@@ -143,17 +152,17 @@ impl Report {
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Machine { processor, cores, kernel, memory_mib, bpf_jit, load_before } = &self.machine;
+        let Machine { processor, cores, kernel, memory_mib, bpf_jit } = &self.machine;
         writeln!(
             f,
-            "{processor}, {cores} cores, {memory_mib} MiB; Linux {kernel}, BPF JIT {}; load average before: {load_before}.\n\
+            "{processor}, {cores} cores, {memory_mib} MiB; Linux {kernel}, BPF JIT {}.\n\
              {} repetitions of {:?} each way in turn; medians.\n",
             if *bpf_jit { "on" } else { "off" },
             self.repetitions,
             self.duration,
         )?;
         self.write_http(f)?;
-        writeln!(f)?;
+        self.write_disturbance(f)?;
         self.write_targets(f)?;
         writeln!(f)?;
         self.write_tax(f)?;
@@ -170,9 +179,4 @@ impl fmt::Display for Kind {
         let use_of = if self.keep_alive { "keep-alive" } else { "new each time" };
         write!(f, "{} {use_of}", self.connections)
     }
-}
-
-#[expect(clippy::cast_precision_loss, reason = "counts of seconds, far below 2^52")]
-fn precise(count: u64) -> f64 {
-    count as f64
 }

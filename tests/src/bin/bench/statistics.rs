@@ -35,6 +35,12 @@ impl fmt::Display for Spread {
     }
 }
 
+/// A count as a figure to calculate with.
+#[expect(clippy::cast_precision_loss, reason = "counts of a bench are far below 2^52")]
+pub fn precise(count: u64) -> f64 {
+    count as f64
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

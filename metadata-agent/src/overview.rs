@@ -223,18 +223,14 @@ impl Collector for Gauges {
             "Ports about which sources contradict each other",
             counts.disputed,
         )?;
-        for source in &self.sources {
-            let source = source.borrow();
-            let name = format!("source_{}_ready", source.source);
-            gauge(
-                &mut encoder,
-                &name,
-                "Whether the source has told all it knows",
-                usize::from(source.ready),
-            )?;
-            let name = format!("source_{}_faults", source.source);
-            gauge(&mut encoder, &name, "What is wrong with the source now", source.faults.len())?;
-        }
+        let by_source = |of: fn(&SourceState) -> usize| -> Vec<(&str, usize)> {
+            let states = self.sources.iter().map(watch::Receiver::borrow);
+            states.map(|state| (state.source.label(), of(&state))).collect()
+        };
+        let ready = by_source(|state| usize::from(state.ready));
+        let faults = by_source(|state| state.faults.len());
+        gauges(&mut encoder, "source_ready", "Whether the source has told all it knows", &ready)?;
+        gauges(&mut encoder, "source_faults", "What is wrong with the source now", &faults)?;
         let Some(running) = self.running.borrow().clone() else {
             return Ok(());
         };
@@ -255,6 +251,23 @@ fn gauge(
     let name = format!("metadata_{name}");
     let metric = encoder.encode_descriptor(&name, help, None, gauge.metric_type())?;
     gauge.encode(metric)
+}
+
+/// One gauge for each source.
+fn gauges(
+    encoder: &mut DescriptorEncoder<'_>,
+    name: &str,
+    help: &str,
+    values: &[(&str, usize)],
+) -> Result<(), fmt::Error> {
+    let name = format!("metadata_{name}");
+    let mut family = encoder.encode_descriptor(&name, help, None, ConstGauge::new(0_i64).metric_type())?;
+    for (source, value) in values {
+        let labels = [("source", *source)];
+        let metric = family.encode_family(&labels)?;
+        ConstGauge::new(i64::try_from(*value).unwrap_or(i64::MAX)).encode(metric)?;
+    }
+    Ok(())
 }
 
 fn packets(encoder: &mut DescriptorEncoder<'_>, counters: &Counters) -> Result<(), fmt::Error> {

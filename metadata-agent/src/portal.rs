@@ -32,11 +32,10 @@ const PORTAL_END: &str = "md0";
 const GATEWAY: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1);
 
 /// Per-namespace settings that the portal relies on; `net.` and path separators aside, as `sysctl -a` prints them.
-const SYSCTLS: [(&str, &str); 6] = [
+const SYSCTLS: [(&str, &str); 5] = [
     ("ipv6/conf/all/disable_ipv6", "0"),
     ("ipv6/conf/lo/disable_ipv6", "0"),
     ("ipv6/conf/md0/disable_ipv6", "0"),
-    ("ipv6/conf/md0/accept_ra", "0"),
     ("ipv6/conf/all/forwarding", "0"),
     ("ipv4/tcp_syncookies", "1"),
 ];

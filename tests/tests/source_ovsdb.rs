@@ -15,8 +15,8 @@ use metadata_tests::{Agent, AgentProcess, Guest, Host, Network, NovaStandIn, Ovs
 use serde_json::Value;
 
 const HOSTNAME: &str = "/latest/meta-data/hostname";
-const READY: &str = "metadata_source_ovsdb_ready";
-const FAULTS: &str = "metadata_source_ovsdb_faults";
+const READY: &str = "metadata_source_ready{source=\"ovsdb\"}";
+const FAULTS: &str = "metadata_source_faults{source=\"ovsdb\"}";
 
 /// A host whose agent has nothing but OVSDB and libvirt to learn from.
 struct World {

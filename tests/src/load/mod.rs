@@ -1,12 +1,15 @@
 //! The load generator: connections that ask again as soon as they are answered, and read what they get.
 //!
-//! One thread for all connections, inside the namespace that the load comes from. Every answer is held against the
-//! expected one, byte for byte; what differs in anything is a [`Failure`] and no answer.
+//! A thread for each core, as long as there are connections for it, inside the namespace that the load comes from: one alone
+//! would be what is measured. Every answer is held against the expected one, byte for byte; what differs in
+//! anything is a [`Failure`] and no answer.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::num::NonZero;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+use std::{panic, thread};
 
 use nix::time::{ClockId, clock_gettime};
 use tokio::runtime::Builder;
@@ -69,28 +72,42 @@ impl Load {
     /// Asks from inside `netns` until the time is over, and waits for the last answers.
     #[must_use]
     pub fn run(&self, netns: &Netns) -> Tally {
-        netns.enter(|| {
-            let runtime = Builder::new_current_thread().enable_all().build();
-            let runtime = runtime.unwrap_or_else(|e| panic!("start a runtime: {e}"));
-            let cpu_before = thread_cpu();
-            let mut tally = runtime.block_on(self.drive());
-            tally.cpu = thread_cpu().saturating_sub(cpu_before);
-            tally.latencies.sort_unstable();
-            tally
-        })
+        let threads = thread::available_parallelism().map_or(1, NonZero::get).min(self.connections);
+        let end = Instant::now() + self.duration;
+        // Threads are born into the namespace of who starts them.
+        let mut total = netns.enter(|| {
+            thread::scope(|scope| {
+                let shares = (0..threads).map(|thread| (thread..self.connections).step_by(threads).len());
+                let drivers: Vec<_> =
+                    shares.map(|share| scope.spawn(move || self.drive(share, end))).collect();
+                drivers.into_iter().fold(Tally::default(), |total, driver| {
+                    total.and(driver.join().unwrap_or_else(|panic| panic::resume_unwind(panic)))
+                })
+            })
+        });
+        total.latencies.sort_unstable();
+        total
     }
 
-    async fn drive(&self) -> Tally {
-        let end = Instant::now() + self.duration;
+    /// One thread's work.
+    fn drive(&self, connections: usize, end: Instant) -> Tally {
+        let runtime = Builder::new_current_thread().enable_all().build();
+        let runtime = runtime.unwrap_or_else(|e| panic!("start a runtime: {e}"));
+        let tally = runtime.block_on(self.keep_asking(connections, end));
+        // The thread is this one's alone, so what it has used is what the load has.
+        Tally { cpu: thread_cpu(), ..tally }
+    }
+
+    async fn keep_asking(&self, connections: usize, end: Instant) -> Tally {
         let expected = Arc::new(Expected::new(&self.path, self.style, self.body.clone()));
-        let mut connections = JoinSet::new();
-        for _ in 0..self.connections {
+        let mut clients = JoinSet::new();
+        for _ in 0..connections {
             let client = Client::new(self.target, self.style, Arc::clone(&expected));
-            connections.spawn(ask_until(end, client));
+            clients.spawn(ask_until(end, client));
         }
         let mut total = Tally::default();
-        while let Some(joined) = connections.join_next().await {
-            total.add(joined.unwrap_or_else(|e| panic!("a connection's task: {e}")));
+        while let Some(joined) = clients.join_next().await {
+            total = total.and(joined.unwrap_or_else(|e| panic!("a connection's task: {e}")));
         }
         total
     }
@@ -157,13 +174,15 @@ impl Tally {
         self.first_failure.get_or_insert_with(|| detail.to_string());
     }
 
-    fn add(&mut self, other: Self) {
+    fn and(mut self, other: Self) -> Self {
         self.in_time += other.in_time;
         self.latencies.extend(other.latencies);
         for (failure, count) in other.failures {
             *self.failures.entry(failure).or_default() += count;
         }
-        self.first_failure = self.first_failure.take().or(other.first_failure);
+        self.first_failure = self.first_failure.or(other.first_failure);
+        self.cpu += other.cpu;
+        self
     }
 }
 

@@ -109,7 +109,7 @@ mod tests {
     fn debian_packages_come_in_one_go_and_before_what_is_built_with_them() {
         let mut probe = complete();
         probe.answers.retain(|(words, _)| words[0] != "bpf-linker");
-        probe.files.clear();
+        probe.files.retain(|file| !file.starts_with("/usr/lib/llvm-22"));
         probe.programs.remove("ethtool");
         assert_eq!(
             typed(&probe, Scope::Test),

@@ -56,34 +56,46 @@ impl Owner {
 /// The table of bindings. Written by one task, read by everybody.
 #[derive(Debug)]
 pub struct Directory {
-    bindings: ArcSwap<HashMap<AttachmentId, Binding>>,
+    table: ArcSwap<Table>,
     version: watch::Sender<u64>,
+}
+
+#[derive(Debug, Default)]
+struct Table {
+    bindings: Arc<HashMap<AttachmentId, Binding>>,
+    /// The newest attachment that ever was in the table. Ids only grow.
+    newest: Option<AttachmentId>,
 }
 
 impl Default for Directory {
     fn default() -> Self {
-        Self { bindings: ArcSwap::default(), version: watch::Sender::new(0) }
+        Self { table: ArcSwap::default(), version: watch::Sender::new(0) }
     }
 }
 
 impl Directory {
     /// Replaces the table and wakes the requests that wait for it.
     pub fn publish(&self, bindings: HashMap<AttachmentId, Binding>) {
-        self.bindings.store(Arc::new(bindings));
+        let newest = bindings.keys().copied().chain(self.table.load().newest).max();
+        self.table.store(Arc::new(Table { bindings: Arc::new(bindings), newest }));
         self.version.send_modify(|version| *version += 1);
     }
 
     /// The table as it is now.
     #[must_use]
     pub fn bindings(&self) -> Arc<HashMap<AttachmentId, Binding>> {
-        self.bindings.load_full()
+        Arc::clone(&self.table.load().bindings)
     }
 }
 
 impl proxy::Directory for Directory {
-    /// A dispute is no answer: it is waited for like an unknown port, and never guessed.
+    /// A dispute is no answer: it is waited for like an unknown port, and never guessed. So is an attachment that is not in
+    /// the table yet: the kernel runs the program some milliseconds before it says so (`tcx_entry_sync` waits for an RCU
+    /// grace period), and a guest may ask at once.
     fn lookup(&self, client: &ClientAddress) -> Standing {
-        match self.bindings.load().get(&client.attachment) {
+        let table = self.table.load();
+        match table.bindings.get(&client.attachment) {
+            None if Some(client.attachment) > table.newest => Standing::Pending { since: Instant::now() },
             None => Standing::Gone,
             Some(binding) => match &binding.owner {
                 Owner::Known { requester, .. } => Standing::Known(Arc::clone(requester)),
@@ -94,5 +106,40 @@ impl proxy::Directory for Directory {
 
     fn changes(&self) -> watch::Receiver<u64> {
         self.version.subscribe()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::proxy::Directory as _;
+
+    fn attachment(id: u32) -> AttachmentId {
+        AttachmentId::new(id).unwrap()
+    }
+
+    fn table(ids: &[u32]) -> HashMap<AttachmentId, Binding> {
+        let binding = |id: &u32| Binding {
+            interface: format!("tap{id}"),
+            index: IfIndex(*id),
+            since: Instant::now(),
+            owner: Owner::Unknown,
+        };
+        ids.iter().map(|id| (attachment(*id), binding(id))).collect()
+    }
+
+    fn standing(directory: &Directory, id: u32) -> Standing {
+        directory.lookup(&ClientAddress::ipv4(attachment(id), [10, 0, 0, 5]))
+    }
+
+    #[test]
+    fn an_attachment_that_is_not_told_yet_is_waited_for_and_one_that_was_is_gone() {
+        let directory = Directory::default();
+        assert!(matches!(standing(&directory, 1), Standing::Pending { .. }), "before anything is told");
+        directory.publish(table(&[1, 2]));
+        assert!(matches!(standing(&directory, 3), Standing::Pending { .. }));
+        directory.publish(table(&[1]));
+        assert!(matches!(standing(&directory, 2), Standing::Gone));
+        assert!(matches!(standing(&directory, 3), Standing::Pending { .. }));
     }
 }

@@ -28,6 +28,8 @@ use crate::proxy::{Requester, Signer};
 
 /// How often interfaces that could not be attached are tried again.
 const RETRY: Duration = Duration::from_secs(1);
+/// How long news of one interface may wait for those of the next, while there are many at once.
+const PUBLISH_EVERY: Duration = Duration::from_millis(100);
 /// How often idle clients are looked for.
 const SWEEP: Duration = Duration::from_secs(30);
 /// A client that was not heard of for so long is forgotten. Far longer than any connection may be idle.
@@ -157,8 +159,13 @@ impl Guests {
         {
             self.let_go(index).await;
         }
+        let mut published = Instant::now();
         for link in links {
-            self.present(link).await;
+            // Guests that are attached already are not to wait for the last one.
+            if self.present(link).await && published.elapsed() >= PUBLISH_EVERY {
+                self.publish();
+                published = Instant::now();
+            }
             // An attachment takes the kernel some ten milliseconds (`synchronize_rcu` in tcx_entry_sync), and a host has
             // many: signals and the admin socket have their turn between two.
             yield_now().await;

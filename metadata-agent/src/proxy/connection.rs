@@ -8,7 +8,7 @@ use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::time::Duration;
 
-use hyper::server::conn::http1::{self, Parts};
+use hyper::server::conn::http1::Parts;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use metadata_ebpf::identity::ClientAddress;
@@ -17,19 +17,15 @@ use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 
-use super::ProxyConfig;
 use super::fault::HEAD_TIMEOUT_ANSWER;
 use super::identify::{Directory, GuestOrigin};
 use super::pulse::{Allowance, Expiry, Pulse, Watched};
-use super::server::Proxy;
 use super::service::Session;
+use super::shared::Proxy;
 
 /// For how long and how much is read after an answer to half a request.
 const LINGER: Duration = Duration::from_secs(1);
 const LINGER_BYTES: usize = 256 * 1024;
-
-/// hyper's buffer for reading and writing; it takes none below 8 KiB.
-const BUFFER: usize = 64 * 1024;
 
 /// A stream to a guest.
 pub trait GuestStream: AsyncRead + AsyncWrite + Unpin + Send + 'static {
@@ -49,21 +45,6 @@ enum End {
     Served(hyper::Result<()>),
     Expired(Expiry),
     Drained,
-}
-
-/// The settings of hyper that hold for all connections.
-pub(super) fn protocol(config: &ProxyConfig) -> http1::Builder {
-    let mut protocol = http1::Builder::new();
-    protocol
-        // Many clients close their side once they have asked.
-        .half_close(true)
-        .max_header_size(config.request_head_limit)
-        .max_buf_size(BUFFER.max(config.request_head_limit))
-        // `Pulse` does it.
-        .header_read_timeout(None)
-        // Nova's headers go through as they are.
-        .auto_date_header(false);
-    protocol
 }
 
 impl<D: Directory> Proxy<D> {

@@ -5,59 +5,18 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use hyper::server::conn::http1;
 use metadata_ebpf::identity::ClientAddress;
 use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::ProxyConfig;
-use super::connection::protocol;
 use super::identify::Directory;
-use super::limits::Admission;
-use super::seldom::Seldom;
-use super::upstream::Upstream;
-use crate::metrics::Metrics;
+use super::shared::Proxy;
 
 /// How long to wait for a file descriptor or memory to become free.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// What all connections of all listeners share.
-#[derive(Debug)]
-pub struct Proxy<D> {
-    pub(super) directory: D,
-    pub(super) upstream: Arc<Upstream>,
-    pub(super) config: ProxyConfig,
-    pub(super) metrics: Arc<Metrics>,
-    pub(super) protocol: http1::Builder,
-    pub(super) forbidden: Seldom,
-    pub(super) upstream_failed: Seldom,
-    admission: Arc<Admission>,
-    accept_failed: Seldom,
-}
-
 impl<D: Directory> Proxy<D> {
-    /// Puts the parts together.
-    #[must_use]
-    pub fn new(
-        directory: D,
-        upstream: Arc<Upstream>,
-        config: ProxyConfig,
-        metrics: Arc<Metrics>,
-    ) -> Arc<Self> {
-        Arc::new(Self {
-            directory,
-            upstream,
-            protocol: protocol(&config),
-            admission: Admission::new(config.connections_per_attachment, config.connections),
-            config,
-            metrics,
-            forbidden: Seldom::new(),
-            upstream_failed: Seldom::new(),
-            accept_failed: Seldom::new(),
-        })
-    }
-
     fn welcome(
         self: &Arc<Self>,
         stream: TcpStream,

@@ -18,7 +18,7 @@ use super::headers::{address_to_nova, end_hop};
 use super::identify::{Directory, GuestOrigin, Patience, Requester, identify};
 use super::pulse::Pulse;
 use super::relay::Answer;
-use super::server::Proxy;
+use super::shared::Proxy;
 use super::target::{TargetFault, path_to_ask};
 use super::upstream::{Question, Reply};
 

@@ -54,9 +54,10 @@ pub fn init(debug: bool, format: LogFormat) -> Result<(), LoggingError> {
 fn filter(wanted: Option<&str>, debug: bool) -> Result<EnvFilter, LoggingError> {
     let text = match wanted {
         Some(text) if !text.is_empty() => text,
-        // Not the libraries' debug: a line for each packet of each connection drowns ours.
-        _ if debug => "info,metadata_agent=debug,access=debug",
-        _ => "info",
+        // Not the libraries' debug: a line for each packet of each connection drowns ours. And netlink_proto warns of every
+        // message that comes after its reader went, at length; lost ones we tell of ourselves.
+        _ if debug => "info,netlink_proto=error,metadata_agent=debug,access=debug",
+        _ => "info,netlink_proto=error",
     };
     EnvFilter::try_new(text).map_err(|source| LoggingError::Filter { text: text.to_owned(), source })
 }

@@ -2,15 +2,19 @@
 
 #![expect(clippy::expect_used, reason = "helpers of tests fail the test")]
 
+use std::fs;
 use std::net::SocketAddr;
 use std::sync::Barrier;
 use std::thread;
 use std::time::Duration;
 
+use etherparse::PacketBuilder;
+use metadata_ebpf::from_guest::METADATA_MAC;
+use metadata_ebpf::identity::METADATA_IPV4;
 use metadata_ebpf::reason::Reason;
 use metadata_tests::tenants::{ADDRESS, HOSTNAME};
 use metadata_tests::wait::{self, PATIENCE};
-use metadata_tests::{AgentProcess, Tenant, Tenants, privileged};
+use metadata_tests::{AgentProcess, PacketSocket, Tenant, Tenants, privileged};
 
 const OPEN: &str = "metadata_connections_open";
 const OK: &str = "metadata_requests_total{code=\"200\"}";
@@ -119,4 +123,51 @@ fn who_connects_too_often_is_slowed_down_alone() {
         }
     });
     assert_eq!(process.count("metadata_connections_total"), 8);
+}
+
+/// What a flood of SYNs does to the portal's listener: it answers with cookies and keeps nothing, so that the end of a
+/// handshake finds the listener alone.
+#[test]
+fn handshakes_by_syn_cookie_are_served_and_invented_ends_of_them_are_not() {
+    if !privileged() {
+        return;
+    }
+    let scene = Tenants::new();
+    let portal = metadata_agent::netns::Netns::named(scene.agent.portal()).expect("readable").expect("there");
+    let in_portal = |work: fn() -> u64| portal.run(work).expect("the portal is entered");
+    in_portal(|| {
+        // 2: always, and not only when the queue is full.
+        fs::write("/proc/sys/net/ipv4/tcp_syncookies", "2").expect("the portal's own setting");
+        0
+    });
+
+    let received = in_portal(cookies_received);
+    scene.red.assert_served();
+    scene.blue.assert_served();
+    assert_eq!(in_portal(cookies_received) - received, 2, "both handshakes ended with a cookie");
+
+    // An ACK out of nothing, as a guest would send that guesses: not ours.
+    let foreign = scene.process.packets(Reason::ForeignConnection);
+    let [a, b, c, d] = scene.red.port.ipv4().expect("an IPv4 port").octets();
+    let wire = PacketSocket::open(scene.red.netns(), "eth0");
+    let ack = PacketBuilder::ethernet2(scene.red.port.mac.0, METADATA_MAC)
+        .ipv4([a, b, c, d], METADATA_IPV4, 64)
+        .tcp(40_123, 80, 0x1234, 502)
+        .ack(0x5678);
+    let mut frame = Vec::new();
+    ack.write(&mut frame, &[]).expect("a vector takes all");
+    wire.send(&frame);
+    wait::until("the guess is left alone", PATIENCE, || {
+        (scene.process.packets(Reason::ForeignConnection) > foreign).then_some(())
+    });
+}
+
+/// `SyncookiesRecv` of the thread's namespace: handshakes that a valid cookie ended.
+fn cookies_received() -> u64 {
+    let text = fs::read_to_string("/proc/thread-self/net/netstat").expect("the namespace's own figures");
+    let mut lines = text.lines().filter_map(|line| line.strip_prefix("TcpExt: "));
+    let (names, values) = (lines.next().expect("names"), lines.next().expect("values"));
+    let mut pairs = names.split(' ').zip(values.split(' '));
+    let (_, value) = pairs.find(|(name, _)| *name == "SyncookiesRecv").expect("the counter");
+    value.parse().expect("a number")
 }

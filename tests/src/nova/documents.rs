@@ -262,6 +262,7 @@ fn ec2_tree(instance: &Instance, version: &str) -> Ec2 {
     let mut meta_data = BTreeMap::from([
         ("ami-id", Ec2::leaf(format!("ami-{:08x}", instance.number))),
         ("ami-launch-index", Ec2::leaf("0")),
+        // Nova's own words (nova/api/metadata/base.py, `get_ec2_metadata`).
         ("ami-manifest-path", Ec2::leaf("FIXME")),
         ("instance-id", Ec2::leaf(format!("i-{:08x}", instance.number))),
         ("hostname", Ec2::leaf(hostname.clone())),

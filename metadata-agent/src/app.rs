@@ -3,9 +3,10 @@
 //! Two runtimes. The control runtime, on the main thread, runs sources, inventory, attachments and the admin socket; the data
 //! runtime runs the proxy and the heartbeat. A scrape or a slow source never delays a guest.
 
+mod feeds;
+
 use std::convert::Infallible;
 use std::io;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -27,16 +28,17 @@ use crate::datapath::{AttachMode, Datapath, Hook, Limits, PortalLink};
 use crate::directory::Directory;
 use crate::guests::{GuestRules, Guests};
 use crate::heartbeat::{self, LastBeat};
-use crate::inventory::{Event, Inventory, SourceKind};
+use crate::inventory::Inventory;
 use crate::metrics::Metrics;
 use crate::netlink::{self, Netlink};
 use crate::overview::{Overview, Running, Startup};
 use crate::portal::{self, Portal};
+use crate::presence::Presence;
 use crate::proxy::{self, Endpoint, Proxy, ProxyConfig, Scheme, TlsConfig, Upstream, UpstreamConfig};
 use crate::secrets::SecretFiles;
-use crate::sources::{self, Reporter, SourceState};
 use crate::vital::Vital;
 use crate::{detach, logging, rights};
+use feeds::Feeds;
 
 /// Events that sources may be ahead of the inventory.
 const EVENT_QUEUE: usize = 1024;
@@ -95,7 +97,10 @@ async fn serve(config: &Config, data: &Runtime) -> Result<()> {
 
     let (inventory, publisher) = Inventory::new();
     let (events, event_queue) = mpsc::channel(EVENT_QUEUE);
-    let source_states = start_sources(config, &events, &vital, &tasks, &stop);
+    let (presence, present) = watch::channel(Presence::default());
+    let mut feeds = Feeds::new(events, present, &vital, &tasks, &stop);
+    feeds.start(config);
+    let source_states = feeds.states();
     tasks.spawn(vital.task("the inventory", publisher.run(event_queue, stop.clone())));
 
     let mut registry = Registry::default();
@@ -115,7 +120,7 @@ async fn serve(config: &Config, data: &Runtime) -> Result<()> {
 
     let host = HostSide { config, data, vital: &vital, tasks: &tasks };
     let serving = tokio::select! {
-        serving = host.start(inventory, metrics, last_beat.clone(), &running) => serving.map(Some),
+        serving = host.start(inventory, presence, metrics, last_beat.clone(), &running) => serving.map(Some),
         () = signals.received() => Ok(None),
     };
     let result = match serving {
@@ -139,7 +144,6 @@ async fn serve(config: &Config, data: &Runtime) -> Result<()> {
 
     running.send_replace(None);
     stop.cancel();
-    drop(events);
     let cleaned = detach::remove(config).await;
     if let Ok(Err(error)) = admin.await {
         warn!(%error, "the admin socket ended badly");
@@ -164,6 +168,7 @@ impl HostSide<'_> {
     async fn start(
         &self,
         inventory: Arc<Inventory>,
+        presence: watch::Sender<Presence>,
         metrics: Arc<Metrics>,
         last_beat: LastBeat,
         running: &watch::Sender<Option<Running>>,
@@ -202,8 +207,15 @@ impl HostSide<'_> {
             kinds: config.guest_link_kinds.clone(),
             source_check: config.source_check,
         };
-        let mut guests =
-            Guests::new(datapath, netlink.clone(), rules, inventory, Arc::clone(&directory), signer);
+        let mut guests = Guests::new(
+            datapath,
+            netlink.clone(),
+            rules,
+            inventory,
+            Arc::clone(&directory),
+            signer,
+            presence,
+        );
         guests.resync().await?;
         let failures = guests.failures();
         running.send_replace(Some(Running { counters, directory, failures, hook }));
@@ -280,36 +292,6 @@ impl DataPlane {
             warn!("connections to Nova were cut off");
         }
     }
-}
-
-fn start_sources(
-    config: &Config,
-    events: &mpsc::Sender<Event>,
-    vital: &Vital,
-    tasks: &TaskTracker,
-    stop: &CancellationToken,
-) -> Vec<watch::Receiver<SourceState>> {
-    let mut states = Vec::new();
-    let mut reporter = |kind| {
-        let (reporter, state): (Reporter, _) = Reporter::new(kind);
-        states.push(state);
-        reporter
-    };
-    let path = |path: &PathBuf| path.clone();
-    if let Some(file) = config.static_inventory.as_ref().map(path) {
-        let reporter = reporter(SourceKind::StaticFile);
-        let source = sources::static_file::run(file, events.clone(), reporter, stop.clone());
-        tasks.spawn(vital.task("the source static_inventory", source));
-    }
-    let ovsdb = (config.ovsdb_connection.clone(), config.ovsdb_connection_timeout);
-    let ovsdb_reporter = reporter(SourceKind::Ovsdb);
-    tasks.spawn(sources::ovsdb::run(ovsdb.0, ovsdb.1, events.clone(), ovsdb_reporter, stop.clone()));
-    if let Some(directory) = config.libvirt_dir.as_ref().map(path) {
-        let reporter = reporter(SourceKind::Libvirt);
-        let source = sources::libvirt::run(directory, events.clone(), reporter, stop.clone());
-        tasks.spawn(vital.task("the source libvirt", source));
-    }
-    states
 }
 
 /// SIGTERM and SIGINT, which end nothing by themselves from the moment they are watched.

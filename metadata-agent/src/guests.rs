@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use arc_swap::ArcSwap;
 use futures_util::{Stream, StreamExt};
 use metadata_ebpf::identity::AttachmentId;
+use tokio::sync::watch;
 use tokio::task::yield_now;
 use tokio::time::{MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
@@ -22,8 +23,9 @@ use crate::config::{LinkKind, NamePattern, SourceCheck};
 use crate::datapath::{Datapath, DatapathError, Hook, PortPolicy};
 use crate::directory::{Binding, Directory, Owner};
 use crate::ids::IfIndex;
-use crate::inventory::{Inventory, Port, Resolution};
+use crate::inventory::{Inventory, Port, Resolution, Snapshot};
 use crate::netlink::{Link, LinkEvent, Netlink, NetlinkError};
+use crate::presence::{Presence, Present};
 use crate::proxy::{Requester, Signer};
 
 /// How often interfaces that could not be attached are tried again.
@@ -107,7 +109,10 @@ pub struct Guests {
     signer: Signer,
     attached: BTreeMap<IfIndex, Attached>,
     failed: BTreeMap<IfIndex, (Link, String)>,
+    /// Not attached, because they are not an instance's: the host's own path is theirs.
+    aside: BTreeMap<IfIndex, Link>,
     failures: Failures,
+    presence: watch::Sender<Presence>,
 }
 
 struct Attached {
@@ -127,6 +132,7 @@ impl Guests {
         inventory: Arc<Inventory>,
         directory: Arc<Directory>,
         signer: Signer,
+        presence: watch::Sender<Presence>,
     ) -> Self {
         Self {
             datapath,
@@ -137,7 +143,9 @@ impl Guests {
             signer,
             attached: BTreeMap::new(),
             failed: BTreeMap::new(),
+            aside: BTreeMap::new(),
             failures: Failures::default(),
+            presence,
         }
     }
 
@@ -155,8 +163,8 @@ impl Guests {
     pub async fn resync(&mut self) -> Result<(), GuestsError> {
         let links = self.netlink.links().await?;
         let gone = |index: &IfIndex| !links.iter().any(|link| link.index == *index);
-        for index in self.attached.keys().chain(self.failed.keys()).copied().filter(gone).collect::<Vec<_>>()
-        {
+        let known = self.attached.keys().chain(self.failed.keys()).chain(self.aside.keys());
+        for index in known.copied().filter(gone).collect::<Vec<_>>() {
             self.let_go(index).await;
         }
         let mut published = Instant::now();
@@ -198,7 +206,10 @@ impl Guests {
                     let Some(event) = event else { return self.datapath };
                     self.on_link(event).await;
                 }
-                Ok(()) = snapshots.changed() => self.publish(),
+                Ok(()) = snapshots.changed() => {
+                    self.sort_out().await;
+                    self.publish();
+                }
                 _ = retry.tick(), if !self.failed.is_empty() => self.retry().await,
                 _ = sweep.tick() => self.sweep(),
             }
@@ -231,6 +242,10 @@ impl Guests {
         if !self.rules.admit(&link) {
             return self.let_go(link.index).await;
         }
+        if self.is_no_instance(&link) {
+            return self.step_aside(link).await;
+        }
+        self.aside.remove(&link.index);
         match self.attached.get_mut(&link.index) {
             Some(attached) if attached.link.name == link.name && attached.link.mac == link.mac => false,
             Some(attached) => {
@@ -238,6 +253,31 @@ impl Guests {
                 true
             }
             None => self.attach(link).await,
+        }
+    }
+
+    /// Whether a source says for certain that no instance is behind a link.
+    fn is_no_instance(&self, link: &Link) -> bool {
+        self.inventory.load().resolve(&link.name, link.mac) == Resolution::NoInstance
+    }
+
+    /// Leaves a link to the host's own path. Whether anything changed.
+    async fn step_aside(&mut self, link: Link) -> bool {
+        if self.aside.contains_key(&link.index) {
+            return false;
+        }
+        info!(interface = link.name, "not an instance's port; its packets are left alone");
+        self.let_go(link.index).await;
+        self.aside.insert(link.index, link);
+        true
+    }
+
+    /// Attaches what turned out to be an instance's after all, and lets go what turned out not to be one's.
+    async fn sort_out(&mut self) {
+        let links = self.attached.values().map(|attached| &attached.link).chain(self.aside.values());
+        let wrong = links.filter(|link| self.is_no_instance(link) != self.aside.contains_key(&link.index));
+        for link in wrong.cloned().collect::<Vec<_>>() {
+            self.present(link).await;
         }
     }
 
@@ -275,9 +315,9 @@ impl Guests {
 
     /// Whether there was anything to let go.
     async fn let_go(&mut self, index: IfIndex) -> bool {
-        let was_failed = self.failed.remove(&index).is_some();
+        let was_known = self.failed.remove(&index).is_some() | self.aside.remove(&index).is_some();
         let Some(attached) = self.attached.remove(&index) else {
-            return was_failed;
+            return was_known;
         };
         info!(interface = attached.link.name, attachment = %attached.id, "guest interface let go");
         if let Err(error) = self.datapath.let_go(index) {
@@ -338,7 +378,8 @@ impl Guests {
                         Requester::new(port.instance, port.project.clone(), addresses, &self.signer);
                     Owner::Known { port, requester: Arc::new(requester) }
                 }
-                Resolution::Unknown => Owner::Unknown,
+                // Between two snapshots: it is let go with the next one.
+                Resolution::Unknown | Resolution::NoInstance => Owner::Unknown,
                 Resolution::Conflict => Owner::Disputed,
             };
             let policy = owner.port().map(|port| self.rules.policy(port)).unwrap_or_default();
@@ -354,12 +395,29 @@ impl Guests {
                 .map(|(link, error)| Failure { interface: link.name.clone(), error: error.clone() })
                 .collect(),
         ));
+        self.tell_presence(&snapshot);
         self.directory.publish(
             self.attached
                 .iter()
                 .map(|(index, attached)| (attached.id, attached.binding(*index)))
                 .collect::<HashMap<_, _>>(),
         );
+    }
+}
+
+impl Guests {
+    fn tell_presence(&self, snapshot: &Snapshot) {
+        let links = self.attached.values().map(|attached| &attached.link).chain(self.aside.values());
+        let present = links.filter_map(|link| Some(Present::of(link.name.parse().ok()?, link.mac, snapshot)));
+        let mut present: Vec<_> = present.collect();
+        present.sort_unstable();
+        self.presence.send_if_modified(|before| {
+            let changed = **before != *present;
+            if changed {
+                *before = present.into();
+            }
+            changed
+        });
     }
 }
 

@@ -2,7 +2,8 @@
 //!
 //! [`app`] wires everything; what stands below it knows only its own job. Towards the kernel: [`datapath`],
 //! [`portal`], [`classifier`], [`netlink`], [`netns`]. Towards whoever knows the ports: [`sources`], [`inventory`]. Towards guests and Nova: [`proxy`].
-//! [`guests`] brings links, inventory and datapath together and leaves the outcome in the [`directory`].
+//! [`guests`] brings links, inventory and datapath together, leaves the outcome in the [`directory`], and tells sources by
+//! [`presence`] what they are needed for.
 
 pub mod admin;
 pub mod app;
@@ -23,6 +24,7 @@ pub mod netlink;
 pub mod netns;
 pub mod overview;
 pub mod portal;
+pub mod presence;
 pub mod proxy;
 pub mod rights;
 pub mod secrets;

@@ -219,6 +219,12 @@ impl Collector for Gauges {
         )?;
         gauge(
             &mut encoder,
+            "ports_no_instance",
+            "Ports that Neutron says are not an instance's",
+            counts.no_instance,
+        )?;
+        gauge(
+            &mut encoder,
             "ports_disputed",
             "Ports about which sources contradict each other",
             counts.disputed,

@@ -14,7 +14,7 @@ use tracing::{info, warn};
 
 use super::port::{DeviceName, Event, Facts, SourceKind};
 use super::snapshot::{Dispute, Entry, Ownership, PortKey, Snapshot};
-use crate::ids::PortId;
+use crate::ids::{InstanceId, PortId};
 
 /// One record and where it is from. Sorts by trust, then by key.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -165,8 +165,8 @@ impl Ledger {
                 info!(port = ?key, "sources no longer disagree whose port this is");
             }
             (
-                Some(Entry::Agreed(_) | Entry::Incomplete(_)) | None,
-                Some(Entry::Agreed(_) | Entry::Incomplete(_)) | None,
+                Some(Entry::Agreed(_) | Entry::Incomplete(_) | Entry::NoInstance(_)) | None,
+                Some(Entry::Agreed(_) | Entry::Incomplete(_) | Entry::NoInstance(_)) | None,
             ) => {}
         }
         true
@@ -185,13 +185,21 @@ impl Ledger {
 
 /// Makes one entry of the claims about one port, the most trusted first; `None` of no claim.
 fn combine(claims: &BTreeSet<&Claim>) -> Option<Entry> {
-    let mut rest = claims.iter();
-    let mut facts = Facts::clone(&rest.next()?.facts);
+    let judgement = judgement(claims);
+    let overruled = |facts: &Facts| {
+        judgement.is_some_and(|judged| facts.tenant.as_ref().is_some_and(|tenant| tenant.instance != judged))
+    };
+    let mut valid = claims.iter().filter(|claim| !overruled(&claim.facts));
+    let mut facts = Facts::clone(&valid.next()?.facts);
     let mut agreed = true;
-    for claim in rest {
+    for claim in valid {
         agreed &= facts.complete_with(&claim.facts);
     }
-    if agreed {
+    let not_an_instance = facts.device_owner.as_ref().is_some_and(|owner| !owner.is_instance());
+    if agreed && not_an_instance && facts.tenant.is_none() {
+        return Some(Entry::NoInstance(Arc::new(facts)));
+    }
+    if agreed && !not_an_instance {
         return Some(match facts.port() {
             Some(port) => Entry::Agreed(Arc::new(port)),
             None => Entry::Incomplete(Arc::new(facts)),
@@ -207,6 +215,23 @@ fn combine(claims: &BTreeSet<&Claim>) -> Option<Entry> {
         })
     });
     Some(Entry::Disputed(Arc::new(Dispute { id: facts.id, device: facts.device, claims: claims.collect() })))
+}
+
+/// The instance that a source decided for which was asked about exactly this dispute. It does not count if it names one
+/// that no other source names, or if it was asked before one of the others was named: then it may be out of date.
+fn judgement(claims: &BTreeSet<&Claim>) -> Option<InstanceId> {
+    let judge = claims.iter().find(|claim| !claim.facts.judged.is_empty())?;
+    let decided = judge.facts.tenant.as_ref()?.instance;
+    let mut confirmed = false;
+    for tenant in
+        claims.iter().filter(|claim| *claim != judge).filter_map(|claim| claim.facts.tenant.as_ref())
+    {
+        if !judge.facts.judged.contains(&tenant.instance) {
+            return None;
+        }
+        confirmed |= tenant.instance == decided;
+    }
+    confirmed.then_some(decided)
 }
 
 fn take_out<K: Hash + Eq, V: Ord>(map: &mut HashMap<K, BTreeSet<V>>, key: &K, value: &V) {

@@ -6,9 +6,11 @@
 //!
 //! What a source says of a port may be any part of it: a port is known once its instance and its project are known
 //! from the sources together, and unknown until then. A project counts only from a source that names the same
-//! instance. A port whose instance or project is disputed, or a device that several ports fit equally well, is a
-//! conflict, and is never guessed. Nothing here is remembered past the event
-//! that withdraws it, so an address or a device that passes to another instance cannot bring back the old one.
+//! instance; where none does, the port's own project stands in. A port whose instance or project is disputed, or a
+//! device that several ports fit equally well, is a conflict, and is never guessed: it takes a source that was asked
+//! to judge between the very instances that are named, and that one of the others agrees with. A port of which Neutron
+//! says that it is not an instance's, and nobody else that it is, is nobody's. Nothing here is remembered past the
+//! event that withdraws it, so an address or a device that passes to another instance cannot bring back the old one.
 //!
 //! This module knows nothing of where events come from, nor of who asks.
 
@@ -24,8 +26,8 @@ use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use ledger::Ledger;
-pub use port::{DeviceName, DeviceNameError, Event, Facts, Port, SourceKind, Tenant};
-pub use snapshot::{Counts, Dispute, Entry, Ownership, PortKey, Resolution, Snapshot};
+pub use port::{DeviceName, DeviceNameError, DeviceOwner, Event, Facts, Port, SourceKind, Tenant};
+pub use snapshot::{Ambiguous, Counts, Dispute, Entry, Ownership, PortKey, Resolution, Snapshot};
 
 /// Events that are folded before the outcome is published, at most.
 const MAX_BATCH: usize = 1024;

@@ -1,6 +1,7 @@
 //! What sources say: a port, and the event that carries it.
 
 use std::borrow::Borrow;
+use std::collections::BTreeSet;
 use std::fmt;
 use std::net::IpAddr;
 use std::str::FromStr;
@@ -110,6 +111,11 @@ pub struct Facts {
     pub device: Option<DeviceName>,
     /// Whose it is.
     pub tenant: Option<Tenant>,
+    /// What Neutron says it is for.
+    pub device_owner: Option<DeviceOwner>,
+    /// The project of the port itself. It stands in where nobody knows the instance's, from which it may differ: an
+    /// administrator may make ports for other projects' instances.
+    pub port_project: Option<ProjectId>,
     /// The network of the port.
     pub network: Option<NetworkId>,
     /// The guest's MAC address.
@@ -118,6 +124,34 @@ pub struct Facts {
     pub fixed_ips: Vec<IpAddr>,
     /// Further addresses that the guest may send from (Neutron's allowed-address-pairs).
     pub allowed_addresses: Vec<IpAddr>,
+    /// The instances between which this source was asked to judge. While sources name these alone, `tenant` decides.
+    pub judged: BTreeSet<InstanceId>,
+}
+
+/// Neutron's `device_owner`: what a port is for.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(transparent)]
+pub struct DeviceOwner(String);
+
+impl DeviceOwner {
+    /// The text as Neutron has it; `None` for the empty text of a port that nobody uses yet.
+    #[must_use]
+    pub fn new(text: &str) -> Option<Self> {
+        (!text.is_empty()).then(|| Self(text.to_owned()))
+    }
+
+    /// Whether it is an instance's: `compute:` and the availability zone (neutron_lib/constants.py,
+    /// `DEVICE_OWNER_COMPUTE_PREFIX`).
+    #[must_use]
+    pub fn is_instance(&self) -> bool {
+        self.0.starts_with("compute:")
+    }
+}
+
+impl fmt::Display for DeviceOwner {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
 }
 
 /// The instance behind a port. The project is the instance's, so nobody can tell it who does not name the instance.
@@ -137,6 +171,12 @@ impl Facts {
         self.mac = self.mac.or(other.mac);
         if self.device.is_none() {
             self.device.clone_from(&other.device);
+        }
+        if self.device_owner.is_none() {
+            self.device_owner.clone_from(&other.device_owner);
+        }
+        if self.port_project.is_none() {
+            self.port_project.clone_from(&other.port_project);
         }
         if self.fixed_ips.is_empty() {
             self.fixed_ips.clone_from(&other.fixed_ips);
@@ -167,7 +207,7 @@ impl Facts {
             id: self.id,
             device: self.device.clone(),
             instance: *instance,
-            project: project.clone()?,
+            project: project.clone().or_else(|| self.port_project.clone())?,
             network: self.network,
             mac: self.mac,
             fixed_ips: self.fixed_ips.clone(),
@@ -180,7 +220,7 @@ impl From<Port> for Facts {
     fn from(port: Port) -> Self {
         let Port { id, device, instance, project, network, mac, fixed_ips, allowed_addresses } = port;
         let tenant = Some(Tenant { instance, project: Some(project) });
-        Self { id, device, tenant, network, mac, fixed_ips, allowed_addresses }
+        Self { id, device, tenant, network, mac, fixed_ips, allowed_addresses, ..Self::default() }
     }
 }
 
@@ -195,11 +235,16 @@ pub enum SourceKind {
     Ovsdb,
     /// The XML of the domains that libvirt runs.
     Libvirt,
+    /// OVN's Southbound database.
+    OvnSouthbound,
+    /// Neutron's API.
+    Neutron,
 }
 
 impl SourceKind {
     /// Every source, the most trusted first.
-    pub const ALL: &'static [Self] = &[Self::StaticFile, Self::Ovsdb, Self::Libvirt];
+    pub const ALL: &'static [Self] =
+        &[Self::StaticFile, Self::Ovsdb, Self::Libvirt, Self::OvnSouthbound, Self::Neutron];
 
     /// The label in metrics and in `status`.
     #[must_use]
@@ -208,6 +253,8 @@ impl SourceKind {
             Self::StaticFile => "static_file",
             Self::Ovsdb => "ovsdb",
             Self::Libvirt => "libvirt",
+            Self::OvnSouthbound => "ovn_southbound",
+            Self::Neutron => "neutron",
         }
     }
 }

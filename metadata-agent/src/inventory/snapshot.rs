@@ -25,6 +25,8 @@ pub enum Entry {
     Agreed(#[serde(serialize_with = "pointee")] Arc<Port>),
     /// They agree, but no source knows the instance, or none of those that name it knows its project.
     Incomplete(#[serde(serialize_with = "pointee")] Arc<Facts>),
+    /// Neutron says that it is not an instance's, and no source that it is.
+    NoInstance(#[serde(serialize_with = "pointee")] Arc<Facts>),
     /// They do not agree, so it is nobody's.
     Disputed(#[serde(serialize_with = "pointee")] Arc<Dispute>),
 }
@@ -60,9 +62,16 @@ pub enum Resolution {
     Known(Arc<Port>),
     /// No source has said so yet, or not all of it.
     Unknown,
+    /// It is not an instance's: a router's, a DHCP server's, a load balancer's.
+    NoInstance,
     /// Sources contradict each other, or several ports fit equally well. Never guessed.
     Conflict,
 }
+
+/// Several ports fit one device, and nothing tells them apart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("several ports fit the device equally well")]
+pub struct Ambiguous;
 
 /// How much a snapshot holds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
@@ -71,6 +80,8 @@ pub struct Counts {
     pub ports: usize,
     /// Ports of which the instance or the project is still missing.
     pub incomplete: usize,
+    /// Ports that are not an instance's.
+    pub no_instance: usize,
     /// Ports whose owner is disputed.
     pub disputed: usize,
 }
@@ -80,6 +91,7 @@ impl Counts {
         match entry {
             Entry::Agreed(_) => &mut self.ports,
             Entry::Incomplete(_) => &mut self.incomplete,
+            Entry::NoInstance(_) => &mut self.no_instance,
             Entry::Disputed(_) => &mut self.disputed,
         }
     }
@@ -102,23 +114,38 @@ impl Snapshot {
     /// so. If that leaves several, the link's MAC address tells them apart.
     #[must_use]
     pub fn resolve(&self, device: &str, link_mac: Option<MacAddress>) -> Resolution {
-        let Some(keys) = self.names.get(device) else { return Resolution::Unknown };
+        match self.find(device, link_mac) {
+            Ok(Some(Entry::Agreed(port))) => Resolution::Known(Arc::clone(port)),
+            Ok(Some(Entry::Incomplete(_)) | None) => Resolution::Unknown,
+            Ok(Some(Entry::NoInstance(_))) => Resolution::NoInstance,
+            Ok(Some(Entry::Disputed(_))) | Err(Ambiguous) => Resolution::Conflict,
+        }
+    }
+
+    /// What sources make of the one port behind a kernel interface, found as [`Self::resolve`] does.
+    ///
+    /// # Errors
+    /// Several ports fit equally well.
+    pub fn find(&self, device: &str, link_mac: Option<MacAddress>) -> Result<Option<&Entry>, Ambiguous> {
+        let Some(keys) = self.names.get(device) else { return Ok(None) };
         let mut fitting = Vec::with_capacity(keys.len());
         for key in keys.iter() {
             match self.entries.get(key) {
-                Some(Entry::Agreed(port)) => fitting.push((port.mac, Resolution::Known(Arc::clone(port)))),
-                Some(Entry::Incomplete(facts)) => fitting.push((facts.mac, Resolution::Unknown)),
-                Some(Entry::Disputed(_)) => return Resolution::Conflict,
+                Some(entry @ Entry::Agreed(port)) => fitting.push((port.mac, entry)),
+                Some(entry @ (Entry::Incomplete(facts) | Entry::NoInstance(facts))) => {
+                    fitting.push((facts.mac, entry));
+                }
+                Some(entry @ Entry::Disputed(_)) => return Ok(Some(entry)),
                 None => {}
             }
         }
         if fitting.len() > 1 {
             fitting.retain(|(mac, _)| mac.zip(link_mac).is_some_and(|(guest, link)| same_guest(guest, link)));
             if fitting.len() != 1 {
-                return Resolution::Conflict;
+                return Err(Ambiguous);
             }
         }
-        fitting.pop().map_or(Resolution::Unknown, |(_, resolution)| resolution)
+        Ok(fitting.pop().map(|(_, entry)| entry))
     }
 
     /// Grows with every snapshot that differs from the one before.

@@ -115,6 +115,51 @@ fn a_port_is_known_once_sources_that_name_one_instance_know_its_project() {
 }
 
 #[test]
+fn the_ports_own_project_stands_in_where_nobody_knows_the_instances() {
+    let ovn = Facts { port_project: Some("admin".parse().unwrap()), ..without_project(&port(Some(PORT), 1)) };
+    let stands_in = Port { project: "admin".parse().unwrap(), ..port(Some(PORT), 1) };
+    let snapshot = fold([says(SourceKind::OvnSouthbound, "row", [ovn.clone()])]);
+    assert_eq!(snapshot.resolve(TAP, None), known(&stands_in));
+
+    let libvirt = Facts::from(port(Some(PORT), 1));
+    let snapshot =
+        fold([says(SourceKind::OvnSouthbound, "row", [ovn]), says(SourceKind::Libvirt, "d", [libvirt])]);
+    assert_eq!(snapshot.resolve(TAP, None), known(&port(Some(PORT), 1)), "and is no dispute");
+}
+
+#[test]
+fn a_port_that_is_for_something_else_is_no_instance_unless_somebody_names_one() {
+    let dhcp = Facts { device_owner: DeviceOwner::new("network:dhcp"), ..nobodys(PORT) };
+    let row = says(SourceKind::OvnSouthbound, "row", [dhcp]);
+    let snapshot = fold([row.clone()]);
+    assert_eq!(snapshot.resolve(TAP, None), Resolution::NoInstance);
+    assert_eq!(snapshot.counts(), Counts { no_instance: 1, ..Counts::default() });
+    let snapshot = fold([row, says(SourceKind::Libvirt, "d", [port(Some(PORT), 1)])]);
+    assert_eq!(snapshot.resolve(TAP, None), Resolution::Conflict);
+
+    let compute = Facts { device_owner: DeviceOwner::new("compute:nova"), ..port(Some(PORT), 1).into() };
+    let snapshot = fold([says(SourceKind::Neutron, "row", [compute])]);
+    assert_eq!(snapshot.resolve(TAP, None), known(&port(Some(PORT), 1)));
+    assert_eq!(DeviceOwner::new(""), None, "nobody uses the port yet");
+}
+
+#[test]
+fn a_dispute_is_settled_by_who_was_asked_about_it_and_agrees_with_a_party() {
+    let ovsdb = says(SourceKind::Ovsdb, "row", [without_project(&port(Some(PORT), 1))]);
+    let libvirt = says(SourceKind::Libvirt, "d", [port(Some(PORT), 2)]);
+    let neutron = |decides: u32, judged: &[u32]| {
+        let judged = judged.iter().map(|n| instance(*n)).collect();
+        says(SourceKind::Neutron, "port", [Facts { judged, ..port(Some(PORT), decides).into() }])
+    };
+    let resolve = |judge: Event| fold([ovsdb.clone(), libvirt.clone(), judge]).resolve(TAP, None);
+    assert_eq!(resolve(neutron(1, &[1, 2])), known(&port(Some(PORT), 1)));
+    assert_eq!(resolve(neutron(2, &[1, 2])), known(&port(Some(PORT), 2)));
+    assert_eq!(resolve(neutron(3, &[1, 2])), Resolution::Conflict, "nobody else names it");
+    assert_eq!(resolve(neutron(1, &[])), Resolution::Conflict, "was not asked to judge");
+    assert_eq!(resolve(neutron(2, &[2, 3])), Resolution::Conflict, "was asked about another dispute");
+}
+
+#[test]
 fn a_port_that_is_not_known_yet_still_stands_in_the_way_of_its_twin() {
     let one = Port { mac: mac("fa:16:3e:00:00:01"), ..port(Some(PORT), 1) };
     let two = Port { mac: mac("fa:16:3e:00:00:02"), ..port(Some(TWIN), 2) };
@@ -293,13 +338,20 @@ fn event() -> impl Strategy<Value = Event> {
     let id = proptest::option::of(proptest::sample::select(ids.to_vec()));
     let name = proptest::option::of(proptest::sample::select(DEVICES.to_vec()));
     let mac = proptest::option::of(0..2u8);
-    let facts = (id, name, tenant(), mac).prop_map(|(id, name, tenant, mac)| Facts {
-        id: id.map(|id| id.parse().unwrap()),
-        device: name.and_then(device),
-        tenant,
-        mac: mac.map(|last| MacAddress([0xfa, 0x16, 0x3e, 0, 0, last])),
-        ..Facts::default()
-    });
+    let owner =
+        proptest::option::weighted(0.3, proptest::sample::select(vec!["compute:nova", "network:dhcp"]));
+    let judged = proptest::collection::btree_set(0..2u32, 0..3);
+    let facts =
+        (id, name, tenant(), mac, owner, judged).prop_map(|(id, name, tenant, mac, owner, judged)| Facts {
+            device_owner: owner.and_then(DeviceOwner::new),
+            port_project: owner.map(|_| "admin".parse().unwrap()),
+            judged: judged.into_iter().map(instance).collect(),
+            id: id.map(|id| id.parse().unwrap()),
+            device: name.and_then(device),
+            tenant,
+            mac: mac.map(|last| MacAddress([0xfa, 0x16, 0x3e, 0, 0, last])),
+            ..Facts::default()
+        });
     (kind, 0..3u8, proptest::collection::vec(facts, 0..3)).prop_map(|(source, key, ports)| Event {
         source,
         key: key.to_string(),

@@ -132,7 +132,7 @@ impl World {
         let inventory = Arc::clone(&self.inventory);
         let instance = || match inventory.load().resolve(device, None) {
             Resolution::Known(port) => Some(port.instance.to_string()),
-            Resolution::Unknown => None,
+            Resolution::Unknown | Resolution::NoInstance => None,
             Resolution::Conflict => panic!("{device} is in conflict"),
         };
         let wait = self.version.wait_for(|_| instance().as_deref() == wanted);

@@ -1,0 +1,72 @@
+//! The sources that the configuration asks for, each started as a task.
+
+use tokio::sync::{mpsc, watch};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::config::Config;
+use crate::inventory::{Event, SourceKind};
+use crate::presence::Presence;
+use crate::sources::{self, Reporter, SourceState};
+use crate::vital::Vital;
+
+/// What every source is given.
+pub(super) struct Feeds<'a> {
+    events: mpsc::Sender<Event>,
+    #[expect(dead_code, reason = "for the sources that are asked about single ports")]
+    present: watch::Receiver<Presence>,
+    vital: &'a Vital,
+    tasks: &'a TaskTracker,
+    stop: &'a CancellationToken,
+    states: Vec<watch::Receiver<SourceState>>,
+}
+
+impl<'a> Feeds<'a> {
+    pub(super) fn new(
+        events: mpsc::Sender<Event>,
+        present: watch::Receiver<Presence>,
+        vital: &'a Vital,
+        tasks: &'a TaskTracker,
+        stop: &'a CancellationToken,
+    ) -> Self {
+        Self { events, present, vital, tasks, stop, states: Vec::new() }
+    }
+
+    pub(super) fn start(&mut self, config: &Config) {
+        self.static_file(config);
+        self.ovsdb(config);
+        self.libvirt(config);
+    }
+
+    /// Where the state of each can be read.
+    pub(super) fn states(self) -> Vec<watch::Receiver<SourceState>> {
+        self.states
+    }
+
+    fn reporter(&mut self, kind: SourceKind) -> Reporter {
+        let (reporter, state) = Reporter::new(kind);
+        self.states.push(state);
+        reporter
+    }
+
+    fn static_file(&mut self, config: &Config) {
+        let Some(file) = config.static_inventory.clone() else { return };
+        let reporter = self.reporter(SourceKind::StaticFile);
+        let source = sources::static_file::run(file, self.events.clone(), reporter, self.stop.clone());
+        self.tasks.spawn(self.vital.task("the source static_inventory", source));
+    }
+
+    fn ovsdb(&mut self, config: &Config) {
+        let (remote, patience) = (config.ovsdb_connection.clone(), config.ovsdb_connection_timeout);
+        let reporter = self.reporter(SourceKind::Ovsdb);
+        let source = sources::ovsdb::run(remote, patience, self.events.clone(), reporter, self.stop.clone());
+        self.tasks.spawn(self.vital.task("the source ovsdb", source));
+    }
+
+    fn libvirt(&mut self, config: &Config) {
+        let Some(directory) = config.libvirt_dir.clone() else { return };
+        let reporter = self.reporter(SourceKind::Libvirt);
+        let source = sources::libvirt::run(directory, self.events.clone(), reporter, self.stop.clone());
+        self.tasks.spawn(self.vital.task("the source libvirt", source));
+    }
+}

@@ -6,7 +6,7 @@
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 /// Grows with every change in this file or of [`crate::reason::Reason`]. The agent rebuilds pins of another version.
-pub const ABI_VERSION: u32 = 1;
+pub const ABI_VERSION: u32 = 2;
 
 /// Names of the maps and programs; 15 characters at most, which is what the kernel keeps.
 pub mod names {
@@ -70,7 +70,7 @@ pub struct Settings {
 pub struct PortKey {
     /// Interface index in the namespace of the program.
     pub ifindex: u32,
-    /// VLAN id, in host order; 0 for untagged, which is all that is served today.
+    /// VLAN id of a trunk's subport, in host order; 0 for untagged.
     pub vlan: u32,
 }
 
@@ -138,10 +138,14 @@ pub struct Client {
     pub connections: u64,
     /// The interface by which answers leave.
     pub ifindex: u32,
+    /// The VLAN id by which answers leave, in host order; 0 for untagged.
+    pub vlan: u32,
     /// The MAC address of the guest, as its last SYN bore it.
     pub guest_mac: [u8; 6],
     /// The MAC address that the guest sent to: router, DHCP port, OVN metadata port or our own. Answers bear it.
     pub metadata_mac: [u8; 6],
+    /// Zero.
+    pub _pad: [u8; 4],
 }
 
 #[cfg(feature = "user")]
@@ -169,8 +173,8 @@ mod tests {
     use core::mem::{offset_of, size_of};
 
     #[test]
-    fn sizes_and_offsets_are_those_of_abi_version_1() {
-        assert_eq!(ABI_VERSION, 1, "a new version needs new figures below");
+    fn sizes_and_offsets_are_those_of_abi_version_2() {
+        assert_eq!(ABI_VERSION, 2, "a new version needs new figures below");
         assert_eq!(size_of::<Settings>(), 48);
         assert_eq!(offset_of!(Settings, abi_version), 0);
         assert_eq!(offset_of!(Settings, stale_after_ns), 16);
@@ -182,10 +186,10 @@ mod tests {
         assert_eq!(offset_of!(Port, mac), 64);
         assert_eq!(size_of::<Gate>(), 16);
         assert_eq!(size_of::<ClientKey>(), 16);
-        assert_eq!(size_of::<Client>(), 56);
+        assert_eq!(size_of::<Client>(), 64);
         assert_eq!(offset_of!(Client, first_seen_ns), 16);
         assert_eq!(offset_of!(Client, ifindex), 40);
-        assert_eq!(offset_of!(Client, metadata_mac), 50);
-        assert_eq!(crate::reason::Reason::COUNT, 23, "MD_STATS changes its size with the reasons");
+        assert_eq!(offset_of!(Client, metadata_mac), 54);
+        assert_eq!(crate::reason::Reason::COUNT, 26, "MD_STATS changes its size with the reasons");
     }
 }

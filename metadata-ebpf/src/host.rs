@@ -5,7 +5,7 @@ use core::cell::{Cell, RefCell};
 use std::collections::HashMap;
 
 use crate::abi::{Client, ClientKey, Gate, Port, PortKey, Settings};
-use crate::skb::{HEAD, Skb, SkbFault};
+use crate::skb::{HEAD, Skb, SkbFault, Vlan};
 use crate::wire::{self, ETH_LEN, IPV4_LEN, IPV6_LEN};
 use crate::world::{PortalPeer, PortalSocket, World};
 
@@ -16,15 +16,15 @@ pub struct HostSkb {
     pub frame: Vec<u8>,
     /// The interface it came in by.
     pub ifindex: u32,
-    /// Whether the kernel took a VLAN tag off it.
-    pub vlan_tagged: bool,
+    /// The VLAN tag that the kernel took off it.
+    pub vlan: Vlan,
 }
 
 impl HostSkb {
     /// An untagged frame.
     #[must_use]
     pub fn new(frame: Vec<u8>, ifindex: u32) -> Self {
-        Self { frame, ifindex, vlan_tagged: false }
+        Self { frame, ifindex, vlan: Vlan::Untagged }
     }
 
     fn range(&self, offset: u32, len: usize) -> Result<core::ops::Range<usize>, SkbFault> {
@@ -48,8 +48,8 @@ impl Skb for HostSkb {
         self.ifindex
     }
 
-    fn vlan_tagged(&self) -> bool {
-        self.vlan_tagged
+    fn vlan(&self) -> Vlan {
+        self.vlan
     }
 
     fn head(&mut self) -> Option<&[u8; HEAD]> {
@@ -84,6 +84,21 @@ impl Skb for HostSkb {
     }
 
     fn mark_for_host(&mut self) -> Result<(), SkbFault> {
+        Ok(())
+    }
+
+    fn pop_vlan(&mut self) -> Result<(), SkbFault> {
+        self.vlan = Vlan::Untagged;
+        Ok(())
+    }
+
+    fn push_vlan(&mut self, id: u16) -> Result<(), SkbFault> {
+        self.vlan = Vlan::Tagged(id);
+        Ok(())
+    }
+
+    fn resize(&mut self, len: u32) -> Result<(), SkbFault> {
+        self.frame.resize(len as usize, 0);
         Ok(())
     }
 }

@@ -7,11 +7,17 @@ use core::mem::MaybeUninit;
 use aya_ebpf::bindings::{__sk_buff, BPF_F_PSEUDO_HDR};
 use aya_ebpf::helpers::generated as helpers;
 use aya_ebpf::programs::TcContext;
-use metadata_ebpf::skb::{HEAD, Skb, SkbFault};
+use metadata_ebpf::skb::{HEAD, Skb, SkbFault, Vlan};
 use metadata_ebpf::wire::ethertype;
 
 /// `PACKET_HOST` of linux/if_packet.h.
 const PACKET_HOST: u32 = 0;
+/// `VLAN_VID_MASK` of linux/if_vlan.h.
+const VLAN_ID: u32 = 0x0fff;
+
+/// Bytes that lie such that they can be read by the word; else the compiler reads them one by one.
+#[repr(C, align(8))]
+struct Words<const N: usize>([u8; N]);
 
 pub struct KernelSkb {
     skb: *mut __sk_buff,
@@ -51,9 +57,19 @@ impl Skb for KernelSkb {
     }
 
     #[inline(always)]
-    fn vlan_tagged(&self) -> bool {
+    fn vlan(&self) -> Vlan {
         // SAFETY: as in `len`.
-        unsafe { (*self.skb).vlan_present != 0 }
+        let (present, tci, protocol) =
+            unsafe { ((*self.skb).vlan_present, (*self.skb).vlan_tci, (*self.skb).vlan_proto) };
+        if present == 0 {
+            return Vlan::Untagged;
+        }
+        let id = (tci & VLAN_ID) as u16;
+        if protocol == u32::from(u16::from_ne_bytes(ethertype::VLAN)) && id != 0 {
+            Vlan::Tagged(id)
+        } else {
+            Vlan::Strange
+        }
     }
 
     #[inline(always)]
@@ -75,11 +91,11 @@ impl Skb for KernelSkb {
 
     #[inline(always)]
     fn load<const N: usize>(&self, offset: u32) -> Result<[u8; N], SkbFault> {
-        let mut bytes = MaybeUninit::<[u8; N]>::uninit();
+        let mut words = MaybeUninit::<Words<N>>::uninit();
         // SAFETY: the helper writes N bytes, or fails.
         unsafe {
-            done(helpers::bpf_skb_load_bytes(self.skb.cast(), offset, bytes.as_mut_ptr().cast(), N as u32))?;
-            Ok(bytes.assume_init())
+            done(helpers::bpf_skb_load_bytes(self.skb.cast(), offset, words.as_mut_ptr().cast(), N as u32))?;
+            Ok(words.assume_init().0)
         }
     }
 
@@ -120,5 +136,23 @@ impl Skb for KernelSkb {
     fn mark_for_host(&mut self) -> Result<(), SkbFault> {
         // SAFETY: takes the context and plain numbers.
         done(unsafe { helpers::bpf_skb_change_type(self.skb, PACKET_HOST) })
+    }
+
+    #[inline(always)]
+    fn pop_vlan(&mut self) -> Result<(), SkbFault> {
+        // SAFETY: takes the context.
+        done(unsafe { helpers::bpf_skb_vlan_pop(self.skb) })
+    }
+
+    #[inline(always)]
+    fn push_vlan(&mut self, id: u16) -> Result<(), SkbFault> {
+        // SAFETY: takes the context and plain numbers.
+        done(unsafe { helpers::bpf_skb_vlan_push(self.skb, u16::from_ne_bytes(ethertype::VLAN), id) })
+    }
+
+    #[inline(always)]
+    fn resize(&mut self, len: u32) -> Result<(), SkbFault> {
+        // SAFETY: takes the context and plain numbers.
+        done(unsafe { helpers::bpf_skb_change_tail(self.skb, len, 0) })
     }
 }

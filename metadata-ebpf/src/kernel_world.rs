@@ -103,43 +103,50 @@ impl World for KernelWorld {
         MD_CLIENTS.insert(key, client, 0).is_ok()
     }
 
-    /// `bpf_skc_lookup_tcp` finds full, request and TIME-WAIT sockets, and else the listener; for the listener
-    /// `bpf_tcp_check_syncookie` tells whether the segment completes a handshake that was answered with a cookie.
     #[inline(always)]
     fn portal_socket(&self, peer: &PortalPeer, nsid: u32) -> PortalSocket {
-        /// `TCP_LISTEN` of net/tcp_states.h.
-        const TCP_LISTEN: u32 = 10;
-
-        let mut tuple = SocketTuple {
-            source: peer.identity,
-            destination: PORTAL_ADDRESS,
-            source_port: [peer.tcp[0], peer.tcp[1]],
-            destination_port: METADATA_PORT.to_be_bytes(),
-        };
-        // SAFETY: `SocketTuple` has the layout and the size of the IPv6 arm of `struct bpf_sock_tuple`.
-        let socket = unsafe {
-            helpers::bpf_skc_lookup_tcp(
-                self.skb.cast(),
-                (&raw mut tuple).cast::<bpf_sock_tuple>(),
-                size_of::<SocketTuple>() as u32,
-                u64::from(nsid),
-                0,
-            )
-        };
-        if socket.is_null() {
-            return PortalSocket::Absent;
-        }
-        // SAFETY: not null, and released once below.
-        let listening = unsafe { (*socket).state } == TCP_LISTEN;
-        let found = if !listening || completes_a_cookie(socket, peer) {
-            PortalSocket::Connected
-        } else {
-            PortalSocket::Listening
-        };
-        // SAFETY: the reference that the look-up took.
-        unsafe { helpers::bpf_sk_release(socket.cast()) };
-        found
+        find_socket(self.skb, peer, nsid)
     }
+}
+
+/// `bpf_skc_lookup_tcp` finds full, request and TIME-WAIT sockets, and else the listener; for the listener
+/// `bpf_tcp_check_syncookie` tells whether the segment completes a handshake that was answered with a cookie.
+///
+/// Not inlined: a program's stack holds 512 bytes, and each of these calls has its own share of them.
+#[inline(never)]
+fn find_socket(skb: *mut __sk_buff, peer: &PortalPeer, nsid: u32) -> PortalSocket {
+    /// `TCP_LISTEN` of net/tcp_states.h.
+    const TCP_LISTEN: u32 = 10;
+
+    let mut tuple = SocketTuple {
+        source: peer.identity,
+        destination: PORTAL_ADDRESS,
+        source_port: [peer.tcp[0], peer.tcp[1]],
+        destination_port: METADATA_PORT.to_be_bytes(),
+    };
+    // SAFETY: `SocketTuple` has the layout and the size of the IPv6 arm of `struct bpf_sock_tuple`.
+    let socket = unsafe {
+        helpers::bpf_skc_lookup_tcp(
+            skb.cast(),
+            (&raw mut tuple).cast::<bpf_sock_tuple>(),
+            size_of::<SocketTuple>() as u32,
+            u64::from(nsid),
+            0,
+        )
+    };
+    if socket.is_null() {
+        return PortalSocket::Absent;
+    }
+    // SAFETY: not null, and released once below.
+    let listening = unsafe { (*socket).state } == TCP_LISTEN;
+    let found = if !listening || completes_a_cookie(socket, peer) {
+        PortalSocket::Connected
+    } else {
+        PortalSocket::Listening
+    };
+    // SAFETY: the reference that the look-up took.
+    unsafe { helpers::bpf_sk_release(socket.cast()) };
+    found
 }
 
 /// The IPv6 arm of `struct bpf_sock_tuple`, network order.

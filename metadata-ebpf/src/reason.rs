@@ -61,7 +61,9 @@ reasons! {
     Reply = "reply" => ToGuest,
     /// An ARP request for 169.254.169.254, answered in place.
     ArpReply = "arp_reply" => ToGuest,
-    /// An ICMP echo request to 169.254.169.254, answered in place.
+    /// A neighbour solicitation for fe80::a9fe:a9fe, answered in place.
+    NdReply = "nd_reply" => ToGuest,
+    /// An ICMP echo request to a metadata address, answered in place.
     EchoReply = "echo_reply" => ToGuest,
 
     /// The agent's heartbeat is stale or nobody listens in the portal: the host's own path serves.
@@ -70,10 +72,12 @@ reasons! {
     NotAttached = "not_attached" => Next,
     /// A segment of a connection that did not begin with us.
     ForeignConnection = "foreign_connection" => Next,
-    /// A VLAN-tagged metadata packet: trunk subports are not served yet.
+    /// A metadata packet with a VLAN tag that no trunk subport on this interface has.
     Vlan = "vlan" => Next,
-    /// A metadata packet over IPv6: not served yet.
-    Ipv6 = "ipv6" => Next,
+    /// A metadata packet over IPv6 whose source is not link-local.
+    Ipv6Source = "ipv6_source" => Next,
+    /// A metadata packet over IPv6 with extension headers, which we do not look behind.
+    Ipv6Extension = "ipv6_extension" => Next,
     /// An IPv4 header with options, which we do not translate.
     Ipv4Options = "ipv4_options" => Next,
     /// A fragment, which has no ports to judge it by.
@@ -89,6 +93,8 @@ reasons! {
     ForgedAddress = "forged_address" => Drop,
     /// The guest claims 169.254.169.254 for itself by ARP.
     ForgedArp = "forged_arp" => Drop,
+    /// The guest claims fe80::a9fe:a9fe for itself by neighbour discovery.
+    ForgedNd = "forged_nd" => Drop,
     /// More new connections than the attachment's allowance.
     SynRate = "syn_rate" => Drop,
     /// More source addresses than one attachment may use.

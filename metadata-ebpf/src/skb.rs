@@ -9,6 +9,17 @@ pub const HEAD: usize = 42;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SkbFault;
 
+/// The outermost VLAN tag of a frame.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Vlan {
+    /// None.
+    Untagged,
+    /// IEEE 802.1Q, with this VLAN id: 1 to 4095.
+    Tagged(u16),
+    /// Of priority alone (VLAN id 0), or IEEE 802.1ad.
+    Strange,
+}
+
 /// A frame at TC ingress, from the Ethernet header on. Offsets are bytes from there.
 #[expect(clippy::len_without_is_empty, reason = "a frame has an Ethernet header at least")]
 pub trait Skb {
@@ -18,8 +29,8 @@ pub trait Skb {
     /// Index of the interface that the frame came in by.
     fn ifindex(&self) -> u32;
 
-    /// Whether the frame bears a VLAN tag (the kernel moves it out of the frame before TC sees it).
-    fn vlan_tagged(&self) -> bool;
+    /// The VLAN tag of the frame (the kernel moves it out of the frame before TC sees it).
+    fn vlan(&self) -> Vlan;
 
     /// The first [`HEAD`] bytes, `None` if the frame is shorter. The cheapest look there is.
     fn head(&mut self) -> Option<&[u8; HEAD]>;
@@ -67,4 +78,22 @@ pub trait Skb {
     /// # Errors
     /// The kernel refuses.
     fn mark_for_host(&mut self) -> Result<(), SkbFault>;
+
+    /// Takes the VLAN tag off (`bpf_skb_vlan_pop`).
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    fn pop_vlan(&mut self) -> Result<(), SkbFault>;
+
+    /// Puts an IEEE 802.1Q tag with this VLAN id on (`bpf_skb_vlan_push`).
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    fn push_vlan(&mut self, id: u16) -> Result<(), SkbFault>;
+
+    /// Cuts the frame, or adds zeroes, at its end (`bpf_skb_change_tail`).
+    ///
+    /// # Errors
+    /// The kernel has no memory.
+    fn resize(&mut self, len: u32) -> Result<(), SkbFault>;
 }

@@ -5,7 +5,9 @@
 
 use crate::abi::ClientKey;
 use crate::from_guest::Outcome;
-use crate::identity::{ClientAddress, GuestAddress, METADATA_IPV4, METADATA_PORT, PORTAL_ADDRESS};
+use crate::identity::{
+    ClientAddress, GuestAddress, METADATA_IPV4, METADATA_IPV6, METADATA_PORT, PORTAL_ADDRESS,
+};
 use crate::reason::Reason;
 use crate::skb::{Skb, SkbFault};
 use crate::wire::{
@@ -37,20 +39,44 @@ fn answer<S: Skb, W: World>(skb: &mut S, world: &W) -> Result<Outcome, Reason> {
     }
 
     let identity = ip.destination();
-    let guest = match ClientAddress::from_identity(identity).ok_or(Reason::NoClient)?.guest {
-        GuestAddress::Ipv4(address) => address,
-        GuestAddress::Ipv6LinkLocal(_) => return Err(Reason::NoClient),
-    };
+    let guest = ClientAddress::from_identity(identity).ok_or(Reason::NoClient)?.guest;
     let client = world.touch_client(&ClientKey { identity }, world.now_ns()).ok_or(Reason::NoClient)?;
+    let ethertype = match guest {
+        GuestAddress::Ipv4(guest) => {
+            renumber_ipv4(skb, &ip, guest)?;
+            wire::ethertype::IPV4
+        }
+        GuestAddress::Ipv6LinkLocal(interface_id) => {
+            renumber_ipv6(skb, identity, interface_id)?;
+            wire::ethertype::IPV6
+        }
+    };
+    skb.store(0, &wire::ethernet(client.guest_mac, client.metadata_mac, ethertype))?;
+    if let Ok(vlan @ 1..) = u16::try_from(client.vlan) {
+        skb.push_vlan(vlan)?;
+    }
+    Ok(Outcome { reason: Reason::Reply, ifindex: client.ifindex })
+}
 
-    let ethernet = wire::ethernet(client.guest_mac, client.metadata_mac, wire::ethertype::IPV4);
+#[inline(always)]
+fn renumber_ipv4<S: Skb>(skb: &mut S, ip: &Ipv6Header, guest: [u8; 4]) -> Result<(), SkbFault> {
     let header = Ipv4Header::answer(METADATA_IPV4, guest, ip.payload_len(), ip.traffic_class(), ip.0[7]);
     let difference = wire::checksum_difference(&PORTAL_ADDRESS, &METADATA_IPV4)
-        + wire::checksum_difference(&identity, &guest);
+        + wire::checksum_difference(&ip.destination(), &guest);
 
     skb.change_to_ipv4()?;
-    skb.store(0, &ethernet)?;
     skb.store(ETH_LEN, &header.0)?;
-    skb.adjust_tcp_checksum(ETH_LEN + IPV4_LEN + TCP_CHECKSUM, difference)?;
-    Ok(Outcome { reason: Reason::Reply, ifindex: client.ifindex })
+    skb.adjust_tcp_checksum(ETH_LEN + IPV4_LEN + TCP_CHECKSUM, difference)
+}
+
+#[inline(always)]
+fn renumber_ipv6<S: Skb>(skb: &mut S, identity: [u8; 16], interface_id: [u8; 8]) -> Result<(), SkbFault> {
+    let [a, b, c, d, e, f, g, h] = interface_id;
+    let guest = [0xfe, 0x80, 0, 0, 0, 0, 0, 0, a, b, c, d, e, f, g, h];
+    let difference = wire::checksum_difference(&PORTAL_ADDRESS, &METADATA_IPV6)
+        + wire::checksum_difference(&identity, &guest);
+
+    skb.store(ETH_LEN + 8, &METADATA_IPV6)?;
+    skb.store(ETH_LEN + 24, &guest)?;
+    skb.adjust_tcp_checksum(ETH_LEN + IPV6_LEN + TCP_CHECKSUM, difference)
 }

@@ -11,7 +11,7 @@ pub const TCP_LEN: u32 = 20;
 /// Offset of the checksum in a TCP header.
 pub const TCP_CHECKSUM: u32 = 16;
 
-/// EtherType of IPv4, ARP and IPv6, in network order.
+/// EtherTypes, in network order.
 pub mod ethertype {
     /// 0x0800
     pub const IPV4: [u8; 2] = [0x08, 0x00];
@@ -19,14 +19,77 @@ pub mod ethertype {
     pub const ARP: [u8; 2] = [0x08, 0x06];
     /// 0x86dd
     pub const IPV6: [u8; 2] = [0x86, 0xdd];
+    /// 0x8100, of IEEE 802.1Q
+    pub const VLAN: [u8; 2] = [0x81, 0x00];
 }
 
 /// Protocol numbers of IP.
 pub mod protocol {
+    /// IPv6's hop-by-hop options
+    pub const HOP_BY_HOP: u8 = 0;
     /// ICMP
     pub const ICMP: u8 = 1;
     /// TCP
     pub const TCP: u8 = 6;
+    /// IPv6's routing header
+    pub const IPV6_ROUTING: u8 = 43;
+    /// IPv6's fragment header
+    pub const IPV6_FRAGMENT: u8 = 44;
+    /// IPsec's authentication header
+    pub const AUTHENTICATION: u8 = 51;
+    /// ICMPv6
+    pub const ICMPV6: u8 = 58;
+    /// IPv6's destination options
+    pub const IPV6_DESTINATION: u8 = 60;
+}
+
+/// Messages of ICMPv6 (RFC 4443) and neighbour discovery (RFC 4861).
+pub(crate) mod icmpv6 {
+    use super::{Mac, fold, protocol, sum};
+
+    pub const ECHO_REQUEST: u8 = 128;
+    pub const ECHO_REPLY: u8 = 129;
+    const ROUTER_SOLICITATION: u8 = 133;
+    pub const NEIGHBOUR_SOLICITATION: u8 = 135;
+    pub const NEIGHBOUR_ADVERTISEMENT: u8 = 136;
+    const REDIRECT: u8 = 137;
+    /// Offset of the target address in solicitations and advertisements.
+    pub const TARGET: u32 = 8;
+    /// Flag of an advertisement: somebody asked for it.
+    pub const SOLICITED: u8 = 0x40;
+    /// Flag of an advertisement: what was known before no longer holds.
+    pub const OVERRIDE: u8 = 0x20;
+
+    /// Whether a message may bear a link-layer address for its source, or for a target.
+    #[inline(always)]
+    pub const fn is_neighbour_discovery(kind: u8) -> bool {
+        kind >= ROUTER_SOLICITATION && kind <= REDIRECT
+    }
+
+    /// Length of a neighbour advertisement with one option of eight bytes.
+    pub const ADVERTISEMENT_LEN: u32 = 32;
+
+    /// The beginning of the IPv6 header of an advertisement, up to the addresses; its hop limit says that no router passed
+    /// it on.
+    pub const ADVERTISEMENT_IPV6_HEADER: [u8; 8] = [0x60, 0, 0, 0, 0, 32, protocol::ICMPV6, 255];
+
+    /// The beginning of an advertisement of `target`, up to the target, with the checksum over all of it.
+    #[inline(always)]
+    pub fn advertisement(flags: u8, target: [u8; 16], mac: Mac, to: [u8; 16]) -> [u8; 8] {
+        // The rest of the pseudo header, RFC 8200 section 8.1: length and next header.
+        let pseudo_header = sum(&to, sum(&target, sum(&[0, 32, 0, protocol::ICMPV6], 0)));
+        let fixed = [NEIGHBOUR_ADVERTISEMENT, 0, flags, 0];
+        let body = sum(&fixed, sum(&target, sum(&target_link_layer_address(mac), 0)));
+        let [high, low] = (!fold(pseudo_header + body)).to_ne_bytes();
+        [NEIGHBOUR_ADVERTISEMENT, 0, high, low, flags, 0, 0, 0]
+    }
+
+    /// The option that tells the MAC address.
+    #[inline(always)]
+    pub const fn target_link_layer_address(mac: Mac) -> [u8; 8] {
+        let [a, b, c, d, e, f] = mac;
+        [2, 1, a, b, c, d, e, f]
+    }
 }
 
 /// An Ethernet address.
@@ -102,16 +165,23 @@ impl Ipv4Header {
 pub(crate) struct Ipv6Header(pub [u8; 40]);
 
 impl Ipv6Header {
-    /// A header in front of `payload_len` bytes of TCP; the flow label is zero.
+    /// A header in front of `payload_len` bytes of `protocol`; the flow label is zero.
     #[inline(always)]
-    pub fn tcp(from: [u8; 16], to: [u8; 16], payload_len: u16, class: u8, hop_limit: u8) -> Self {
+    pub fn new(
+        protocol: u8,
+        from: [u8; 16],
+        to: [u8; 16],
+        payload_len: u16,
+        class: u8,
+        hop_limit: u8,
+    ) -> Self {
         let mut header = [0; 40];
         let [len_high, len_low] = payload_len.to_be_bytes();
         header[0] = 0x60 | (class >> 4);
         header[1] = class << 4;
         header[4] = len_high;
         header[5] = len_low;
-        header[6] = protocol::TCP;
+        header[6] = protocol;
         header[7] = hop_limit;
         let mut at = 0;
         while at < 16 {
@@ -174,10 +244,10 @@ impl TcpHeader {
         (self.0[12] >> 4) as u32 * 4
     }
 
-    /// Whether this segment opens a connection: SYN, and neither ACK, RST nor FIN (which RFC 9293 calls no valid opening).
+    /// Whether a segment with these flags opens a connection: SYN, and neither ACK, RST nor FIN (which RFC 9293 calls no valid opening).
     #[inline(always)]
-    pub const fn opens(&self) -> bool {
-        self.0[13] & (Self::SYN | Self::ACK | Self::RST | Self::FIN) == Self::SYN
+    pub const fn opens_by(flags: u8) -> bool {
+        flags & (Self::SYN | Self::ACK | Self::RST | Self::FIN) == Self::SYN
     }
 }
 
@@ -262,7 +332,7 @@ mod tests {
 
         #[test]
         fn an_ipv6_header_reads_back(from in any::<[u8; 16]>(), to in any::<[u8; 16]>(), len in any::<u16>(), class in any::<u8>()) {
-            let header = Ipv6Header::tcp(from, to, len, class, 64);
+            let header = Ipv6Header::new(protocol::TCP, from, to, len, class, 64);
             prop_assert_eq!(header.source(), from);
             prop_assert_eq!(header.destination(), to);
             prop_assert_eq!(header.payload_len(), len);

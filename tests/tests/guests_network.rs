@@ -13,7 +13,7 @@ use metadata_ebpf::reason::Reason;
 use metadata_tests::tenants::HOSTNAME;
 use metadata_tests::wait::{self, PATIENCE};
 use metadata_tests::{
-    Agent, Guest, GuestSpec, Host, HostState, NextHop, NovaStandIn, PacketSocket, Tenants, legacy, privileged,
+    Agent, Guest, GuestSpec, Host, HostState, NextHop, NovaStandIn, PacketSocket, Tenants, privileged,
 };
 use socket2::{Domain, Protocol, Socket, Type};
 
@@ -135,26 +135,6 @@ fn a_vlan_tagged_metadata_frame_is_left_alone_and_counted() {
         guest.assert_served();
     }
     assert_eq!(nova.requests().len(), 2);
-}
-
-#[test]
-fn a_metadata_connection_over_ipv6_passes_on_to_the_hosts_own_path_and_is_counted() {
-    if !privileged() {
-        return;
-    }
-    let tenants = Tenants::new();
-    let Tenants { process, nova, red, blue, .. } = &tenants;
-    let legacies = [red.network.legacy(), blue.network.legacy()];
-    let mut counted = 0;
-    for (guest, legacy) in [red, blue].iter().zip(&legacies) {
-        let answer = guest.get_v6(HOSTNAME);
-        assert_eq!(answer.text(), format!("{}{}", legacy::GREETING, guest.network.id));
-        assert_eq!(legacy.requests().len(), 1);
-        let so_far = process.packets(Reason::Ipv6);
-        assert!(so_far > counted, "{so_far} after {counted}");
-        counted = so_far;
-    }
-    assert_eq!(nova.requests().len(), 0);
 }
 
 #[test]

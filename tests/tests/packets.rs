@@ -17,12 +17,13 @@ use metadata_ebpf::from_guest::from_guest;
 use metadata_ebpf::host::{HostSkb, HostWorld};
 use metadata_ebpf::identity::PORTAL_ADDRESS;
 use metadata_ebpf::reason::{Reason, Verdict};
+use metadata_ebpf::skb::Vlan;
 use metadata_ebpf::to_guest::to_guest;
 use metadata_tests::bpffs::Bpffs;
 use metadata_tests::netns::Netns;
 use metadata_tests::packets::{
     ATTACHMENT, CONNECTED_PORT, Case, GUEST_MAC, NETWORK, PORTAL_MAC, Program, ROUTER_MAC, State, cases,
-    identity, port,
+    identity, identity_v6, port,
 };
 use tokio::runtime::{Builder, Runtime};
 
@@ -61,8 +62,10 @@ fn client() -> Client {
         last_seen_ns: 1,
         connections: 3,
         ifindex: IFINDEX,
+        vlan: 0,
         guest_mac: GUEST_MAC,
         metadata_mac: ROUTER_MAC,
+        _pad: [0; 4],
     }
 }
 
@@ -76,7 +79,7 @@ fn every_case_holds_on_the_host() {
             Program::ToGuest => Some(to_guest(&mut skb, &world)),
         };
         assert_outcome(&case, outcome.map(|outcome| outcome.reason), &skb.frame);
-        assert_recorded(&case, world.clients.borrow().get(&ClientKey { identity: identity() }).copied());
+        assert_recorded(&case, world.clients.borrow().get(&ClientKey { identity: case.identity() }).copied());
         if case.reason.is_none() {
             assert_eq!(world.look_ups.get(), 0, "{}: a bystander costs no map look-up", case.name);
         }
@@ -100,7 +103,7 @@ fn a_stale_heartbeat_is_no_heartbeat() {
 #[test]
 fn a_tagged_metadata_packet_is_left_alone() {
     for case in cases().into_iter().filter(|case| case.reason == Some(Reason::ConnectionOpened)) {
-        let mut skb = HostSkb { vlan_tagged: true, ..HostSkb::new(case.frame.clone(), IFINDEX) };
+        let mut skb = HostSkb { vlan: Vlan::Tagged(5), ..HostSkb::new(case.frame.clone(), IFINDEX) };
         let outcome = from_guest(&mut skb, &host_world(&case.state)).expect(case.name);
         assert_eq!(outcome.reason, Reason::Vlan, "{}", case.name);
         assert_eq!(skb.frame, case.frame, "{}", case.name);
@@ -138,27 +141,28 @@ fn run_in_kernel(portal_name: &str, portal: &Portal) {
     let mut kernel = Kernel::load(bpffs.path(), portal.nsid);
     let (listening, deaf): (Vec<_>, Vec<_>) = cases().into_iter().partition(|case| case.state.listening);
 
-    // The other side of the connection that the portal shall know: a socket that bears the identity address itself.
+    // The other side of the connections that the portal shall know: sockets that bear the identity addresses themselves.
     let listener = portal.listen(16).expect("a listener");
     let inside = AgentNetns::named(portal_name).expect("readable").expect("there");
-    let connection = inside.run(|| connect_as_the_client(&listener)).expect("the portal is entered");
+    let connect = || [identity(), identity_v6()].map(|identity| connect_as(identity, &listener));
+    let connections = inside.run(connect).expect("the portal is entered");
     for case in &listening {
         kernel.run(case);
     }
-    drop((connection, listener));
+    drop((connections, listener));
     for case in &deaf {
         kernel.run(case);
     }
 }
 
-fn connect_as_the_client(listener: &TcpListener) -> (TcpStream, TcpStream) {
+fn connect_as(identity: [u8; 16], listener: &TcpListener) -> (TcpStream, TcpStream) {
     runtime().block_on(async {
         let netlink = Netlink::connect().expect("netlink");
         let lo = netlink.link("lo").await.expect("links").expect("lo");
-        netlink.set_address(lo.index, identity().into(), 128).await.expect("the identity address");
+        netlink.set_address(lo.index, identity.into(), 128).await.expect("the identity address");
     });
     let socket = socket2::Socket::new(socket2::Domain::IPV6, socket2::Type::STREAM, None).expect("a socket");
-    socket.bind(&SocketAddrV6::new(identity().into(), CONNECTED_PORT, 0, 0).into()).expect("bound");
+    socket.bind(&SocketAddrV6::new(identity.into(), CONNECTED_PORT, 0, 0).into()).expect("bound");
     socket.connect(&SocketAddrV6::new(PORTAL_ADDRESS.into(), 80, 0, 0).into()).expect("connected");
     listener.set_nonblocking(false).expect("blocking");
     let (accepted, _) = listener.accept().expect("accepted");
@@ -183,10 +187,12 @@ fn host_world(state: &State) -> HostWorld {
     }
     world.gates.borrow_mut().insert(ATTACHMENT, gate(state, now));
     if state.client_known {
-        world.clients.borrow_mut().insert(ClientKey { identity: identity() }, client());
+        for identity in [identity(), identity_v6()] {
+            world.clients.borrow_mut().insert(ClientKey { identity }, client());
+        }
     }
     if state.listening {
-        world.connections.push((identity(), CONNECTED_PORT));
+        world.connections.extend([identity(), identity_v6()].map(|identity| (identity, CONNECTED_PORT)));
     }
     world
 }
@@ -236,21 +242,23 @@ impl Kernel {
         assert!(counted.len() <= 1, "{}: counted once, not as {counted:?}", case.name);
         assert_eq!(verdict, expected_verdict(case.reason), "{}: the verdict", case.name);
         assert_outcome(case, counted.first().copied(), &frame);
-        assert_recorded(case, self.clients.get(&ClientKey { identity: identity() }, 0).ok());
+        assert_recorded(case, self.clients.get(&ClientKey { identity: case.identity() }, 0).ok());
     }
 
     fn set(&mut self, state: &State) {
         let now = Clock::now_ns();
-        let (port_key, client_key) = (PortKey::untagged(IFINDEX), ClientKey { identity: identity() });
+        let port_key = PortKey::untagged(IFINDEX);
         self.heartbeat.set(0, heartbeat(state, now), 0).expect("a beat");
         self.gates.insert(ATTACHMENT, gate(state, now), 0).expect("a gate");
         let _absent = self.ports.remove(&port_key);
-        let _absent = self.clients.remove(&client_key);
         if state.attached {
             self.ports.insert(port_key, port(state), 0).expect("a port");
         }
-        if state.client_known {
-            self.clients.insert(client_key, client(), 0).expect("a client");
+        for identity in [identity(), identity_v6()] {
+            let _absent = self.clients.remove(&ClientKey { identity });
+            if state.client_known {
+                self.clients.insert(ClientKey { identity }, client(), 0).expect("a client");
+            }
         }
     }
 
@@ -324,6 +332,10 @@ fn assert_checksums(case: &Case, frame: &[u8]) {
                 "{}: TCP checksum",
                 case.name
             );
+        }
+        (NetHeaders::Ipv6(ip, _), Some(TransportHeader::Icmpv6(icmp))) => {
+            let checksum = icmp.icmp_type.calc_checksum(ip.source, ip.destination, payload);
+            assert_eq!(icmp.checksum, checksum.expect(case.name), "{}: ICMPv6 checksum", case.name);
         }
         (NetHeaders::Arp(_), None) => {}
         other => panic!("{}: an unexpected frame: {other:?}", case.name),

@@ -4,9 +4,11 @@ use etherparse::{
     Ethernet2Header, IpNumber, Ipv4Header, Ipv6FlowLabel, Ipv6Header, PacketBuilder, TcpHeader,
 };
 use metadata_ebpf::from_guest::METADATA_MAC;
-use metadata_ebpf::identity::{METADATA_IPV4, PORTAL_ADDRESS};
+use metadata_ebpf::identity::{METADATA_IPV4, METADATA_IPV6, PORTAL_ADDRESS};
 
-use super::{CONNECTED_PORT, GUEST_IP, GUEST_MAC, NEW_PORT, PORTAL_MAC, ROUTER_MAC, identity};
+use super::{
+    CONNECTED_PORT, GUEST_IP, GUEST_IPV6, GUEST_MAC, NEW_PORT, PORTAL_MAC, ROUTER_MAC, identity, identity_v6,
+};
 
 /// A TCP segment of the guest, to be bent.
 #[derive(Clone)]
@@ -143,14 +145,104 @@ pub(super) fn udp() -> Vec<u8> {
     frame
 }
 
-pub(super) fn ipv6(destination: &str, port: u16) -> Vec<u8> {
-    let destination: std::net::Ipv6Addr = destination.parse().expect("an address");
-    let source = std::net::Ipv6Addr::new(0xfe80, 0, 0, 0, 0xf816, 0x3eff, 0xfe00, 5);
+/// A TCP segment of the guest over IPv6, to be bent.
+#[derive(Clone)]
+pub(super) struct Segment6 {
+    pub(super) ethernet: Ethernet2Header,
+    pub(super) ip: Ipv6Header,
+    pub(super) tcp: TcpHeader,
+    pub(super) payload: Vec<u8>,
+}
+
+impl Segment6 {
+    pub(super) fn syn() -> Self {
+        let Segment { mut ethernet, tcp, payload, .. } = Segment::syn();
+        ethernet.ether_type = etherparse::EtherType::IPV6;
+        let ip = Ipv6Header {
+            traffic_class: 0xb8,
+            flow_label: Ipv6FlowLabel::try_new(0x4_2042).expect("twenty bits"),
+            payload_length: 0,
+            next_header: IpNumber::TCP,
+            hop_limit: 64,
+            source: GUEST_IPV6,
+            destination: METADATA_IPV6,
+        };
+        Self { ethernet, ip, tcp, payload }
+    }
+
+    pub(super) fn data(payload: &[u8]) -> Self {
+        let Segment { tcp, payload, .. } = Segment::data(payload);
+        Self { tcp, payload, ..Self::syn() }
+    }
+
+    pub(super) fn with(mut self, bend: impl FnOnce(&mut Self)) -> Self {
+        bend(&mut self);
+        self
+    }
+
+    /// The frame, with right lengths and checksums.
+    pub(super) fn frame(mut self) -> Vec<u8> {
+        let len = self.tcp.header_len() + self.payload.len();
+        self.ip.payload_length = u16::try_from(len).expect("it fits");
+        self.tcp.checksum = self.tcp.calc_checksum_ipv6(&self.ip, &self.payload).expect("it fits");
+        let mut frame = Vec::new();
+        self.ethernet.write(&mut frame).expect("a vector takes all");
+        self.ip.write(&mut frame).expect("a vector takes all");
+        self.tcp.write(&mut frame).expect("a vector takes all");
+        frame.extend(self.payload);
+        frame
+    }
+
+    /// The same segment as the portal gets it.
+    pub(super) fn in_portal(mut self) -> Vec<u8> {
+        (self.ip.source, self.ip.destination) = (identity_v6(), PORTAL_ADDRESS);
+        (self.ethernet.source, self.ethernet.destination) = (METADATA_MAC, PORTAL_MAC);
+        self.frame()
+    }
+}
+
+/// An answer out of the portal to the guest's IPv6 address: `(frame of the portal, frame for the guest)`.
+pub(super) fn answer_v6(payload: &[u8]) -> (Vec<u8>, Vec<u8>) {
+    let build = |(from, to): ([u8; 6], [u8; 6]), (source, destination)| {
+        let step = PacketBuilder::ethernet2(from, to).ipv6(source, destination, 64);
+        let step = step.tcp(80, CONNECTED_PORT, 0x9000, 502).ack(0x2001).psh();
+        let mut frame = Vec::new();
+        step.write(&mut frame, payload).expect("a vector takes all");
+        frame
+    };
+    (
+        build((PORTAL_MAC, METADATA_MAC), (PORTAL_ADDRESS, identity_v6())),
+        build((ROUTER_MAC, GUEST_MAC), (METADATA_IPV6, GUEST_IPV6)),
+    )
+}
+
+/// An ICMPv6 message with its checksum.
+pub(super) fn icmpv6(
+    (from, to): ([u8; 6], [u8; 6]),
+    (source, destination): ([u8; 16], [u8; 16]),
+    kind: u8,
+    rest: [u8; 4],
+    payload: &[u8],
+) -> Vec<u8> {
+    let step = PacketBuilder::ethernet2(from, to).ipv6(source, destination, 255);
     let mut frame = Vec::new();
-    let step =
-        PacketBuilder::ethernet2(GUEST_MAC, ROUTER_MAC).ipv6(source.octets(), destination.octets(), 64);
-    step.tcp(NEW_PORT, port, 1, 100).syn().write(&mut frame, &[]).expect("a vector takes all");
+    step.icmpv6_raw(kind, 0, rest).write(&mut frame, payload).expect("a vector takes all");
     frame
+}
+
+/// What a node sends to find the MAC address of `target` (RFC 4861 section 4.3).
+pub(super) fn solicitation(source: [u8; 16], destination: [u8; 16], target: [u8; 16]) -> Vec<u8> {
+    let source_link_layer_address = [&[1, 1][..], &GUEST_MAC].concat();
+    let options = if source == [0; 16] { &[][..] } else { &source_link_layer_address };
+    let group_mac = [0x33, 0x33, destination[12], destination[13], destination[14], destination[15]];
+    let mac = if destination[0] == 0xff { group_mac } else { METADATA_MAC };
+    icmpv6((GUEST_MAC, mac), (source, destination), 135, [0; 4], &[&target[..], options].concat())
+}
+
+/// Our answer to it.
+pub(super) fn advertisement(to_mac: [u8; 6], to: [u8; 16], flags: u8) -> Vec<u8> {
+    let options = [&METADATA_IPV6[..], &[2, 1], &METADATA_MAC].concat();
+    icmpv6((METADATA_MAC, to_mac), (METADATA_IPV6, to), 136, [flags, 0, 0, 0], &options)
 }
 
 /// A frame with some bytes set, checksums left as they were.

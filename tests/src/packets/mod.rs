@@ -4,19 +4,22 @@
 #![expect(clippy::expect_used, reason = "a row that cannot be built fails the test that reads it")]
 
 mod frames;
+mod ipv6;
 
-use etherparse::IpNumber;
 use metadata_ebpf::abi::{CHECK_IPV4, CHECK_MAC, MAX_PORT_IPV4, Port};
 use metadata_ebpf::from_guest::METADATA_MAC;
-use metadata_ebpf::identity::{AttachmentId, ClientAddress, METADATA_IPV4};
+use metadata_ebpf::identity::{AttachmentId, ClientAddress, GuestAddress, METADATA_IPV4};
 use metadata_ebpf::reason::Reason;
 
-use frames::{Segment, answer, arp, arp_answer, echo, ipv6, patched, udp};
+use frames::{Segment, answer, arp, arp_answer, echo, patched, udp};
 
 /// The guest of the table.
 pub const GUEST_MAC: [u8; 6] = [0xfa, 0x16, 0x3e, 0, 0, 5];
 /// Its address.
 pub const GUEST_IP: [u8; 4] = [10, 0, 0, 5];
+/// Its link-local address, with a stable-privacy interface identifier (RFC 7217).
+pub const GUEST_IPV6: [u8; 16] =
+    [0xfe, 0x80, 0, 0, 0, 0, 0, 0, 0x9c, 0x1f, 0x55, 0xaa, 0x07, 0xd2, 0x4e, 0x31];
 /// The router that it sends to.
 pub const ROUTER_MAC: [u8; 6] = [0xfa, 0x16, 0x3e, 0xff, 0, 1];
 /// MAC address of the portal's end of the veth pair, as the table assumes it.
@@ -51,7 +54,7 @@ pub struct State {
     pub alive: bool,
     /// Whether the agent listens, and [`CONNECTED_PORT`] is connected.
     pub listening: bool,
-    /// Whether the client is on record.
+    /// Whether the client is on record, by both its addresses.
     pub client_known: bool,
     /// Clients that the attachment may have.
     pub client_quota: u32,
@@ -87,6 +90,14 @@ pub struct Case {
     pub rewritten: Option<Vec<u8>>,
 }
 
+impl Case {
+    /// Under which address the client is on record.
+    #[must_use]
+    pub fn identity(&self) -> [u8; 16] {
+        if self.frame.get(12..14) == Some(&[0x86, 0xdd]) { identity_v6() } else { identity() }
+    }
+}
+
 /// The identity address of the guest.
 #[must_use]
 pub fn identity() -> [u8; 16] {
@@ -98,6 +109,14 @@ pub fn identity() -> [u8; 16] {
 pub fn identity_of(attachment: u32) -> [u8; 16] {
     let attachment = AttachmentId::new(attachment).expect("attachments count from 1");
     ClientAddress::ipv4(attachment, GUEST_IP).identity()
+}
+
+/// The identity address of the guest's IPv6 address.
+#[must_use]
+pub fn identity_v6() -> [u8; 16] {
+    let attachment = AttachmentId::new(ATTACHMENT).expect("attachments count from 1");
+    let interface_id = GUEST_IPV6.last_chunk().copied().expect("eight of sixteen bytes");
+    ClientAddress { attachment, guest: GuestAddress::Ipv6LinkLocal(interface_id) }.identity()
 }
 
 /// The entry of `MD_PORTS` for a state.
@@ -126,6 +145,7 @@ pub fn cases() -> Vec<Case> {
     cases.extend(left_alone());
     cases.extend(dropped());
     cases.extend(out_of_the_portal());
+    cases.extend(ipv6::cases());
     cases
 }
 
@@ -161,12 +181,6 @@ fn untouched() -> Vec<Case> {
         bystander(
             "ARP of another hardware",
             patched(arp(1, GUEST_MAC, GUEST_IP, METADATA_IPV4), 14, &[0, 6]),
-        ),
-        bystander("IPv6 to another link-local address", ipv6("fe80::1", 80)),
-        bystander("IPv6 to another port", ipv6("fe80::a9fe:a9fe", 443)),
-        bystander(
-            "UDP over IPv6 to port 80 of the address",
-            patched(ipv6("fe80::a9fe:a9fe", 80), 20, &[IpNumber::UDP.0]),
         ),
         bystander(
             "a frame shorter than any of ours",
@@ -315,7 +329,6 @@ fn absent_or_foreign() -> Vec<Case> {
 /// Headers that we cannot or would rather not translate.
 fn unclear() -> Vec<Case> {
     vec![
-        refused("TCP over IPv6", NORMAL, ipv6("fe80::a9fe:a9fe", 80), Reason::Ipv6),
         bent(
             "IPv4 options",
             |s| s.ip.options = etherparse::Ipv4Options::try_from(&[1, 1, 1, 0][..]).expect("four bytes"),

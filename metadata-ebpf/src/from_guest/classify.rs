@@ -1,0 +1,192 @@
+//! What a frame is, as far as it concerns us. Runs for every packet of every guest and touches no map.
+
+use crate::identity::{METADATA_IPV4, METADATA_IPV6, METADATA_PORT};
+use crate::reason::Reason;
+use crate::skb::{HEAD, Skb};
+use crate::wire::{self, ETH_LEN, IPV6_LEN, icmpv6};
+
+/// What the guest wants.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Request {
+    Arp,
+    Solicitation,
+    Echo(Version),
+    Tcp(Version),
+}
+
+/// Version of IP.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Version {
+    V4,
+    V6,
+}
+
+/// `None`: not metadata traffic.
+#[inline(always)]
+pub(super) fn classify<S: Skb>(skb: &mut S) -> Option<Result<Request, Reason>> {
+    let head = skb.head()?;
+    match [head[12], head[13]] {
+        wire::ethertype::IPV4 => ipv4(head),
+        wire::ethertype::ARP => arp(head),
+        wire::ethertype::IPV6 => match Ipv6Kind::of(head)? {
+            Ipv6Kind::Tcp => tcp_over_ipv6(skb),
+            Ipv6Kind::Icmp(sender) => icmp_over_ipv6(skb, sender),
+            Ipv6Kind::Other(refused) => other_over_ipv6(skb, refused),
+        },
+        _ => None,
+    }
+}
+
+#[inline(always)]
+fn ipv4(head: &[u8; HEAD]) -> Option<Result<Request, Reason>> {
+    const MORE_FRAGMENTS_AND_OFFSET: u16 = 0x3fff;
+    const ECHO_REQUEST: u8 = 8;
+
+    if [head[30], head[31], head[32], head[33]] != METADATA_IPV4 {
+        return None;
+    }
+    let (request, ours) = match head[23] {
+        wire::protocol::TCP => {
+            (Request::Tcp(Version::V4), u16::from_be_bytes([head[36], head[37]]) == METADATA_PORT)
+        }
+        wire::protocol::ICMP => (Request::Echo(Version::V4), [head[34], head[35]] == [ECHO_REQUEST, 0]),
+        _ => return None,
+    };
+    if head[14] != 0x45 {
+        // Longer headers carry options; others are no IPv4 at all.
+        return Some(Err(if head[14] > 0x45 && head[14] < 0x50 {
+            Reason::Ipv4Options
+        } else {
+            Reason::Malformed
+        }));
+    }
+    if u16::from_be_bytes([head[20], head[21]]) & MORE_FRAGMENTS_AND_OFFSET != 0 {
+        return Some(Err(Reason::Fragment));
+    }
+    ours.then_some(Ok(request))
+}
+
+#[inline(always)]
+fn arp(head: &[u8; HEAD]) -> Option<Result<Request, Reason>> {
+    const ETHERNET_IPV4: [u8; 6] = [0, 1, 8, 0, 6, 4];
+    const REQUEST: [u8; 2] = [0, 1];
+
+    if [head[14], head[15], head[16], head[17], head[18], head[19]] != ETHERNET_IPV4 {
+        return None;
+    }
+    if [head[28], head[29], head[30], head[31]] == METADATA_IPV4 {
+        return Some(Err(Reason::ForgedArp));
+    }
+    let asked = [head[38], head[39], head[40], head[41]] == METADATA_IPV4;
+    (asked && [head[20], head[21]] == REQUEST).then_some(Ok(Request::Arp))
+}
+
+/// What the head of an IPv6 packet leaves open.
+#[derive(Clone, Copy)]
+enum Ipv6Kind {
+    Tcp,
+    Icmp(Sender),
+    /// What it is refused for, should it be for us.
+    Other(Reason),
+}
+
+/// Who sends a message of neighbour discovery, as far as it matters.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Sender {
+    /// A node on the link.
+    OnLink,
+    /// Somebody who calls itself by our address.
+    Ourselves,
+    /// A group, or somebody behind a router.
+    Impossible,
+}
+
+impl Sender {
+    #[inline(always)]
+    fn of(head: &[u8; HEAD]) -> Self {
+        const NEVER_ROUTED: u8 = 255;
+
+        let mut ours = true;
+        let mut at = 0;
+        while at < METADATA_IPV6.len() {
+            ours &= head[22 + at] == METADATA_IPV6[at];
+            at += 1;
+        }
+        if ours {
+            Self::Ourselves
+        } else if head[21] != NEVER_ROUTED || head[22] == 0xff {
+            Self::Impossible
+        } else {
+            Self::OnLink
+        }
+    }
+}
+
+impl Ipv6Kind {
+    /// The head shows four bytes of the destination. Neighbour discovery may be sent anywhere.
+    #[inline(always)]
+    fn of(head: &[u8; HEAD]) -> Option<Self> {
+        let [p0, p1, p2, p3, ..] = METADATA_IPV6;
+        let next_header = head[20];
+        if next_header == wire::protocol::ICMPV6 {
+            return Some(Self::Icmp(Sender::of(head)));
+        }
+        if [head[38], head[39], head[40], head[41]] != [p0, p1, p2, p3] {
+            return None;
+        }
+        match next_header {
+            wire::protocol::TCP => Some(Self::Tcp),
+            wire::protocol::IPV6_FRAGMENT => Some(Self::Other(Reason::Fragment)),
+            wire::protocol::HOP_BY_HOP
+            | wire::protocol::IPV6_ROUTING
+            | wire::protocol::AUTHENTICATION
+            | wire::protocol::IPV6_DESTINATION => Some(Self::Other(Reason::Ipv6Extension)),
+            _ => None,
+        }
+    }
+}
+
+/// Where the destination address lies.
+const DESTINATION: u32 = ETH_LEN + 24;
+
+#[inline(always)]
+fn tcp_over_ipv6<S: Skb>(skb: &S) -> Option<Result<Request, Reason>> {
+    let destination_and_ports: [u8; 20] = skb.load(DESTINATION).ok()?;
+    let (destination, ports) = destination_and_ports.split_first_chunk()?;
+    let ours = *destination == METADATA_IPV6 && u16::from_be_bytes([ports[2], ports[3]]) == METADATA_PORT;
+    ours.then_some(Ok(Request::Tcp(Version::V6)))
+}
+
+#[inline(always)]
+fn other_over_ipv6<S: Skb>(skb: &S, refused: Reason) -> Option<Result<Request, Reason>> {
+    let destination: [u8; 16] = skb.load(DESTINATION).ok()?;
+    (destination == METADATA_IPV6).then_some(Err(refused))
+}
+
+/// Who claims our address, by whatever message of neighbour discovery, is stopped here; RFC 4861, section 4.
+#[inline(always)]
+fn icmp_over_ipv6<S: Skb>(skb: &S, sender: Sender) -> Option<Result<Request, Reason>> {
+    let [kind, code]: [u8; 2] = skb.load(ETH_LEN + IPV6_LEN).ok()?;
+    let is_ours = |at: u32| skb.load(at).is_ok_and(|address: [u8; 16]| address == METADATA_IPV6);
+    if kind == icmpv6::ECHO_REQUEST {
+        return (code == 0 && is_ours(DESTINATION)).then_some(Ok(Request::Echo(Version::V6)));
+    }
+    if !icmpv6::is_neighbour_discovery(kind) {
+        return None;
+    }
+    if sender == Sender::Ourselves {
+        return Some(Err(Reason::ForgedNd));
+    }
+    let solicits = kind == icmpv6::NEIGHBOUR_SOLICITATION;
+    if (!solicits && kind != icmpv6::NEIGHBOUR_ADVERTISEMENT) || !is_ours(ETH_LEN + IPV6_LEN + icmpv6::TARGET)
+    {
+        return None;
+    }
+    Some(if !solicits {
+        Err(Reason::ForgedNd)
+    } else if sender == Sender::Impossible || code != 0 {
+        Err(Reason::Malformed)
+    } else {
+        Ok(Request::Solicitation)
+    })
+}

@@ -1,0 +1,157 @@
+//! TCP to the metadata service: recorded where it opens a connection, and led into the portal with the identity address
+//! for its source.
+
+use super::classify::Version;
+use super::neighbour::METADATA_MAC;
+use super::{Scene, check_ipv6_source, check_source};
+use crate::abi::{Client, ClientKey};
+use crate::identity::{
+    AttachmentId, ClientAddress, GuestAddress, METADATA_IPV4, METADATA_IPV6, PORTAL_ADDRESS,
+};
+use crate::rate;
+use crate::reason::Reason;
+use crate::skb::{Skb, SkbFault};
+use crate::wire::{
+    self, ETH_LEN, IPV4_LEN, IPV6_LEN, Ipv4Header, Ipv6Header, TCP_CHECKSUM, TCP_LEN, TcpHeader,
+};
+use crate::world::{PortalPeer, PortalSocket, World};
+
+/// A SYN goes wherever a listener is, and is recorded; any other segment only where its connection is.
+#[inline(always)]
+pub(super) fn lead_into_portal<S: Skb, W: World>(
+    skb: &mut S,
+    world: &W,
+    scene: &Scene<'_>,
+    version: Version,
+) -> Result<Reason, Reason> {
+    let mut peer = PortalPeer { identity: [0; 16], tcp: [0; 20] };
+    match version {
+        Version::V4 => parse_ipv4(skb, scene, &mut peer)?,
+        Version::V6 => parse_ipv6(skb, scene, &mut peer)?,
+    }
+    let opens = TcpHeader::opens_by(peer.tcp[13]);
+    let reason = match (opens, world.portal_socket(&peer, scene.settings.portal_nsid)) {
+        (true, PortalSocket::Absent) => return Err(Reason::AgentAbsent),
+        (true, PortalSocket::Listening | PortalSocket::Connected) => {
+            record(world, scene, &peer.identity)?;
+            Reason::ConnectionOpened
+        }
+        (false, PortalSocket::Connected) => Reason::Segment,
+        (false, PortalSocket::Absent | PortalSocket::Listening) => return Err(Reason::ForeignConnection),
+    };
+    if scene.key.vlan != 0 {
+        skb.pop_vlan()?;
+    }
+    match version {
+        Version::V4 => renumber_ipv4(skb, scene, &peer.identity)?,
+        Version::V6 => renumber_ipv6(skb, scene, &peer.identity)?,
+    }
+    Ok(reason)
+}
+
+/// Not inlined, like the other parts of the way: a program's stack holds 512 bytes, and what one part leaves there the
+/// next can use. What they find goes where they are told, as only plain numbers can be returned.
+#[inline(never)]
+fn parse_ipv4<S: Skb>(skb: &S, scene: &Scene<'_>, peer: &mut PortalPeer) -> Result<(), Reason> {
+    let attachment = AttachmentId::new(scene.port.attachment).ok_or(Reason::NotAttached)?;
+    let ip = Ipv4Header(skb.load(ETH_LEN)?);
+    let tcp = TcpHeader(skb.load(ETH_LEN + IPV4_LEN).map_err(|SkbFault| Reason::Malformed)?);
+    let cut_short = ETH_LEN + ip.total_len() > skb.len();
+    if cut_short || tcp.header_len() < TCP_LEN || IPV4_LEN + tcp.header_len() > ip.total_len() {
+        return Err(Reason::Malformed);
+    }
+    if !ip.checksum_is_right() {
+        return Err(Reason::BadIpv4Checksum);
+    }
+    check_source(scene.port, ip.source())?;
+    peer.identity = ClientAddress::ipv4(attachment, ip.source()).identity();
+    peer.tcp = tcp.0;
+    Ok(())
+}
+
+/// Which of its link-local addresses a guest sends from is its own affair, so there is nothing to compare it with.
+#[inline(never)]
+fn parse_ipv6<S: Skb>(skb: &S, scene: &Scene<'_>, peer: &mut PortalPeer) -> Result<(), Reason> {
+    let attachment = AttachmentId::new(scene.port.attachment).ok_or(Reason::NotAttached)?;
+    let ip = Ipv6Header(skb.load(ETH_LEN)?);
+    let tcp = TcpHeader(skb.load(ETH_LEN + IPV6_LEN).map_err(|SkbFault| Reason::Malformed)?);
+    let payload_len = u32::from(ip.payload_len());
+    let cut_short = ETH_LEN + IPV6_LEN + payload_len > skb.len();
+    if cut_short || tcp.header_len() < TCP_LEN || tcp.header_len() > payload_len {
+        return Err(Reason::Malformed);
+    }
+    let guest = GuestAddress::Ipv6LinkLocal(check_ipv6_source(ip.source())?);
+    peer.identity = ClientAddress { attachment, guest }.identity();
+    peer.tcp = tcp.0;
+    Ok(())
+}
+
+/// IPv4 to IPv6, RFC 7915 in the small: no options, no fragments, addresses of our own. Protocol and length stand in both
+/// pseudo headers with the same weight.
+#[inline(never)]
+fn renumber_ipv4<S: Skb>(skb: &mut S, scene: &Scene<'_>, identity: &[u8; 16]) -> Result<(), Reason> {
+    let ip = Ipv4Header(skb.load(ETH_LEN)?);
+    let (class, hop_limit) = (ip.0[1], ip.0[8]);
+    let header =
+        Ipv6Header::new(wire::protocol::TCP, *identity, PORTAL_ADDRESS, ip.payload_len(), class, hop_limit);
+    let difference = wire::checksum_difference(&ip.source(), identity)
+        + wire::checksum_difference(&METADATA_IPV4, &PORTAL_ADDRESS);
+
+    skb.change_to_ipv6()?;
+    skb.store(ETH_LEN, &header.0)?;
+    skb.adjust_tcp_checksum(ETH_LEN + IPV6_LEN + TCP_CHECKSUM, difference)?;
+    hand_over(skb, scene)
+}
+
+/// Other addresses, and nothing else.
+#[inline(never)]
+fn renumber_ipv6<S: Skb>(skb: &mut S, scene: &Scene<'_>, identity: &[u8; 16]) -> Result<(), Reason> {
+    let source: [u8; 16] = skb.load(ETH_LEN + 8)?;
+    let difference = wire::checksum_difference(&source, identity)
+        + wire::checksum_difference(&METADATA_IPV6, &PORTAL_ADDRESS);
+
+    skb.store(ETH_LEN + 8, identity)?;
+    skb.store(ETH_LEN + 24, &PORTAL_ADDRESS)?;
+    skb.adjust_tcp_checksum(ETH_LEN + IPV6_LEN + TCP_CHECKSUM, difference)?;
+    hand_over(skb, scene)
+}
+
+/// To the portal's end, and for it.
+#[inline(always)]
+fn hand_over<S: Skb>(skb: &mut S, scene: &Scene<'_>) -> Result<(), Reason> {
+    skb.store(0, &wire::ethernet(scene.settings.portal_mac, METADATA_MAC, wire::ethertype::IPV6))?;
+    Ok(skb.mark_for_host()?)
+}
+
+/// Spends one of the attachment's new connections and remembers how to answer the client.
+#[inline(never)]
+fn record<W: World>(world: &W, scene: &Scene<'_>, identity: &[u8; 16]) -> Result<(), Reason> {
+    let Scene { settings, port, key, macs, now_ns } = *scene;
+    let client_key = ClientKey { identity: *identity };
+    let mut gate = world.gate(port.attachment).ok_or(Reason::NotAttached)?;
+    gate.syn_tat_ns = rate::admit(gate.syn_tat_ns, now_ns, settings.syn_interval_ns, settings.syn_burst_ns)
+        .ok_or(Reason::SynRate)?;
+    let known = world.client(&client_key);
+    if known.is_none() {
+        if gate.clients >= u64::from(port.client_quota) {
+            return Err(Reason::ClientQuota);
+        }
+        gate.clients += 1;
+    }
+    let client = Client {
+        network: port.network,
+        first_seen_ns: known.map_or(now_ns, |client| client.first_seen_ns),
+        last_seen_ns: now_ns,
+        connections: known.map_or(1, |client| client.connections.wrapping_add(1)),
+        ifindex: key.ifindex,
+        vlan: key.vlan,
+        guest_mac: macs.guest,
+        metadata_mac: macs.metadata,
+        _pad: [0; 4],
+    };
+    if !world.put_client(&client_key, &client) {
+        return Err(Reason::ClientsFull);
+    }
+    world.put_gate(port.attachment, gate);
+    Ok(())
+}

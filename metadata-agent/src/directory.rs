@@ -9,7 +9,7 @@ use arc_swap::ArcSwap;
 use metadata_ebpf::identity::{AttachmentId, ClientAddress};
 use tokio::sync::watch;
 
-use crate::ids::IfIndex;
+use crate::ids::{IfIndex, VlanId};
 use crate::inventory::Port;
 use crate::proxy::{self, Requester, Standing};
 
@@ -20,6 +20,8 @@ pub struct Binding {
     pub interface: String,
     /// Its index.
     pub index: IfIndex,
+    /// The VLAN on it, if it is a trunk's subport.
+    pub vlan: Option<VlanId>,
     /// Since when it is attached.
     pub since: Instant,
     /// What is known of it.
@@ -122,6 +124,7 @@ mod tests {
         let binding = |id: &u32| Binding {
             interface: format!("tap{id}"),
             index: IfIndex(*id),
+            vlan: None,
             since: Instant::now(),
             owner: Owner::Unknown,
         };

@@ -4,7 +4,7 @@
 //! In: links of the host, snapshots of the inventory. Out: attachments and their policy in the datapath, the
 //! [`Directory`]. An interface that cannot be attached is tried again and holds up no other.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -22,8 +22,8 @@ use crate::classifier::{self, ClassifierError};
 use crate::config::{LinkKind, NamePattern, SourceCheck};
 use crate::datapath::{Datapath, DatapathError, Hook, PortPolicy};
 use crate::directory::{Binding, Directory, Owner};
-use crate::ids::IfIndex;
-use crate::inventory::{Inventory, Port, Resolution, Snapshot};
+use crate::ids::{IfIndex, VlanId};
+use crate::inventory::{Inventory, Port, Resolution, Snapshot, Subport};
 use crate::netlink::{Link, LinkEvent, Netlink, NetlinkError};
 use crate::presence::{Presence, Present};
 use crate::proxy::{Requester, Signer};
@@ -118,6 +118,14 @@ pub struct Guests {
 struct Attached {
     id: AttachmentId,
     link: Link,
+    since: Instant,
+    owner: Owner,
+    subports: BTreeMap<VlanId, Seated>,
+}
+
+/// A trunk's subport on an attached interface.
+struct Seated {
+    id: AttachmentId,
     since: Instant,
     owner: Owner,
 }
@@ -286,7 +294,13 @@ impl Guests {
             Ok(id) => {
                 info!(interface = link.name, ifindex = %link.index, attachment = %id, "guest interface attached");
                 self.failed.remove(&link.index);
-                let attached = Attached { id, since: Instant::now(), owner: Owner::Unknown, link };
+                let attached = Attached {
+                    id,
+                    since: Instant::now(),
+                    owner: Owner::Unknown,
+                    subports: BTreeMap::new(),
+                    link,
+                };
                 self.attached.insert(attached.link.index, attached);
                 true
             }
@@ -369,25 +383,12 @@ impl Guests {
     /// that is known is checked from its first answered request on.
     fn publish(&mut self) {
         let snapshot = self.inventory.load();
+        let mut kernel = Kernel { datapath: &mut self.datapath, rules: &self.rules };
         for (index, attached) in &mut self.attached {
-            let owner = match snapshot.resolve(&attached.link.name, attached.link.mac) {
-                Resolution::Known(port) if attached.owner.port() == Some(&port) => continue,
-                Resolution::Known(port) => {
-                    let addresses = port.fixed_ips.clone();
-                    let requester =
-                        Requester::new(port.instance, port.project.clone(), addresses, &self.signer);
-                    Owner::Known { port, requester: Arc::new(requester) }
-                }
-                // Between two snapshots: it is let go with the next one.
-                Resolution::Unknown | Resolution::NoInstance => Owner::Unknown,
-                Resolution::Conflict => Owner::Disputed,
-            };
-            let policy = owner.port().map(|port| self.rules.policy(port)).unwrap_or_default();
-            if let Err(error) = self.datapath.set_policy(*index, &policy) {
-                warn!(interface = attached.link.name, %error, "the kernel checks this port as before");
-            }
-            tell_of(attached, &owner);
-            attached.owner = owner;
+            let resolution = snapshot.resolve(&attached.link.name, attached.link.mac);
+            attached.own(*index, resolution, &mut kernel, &self.signer);
+            let subports = attached.owner.port().and_then(|port| snapshot.subports(&port.id?));
+            attached.seat(*index, subports.map_or(&[], |subports| &**subports), &mut kernel, &self.signer);
         }
         self.failures.store(Arc::new(
             self.failed
@@ -396,12 +397,8 @@ impl Guests {
                 .collect(),
         ));
         self.tell_presence(&snapshot);
-        self.directory.publish(
-            self.attached
-                .iter()
-                .map(|(index, attached)| (attached.id, attached.binding(*index)))
-                .collect::<HashMap<_, _>>(),
-        );
+        self.directory
+            .publish(self.attached.iter().flat_map(|(index, attached)| attached.bindings(*index)).collect());
     }
 }
 
@@ -421,9 +418,98 @@ impl Guests {
     }
 }
 
+/// What the kernel is told of ports through.
+struct Kernel<'a> {
+    datapath: &'a mut Datapath,
+    rules: &'a GuestRules,
+}
+
+impl Kernel<'_> {
+    fn tell(&mut self, link: &Link, index: IfIndex, vlan: Option<VlanId>, port: Option<&Arc<Port>>) {
+        let policy = port.map(|port| self.rules.policy(port)).unwrap_or_default();
+        if let Err(error) = self.datapath.set_policy(index, vlan, &policy) {
+            warn!(interface = link.name, %error, "the kernel checks this port as before");
+        }
+    }
+}
+
 impl Attached {
-    fn binding(&self, index: IfIndex) -> Binding {
-        Binding { interface: self.link.name.clone(), index, since: self.since, owner: self.owner.clone() }
+    /// Takes over whose the untagged side is.
+    fn own(&mut self, index: IfIndex, resolution: Resolution, kernel: &mut Kernel<'_>, signer: &Signer) {
+        let owner = match resolution {
+            Resolution::Known(port) if self.owner.port() == Some(&port) => return,
+            Resolution::Known(port) => known(port, signer),
+            // Between two snapshots: it is let go with the next one.
+            Resolution::Unknown | Resolution::NoInstance => Owner::Unknown,
+            Resolution::Conflict => Owner::Disputed,
+        };
+        kernel.tell(&self.link, index, None, owner.port());
+        tell_of(self, &owner);
+        self.owner = owner;
+    }
+
+    /// Takes over which subports there are. All of them are the instance's that the interface is.
+    fn seat(&mut self, index: IfIndex, wanted: &[Subport], kernel: &mut Kernel<'_>, signer: &Signer) {
+        let Self { link, owner, subports, .. } = self;
+        let gone = |vlan: &VlanId| !wanted.iter().any(|subport| subport.vlan == *vlan);
+        for vlan in subports.keys().copied().filter(gone).collect::<Vec<_>>() {
+            subports.remove(&vlan);
+            info!(interface = link.name, %vlan, "trunk subport let go");
+            if let Err(error) = kernel.datapath.let_go_subport(index, vlan) {
+                warn!(interface = link.name, %vlan, %error, "something of the subport stays behind");
+            }
+        }
+        let Some(parent) = owner.port() else { return };
+        for subport in wanted {
+            let vlan = subport.vlan;
+            let port = port_of(parent, subport);
+            if subports.get(&vlan).is_some_and(|seated| seated.owner.port().is_some_and(|now| **now == port))
+            {
+                continue;
+            }
+            let id = match kernel.datapath.attach_subport(index, vlan) {
+                Ok(id) => id,
+                Err(error) => {
+                    warn!(interface = link.name, %vlan, %error, "trunk subport cannot be attached");
+                    continue;
+                }
+            };
+            let since = subports.get(&vlan).map_or_else(Instant::now, |seated| seated.since);
+            info!(interface = link.name, %vlan, attachment = %id, instance = %port.instance, "trunk subport known");
+            let owner = known(Arc::new(port), signer);
+            kernel.tell(link, index, Some(vlan), owner.port());
+            subports.insert(vlan, Seated { id, since, owner });
+        }
+    }
+
+    fn bindings(&self, index: IfIndex) -> impl Iterator<Item = (AttachmentId, Binding)> {
+        let binding = move |id, vlan, since, owner: &Owner| {
+            let interface = self.link.name.clone();
+            (id, Binding { interface, index, vlan, since, owner: owner.clone() })
+        };
+        let subports = self.subports.iter();
+        std::iter::once(binding(self.id, None, self.since, &self.owner)).chain(
+            subports.map(move |(vlan, seated)| binding(seated.id, Some(*vlan), seated.since, &seated.owner)),
+        )
+    }
+}
+
+fn known(port: Arc<Port>, signer: &Signer) -> Owner {
+    let requester = Requester::new(port.instance, port.project.clone(), port.fixed_ips.clone(), signer);
+    Owner::Known { port, requester: Arc::new(requester) }
+}
+
+/// A subport as a port of its parent's instance.
+fn port_of(parent: &Port, subport: &Subport) -> Port {
+    Port {
+        id: subport.id,
+        device: parent.device.clone(),
+        instance: parent.instance,
+        project: parent.project.clone(),
+        network: subport.network,
+        mac: subport.mac,
+        fixed_ips: subport.fixed_ips.clone(),
+        allowed_addresses: subport.allowed_addresses.clone(),
     }
 }
 

@@ -22,6 +22,12 @@ pub enum IdError {
         /// What was given.
         text: String,
     },
+    /// Not a VLAN id.
+    #[error("{id} is not a VLAN id: 1 to 4094")]
+    NotVlan {
+        /// What was given.
+        id: u64,
+    },
     /// Not usable as the value of `X-Tenant-ID`.
     #[error("`{text}` is not a project id: 1 to 255 visible ASCII characters")]
     NotProject {
@@ -200,6 +206,47 @@ impl fmt::Debug for MacAddress {
     }
 }
 
+/// The id of an IEEE 802.1Q VLAN: Neutron's segmentation id of a trunk's subport.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "u64", into = "u64")]
+pub struct VlanId(u16);
+
+impl VlanId {
+    /// The number, 1 to 4094.
+    #[must_use]
+    pub const fn get(self) -> u16 {
+        self.0
+    }
+}
+
+impl TryFrom<u64> for VlanId {
+    type Error = IdError;
+    fn try_from(id: u64) -> Result<Self, IdError> {
+        match u16::try_from(id) {
+            Ok(number @ 1..=4094) => Ok(Self(number)),
+            _ => Err(IdError::NotVlan { id }),
+        }
+    }
+}
+
+impl From<VlanId> for u64 {
+    fn from(id: VlanId) -> Self {
+        id.0.into()
+    }
+}
+
+impl fmt::Display for VlanId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl fmt::Debug for VlanId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
 /// A kernel interface index. Unique within one network namespace only.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
 pub struct IfIndex(pub u32);
@@ -225,6 +272,14 @@ mod tests {
         assert_eq!("acme".parse::<ProjectId>().unwrap().as_str(), "acme");
         for bad in ["", "a b", "a\r\nX-Instance-ID: x", "\u{fc}"] {
             assert!(bad.parse::<ProjectId>().is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn a_vlan_id_is_one_that_a_frame_can_bear() {
+        assert_eq!(VlanId::try_from(4094).unwrap().get(), 4094);
+        for bad in [0, 4095, 65_537] {
+            assert_eq!(VlanId::try_from(bad), Err(IdError::NotVlan { id: bad }));
         }
     }
 

@@ -166,6 +166,7 @@ fn attachment_state(id: u32, binding: &Binding, clients: Option<Vec<Value>>) -> 
         "attachment": id,
         "interface": binding.interface,
         "ifindex": binding.index,
+        "vlan": binding.vlan,
         "attached_seconds_ago": binding.since.elapsed().as_secs(),
         "identity": match binding.owner {
             Owner::Known { .. } => "known",

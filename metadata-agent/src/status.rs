@@ -97,7 +97,8 @@ fn summary(state: &Value) -> String {
         let instance = attachment["port"]["instance"].as_str();
         let instance = instance.map_or_else(|| plain(&attachment["identity"]), |id| format!("instance {id}"));
         let clients = list(&attachment["clients"]).len();
-        page.push(format!("  {}  {instance}  {clients} clients", plain(&attachment["interface"])));
+        let vlan = attachment["vlan"].as_u64().map(|vlan| format!(" VLAN {vlan}")).unwrap_or_default();
+        page.push(format!("  {}{vlan}  {instance}  {clients} clients", plain(&attachment["interface"])));
     }
     for failure in list(&state["failed"]) {
         page.push(format!("  {}  not attached: {}", plain(&failure["interface"]), plain(&failure["error"])));
@@ -133,7 +134,8 @@ mod tests {
             "datapath": {"hook": "tcx", "packets": {"reply": 4, "vlan": 0}},
             "attachments": [
                 {"interface": "tap1", "identity": "known", "port": {"instance": "i-1"}, "clients": [{}]},
-                {"interface": "tap2", "identity": "unknown", "port": null, "clients": []},
+                {"interface": "tap1", "vlan": 5, "identity": "known", "port": {"instance": "i-1"}, "clients": []},
+                {"interface": "tap2", "vlan": null, "identity": "unknown", "port": null, "clients": []},
             ],
             "failed": [{"interface": "tap3", "error": "gone"}],
         }));
@@ -142,6 +144,7 @@ mod tests {
             "source libvirt: not ready, 0 ports",
             "  /run/x: no such directory",
             "  tap1  instance i-1  1 clients",
+            "  tap1 VLAN 5  instance i-1  0 clients",
             "  tap2  unknown  0 clients",
             "  tap3  not attached: gone",
             "  reply  4",

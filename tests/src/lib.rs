@@ -47,7 +47,7 @@ pub use nova::{Instance, NovaStandIn};
 pub use observe::HostState;
 pub use ovsdb::{Ovsdb, Plug};
 pub use packet_socket::PacketSocket;
-pub use port::Port;
+pub use port::{Port, Subport};
 pub use tenants::{Tenant, Tenants};
 pub use topology::{GuestSpec, Host, Network, NextHop};
 pub use twins::Twins;

@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, Ipv4Addr};
 
-use metadata_agent::ids::{InstanceId, MacAddress, NetworkId, PortId, ProjectId};
+use metadata_agent::ids::{InstanceId, MacAddress, NetworkId, PortId, ProjectId, VlanId};
 use serde::Serialize;
 use uuid::Uuid;
 
@@ -24,6 +24,33 @@ pub struct Port {
     pub mac: MacAddress,
     /// The guest's addresses.
     pub fixed_ips: Vec<IpAddr>,
+    /// The other ports of the trunk whose parent it is.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub subports: Vec<Subport>,
+}
+
+/// A port that is a VLAN on another port's interface.
+#[derive(Clone, Debug, Serialize)]
+pub struct Subport {
+    /// The port itself.
+    pub id: PortId,
+    /// Its tag.
+    pub vlan: VlanId,
+    /// The network it is on.
+    pub network: NetworkId,
+    /// The guest's MAC address on it.
+    pub mac: MacAddress,
+    /// The guest's addresses on it.
+    pub fixed_ips: Vec<IpAddr>,
+}
+
+impl Subport {
+    /// A subport with one address.
+    #[must_use]
+    pub fn new(vlan: VlanId, network: NetworkId, address: Ipv4Addr) -> Self {
+        let Port { id, mac, fixed_ips, .. } = Port::new(network, address);
+        Self { id, vlan, network, mac, fixed_ips }
+    }
 }
 
 impl Port {
@@ -44,6 +71,7 @@ impl Port {
             network,
             mac: MacAddress([0xfa, 0x16, 0x3e, a, b, c]),
             fixed_ips: vec![address.into()],
+            subports: Vec::new(),
         }
     }
 

@@ -110,6 +110,48 @@ fn a_tagged_metadata_packet_is_left_alone() {
     }
 }
 
+/// The same packets, under the tag of a subport: served as its attachment's, without the tag, and answered with it.
+#[test]
+fn a_subports_packets_lose_their_tag_on_the_way_in_and_get_it_back() {
+    let tag = PortKey { ifindex: IFINDEX, vlan: 5 };
+    for case in cases().into_iter().filter(|case| case.reason == Some(Reason::ConnectionOpened)) {
+        let mut world = host_world(&case.state);
+        let untagged = world.ports.remove(&PortKey::untagged(IFINDEX)).expect(case.name);
+        world.ports.insert(tag, untagged);
+        let with_tag = |vlan| HostSkb { vlan, ..HostSkb::new(case.frame.clone(), IFINDEX) };
+        for (vlan, reason) in [
+            (Vlan::Tagged(5), Reason::ConnectionOpened),
+            (Vlan::Tagged(6), Reason::Vlan),
+            (Vlan::Strange, Reason::Vlan),
+            (Vlan::Untagged, Reason::NotAttached),
+        ] {
+            let mut skb = with_tag(vlan);
+            let outcome = from_guest(&mut skb, &world).expect(case.name);
+            assert_eq!(outcome.reason, reason, "{}: {vlan:?}", case.name);
+            let led = reason == Reason::ConnectionOpened;
+            assert_eq!(skb.vlan, if led { Vlan::Untagged } else { vlan }, "{}", case.name);
+            assert_eq!(
+                skb.frame,
+                *case.rewritten.as_ref().filter(|_| led).unwrap_or(&case.frame),
+                "{}",
+                case.name
+            );
+        }
+        let client = world.clients.borrow().get(&ClientKey { identity: case.identity() }).copied();
+        assert_eq!(client.expect(case.name).vlan, 5, "{}", case.name);
+    }
+    let answers = cases().into_iter().filter(|case| case.reason == Some(Reason::Reply));
+    for case in answers {
+        let world = host_world(&case.state);
+        for client in world.clients.borrow_mut().values_mut() {
+            client.vlan = 5;
+        }
+        let mut skb = HostSkb::new(case.frame.clone(), IFINDEX);
+        assert_eq!(to_guest(&mut skb, &world).reason, Reason::Reply, "{}", case.name);
+        assert_eq!(skb.vlan, Vlan::Tagged(5), "{}", case.name);
+    }
+}
+
 #[test]
 fn a_full_client_map_admits_only_clients_on_record() {
     for case in cases().into_iter().filter(|case| case.reason == Some(Reason::ConnectionOpened)) {

@@ -6,13 +6,15 @@ use std::fs;
 use std::thread;
 use std::time::Duration;
 
-use metadata_agent::ids::InstanceId;
+use metadata_agent::ids::{InstanceId, VlanId};
+use metadata_ebpf::reason::Reason;
 use metadata_tests::nova::signature;
 use metadata_tests::vm::{
     self, Answer, CloudReport, CloudVm, Dhcp, Offloads, SmallVm, domain_xml, numbered_lines,
 };
 use metadata_tests::{
-    Agent, Guest, Host, Instance, Mode, NextHop, NovaStandIn, Port, Recorded, http_server, privileged, wait,
+    Agent, Guest, Host, Instance, Mode, NextHop, NovaStandIn, Port, Recorded, Subport, http_server,
+    privileged, wait,
 };
 use serde_json::{Value, json};
 
@@ -66,6 +68,58 @@ fn transfer(offloads: Offloads, next_hop: NextHop) {
         assert_eq!(identity(request), identity_of(&port));
     }
     assert!(requests[1].body == numbered_lines(MIB), "the body arrived changed");
+}
+
+/// The guest's own kernel puts the tags on. What is asked through the trunk's subport is asked by the same instance, from
+/// the subport's address.
+#[test]
+fn a_trunk_subport_is_served_as_its_parents_instance_and_another_tag_is_not() {
+    if !able() {
+        return;
+    }
+    let host = Host::new();
+    let network = host.network();
+    let subport = Subport::new(VlanId::try_from(5_u64).unwrap(), host.network().id, [10, 5, 0, 7].into());
+    let port = Port { subports: vec![subport.clone()], ..Port::new(network.id, GUEST.into()) };
+    let nova = NovaStandIn::start(host.netns());
+    let document = numbered_lines(MIB);
+    nova.add(Instance { user_data: Some(document.clone()), ..Instance::of(&port) });
+    let agent =
+        Agent::on(&host, &nova).port(&port).set("metadata_agent", "guest_link_kinds", "tun").install();
+    let process = agent.start();
+    let mut guest = SmallVm::boot(&network, &port, Offloads::On, NextHop::OnLink).unwrap();
+
+    let vlan = |id: u16, address: &str| {
+        format!(
+            "ip link add link eth0 name eth0.{id} type vlan id {id} && ip link set eth0.{id} address {} up && \
+             ip address add {address}/24 dev eth0.{id} && ip route replace 169.254.169.254 dev eth0.{id}",
+            subport.mac
+        )
+    };
+    guest.run(&vlan(5, "10.5.0.7")).unwrap();
+    assert_eq!(guest.get(USER_DATA).unwrap(), Answer::new(200, &document));
+    let asked = nova.requests();
+    let from_subport = Port { fixed_ips: subport.fixed_ips.clone(), ..port.clone() };
+    assert_eq!(identity(asked.last().unwrap()), identity_of(&from_subport));
+    let state = process.state();
+    let attachments = state["attachments"].as_array().unwrap();
+    let seated = attachments.iter().find(|attachment| attachment["vlan"] == 5).unwrap();
+    assert_eq!(seated["port"]["id"], subport.id.to_string());
+    assert_eq!(seated["clients"][0]["address"], "10.5.0.7");
+
+    // The same guest under a tag that no subport has, and then without a tag.
+    guest.run("ip link del eth0.5").unwrap();
+    guest.run(&vlan(6, "10.5.0.7")).unwrap();
+    guest.run("ping -c 1 -W 1 169.254.169.254").unwrap_err();
+    assert!(process.packets(Reason::Vlan) > 0);
+    guest.run("ip link del eth0.6 && ip route replace 169.254.169.254 dev eth0").unwrap();
+    assert_eq!(guest.get(META_DATA).unwrap().status, 200);
+    assert_eq!(identity(nova.requests().last().unwrap()), identity_of(&port));
+
+    agent.set_ports([&Port { subports: Vec::new(), ..port.clone() }]);
+    wait::until("the subport is let go", wait::PATIENCE, || {
+        (process.state()["attachments"].as_array()?.len() == 1).then_some(())
+    });
 }
 
 #[test]

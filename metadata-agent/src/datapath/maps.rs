@@ -10,9 +10,8 @@ use metadata_ebpf::identity::{AttachmentId, ClientAddress};
 use metadata_ebpf::reason::Reason;
 use nix::time::{ClockId, clock_gettime};
 
+use super::DatapathError;
 use super::pins::Pins;
-use super::{DatapathError, port_key};
-use crate::ids::IfIndex;
 
 /// `BPF_ANY` of linux/bpf.h.
 const ANY: u64 = 0;
@@ -64,16 +63,16 @@ impl Maps {
         AttachmentId::new(next).ok_or(DatapathError::Missing { name: "attachment id" })
     }
 
-    pub fn port(&self, index: IfIndex) -> Result<Option<Port>, DatapathError> {
-        optional(self.ports.get(&port_key(index), 0)).map_err(fault("read", names::PORTS))
+    pub fn port(&self, key: PortKey) -> Result<Option<Port>, DatapathError> {
+        optional(self.ports.get(&key, 0)).map_err(fault("read", names::PORTS))
     }
 
-    pub fn ports(&self) -> Result<Vec<(IfIndex, Port)>, DatapathError> {
-        entries(&self.ports)
+    pub fn ports(&self) -> Result<Vec<(PortKey, Port)>, DatapathError> {
+        self.ports.iter().collect::<Result<_, _>>().map_err(fault("read", names::PORTS))
     }
 
-    pub fn put_port(&mut self, index: IfIndex, port: Port) -> Result<(), DatapathError> {
-        self.ports.insert(port_key(index), port, ANY).map_err(fault("write", names::PORTS))
+    pub fn put_port(&mut self, key: PortKey, port: Port) -> Result<(), DatapathError> {
+        self.ports.insert(key, port, ANY).map_err(fault("write", names::PORTS))
     }
 
     pub fn put_gate(&mut self, id: AttachmentId) -> Result<(), DatapathError> {
@@ -81,8 +80,8 @@ impl Maps {
         self.gates.insert(id.get(), gate, ANY).map_err(fault("write", names::GATES))
     }
 
-    pub fn remove_port(&mut self, index: IfIndex, id: AttachmentId) -> Result<(), DatapathError> {
-        absent_is_fine(self.ports.remove(&port_key(index))).map_err(fault("remove from", names::PORTS))?;
+    pub fn remove_port(&mut self, key: PortKey, id: AttachmentId) -> Result<(), DatapathError> {
+        absent_is_fine(self.ports.remove(&key)).map_err(fault("remove from", names::PORTS))?;
         absent_is_fine(self.gates.remove(&id.get())).map_err(fault("remove from", names::GATES))
     }
 
@@ -201,12 +200,6 @@ impl Counters {
         }
         Ok(records)
     }
-}
-
-fn entries(ports: &HashMap<MapData, PortKey, Port>) -> Result<Vec<(IfIndex, Port)>, DatapathError> {
-    let entry =
-        |entry: Result<(PortKey, Port), MapError>| entry.map(|(key, port)| (IfIndex(key.ifindex), port));
-    ports.iter().map(entry).collect::<Result<_, _>>().map_err(fault("read", names::PORTS))
 }
 
 fn take(ebpf: &mut Ebpf, name: &'static str) -> Result<Map, DatapathError> {

@@ -24,7 +24,7 @@ use std::time::Duration;
 use metadata_ebpf::abi::{ABI_VERSION, CHECK_IPV4, CHECK_MAC, MAX_PORT_IPV4, Port, PortKey, Settings, names};
 use metadata_ebpf::identity::AttachmentId;
 
-use crate::ids::{IfIndex, MacAddress, NetworkId};
+use crate::ids::{IfIndex, MacAddress, NetworkId, VlanId};
 use hook::Programs;
 use maps::Maps;
 use pins::Pins;
@@ -89,6 +89,12 @@ pub enum DatapathError {
         /// Its name.
         interface: String,
     },
+    /// A VLAN was to be attached on an interface that is not.
+    #[error("interface {index} is not attached")]
+    NotAttached {
+        /// Its index.
+        index: IfIndex,
+    },
     /// A map refused.
     #[error("cannot {operation} {map}: {source}")]
     Map {
@@ -108,6 +114,8 @@ pub struct Attachment {
     pub id: AttachmentId,
     /// The interface's name.
     pub interface: String,
+    /// The ids of the VLANs on it that are attachments of their own.
+    pub subports: BTreeMap<VlanId, AttachmentId>,
 }
 
 /// What the kernel shall know of the port behind an attachment.
@@ -228,12 +236,16 @@ impl Datapath {
             return Ok(attachment.id);
         }
         let pin = self.pins.guest(index);
-        let known = self.maps.port(index)?.filter(|_| self.programs.adopt_from_guest(interface, &pin));
+        let known = self
+            .maps
+            .port(port_key(index, None))?
+            .filter(|_| self.programs.adopt_from_guest(interface, &pin));
         let id = match known.and_then(|port| AttachmentId::new(port.attachment)) {
             Some(id) => id,
             None => self.attach_anew(index, interface, needs_qdisc)?,
         };
-        self.attachments.insert(index, Attachment { id, interface: interface.to_owned() });
+        let attachment = Attachment { id, interface: interface.to_owned(), subports: BTreeMap::new() };
+        self.attachments.insert(index, attachment);
         Ok(id)
     }
 
@@ -248,13 +260,13 @@ impl Datapath {
         let id = self.maps.next_attachment()?;
         // The entry stands before the program runs: no packet of the guest meets an unknown interface.
         self.maps.put_gate(id)?;
-        self.maps.put_port(index, port_entry(id, &PortPolicy::default()))?;
+        self.maps.put_port(port_key(index, None), port_entry(id, &PortPolicy::default()))?;
         let attached = match self.hook() {
             Hook::Tcx => self.programs.attach_from_guest(interface, index, &pin),
             Hook::Clsact => self.attach_filter(index, interface, needs_qdisc, &pin),
         };
         if let Err(error) = attached {
-            self.maps.remove_port(index, id)?;
+            self.maps.remove_port(port_key(index, None), id)?;
             return Err(error);
         }
         Ok(id)
@@ -278,21 +290,56 @@ impl Datapath {
         self.programs.attach_from_guest(interface, index, pin)
     }
 
-    /// Tells the kernel what is known of the port behind an attachment; nothing happens for an interface that is not attached.
+    /// Makes a VLAN on an attached interface an attachment of its own, or tells the id that it has.
+    ///
+    /// # Errors
+    /// The interface is not attached, or a map refuses.
+    pub fn attach_subport(&mut self, index: IfIndex, vlan: VlanId) -> Result<AttachmentId, DatapathError> {
+        let Some(attachment) = self.attachments.get_mut(&index) else {
+            return Err(DatapathError::NotAttached { index });
+        };
+        if let Some(id) = attachment.subports.get(&vlan) {
+            return Ok(*id);
+        }
+        let id = self.maps.next_attachment()?;
+        self.maps.put_gate(id)?;
+        self.maps.put_port(port_key(index, Some(vlan)), port_entry(id, &PortPolicy::default()))?;
+        attachment.subports.insert(vlan, id);
+        Ok(id)
+    }
+
+    /// Makes nothing of a VLAN again; fine if it was nothing.
+    ///
+    /// # Errors
+    /// A map refuses.
+    pub fn let_go_subport(&mut self, index: IfIndex, vlan: VlanId) -> Result<(), DatapathError> {
+        let attachment = self.attachments.get_mut(&index);
+        let id = attachment.and_then(|attachment| attachment.subports.remove(&vlan));
+        id.map_or(Ok(()), |id| self.maps.remove_port(port_key(index, Some(vlan)), id))
+    }
+
+    /// Tells the kernel what is known of the port behind an attachment, or behind a VLAN on it; nothing happens where
+    /// nothing is attached.
     ///
     /// # Errors
     /// The map refuses.
-    pub fn set_policy(&mut self, index: IfIndex, policy: &PortPolicy) -> Result<(), DatapathError> {
-        let (Some(attachment), Some(before)) = (self.attachments.get(&index), self.maps.port(index)?) else {
-            return Ok(());
-        };
-        let entry = port_entry(attachment.id, policy);
-        if entry == before { Ok(()) } else { self.maps.put_port(index, entry) }
+    pub fn set_policy(
+        &mut self,
+        index: IfIndex,
+        vlan: Option<VlanId>,
+        policy: &PortPolicy,
+    ) -> Result<(), DatapathError> {
+        let Some(attachment) = self.attachments.get(&index) else { return Ok(()) };
+        let id = vlan.map_or(Some(attachment.id), |vlan| attachment.subports.get(&vlan).copied());
+        let key = port_key(index, vlan);
+        let (Some(id), Some(before)) = (id, self.maps.port(key)?) else { return Ok(()) };
+        let entry = port_entry(id, policy);
+        if entry == before { Ok(()) } else { self.maps.put_port(key, entry) }
     }
 
-    /// Lets go of an interface that is gone or that is no guest's any more. A filter, which the program is then left in,
-    /// is to be taken off apart. Its client records go with the next [`Self::sweep`]; no one can reach them, as attachment ids
-    /// are never used twice.
+    /// Lets go of an interface that is gone or that is no guest's any more, with all VLANs on it. A filter, which the program
+    /// is then left in, is to be taken off apart. Its client records go with the next [`Self::sweep`]; no one can reach them,
+    /// as attachment ids are never used twice.
     ///
     /// # Errors
     /// A pin or an entry cannot be removed.
@@ -301,7 +348,10 @@ impl Datapath {
             return Ok(None);
         };
         Pins::remove(&self.pins.guest(index))?;
-        self.maps.remove_port(index, attachment.id)?;
+        self.maps.remove_port(port_key(index, None), attachment.id)?;
+        for (vlan, id) in &attachment.subports {
+            self.maps.remove_port(port_key(index, Some(*vlan)), *id)?;
+        }
         Ok(Some(attachment))
     }
 
@@ -310,14 +360,16 @@ impl Datapath {
     /// # Errors
     /// A pin or an entry cannot be removed.
     pub fn forget_strays(&mut self) -> Result<(), DatapathError> {
-        let attached: BTreeSet<IfIndex> = self.attachments.keys().copied().collect();
-        for (index, port) in self.maps.ports()? {
-            if let Some(id) = AttachmentId::new(port.attachment).filter(|_| !attached.contains(&index)) {
-                self.maps.remove_port(index, id)?;
+        let attached: BTreeMap<(u32, u32), AttachmentId> = self.ids().collect();
+        for (key, port) in self.maps.ports()? {
+            let is_stray =
+                attached.get(&(key.ifindex, key.vlan)).is_none_or(|id| id.get() != port.attachment);
+            if let Some(id) = AttachmentId::new(port.attachment).filter(|_| is_stray) {
+                self.maps.remove_port(key, id)?;
             }
         }
         for (index, pin) in self.pins.guests()? {
-            if !attached.contains(&index) {
+            if !self.attachments.contains_key(&index) {
                 Pins::remove(&pin)?;
             }
         }
@@ -329,9 +381,17 @@ impl Datapath {
     /// # Errors
     /// The map refuses.
     pub fn sweep(&mut self, idle: Duration) -> Result<usize, DatapathError> {
-        let attached: BTreeSet<AttachmentId> =
-            self.attachments.values().map(|attachment| attachment.id).collect();
+        let attached: BTreeSet<AttachmentId> = self.ids().map(|(_, id)| id).collect();
         self.maps.sweep(&attached, idle)
+    }
+
+    /// Every attachment by the fields of its key, interface index and VLAN id.
+    fn ids(&self) -> impl Iterator<Item = ((u32, u32), AttachmentId)> {
+        self.attachments.iter().flat_map(|(index, attachment)| {
+            let subports = attachment.subports.iter().map(|(vlan, id)| (u32::from(vlan.get()), *id));
+            let all = std::iter::once((0, attachment.id)).chain(subports);
+            all.map(|(vlan, id)| ((index.0, vlan), id))
+        })
     }
 
     /// The filters that this agent or an earlier one has made.
@@ -442,8 +502,8 @@ fn port_entry(id: AttachmentId, policy: &PortPolicy) -> Port {
     port
 }
 
-pub(crate) fn port_key(index: IfIndex) -> PortKey {
-    PortKey::untagged(index.0)
+fn port_key(index: IfIndex, vlan: Option<VlanId>) -> PortKey {
+    PortKey { ifindex: index.0, vlan: vlan.map_or(0, |vlan| vlan.get().into()) }
 }
 
 /// The names of the programs, for who looks for them in the kernel.

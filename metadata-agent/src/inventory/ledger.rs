@@ -14,14 +14,15 @@ use tracing::{info, warn};
 
 use super::port::{DeviceName, Event, Facts, SourceKind};
 use super::snapshot::{Dispute, Entry, Ownership, PortKey, Snapshot};
+use super::trunk::subports;
 use crate::ids::{InstanceId, PortId};
 
 /// One record and where it is from. Sorts by trust, then by key.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-struct Claim {
+pub(super) struct Claim {
     source: SourceKind,
     key: Arc<str>,
-    facts: Arc<Facts>,
+    pub(super) facts: Arc<Facts>,
 }
 
 /// The state behind the snapshots.
@@ -31,6 +32,8 @@ pub(super) struct Ledger {
     by_id: HashMap<PortId, BTreeSet<Claim>>,
     by_device: HashMap<DeviceName, BTreeSet<Claim>>,
     by_tap: HashMap<DeviceName, BTreeSet<PortId>>,
+    by_parent: HashMap<PortId, BTreeSet<Claim>>,
+    touched_parents: HashSet<PortId>,
     touched_ids: HashSet<PortId>,
     touched_names: HashSet<DeviceName>,
     snapshot: Snapshot,
@@ -73,6 +76,10 @@ impl Ledger {
         for name in &names {
             changed |= self.settle_name(name);
         }
+        for parent in std::mem::take(&mut self.touched_parents) {
+            let subports = self.by_parent.get(&parent).map(subports).filter(|subports| !subports.is_empty());
+            changed |= self.snapshot.subports.set(&parent, subports).is_some();
+        }
         changed.then(|| {
             self.snapshot.version += 1;
             self.snapshot.clone()
@@ -80,6 +87,11 @@ impl Ledger {
     }
 
     fn enter(&mut self, claim: Claim) {
+        if let Some(seat) = claim.facts.seat {
+            self.touched_parents.insert(seat.parent);
+            self.by_parent.entry(seat.parent).or_default().insert(claim);
+            return;
+        }
         self.touch(&claim.facts);
         if let Some(id) = claim.facts.id {
             self.by_tap.entry(DeviceName::tap_of(&id)).or_default().insert(id);
@@ -91,6 +103,11 @@ impl Ledger {
     }
 
     fn withdraw(&mut self, claim: &Claim) {
+        if let Some(seat) = claim.facts.seat {
+            self.touched_parents.insert(seat.parent);
+            take_out(&mut self.by_parent, &seat.parent, claim);
+            return;
+        }
         self.touch(&claim.facts);
         if let Some(id) = claim.facts.id {
             take_out(&mut self.by_id, &id, claim);

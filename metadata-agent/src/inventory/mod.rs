@@ -12,12 +12,15 @@
 //! says that it is not an instance's, and nobody else that it is, is nobody's. Nothing here is remembered past the
 //! event that withdraws it, so an address or a device that passes to another instance cannot bring back the old one.
 //!
+//! A subport of a trunk is its parent's instance's, and is found by its parent and its VLAN id, never by a device.
+//!
 //! This module knows nothing of where events come from, nor of who asks.
 
 mod ledger;
 mod port;
 mod shards;
 mod snapshot;
+mod trunk;
 
 use std::sync::Arc;
 
@@ -28,6 +31,7 @@ use tokio_util::sync::CancellationToken;
 use ledger::Ledger;
 pub use port::{DeviceName, DeviceNameError, DeviceOwner, Event, Facts, Port, SourceKind, Tenant};
 pub use snapshot::{Ambiguous, Counts, Dispute, Entry, Ownership, PortKey, Resolution, Snapshot};
+pub use trunk::{Seat, Subport};
 
 /// Events that are folded before the outcome is published, at most.
 const MAX_BATCH: usize = 1024;

@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+use super::trunk::Seat;
 use crate::ids::{InstanceId, MacAddress, NetworkId, PortId, ProjectId};
 
 /// Not usable as the name of a kernel interface.
@@ -109,6 +110,8 @@ pub struct Facts {
     pub id: Option<PortId>,
     /// The kernel interface.
     pub device: Option<DeviceName>,
+    /// Its place on a trunk, if it is a subport. Such facts are of no device and no tenant.
+    pub seat: Option<Seat>,
     /// Whose it is.
     pub tenant: Option<Tenant>,
     /// What Neutron says it is for.

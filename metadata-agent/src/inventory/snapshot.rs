@@ -6,6 +6,7 @@ use serde::{Serialize, Serializer};
 
 use super::port::{DeviceName, Facts, Port, SourceKind};
 use super::shards::Shards;
+use super::trunk::Subport;
 use crate::ids::{InstanceId, MacAddress, PortId, ProjectId};
 
 /// What a port goes by.
@@ -105,6 +106,8 @@ pub struct Snapshot {
     pub(super) entries: Shards<PortKey, Entry>,
     /// Every name by which a port may be asked for, and the ports that answer to it, in order.
     pub(super) names: Shards<DeviceName, Arc<[PortKey]>>,
+    /// By parent.
+    pub(super) subports: Shards<PortId, Arc<[Subport]>>,
 }
 
 impl Snapshot {
@@ -146,6 +149,12 @@ impl Snapshot {
             }
         }
         Ok(fitting.pop().map(|(_, entry)| entry))
+    }
+
+    /// The subports of a trunk's parent port, by VLAN id.
+    #[must_use]
+    pub fn subports(&self, parent: &PortId) -> Option<&Arc<[Subport]>> {
+        self.subports.get(parent)
     }
 
     /// Grows with every snapshot that differs from the one before.

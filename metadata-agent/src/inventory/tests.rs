@@ -6,7 +6,7 @@ use std::time::Instant;
 use proptest::prelude::*;
 
 use super::*;
-use crate::ids::{InstanceId, MacAddress, PortId};
+use crate::ids::{InstanceId, MacAddress, PortId, VlanId};
 
 const PORT: &str = "3f2a9d10-77c1-4e55-9d0c-2b6f4f1f0a01";
 /// Shares its first eleven characters with `PORT`.
@@ -157,6 +157,34 @@ fn a_dispute_is_settled_by_who_was_asked_about_it_and_agrees_with_a_party() {
     assert_eq!(resolve(neutron(3, &[1, 2])), Resolution::Conflict, "nobody else names it");
     assert_eq!(resolve(neutron(1, &[])), Resolution::Conflict, "was not asked to judge");
     assert_eq!(resolve(neutron(2, &[2, 3])), Resolution::Conflict, "was asked about another dispute");
+}
+
+#[test]
+fn subports_are_found_by_parent_and_tag_and_answer_to_no_device() {
+    let parent: PortId = PORT.parse().unwrap();
+    let subport = |id: &str, vlan: u64| Facts {
+        seat: Some(Seat { parent, vlan: VlanId::try_from(vlan).unwrap() }),
+        ..nobodys(id)
+    };
+    let (five, six) = ("aaaaaaaa-bb00-4000-8000-000000000005", "aaaaaaaa-bb00-4000-8000-000000000006");
+    let ovsdb = Facts { mac: mac("fa:16:3e:00:00:05"), ..subport(five, 5) };
+    let neutron = Facts { fixed_ips: vec!["10.5.0.5".parse().unwrap()], ..subport(five, 5) };
+    let snapshot = fold([
+        says(SourceKind::Ovsdb, "5", [ovsdb]),
+        says(SourceKind::Neutron, "5", [neutron]),
+        says(SourceKind::Neutron, "6", [subport(six, 6)]),
+        says(SourceKind::Ovsdb, "7", [subport(five, 7)]),
+        says(SourceKind::Neutron, "7", [subport(six, 7)]),
+    ]);
+    let found = snapshot.subports(&parent).unwrap();
+    let tags: Vec<_> = found.iter().map(|subport| subport.vlan.get()).collect();
+    assert_eq!(tags, [5, 6], "what is placed under 7 is contested");
+    assert_eq!(found[0].id, Some(five.parse().unwrap()));
+    assert_eq!(found[0].mac, mac("fa:16:3e:00:00:05"));
+    assert_eq!(found[0].fixed_ips, ["10.5.0.5".parse::<std::net::IpAddr>().unwrap()]);
+    assert_eq!(snapshot.resolve("tapaaaaaaaa-bb", None), Resolution::Unknown);
+    assert_eq!(snapshot.resolve(TAP, None), Resolution::Unknown, "nor for its parent");
+    assert_eq!(snapshot.counts(), Counts::default());
 }
 
 #[test]
@@ -321,6 +349,8 @@ proptest! {
         let found = inventory.load();
         prop_assert_eq!(found.counts(), wanted.counts());
         prop_assert!(found.entries().eq(wanted.entries()));
+        let parent = PORT.parse().unwrap();
+        prop_assert_eq!(found.subports(&parent), wanted.subports(&parent));
         for device in DEVICES.iter().copied().chain([TAP, "tap3f2a9d10-78"]) {
             for link_mac in [None, mac("fe:16:3e:00:00:00"), mac("fe:16:3e:00:00:01")] {
                 prop_assert_eq!(found.resolve(device, link_mac), wanted.resolve(device, link_mac));
@@ -341,17 +371,19 @@ fn event() -> impl Strategy<Value = Event> {
     let owner =
         proptest::option::weighted(0.3, proptest::sample::select(vec!["compute:nova", "network:dhcp"]));
     let judged = proptest::collection::btree_set(0..2u32, 0..3);
-    let facts =
-        (id, name, tenant(), mac, owner, judged).prop_map(|(id, name, tenant, mac, owner, judged)| Facts {
-            device_owner: owner.and_then(DeviceOwner::new),
-            port_project: owner.map(|_| "admin".parse().unwrap()),
-            judged: judged.into_iter().map(instance).collect(),
-            id: id.map(|id| id.parse().unwrap()),
-            device: name.and_then(device),
-            tenant,
-            mac: mac.map(|last| MacAddress([0xfa, 0x16, 0x3e, 0, 0, last])),
-            ..Facts::default()
-        });
+    let seat = proptest::option::weighted(0.2, 1..3u64);
+    let facts = (id, name, tenant(), mac, owner, judged, seat);
+    let facts = facts.prop_map(|(id, name, tenant, mac, owner, judged, seat)| Facts {
+        seat: seat.map(|vlan| Seat { parent: PORT.parse().unwrap(), vlan: VlanId::try_from(vlan).unwrap() }),
+        device_owner: owner.and_then(DeviceOwner::new),
+        port_project: owner.map(|_| "admin".parse().unwrap()),
+        judged: judged.into_iter().map(instance).collect(),
+        id: id.map(|id| id.parse().unwrap()),
+        device: name.and_then(device),
+        tenant,
+        mac: mac.map(|last| MacAddress([0xfa, 0x16, 0x3e, 0, 0, last])),
+        ..Facts::default()
+    });
     (kind, 0..3u8, proptest::collection::vec(facts, 0..3)).prop_map(|(source, key, ports)| Event {
         source,
         key: key.to_string(),

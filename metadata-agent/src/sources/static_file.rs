@@ -13,13 +13,24 @@
 //!       "network": "b6c7d8e9-0a1b-4c2d-8e3f-4a5b6c7d8e9f",
 //!       "mac": "fa:16:3e:11:22:33",
 //!       "fixed_ips": ["10.0.0.5", "2001:db8::5"],
-//!       "allowed_addresses": ["10.0.0.100"]
+//!       "allowed_addresses": ["10.0.0.100"],
+//!       "subports": [
+//!         {
+//!           "id": "aa06d8e9-0a1b-4c2d-8e3f-4a5b6c7d8e9f",
+//!           "vlan": 5,
+//!           "network": "c7d8e9f0-1b2c-4d3e-8f4a-5b6c7d8e9fa0",
+//!           "mac": "fa:16:3e:11:22:34",
+//!           "fixed_ips": ["10.5.0.5"],
+//!           "allowed_addresses": []
+//!         }
+//!       ]
 //!     }
 //!   ]
 //! }
 //! ```
 //!
 //! `device` is the kernel interface; left out, it is `tap` and the first eleven characters of `id`.
+//! `subports` are the other ports of a trunk whose parent the port is; of each, `id` and `vlan` are required.
 //! `allowed_addresses` are single addresses of Neutron's allowed-address-pairs, not prefixes. A field that is not
 //! in the example is an error, and so is a port or a device that stands there twice: a misspelt `fixed_ip` that is
 //! silently skipped would show as a guest without metadata much later. Errors name line, column and port.
@@ -43,8 +54,8 @@ use tokio_util::sync::CancellationToken;
 use super::file::{self, FileError, Symlinks};
 use super::watch::DirectoryWatch;
 use super::{Reporter, blocking};
-use crate::ids::{InstanceId, MacAddress, NetworkId, PortId, ProjectId};
-use crate::inventory::{DeviceName, Event, Facts, Port, SourceKind};
+use crate::ids::{InstanceId, MacAddress, NetworkId, PortId, ProjectId, VlanId};
+use crate::inventory::{DeviceName, Event, Facts, Port, Seat, SourceKind};
 
 /// The largest file that is read; a port takes about 400 bytes.
 pub const MAX_FILE_BYTES: u64 = 64 * 1024 * 1024;
@@ -73,6 +84,14 @@ pub enum StaticFileError {
         port: usize,
         /// The id.
         id: PortId,
+    },
+    /// Two subports of one port have the same VLAN id.
+    #[error("ports[{port}]: VLAN {vlan} stands there twice")]
+    VlanTwice {
+        /// The port, counted from 0.
+        port: usize,
+        /// The VLAN id.
+        vlan: VlanId,
     },
     /// Two entries have the same device.
     #[error("ports[{port}]: device {device} stands there twice")]
@@ -103,7 +122,7 @@ async fn follow(path: PathBuf, events: mpsc::Sender<Event>, reporter: Reporter) 
     let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let mut watch = DirectoryWatch::new(directory.to_owned());
     let key = path.display().to_string();
-    let mut in_force: Option<Vec<Port>> = None;
+    let mut in_force: Option<Vec<Facts>> = None;
     loop {
         // Whatever changed there may be what the path leads through.
         let _changes = watch.changed(reporter.recheck()).await;
@@ -113,7 +132,6 @@ async fn follow(path: PathBuf, events: mpsc::Sender<Event>, reporter: Reporter) 
             Ok(ports) if in_force.as_ref() == Some(&ports) => {}
             Ok(ports) => {
                 in_force = Some(ports.clone());
-                let ports = ports.into_iter().map(Facts::from).collect();
                 events.send(Event { source: SourceKind::StaticFile, key: key.clone(), ports }).await.ok()?;
             }
             Err(error) => {
@@ -127,7 +145,7 @@ async fn follow(path: PathBuf, events: mpsc::Sender<Event>, reporter: Reporter) 
     }
 }
 
-fn load(path: &Path) -> Result<Vec<Port>, StaticFileError> {
+fn load(path: &Path) -> Result<Vec<Facts>, StaticFileError> {
     let text = file::read(path, Symlinks::Follow, MAX_FILE_BYTES)?.ok_or(StaticFileError::Missing)?;
     parse(&text)
 }
@@ -136,7 +154,7 @@ fn load(path: &Path) -> Result<Vec<Port>, StaticFileError> {
 ///
 /// # Errors
 /// [`StaticFileError`], if a single thing in it is wrong.
-pub fn parse(text: &str) -> Result<Vec<Port>, StaticFileError> {
+pub fn parse(text: &str) -> Result<Vec<Facts>, StaticFileError> {
     let position = Cell::new(None);
     let mut json = serde_json::Deserializer::from_str(text);
     let ports = FileSeed(&position).deserialize(&mut json);
@@ -148,11 +166,20 @@ pub fn parse(text: &str) -> Result<Vec<Port>, StaticFileError> {
         if !ids.insert(port.id) {
             return Err(StaticFileError::PortTwice { port: position, id: port.id });
         }
+        let mut tags = BTreeSet::new();
+        for subport in &port.subports {
+            if !ids.insert(subport.id) {
+                return Err(StaticFileError::PortTwice { port: position, id: subport.id });
+            }
+            if !tags.insert(subport.vlan) {
+                return Err(StaticFileError::VlanTwice { port: position, vlan: subport.vlan });
+            }
+        }
         if let Some(device) = port.device.as_ref().filter(|device| !devices.insert(*device)) {
             return Err(StaticFileError::DeviceTwice { port: position, device: device.clone() });
         }
     }
-    Ok(ports.into_iter().map(Port::from).collect())
+    Ok(ports.into_iter().flat_map(WrittenPort::facts).collect())
 }
 
 #[derive(Deserialize)]
@@ -171,12 +198,38 @@ struct WrittenPort {
     fixed_ips: Vec<IpAddr>,
     #[serde(default)]
     allowed_addresses: Vec<IpAddr>,
+    #[serde(default)]
+    subports: Vec<WrittenSubport>,
 }
 
-impl From<WrittenPort> for Port {
-    fn from(port: WrittenPort) -> Self {
-        let WrittenPort { id, device, instance, project, network, mac, fixed_ips, allowed_addresses } = port;
-        Self { id: Some(id), device, instance, project, network, mac, fixed_ips, allowed_addresses }
+/// A VLAN on the port's interface, which is a port of its own on another network.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct WrittenSubport {
+    id: PortId,
+    vlan: VlanId,
+    #[serde(default)]
+    network: Option<NetworkId>,
+    #[serde(default)]
+    mac: Option<MacAddress>,
+    #[serde(default)]
+    fixed_ips: Vec<IpAddr>,
+    #[serde(default)]
+    allowed_addresses: Vec<IpAddr>,
+}
+
+impl WrittenPort {
+    fn facts(self) -> impl Iterator<Item = Facts> {
+        let Self { id, device, instance, project, network, mac, fixed_ips, allowed_addresses, subports } =
+            self;
+        let port =
+            Port { id: Some(id), device, instance, project, network, mac, fixed_ips, allowed_addresses };
+        let subports = subports.into_iter().map(move |subport| {
+            let WrittenSubport { id: own, vlan, network, mac, fixed_ips, allowed_addresses } = subport;
+            let seat = Some(Seat { parent: id, vlan });
+            Facts { id: Some(own), seat, network, mac, fixed_ips, allowed_addresses, ..Facts::default() }
+        });
+        std::iter::once(Facts::from(port)).chain(subports)
     }
 }
 

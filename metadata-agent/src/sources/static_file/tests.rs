@@ -23,7 +23,15 @@ fn the_example_of_the_documentation_is_read_as_it_says() {
         fixed_ips: vec!["10.0.0.5".parse().unwrap(), "2001:db8::5".parse().unwrap()],
         allowed_addresses: vec!["10.0.0.100".parse().unwrap()],
     };
-    assert_eq!(parse(&example).unwrap(), [wanted]);
+    let subport = Facts {
+        id: Some("aa06d8e9-0a1b-4c2d-8e3f-4a5b6c7d8e9f".parse().unwrap()),
+        seat: Some(Seat { parent: wanted.id.unwrap(), vlan: VlanId::try_from(5).unwrap() }),
+        network: Some("c7d8e9f0-1b2c-4d3e-8f4a-5b6c7d8e9fa0".parse().unwrap()),
+        mac: Some("fa:16:3e:11:22:34".parse().unwrap()),
+        fixed_ips: vec!["10.5.0.5".parse().unwrap()],
+        ..Facts::default()
+    };
+    assert_eq!(parse(&example).unwrap(), [wanted.into(), subport]);
 }
 
 #[test]
@@ -50,6 +58,9 @@ fn an_error_names_its_place() {
         (with("\"allowed_addresses\": [\"10.0.0.0/24\"]"), "ports[1]: invalid IP address syntax at line 3"),
         (with("\"device\": \"a/b\""), "ports[1]: \"a/b\" is not an interface name"),
         (file(&[&short(1), &short(2), &short(1)]), "ports[2]: id 00000001-"),
+        (with(&subports(&[(1, 5)])), "ports[1]: id 00000001-"),
+        (with(&subports(&[(3, 5), (4, 5)])), "ports[1]: VLAN 5 stands there twice"),
+        (with(&subports(&[(3, 0)])), "ports[1]: 0 is not a VLAN id"),
     ] {
         let error = parse(&text).expect_err(&text).to_string();
         assert!(error.contains(wanted), "{text}: {error}");
@@ -138,6 +149,14 @@ async fn until(
 }
 
 /// One port on each line, from line 2 on.
+/// Subports with these ids and tags, as a field.
+fn subports(all: &[(u32, u32)]) -> String {
+    let subport = |(id, vlan): &(u32, u32)| {
+        format!(r#"{{"id": "{id:08x}-0000-4000-8000-000000000000", "vlan": {vlan}}}"#)
+    };
+    format!("\"subports\": [{}]", all.iter().map(subport).collect::<Vec<_>>().join(", "))
+}
+
 fn file(ports: &[&str]) -> String {
     format!("{{\"ports\": [\n{}]}}", ports.join(",\n"))
 }

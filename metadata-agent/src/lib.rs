@@ -29,6 +29,7 @@ pub mod proxy;
 pub mod rights;
 pub mod secrets;
 pub mod show;
+pub mod socket_file;
 pub mod sources;
 pub mod status;
 pub mod vital;

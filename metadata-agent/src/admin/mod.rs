@@ -5,11 +5,9 @@
 //! ends. One client cannot hold up the others: connections are few, short, and serve one request each.
 
 pub mod client;
-mod socket;
 
 use std::convert::Infallible;
-use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -25,8 +23,10 @@ use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-pub use socket::AdminSocket;
+use crate::socket_file::{SocketFile, SocketFileError};
 
+/// Root and its group may ask.
+const SOCKET_MODE: u32 = 0o660;
 /// Connections served at once; more wait to be accepted.
 const MAX_CONNECTIONS: usize = 16;
 /// What a client may take its time for.
@@ -64,31 +64,10 @@ pub trait AdminState: Send + Sync {
     fn state(&self) -> serde_json::Value;
 }
 
-/// Why there is no admin socket.
-#[derive(Debug, thiserror::Error)]
-pub enum AdminError {
-    /// Somebody answers there.
-    #[error("another agent answers on {}; stop it first", path.display())]
-    AnotherAgent {
-        /// The socket.
-        path: PathBuf,
-    },
-    /// Something that is no socket, which is not ours to remove.
-    #[error("{} is there and is no socket", path.display())]
-    NotASocket {
-        /// The path.
-        path: PathBuf,
-    },
-    /// A step towards the socket failed.
-    #[error("cannot {step} {}: {source}", path.display())]
-    Io {
-        /// What was tried, as a verb.
-        step: &'static str,
-        /// What it was tried on.
-        path: PathBuf,
-        /// What the system said.
-        source: io::Error,
-    },
+/// The bound admin socket.
+#[derive(Debug)]
+pub struct AdminSocket {
+    file: SocketFile,
 }
 
 /// Binds the socket and serves it until cancelled.
@@ -99,11 +78,19 @@ pub async fn serve(
     path: &Path,
     state: Arc<dyn AdminState>,
     cancel: CancellationToken,
-) -> Result<(), AdminError> {
+) -> Result<(), SocketFileError> {
     AdminSocket::bind(path)?.serve(state, cancel).await
 }
 
 impl AdminSocket {
+    /// Binds it. Clients can connect from here on, and wait to be served.
+    ///
+    /// # Errors
+    /// Those of [`SocketFile::bind`].
+    pub fn bind(path: &Path) -> Result<Self, SocketFileError> {
+        Ok(Self { file: SocketFile::bind(path, SOCKET_MODE)? })
+    }
+
     /// Serves until cancelled, then closes what is open and removes the socket.
     ///
     /// # Errors
@@ -112,7 +99,7 @@ impl AdminSocket {
         self,
         state: Arc<dyn AdminState>,
         cancel: CancellationToken,
-    ) -> Result<(), AdminError> {
+    ) -> Result<(), SocketFileError> {
         self.serve_with(PATIENCE, state, cancel).await
     }
 
@@ -121,8 +108,8 @@ impl AdminSocket {
         patience: Patience,
         state: Arc<dyn AdminState>,
         cancel: CancellationToken,
-    ) -> Result<(), AdminError> {
-        let listener = self.listener()?;
+    ) -> Result<(), SocketFileError> {
+        let listener = self.file.listener()?;
         let tasks = TaskTracker::new();
         let accepting = accept(listener, patience, state, &tasks, &cancel);
         cancel.run_until_cancelled(accepting).await;

@@ -1,5 +1,6 @@
 use std::fs;
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
@@ -47,7 +48,7 @@ struct Served {
     path: PathBuf,
     agent: Arc<FakeAgent>,
     cancel: CancellationToken,
-    task: JoinHandle<Result<(), AdminError>>,
+    task: JoinHandle<Result<(), SocketFileError>>,
 }
 
 impl Served {
@@ -203,7 +204,7 @@ fn a_socket_that_answers_is_left_to_its_agent() {
     let path = dir.path().join("admin.sock");
     let first = AdminSocket::bind(&path).unwrap();
     let error = AdminSocket::bind(&path).unwrap_err();
-    assert!(matches!(&error, AdminError::AnotherAgent { path: at } if *at == path), "{error}");
+    assert!(matches!(&error, SocketFileError::AnotherAgent { path: at } if *at == path), "{error}");
     drop(first);
     assert!(!path.exists());
 }
@@ -213,7 +214,7 @@ fn what_is_no_socket_is_left_alone() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("admin.sock");
     fs::write(&path, "mine").unwrap();
-    assert!(matches!(AdminSocket::bind(&path).unwrap_err(), AdminError::NotASocket { .. }));
+    assert!(matches!(AdminSocket::bind(&path).unwrap_err(), SocketFileError::NotASocket { .. }));
     assert_eq!(fs::read_to_string(&path).unwrap(), "mine");
 }
 

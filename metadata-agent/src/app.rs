@@ -4,6 +4,7 @@
 //! runtime runs the proxy and the heartbeat. A scrape or a slow source never delays a guest.
 
 mod feeds;
+mod haproxies;
 
 use std::convert::Infallible;
 use std::io;
@@ -23,6 +24,7 @@ use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
 
 use crate::admin::{AdminSocket, AdminState};
+use crate::callers::LocalCallers;
 use crate::config::{self, Config};
 use crate::datapath::{AttachMode, Datapath, Hook, Limits, PortalLink};
 use crate::directory::Directory;
@@ -34,11 +36,15 @@ use crate::netlink::{self, Netlink};
 use crate::overview::{Overview, Running, Startup};
 use crate::portal::{self, Portal};
 use crate::presence::Presence;
-use crate::proxy::{self, Endpoint, Proxy, ProxyConfig, Scheme, TlsConfig, Upstream, UpstreamConfig};
+use crate::proxy::{
+    self, Endpoint, Introduction, NetworkHeader, Proxy, ProxyConfig, Scheme, Signer, TlsConfig, Upstream,
+    UpstreamConfig,
+};
 use crate::secrets::SecretFiles;
 use crate::vital::Vital;
 use crate::{detach, logging, rights};
 use feeds::Feeds;
+use haproxies::HaproxySocket;
 
 /// Events that sources may be ahead of the inventory.
 const EVENT_QUEUE: usize = 1024;
@@ -101,6 +107,7 @@ async fn serve(config: &Config, data: &Runtime) -> Result<()> {
     let mut feeds = Feeds::new(events, present, &vital, &tasks, &stop);
     feeds.start(config);
     let source_states = feeds.states();
+    let haproxies = HaproxySocket::bind(config, source_states.clone())?;
     tasks.spawn(vital.task("the inventory", publisher.run(event_queue, stop.clone())));
 
     let mut registry = Registry::default();
@@ -120,7 +127,7 @@ async fn serve(config: &Config, data: &Runtime) -> Result<()> {
 
     let host = HostSide { config, data, vital: &vital, tasks: &tasks };
     let serving = tokio::select! {
-        serving = host.start(inventory, presence, metrics, last_beat.clone(), &running) => serving.map(Some),
+        serving = host.start(inventory, presence, metrics, last_beat.clone(), haproxies, &running) => serving.map(Some),
         () = signals.received() => Ok(None),
     };
     let result = match serving {
@@ -171,6 +178,7 @@ impl HostSide<'_> {
         presence: watch::Sender<Presence>,
         metrics: Arc<Metrics>,
         last_beat: LastBeat,
+        haproxies: Option<HaproxySocket>,
         running: &watch::Sender<Option<Running>>,
     ) -> Result<Serving> {
         let Self { config, data, vital, tasks } = *self;
@@ -194,7 +202,16 @@ impl HostSide<'_> {
         let signer = secrets.signer();
         let (beating, leave) = (CancellationToken::new(), CancellationToken::new());
         tasks.spawn(secrets.keep(signer.clone(), leave.clone()));
-        let data_plane = DataPlane::start(data, config, &portal, Arc::clone(&directory), metrics, vital)?;
+        let introduction = introduction(config, signer);
+        let haproxies = haproxies.map(|socket| {
+            let sources = socket.sources.clone();
+            (socket, LocalCallers::new(Arc::clone(&inventory), sources, introduction.clone()))
+        });
+        let mut data_plane =
+            DataPlane::start(data, config, &portal, Arc::clone(&directory), &metrics, vital)?;
+        if let Some((socket, callers)) = haproxies {
+            data_plane.answer_haproxies(data, config, socket, callers, metrics, vital)?;
+        }
         // Before the first guest is attached: else its first packets would go aside.
         heartbeat.beat()?;
         let beats = heartbeat::run(heartbeat, config.heartbeat_stale_after, last_beat, beating.clone());
@@ -213,7 +230,7 @@ impl HostSide<'_> {
             rules,
             inventory,
             Arc::clone(&directory),
-            signer,
+            introduction,
             presence,
         );
         guests.resync().await?;
@@ -254,6 +271,8 @@ struct DataPlane {
     guests: TaskTracker,
     upstream: Arc<Upstream>,
     upstream_connections: TaskTracker,
+    /// Its file stays until the last request is answered.
+    haproxies: Option<HaproxySocket>,
 }
 
 impl DataPlane {
@@ -262,20 +281,39 @@ impl DataPlane {
         config: &Config,
         portal: &Portal,
         directory: Arc<Directory>,
-        metrics: Arc<Metrics>,
+        metrics: &Arc<Metrics>,
         vital: &Vital,
     ) -> Result<Self> {
         let _on_data_runtime = data.enter();
         let (stop, guests, upstream_connections) =
             (CancellationToken::new(), TaskTracker::new(), TaskTracker::new());
         let upstream =
-            Upstream::new(upstream_config(config)?, Arc::clone(&metrics), upstream_connections.clone())?;
+            Upstream::new(upstream_config(config)?, Arc::clone(metrics), upstream_connections.clone())?;
         let upstream = Arc::new(upstream);
-        let proxy = Proxy::new(directory, Arc::clone(&upstream), proxy_config(config), metrics);
+        let proxy = Proxy::new(directory, Arc::clone(&upstream), proxy_config(config), Arc::clone(metrics));
         let listener = portal.listen(config.metadata_backlog)?;
         let listener = tokio::net::TcpListener::from_std(listener).context("watch the listener")?;
         guests.spawn(vital.task("the listener", proxy::serve(listener, proxy, stop.clone(), guests.clone())));
-        Ok(Self { stop, guests, upstream, upstream_connections })
+        Ok(Self { stop, guests, upstream, upstream_connections, haproxies: None })
+    }
+
+    /// Answers requests of haproxies as well.
+    fn answer_haproxies(
+        &mut self,
+        data: &Runtime,
+        config: &Config,
+        mut socket: HaproxySocket,
+        callers: LocalCallers,
+        metrics: Arc<Metrics>,
+        vital: &Vital,
+    ) -> Result<()> {
+        let _on_data_runtime = data.enter();
+        let proxy = Proxy::new(callers, Arc::clone(&self.upstream), proxy_config(config), metrics);
+        let serving =
+            proxy::serve_haproxies(socket.listener()?, proxy, self.stop.clone(), self.guests.clone());
+        self.guests.spawn(vital.task("the listener for haproxies", serving));
+        self.haproxies = Some(socket);
+        Ok(())
     }
 
     /// Closes the listener, so that new connections go aside at once, and waits for requests in flight. Only when the last
@@ -291,6 +329,7 @@ impl DataPlane {
         if timeout(END, self.upstream_connections.wait()).await.is_err() {
             warn!("connections to Nova were cut off");
         }
+        drop(self.haproxies);
     }
 }
 
@@ -376,7 +415,29 @@ fn proxy_config(config: &Config) -> ProxyConfig {
     }
 }
 
+fn introduction(config: &Config, signer: Signer) -> Introduction {
+    match config.upstream {
+        config::Upstream::Nova => Introduction::Signed(signer),
+        config::Upstream::NeutronAgent => Introduction::ByNetwork(NetworkHeader::Neutron),
+        config::Upstream::OvnAgent => Introduction::ByNetwork(NetworkHeader::Ovn),
+    }
+}
+
 fn upstream_config(config: &Config) -> Result<UpstreamConfig> {
+    let base = match config.upstream {
+        config::Upstream::Nova => nova_config(config)?,
+        config::Upstream::NeutronAgent | config::Upstream::OvnAgent => {
+            UpstreamConfig::neutron_agent(&config.neutron_agent_socket, config.neutron_agent_requests)
+        }
+    };
+    Ok(UpstreamConfig {
+        connect_timeout: config.nova_connect_timeout,
+        answer_timeout: config.nova_response_timeout,
+        ..base
+    })
+}
+
+fn nova_config(config: &Config) -> Result<UpstreamConfig> {
     let scheme = match config.nova_metadata_protocol {
         config::Scheme::Http => Scheme::Http,
         config::Scheme::Https => Scheme::Https,
@@ -395,8 +456,6 @@ fn upstream_config(config: &Config) -> Result<UpstreamConfig> {
             }),
             insecure: config.nova_metadata_insecure,
         },
-        connect_timeout: config.nova_connect_timeout,
-        answer_timeout: config.nova_response_timeout,
         ..UpstreamConfig::new(endpoints)
     })
 }

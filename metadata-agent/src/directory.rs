@@ -2,6 +2,7 @@
 //! table that each request reads without waiting.
 
 use std::collections::HashMap;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -9,9 +10,9 @@ use arc_swap::ArcSwap;
 use metadata_ebpf::identity::{AttachmentId, ClientAddress};
 use tokio::sync::watch;
 
-use crate::ids::{IfIndex, VlanId};
-use crate::inventory::Port;
-use crate::proxy::{self, Requester, Standing};
+use crate::ids::{IfIndex, NetworkId, VlanId};
+use crate::inventory::{Entry, Facts, Port};
+use crate::proxy::{self, Introduction, Requester, Standing};
 
 /// One attachment and the port behind it.
 #[derive(Clone, Debug)]
@@ -38,6 +39,13 @@ pub enum Owner {
         /// Its instance, signed.
         requester: Arc<Requester>,
     },
+    /// A port of which the network is known, but not whose it is. Enough for Neutron's metadata agent, which finds that out.
+    OnNetwork {
+        /// What is known.
+        facts: Arc<Facts>,
+        /// What that agent is told.
+        requester: Arc<Requester>,
+    },
     /// No source knows the port.
     Unknown,
     /// Sources contradict each other.
@@ -45,11 +53,47 @@ pub enum Owner {
 }
 
 impl Owner {
-    /// The port, if it is known.
+    /// What an entry of the inventory means to whoever introduces guests so.
     #[must_use]
-    pub fn port(&self) -> Option<&Arc<Port>> {
+    pub fn of(entry: &Entry, introduction: &Introduction) -> Self {
+        let on_network = |network: Option<NetworkId>, fixed_ips: &[IpAddr], header| {
+            Some(Arc::new(Requester::on_network(network?, fixed_ips.to_vec(), header)))
+        };
+        let known = match (entry, introduction) {
+            (Entry::Agreed(port), Introduction::Signed(signer)) => {
+                let addresses = port.fixed_ips.clone();
+                let requester = Requester::new(port.instance, &port.project, addresses, signer);
+                Some(Self::Known { port: Arc::clone(port), requester: Arc::new(requester) })
+            }
+            (Entry::Agreed(port), Introduction::ByNetwork(header)) => {
+                on_network(port.network, &port.fixed_ips, *header)
+                    .map(|requester| Self::Known { port: Arc::clone(port), requester })
+            }
+            (Entry::Incomplete(facts), Introduction::ByNetwork(header)) => {
+                on_network(facts.network, &facts.fixed_ips, *header)
+                    .map(|requester| Self::OnNetwork { facts: Arc::clone(facts), requester })
+            }
+            (Entry::Disputed(_), _) => Some(Self::Disputed),
+            (Entry::Incomplete(_), Introduction::Signed(_)) | (Entry::NoInstance(_), _) => None,
+        };
+        known.unwrap_or(Self::Unknown)
+    }
+
+    /// Whether it was made of an entry like this one.
+    #[must_use]
+    pub fn is_of(&self, entry: &Entry) -> bool {
+        match (self, entry) {
+            (Self::Known { port, .. }, Entry::Agreed(now)) => port == now,
+            (Self::OnNetwork { facts, .. }, Entry::Incomplete(now)) => facts == now,
+            _ => false,
+        }
+    }
+
+    /// The requester, if requests can be made.
+    #[must_use]
+    pub fn requester(&self) -> Option<&Arc<Requester>> {
         match self {
-            Self::Known { port, .. } => Some(port),
+            Self::Known { requester, .. } | Self::OnNetwork { requester, .. } => Some(requester),
             Self::Unknown | Self::Disputed => None,
         }
     }
@@ -100,7 +144,9 @@ impl proxy::Directory for Directory {
             None if Some(client.attachment) > table.newest => Standing::Pending { since: Instant::now() },
             None => Standing::Gone,
             Some(binding) => match &binding.owner {
-                Owner::Known { requester, .. } => Standing::Known(Arc::clone(requester)),
+                Owner::Known { requester, .. } | Owner::OnNetwork { requester, .. } => {
+                    Standing::Known(Arc::clone(requester))
+                }
                 Owner::Unknown | Owner::Disputed => Standing::Pending { since: binding.since },
             },
         }

@@ -4,6 +4,8 @@
 //! In: links of the host, snapshots of the inventory. Out: attachments and their policy in the datapath, the
 //! [`Directory`]. An interface that cannot be attached is tried again and holds up no other.
 
+mod attached;
+
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -21,12 +23,13 @@ use tracing::{debug, error, info, warn};
 use crate::classifier::{self, ClassifierError};
 use crate::config::{LinkKind, NamePattern, SourceCheck};
 use crate::datapath::{Datapath, DatapathError, Hook, PortPolicy};
-use crate::directory::{Binding, Directory, Owner};
-use crate::ids::{IfIndex, VlanId};
-use crate::inventory::{Inventory, Port, Resolution, Snapshot, Subport};
+use crate::directory::{Directory, Owner};
+use crate::ids::IfIndex;
+use crate::inventory::{Inventory, Resolution, Snapshot};
 use crate::netlink::{Link, LinkEvent, Netlink, NetlinkError};
 use crate::presence::{Presence, Present};
-use crate::proxy::{Requester, Signer};
+use crate::proxy::Introduction;
+use attached::{Attached, Kernel};
 
 /// How often interfaces that could not be attached are tried again.
 const RETRY: Duration = Duration::from_secs(1);
@@ -57,7 +60,14 @@ impl GuestRules {
     }
 
     /// What the kernel shall check of a port. A port whose IPv4 addresses no source knows is not checked for them.
-    fn policy(&self, port: &Port) -> PortPolicy {
+    fn policy(&self, owner: &Owner) -> PortPolicy {
+        let (network, mac, fixed_ips, allowed_addresses) = match owner {
+            Owner::Known { port, .. } => (port.network, port.mac, &port.fixed_ips, &port.allowed_addresses),
+            Owner::OnNetwork { facts, .. } => {
+                (facts.network, facts.mac, &facts.fixed_ips, &facts.allowed_addresses)
+            }
+            Owner::Unknown | Owner::Disputed => return PortPolicy::default(),
+        };
         let (check_mac, check_addresses) = match self.source_check {
             SourceCheck::Strict => (true, true),
             SourceCheck::Mac => (true, false),
@@ -66,10 +76,10 @@ impl GuestRules {
         let ipv4 = |ips: &[IpAddr]| -> Vec<_> {
             ips.iter().filter_map(|ip| if let IpAddr::V4(ip) = ip { Some(*ip) } else { None }).collect()
         };
-        let fixed = ipv4(&port.fixed_ips);
+        let fixed = ipv4(fixed_ips);
         let addresses =
-            (check_addresses && !fixed.is_empty()).then(|| [fixed, ipv4(&port.allowed_addresses)].concat());
-        PortPolicy { network: port.network, mac: port.mac.filter(|_| check_mac), addresses }
+            (check_addresses && !fixed.is_empty()).then(|| [fixed, ipv4(allowed_addresses)].concat());
+        PortPolicy { network, mac: mac.filter(|_| check_mac), addresses }
     }
 }
 
@@ -106,28 +116,13 @@ pub struct Guests {
     rules: GuestRules,
     inventory: Arc<Inventory>,
     directory: Arc<Directory>,
-    signer: Signer,
+    introduction: Introduction,
     attached: BTreeMap<IfIndex, Attached>,
     failed: BTreeMap<IfIndex, (Link, String)>,
     /// Not attached, because they are not an instance's: the host's own path is theirs.
     aside: BTreeMap<IfIndex, Link>,
     failures: Failures,
     presence: watch::Sender<Presence>,
-}
-
-struct Attached {
-    id: AttachmentId,
-    link: Link,
-    since: Instant,
-    owner: Owner,
-    subports: BTreeMap<VlanId, Seated>,
-}
-
-/// A trunk's subport on an attached interface.
-struct Seated {
-    id: AttachmentId,
-    since: Instant,
-    owner: Owner,
 }
 
 impl Guests {
@@ -139,7 +134,7 @@ impl Guests {
         rules: GuestRules,
         inventory: Arc<Inventory>,
         directory: Arc<Directory>,
-        signer: Signer,
+        introduction: Introduction,
         presence: watch::Sender<Presence>,
     ) -> Self {
         Self {
@@ -148,7 +143,7 @@ impl Guests {
             rules,
             inventory,
             directory,
-            signer,
+            introduction,
             attached: BTreeMap::new(),
             failed: BTreeMap::new(),
             aside: BTreeMap::new(),
@@ -294,13 +289,7 @@ impl Guests {
             Ok(id) => {
                 info!(interface = link.name, ifindex = %link.index, attachment = %id, "guest interface attached");
                 self.failed.remove(&link.index);
-                let attached = Attached {
-                    id,
-                    since: Instant::now(),
-                    owner: Owner::Unknown,
-                    subports: BTreeMap::new(),
-                    link,
-                };
+                let attached = Attached::new(id, link);
                 self.attached.insert(attached.link.index, attached);
                 true
             }
@@ -383,12 +372,13 @@ impl Guests {
     /// that is known is checked from its first answered request on.
     fn publish(&mut self) {
         let snapshot = self.inventory.load();
-        let mut kernel = Kernel { datapath: &mut self.datapath, rules: &self.rules };
+        let mut kernel =
+            Kernel { datapath: &mut self.datapath, rules: &self.rules, introduction: &self.introduction };
         for (index, attached) in &mut self.attached {
-            let resolution = snapshot.resolve(&attached.link.name, attached.link.mac);
-            attached.own(*index, resolution, &mut kernel, &self.signer);
-            let subports = attached.owner.port().and_then(|port| snapshot.subports(&port.id?));
-            attached.seat(*index, subports.map_or(&[], |subports| &**subports), &mut kernel, &self.signer);
+            let entry = snapshot.find(&attached.link.name, attached.link.mac);
+            attached.own(*index, entry, &mut kernel);
+            let subports = attached.port_id().and_then(|port| snapshot.subports(&port));
+            attached.seat(*index, subports.map_or(&[], |subports| &**subports), &mut kernel);
         }
         self.failures.store(Arc::new(
             self.failed
@@ -400,9 +390,7 @@ impl Guests {
         self.directory
             .publish(self.attached.iter().flat_map(|(index, attached)| attached.bindings(*index)).collect());
     }
-}
 
-impl Guests {
     fn tell_presence(&self, snapshot: &Snapshot) {
         let links = self.attached.values().map(|attached| &attached.link).chain(self.aside.values());
         let present = links.filter_map(|link| Some(Present::of(link.name.parse().ok()?, link.mac, snapshot)));
@@ -415,114 +403,5 @@ impl Guests {
             }
             changed
         });
-    }
-}
-
-/// What the kernel is told of ports through.
-struct Kernel<'a> {
-    datapath: &'a mut Datapath,
-    rules: &'a GuestRules,
-}
-
-impl Kernel<'_> {
-    fn tell(&mut self, link: &Link, index: IfIndex, vlan: Option<VlanId>, port: Option<&Arc<Port>>) {
-        let policy = port.map(|port| self.rules.policy(port)).unwrap_or_default();
-        if let Err(error) = self.datapath.set_policy(index, vlan, &policy) {
-            warn!(interface = link.name, %error, "the kernel checks this port as before");
-        }
-    }
-}
-
-impl Attached {
-    /// Takes over whose the untagged side is.
-    fn own(&mut self, index: IfIndex, resolution: Resolution, kernel: &mut Kernel<'_>, signer: &Signer) {
-        let owner = match resolution {
-            Resolution::Known(port) if self.owner.port() == Some(&port) => return,
-            Resolution::Known(port) => known(port, signer),
-            // Between two snapshots: it is let go with the next one.
-            Resolution::Unknown | Resolution::NoInstance => Owner::Unknown,
-            Resolution::Conflict => Owner::Disputed,
-        };
-        kernel.tell(&self.link, index, None, owner.port());
-        tell_of(self, &owner);
-        self.owner = owner;
-    }
-
-    /// Takes over which subports there are. All of them are the instance's that the interface is.
-    fn seat(&mut self, index: IfIndex, wanted: &[Subport], kernel: &mut Kernel<'_>, signer: &Signer) {
-        let Self { link, owner, subports, .. } = self;
-        let gone = |vlan: &VlanId| !wanted.iter().any(|subport| subport.vlan == *vlan);
-        for vlan in subports.keys().copied().filter(gone).collect::<Vec<_>>() {
-            subports.remove(&vlan);
-            info!(interface = link.name, %vlan, "trunk subport let go");
-            if let Err(error) = kernel.datapath.let_go_subport(index, vlan) {
-                warn!(interface = link.name, %vlan, %error, "something of the subport stays behind");
-            }
-        }
-        let Some(parent) = owner.port() else { return };
-        for subport in wanted {
-            let vlan = subport.vlan;
-            let port = port_of(parent, subport);
-            if subports.get(&vlan).is_some_and(|seated| seated.owner.port().is_some_and(|now| **now == port))
-            {
-                continue;
-            }
-            let id = match kernel.datapath.attach_subport(index, vlan) {
-                Ok(id) => id,
-                Err(error) => {
-                    warn!(interface = link.name, %vlan, %error, "trunk subport cannot be attached");
-                    continue;
-                }
-            };
-            let since = subports.get(&vlan).map_or_else(Instant::now, |seated| seated.since);
-            info!(interface = link.name, %vlan, attachment = %id, instance = %port.instance, "trunk subport known");
-            let owner = known(Arc::new(port), signer);
-            kernel.tell(link, index, Some(vlan), owner.port());
-            subports.insert(vlan, Seated { id, since, owner });
-        }
-    }
-
-    fn bindings(&self, index: IfIndex) -> impl Iterator<Item = (AttachmentId, Binding)> {
-        let binding = move |id, vlan, since, owner: &Owner| {
-            let interface = self.link.name.clone();
-            (id, Binding { interface, index, vlan, since, owner: owner.clone() })
-        };
-        let subports = self.subports.iter();
-        std::iter::once(binding(self.id, None, self.since, &self.owner)).chain(
-            subports.map(move |(vlan, seated)| binding(seated.id, Some(*vlan), seated.since, &seated.owner)),
-        )
-    }
-}
-
-fn known(port: Arc<Port>, signer: &Signer) -> Owner {
-    let requester = Requester::new(port.instance, port.project.clone(), port.fixed_ips.clone(), signer);
-    Owner::Known { port, requester: Arc::new(requester) }
-}
-
-/// A subport as a port of its parent's instance.
-fn port_of(parent: &Port, subport: &Subport) -> Port {
-    Port {
-        id: subport.id,
-        device: parent.device.clone(),
-        instance: parent.instance,
-        project: parent.project.clone(),
-        network: subport.network,
-        mac: subport.mac,
-        fixed_ips: subport.fixed_ips.clone(),
-        allowed_addresses: subport.allowed_addresses.clone(),
-    }
-}
-
-fn tell_of(attached: &Attached, owner: &Owner) {
-    let interface = &attached.link.name;
-    match (owner, &attached.owner) {
-        (Owner::Known { port, .. }, _) => {
-            info!(interface, instance = %port.instance, project = %port.project, "guest known");
-        }
-        (Owner::Disputed, Owner::Disputed) | (Owner::Unknown, Owner::Unknown) => {}
-        (Owner::Disputed, _) => {
-            warn!(interface, "sources contradict each other about this guest; it is not served");
-        }
-        (Owner::Unknown, _) => info!(interface, "guest not known any more"),
     }
 }

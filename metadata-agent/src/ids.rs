@@ -98,6 +98,8 @@ uuid_newtype! {
     InstanceId;
     /// A Neutron network.
     NetworkId;
+    /// A Neutron router.
+    RouterId;
 }
 
 impl PortId {

@@ -3,10 +3,11 @@
 //! [`app`] wires everything; what stands below it knows only its own job. Towards the kernel: [`datapath`],
 //! [`portal`], [`classifier`], [`netlink`], [`netns`]. Towards whoever knows the ports: [`sources`], [`inventory`]. Towards guests and Nova: [`proxy`].
 //! [`guests`] brings links, inventory and datapath together, leaves the outcome in the [`directory`], and tells sources by
-//! [`presence`] what they are needed for.
+//! [`presence`] what they are needed for. [`callers`] does the same for the requests of haproxies that still run.
 
 pub mod admin;
 pub mod app;
+pub mod callers;
 pub mod check;
 pub mod classifier;
 pub mod cli;

@@ -21,7 +21,7 @@ use crate::datapath::{Clock, Counters, Hook};
 use crate::directory::{Binding, Directory, Owner};
 use crate::guests::Failures;
 use crate::heartbeat::LastBeat;
-use crate::inventory::{Inventory, Port};
+use crate::inventory::Inventory;
 use crate::sources::SourceState;
 
 /// Steps of the start that are not done yet.
@@ -170,10 +170,15 @@ fn attachment_state(id: u32, binding: &Binding, clients: Option<Vec<Value>>) -> 
         "attached_seconds_ago": binding.since.elapsed().as_secs(),
         "identity": match binding.owner {
             Owner::Known { .. } => "known",
+            Owner::OnNetwork { .. } => "on_network",
             Owner::Unknown => "unknown",
             Owner::Disputed => "disputed",
         },
-        "port": binding.owner.port().map(AsRef::<Port>::as_ref),
+        "port": match &binding.owner {
+            Owner::Known { port, .. } => json!(**port),
+            Owner::OnNetwork { facts, .. } => json!(**facts),
+            Owner::Unknown | Owner::Disputed => Value::Null,
+        },
         "clients": clients.unwrap_or_default(),
     })
 }

@@ -87,6 +87,18 @@ pub enum Fault {
         /// Where the present half is set.
         origin: Origin,
     },
+    /// We would serve the socket that we ask on.
+    #[error(
+        "serve_metadata_proxy_socket is on and neutron_agent_socket ({origin}) is metadata_proxy_socket, {}: the agent \
+         would ask itself; accepted are two sockets",
+        path.display()
+    )]
+    SameSocket {
+        /// The socket.
+        path: PathBuf,
+        /// Where neutron_agent_socket is set.
+        origin: Origin,
+    },
 }
 
 /// Everything that is wrong with the configuration.

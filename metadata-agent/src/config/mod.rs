@@ -25,7 +25,7 @@ pub use ovsdb::OvsdbRemote;
 pub use resolved::{ClientIdentity, ConfigWarning, Origin, Setting};
 pub use value::{
     AttachMode, Host, IpVersion, LinkKind, LogFormat, NamePattern, NovaEndpoint, Scheme, SocketMode,
-    SourceCheck,
+    SourceCheck, Upstream,
 };
 
 use options::spec;

@@ -10,6 +10,7 @@ use serde::Serialize;
 use super::options::Config;
 use super::raw::{DEFAULT, RawConfig};
 use super::resolved::{Origin, origin_of};
+use super::value::Upstream;
 
 /// An option that somebody set, and what becomes of it.
 #[derive(Clone, Debug, Serialize)]
@@ -85,7 +86,6 @@ struct Spent {
 
 const NO_RPC: &str = "the agent asks Neutron nothing over RPC";
 const NO_CHILDREN: &str = "there are no child processes to look after";
-const NO_HAPROXY: &str = "there is no haproxy whose rights it would limit";
 const STDERR: &str = "log lines go to stderr; log_format and RUST_LOG govern them";
 const NO_PROVIDER: &str = "guests are told apart by their interface, without addresses of a provider network";
 
@@ -102,7 +102,6 @@ static SPENT: &[Spent] = &[
         ],
         reason: NO_RPC,
     },
-    Spent { group: DEFAULT, names: &["metadata_proxy_user", "metadata_proxy_group"], reason: NO_HAPROXY },
     Spent {
         group: DEFAULT,
         names: &[
@@ -134,12 +133,15 @@ static SPENT: &[Spent] = &[
 
 /// Options without a feature so far, by their keys. What is left at the default is not worth a line.
 static NOT_YET: &[(&str, &str)] = &[
-    ("metadata_proxy_socket", "haproxies that still run are not answered"),
-    ("metadata_proxy_socket_mode", "metadata_proxy_socket is not served"),
     ("report_interval", "the agent does not report to Neutron"),
     ("log_agent_heartbeats", "the agent does not report to Neutron"),
     ("ovn_sb_connection", "OVN's Southbound database is not asked"),
 ];
+
+/// What only matters to haproxies that we answer.
+static FOR_HAPROXIES: [&str; 3] =
+    ["metadata_proxy_socket_mode", "metadata_proxy_user", "metadata_proxy_group"];
+const NO_HAPROXIES: &str = "haproxies are not answered unless serve_metadata_proxy_socket is on";
 
 /// Of the limit as it is in Neutron even the defaults are below what one boot asks for.
 const RATE_LIMIT: &str = "requests are not counted; syn_rate_limit limits connections";
@@ -165,12 +167,17 @@ pub(super) fn of(raw: &RawConfig, config: &Config) -> Vec<Notice> {
             notices.push(Notice { group, name: "nova_metadata_ip", origin: origin_of(assignment), effect });
         }
     }
+    let unserved = if config.serve_metadata_proxy_socket { &[][..] } else { &FOR_HAPROXIES[..] };
+    let unused = (!config.serve_metadata_proxy_socket && config.upstream == Upstream::Nova)
+        .then_some(&"metadata_proxy_socket");
+    let idle = unused.into_iter().chain(unserved).map(|key| (*key, Effect::None { reason: NO_HAPROXIES }));
     let rate_limit = config.rate_limit_enabled.then_some(("rate_limit_enabled", RATE_LIMIT));
-    for (key, reason) in NOT_YET.iter().copied().chain(rate_limit) {
+    let not_yet = NOT_YET.iter().copied().chain(rate_limit);
+    for (key, effect) in idle.chain(not_yet.map(|(key, reason)| (key, Effect::NotYet { reason }))) {
         let setting = config.settings().iter().find(|setting| setting.key == key);
         if let Some(setting) = setting.filter(|setting| setting.origin != Origin::Default) {
             let (group, name, origin) = (setting.group, setting.name, setting.origin.clone());
-            notices.push(Notice { group, name, origin, effect: Effect::NotYet { reason } });
+            notices.push(Notice { group, name, origin, effect });
         }
     }
     notices

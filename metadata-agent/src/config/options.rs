@@ -19,7 +19,7 @@ use super::rule::{
     ReadableFile, Rule, Seconds, Secret, SecretFile, SocketPath, Switch, Unset,
 };
 use super::value::{
-    AttachMode, Host, IpVersion, LinkKind, LogFormat, NamePattern, Scheme, SocketMode, SourceCheck,
+    AttachMode, Host, IpVersion, LinkKind, LogFormat, NamePattern, Scheme, SocketMode, SourceCheck, Upstream,
 };
 
 /// Our own section.
@@ -204,10 +204,16 @@ options! {
     Toggle DEFAULT debug: bool = "false", Switch;
     /// The name under which Neutron knows this host.
     File DEFAULT host: Option<String> = "", Unset { or: FileName, meaning: "the system's own" };
-    /// The unix socket on which haproxy reaches Neutron's metadata agent.
+    /// The unix socket on which haproxy reaches Neutron's metadata agent, or us with serve_metadata_proxy_socket.
     File DEFAULT metadata_proxy_socket: PathBuf = "$state_path/metadata_proxy", SocketPath;
-    /// Who may use metadata_proxy_socket.
+    /// Who may use metadata_proxy_socket while we serve it: our user (mode 0644), our user and group (0664), everybody
+    /// (0666), or deduce: our user if metadata_proxy_user is root or ours, our group if metadata_proxy_group is ours, else
+    /// everybody. Whoever may use it can read the metadata of any guest.
     File DEFAULT metadata_proxy_socket_mode: SocketMode = "deduce", OneOf;
+    /// The user, by name or number, as whom haproxies run. Only metadata_proxy_socket_mode asks.
+    File DEFAULT metadata_proxy_user: Option<String> = "", Unset { or: FileName, meaning: "that of the agents that start them" };
+    /// The group, by name or number, as which haproxies run. Only metadata_proxy_socket_mode asks.
+    File DEFAULT metadata_proxy_group: Option<String> = "", Unset { or: FileName, meaning: "that of the agents that start them" };
     /// The L3 agent's: the port to which a router redirects metadata requests.
     File DEFAULT metadata_port: u16 = "9697", Number(1..=65535);
     /// The L3 agent's: whether routers redirect metadata requests.
@@ -261,6 +267,19 @@ options! {
     /// Whether Neutron makes a metadata port in each network.
     File OVN ovn_metadata_enabled: bool = "false", Switch;
 
+    /// Who is asked for metadata: Nova, or the metadata agent that Neutron still runs on this host. That one is told what its
+    /// haproxies would tell it, the network and the address of the guest, and asks Nova in turn; so only haproxy goes
+    /// away. `neutron-agent` is the one beside the L3 and DHCP agents, `ovn-agent` OVN's. The options of Nova and the shared
+    /// secret have no effect then, but for the time-outs.
+    File OWN upstream: Upstream = "nova", OneOf;
+    /// The unix socket of the metadata agent of `upstream`.
+    File OWN neutron_agent_socket: PathBuf = "$metadata_proxy_socket", SocketPath;
+    /// Requests that may wait for that agent's answer at once; others wait nova_connect_timeout for their turn, and get 503
+    /// after that. Its accept queue holds five connections, and it may work on one alone.
+    File OWN neutron_agent_requests: usize = "6", Number(1..=1024);
+    /// Whether haproxies that still run are answered by us, on metadata_proxy_socket, where Neutron's metadata agent must not
+    /// run any more. They say whose request it is, and whoever may use the socket is believed.
+    Flag OWN serve_metadata_proxy_socket: bool = "false", Switch;
     /// Files with further shared secrets, one each; the line end behind it does not count. A Nova that refuses
     /// metadata_proxy_shared_secret is asked again with these. A changed file is noticed without a restart; replace it by
     /// renaming, so that it is never seen half-written. Given several times, all count.

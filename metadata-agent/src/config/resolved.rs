@@ -21,7 +21,7 @@ use super::notices::{self, Effect, Notice};
 use super::options::{self, Config, OPTIONS, OptionSpec};
 use super::raw::{Assignment, DEFAULT, RawConfig};
 use super::rule::{Rejected, Rule};
-use super::value::{NovaEndpoint, Scheme};
+use super::value::{NovaEndpoint, Scheme, Upstream};
 
 /// Neutron's options that Neutron's files refer to in the values of ours, with their defaults.
 const NEUTRON_DEFAULTS: [(&str, &str); 1] = [("state_path", "/var/lib/neutron")];
@@ -160,6 +160,9 @@ impl Config {
         let https = self.nova_metadata_protocol == Scheme::Https;
         let tls = self.auth_ca_cert.is_some() || self.nova_client_cert.is_some();
         let mut warnings = Vec::new();
+        if self.upstream != Upstream::Nova {
+            return warnings;
+        }
         if self.metadata_proxy_shared_secret.expose_secret().is_empty() && self.shared_secret_files.is_empty()
         {
             warnings.push(ConfigWarning::EmptySecret);
@@ -350,6 +353,7 @@ impl<'a> Resolver<'a> {
                 self.notices.extend(notices::of(&self.raw, &config));
                 config.notices = self.notices;
                 self.faults.extend(unpaired(&config));
+                self.faults.extend(same_socket(&config));
                 if self.faults.is_empty() { Ok(config) } else { Err(ConfigFaults(self.faults)) }
             }
             None => Err(ConfigFaults(self.faults)),
@@ -384,6 +388,16 @@ fn unpaired(config: &Config) -> Option<Fault> {
     };
     let origin = config.origin(present).cloned().unwrap_or(Origin::Default);
     Some(Fault::Unpaired { present, missing, origin })
+}
+
+/// One socket cannot have us at both its ends.
+fn same_socket(config: &Config) -> Option<Fault> {
+    let asks = config.upstream != Upstream::Nova;
+    let same = config.neutron_agent_socket == config.metadata_proxy_socket;
+    (config.serve_metadata_proxy_socket && asks && same).then(|| {
+        let origin = config.origin("neutron_agent_socket").cloned().unwrap_or(Origin::Default);
+        Fault::SameSocket { path: config.neutron_agent_socket.clone(), origin }
+    })
 }
 
 impl Scope for Resolver<'_> {

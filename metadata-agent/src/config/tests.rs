@@ -452,21 +452,21 @@ fn what_has_no_effect_is_named_once_where_it_is_set() {
         [
             ("DEFAULT", "transport_url", false),
             ("DEFAULT", "rpc_response_max_timeout", false),
-            ("DEFAULT", "metadata_proxy_user", false),
             ("DEFAULT", "log_file", false),
             ("AGENT", "check_child_processes_interval", false),
             ("AGENT", "kill_scripts_path", false),
             ("cache", "*", false),
             ("DEFAULT", "nova_metadata_ip", true),
-            ("DEFAULT", "metadata_proxy_socket_mode", true),
+            ("DEFAULT", "metadata_proxy_socket_mode", false),
+            ("DEFAULT", "metadata_proxy_user", false),
             ("agent", "report_interval", true),
             ("metadata_rate_limiting", "rate_limit_enabled", true),
         ]
     );
     let json = serde_json::to_value(config.notices()).unwrap();
     let path = site.path("a.ini").display().to_string();
-    assert_eq!(json[3]["origin"], format!("{path}:4"), "the assignment that would win");
-    assert_eq!((&json[3]["effect"], &json[7]["effect"]), (&"none".into(), &"replaced".into()));
+    assert_eq!(json[2]["origin"], format!("{path}:4"), "the assignment that would win");
+    assert_eq!((&json[2]["effect"], &json[6]["effect"]), (&"none".into(), &"replaced".into()));
     let shown = format!("{json} {:?}", config.notices());
     assert!(!shown.contains("hunter2"), "{shown}");
     let off =
@@ -492,4 +492,31 @@ fn options_of_later_features_are_checked_already() {
             "ovsdb_probe_interval"
         ]
     );
+}
+
+#[test]
+fn what_haproxies_need_has_an_effect_once_they_are_answered() {
+    let ini = "[DEFAULT]\nmetadata_proxy_socket = /a\nmetadata_proxy_socket_mode = all\nmetadata_proxy_user = nobody\n";
+    let named = |own: &str| {
+        let site = Site::new().file("a.ini", format!("{ini}[metadata_agent]\n{own}\n"));
+        site.load().unwrap().notices().iter().map(|notice| notice.name).collect::<Vec<_>>()
+    };
+    let unserved = ["metadata_proxy_socket", "metadata_proxy_socket_mode", "metadata_proxy_user"];
+    assert_eq!(named(""), unserved);
+    assert_eq!(named("upstream = ovn-agent"), unserved[1..], "it is where that agent listens");
+    assert!(named("serve_metadata_proxy_socket = true").is_empty());
+}
+
+#[test]
+fn the_agent_cannot_ask_on_the_socket_that_it_serves() {
+    let ini = "[DEFAULT]\nmetadata_proxy_socket = /a\n[metadata_agent]\nupstream = neutron-agent\n";
+    let forwarding = Site::new().file("a.ini", ini).load().unwrap();
+    assert_eq!(forwarding.neutron_agent_socket, Path::new("/a"), "where Neutron's agent listens");
+    assert!(forwarding.warnings().is_empty(), "the secret is that agent's affair");
+    let both = format!("{ini}serve_metadata_proxy_socket = true\n");
+    let faults = Site::new().file("a.ini", &both).faults();
+    assert_eq!(faults.len(), 1, "{faults:?}");
+    assert!(faults[0].contains("would ask itself"), "{faults:?}");
+    let apart = Site::new().file("a.ini", format!("{both}neutron_agent_socket = /b\n"));
+    assert_eq!(apart.load().unwrap().neutron_agent_socket, Path::new("/b"));
 }

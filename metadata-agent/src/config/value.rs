@@ -15,7 +15,7 @@ macro_rules! words {
     ($($(#[$doc:meta])+ $name:ident { $($(#[$value_doc:meta])+ $value:ident = $word:literal,)+ })+) => {$(
         $(#[$doc])+
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
-        #[serde(rename_all = "lowercase")]
+        #[serde(rename_all = "kebab-case")]
         pub enum $name {
             $($(#[$value_doc])+ $value,)+
         }
@@ -39,6 +39,16 @@ words! {
         Http = "http",
         /// Over TLS.
         Https = "https",
+    }
+
+    /// Who is asked for metadata.
+    Upstream {
+        /// Nova's metadata API.
+        Nova = "nova",
+        /// The metadata agent beside Neutron's L3 and DHCP agents.
+        NeutronAgent = "neutron-agent",
+        /// OVN's metadata agent.
+        OvnAgent = "ovn-agent",
     }
 
     /// How strictly the source of a guest's packets is compared with its port.

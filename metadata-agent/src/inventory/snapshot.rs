@@ -167,6 +167,11 @@ impl Snapshot {
         self.counts
     }
 
+    /// Every port and dispute, in no order.
+    pub fn unordered(&self) -> impl Iterator<Item = &Entry> {
+        self.entries.iter().map(|(_, entry)| entry)
+    }
+
     /// Every port and dispute, in a stable order.
     pub fn entries(&self) -> impl Iterator<Item = &Entry> {
         let mut entries: Vec<_> = self.entries.iter().collect();

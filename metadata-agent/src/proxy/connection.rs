@@ -13,12 +13,14 @@ use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use metadata_ebpf::identity::ClientAddress;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
-use tokio::net::TcpStream;
+use tokio::net::{TcpStream, UnixStream};
 use tokio::time::{Instant, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 
+use super::caller::Callers;
 use super::fault::HEAD_TIMEOUT_ANSWER;
-use super::identify::{Directory, GuestOrigin};
+use super::identify::Directory;
+use super::peer::{Guest, Haproxy, Peer};
 use super::pulse::{Allowance, Expiry, Pulse, Watched};
 use super::service::Session;
 use super::shared::Proxy;
@@ -40,6 +42,12 @@ impl GuestStream for TcpStream {
     }
 }
 
+impl GuestStream for UnixStream {
+    fn reset(self) {
+        // A unix socket knows no reset. haproxy sees by the length or the last chunk that something is missing.
+    }
+}
+
 /// How a connection ended.
 enum End {
     Served(hyper::Result<()>),
@@ -55,13 +63,27 @@ impl<D: Directory> Proxy<D> {
         client: ClientAddress,
         cancel: CancellationToken,
     ) {
+        self.converse(stream, Guest::new(client), cancel).await;
+    }
+}
+
+impl<C: Callers> Proxy<C> {
+    /// Serves one connection of a haproxy in the same way.
+    pub(super) async fn serve_haproxy(self: Arc<Self>, stream: UnixStream, cancel: CancellationToken) {
+        self.converse(stream, Haproxy, cancel).await;
+    }
+}
+
+impl<D: Send + Sync + 'static> Proxy<D> {
+    async fn converse<T: GuestStream>(
+        self: Arc<Self>,
+        stream: T,
+        peer: impl Peer<D>,
+        cancel: CancellationToken,
+    ) {
+        let attachment = peer.attachment();
         let pulse = Arc::new(Pulse::new());
-        let session = Arc::new(Session {
-            proxy: Arc::clone(&self),
-            client,
-            origin: GuestOrigin::of(&client),
-            pulse: Arc::clone(&pulse),
-        });
+        let session = Arc::new(Session { proxy: Arc::clone(&self), peer, pulse: Arc::clone(&pulse) });
         let service = service_fn(move |request| Arc::clone(&session).answer(request));
         let watched = TokioIo::new(Watched::new(stream, Arc::clone(&pulse)));
         let mut connection = self.protocol.serve_connection(watched, service);
@@ -121,7 +143,8 @@ impl<D: Directory> Proxy<D> {
             }
             End::Served(Err(error)) => {
                 let error = &error as &dyn std::error::Error;
-                tracing::debug!(attachment = %client.attachment, error, "guest connection ended");
+                let attachment = attachment.map(tracing::field::display);
+                tracing::debug!(attachment, error, "connection ended");
             }
             End::Expired(Expiry::Idle) if read_buf.is_empty() => {}
             // A pipelined head that arrived in part together with the request before it waits as well.

@@ -1,6 +1,10 @@
-//! Where Nova's metadata API is, as URL and as `Host` header.
+//! Where the metadata API is, as the place to connect to and as `Host` header: Nova's over TCP, that of Neutron's metadata
+//! agent on a unix socket.
 
+use std::fmt;
 use std::net::Ipv6Addr;
+use std::path::Path;
+use std::sync::Arc;
 
 use hyper::Uri;
 use hyper::header::HeaderValue;
@@ -23,11 +27,27 @@ pub struct EndpointError {
     port: u16,
 }
 
-/// One address of Nova's metadata API.
+/// One address of the metadata API.
 #[derive(Debug, Clone)]
 pub struct Endpoint {
-    pub(super) base: Uri,
+    pub(super) place: Place,
     pub(super) host: HeaderValue,
+}
+
+/// What to connect to.
+#[derive(Debug, Clone)]
+pub(super) enum Place {
+    Url(Uri),
+    Socket(Arc<Path>),
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Url(url) => url.fmt(f),
+            Self::Socket(path) => write!(f, "unix:{}", path.display()),
+        }
+    }
 }
 
 impl Endpoint {
@@ -48,12 +68,23 @@ impl Endpoint {
         };
         let host = HeaderValue::from_str(&authority).map_err(|_| fault())?;
         let url = Uri::builder().scheme(scheme).authority(authority).path_and_query("/").build();
-        let base = url.map_err(|_| fault())?;
-        if base.host().is_none_or(str::is_empty) { Err(fault()) } else { Ok(Self { base, host }) }
+        let url = url.map_err(|_| fault())?;
+        if url.host().is_none_or(str::is_empty) {
+            Err(fault())
+        } else {
+            Ok(Self { place: Place::Url(url), host })
+        }
+    }
+
+    /// A unix socket on which HTTP is spoken.
+    #[must_use]
+    pub fn socket(path: &Path) -> Self {
+        // What haproxy passes on: guests ask for this host.
+        Self { place: Place::Socket(path.into()), host: HeaderValue::from_static("169.254.169.254") }
     }
 
     pub(super) fn is_https(&self) -> bool {
-        self.base.scheme() == Some(&uri::Scheme::HTTPS)
+        matches!(&self.place, Place::Url(url) if url.scheme() == Some(&uri::Scheme::HTTPS))
     }
 }
 
@@ -71,7 +102,7 @@ mod tests {
         ] {
             let endpoint = Endpoint::new(Scheme::Http, host, 8775).unwrap();
             assert_eq!(endpoint.host, want);
-            assert_eq!(endpoint.base.to_string(), format!("http://{want}/"));
+            assert_eq!(endpoint.place.to_string(), format!("http://{want}/"));
         }
         for bad in ["", "a b", "a/b", "a\r\nx: y"] {
             assert!(Endpoint::new(Scheme::Http, bad, 8775).is_err(), "{bad:?}");

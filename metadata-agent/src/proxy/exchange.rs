@@ -21,7 +21,7 @@ pub(super) struct Exchange {
     metrics: Arc<Metrics>,
     pulse: Arc<Pulse>,
     began: Instant,
-    attachment: AttachmentId,
+    attachment: Option<AttachmentId>,
     /// Only kept if somebody reads the access log.
     line: Option<Line>,
     status: StatusCode,
@@ -40,7 +40,7 @@ impl Exchange {
     pub(super) fn begin(
         metrics: &Arc<Metrics>,
         pulse: &Arc<Pulse>,
-        attachment: AttachmentId,
+        attachment: Option<AttachmentId>,
         method: &Method,
         path: Option<&PathAndQuery>,
     ) -> Self {
@@ -66,9 +66,9 @@ impl Exchange {
         &self.metrics
     }
 
-    pub(super) fn identified(&mut self, instance: InstanceId) {
+    pub(super) fn identified(&mut self, instance: Option<InstanceId>) {
         if let Some(line) = &mut self.line {
-            line.instance = Some(instance);
+            line.instance = instance;
         }
     }
 
@@ -101,7 +101,7 @@ impl Drop for Exchange {
                 bytes = self.bytes,
                 duration = ?duration,
                 instance = line.instance.map(tracing::field::display),
-                attachment = %self.attachment,
+                attachment = self.attachment.map(tracing::field::display),
             );
         }
     }

@@ -9,6 +9,7 @@ use hyper::body::Bytes;
 use hyper::header::{CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, HeaderValue, RETRY_AFTER};
 use hyper::{Response, StatusCode};
 
+use super::caller::CallerFault;
 use super::target::TargetFault;
 use super::upstream::UpstreamError;
 use crate::metrics::Metrics;
@@ -33,6 +34,12 @@ pub(super) enum Fault {
     #[error("the attachment is gone")]
     AttachmentGone,
     #[error(transparent)]
+    Caller(#[from] CallerFault),
+    #[error("the request comes from nobody that is known")]
+    CallerUnknown,
+    #[error("the request comes from several ports alike")]
+    CallerAmbiguous,
+    #[error(transparent)]
     Upstream(#[from] UpstreamError),
 }
 
@@ -56,6 +63,13 @@ impl Fault {
                 | TargetFault::Fragment
                 | TargetFault::NoPath,
             )
+            | Self::Caller(
+                CallerFault::NoPlace
+                | CallerFault::SeveralPlaces
+                | CallerFault::PlaceUnreadable { .. }
+                | CallerFault::NoAddress
+                | CallerFault::AddressUnreadable { .. },
+            )
             | Self::BodyBroken { .. } => {
                 Reply { close: true, ..reply(StatusCode::BAD_REQUEST, "The request is malformed.\n") }
             }
@@ -69,7 +83,7 @@ impl Fault {
                 retry_after: true,
                 ..reply(StatusCode::SERVICE_UNAVAILABLE, "The metadata is not ready yet.\n")
             },
-            Self::IdentityUnknown | Self::NotAnInstance => {
+            Self::IdentityUnknown | Self::NotAnInstance | Self::CallerUnknown | Self::CallerAmbiguous => {
                 reply(StatusCode::NOT_FOUND, "There is no metadata for this port.\n")
             }
             Self::AttachmentGone => {
@@ -79,6 +93,7 @@ impl Fault {
                 UpstreamError::Resolve { .. }
                 | UpstreamError::Connect { .. }
                 | UpstreamError::ConnectTimeout { .. }
+                | UpstreamError::Busy { .. }
                 | UpstreamError::Tls { .. }
                 | UpstreamError::Handshake { .. },
             ) => Reply {
@@ -106,6 +121,9 @@ impl Fault {
             Self::IdentityUnknown => metrics.rejected_request("identity_unknown"),
             Self::NotAnInstance => metrics.rejected_request("not_an_instance"),
             Self::AttachmentGone => metrics.rejected_request("attachment_gone"),
+            Self::Caller(_) => metrics.rejected_request("caller_unreadable"),
+            Self::CallerUnknown => metrics.rejected_request("caller_unknown"),
+            Self::CallerAmbiguous => metrics.rejected_request("caller_ambiguous"),
         }
     }
 

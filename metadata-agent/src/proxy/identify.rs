@@ -1,18 +1,14 @@
 //! Who asks. The proxy knows clients only by their identity address; somebody else knows what stands behind one
 //! and says so through [`Directory`]. Unknown is not "not found": a request whose port is not known yet waits.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use arc_swap::ArcSwap;
-use hyper::header::HeaderValue;
-use metadata_ebpf::identity::{ClientAddress, GuestAddress};
+use metadata_ebpf::identity::ClientAddress;
 use tokio::sync::watch;
 
 use super::fault::Fault;
-use super::sign::{Signatures, Signer};
-use crate::ids::{InstanceId, ProjectId};
+use super::requester::Requester;
 use crate::metrics::Metrics;
 
 /// Knows the requester behind a client. Look-ups never wait: they run on the path of each request.
@@ -37,7 +33,7 @@ impl<T: Directory + ?Sized> Directory for Arc<T> {
 /// What is known of a client.
 #[derive(Debug, Clone)]
 pub enum Standing {
-    /// An instance of Nova.
+    /// Whose requests can be made: an instance of Nova, or a port whose network is known where that is enough.
     Known(Arc<Requester>),
     /// The sources have not told yet.
     Pending {
@@ -48,108 +44,6 @@ pub enum Standing {
     Refused,
     /// The attachment has vanished.
     Gone,
-}
-
-/// An instance as Nova is told of it. What is said in every request is computed once, here.
-#[derive(Debug)]
-pub struct Requester {
-    instance: InstanceId,
-    project: ProjectId,
-    fixed_ips: Vec<IpAddr>,
-    pub(super) instance_value: HeaderValue,
-    pub(super) project_value: HeaderValue,
-    signer: Signer,
-    signatures: ArcSwap<Signatures>,
-    fixed_ip_values: Vec<HeaderValue>,
-}
-
-impl Requester {
-    /// Signs for an instance, once for as long as the signer's secrets stay the same.
-    #[must_use]
-    pub fn new(instance: InstanceId, project: ProjectId, fixed_ips: Vec<IpAddr>, signer: &Signer) -> Self {
-        let Ok(project_value) = HeaderValue::from_str(project.as_str()) else {
-            unreachable!("a project id is visible ASCII")
-        };
-        Self {
-            instance_value: text_value(&instance.to_string()),
-            project_value,
-            signatures: ArcSwap::from_pointee(signer.sign(&instance)),
-            signer: signer.clone(),
-            fixed_ip_values: fixed_ips.iter().map(|ip| text_value(&ip.to_string())).collect(),
-            instance,
-            project,
-            fixed_ips,
-        }
-    }
-
-    /// The instance.
-    pub fn instance(&self) -> InstanceId {
-        self.instance
-    }
-
-    /// Its project.
-    pub fn project(&self) -> &ProjectId {
-        &self.project
-    }
-
-    /// The port's fixed addresses.
-    pub fn fixed_ips(&self) -> &[IpAddr] {
-        &self.fixed_ips
-    }
-
-    /// The signatures with the secrets in force. Signs only if they were replaced since.
-    pub(super) fn signatures(&self) -> Arc<Signatures> {
-        let made = self.signatures.load_full();
-        if self.signer.made(&made) {
-            return made;
-        }
-        let fresh = Arc::new(self.signer.sign(&self.instance));
-        self.signatures.store(Arc::clone(&fresh));
-        fresh
-    }
-
-    /// Tells whoever keeps the secrets that Nova took none of them.
-    pub(super) fn all_refused(&self) {
-        self.signer.all_refused();
-    }
-
-    /// The one address of `X-Forwarded-For`: the guest's own if the port has it, else the port's first of the
-    /// same family, else the guest's own.
-    pub(super) fn forwarded_for(&self, guest: &GuestOrigin) -> HeaderValue {
-        let own = self.fixed_ips.iter().position(|ip| *ip == guest.address);
-        let family = || self.fixed_ips.iter().position(|ip| ip.is_ipv4() == guest.address.is_ipv4());
-        match own.or_else(family) {
-            Some(at) => self.fixed_ip_values[at].clone(),
-            None => guest.value.clone(),
-        }
-    }
-}
-
-/// The address a guest connected from, also as a header's value.
-#[derive(Debug)]
-pub(super) struct GuestOrigin {
-    address: IpAddr,
-    value: HeaderValue,
-}
-
-impl GuestOrigin {
-    pub(super) fn of(client: &ClientAddress) -> Self {
-        let address = match client.guest {
-            GuestAddress::Ipv4(octets) => IpAddr::V4(Ipv4Addr::from(octets)),
-            GuestAddress::Ipv6LinkLocal(interface_id) => {
-                let mut octets = [0; 16];
-                octets[..2].copy_from_slice(&[0xfe, 0x80]);
-                octets[8..].copy_from_slice(&interface_id);
-                IpAddr::V6(Ipv6Addr::from(octets))
-            }
-        };
-        Self { address, value: text_value(&address.to_string()) }
-    }
-}
-
-fn text_value(text: &str) -> HeaderValue {
-    let Ok(value) = HeaderValue::from_str(text) else { unreachable!("addresses and ids are visible ASCII") };
-    value
 }
 
 /// For how long a port may stay unknown.
@@ -229,6 +123,7 @@ fn settle(standing: Standing, now: Instant, grace: Duration) -> Result<Arc<Reque
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::proxy::Signer;
     use metadata_ebpf::identity::AttachmentId;
     use prometheus_client::registry::Registry;
     use std::sync::Mutex;
@@ -265,11 +160,11 @@ mod tests {
         ClientAddress::ipv4(AttachmentId::new(7).unwrap(), [10, 0, 0, 5])
     }
 
-    fn requester(fixed_ips: &[&str]) -> Requester {
+    fn requester() -> Requester {
         Requester::new(
             "3b0e5c6e-9a1f-4d0a-8f0b-1c2d3e4f5a6b".parse().unwrap(),
-            "acme".parse().unwrap(),
-            fixed_ips.iter().map(|ip| ip.parse().unwrap()).collect(),
+            &"acme".parse().unwrap(),
+            Vec::new(),
             &Signer::new("secret".into()),
         )
     }
@@ -289,7 +184,7 @@ mod tests {
         let (asked, ()) = tokio::join!(ask(&desk), async {
             tokio::time::sleep(Duration::from_secs(3)).await;
             desk.tell(Standing::Pending { since: began });
-            desk.tell(Standing::Known(Arc::new(requester(&[]))));
+            desk.tell(Standing::Known(Arc::new(requester())));
         });
         assert!(asked.is_ok(), "{asked:?}");
         assert_eq!(now() - began, Duration::from_secs(3));
@@ -323,25 +218,6 @@ mod tests {
                 Err(Fault::AttachmentGone) => assert!(!refused),
                 other => panic!("{other:?}"),
             }
-        }
-    }
-
-    #[test]
-    fn forwarded_for_is_one_address_of_the_guests_family() {
-        let v6 = ClientAddress {
-            attachment: AttachmentId::new(7).unwrap(),
-            guest: GuestAddress::Ipv6LinkLocal([0xf8, 0x16, 0x3e, 0xff, 0xfe, 0, 0, 1]),
-        };
-        for (client, fixed_ips, want) in [
-            (client(), &["10.0.0.9", "10.0.0.5"][..], "10.0.0.5"),
-            (client(), &["2001:db8::1", "10.0.0.9"], "10.0.0.9"),
-            (client(), &["2001:db8::1"], "10.0.0.5"),
-            (client(), &[], "10.0.0.5"),
-            (v6, &["10.0.0.9", "2001:db8::1"], "2001:db8::1"),
-            (v6, &["10.0.0.9"], "fe80::f816:3eff:fe00:1"),
-        ] {
-            let value = requester(fixed_ips).forwarded_for(&GuestOrigin::of(&client));
-            assert_eq!(value, want, "{client:?} {fixed_ips:?}");
         }
     }
 }

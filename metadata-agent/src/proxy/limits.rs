@@ -1,5 +1,5 @@
 //! How many connections guests may hold open: each attachment its own, all together a total. One guest cannot take
-//! the places of the others, nor all guests the agent's file descriptors.
+//! the places of the others, nor all guests the agent's file descriptors. A haproxy's connections are of no attachment.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -47,16 +47,18 @@ impl Admission {
     }
 
     /// Takes a place, given back when the ticket is dropped.
-    pub(super) fn admit(self: &Arc<Self>, attachment: AttachmentId) -> Result<Ticket, Overload> {
+    pub(super) fn admit(self: &Arc<Self>, attachment: Option<AttachmentId>) -> Result<Ticket, Overload> {
         let mut open = self.lock();
         if open.total >= self.total {
             return Err(Overload::Total);
         }
-        let own = open.by_attachment.entry(attachment).or_insert(0);
-        if *own >= self.per_attachment {
-            return Err(Overload::Attachment(attachment));
+        if let Some(attachment) = attachment {
+            let own = open.by_attachment.entry(attachment).or_insert(0);
+            if *own >= self.per_attachment {
+                return Err(Overload::Attachment(attachment));
+            }
+            *own += 1;
         }
-        *own += 1;
         open.total += 1;
         Ok(Ticket { admission: Arc::clone(self), attachment })
     }
@@ -70,14 +72,16 @@ impl Admission {
 #[derive(Debug)]
 pub(super) struct Ticket {
     admission: Arc<Admission>,
-    attachment: AttachmentId,
+    attachment: Option<AttachmentId>,
 }
 
 impl Drop for Ticket {
     fn drop(&mut self) {
         let mut open = self.admission.lock();
         open.total -= 1;
-        if let Entry::Occupied(mut own) = open.by_attachment.entry(self.attachment) {
+        if let Some(attachment) = self.attachment
+            && let Entry::Occupied(mut own) = open.by_attachment.entry(attachment)
+        {
             *own.get_mut() -= 1;
             if *own.get() == 0 {
                 own.remove();
@@ -97,27 +101,28 @@ mod tests {
     #[test]
     fn one_attachment_gets_its_share_and_no_more() {
         let admission = Admission::new(2, 10);
-        let held: Vec<_> = (0..2).map(|_| admission.admit(attachment(1)).unwrap()).collect();
-        assert_eq!(admission.admit(attachment(1)).unwrap_err(), Overload::Attachment(attachment(1)));
-        assert!(admission.admit(attachment(2)).is_ok());
+        let held: Vec<_> = (0..2).map(|_| admission.admit(Some(attachment(1))).unwrap()).collect();
+        assert_eq!(admission.admit(Some(attachment(1))).unwrap_err(), Overload::Attachment(attachment(1)));
+        assert!(admission.admit(Some(attachment(2))).is_ok());
         drop(held);
-        assert!(admission.admit(attachment(1)).is_ok());
+        assert!(admission.admit(Some(attachment(1))).is_ok());
     }
 
     #[test]
     fn the_total_binds_all() {
         let admission = Admission::new(2, 2);
-        let _first = admission.admit(attachment(1)).unwrap();
-        let second = admission.admit(attachment(2)).unwrap();
-        assert_eq!(admission.admit(attachment(3)).unwrap_err(), Overload::Total);
+        let _first = admission.admit(Some(attachment(1))).unwrap();
+        let second = admission.admit(Some(attachment(2))).unwrap();
+        assert_eq!(admission.admit(Some(attachment(3))).unwrap_err(), Overload::Total);
+        assert_eq!(admission.admit(None).unwrap_err(), Overload::Total);
         drop(second);
-        assert!(admission.admit(attachment(3)).is_ok());
+        assert!(admission.admit(Some(attachment(3))).is_ok());
     }
 
     #[test]
     fn nothing_is_kept_of_who_left() {
         let admission = Admission::new(2, 2);
-        drop(admission.admit(attachment(1)).unwrap());
+        drop(admission.admit(Some(attachment(1))).unwrap());
         assert!(admission.lock().by_attachment.is_empty());
     }
 }

@@ -4,10 +4,14 @@
 //! to Nova with headers that prove the instance, each answer back byte for byte. Who asks is decided by the
 //! connection alone, never by anything a guest writes on it.
 //!
+//! For sites that go step by step either end may still be Neutron's: its metadata agent in Nova's place, or its haproxies in
+//! the guests', who say on a unix socket of their own whom each request is from.
+//!
 //! One request, in the order of the files: [`server`] accepts, [`limits`] admits, [`connection`] keeps the deadlines
-//! with the help of [`pulse`] and [`fragment`], [`service`] answers: [`target`], [`identify`], [`headers`] and [`sign`], [`upstream`],
-//! [`relay`]. What goes wrong is a [`fault`]; what went on is an [`exchange`].
+//! with the help of [`pulse`] and [`fragment`], [`service`] answers: [`target`], [`peer`], [`identify`] or [`caller`],
+//! [`requester`], [`headers`] and [`sign`], [`upstream`], [`relay`]. What goes wrong is a [`fault`]; what went on is an [`exchange`].
 
+mod caller;
 mod connection;
 mod endpoint;
 mod exchange;
@@ -16,9 +20,11 @@ mod fragment;
 mod headers;
 mod identify;
 mod limits;
+mod peer;
 mod pool;
 mod pulse;
 mod relay;
+mod requester;
 mod seldom;
 mod server;
 mod service;
@@ -26,14 +32,17 @@ mod shared;
 mod sign;
 mod target;
 mod tls;
+mod unix;
 mod upstream;
 
 use std::time::Duration;
 
+pub use caller::{Caller, CallerPlace, Callers, Found};
 pub use connection::GuestStream;
 pub use endpoint::{Endpoint, EndpointError, Scheme};
-pub use identify::{Directory, Requester, Standing};
-pub use server::serve;
+pub use identify::{Directory, Standing};
+pub use requester::{Introduction, NetworkHeader, Requester};
+pub use server::{serve, serve_haproxies};
 pub use shared::Proxy;
 pub use sign::Signer;
 pub use tls::{ClientIdentity, TlsConfig, TlsSetupError};

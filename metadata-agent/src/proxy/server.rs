@@ -1,17 +1,22 @@
-//! Accepts guest connections and never stops doing so by itself.
+//! Accepts connections of guests, and of haproxies, and never stops doing so by itself.
 
+use std::future::poll_fn;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
-use metadata_ebpf::identity::ClientAddress;
-use tokio::net::{TcpListener, TcpStream};
+use metadata_ebpf::identity::{AttachmentId, ClientAddress};
+use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use super::caller::Callers;
 use super::identify::Directory;
+use super::limits::Ticket;
 use super::shared::Proxy;
+use crate::metrics::OpenConnection;
 
 /// How long to wait for a file descriptor or memory to become free.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
@@ -29,21 +34,29 @@ impl<D: Directory> Proxy<D> {
             tracing::debug!(%peer, "a peer that is no identity address is not served");
             return;
         };
-        let ticket = match self.admission.admit(client.attachment) {
-            Ok(ticket) => ticket,
-            Err(overload) => {
-                self.metrics.rejected_connection(overload.label());
-                tracing::debug!(%overload, "connection refused");
-                return;
-            }
-        };
+        let Some(place) = self.admit(Some(client.attachment)) else { return };
         // Without it the connection works as well, only slower.
         let _ = stream.set_nodelay(true);
-        let open = self.metrics.connection_opened();
         let served = Arc::clone(self).serve_connection(stream, client, cancel.clone());
         tracker.spawn(async move {
             served.await;
-            drop((ticket, open));
+            drop(place);
+        });
+    }
+}
+
+impl<C: Callers> Proxy<C> {
+    fn welcome_haproxy(
+        self: &Arc<Self>,
+        stream: UnixStream,
+        cancel: &CancellationToken,
+        tracker: &TaskTracker,
+    ) {
+        let Some(place) = self.admit(None) else { return };
+        let served = Arc::clone(self).serve_haproxy(stream, cancel.clone());
+        tracker.spawn(async move {
+            served.await;
+            drop(place);
         });
     }
 }
@@ -63,26 +76,64 @@ pub async fn serve<D: Directory>(
     cancel: CancellationToken,
     tracker: TaskTracker,
 ) {
-    loop {
-        let accepted = tokio::select! {
-            biased;
-            () = cancel.cancelled() => return,
-            accepted = listener.accept() => accepted,
-        };
-        match accepted {
-            Ok((stream, peer)) => proxy.welcome(stream, peer, &cancel, &tracker),
-            Err(error) => {
-                proxy.metrics.accept_error();
-                if proxy.accept_failed.may_speak() {
-                    tracing::warn!(error = &error as &dyn std::error::Error, "cannot accept a connection");
-                }
-                if !concerns_one_connection(&error) {
-                    // Out of descriptors or memory: nothing tells when there are some again.
-                    tokio::select! {
-                        () = cancel.cancelled() => return,
-                        () = tokio::time::sleep(ACCEPT_PAUSE) => {}
+    let door = |cx: &mut Context<'_>| listener.poll_accept(cx);
+    proxy.accept(door, &cancel, |(stream, peer)| proxy.welcome(stream, peer, &cancel, &tracker)).await;
+}
+
+/// The same for haproxies of Neutron's, which say for whom they ask. Whoever can open this socket is believed.
+pub async fn serve_haproxies<C: Callers>(
+    listener: UnixListener,
+    proxy: Arc<Proxy<C>>,
+    cancel: CancellationToken,
+    tracker: TaskTracker,
+) {
+    let door = |cx: &mut Context<'_>| listener.poll_accept(cx);
+    proxy.accept(door, &cancel, |(stream, _)| proxy.welcome_haproxy(stream, &cancel, &tracker)).await;
+}
+
+impl<D> Proxy<D> {
+    async fn accept<S>(
+        &self,
+        door: impl Fn(&mut Context<'_>) -> Poll<io::Result<S>>,
+        cancel: &CancellationToken,
+        welcome: impl Fn(S),
+    ) {
+        loop {
+            let accepted = tokio::select! {
+                biased;
+                () = cancel.cancelled() => return,
+                accepted = poll_fn(&door) => accepted,
+            };
+            match accepted {
+                Ok(newcomer) => welcome(newcomer),
+                Err(error) => {
+                    self.metrics.accept_error();
+                    if self.accept_failed.may_speak() {
+                        tracing::warn!(
+                            error = &error as &dyn std::error::Error,
+                            "cannot accept a connection"
+                        );
+                    }
+                    if !concerns_one_connection(&error) {
+                        // Out of descriptors or memory: nothing tells when there are some again.
+                        tokio::select! {
+                            () = cancel.cancelled() => return,
+                            () = tokio::time::sleep(ACCEPT_PAUSE) => {}
+                        }
                     }
                 }
+            }
+        }
+    }
+
+    /// Takes a place for a connection of an attachment's, or of a haproxy's.
+    fn admit(&self, attachment: Option<AttachmentId>) -> Option<(Ticket, OpenConnection)> {
+        match self.admission.admit(attachment) {
+            Ok(ticket) => Some((ticket, self.metrics.connection_opened())),
+            Err(overload) => {
+                self.metrics.rejected_connection(overload.label());
+                tracing::debug!(%overload, "connection refused");
+                None
             }
         }
     }
@@ -99,7 +150,6 @@ fn concerns_one_connection(error: &io::Error) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use metadata_ebpf::identity::AttachmentId;
 
     #[test]
     fn only_an_identity_address_is_a_client() {

@@ -9,36 +9,35 @@ use hyper::body::{Body, Bytes, Incoming};
 use hyper::header::{CONTENT_TYPE, HeaderMap, HeaderValue};
 use hyper::http::uri::PathAndQuery;
 use hyper::{Method, Request, Response, StatusCode, Uri, Version};
-use metadata_ebpf::identity::ClientAddress;
 
 use super::ProxyConfig;
 use super::exchange::Exchange;
 use super::fault::Fault;
-use super::headers::{address_to_nova, end_hop};
-use super::identify::{Directory, GuestOrigin, Patience, Requester, identify};
+use super::headers::{Told, address, end_hop};
+use super::peer::{Asker, Peer};
 use super::pulse::Pulse;
 use super::relay::Answer;
+use super::requester::{Credentials, Signed};
 use super::shared::Proxy;
 use super::target::{TargetFault, path_to_ask};
 use super::upstream::{Question, Reply};
 
-/// One guest connection: the client is bound to it, whatever its requests say.
+/// One connection and who is at its other end.
 #[derive(Debug)]
-pub(super) struct Session<D> {
+pub(super) struct Session<D, P> {
     pub(super) proxy: Arc<Proxy<D>>,
-    pub(super) client: ClientAddress,
-    pub(super) origin: GuestOrigin,
+    pub(super) peer: P,
     pub(super) pulse: Arc<Pulse>,
 }
 
-impl<D: Directory> Session<D> {
+impl<D: Send + Sync, P: Peer<D>> Session<D, P> {
     pub(super) async fn answer(
         self: Arc<Self>,
         request: Request<Incoming>,
     ) -> Result<Response<Answer>, Infallible> {
         let path = request.uri().path_and_query();
         let metrics = &self.proxy.metrics;
-        let attachment = self.client.attachment;
+        let attachment = self.peer.attachment();
         let mut exchange = Exchange::begin(metrics, &self.pulse, attachment, request.method(), path);
         match self.relay(request, &mut exchange).await {
             Ok(reply) => {
@@ -46,12 +45,6 @@ impl<D: Directory> Session<D> {
                 head.version = Version::HTTP_11;
                 end_hop(&mut head.headers);
                 exchange.answered(head.status);
-                if head.status == StatusCode::FORBIDDEN && self.proxy.forbidden.may_speak() {
-                    tracing::warn!(
-                        "Nova answers 403: metadata_proxy_shared_secret (shared_secret_files) here and in Nova's \
-                         [neutron] differ"
-                    );
-                }
                 let stall = self.proxy.upstream.stall_timeout;
                 Ok(Response::from_parts(head, Answer::relay(reply.body, reply.lease, stall, exchange)))
             }
@@ -65,31 +58,39 @@ impl<D: Directory> Session<D> {
             return Err(TargetFault::Fragment.into());
         }
         let path = path_to_ask(&head.method, &head.uri, &head.headers)?;
-        let config = &self.proxy.config;
-        let patience = Patience { hold: config.identity_hold, grace: config.identity_grace };
-        let requester = identify(&self.proxy.directory, &self.client, patience, &self.proxy.metrics).await?;
+        let Asker { requester, origin } = self.peer.identify(&self.proxy, &head.headers).await?;
         exchange.identified(requester.instance());
-        let body = read_body(body, config).await?;
+        let body = read_body(body, &self.proxy.config).await?;
         let content_type = if body.is_empty() { None } else { head.headers.get(CONTENT_TYPE).cloned() };
-        let signatures = requester.signatures();
-        let (first, signature) = signatures.first();
-        let mut question = Relayed {
+        let relayed = Relayed {
             method: head.method,
             path,
             body,
             content_type,
-            requester: &requester,
-            signature,
-            origin: &self.origin,
+            forwarded_for: requester.forwarded_for(&origin),
             spare: head.headers,
         };
+        match requester.credentials() {
+            Credentials::Signed(signed) => self.ask_nova(relayed, signed).await,
+            Credentials::ByNetwork(network) => {
+                let mut question = Addressed { relayed, told: Told::Network(network) };
+                Ok(self.proxy.upstream.ask(&mut question).await?)
+            }
+        }
+    }
+
+    /// Asks with the signature that Nova took last, and where it refuses, with each of the others.
+    async fn ask_nova(&self, relayed: Relayed, signed: &Signed) -> Result<Reply, Fault> {
+        let signatures = signed.signatures();
+        let (first, signature) = signatures.first();
+        let mut question = Addressed { relayed, told: Told::Instance(signed, signature) };
         let mut reply = self.proxy.upstream.ask(&mut question).await?;
         for (number, signature) in signatures.others(first) {
             if !is_refused(&reply) {
                 return Ok(reply);
             }
             // A POST may be repeated here as well: Nova checks the signature before it does anything.
-            question.signature = signature;
+            question.told = Told::Instance(signed, signature);
             reply = self.proxy.upstream.ask(&mut question).await?;
             if !is_refused(&reply) && !reply.head.status.is_server_error() {
                 signatures.taken(number);
@@ -97,19 +98,25 @@ impl<D: Directory> Session<D> {
             }
         }
         if is_refused(&reply) {
-            requester.all_refused();
+            signed.all_refused();
+            if self.proxy.forbidden.may_speak() {
+                tracing::warn!(
+                    "Nova answers 403: metadata_proxy_shared_secret (shared_secret_files) here and in Nova's \
+                     [neutron] differ"
+                );
+            }
         }
         Ok(reply)
     }
 
     fn refuse(&self, fault: &Fault, mut exchange: Exchange) -> Response<Answer> {
         fault.count(&self.proxy.metrics);
-        let attachment = self.client.attachment;
+        let attachment = self.peer.attachment().map(tracing::field::display);
         let error = fault as &dyn Error;
         if matches!(fault, Fault::Upstream(_)) && self.proxy.upstream_failed.may_speak() {
-            tracing::warn!(%attachment, error, "Nova did not answer");
+            tracing::warn!(attachment, error, "the metadata API did not answer");
         } else {
-            tracing::debug!(%attachment, error, "request refused");
+            tracing::debug!(attachment, error, "request refused");
         }
         let (response, leaves_unread) = fault.response();
         if leaves_unread {
@@ -144,31 +151,35 @@ async fn read_body(body: Incoming, config: &ProxyConfig) -> Result<Bytes, Fault>
     }
 }
 
-/// A guest's request as Nova gets it.
-struct Relayed<'a> {
+/// What of a guest's request is passed on.
+struct Relayed {
     method: Method,
     path: PathAndQuery,
     body: Bytes,
     content_type: Option<HeaderValue>,
-    requester: &'a Requester,
-    signature: &'a HeaderValue,
-    origin: &'a GuestOrigin,
+    forwarded_for: HeaderValue,
     /// The guest's own header map, for its memory.
     spare: HeaderMap,
 }
 
-impl Question for Relayed<'_> {
+/// A guest's request as the metadata API gets it.
+struct Addressed<'a> {
+    relayed: Relayed,
+    told: Told<'a>,
+}
+
+impl Question for Addressed<'_> {
     fn repeatable(&self) -> bool {
-        self.method.is_idempotent()
+        self.relayed.method.is_idempotent()
     }
 
     fn ask(&mut self, host: &HeaderValue) -> Request<Full<Bytes>> {
-        let mut headers = std::mem::take(&mut self.spare);
-        let content_type = self.content_type.as_ref();
-        address_to_nova(&mut headers, host, self.requester, self.signature, self.origin, content_type);
-        let mut request = Request::new(Full::new(self.body.clone()));
-        *request.method_mut() = self.method.clone();
-        *request.uri_mut() = Uri::from(self.path.clone());
+        let Relayed { method, path, body, content_type, forwarded_for, spare } = &mut self.relayed;
+        let mut headers = std::mem::take(spare);
+        address(&mut headers, host, self.told, forwarded_for.clone(), content_type.as_ref());
+        let mut request = Request::new(Full::new(body.clone()));
+        *request.method_mut() = method.clone();
+        *request.uri_mut() = Uri::from(path.clone());
         *request.headers_mut() = headers;
         request
     }

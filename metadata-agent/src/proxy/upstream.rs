@@ -1,4 +1,5 @@
-//! Asks Nova: pooled keep-alive connections to one of its endpoints, over http or https.
+//! Asks Nova: pooled keep-alive connections to one of its endpoints, over http or https. Or Neutron's metadata agent, over
+//! its unix socket, with no more requests at once than it takes.
 //!
 //! A pooled connection may have been closed by Nova a moment ago, and from outside that looks like a crash in
 //! mid-request. So only a request that may be repeated goes out on one, and is repeated once, on a new
@@ -8,6 +9,7 @@
 
 use std::error::Error;
 use std::io;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -17,17 +19,21 @@ use hyper::body::{Bytes, Incoming};
 use hyper::client::conn::http1;
 use hyper::header::HeaderValue;
 use hyper::http::response;
+use hyper::rt;
 use hyper::service::Service;
-use hyper::{Request, StatusCode, Uri};
+use hyper::{Request, StatusCode};
 use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::rt::TokioIo;
 use hyper_util::service::TowerToHyperService;
+use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::time::timeout;
 use tokio_util::task::TaskTracker;
 
-use super::endpoint::Endpoint;
+use super::endpoint::{Endpoint, Place};
 use super::pool::{Pool, Sender};
 use super::tls::{self, TlsConfig, TlsSetupError};
+use super::unix;
 use crate::metrics::Metrics;
 
 /// Finds out that Nova's host is gone although nothing was closed.
@@ -50,6 +56,9 @@ pub struct UpstreamConfig {
     pub idle_timeout: Duration,
     /// How many connections are kept without use, for each endpoint.
     pub idle_connections: usize,
+    /// How many requests may wait for the head of their answer at once, where that has a limit. Others wait their turn
+    /// for as long as connecting may take.
+    pub waiting_requests: Option<usize>,
 }
 
 impl UpstreamConfig {
@@ -65,6 +74,17 @@ impl UpstreamConfig {
             // Apache in front of Nova, the usual deployment, closes after 5 s.
             idle_timeout: Duration::from_secs(4),
             idle_connections: 64,
+            waiting_requests: None,
+        }
+    }
+
+    /// The defaults for Neutron's metadata agent: it closes after each answer, and its accept queue is short.
+    #[must_use]
+    pub fn neutron_agent(socket: &Path, waiting_requests: usize) -> Self {
+        Self {
+            idle_connections: 0,
+            waiting_requests: Some(waiting_requests),
+            ..Self::new(vec![Endpoint::socket(socket)])
         }
     }
 }
@@ -84,23 +104,25 @@ pub enum UpstreamSetupError {
 #[derive(Debug, thiserror::Error)]
 pub(super) enum UpstreamError {
     #[error("cannot find the address of {endpoint}")]
-    Resolve { endpoint: Uri, source: Box<dyn Error + Send + Sync> },
+    Resolve { endpoint: Place, source: Box<dyn Error + Send + Sync> },
     #[error("cannot connect to {endpoint}")]
-    Connect { endpoint: Uri, source: Box<dyn Error + Send + Sync> },
+    Connect { endpoint: Place, source: Box<dyn Error + Send + Sync> },
     #[error("no connection to {endpoint} within {limit:?}")]
-    ConnectTimeout { endpoint: Uri, limit: Duration },
+    ConnectTimeout { endpoint: Place, limit: Duration },
+    #[error("all of the requests that may be made at once still wait for an answer after {limit:?}")]
+    Busy { limit: Duration },
     #[error("no TLS with {endpoint}")]
-    Tls { endpoint: Uri, source: Box<dyn Error + Send + Sync> },
+    Tls { endpoint: Place, source: Box<dyn Error + Send + Sync> },
     #[error("no HTTP with {endpoint}")]
-    Handshake { endpoint: Uri, source: hyper::Error },
+    Handshake { endpoint: Place, source: hyper::Error },
     #[error("the connection to {endpoint} broke before the answer")]
-    Broken { endpoint: Uri, source: hyper::Error },
+    Broken { endpoint: Place, source: hyper::Error },
     #[error("the answer of {endpoint} is not HTTP")]
-    Garbled { endpoint: Uri, source: hyper::Error },
+    Garbled { endpoint: Place, source: hyper::Error },
     #[error("{endpoint} changed the protocol unasked")]
-    Upgraded { endpoint: Uri },
+    Upgraded { endpoint: Place },
     #[error("no answer of {endpoint} within {limit:?}")]
-    AnswerTimeout { endpoint: Uri, limit: Duration },
+    AnswerTimeout { endpoint: Place, limit: Duration },
 }
 
 impl UpstreamError {
@@ -109,6 +131,7 @@ impl UpstreamError {
             Self::Resolve { .. } => "resolve",
             Self::Connect { .. } => "connect",
             Self::ConnectTimeout { .. } => "connect_timeout",
+            Self::Busy { .. } => "busy",
             Self::Tls { .. } => "tls",
             Self::Handshake { .. } => "handshake",
             Self::Broken { .. } => "broken",
@@ -161,6 +184,7 @@ pub struct Upstream {
     /// The route that worked last.
     preferred: AtomicUsize,
     connector: TowerToHyperService<HttpsConnector<HttpConnector>>,
+    places: Option<Semaphore>,
     connect_timeout: Duration,
     answer_timeout: Duration,
     pub(super) stall_timeout: Duration,
@@ -202,6 +226,7 @@ impl Upstream {
             routes: config.endpoints.into_iter().map(route).collect(),
             preferred: AtomicUsize::new(0),
             connector: TowerToHyperService::new(connector),
+            places: config.waiting_requests.map(Semaphore::new),
             connect_timeout: config.connect_timeout,
             answer_timeout: config.answer_timeout,
             stall_timeout: config.stall_timeout,
@@ -217,8 +242,13 @@ impl Upstream {
         }
     }
 
-    /// Asks Nova and waits for the head of its answer.
+    /// Asks Nova and waits for the head of its answer. With the head the place is free for the next request: whoever
+    /// answers is done then but for what it writes.
     pub(super) async fn ask(&self, question: &mut impl Question) -> Result<Reply, UpstreamError> {
+        let _place = match &self.places {
+            Some(places) => Some(self.place(places).await?),
+            None => None,
+        };
         if question.repeatable() {
             let route = &self.routes[self.preferred.load(Ordering::Relaxed)];
             if let Some(sender) = route.pool.take() {
@@ -232,13 +262,22 @@ impl Upstream {
         self.ask_on(&route, sender, question).await
     }
 
+    async fn place<'a>(&self, places: &'a Semaphore) -> Result<SemaphorePermit<'a>, UpstreamError> {
+        let limit = self.connect_timeout;
+        match timeout(limit, places.acquire()).await {
+            Ok(Ok(place)) => Ok(place),
+            Ok(Err(_)) => unreachable!("nobody closes this semaphore"),
+            Err(_) => Err(UpstreamError::Busy { limit }),
+        }
+    }
+
     async fn ask_on(
         &self,
         route: &Arc<Route>,
         mut sender: Sender,
         question: &mut impl Question,
     ) -> Result<Reply, UpstreamError> {
-        let endpoint = || route.endpoint.base.clone();
+        let endpoint = || route.endpoint.place.clone();
         let answer = sender.try_send_request(question.ask(&route.endpoint.host));
         let answer = timeout(self.answer_timeout, answer)
             .await
@@ -286,19 +325,37 @@ impl Upstream {
     }
 
     async fn connect(&self, endpoint: &Endpoint) -> Result<Sender, UpstreamError> {
-        let base = || endpoint.base.clone();
-        let stream = timeout(self.connect_timeout, self.connector.call(base()))
-            .await
-            .map_err(|_| UpstreamError::ConnectTimeout { endpoint: base(), limit: self.connect_timeout })?
-            .map_err(|source| no_connection(base(), self.connect_timeout, source))?;
+        let (place, limit) = (&endpoint.place, self.connect_timeout);
+        let late = |_| UpstreamError::ConnectTimeout { endpoint: place.clone(), limit };
+        match place {
+            Place::Url(url) => {
+                let connected = timeout(limit, self.connector.call(url.clone())).await.map_err(late)?;
+                let stream = connected.map_err(|source| no_connection(place, limit, source))?;
+                self.shake_hands(place, stream).await
+            }
+            Place::Socket(path) => {
+                let connected = timeout(limit, unix::connect(path)).await.map_err(late)?;
+                let stream = connected.map_err(|source| UpstreamError::Connect {
+                    endpoint: place.clone(),
+                    source: source.into(),
+                })?;
+                self.shake_hands(place, TokioIo::new(stream)).await
+            }
+        }
+    }
+
+    async fn shake_hands<T>(&self, place: &Place, stream: T) -> Result<Sender, UpstreamError>
+    where
+        T: rt::Read + rt::Write + Unpin + Send + 'static,
+    {
         let (sender, connection) = http1::handshake(stream)
             .await
-            .map_err(|source| UpstreamError::Handshake { endpoint: base(), source })?;
+            .map_err(|source| UpstreamError::Handshake { endpoint: place.clone(), source })?;
         self.metrics.upstream_connection();
-        // Ends when the sender is dropped or Nova closes.
+        // Ends when the sender is dropped or the other side closes.
         self.tracker.spawn(async move {
             if let Err(error) = connection.await {
-                tracing::debug!(error = &error as &dyn Error, "connection to Nova ended");
+                tracing::debug!(error = &error as &dyn Error, "connection to the metadata API ended");
             }
         });
         Ok(sender)
@@ -306,7 +363,8 @@ impl Upstream {
 }
 
 /// Reads the connector's boxed error: the sources of it are the only place where the kind is told.
-fn no_connection(endpoint: Uri, limit: Duration, source: Box<dyn Error + Send + Sync>) -> UpstreamError {
+fn no_connection(place: &Place, limit: Duration, source: Box<dyn Error + Send + Sync>) -> UpstreamError {
+    let endpoint = place.clone();
     let mut cause: Option<&(dyn Error + 'static)> = Some(&*source);
     let mut refused = false;
     while let Some(error) = cause {

@@ -8,7 +8,9 @@
 )]
 
 mod answers;
+mod forwarding;
 mod guests;
+mod haproxies;
 mod rig;
 mod rotation;
 mod tls;

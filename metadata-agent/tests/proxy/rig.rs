@@ -2,6 +2,7 @@
 //! turns a hang into a failure.
 
 use std::future::Future;
+use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -13,7 +14,7 @@ use metadata_agent::proxy::{
 use metadata_ebpf::identity::{AttachmentId, ClientAddress};
 use prometheus_client::registry::Registry;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -86,6 +87,25 @@ impl Nova {
         Self { port, seen, closed }
     }
 
+    /// Neutron's metadata agent in Nova's place: on a unix socket.
+    pub fn on_socket(path: &Path, act: impl Fn(usize, usize, &[u8]) -> Act + Send + Sync + 'static) -> Self {
+        let listener = UnixListener::bind(path).unwrap();
+        let (tell, seen) = mpsc::unbounded_channel();
+        let (tell_closed, closed) = mpsc::unbounded_channel();
+        let act = Arc::new(act);
+        tokio::spawn(async move {
+            for connection in 0.. {
+                let Ok((stream, _)) = listener.accept().await else { return };
+                let (act, tell, tell_closed) = (Arc::clone(&act), tell.clone(), tell_closed.clone());
+                tokio::spawn(async move {
+                    converse(stream, connection, &*act, &tell).await;
+                    let _ = tell_closed.send(connection);
+                });
+            }
+        });
+        Self { port: 0, seen, closed }
+    }
+
     /// A Nova that answers everything with the same bytes.
     pub async fn saying(answer: impl Into<Vec<u8>>) -> Self {
         let answer = answer.into();
@@ -110,6 +130,10 @@ impl Stream for TcpStream {
     fn reset(self) {
         self.set_zero_linger().unwrap();
     }
+}
+
+impl Stream for UnixStream {
+    fn reset(self) {}
 }
 
 async fn converse<S: Stream>(
@@ -147,7 +171,7 @@ async fn converse<S: Stream>(
 }
 
 /// One message with a `Content-Length` body, byte for byte.
-async fn read_message(stream: &mut (impl AsyncRead + Unpin), buffer: &mut Vec<u8>) -> Option<Vec<u8>> {
+pub async fn read_message(stream: &mut (impl AsyncRead + Unpin), buffer: &mut Vec<u8>) -> Option<Vec<u8>> {
     loop {
         if let Some(head) = find(buffer, b"\r\n\r\n").map(|at| at + 4) {
             let length: usize = header(&buffer[..head], "content-length").map_or(0, |v| v.parse().unwrap());
@@ -225,7 +249,7 @@ pub fn known_by(signer: &Signer) -> Standing {
     let fixed_ips = vec!["10.0.0.5".parse().unwrap()];
     Standing::Known(Arc::new(Requester::new(
         INSTANCE.parse().unwrap(),
-        "acme".parse().unwrap(),
+        &"acme".parse().unwrap(),
         fixed_ips,
         signer,
     )))

@@ -1,0 +1,207 @@
+//! Whose requests Neutron's haproxies pass on, as far as the inventory of this host tells: it knows ports by network and
+//! address, but no router, and no port of another host.
+//!
+//! The look-up has an index of its own, made of a snapshot when the first caller comes after it, so that nobody else pays
+//! for it.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+use tokio::sync::watch;
+
+use crate::directory::Owner;
+use crate::ids::{MacAddress, NetworkId};
+use crate::inventory::{Entry, Inventory, Snapshot};
+use crate::proxy::{self, Caller, CallerPlace, Found, Introduction};
+use crate::sources::SourceState;
+
+/// The ports of this host, by where haproxies meet them.
+#[derive(Debug)]
+pub struct LocalCallers {
+    inventory: Arc<Inventory>,
+    sources: Vec<watch::Receiver<SourceState>>,
+    introduction: Introduction,
+    index: ArcSwap<Index>,
+}
+
+impl LocalCallers {
+    /// Looks into the inventory, which is complete once all sources are ready.
+    #[must_use]
+    pub fn new(
+        inventory: Arc<Inventory>,
+        sources: Vec<watch::Receiver<SourceState>>,
+        introduction: Introduction,
+    ) -> Self {
+        Self { inventory, sources, introduction, index: ArcSwap::default() }
+    }
+
+    /// What the index of the present snapshot has.
+    fn entries(&self, network: NetworkId, caller: &Caller) -> Vec<Entry> {
+        let snapshot = self.inventory.load();
+        let mut index = self.index.load_full();
+        if index.version != snapshot.version() {
+            index = Arc::new(Index::of(&snapshot));
+            self.index.store(Arc::clone(&index));
+        }
+        let name = if caller.is_link_local() {
+            caller.mac().map(Name::Mac)
+        } else {
+            Some(Name::Address(caller.address))
+        };
+        name.and_then(|name| index.entries.get(&(network, name)).cloned()).unwrap_or_default()
+    }
+
+    /// Nobody is there, or is not told of yet.
+    fn absent(&self) -> Found {
+        let complete = self.sources.iter().all(|source| source.borrow().ready);
+        if complete { Found::Nobody } else { Found::Unavailable }
+    }
+}
+
+impl proxy::Callers for LocalCallers {
+    fn find(&self, caller: &Caller) -> impl Future<Output = Found> + Send {
+        let found = match caller.place {
+            CallerPlace::Router(router) => {
+                tracing::debug!(%router, "no source knows the networks of a router");
+                self.absent()
+            }
+            CallerPlace::Network(network) => match self.entries(network, caller).as_slice() {
+                [] => self.absent(),
+                [Entry::NoInstance(_)] => Found::NotAnInstance,
+                [entry] => match Owner::of(entry, &self.introduction).requester() {
+                    Some(requester) => Found::Known(Arc::clone(requester)),
+                    None => Found::Unavailable,
+                },
+                [_, _, ..] => Found::Several,
+            },
+        };
+        std::future::ready(found)
+    }
+}
+
+/// By what a port is found on its network.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+enum Name {
+    Address(IpAddr),
+    Mac(MacAddress),
+}
+
+/// The ports of one snapshot. A disputed one has no address that could be believed.
+#[derive(Debug, Default)]
+struct Index {
+    version: u64,
+    entries: HashMap<(NetworkId, Name), Vec<Entry>>,
+}
+
+impl Index {
+    fn of(snapshot: &Snapshot) -> Self {
+        let mut index = Self { version: snapshot.version(), entries: HashMap::new() };
+        for entry in snapshot.unordered() {
+            let (network, mac, addresses) = match entry {
+                Entry::Agreed(port) => (port.network, port.mac, &port.fixed_ips),
+                Entry::Incomplete(facts) | Entry::NoInstance(facts) => {
+                    (facts.network, facts.mac, &facts.fixed_ips)
+                }
+                Entry::Disputed(_) => continue,
+            };
+            let Some(network) = network else { continue };
+            let addresses = addresses.iter().copied().map(Name::Address);
+            for name in addresses.chain(mac.map(Name::Mac)) {
+                index.entries.entry((network, name)).or_default().push(entry.clone());
+            }
+        }
+        index
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::inventory::{DeviceOwner, Event, Facts, Port, SourceKind};
+    use crate::proxy::{Callers as _, NetworkHeader, Signer};
+    use crate::sources::Reporter;
+    use tokio::sync::mpsc;
+    use tokio_util::sync::CancellationToken;
+
+    const RED: &str = "11111111-1111-4111-8111-111111111111";
+    const BLUE: &str = "22222222-2222-4222-8222-222222222222";
+    const MAC: &str = "fa:16:3e:00:00:01";
+    const LINK_LOCAL: &str = "fe80::f816:3eff:fe00:1";
+
+    fn port(number: u8, network: &str, address: &str) -> Port {
+        Port {
+            id: Some(format!("0000000{number}-0000-4000-8000-000000000000").parse().unwrap()),
+            device: None,
+            instance: format!("{number}0000000-0000-4000-8000-000000000000").parse().unwrap(),
+            project: "acme".parse().unwrap(),
+            network: Some(network.parse().unwrap()),
+            mac: None,
+            fixed_ips: vec![address.parse().unwrap()],
+            allowed_addresses: Vec::new(),
+        }
+    }
+
+    async fn callers(ports: Vec<Facts>, introduction: Introduction) -> LocalCallers {
+        let (inventory, publisher) = Inventory::new();
+        let (events, queue) = mpsc::channel(1);
+        let event = Event { source: SourceKind::StaticFile, key: "f".to_owned(), ports };
+        events.send(event).await.unwrap();
+        drop(events);
+        publisher.run(queue, CancellationToken::new()).await;
+        LocalCallers::new(inventory, Vec::new(), introduction)
+    }
+
+    async fn signed(ports: impl IntoIterator<Item = Facts>) -> LocalCallers {
+        callers(ports.into_iter().collect(), Introduction::Signed(Signer::new("secret".into()))).await
+    }
+
+    async fn found(callers: &LocalCallers, network: &str, address: &str) -> String {
+        let place = CallerPlace::Network(network.parse().unwrap());
+        match callers.find(&Caller { place, address: address.parse().unwrap() }).await {
+            Found::Known(requester) => requester.instance().map_or("network".to_owned(), |id| id.to_string()),
+            nobody @ (Found::Nobody | Found::Several | Found::NotAnInstance | Found::Unavailable) => {
+                format!("{nobody:?}")
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn two_ports_with_one_address_are_told_apart_by_their_networks() {
+        let red = Port { mac: Some(MAC.parse().unwrap()), ..port(1, RED, "10.0.0.5") };
+        let blue = port(2, BLUE, "10.0.0.5");
+        let callers = signed([red.clone().into(), blue.clone().into()]).await;
+        assert_eq!(found(&callers, RED, "10.0.0.5").await, red.instance.to_string());
+        assert_eq!(found(&callers, BLUE, "10.0.0.5").await, blue.instance.to_string());
+        assert_eq!(found(&callers, RED, LINK_LOCAL).await, red.instance.to_string());
+        for (network, address) in [(BLUE, LINK_LOCAL), (RED, "10.0.0.6"), (RED, "fe80::1")] {
+            assert_eq!(found(&callers, network, address).await, "Nobody", "{network} {address}");
+        }
+    }
+
+    #[tokio::test]
+    async fn neither_two_of_a_kind_nor_half_a_port_is_guessed() {
+        let twice = [port(1, RED, "10.0.0.5").into(), port(2, RED, "10.0.0.5").into()];
+        assert_eq!(found(&signed(twice).await, RED, "10.0.0.5").await, "Several");
+        let half = Facts { tenant: None, ..port(1, RED, "10.0.0.5").into() };
+        assert_eq!(found(&signed([half.clone()]).await, RED, "10.0.0.5").await, "Unavailable");
+        let router = Facts { device_owner: DeviceOwner::new("network:dhcp"), ..half.clone() };
+        assert_eq!(found(&signed([router]).await, RED, "10.0.0.5").await, "NotAnInstance");
+        let forwarded = callers(vec![half], Introduction::ByNetwork(NetworkHeader::Neutron)).await;
+        assert_eq!(found(&forwarded, RED, "10.0.0.5").await, "network");
+    }
+
+    #[tokio::test]
+    async fn nobody_is_an_answer_only_once_all_sources_have_spoken() {
+        let mut callers = signed([]).await;
+        let (_reporter, state) = Reporter::new(SourceKind::Libvirt);
+        callers.sources.push(state);
+        assert_eq!(found(&callers, RED, "10.0.0.5").await, "Unavailable");
+        callers.sources.clear();
+        assert_eq!(found(&callers, RED, "10.0.0.5").await, "Nobody");
+        let router = CallerPlace::Router(RED.parse().unwrap());
+        let caller = Caller { place: router, address: "10.0.0.5".parse().unwrap() };
+        assert!(matches!(callers.find(&caller).await, Found::Nobody));
+    }
+}

@@ -1,0 +1,268 @@
+//! Whom a haproxy of Neutron's says that it asks for: the headers that it sets on each request, and whoever knows the
+//! instance behind them.
+//!
+//! A guest writes headers as well, and haproxy leaves most of them in. What is its own: `X-Forwarded-For`, which it adds
+//! behind those of the guest, so the last one counts and no other; and one of `X-Neutron-Network-ID` and
+//! `X-Neutron-Router-ID`, of which it deletes the other. OVN's driver adds `X-OVN-Network-ID` and deletes nothing. Which
+//! driver made a haproxy cannot be seen, so a request with more than one of the three, or one of them twice, is refused: the
+//! guest that sent the other one harms nobody but itself.
+
+use std::net::IpAddr;
+use std::str::FromStr;
+use std::sync::Arc;
+
+use hyper::header::{HeaderMap, HeaderName, HeaderValue};
+
+use super::headers::X_FORWARDED_FOR;
+use super::requester::{NetworkHeader, Requester};
+use crate::ids::{MacAddress, NetworkId, RouterId};
+
+const X_NEUTRON_ROUTER_ID: HeaderName = HeaderName::from_static("x-neutron-router-id");
+
+/// Who asks, as a haproxy knows it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Caller {
+    /// Where the haproxy listens.
+    pub place: CallerPlace,
+    /// From which address it was asked; an IPv4 address that it saw as an IPv6 one is an IPv4 address.
+    pub address: IpAddr,
+}
+
+/// Where a haproxy listens.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CallerPlace {
+    /// On this network.
+    Network(NetworkId),
+    /// In this router, on all of its networks.
+    Router(RouterId),
+}
+
+/// Knows whose request a haproxy passes on. May ask elsewhere and take its time, within limits of its own.
+pub trait Callers: Send + Sync + 'static {
+    /// Who it is.
+    fn find(&self, caller: &Caller) -> impl Future<Output = Found> + Send;
+}
+
+/// Who a [`Caller`] is.
+#[derive(Debug, Clone)]
+pub enum Found {
+    /// This one.
+    Known(Arc<Requester>),
+    /// No port has this address there.
+    Nobody,
+    /// Several ports have it. Never guessed.
+    Several,
+    /// A port that is not an instance's.
+    NotAnInstance,
+    /// That cannot be told now.
+    Unavailable,
+}
+
+/// Asks the second where the first does not know; then its word is the last.
+impl<A: Callers, B: Callers> Callers for (A, B) {
+    async fn find(&self, caller: &Caller) -> Found {
+        match self.0.find(caller).await {
+            Found::Nobody | Found::Unavailable => self.1.find(caller).await,
+            certain @ (Found::Known(_) | Found::Several | Found::NotAnInstance) => certain,
+        }
+    }
+}
+
+/// Why a request does not tell who asks.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum CallerFault {
+    /// None of the three headers.
+    #[error("the request names neither a network nor a router")]
+    NoPlace,
+    /// More than one of the three headers.
+    #[error("the request names more than one network or router")]
+    SeveralPlaces,
+    /// One of the three headers is no UUID.
+    #[error("{header}: {value:?} is not a UUID")]
+    PlaceUnreadable {
+        /// The header.
+        header: HeaderName,
+        /// Its value.
+        value: HeaderValue,
+    },
+    /// Without `X-Forwarded-For`.
+    #[error("the request names no address")]
+    NoAddress,
+    /// The last of `X-Forwarded-For` is no address.
+    #[error("X-Forwarded-For: {value:?} does not end in an address")]
+    AddressUnreadable {
+        /// Its value.
+        value: HeaderValue,
+    },
+}
+
+impl Caller {
+    /// Reads the headers of a request that came from a haproxy.
+    pub(super) fn read(headers: &HeaderMap) -> Result<Self, CallerFault> {
+        Ok(Self { place: CallerPlace::read(headers)?, address: address(headers)? })
+    }
+
+    /// Whether the address is of one link alone, which no port's fixed address is.
+    #[must_use]
+    pub fn is_link_local(&self) -> bool {
+        matches!(self.address, IpAddr::V6(address) if address.is_unicast_link_local())
+    }
+
+    /// The MAC address of a link-local address that was made from one (RFC 4291, appendix A): all that Neutron knows of it.
+    #[must_use]
+    pub fn mac(&self) -> Option<MacAddress> {
+        let IpAddr::V6(address) = self.address else { return None };
+        match address.octets() {
+            [0xfe, 0x80, 0, 0, 0, 0, 0, 0, a, b, c, 0xff, 0xfe, d, e, f] => {
+                Some(MacAddress([a ^ 2, b, c, d, e, f]))
+            }
+            _ => None,
+        }
+    }
+}
+
+impl CallerPlace {
+    fn read(headers: &HeaderMap) -> Result<Self, CallerFault> {
+        let mut found = None;
+        for name in [NetworkHeader::Neutron.name(), NetworkHeader::Ovn.name(), X_NEUTRON_ROUTER_ID] {
+            for value in headers.get_all(&name) {
+                if found.replace((name.clone(), value)).is_some() {
+                    return Err(CallerFault::SeveralPlaces);
+                }
+            }
+        }
+        let (header, value) = found.ok_or(CallerFault::NoPlace)?;
+        if header == X_NEUTRON_ROUTER_ID {
+            id(header, value).map(Self::Router)
+        } else {
+            id(header, value).map(Self::Network)
+        }
+    }
+}
+
+fn id<T: FromStr>(header: HeaderName, value: &HeaderValue) -> Result<T, CallerFault> {
+    let id = value.to_str().ok().and_then(|text| text.parse().ok());
+    id.ok_or_else(|| CallerFault::PlaceUnreadable { header, value: value.clone() })
+}
+
+fn address(headers: &HeaderMap) -> Result<IpAddr, CallerFault> {
+    let value = headers.get_all(X_FORWARDED_FOR).iter().next_back().ok_or(CallerFault::NoAddress)?;
+    let last = value.to_str().ok().and_then(|text| text.rsplit(',').next());
+    let address = last.and_then(|last| last.trim().parse::<IpAddr>().ok());
+    let address = address.ok_or_else(|| CallerFault::AddressUnreadable { value: value.clone() })?;
+    // A haproxy that listens on `::` sees IPv4 addresses so.
+    Ok(address.to_canonical())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NETWORK: &str = "11111111-1111-4111-8111-111111111111";
+    const OTHER: &str = "22222222-2222-4222-8222-222222222222";
+
+    fn read(headers: &[(&str, &str)]) -> Result<Caller, CallerFault> {
+        let mut map = HeaderMap::new();
+        for (name, value) in headers {
+            let value = HeaderValue::from_bytes(value.as_bytes()).unwrap();
+            map.append(name.parse::<HeaderName>().unwrap(), value);
+        }
+        Caller::read(&map)
+    }
+
+    fn address_of(values: &[&str]) -> Option<String> {
+        let forwarded = values.iter().map(|value| ("X-Forwarded-For", *value));
+        let headers: Vec<_> = forwarded.chain([("X-Neutron-Network-ID", NETWORK)]).collect();
+        read(&headers).ok().map(|caller| caller.address.to_string())
+    }
+
+    #[test]
+    fn the_last_address_is_the_one_that_haproxy_added() {
+        for (values, want) in [
+            (&["10.0.0.5"][..], Some("10.0.0.5")),
+            (&["10.0.0.66", "10.0.0.5"], Some("10.0.0.5")),
+            (&["10.0.0.66, 10.0.0.67 , 10.0.0.5"], Some("10.0.0.5")),
+            (&["::ffff:10.0.0.5"], Some("10.0.0.5")),
+            (&["rubbish", "fe80::f816:3eff:fe00:1"], Some("fe80::f816:3eff:fe00:1")),
+            (&["10.0.0.5", "rubbish"], None),
+            (&["10.0.0.5,"], None),
+            (&["10.0.0.5:80"], None),
+            (&["\u{fc}"], None),
+            (&[], None),
+        ] {
+            assert_eq!(address_of(values).as_deref(), want, "{values:?}");
+        }
+    }
+
+    #[test]
+    fn exactly_one_header_names_a_place() {
+        let of = |headers: &[(&'static str, &'static str)]| {
+            read(&[headers, &[("x-forwarded-for", "10.0.0.5")]].concat()).map(|caller| caller.place)
+        };
+        let network = CallerPlace::Network(NETWORK.parse().unwrap());
+        assert_eq!(of(&[("x-neutron-network-id", NETWORK)]), Ok(network));
+        assert_eq!(of(&[("x-ovn-network-id", NETWORK)]), Ok(network));
+        let router = CallerPlace::Router(NETWORK.parse().unwrap());
+        assert_eq!(of(&[("x-neutron-router-id", NETWORK)]), Ok(router));
+
+        assert_eq!(of(&[]), Err(CallerFault::NoPlace));
+        for (one, other) in [
+            ("x-neutron-network-id", "x-neutron-router-id"),
+            ("x-neutron-network-id", "x-ovn-network-id"),
+            ("x-ovn-network-id", "x-neutron-router-id"),
+            ("x-ovn-network-id", "x-ovn-network-id"),
+            ("x-neutron-network-id", "x-neutron-network-id"),
+        ] {
+            assert_eq!(
+                of(&[(one, NETWORK), (other, OTHER)]),
+                Err(CallerFault::SeveralPlaces),
+                "{one} {other}"
+            );
+        }
+        for bad in ["", "x", "\u{fc}", "11111111-1111-4111-8111-111111111111,"] {
+            let got = of(&[("x-neutron-network-id", bad)]);
+            assert!(matches!(got, Err(CallerFault::PlaceUnreadable { .. })), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn a_mac_address_is_read_from_a_link_local_address_that_was_made_of_it() {
+        let mac = |address: &str| {
+            let place = CallerPlace::Network(NETWORK.parse().unwrap());
+            Caller { place, address: address.parse().unwrap() }.mac().map(|mac| mac.to_string())
+        };
+        assert_eq!(mac("fe80::f816:3eff:fe0a:b0c").as_deref(), Some("fa:16:3e:0a:0b:0c"));
+        for other in ["fe80::1", "fe80:0:0:1:f816:3eff:fe0a:b0c", "fd00::f816:3eff:fe0a:b0c", "10.0.0.5"] {
+            assert_eq!(mac(other), None, "{other}");
+        }
+    }
+
+    /// Says the same to everybody.
+    struct Oracle(Found);
+
+    impl Callers for Oracle {
+        fn find(&self, _: &Caller) -> impl Future<Output = Found> + Send {
+            std::future::ready(self.0.clone())
+        }
+    }
+
+    #[tokio::test]
+    async fn the_second_is_asked_only_where_the_first_does_not_know() {
+        let place = CallerPlace::Network(NETWORK.parse().unwrap());
+        let caller = Caller { place, address: "10.0.0.5".parse().unwrap() };
+        for (first, asks) in [
+            (Found::Nobody, true),
+            (Found::Unavailable, true),
+            (Found::Several, false),
+            (Found::NotAnInstance, false),
+        ] {
+            let second = Oracle(Found::Known(Arc::new(Requester::on_network(
+                NETWORK.parse().unwrap(),
+                Vec::new(),
+                NetworkHeader::Neutron,
+            ))));
+            let found = (Oracle(first.clone()), second).find(&caller).await;
+            assert_eq!(matches!(found, Found::Known(_)), asks, "{first:?}");
+        }
+    }
+}

@@ -1,0 +1,83 @@
+//! Who is at the other end of a connection, and so who asks by it: one guest for as long as the connection lasts, or a
+//! haproxy that asks for another one with each request.
+
+use std::borrow::Cow;
+use std::fmt;
+use std::sync::Arc;
+
+use hyper::header::HeaderMap;
+use metadata_ebpf::identity::{AttachmentId, ClientAddress};
+
+use super::caller::{Caller, Callers, Found};
+use super::fault::Fault;
+use super::identify::{Directory, Patience, identify};
+use super::requester::{GuestOrigin, Requester};
+use super::shared::Proxy;
+
+/// The other end of a connection.
+pub(super) trait Peer<D>: fmt::Debug + Send + Sync + 'static {
+    /// Who asks by a request with these headers.
+    fn identify(
+        &self,
+        proxy: &Proxy<D>,
+        headers: &HeaderMap,
+    ) -> impl Future<Output = Result<Asker<'_>, Fault>> + Send;
+
+    /// The attachment that it came by, if it came by one.
+    fn attachment(&self) -> Option<AttachmentId>;
+}
+
+/// Who asks, and from where.
+#[derive(Debug)]
+pub(super) struct Asker<'a> {
+    pub(super) requester: Arc<Requester>,
+    pub(super) origin: Cow<'a, GuestOrigin>,
+}
+
+/// A guest: the client is bound to the connection, whatever its requests say.
+#[derive(Debug)]
+pub(super) struct Guest {
+    client: ClientAddress,
+    origin: GuestOrigin,
+}
+
+impl Guest {
+    pub(super) fn new(client: ClientAddress) -> Self {
+        Self { client, origin: GuestOrigin::of(&client) }
+    }
+}
+
+impl<D: Directory> Peer<D> for Guest {
+    async fn identify(&self, proxy: &Proxy<D>, _: &HeaderMap) -> Result<Asker<'_>, Fault> {
+        let patience = Patience { hold: proxy.config.identity_hold, grace: proxy.config.identity_grace };
+        let requester = identify(&proxy.directory, &self.client, patience, &proxy.metrics).await?;
+        Ok(Asker { requester, origin: Cow::Borrowed(&self.origin) })
+    }
+
+    fn attachment(&self) -> Option<AttachmentId> {
+        Some(self.client.attachment)
+    }
+}
+
+/// A haproxy of Neutron's, believed because it could open our socket.
+#[derive(Debug)]
+pub(super) struct Haproxy;
+
+impl<C: Callers> Peer<C> for Haproxy {
+    async fn identify(&self, proxy: &Proxy<C>, headers: &HeaderMap) -> Result<Asker<'_>, Fault> {
+        let caller = Caller::read(headers)?;
+        match proxy.directory.find(&caller).await {
+            Found::Known(requester) => {
+                Ok(Asker { requester, origin: Cow::Owned(GuestOrigin::at(caller.address)) })
+            }
+            Found::Nobody => Err(Fault::CallerUnknown),
+            Found::Several => Err(Fault::CallerAmbiguous),
+            Found::NotAnInstance => Err(Fault::NotAnInstance),
+            Found::Unavailable => Err(Fault::IdentityPending),
+        }
+    }
+
+    fn attachment(&self) -> Option<AttachmentId> {
+        None
+    }
+}

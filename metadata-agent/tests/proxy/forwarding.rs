@@ -1,0 +1,277 @@
+//! Neutron's metadata agent in Nova's place: told what its haproxies would tell it, and no more often than it can bear.
+
+use std::io::ErrorKind;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use metadata_agent::proxy::{NetworkHeader, ProxyConfig, Requester, Standing, UpstreamConfig};
+use tempfile::TempDir;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::UnixListener;
+use tokio::sync::mpsc;
+
+use crate::rig::*;
+
+const NETWORK: &str = "11111111-1111-4111-8111-111111111111";
+/// As `socketserver.TCPServer` has it.
+const LEGACY_BACKLOG: u32 = 5;
+
+struct Site {
+    _dir: TempDir,
+    socket: PathBuf,
+}
+
+impl Site {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        Self { socket: dir.path().join("metadata_proxy"), _dir: dir }
+    }
+
+    fn legacy(&self, act: impl Fn(usize, usize, &[u8]) -> Act + Send + Sync + 'static) -> Nova {
+        Nova::on_socket(&self.socket, act)
+    }
+
+    async fn agent(&self, change: impl FnOnce(UpstreamConfig) -> UpstreamConfig) -> Agent {
+        let desk = Desk::with(on_network(&["10.0.0.5"], NetworkHeader::Neutron));
+        let upstream = change(UpstreamConfig::neutron_agent(&self.socket, 6));
+        Agent::with(ProxyConfig::default(), upstream, desk).await
+    }
+}
+
+fn on_network(fixed_ips: &[&str], header: NetworkHeader) -> Standing {
+    let fixed_ips = fixed_ips.iter().map(|ip| ip.parse().unwrap()).collect();
+    Standing::Known(Arc::new(Requester::on_network(NETWORK.parse().unwrap(), fixed_ips, header)))
+}
+
+/// A request's head, without its first line, in order of names.
+fn headers(request: &str) -> Vec<String> {
+    let head = request.split("\r\n\r\n").next().unwrap();
+    let mut lines: Vec<_> = head.lines().skip(1).map(str::to_lowercase).collect();
+    lines.sort_unstable();
+    lines
+}
+
+#[tokio::test]
+async fn it_is_told_the_network_and_the_address_and_nothing_that_the_guest_says() {
+    let site = Site::new();
+    let mut legacy = site.legacy(|_, _, _| Act::SayAndClose(OK.into()));
+    let agent = site.agent(|config| config).await;
+    let answer = agent
+        .ask(
+            "POST /openstack/2013-10-17/password?x=%41 HTTP/1.1\r\nHost: evil\r\nX-Forwarded-For: 10.0.0.66\r\n\
+             X-Neutron-Network-ID: 22222222-2222-4222-8222-222222222222\r\n\
+             X-Neutron-Router-ID: 22222222-2222-4222-8222-222222222222\r\nX-OVN-Network-ID: x\r\n\
+             X-Instance-ID: x\r\nX-Metadata-Provider: x\r\nContent-Type: a/b\r\nContent-Length: 2\r\n\r\npw",
+        )
+        .await;
+    assert_status(&answer, 200);
+    let asked = legacy.next_text().await;
+    assert!(asked.starts_with("POST /openstack/2013-10-17/password?x=%41 HTTP/1.1\r\n"), "{asked}");
+    assert!(asked.ends_with("\r\n\r\npw"), "{asked}");
+    let told = [
+        "accept: */*",
+        "connection: close",
+        "content-length: 2",
+        "content-type: a/b",
+        "host: 169.254.169.254",
+        "x-forwarded-for: 10.0.0.5",
+        &format!("x-neutron-network-id: {NETWORK}"),
+    ];
+    assert_eq!(headers(&asked), told);
+}
+
+#[tokio::test]
+async fn ovns_agent_has_a_header_of_its_own() {
+    let site = Site::new();
+    let mut legacy = site.legacy(|_, _, _| Act::SayAndClose(OK.into()));
+    let desk = Desk::with(on_network(&[], NetworkHeader::Ovn));
+    let agent =
+        Agent::with(ProxyConfig::default(), UpstreamConfig::neutron_agent(&site.socket, 6), desk).await;
+    assert_status(&agent.ask(GET).await, 200);
+    let asked = headers(&legacy.next_text().await);
+    assert!(asked.contains(&format!("x-ovn-network-id: {NETWORK}")), "{asked:?}");
+    assert!(asked.contains(&"x-forwarded-for: 10.0.0.5".to_owned()), "the datapath's: {asked:?}");
+}
+
+#[tokio::test]
+async fn every_request_has_a_connection_of_its_own() {
+    let site = Site::new();
+    let mut legacy = site.legacy(|_, _, _| Act::Say(OK.into()));
+    let agent = site.agent(|config| config).await;
+    let mut guest = agent.guest().await;
+    for connection in 0..3 {
+        guest.send(GET).await;
+        assert_status(&guest.answer().await, 200);
+        assert_eq!(legacy.next().await.0, connection);
+        assert_eq!(soon("the close", legacy.closed.recv()).await, Some(connection));
+    }
+}
+
+#[tokio::test]
+async fn its_answers_pass_as_they_are() {
+    for status in [200, 204, 302, 400, 403, 404, 409, 429, 500, 503, 504] {
+        let site = Site::new();
+        let body = if status == 204 { "" } else { "x" };
+        let length = body.len();
+        let answer =
+            format!("HTTP/1.0 {status} X\r\nRetry-After: 7\r\nContent-Length: {length}\r\n\r\n{body}");
+        let mut legacy = site.legacy(move |_, _, _| Act::SayAndClose(answer.clone().into()));
+        let agent = site.agent(|config| config).await;
+        let mut guest = agent.guest().await;
+        guest.send("GET / HTTP/1.1\r\nConnection: close\r\n\r\n").await;
+        let got = String::from_utf8(guest.rest().await.unwrap()).unwrap();
+        assert_status(&got, status);
+        assert!(got.contains("retry-after: 7\r\n") && got.ends_with(&format!("\r\n\r\n{body}")), "{got}");
+        legacy.next().await;
+        assert!(legacy.seen.is_empty(), "a 403 has no other signature to be tried");
+    }
+}
+
+#[tokio::test]
+async fn an_agent_that_is_down_means_come_back() {
+    let site = Site::new();
+    let agent = site.agent(|config| config).await;
+    // No file, and then a file that nobody listens on.
+    for leftover in [false, true] {
+        if leftover {
+            drop(UnixListener::bind(&site.socket).unwrap());
+        }
+        let answer = agent.ask(GET).await;
+        assert_status(&answer, 503);
+        assert!(answer.contains("retry-after: 1\r\n"), "{answer}");
+    }
+    agent.assert_counted("metadata_upstream_errors_total{error=\"connect\"} 2");
+}
+
+#[tokio::test]
+async fn a_hung_agent_is_504() {
+    let site = Site::new();
+    let mut legacy = site.legacy(|_, _, _| Act::SayAndHang(Vec::new()));
+    let agent =
+        site.agent(|config| UpstreamConfig { answer_timeout: Duration::from_millis(50), ..config }).await;
+    assert_status(&agent.ask(GET).await, 504);
+    assert_eq!(soon("the close", legacy.closed.recv()).await, Some(0));
+    agent.assert_counted("metadata_upstream_errors_total{error=\"answer_timeout\"} 1");
+}
+
+/// An agent that answers a connection when it is told to.
+struct Serial {
+    arrived: mpsc::UnboundedReceiver<tokio::net::UnixStream>,
+}
+
+impl Serial {
+    fn start(site: &Site) -> Self {
+        let listener = UnixListener::bind(&site.socket).unwrap();
+        let (arrive, arrived) = mpsc::unbounded_channel();
+        tokio::spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                let _ = arrive.send(stream);
+            }
+        });
+        Self { arrived }
+    }
+
+    async fn next(&mut self) -> tokio::net::UnixStream {
+        soon("a connection", self.arrived.recv()).await.unwrap()
+    }
+}
+
+async fn answer(mut stream: tokio::net::UnixStream) {
+    read_message(&mut stream, &mut Vec::new()).await.unwrap();
+    stream.write_all(OK.as_bytes()).await.unwrap();
+}
+
+#[tokio::test]
+async fn no_more_requests_are_under_way_than_it_takes_and_the_others_have_their_turn() {
+    let site = Site::new();
+    let mut legacy = Serial::start(&site);
+    let agent = site.agent(|config| UpstreamConfig { waiting_requests: Some(2), ..config }).await;
+    let mut guests = Vec::new();
+    for _ in 0..4 {
+        let mut guest = agent.guest().await;
+        guest.send(GET).await;
+        guests.push(guest);
+    }
+    let held = [legacy.next().await, legacy.next().await];
+    // Once one is answered the third comes: if there were no limit, it would have come before that.
+    assert!(legacy.arrived.is_empty());
+    for stream in held {
+        assert!(legacy.arrived.is_empty(), "a third request came before there was room");
+        answer(stream).await;
+        let third = legacy.next().await;
+        answer(third).await;
+    }
+    for guest in &mut guests {
+        assert_status(&guest.answer().await, 200);
+    }
+}
+
+#[tokio::test]
+async fn a_turn_that_does_not_come_means_come_back() {
+    let site = Site::new();
+    let mut legacy = Serial::start(&site);
+    let limits = |config| UpstreamConfig {
+        waiting_requests: Some(1),
+        connect_timeout: Duration::from_millis(50),
+        ..config
+    };
+    let agent = site.agent(limits).await;
+    let mut first = agent.guest().await;
+    first.send(GET).await;
+    let held = legacy.next().await;
+    let refused = agent.ask(GET).await;
+    assert_status(&refused, 503);
+    assert!(refused.contains("retry-after: 1\r\n"), "{refused}");
+    agent.assert_counted("metadata_upstream_errors_total{error=\"busy\"} 1");
+    answer(held).await;
+    assert_status(&first.answer().await, 200);
+}
+
+#[tokio::test]
+async fn a_guest_that_reads_slowly_keeps_no_place() {
+    let site = Site::new();
+    let _legacy = site.legacy(|connection, _, _| match connection {
+        0 => Act::SayAndHang(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhalf".to_vec()),
+        _ => Act::SayAndClose(OK.into()),
+    });
+    let agent = site.agent(|config| UpstreamConfig { waiting_requests: Some(1), ..config }).await;
+    let mut slow = agent.guest().await;
+    slow.send(GET).await;
+    let mut begun = [0; 12];
+    soon("the head", slow.stream.read_exact(&mut begun)).await.unwrap();
+    assert_eq!(&begun, b"HTTP/1.1 200");
+    assert_status(&agent.ask(GET).await, 200);
+}
+
+#[tokio::test]
+async fn a_full_accept_queue_is_waited_for() {
+    let site = Site::new();
+    let socket = tokio::net::UnixSocket::new_stream().unwrap();
+    socket.bind(&site.socket).unwrap();
+    let listener = socket.listen(LEGACY_BACKLOG).unwrap();
+    // Haproxies that still run fill it.
+    let mut others = Vec::new();
+    let full = loop {
+        match tokio::net::UnixStream::connect(&site.socket).await {
+            Ok(stream) => others.push(stream),
+            Err(error) => break error,
+        }
+        assert!(others.len() < 100, "the backlog has a bound");
+    };
+    assert_eq!((full.kind(), others.len()), (ErrorKind::WouldBlock, 6));
+
+    let impatient = site.agent(|c| UpstreamConfig { connect_timeout: Duration::from_millis(50), ..c }).await;
+    assert_status(&impatient.ask(GET).await, 503);
+    impatient.assert_counted("metadata_upstream_errors_total{error=\"connect_timeout\"} 1");
+
+    let patient = site.agent(|config| config).await;
+    let serve = async {
+        for _ in &others {
+            drop(listener.accept().await.unwrap());
+        }
+        answer(listener.accept().await.unwrap().0).await;
+    };
+    let (got, ()) = tokio::join!(patient.ask(GET), serve);
+    assert_status(&got, 200);
+}

@@ -1,0 +1,199 @@
+//! Requests that haproxies of Neutron's pass on: who asks is told anew by each of them.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use metadata_agent::metrics::Metrics;
+use metadata_agent::proxy::{
+    Caller, CallerPlace, Callers, Found, Proxy, ProxyConfig, Requester, Signer, Upstream, serve_haproxies,
+};
+use prometheus_client::registry::Registry;
+use tempfile::TempDir;
+use tokio::io::AsyncWriteExt;
+use tokio::net::{UnixListener, UnixStream};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::rig::*;
+
+const RED: &str = "11111111-1111-4111-8111-111111111111";
+const BLUE: &str = "22222222-2222-4222-8222-222222222222";
+const ROUTER: &str = "33333333-3333-4333-8333-333333333333";
+const BLUE_INSTANCE: &str = "00000000-9a1f-4d0a-8f0b-1c2d3e4f5a6b";
+
+/// What is found by place and address; everything else is nobody.
+struct Book(HashMap<(String, IpAddr), Found>);
+
+impl Callers for Book {
+    fn find(&self, caller: &Caller) -> impl Future<Output = Found> + Send {
+        let place = match caller.place {
+            CallerPlace::Network(network) => network.to_string(),
+            CallerPlace::Router(router) => router.to_string(),
+        };
+        let found = self.0.get(&(place, caller.address)).cloned();
+        std::future::ready(found.unwrap_or(Found::Nobody))
+    }
+}
+
+struct Site {
+    _dir: TempDir,
+    socket: PathBuf,
+    cancel: CancellationToken,
+    tracker: TaskTracker,
+}
+
+fn instance(id: &str, address: &str) -> Found {
+    let signer = Signer::new("secret".into());
+    let fixed_ips = vec![address.parse().unwrap()];
+    Found::Known(Arc::new(Requester::new(id.parse().unwrap(), &"acme".parse().unwrap(), fixed_ips, &signer)))
+}
+
+impl Site {
+    fn before(nova: &Nova) -> Self {
+        Self::with(nova, ProxyConfig::default())
+    }
+
+    fn with(nova: &Nova, config: ProxyConfig) -> Self {
+        let book = [
+            (RED, "10.0.0.5", instance(INSTANCE, "10.0.0.5")),
+            (BLUE, "10.0.0.5", instance(BLUE_INSTANCE, "10.0.0.5")),
+            (ROUTER, "10.0.0.9", instance(BLUE_INSTANCE, "10.0.0.9")),
+            (RED, "10.0.0.6", Found::Several),
+            (RED, "10.0.0.7", Found::NotAnInstance),
+            (RED, "10.0.0.8", Found::Unavailable),
+        ];
+        let book = book.map(|(place, address, found)| ((place.to_owned(), address.parse().unwrap()), found));
+        let metrics = Arc::new(Metrics::register(&mut Registry::default()));
+        let upstream = Upstream::new(upstream(nova.port), Arc::clone(&metrics), TaskTracker::new()).unwrap();
+        let proxy = Proxy::new(Book(book.into()), Arc::new(upstream), config, metrics);
+        let dir = tempfile::tempdir().unwrap();
+        let socket = dir.path().join("metadata_proxy");
+        let listener = UnixListener::bind(&socket).unwrap();
+        let (cancel, tracker) = (CancellationToken::new(), TaskTracker::new());
+        tokio::spawn(serve_haproxies(listener, proxy, cancel.clone(), tracker.clone()));
+        Self { _dir: dir, socket, cancel, tracker }
+    }
+
+    async fn connect(&self) -> UnixStream {
+        UnixStream::connect(&self.socket).await.unwrap()
+    }
+
+    /// One request with these headers.
+    async fn ask(&self, headers: &[(&str, &str)]) -> String {
+        request(&mut self.connect().await, headers).await
+    }
+}
+
+async fn request(stream: &mut UnixStream, headers: &[(&str, &str)]) -> String {
+    let mut text = "GET /latest HTTP/1.1\r\n".to_owned();
+    for (name, value) in headers {
+        text.extend([name, ": ", value, "\r\n"]);
+    }
+    text.push_str("\r\n");
+    stream.write_all(text.as_bytes()).await.unwrap();
+    let answer = soon("an answer", read_message(stream, &mut Vec::new())).await.expect("an answer");
+    String::from_utf8(answer).unwrap()
+}
+
+#[tokio::test]
+async fn each_request_of_one_connection_is_for_whom_it_says() {
+    let mut nova = Nova::saying(OK).await;
+    let site = Site::before(&nova);
+    let mut haproxy = site.connect().await;
+    for (name, place, address, instance) in [
+        ("X-Neutron-Network-ID", RED, "10.0.0.5", INSTANCE),
+        ("X-Neutron-Network-ID", BLUE, "10.0.0.5", BLUE_INSTANCE),
+        ("X-Neutron-Router-ID", ROUTER, "10.0.0.9", BLUE_INSTANCE),
+        ("X-OVN-Network-ID", RED, "::ffff:10.0.0.5", INSTANCE),
+    ] {
+        assert_status(&request(&mut haproxy, &[(name, place), ("X-Forwarded-For", address)]).await, 200);
+        let asked = nova.next().await.1;
+        assert_eq!(header(&asked, "x-instance-id").as_deref(), Some(instance), "{name} {place} {address}");
+        let canonical = address.trim_start_matches("::ffff:");
+        assert_eq!(header(&asked, "x-forwarded-for").as_deref(), Some(canonical));
+        assert_eq!(header(&asked, "x-neutron-network-id").or(header(&asked, "x-ovn-network-id")), None);
+    }
+}
+
+#[tokio::test]
+async fn what_a_guest_wrote_before_haproxy_did_is_not_believed() {
+    let mut nova = Nova::saying(OK).await;
+    let site = Site::before(&nova);
+    let answer = site
+        .ask(&[
+            ("X-Forwarded-For", "10.0.0.9, 10.0.0.6"),
+            ("X-Instance-ID", BLUE_INSTANCE),
+            ("X-Metadata-Provider", BLUE),
+            ("X-Neutron-Network-ID", RED),
+            ("X-Forwarded-For", "10.0.0.5"),
+        ])
+        .await;
+    assert_status(&answer, 200);
+    let asked = String::from_utf8(nova.next().await.1).unwrap();
+    assert!(asked.contains(INSTANCE) && asked.contains("x-forwarded-for: 10.0.0.5\r\n"), "{asked}");
+    assert!(!asked.contains("provider") && !asked.contains(BLUE_INSTANCE), "{asked}");
+}
+
+#[tokio::test]
+async fn who_cannot_be_told_gets_no_metadata() {
+    let nova = Nova::saying(OK).await;
+    let site = Site::before(&nova);
+    let from = |address| [("X-Neutron-Network-ID", RED), ("X-Forwarded-For", address)];
+    for (headers, status) in [
+        (&from("10.0.0.6")[..], 404),
+        (&from("10.0.0.7"), 404),
+        (&from("10.0.0.10"), 404),
+        (&from("fe80::1"), 404),
+        (&from("10.0.0.8"), 503),
+        (&from("rubbish"), 400),
+        (&[("X-Neutron-Network-ID", RED)], 400),
+        (&[("X-Forwarded-For", "10.0.0.5")], 400),
+        (&[&from("10.0.0.5")[..], &[("X-Neutron-Router-ID", ROUTER)]].concat(), 400),
+        (&[&from("10.0.0.5")[..], &[("X-OVN-Network-ID", RED)]].concat(), 400),
+        (&[("X-Neutron-Network-ID", "x"), ("X-Forwarded-For", "10.0.0.5")], 400),
+    ] {
+        let answer = site.ask(headers).await;
+        assert_status(&answer, status);
+        assert_eq!(answer.contains("retry-after"), status == 503, "{answer}");
+    }
+    assert!(nova.seen.is_empty());
+}
+
+#[tokio::test]
+async fn a_password_in_two_pieces_arrives_whole() {
+    let mut nova = Nova::saying(OK).await;
+    let site = Site::before(&nova);
+    let mut haproxy = site.connect().await;
+    let head = format!(
+        "POST /p HTTP/1.1\r\nX-Neutron-Network-ID: {RED}\r\nX-Forwarded-For: 10.0.0.5\r\nContent-Length: 4\r\n\r\n"
+    );
+    for piece in [head.as_str(), "pa", "ss"] {
+        haproxy.write_all(piece.as_bytes()).await.unwrap();
+        tokio::task::yield_now().await;
+    }
+    assert!(nova.next_text().await.ends_with("\r\n\r\npass"));
+}
+
+#[tokio::test]
+async fn connections_have_a_limit_and_end_with_the_agent() {
+    let nova = Nova::saying(OK).await;
+    let config = ProxyConfig { connections: 2, connections_per_attachment: 1, ..ProxyConfig::default() };
+    let site = Site::with(&nova, config);
+    let known = [("X-Neutron-Network-ID", RED), ("X-Forwarded-For", "10.0.0.5")];
+    let mut open = [site.connect().await, site.connect().await];
+    for haproxy in &mut open {
+        assert_status(&request(haproxy, &known).await, 200);
+    }
+    let mut third = site.connect().await;
+    let _ = third.write_all(b"GET / HTTP/1.1\r\n\r\n").await;
+    assert_eq!(soon("the close", read_message(&mut third, &mut Vec::new())).await, None);
+
+    site.cancel.cancel();
+    site.tracker.close();
+    soon("the end", site.tracker.wait()).await;
+    for haproxy in &mut open {
+        assert_eq!(soon("the close", read_message(haproxy, &mut Vec::new())).await, None);
+    }
+}

@@ -16,6 +16,7 @@ pub mod agent;
 pub mod bpffs;
 pub mod deploy;
 pub mod domain;
+pub mod gateway;
 pub mod guest;
 pub mod http;
 pub mod http_server;
@@ -37,6 +38,7 @@ pub mod vm;
 pub mod wait;
 
 pub use agent::{Agent, AgentProcess};
+pub use gateway::Gateway;
 pub use guest::Guest;
 pub use http::{Connection, Response};
 pub use http_server::{Answer, HttpServer, Mode, Recorded};

@@ -1,0 +1,50 @@
+//! Someone behind a network's bridge who owns the gateway's and the metadata service's addresses, as Neutron's router and DHCP
+//! namespaces do. A packet that our programs leave alone arrives here, and only here.
+
+use crate::netns::Netns;
+use crate::topology::{Host, Network};
+
+/// The namespace and its cable to the bridge.
+#[derive(Debug)]
+pub struct Gateway {
+    netns: Netns,
+    host: Host,
+    device: String,
+}
+
+impl Gateway {
+    pub(crate) fn plug(network: &Network) -> Self {
+        let netns = Netns::new("legacy");
+        let Network { gateway, prefix, gateway_mac, bridge, id, .. } = network;
+        let device = format!("leg{}", &id.to_string()[..11]);
+        network.host().netns().ip(&format!(
+            "link add {device} type veth peer name eth0 address {gateway_mac} netns {}\n\
+             link set {device} master {bridge}\n\
+             link set {device} up",
+            netns.name()
+        ));
+        netns.ip(&format!(
+            "link set eth0 up\n\
+             address add {gateway}/{prefix} dev eth0\n\
+             address add 169.254.169.254/32 dev eth0\n\
+             address add fe80::a9fe:a9fe/64 dev eth0 nodad"
+        ));
+        Self { netns, host: network.host().clone(), device }
+    }
+
+    /// Its namespace.
+    #[must_use]
+    pub fn netns(&self) -> &Netns {
+        &self.netns
+    }
+}
+
+impl Drop for Gateway {
+    fn drop(&mut self) {
+        // As with a guest: the host's end must be gone at once.
+        let unplugged = self.host.netns().command("ip").args(["link", "del", &self.device]).output();
+        if let Err(e) = unplugged {
+            eprintln!("unplug {}: {e}", self.device);
+        }
+    }
+}

@@ -183,6 +183,13 @@ pub const REQUIREMENTS: &[Requirement] = &[
     ),
     debian(
         Scope::Test,
+        "haproxy",
+        "the agent answers the haproxies that Neutron's agents run, and is tested behind the real program",
+        Sign::Program("haproxy"),
+        &["haproxy"],
+    ),
+    debian(
+        Scope::Test,
         "QEMU",
         "runs guests on real taps, and the kernels that the programs must load on",
         Sign::Program("qemu-system-x86_64"),

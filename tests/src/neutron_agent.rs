@@ -14,6 +14,10 @@ use socket2::{Domain, SockAddr, Socket, Type};
 
 use crate::http_server::Answer;
 
+mod original;
+
+pub use original::OriginalAgent;
+
 /// `request_queue_size` of `socketserver`.
 const BACKLOG: i32 = 5;
 /// What one `recv` reads.

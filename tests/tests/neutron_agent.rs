@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::thread;
 
 use metadata_tests::agent::Installer;
-use metadata_tests::neutron_agent::Asked;
+use metadata_tests::neutron_agent::{Asked, OriginalAgent};
 use metadata_tests::tenants::HOSTNAME;
 use metadata_tests::wait::{self, PATIENCE};
 use metadata_tests::{Answer, Host, NeutronAgent, NovaStandIn, Ovsdb, Plug, Tenant, Tenants, privileged};
@@ -165,4 +165,24 @@ fn a_burst_does_not_overrun_its_accept_queue() {
     wait::until("all connections are closed", PATIENCE, || {
         (process.count("metadata_connections_open") == 0).then_some(())
     });
+}
+
+#[test]
+fn neutrons_own_agent_finds_whom_we_tell_it_of() {
+    if !privileged() {
+        return;
+    }
+    let site = Site::known();
+    let Tenants { host, nova, red, blue, .. } = &site.tenants;
+    let _neutrons = OriginalAgent::start(host.netns(), &site.socket, [&red.port, &blue.port], nova);
+    for tenant in [red, blue] {
+        tenant.assert_served();
+        let asked = nova.requests().pop().expect("a request");
+        assert_eq!(asked.header("x-instance-id"), Some(tenant.port.instance.to_string()));
+        assert_eq!(asked.header("x-forwarded-for").as_deref(), Some("10.0.0.5"));
+    }
+    assert_eq!(red.post("/openstack/2013-10-17/password", b"hunter2").status, 200);
+    assert_eq!(nova.password(red.port.instance).as_deref(), Some(&b"hunter2"[..]));
+    assert_eq!(nova.password(blue.port.instance), None);
+    assert_eq!(red.get("/openstack/no-such-thing").status, 404);
 }

@@ -190,6 +190,13 @@ pub const REQUIREMENTS: &[Requirement] = &[
     ),
     debian(
         Scope::Test,
+        "Neutron's metadata agent",
+        "the agent forwards to it where a site keeps it, and is tested before the original",
+        Sign::File("/usr/lib/python3/dist-packages/neutron/agent/metadata/agent.py"),
+        &["python3-neutron"],
+    ),
+    debian(
+        Scope::Test,
         "QEMU",
         "runs guests on real taps, and the kernels that the programs must load on",
         Sign::Program("qemu-system-x86_64"),

@@ -37,8 +37,8 @@ use crate::overview::{Overview, Running, Startup};
 use crate::portal::{self, Portal};
 use crate::presence::Presence;
 use crate::proxy::{
-    self, Endpoint, Introduction, NetworkHeader, Proxy, ProxyConfig, Scheme, Signer, TlsConfig, Upstream,
-    UpstreamConfig,
+    self, Endpoint, Introduction, NetworkHeader, Proxy, ProxyConfig, RateLimit, RateWindow, Scheme, Signer,
+    TlsConfig, Upstream, UpstreamConfig,
 };
 use crate::secrets::SecretFiles;
 use crate::vital::Vital;
@@ -411,6 +411,7 @@ fn proxy_config(config: &Config) -> ProxyConfig {
         identity_hold: config.identity_hold,
         identity_grace: config.identity_grace,
         drain_timeout: config.drain_timeout,
+        rate_limit: rate_limit(config),
         ..ProxyConfig::default()
     }
 }
@@ -421,6 +422,19 @@ fn introduction(config: &Config, signer: Signer) -> Introduction {
         config::Upstream::NeutronAgent => Introduction::ByNetwork(NetworkHeader::Neutron),
         config::Upstream::OvnAgent => Introduction::ByNetwork(NetworkHeader::Ovn),
     }
+}
+
+fn rate_limit(config: &Config) -> Option<RateLimit> {
+    let window = |requests, seconds| RateWindow { requests, length: Duration::from_secs(u64::from(seconds)) };
+    let names = |version| config.rate_limit_ip_versions.contains(&version);
+    config.rate_limit_enabled.then(|| RateLimit {
+        windows: [
+            window(config.rate_limit_base_requests, config.rate_limit_base_window),
+            window(config.rate_limit_burst_requests, config.rate_limit_burst_window),
+        ],
+        ipv4: names(config::IpVersion::V4),
+        ipv6: names(config::IpVersion::V6),
+    })
 }
 
 fn upstream_config(config: &Config) -> Result<UpstreamConfig> {

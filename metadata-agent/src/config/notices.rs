@@ -40,6 +40,11 @@ pub enum Effect {
         /// What is missing.
         reason: &'static str,
     },
+    /// It is obeyed, to the harm of guests.
+    Harms {
+        /// How.
+        reason: &'static str,
+    },
     /// Neutron removed it; another one has its meaning.
     Replaced {
         /// The other one.
@@ -59,7 +64,7 @@ impl Notice {
     #[must_use]
     pub fn is_warning(&self) -> bool {
         match self.effect {
-            Effect::NotYet { .. } | Effect::Replaced { .. } => true,
+            Effect::NotYet { .. } | Effect::Harms { .. } | Effect::Replaced { .. } => true,
             Effect::None { .. } | Effect::Fitted { .. } => false,
         }
     }
@@ -71,6 +76,7 @@ impl fmt::Display for Notice {
         match &self.effect {
             Effect::None { reason } => write!(f, "has no effect: {reason}"),
             Effect::NotYet { reason } => write!(f, "is not obeyed yet: {reason}"),
+            Effect::Harms { reason } => write!(f, "harms guests: {reason}"),
             Effect::Replaced { by } => write!(f, "was removed from Neutron and has no effect; set {by}"),
             Effect::Fitted { key, value } => write!(f, "stands for {key}, which becomes {value}"),
         }
@@ -143,8 +149,10 @@ static FOR_HAPROXIES: [&str; 3] =
     ["metadata_proxy_socket_mode", "metadata_proxy_user", "metadata_proxy_group"];
 const NO_HAPROXIES: &str = "haproxies are not answered unless serve_metadata_proxy_socket is on";
 
-/// Of the limit as it is in Neutron even the defaults are below what one boot asks for.
-const RATE_LIMIT: &str = "requests are not counted; syn_rate_limit limits connections";
+/// What one boot of cloud-init asks for. Even Neutron's defaults are below it.
+const REQUESTS_OF_A_BOOT: u32 = 28;
+const RATE_LIMIT: &str = "one boot makes some 28 requests within seconds, and some of them will be refused; \
+                          raise base_query_rate_limit and burst_query_rate_limit";
 
 /// Everything worth a line.
 pub(super) fn of(raw: &RawConfig, config: &Config) -> Vec<Notice> {
@@ -171,9 +179,11 @@ pub(super) fn of(raw: &RawConfig, config: &Config) -> Vec<Notice> {
     let unused = (!config.serve_metadata_proxy_socket && config.upstream == Upstream::Nova)
         .then_some(&"metadata_proxy_socket");
     let idle = unused.into_iter().chain(unserved).map(|key| (*key, Effect::None { reason: NO_HAPROXIES }));
-    let rate_limit = config.rate_limit_enabled.then_some(("rate_limit_enabled", RATE_LIMIT));
-    let not_yet = NOT_YET.iter().copied().chain(rate_limit);
-    for (key, effect) in idle.chain(not_yet.map(|(key, reason)| (key, Effect::NotYet { reason }))) {
+    let requests = config.rate_limit_base_requests.min(config.rate_limit_burst_requests);
+    let rate_limit = (config.rate_limit_enabled && requests < REQUESTS_OF_A_BOOT)
+        .then_some(("rate_limit_enabled", Effect::Harms { reason: RATE_LIMIT }));
+    let not_yet = NOT_YET.iter().map(|(key, reason)| (*key, Effect::NotYet { reason }));
+    for (key, effect) in idle.chain(not_yet).chain(rate_limit) {
         let setting = config.settings().iter().find(|setting| setting.key == key);
         if let Some(setting) = setting.filter(|setting| setting.origin != Origin::Default) {
             let (group, name, origin) = (setting.group, setting.name, setting.origin.clone());

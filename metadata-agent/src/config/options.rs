@@ -237,17 +237,18 @@ options! {
     /// Whether each report to Neutron is logged.
     File AGENT log_agent_heartbeats: bool = "false", Switch;
 
-    /// Whether guests' requests are limited.
+    /// Whether guests' requests are limited: those of each port, in two windows that hold at once. What is too much is
+    /// answered with 429, and does not count; cloud-init's first question with 503.
     File RATE rate_limit_enabled: bool = "false", Switch;
-    /// Of which IP versions requests are limited.
+    /// Of which IP versions requests are limited. If both are named, they are counted together.
     File RATE rate_limit_ip_versions ("ip_versions"): Vec<IpVersion> = "4", ListOf(OneOf);
-    /// Seconds of the longer window.
+    /// Seconds of the base window.
     File RATE rate_limit_base_window ("base_window_duration"): u32 = "10", Number(1..=86_400);
-    /// Requests in the longer window.
+    /// Requests that each port may make in the base window. One boot of cloud-init makes some 28.
     File RATE rate_limit_base_requests ("base_query_rate_limit"): u32 = "10", Number(1..=1_000_000);
-    /// Seconds of the shorter window.
+    /// Seconds of the burst window.
     File RATE rate_limit_burst_window ("burst_window_duration"): u32 = "10", Number(1..=86_400);
-    /// Requests in the shorter window.
+    /// Requests that each port may make in the burst window.
     File RATE rate_limit_burst_requests ("burst_query_rate_limit"): u32 = "10", Number(1..=1_000_000);
 
     /// Servers of OVN's Southbound database.

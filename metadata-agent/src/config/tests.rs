@@ -475,6 +475,28 @@ fn what_has_no_effect_is_named_once_where_it_is_set() {
 }
 
 #[test]
+fn a_rate_limit_that_breaks_a_boot_is_told_and_one_that_does_not_is_not() {
+    let notices = |limits: &str| {
+        let ini = format!("[metadata_rate_limiting]\nrate_limit_enabled = true\n{limits}");
+        let config = Site::new().file("a.ini", &ini).load().unwrap();
+        config.notices().iter().map(ToString::to_string).collect::<Vec<_>>()
+    };
+    for limits in [
+        "",
+        "base_query_rate_limit = 100\n",
+        "base_query_rate_limit = 27\nburst_query_rate_limit = 28\n",
+        "base_query_rate_limit = 28\nburst_query_rate_limit = 27\n",
+    ] {
+        let told = notices(limits);
+        assert!(
+            matches!(&told[..], [one] if one.contains("raise base_query_rate_limit")),
+            "{limits}: {told:?}"
+        );
+    }
+    assert_eq!(notices("base_query_rate_limit = 28\nburst_query_rate_limit = 28\n"), [""; 0]);
+}
+
+#[test]
 fn options_of_later_features_are_checked_already() {
     let ini = "[DEFAULT]\nhost = cmp-1\nmetadata_proxy_socket_mode = some\nmetadata_access_mark = 0xg\n\
                [OVN]\novn_sb_connection = ssl:[fd00::1]:6642,tcp:sb:6642\novsdb_probe_interval = -1\n\

@@ -83,7 +83,8 @@ impl<D: Send + Sync + 'static> Proxy<D> {
     ) {
         let attachment = peer.attachment();
         let pulse = Arc::new(Pulse::new());
-        let session = Arc::new(Session { proxy: Arc::clone(&self), peer, pulse: Arc::clone(&pulse) });
+        let rate = self.rates.as_ref().zip(peer.client()).and_then(|(rates, client)| rates.of(&client));
+        let session = Arc::new(Session { proxy: Arc::clone(&self), peer, pulse: Arc::clone(&pulse), rate });
         let service = service_fn(move |request| Arc::clone(&session).answer(request));
         let watched = TokioIo::new(Watched::new(stream, Arc::clone(&pulse)));
         let mut connection = self.protocol.serve_connection(watched, service);

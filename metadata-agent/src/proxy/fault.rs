@@ -25,6 +25,8 @@ pub(super) enum Fault {
     BodyTimeout { limit: Duration },
     #[error("the request's body broke off")]
     BodyBroken { source: Box<dyn std::error::Error + Send + Sync> },
+    #[error("the port asks too often")]
+    RateLimited { probe: bool },
     #[error("the port is not known yet")]
     IdentityPending,
     #[error("the port did not become known in time")]
@@ -79,6 +81,11 @@ impl Fault {
             Self::BodyTimeout { .. } => {
                 Reply { close: true, ..reply(StatusCode::REQUEST_TIMEOUT, "The request took too long.\n") }
             }
+            Self::RateLimited { probe } => {
+                let status =
+                    if *probe { StatusCode::SERVICE_UNAVAILABLE } else { StatusCode::TOO_MANY_REQUESTS };
+                Reply { retry_after: true, ..reply(status, "There are too many requests.\n") }
+            }
             Self::IdentityPending => Reply {
                 retry_after: true,
                 ..reply(StatusCode::SERVICE_UNAVAILABLE, "The metadata is not ready yet.\n")
@@ -117,6 +124,7 @@ impl Fault {
             Self::BodyTooLarge { .. } => metrics.rejected_request("body_too_large"),
             Self::BodyTimeout { .. } => metrics.rejected_request("body_timeout"),
             Self::BodyBroken { .. } => metrics.rejected_request("body_broken"),
+            Self::RateLimited { .. } => metrics.rejected_request("rate_limited"),
             Self::IdentityPending => metrics.rejected_request("identity_pending"),
             Self::IdentityUnknown => metrics.rejected_request("identity_unknown"),
             Self::NotAnInstance => metrics.rejected_request("not_an_instance"),

@@ -8,8 +8,9 @@
 //! the guests', who say on a unix socket of their own whom each request is from.
 //!
 //! One request, in the order of the files: [`server`] accepts, [`limits`] admits, [`connection`] keeps the deadlines
-//! with the help of [`pulse`] and [`fragment`], [`service`] answers: [`target`], [`peer`], [`identify`] or [`caller`],
-//! [`requester`], [`headers`] and [`sign`], [`upstream`], [`relay`]. What goes wrong is a [`fault`]; what went on is an [`exchange`].
+//! with the help of [`pulse`] and [`fragment`], [`service`] answers: [`target`], [`rate`], [`peer`], [`identify`] or
+//! [`caller`], [`requester`], [`headers`] and [`sign`], [`upstream`], [`relay`]. What goes wrong is a [`fault`]; what went
+//! on is an [`exchange`].
 
 mod caller;
 mod connection;
@@ -23,6 +24,7 @@ mod limits;
 mod peer;
 mod pool;
 mod pulse;
+mod rate;
 mod relay;
 mod requester;
 mod seldom;
@@ -41,6 +43,7 @@ pub use caller::{Caller, CallerPlace, Callers, Found};
 pub use connection::GuestStream;
 pub use endpoint::{Endpoint, EndpointError, Scheme};
 pub use identify::{Directory, Standing};
+pub use rate::{RateLimit, RateWindow};
 pub use requester::{Introduction, NetworkHeader, Requester};
 pub use server::{serve, serve_haproxies};
 pub use shared::Proxy;
@@ -73,6 +76,8 @@ pub struct ProxyConfig {
     pub connections_per_attachment: u32,
     /// Open connections of all guests together.
     pub connections: u32,
+    /// How often each attachment may ask, if that is limited.
+    pub rate_limit: Option<RateLimit>,
 }
 
 impl Default for ProxyConfig {
@@ -89,6 +94,7 @@ impl Default for ProxyConfig {
             drain_timeout: Duration::from_secs(30),
             connections_per_attachment: 128,
             connections: 16_384,
+            rate_limit: None,
         }
     }
 }

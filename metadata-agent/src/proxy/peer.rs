@@ -23,8 +23,13 @@ pub(super) trait Peer<D>: fmt::Debug + Send + Sync + 'static {
         headers: &HeaderMap,
     ) -> impl Future<Output = Result<Asker<'_>, Fault>> + Send;
 
+    /// The client, if it is one and the same for as long as the connection lasts.
+    fn client(&self) -> Option<ClientAddress>;
+
     /// The attachment that it came by, if it came by one.
-    fn attachment(&self) -> Option<AttachmentId>;
+    fn attachment(&self) -> Option<AttachmentId> {
+        self.client().map(|client| client.attachment)
+    }
 }
 
 /// Who asks, and from where.
@@ -54,8 +59,8 @@ impl<D: Directory> Peer<D> for Guest {
         Ok(Asker { requester, origin: Cow::Borrowed(&self.origin) })
     }
 
-    fn attachment(&self) -> Option<AttachmentId> {
-        Some(self.client.attachment)
+    fn client(&self) -> Option<ClientAddress> {
+        Some(self.client)
     }
 }
 
@@ -77,7 +82,7 @@ impl<C: Callers> Peer<C> for Haproxy {
         }
     }
 
-    fn attachment(&self) -> Option<AttachmentId> {
+    fn client(&self) -> Option<ClientAddress> {
         None
     }
 }

@@ -16,6 +16,7 @@ use super::fault::Fault;
 use super::headers::{Told, address, end_hop};
 use super::peer::{Asker, Peer};
 use super::pulse::Pulse;
+use super::rate::PortRate;
 use super::relay::Answer;
 use super::requester::{Credentials, Signed};
 use super::shared::Proxy;
@@ -28,6 +29,7 @@ pub(super) struct Session<D, P> {
     pub(super) proxy: Arc<Proxy<D>>,
     pub(super) peer: P,
     pub(super) pulse: Arc<Pulse>,
+    pub(super) rate: Option<Arc<PortRate>>,
 }
 
 impl<D: Send + Sync, P: Peer<D>> Session<D, P> {
@@ -58,6 +60,7 @@ impl<D: Send + Sync, P: Peer<D>> Session<D, P> {
             return Err(TargetFault::Fragment.into());
         }
         let path = path_to_ask(&head.method, &head.uri, &head.headers)?;
+        self.rate.as_ref().map_or(Ok(()), |rate| rate.admit(&head.method, &path))?;
         let Asker { requester, origin } = self.peer.identify(&self.proxy, &head.headers).await?;
         exchange.identified(requester.instance());
         let body = read_body(body, &self.proxy.config).await?;

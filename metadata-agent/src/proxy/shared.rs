@@ -6,6 +6,7 @@ use hyper::server::conn::http1;
 
 use super::ProxyConfig;
 use super::limits::Admission;
+use super::rate::Rates;
 use super::seldom::Seldom;
 use super::upstream::Upstream;
 use crate::metrics::Metrics;
@@ -24,6 +25,7 @@ pub struct Proxy<D> {
     pub(super) forbidden: Seldom,
     pub(super) upstream_failed: Seldom,
     pub(super) admission: Arc<Admission>,
+    pub(super) rates: Option<Rates>,
     pub(super) accept_failed: Seldom,
 }
 
@@ -41,6 +43,7 @@ impl<D> Proxy<D> {
             upstream,
             protocol: protocol(&config),
             admission: Admission::new(config.connections_per_attachment, config.connections),
+            rates: config.rate_limit.clone().map(Rates::new),
             config,
             metrics,
             forbidden: Seldom::new(),

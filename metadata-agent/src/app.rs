@@ -411,8 +411,9 @@ fn proxy_config(config: &Config) -> ProxyConfig {
         identity_hold: config.identity_hold,
         identity_grace: config.identity_grace,
         drain_timeout: config.drain_timeout,
+        connections_per_attachment: config.connections_per_port,
+        connections: config.connections,
         rate_limit: rate_limit(config),
-        ..ProxyConfig::default()
     }
 }
 

@@ -309,6 +309,11 @@ options! {
     File OWN syn_rate_limit: Option<NonZero<u32>> = "2000", NumberOr { max: 1_000_000, zero: "no limit" };
     /// New connections that each port may open at once before syn_rate_limit holds it back.
     File OWN syn_burst: u32 = "4000", Number(1..=1_000_000);
+    /// Connections that each port may hold open. What is more is closed.
+    File OWN connections_per_port: u32 = "128", Number(1..=65_536);
+    /// Connections that all ports may hold open together. The first four of each port do not count, so that nobody
+    /// can keep another one out; and the fewer are left, the fewer more a single port may take.
+    File OWN connections: u32 = "16384", Number(0..=1_000_000);
     /// Age of the agent's last sign of life at which the programs leave guests to the host's own path.
     File OWN heartbeat_stale_after: Duration = "2.0", Seconds(0.5..=60.0);
     /// How long a request waits for its port's identity before it is answered with 503.

@@ -1,5 +1,22 @@
 //! How many connections guests may hold open: each attachment its own, all together a total. One guest cannot take
+<<<<<<< HEAD
 //! the places of the others, nor all guests the agent's file descriptors. A haproxy's connections are of no attachment.
+=======
+//! the places of the others, nor all guests the agent's file descriptors.
+//!
+//! Guests may collude, and an open connection is never taken away from who holds it: it may be somebody's boot. So the
+//! limits must hold before the places are gone.
+//!
+//! - The first [`RESERVED`] connections of an attachment come on top of the total, and nobody else can hold them. That
+//!   is as many as a boot needs at once, so a guest boots whatever all the others do. They add up to a few for each
+//!   interface that the operator made; guests make none.
+//! - Beyond them an attachment may hold no more of the shared places than are left: the last ones go to who has few.
+//!   (Dynamic thresholds: Choudhury and Hahne, 1998, for the buffers of switches.) With places for many, as there are by
+//!   default, this binds only when nearly all are taken. Alone it would not do: each further attachment takes half of
+//!   what is left, and a handful of them the last place.
+//!
+//! Both are one comparison; who holds how many is kept for those alone that hold any.
+>>>>>>> fd8bcaa (proxy: leave every port some connections, however many collude)
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -7,22 +24,26 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use metadata_ebpf::identity::AttachmentId;
 
+/// Connections of an attachment that do not count in the total. cloud-init asks for IPv4 and IPv6 at once; others beside
+/// it are agents and scripts of the image.
+const RESERVED: u32 = 4;
+
 /// Why a connection is not admitted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum Overload {
     /// The attachment has its share.
-    #[error("attachment {0} has all the connections it may have")]
+    #[error("attachment {0} has all the connections that it may have")]
     Attachment(AttachmentId),
-    /// The agent has all it can take.
-    #[error("the agent has all the connections it may have")]
-    Total,
+    /// All together have so many that this attachment has its share.
+    #[error("attachment {0} has its share of all connections that there may be")]
+    Total(AttachmentId),
 }
 
 impl Overload {
     pub(super) const fn label(self) -> &'static str {
         match self {
             Self::Attachment(_) => "attachment_connections",
-            Self::Total => "total_connections",
+            Self::Total(_) => "total_connections",
         }
     }
 }
@@ -37,7 +58,8 @@ pub(super) struct Admission {
 
 #[derive(Debug, Default)]
 struct Open {
-    total: u32,
+    /// Those beyond each attachment's reserve.
+    shared: u32,
     by_attachment: HashMap<AttachmentId, u32>,
 }
 
@@ -49,6 +71,7 @@ impl Admission {
     /// Takes a place, given back when the ticket is dropped.
     pub(super) fn admit(self: &Arc<Self>, attachment: Option<AttachmentId>) -> Result<Ticket, Overload> {
         let mut open = self.lock();
+<<<<<<< HEAD
         if open.total >= self.total {
             return Err(Overload::Total);
         }
@@ -60,6 +83,20 @@ impl Admission {
             *own += 1;
         }
         open.total += 1;
+=======
+        let open = &mut *open;
+        let own = open.by_attachment.entry(attachment).or_insert(0);
+        if *own >= self.per_attachment {
+            return Err(Overload::Attachment(attachment));
+        }
+        if let Some(shared) = own.checked_sub(RESERVED) {
+            if shared >= self.total - open.shared {
+                return Err(Overload::Total(attachment));
+            }
+            open.shared += 1;
+        }
+        *own += 1;
+>>>>>>> fd8bcaa (proxy: leave every port some connections, however many collude)
         Ok(Ticket { admission: Arc::clone(self), attachment })
     }
 
@@ -78,11 +115,17 @@ pub(super) struct Ticket {
 impl Drop for Ticket {
     fn drop(&mut self) {
         let mut open = self.admission.lock();
+<<<<<<< HEAD
         open.total -= 1;
         if let Some(attachment) = self.attachment
             && let Entry::Occupied(mut own) = open.by_attachment.entry(attachment)
         {
+=======
+        let open = &mut *open;
+        if let Entry::Occupied(mut own) = open.by_attachment.entry(self.attachment) {
+>>>>>>> fd8bcaa (proxy: leave every port some connections, however many collude)
             *own.get_mut() -= 1;
+            open.shared -= u32::from(*own.get() >= RESERVED);
             if *own.get() == 0 {
                 own.remove();
             }
@@ -108,7 +151,19 @@ mod tests {
         assert!(admission.admit(Some(attachment(1))).is_ok());
     }
 
+    /// Takes until it is refused.
+    fn hoard(admission: &Arc<Admission>, id: u32) -> (Vec<Ticket>, Overload) {
+        let mut held = Vec::new();
+        loop {
+            match admission.admit(attachment(id)) {
+                Ok(ticket) => held.push(ticket),
+                Err(overload) => return (held, overload),
+            }
+        }
+    }
+
     #[test]
+<<<<<<< HEAD
     fn the_total_binds_all() {
         let admission = Admission::new(2, 2);
         let _first = admission.admit(Some(attachment(1))).unwrap();
@@ -117,12 +172,52 @@ mod tests {
         assert_eq!(admission.admit(None).unwrap_err(), Overload::Total);
         drop(second);
         assert!(admission.admit(Some(attachment(3))).is_ok());
+=======
+    fn the_total_is_shared_and_nobody_gets_the_rest_of_it_alone() {
+        let admission = Admission::new(1000, 64);
+        let reserved = RESERVED as usize;
+        let (first, overload) = hoard(&admission, 1);
+        assert_eq!((first.len(), overload), (reserved + 32, Overload::Total(attachment(1))));
+        let (second, _) = hoard(&admission, 2);
+        assert_eq!(second.len(), reserved + 16);
+        // What one gives back is there for all; first of all for who has less.
+        drop(first);
+        assert_eq!(hoard(&admission, 2).0.len(), 16);
+        drop(second);
+        assert_eq!(admission.lock().shared, 0);
+    }
+
+    #[test]
+    fn however_many_collude_another_one_gets_in() {
+        let defaults = super::super::ProxyConfig::default();
+        let admission = Admission::new(defaults.connections_per_attachment, defaults.connections);
+        let held: Vec<_> = (1..=2000).flat_map(|id| hoard(&admission, id).0).collect();
+        assert_eq!(admission.lock().shared, defaults.connections, "not a place is left");
+        assert_eq!(hoard(&admission, 2001).0.len(), RESERVED as usize);
+        assert_eq!(held.len(), (defaults.connections + 2000 * RESERVED) as usize);
+        drop(held);
+        assert_eq!(admission.lock().shared, 0);
+        assert_eq!(hoard(&admission, 2002).0.len(), defaults.connections_per_attachment as usize);
+    }
+
+    #[test]
+    fn a_limit_below_the_reserve_holds() {
+        let admission = Admission::new(2, 0);
+        assert_eq!(hoard(&admission, 1).0.len(), 2);
+>>>>>>> fd8bcaa (proxy: leave every port some connections, however many collude)
     }
 
     #[test]
     fn nothing_is_kept_of_who_left() {
+<<<<<<< HEAD
         let admission = Admission::new(2, 2);
         drop(admission.admit(Some(attachment(1))).unwrap());
         assert!(admission.lock().by_attachment.is_empty());
+=======
+        let admission = Admission::new(20, 20);
+        drop(hoard(&admission, 1));
+        let open = admission.lock();
+        assert!(open.by_attachment.is_empty() && open.shared == 0);
+>>>>>>> fd8bcaa (proxy: leave every port some connections, however many collude)
     }
 }

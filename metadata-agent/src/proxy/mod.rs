@@ -74,7 +74,7 @@ pub struct ProxyConfig {
     pub drain_timeout: Duration,
     /// Open connections of one attachment.
     pub connections_per_attachment: u32,
-    /// Open connections of all guests together.
+    /// Open connections of all guests together, the first few of each aside.
     pub connections: u32,
     /// How often each attachment may ask, if that is limited.
     pub rate_limit: Option<RateLimit>,

@@ -24,6 +24,7 @@ pub mod http_server;
 pub mod kernel_objects;
 pub mod leftovers;
 pub mod legacy;
+pub mod libvirt;
 pub mod load;
 pub mod netns;
 pub mod neutron_agent;

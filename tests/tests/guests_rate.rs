@@ -1,8 +1,6 @@
 //! One guest's excess is its own: too many requests, too many connections, while its neighbour with the same address is
 //! served.
 
-#![expect(clippy::expect_used, reason = "helpers of tests fail the test")]
-
 use std::net::TcpStream;
 
 use metadata_tests::tenants::HOSTNAME;

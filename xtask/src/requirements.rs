@@ -197,6 +197,14 @@ pub const REQUIREMENTS: &[Requirement] = &[
     ),
     debian(
         Scope::Test,
+        "libvirtd",
+        "the libvirt source is tested against what the real one writes of its domains",
+        Sign::Packages(&["libvirt-daemon", "libvirt-daemon-driver-qemu"]),
+        &["libvirt-daemon", "libvirt-daemon-driver-qemu"],
+    ),
+    debian(Scope::Test, "virsh", "tells libvirtd what to run", Sign::Program("virsh"), &["libvirt-clients"]),
+    debian(
+        Scope::Test,
         "QEMU",
         "runs guests on real taps, and the kernels that the programs must load on",
         Sign::Program("qemu-system-x86_64"),

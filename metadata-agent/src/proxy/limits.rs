@@ -1,8 +1,6 @@
 //! How many connections guests may hold open: each attachment its own, all together a total. One guest cannot take
-<<<<<<< HEAD
-//! the places of the others, nor all guests the agent's file descriptors. A haproxy's connections are of no attachment.
-=======
-//! the places of the others, nor all guests the agent's file descriptors.
+//! the places of the others, nor all guests the agent's file descriptors. A haproxy's connections are of no attachment:
+//! each takes a shared place.
 //!
 //! Guests may collude, and an open connection is never taken away from who holds it: it may be somebody's boot. So the
 //! limits must hold before the places are gone.
@@ -16,7 +14,6 @@
 //!   what is left, and a handful of them the last place.
 //!
 //! Both are one comparison; who holds how many is kept for those alone that hold any.
->>>>>>> fd8bcaa (proxy: leave every port some connections, however many collude)
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -37,13 +34,16 @@ pub enum Overload {
     /// All together have so many that this attachment has its share.
     #[error("attachment {0} has its share of all connections that there may be")]
     Total(AttachmentId),
+    /// All together have as many as there may be.
+    #[error("there are as many connections as there may be")]
+    All,
 }
 
 impl Overload {
     pub(super) const fn label(self) -> &'static str {
         match self {
             Self::Attachment(_) => "attachment_connections",
-            Self::Total(_) => "total_connections",
+            Self::Total(_) | Self::All => "total_connections",
         }
     }
 }
@@ -71,32 +71,26 @@ impl Admission {
     /// Takes a place, given back when the ticket is dropped.
     pub(super) fn admit(self: &Arc<Self>, attachment: Option<AttachmentId>) -> Result<Ticket, Overload> {
         let mut open = self.lock();
-<<<<<<< HEAD
-        if open.total >= self.total {
-            return Err(Overload::Total);
-        }
+        let open = &mut *open;
+        let left = self.total - open.shared;
         if let Some(attachment) = attachment {
             let own = open.by_attachment.entry(attachment).or_insert(0);
             if *own >= self.per_attachment {
                 return Err(Overload::Attachment(attachment));
             }
+            if let Some(shared) = own.checked_sub(RESERVED) {
+                if shared >= left {
+                    return Err(Overload::Total(attachment));
+                }
+                open.shared += 1;
+            }
             *own += 1;
-        }
-        open.total += 1;
-=======
-        let open = &mut *open;
-        let own = open.by_attachment.entry(attachment).or_insert(0);
-        if *own >= self.per_attachment {
-            return Err(Overload::Attachment(attachment));
-        }
-        if let Some(shared) = own.checked_sub(RESERVED) {
-            if shared >= self.total - open.shared {
-                return Err(Overload::Total(attachment));
+        } else {
+            if left == 0 {
+                return Err(Overload::All);
             }
             open.shared += 1;
         }
-        *own += 1;
->>>>>>> fd8bcaa (proxy: leave every port some connections, however many collude)
         Ok(Ticket { admission: Arc::clone(self), attachment })
     }
 
@@ -115,15 +109,12 @@ pub(super) struct Ticket {
 impl Drop for Ticket {
     fn drop(&mut self) {
         let mut open = self.admission.lock();
-<<<<<<< HEAD
-        open.total -= 1;
-        if let Some(attachment) = self.attachment
-            && let Entry::Occupied(mut own) = open.by_attachment.entry(attachment)
-        {
-=======
         let open = &mut *open;
-        if let Entry::Occupied(mut own) = open.by_attachment.entry(self.attachment) {
->>>>>>> fd8bcaa (proxy: leave every port some connections, however many collude)
+        let Some(attachment) = self.attachment else {
+            open.shared -= 1;
+            return;
+        };
+        if let Entry::Occupied(mut own) = open.by_attachment.entry(attachment) {
             *own.get_mut() -= 1;
             open.shared -= u32::from(*own.get() >= RESERVED);
             if *own.get() == 0 {
@@ -155,7 +146,7 @@ mod tests {
     fn hoard(admission: &Arc<Admission>, id: u32) -> (Vec<Ticket>, Overload) {
         let mut held = Vec::new();
         loop {
-            match admission.admit(attachment(id)) {
+            match admission.admit(Some(attachment(id))) {
                 Ok(ticket) => held.push(ticket),
                 Err(overload) => return (held, overload),
             }
@@ -163,16 +154,6 @@ mod tests {
     }
 
     #[test]
-<<<<<<< HEAD
-    fn the_total_binds_all() {
-        let admission = Admission::new(2, 2);
-        let _first = admission.admit(Some(attachment(1))).unwrap();
-        let second = admission.admit(Some(attachment(2))).unwrap();
-        assert_eq!(admission.admit(Some(attachment(3))).unwrap_err(), Overload::Total);
-        assert_eq!(admission.admit(None).unwrap_err(), Overload::Total);
-        drop(second);
-        assert!(admission.admit(Some(attachment(3))).is_ok());
-=======
     fn the_total_is_shared_and_nobody_gets_the_rest_of_it_alone() {
         let admission = Admission::new(1000, 64);
         let reserved = RESERVED as usize;
@@ -193,7 +174,7 @@ mod tests {
         let admission = Admission::new(defaults.connections_per_attachment, defaults.connections);
         let held: Vec<_> = (1..=2000).flat_map(|id| hoard(&admission, id).0).collect();
         assert_eq!(admission.lock().shared, defaults.connections, "not a place is left");
-        assert_eq!(hoard(&admission, 2001).0.len(), RESERVED as usize);
+        assert_eq!(hoard(&admission, 2001).0.len(), 4, "enough for a boot");
         assert_eq!(held.len(), (defaults.connections + 2000 * RESERVED) as usize);
         drop(held);
         assert_eq!(admission.lock().shared, 0);
@@ -201,23 +182,27 @@ mod tests {
     }
 
     #[test]
+    fn haproxies_take_shared_places() {
+        let admission = Admission::new(128, 2);
+        let held = [admission.admit(None).unwrap(), admission.admit(None).unwrap()];
+        assert_eq!(admission.admit(None).unwrap_err(), Overload::All);
+        assert_eq!(hoard(&admission, 1).0.len(), RESERVED as usize);
+        drop(held);
+        assert!(admission.admit(None).is_ok());
+        assert_eq!(admission.lock().shared, 0);
+    }
+
+    #[test]
     fn a_limit_below_the_reserve_holds() {
         let admission = Admission::new(2, 0);
         assert_eq!(hoard(&admission, 1).0.len(), 2);
->>>>>>> fd8bcaa (proxy: leave every port some connections, however many collude)
     }
 
     #[test]
     fn nothing_is_kept_of_who_left() {
-<<<<<<< HEAD
-        let admission = Admission::new(2, 2);
-        drop(admission.admit(Some(attachment(1))).unwrap());
-        assert!(admission.lock().by_attachment.is_empty());
-=======
         let admission = Admission::new(20, 20);
         drop(hoard(&admission, 1));
         let open = admission.lock();
         assert!(open.by_attachment.is_empty() && open.shared == 0);
->>>>>>> fd8bcaa (proxy: leave every port some connections, however many collude)
     }
 }

@@ -1,0 +1,238 @@
+//! Debian's own libvirtd, in a host's network namespace and with a file system view in which everything it writes is in a
+//! folder of ours.
+//!
+//! Its domains are emulated, paused and without a disk: what counts is what libvirtd writes of them, and the taps that
+//! they open.
+
+use std::fs;
+use std::os::unix::fs::FileTypeExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::thread;
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use tempfile::TempDir;
+
+use crate::netns::output_of;
+use crate::port::Port;
+use crate::topology::Host;
+use crate::wait::{self, PATIENCE};
+
+/// Where libvirtd writes, each a folder of ours. It reads its configuration from the last one.
+const VIEW: &str = "set -e
+for place in run var/lib var/log var/cache etc/libvirt; do mount --bind \"$FOLDER/$place\" /$place; done
+for file in passwd group; do mount --bind \"$FOLDER/$file\" /etc/$file; done
+exec libvirtd";
+
+/// No confinement, no accounts and no daemons but itself.
+const DAEMON: &str = "auth_unix_rw = \"none\"\nauth_unix_ro = \"none\"\nlog_outputs = \"3:stderr\"\n";
+const QEMU: &str = "user = \"root\"\ngroup = \"root\"\nsecurity_driver = \"none\"\ncgroup_controllers = []\n\
+                    namespaces = []\nstdio_handler = \"file\"\nremember_owner = 0\n";
+
+/// Which of Nova's namespaces a domain's metadata are in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NovaMetadata {
+    /// Without ports.
+    V1_0,
+    /// With ports.
+    V1_1,
+}
+
+/// A libvirtd that runs. Dropping it ends it and its domains.
+#[derive(Debug)]
+pub struct Libvirt {
+    folder: TempDir,
+    server: Child,
+}
+
+impl Libvirt {
+    /// Where the daemon will keep the state of running domains, if its folder is `folder`.
+    fn state_of(folder: &Path) -> PathBuf {
+        folder.join("run/libvirt/qemu")
+    }
+
+    /// A folder for a daemon, and the one in it that will hold the state of running domains.
+    #[must_use]
+    pub fn prepare() -> (TempDir, PathBuf) {
+        let folder = tempfile::Builder::new().prefix("libvirt-").tempdir();
+        let folder = folder.unwrap_or_else(|e| panic!("make a folder for libvirtd: {e}"));
+        let state = Self::state_of(folder.path());
+        (folder, state)
+    }
+
+    /// Starts the daemon on a host, and waits until it has looked at the emulator there is.
+    #[must_use]
+    pub fn start(host: &Host, folder: TempDir) -> Self {
+        let path = |name: &str| folder.path().join(name);
+        for name in ["run", "var/lib", "var/log", "var/cache", "etc/libvirt", "domains"] {
+            fs::create_dir_all(path(name)).unwrap_or_else(|e| panic!("make {name} for libvirtd: {e}"));
+        }
+        // It does not begin without the account that it will not use.
+        for (file, account) in
+            [("passwd", "libvirt-qemu:x:64055:64055::/:/bin/false\n"), ("group", "libvirt-qemu:x:64055:\n")]
+        {
+            let machine = fs::read_to_string(format!("/etc/{file}")).unwrap_or_default();
+            write(&path(file), &(machine + account));
+        }
+        write(&path("etc/libvirt/libvirtd.conf"), DAEMON);
+        write(&path("etc/libvirt/qemu.conf"), QEMU);
+        let log = fs::File::create(path("stderr")).unwrap_or_else(|e| panic!("make libvirtd's log: {e}"));
+        let mut command = host.netns().command("unshare");
+        command.args(["--mount", "sh", "-c", VIEW]).env("FOLDER", folder.path());
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
+        let server = command.spawn().unwrap_or_else(|e| panic!("run {command:?}: {e}"));
+        let libvirt = Self { folder, server };
+        let answers = wait::poll(3 * PATIENCE, || {
+            let there = fs::metadata(libvirt.socket()).is_ok_and(|found| found.file_type().is_socket());
+            there.then(|| libvirt.virsh(&["domcapabilities"]))
+        });
+        answers.unwrap_or_else(|| panic!("libvirtd does not listen\n{}", libvirt.log()));
+        libvirt
+    }
+
+    /// The folder with the state of running domains.
+    #[must_use]
+    pub fn state_dir(&self) -> PathBuf {
+        Self::state_of(self.folder.path())
+    }
+
+    /// Starts a domain with this port, as Nova describes it.
+    pub fn create(&self, port: &Port, metadata: NovaMetadata) {
+        self.virsh(&["create", "--paused", &self.file(port, &domain_xml(port, metadata))]);
+    }
+
+    /// Plugs one more interface into the domain of `port`: on USB, which needs no help of the guest to unplug.
+    pub fn attach(&self, port: &Port, more: &Port) {
+        self.virsh(&[
+            "attach-device",
+            &name(port),
+            &self.file(more, &interface_xml(more, "usb-net")),
+            "--live",
+        ]);
+    }
+
+    /// Unplugs it.
+    pub fn detach(&self, port: &Port, more: &Port) {
+        self.virsh(&[
+            "detach-device",
+            &name(port),
+            &self.file(more, &interface_xml(more, "usb-net")),
+            "--live",
+        ]);
+    }
+
+    /// Ends the domain of `port`.
+    pub fn destroy(&self, port: &Port) {
+        self.virsh(&["destroy", &name(port)]);
+    }
+
+    /// Sends the domain of `port` away, as for a migration, into a file.
+    pub fn send(&self, port: &Port) {
+        self.virsh(&["save", &name(port), &self.saved(port)]);
+    }
+
+    /// Takes it in again, from the stream that a migration is.
+    pub fn receive(&self, port: &Port) {
+        self.virsh(&["restore", "--paused", &self.saved(port)]);
+    }
+
+    fn saved(&self, port: &Port) -> String {
+        self.folder.path().join("domains").join(format!("{}.saved", name(port))).display().to_string()
+    }
+
+    fn file(&self, port: &Port, xml: &str) -> String {
+        let file = self.folder.path().join("domains").join(format!("{}.xml", port.id));
+        write(&file, xml);
+        file.display().to_string()
+    }
+
+    fn virsh(&self, args: &[&str]) -> String {
+        let uri = format!("qemu+unix:///system?socket={}", self.socket().display());
+        output_of(Command::new("virsh").args(["--quiet", "--connect", &uri]).args(args))
+    }
+
+    fn socket(&self) -> PathBuf {
+        self.folder.path().join("run/libvirt/libvirt-sock")
+    }
+
+    fn log(&self) -> String {
+        fs::read_to_string(self.folder.path().join("stderr")).unwrap_or_default()
+    }
+
+    /// The emulators' process ids, as libvirtd wrote them down.
+    fn emulators(&self) -> Vec<Pid> {
+        let Ok(entries) = fs::read_dir(self.state_dir()) else { return Vec::new() };
+        let domains = entries.flatten().map(|entry| entry.path()).filter(|path| {
+            path.extension().is_some_and(|extension| extension == "pid") && !path.ends_with("driver.pid")
+        });
+        domains
+            .filter_map(|path| fs::read_to_string(path).ok()?.trim().parse().ok().map(Pid::from_raw))
+            .collect()
+    }
+}
+
+impl Drop for Libvirt {
+    fn drop(&mut self) {
+        let server = i32::try_from(self.server.id()).map(Pid::from_raw);
+        if let Ok(server) = server
+            && let Err(e) = kill(server, Signal::SIGTERM)
+        {
+            eprintln!("end libvirtd: {e}");
+        }
+        if let Err(e) = self.server.wait() {
+            eprintln!("wait for libvirtd: {e}");
+        }
+        for emulator in self.emulators() {
+            // Where it is gone already, all is well.
+            let _ = kill(emulator, Signal::SIGKILL);
+        }
+        if thread::panicking() {
+            eprintln!("--- libvirtd said\n{}", self.log());
+        }
+    }
+}
+
+/// What libvirt calls a domain.
+fn name(port: &Port) -> String {
+    format!("instance-{}", &port.instance.to_string()[..8])
+}
+
+fn interface_xml(port: &Port, model: &str) -> String {
+    let (mac, tap) = (port.mac, port.tap());
+    format!(
+        "<interface type='ethernet'><mac address='{mac}'/><target dev='{tap}' managed='no'/><model type='{model}'/>\
+         </interface>"
+    )
+}
+
+fn domain_xml(port: &Port, metadata: NovaMetadata) -> String {
+    let Port { id, instance, project, .. } = port;
+    let (version, ports) = match metadata {
+        NovaMetadata::V1_0 => ("1.0", String::new()),
+        NovaMetadata::V1_1 => {
+            let addresses = port.fixed_ips.iter().map(|address| {
+                let version = if address.is_ipv4() { 4 } else { 6 };
+                format!("<nova:ip type='fixed' address='{address}' ipVersion='{version}'/>")
+            });
+            let addresses: String = addresses.collect();
+            ("1.1", format!("<nova:ports><nova:port uuid='{id}'>{addresses}</nova:port></nova:ports>"))
+        }
+    };
+    format!(
+        "<domain type='qemu'><name>{name}</name><uuid>{instance}</uuid><metadata>\
+         <nova:instance xmlns:nova='http://openstack.org/xmlns/libvirt/nova/{version}'>\
+         <nova:name>&lt;nova:project uuid=&quot;evil&quot;/&gt;</nova:name>\
+         <nova:owner><nova:user uuid='3b1f0c9d8e7a46f5b4c3d2e1f0a9b8c7'>alice</nova:user>\
+         <nova:project uuid='{project}'>acme</nova:project></nova:owner>{ports}</nova:instance></metadata>\
+         <memory unit='MiB'>16</memory><os><type arch='x86_64' machine='q35'>hvm</type></os>\
+         <features><acpi/></features><devices><emulator>/usr/bin/qemu-system-x86_64</emulator>\
+         <controller type='usb' model='qemu-xhci'/>{interface}<memballoon model='none'/></devices></domain>",
+        name = name(port),
+        interface = interface_xml(port, "virtio"),
+    )
+}
+
+fn write(path: &Path, text: &str) {
+    fs::write(path, text).unwrap_or_else(|e| panic!("write {}: {e}", path.display()));
+}

@@ -37,8 +37,8 @@ use crate::overview::{Overview, Running, Startup};
 use crate::portal::{self, Portal};
 use crate::presence::Presence;
 use crate::proxy::{
-    self, Endpoint, Introduction, NetworkHeader, Proxy, ProxyConfig, RateLimit, RateWindow, Scheme, Signer,
-    TlsConfig, Upstream, UpstreamConfig,
+    self, Endpoint, EndpointError, Introduction, NetworkHeader, Proxy, ProxyConfig, RateLimit, RateWindow,
+    Scheme, Signer, TlsConfig, Upstream, UpstreamConfig,
 };
 use crate::secrets::SecretFiles;
 use crate::vital::Vital;
@@ -438,6 +438,7 @@ fn rate_limit(config: &Config) -> Option<RateLimit> {
     })
 }
 
+/// The way to whoever answers guests, as the configuration has it.
 fn upstream_config(config: &Config) -> Result<UpstreamConfig> {
     let base = match config.upstream {
         config::Upstream::Nova => nova_config(config)?,
@@ -452,15 +453,24 @@ fn upstream_config(config: &Config) -> Result<UpstreamConfig> {
     })
 }
 
-fn nova_config(config: &Config) -> Result<UpstreamConfig> {
-    let scheme = match config.nova_metadata_protocol {
+/// The address of one Nova.
+///
+/// # Errors
+/// It does not make a URL.
+pub(crate) fn endpoint(nova: &config::NovaEndpoint) -> Result<Endpoint, EndpointError> {
+    let scheme = match nova.scheme {
         config::Scheme::Http => Scheme::Http,
         config::Scheme::Https => Scheme::Https,
     };
-    let endpoints = config
-        .nova_endpoints()
-        .map(|nova| Endpoint::new(scheme, &nova.host.to_string(), nova.port))
-        .collect::<Result<_, _>>()?;
+    Endpoint::new(scheme, &nova.host.to_string(), nova.port)
+}
+
+/// The way to Nova as the configuration has it.
+///
+/// # Errors
+/// An address does not make a URL.
+pub(crate) fn nova_config(config: &Config) -> Result<UpstreamConfig> {
+    let endpoints = config.nova_endpoints().map(|nova| endpoint(&nova)).collect::<Result<_, _>>()?;
     let client = config.client_identity();
     Ok(UpstreamConfig {
         tls: TlsConfig {

@@ -10,7 +10,7 @@
 //! One request, in the order of the files: [`server`] accepts, [`limits`] admits, [`connection`] keeps the deadlines
 //! with the help of [`pulse`] and [`fragment`], [`service`] answers: [`target`], [`rate`], [`peer`], [`identify`] or
 //! [`caller`], [`requester`], [`headers`] and [`sign`], [`upstream`], [`relay`]. What goes wrong is a [`fault`]; what went
-//! on is an [`exchange`].
+//! on is an [`exchange`]. [`probe`] asks Nova for nobody.
 
 mod caller;
 mod connection;
@@ -23,6 +23,7 @@ mod identify;
 mod limits;
 mod peer;
 mod pool;
+mod probe;
 mod pulse;
 mod rate;
 mod relay;
@@ -43,6 +44,7 @@ pub use caller::{Caller, CallerPlace, Callers, Found};
 pub use connection::GuestStream;
 pub use endpoint::{Endpoint, EndpointError, Scheme};
 pub use identify::{Directory, Standing};
+pub use probe::{ProbeError, TlsFault, probe};
 pub use rate::{RateLimit, RateWindow};
 pub use requester::{Introduction, NetworkHeader, Requester};
 pub use server::{serve, serve_haproxies};

@@ -78,6 +78,41 @@ pub async fn run(
     let _stopped = cancel.run_until_cancelled_owned(follow).await;
 }
 
+/// What a directory of domains holds.
+#[derive(Debug, Default)]
+pub struct Census {
+    /// Nova's domains.
+    pub domains: usize,
+    /// Their ports.
+    pub ports: usize,
+    /// Domains that are not Nova's.
+    pub others: usize,
+    /// Files that say nothing, and why.
+    pub faults: Vec<(String, DomainFileError)>,
+}
+
+/// Looks at all domains once.
+///
+/// # Errors
+/// The directory cannot be listed.
+pub fn probe(directory: &Path) -> Result<Census, io::Error> {
+    let mut census = Census::default();
+    let (findings, listed) = look(directory, Changes::Everything, Vec::new());
+    listed?;
+    for (name, finding) in findings {
+        match finding {
+            Finding::Gone => {}
+            Finding::NotNovas => census.others += 1,
+            Finding::Fault(error) => census.faults.push((name.to_string_lossy().into_owned(), error)),
+            Finding::Ports(ports) => {
+                census.domains += 1;
+                census.ports += ports.len();
+            }
+        }
+    }
+    Ok(census)
+}
+
 async fn follow(directory: PathBuf, events: mpsc::Sender<Event>, reporter: Reporter) -> Option<()> {
     let mut watch = DirectoryWatch::new(directory.clone());
     let mut files: BTreeMap<OsString, Standing> = BTreeMap::new();

@@ -145,6 +145,14 @@ async fn follow(path: PathBuf, events: mpsc::Sender<Event>, reporter: Reporter) 
     }
 }
 
+/// How many ports a file names, subports included.
+///
+/// # Errors
+/// [`StaticFileError`], if it cannot be read or a single thing in it is wrong.
+pub fn probe(path: &Path) -> Result<usize, StaticFileError> {
+    Ok(load(path)?.len())
+}
+
 fn load(path: &Path) -> Result<Vec<Facts>, StaticFileError> {
     let text = file::read(path, Symlinks::Follow, MAX_FILE_BYTES)?.ok_or(StaticFileError::Missing)?;
     parse(&text)

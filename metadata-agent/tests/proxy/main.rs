@@ -11,6 +11,7 @@ mod answers;
 mod forwarding;
 mod guests;
 mod haproxies;
+mod probe;
 mod rate;
 mod rig;
 mod rotation;

@@ -19,14 +19,14 @@ use tokio_util::task::TaskTracker;
 
 use crate::rig::*;
 
-struct Authority {
-    pem: String,
+pub struct Authority {
+    pub pem: String,
     der: CertificateDer<'static>,
     issuer: Issuer<'static, KeyPair>,
 }
 
 impl Authority {
-    fn new() -> Self {
+    pub fn new() -> Self {
         let mut params = CertificateParams::new(Vec::<String>::new()).unwrap();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         let key = KeyPair::generate().unwrap();
@@ -34,7 +34,7 @@ impl Authority {
         Self { pem: certificate.pem(), der: certificate.der().clone(), issuer: Issuer::new(params, key) }
     }
 
-    fn issue(&self, name: &str) -> (rcgen::Certificate, KeyPair) {
+    pub fn issue(&self, name: &str) -> (rcgen::Certificate, KeyPair) {
         let key = KeyPair::generate().unwrap();
         let params = CertificateParams::new(vec![name.to_owned()]).unwrap();
         (params.signed_by(&key, &self.issuer).unwrap(), key)
@@ -42,7 +42,7 @@ impl Authority {
 }
 
 /// A Nova that speaks TLS in a thread-free way: one request, one answer, close.
-async fn tls_nova(authority: &Authority, name: &str, clients: Option<&Authority>) -> u16 {
+pub async fn tls_nova(authority: &Authority, name: &str, clients: Option<&Authority>) -> u16 {
     let (certificate, key) = authority.issue(name);
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let builder = ServerConfig::builder_with_provider(Arc::clone(&provider))
@@ -103,10 +103,10 @@ async fn tls_nova(authority: &Authority, name: &str, clients: Option<&Authority>
     port
 }
 
-struct Files(TempDir);
+pub struct Files(pub TempDir);
 
 impl Files {
-    fn put(&self, name: &str, text: &str) -> PathBuf {
+    pub fn put(&self, name: &str, text: &str) -> PathBuf {
         let path = self.0.path().join(name);
         std::fs::write(&path, text).unwrap();
         path

@@ -1,0 +1,59 @@
+//! Whether Nova's metadata API answers, and which option to look at where it does not.
+
+use std::time::Duration;
+
+use super::{Finding, finding};
+use crate::app;
+use crate::config::{Config, NovaEndpoint, Scheme};
+use crate::proxy::{self, ProbeError, TlsFault, UpstreamConfig};
+
+/// Each endpoint, asked for itself.
+pub(super) async fn look(config: &Config) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    for endpoint in config.nova_endpoints() {
+        let outcome = match ask(config, &endpoint, config.nova_connect_timeout).await {
+            Ok(()) => Ok(format!("{endpoint} lists its versions")),
+            Err(fault) => Err(format!("{endpoint}: {fault}")),
+        };
+        findings.push(finding("Nova's metadata service", outcome));
+    }
+    findings
+}
+
+async fn ask(config: &Config, endpoint: &NovaEndpoint, limit: Duration) -> Result<(), String> {
+    let route = app::endpoint(endpoint).map_err(|error| error.to_string())?;
+    let upstream = app::nova_config(config).map_err(|error| error.to_string())?;
+    let upstream = UpstreamConfig { endpoints: vec![route], answer_timeout: limit, ..upstream };
+    proxy::probe(upstream).await.map_err(|error| match remedy(&error, endpoint.scheme) {
+        Some(remedy) => format!("{error}; {remedy}"),
+        None => error.to_string(),
+    })
+}
+
+fn remedy(error: &ProbeError, scheme: Scheme) -> Option<&'static str> {
+    match error {
+        // It names the file.
+        ProbeError::Setup(_) => None,
+        ProbeError::Resolve(_) => Some("correct nova_metadata_host, or let the name be found"),
+        ProbeError::Connect(_) => Some("start it, or correct nova_metadata_host and nova_metadata_port"),
+        ProbeError::Silent(_) => {
+            Some("let a firewall pass it, or correct nova_metadata_host and nova_metadata_port")
+        }
+        ProbeError::NotHttp(_) if scheme == Scheme::Http => {
+            Some("if it speaks TLS, set nova_metadata_protocol = https")
+        }
+        ProbeError::NotHttp(_) | ProbeError::NotNova(_) => {
+            Some("it is no metadata API of Nova; correct nova_metadata_host and nova_metadata_port")
+        }
+        ProbeError::Tls { fault, .. } => Some(match fault {
+            TlsFault::NotTls => "if it does not speak TLS, set nova_metadata_protocol = http",
+            TlsFault::UnknownAuthority => "name the authority that signed its certificate in auth_ca_cert",
+            TlsFault::OtherName => "set nova_metadata_host to a name that its certificate is for",
+            TlsFault::OutOfDate => "renew its certificate, or set this host's clock",
+            TlsFault::OurCertificate => {
+                "give nova_client_cert and nova_client_priv_key a certificate that it accepts"
+            }
+            TlsFault::Other => "look at its certificate and at auth_ca_cert",
+        }),
+    }
+}

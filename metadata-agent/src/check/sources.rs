@@ -1,0 +1,131 @@
+//! Whether the sources of ports can be reached: a line for each, and one for all.
+
+use std::io::ErrorKind;
+use std::time::Duration;
+
+use super::{Finding, finding};
+use crate::config::Config;
+use crate::sources::{libvirt, ovsdb, static_file};
+
+/// How long a server may take to answer.
+const ANSWER: Duration = Duration::from_secs(2);
+
+/// One source.
+struct Source {
+    subject: &'static str,
+    state: State,
+    /// Whether it tells all that Nova asks for.
+    suffices: bool,
+}
+
+enum State {
+    /// It can be read; with what was found.
+    Works(String),
+    /// It is not there, as on many hosts; with where it was looked for.
+    Absent(String),
+    /// It is there or asked for, and cannot be read; with what to change.
+    Broken(String),
+}
+
+pub(super) async fn look(config: &Config) -> Vec<Finding> {
+    judge(vec![static_file(config), libvirt(config), open_vswitch(config).await])
+}
+
+/// One source that works is enough to serve, and one that is absent may yet come.
+fn judge(sources: Vec<Source>) -> Vec<Finding> {
+    let enough = |source: &Source| source.suffices && matches!(source.state, State::Works(_));
+    let names = |sources: &[Source], which: &dyn Fn(&Source) -> bool| {
+        let names: Vec<_> = sources.iter().filter(|one| which(one)).map(|one| one.subject).collect();
+        names.join(", ")
+    };
+    let all = if sources.iter().any(enough) {
+        Ok(format!("guests can be known by {}", names(&sources, &enough)))
+    } else {
+        let possible = names(&sources, &|source| source.suffices);
+        Err(format!("no guest can be known; one of these must work: {possible}"))
+    };
+    let mut findings: Vec<_> = sources
+        .into_iter()
+        .map(|source| {
+            let outcome = match source.state {
+                State::Works(detail) | State::Absent(detail) => Ok(detail),
+                State::Broken(detail) => Err(detail),
+            };
+            finding(source.subject, outcome)
+        })
+        .collect();
+    findings.push(finding("sources", all));
+    findings
+}
+
+fn static_file(config: &Config) -> Source {
+    let state = match &config.static_inventory {
+        None => State::Absent("none is configured (static_inventory)".to_owned()),
+        Some(path) => match static_file::probe(path) {
+            Ok(ports) => State::Works(format!("{} has {ports} ports", path.display())),
+            Err(error) => State::Broken(format!("{} {error} (static_inventory)", path.display())),
+        },
+    };
+    Source { subject: "static inventory", state, suffices: true }
+}
+
+fn libvirt(config: &Config) -> Source {
+    let state = match &config.libvirt_dir {
+        None => State::Absent("none is configured (libvirt_dir)".to_owned()),
+        Some(directory) => libvirt_in(directory),
+    };
+    Source { subject: "libvirt", state, suffices: true }
+}
+
+fn libvirt_in(directory: &std::path::Path) -> State {
+    let place = directory.display();
+    match libvirt::probe(directory) {
+        Ok(census) => {
+            let libvirt::Census { domains, ports, others, faults } = census;
+            let others = (others > 0).then(|| format!(", and {others} others"));
+            let faults = faults.iter().map(|(name, error)| format!("; {name} {error}"));
+            let more: String = others.into_iter().chain(faults).collect();
+            State::Works(format!("{place} has {domains} domains of Nova's with {ports} ports{more}"))
+        }
+        Err(error) if error.kind() == ErrorKind::NotFound => State::Absent(format!(
+            "{place} is not there; if libvirt runs domains here, set libvirt_dir to where it keeps their state"
+        )),
+        Err(error) if error.kind() == ErrorKind::PermissionDenied => {
+            State::Broken(format!("{place}: {error}; let the agent's user read it"))
+        }
+        Err(error) => State::Broken(format!("{place}: {error} (libvirt_dir)")),
+    }
+}
+
+/// Its database knows instances but no projects.
+async fn open_vswitch(config: &Config) -> Source {
+    let state = match ovsdb::probe(config.ovsdb_connection.as_ref(), ANSWER).await {
+        None => State::Absent(format!("none here: {} are not there", ovsdb::USUAL_SOCKETS.join(", "))),
+        Some((remote, Ok(()))) => State::Works(format!("{remote} has its database")),
+        Some((remote, Err(error))) => State::Broken(format!("{remote} {error} (ovsdb_connection)")),
+    };
+    Source { subject: "Open vSwitch", state, suffices: false }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn source(subject: &'static str, suffices: bool, state: fn(String) -> State) -> Source {
+        Source { subject, state: state(String::new()), suffices }
+    }
+
+    fn wrong(sources: Vec<Source>) -> Vec<&'static str> {
+        judge(sources).into_iter().filter(|finding| !finding.ok).map(|finding| finding.subject).collect()
+    }
+
+    #[test]
+    fn one_source_that_works_is_enough_and_what_is_broken_is_told_all_the_same() {
+        use State::{Absent, Broken, Works};
+        let none: [&str; 0] = [];
+        assert_eq!(wrong(vec![source("a", true, Works), source("b", true, Absent)]), none);
+        assert_eq!(wrong(vec![source("a", true, Works), source("b", true, Broken)]), ["b"]);
+        assert_eq!(wrong(vec![source("a", true, Absent), source("b", false, Works)]), ["sources"]);
+        assert_eq!(wrong(vec![source("a", true, Broken)]), ["a", "sources"]);
+    }
+}

@@ -1,0 +1,78 @@
+//! What `check` learns of a Nova: that it is one, or which of its options is wrong.
+
+use std::time::Duration;
+
+use metadata_agent::proxy::{
+    ClientIdentity, Endpoint, ProbeError, Scheme, TlsConfig, TlsFault, UpstreamConfig, probe,
+};
+use tempfile::TempDir;
+
+use crate::rig::*;
+use crate::tls::{Authority, Files, tls_nova};
+
+const VERSIONS: &str = "HTTP/1.1 200 OK\r\nContent-Length: 18\r\n\r\n1.0\n2007\nlatest\n\n\n";
+
+async fn fault_of(config: UpstreamConfig) -> ProbeError {
+    soon("the probe", probe(config)).await.unwrap_err()
+}
+
+#[tokio::test]
+async fn a_nova_lists_its_versions_to_whoever_asks() {
+    let mut nova = Nova::saying(VERSIONS).await;
+    probe(upstream(nova.port)).await.unwrap();
+    let asked = nova.next_text().await;
+    assert_eq!(asked, format!("GET / HTTP/1.1\r\nhost: 127.0.0.1:{}\r\n\r\n", nova.port));
+}
+
+#[tokio::test]
+async fn what_is_no_nova_is_told_apart() {
+    let other = Nova::saying(OK).await;
+    assert!(matches!(fault_of(upstream(other.port)).await, ProbeError::NotNova(status) if status == 200));
+    let refusing = Nova::saying("HTTP/1.1 404 Not Found\r\nContent-Length: 7\r\n\r\nlatest\n").await;
+    assert!(matches!(fault_of(upstream(refusing.port)).await, ProbeError::NotNova(status) if status == 404));
+    let mute = Nova::saying("SSH-2.0-OpenSSH_9.2\r\n\r\n").await;
+    assert!(matches!(fault_of(upstream(mute.port)).await, ProbeError::NotHttp(_)));
+    assert!(matches!(fault_of(upstream(closed_port().await)).await, ProbeError::Connect(_)));
+    let silent = Nova::start(|_, _, _| Act::SayAndHang(Vec::new())).await;
+    let limit = Duration::from_millis(50);
+    let config = UpstreamConfig { answer_timeout: limit, ..upstream(silent.port) };
+    assert!(matches!(fault_of(config).await, ProbeError::Silent(after) if after == limit));
+    let half = Nova::start(|_, _, _| Act::SayAndHang(VERSIONS.as_bytes()[..50].to_vec())).await;
+    let config = UpstreamConfig { answer_timeout: limit, ..upstream(half.port) };
+    assert!(matches!(fault_of(config).await, ProbeError::Silent(after) if after == limit));
+    let nowhere = Endpoint::new(Scheme::Http, "nova.invalid", 8775).unwrap();
+    assert!(matches!(fault_of(UpstreamConfig::new(vec![nowhere])).await, ProbeError::Resolve(_)));
+}
+
+#[tokio::test]
+async fn each_fault_of_tls_is_named() {
+    let files = Files(TempDir::new().unwrap());
+    let (authority, stranger) = (Authority::new(), Authority::new());
+    let ours = TlsConfig { authorities: Some(files.put("ca.pem", &authority.pem)), ..TlsConfig::default() };
+    let (certificate, key) = stranger.issue("agent");
+    let identity = Some(ClientIdentity {
+        certificate: files.put("agent.pem", &certificate.pem()),
+        key: files.put("agent.key", &key.serialize_pem()),
+    });
+    let of = async |port, tls: &TlsConfig| {
+        let endpoint = Endpoint::new(Scheme::Https, "localhost", port).unwrap();
+        let fault =
+            fault_of(UpstreamConfig { tls: tls.clone(), ..UpstreamConfig::new(vec![endpoint]) }).await;
+        match fault {
+            ProbeError::Tls { fault, .. } => fault,
+            other => panic!("no fault of TLS: {other}"),
+        }
+    };
+    assert_eq!(of(Nova::saying(VERSIONS).await.port, &ours).await, TlsFault::NotTls);
+    let unknown = tls_nova(&stranger, "localhost", None).await;
+    assert_eq!(of(unknown, &ours).await, TlsFault::UnknownAuthority);
+    let misnamed = tls_nova(&authority, "other.example", None).await;
+    assert_eq!(of(misnamed, &ours).await, TlsFault::OtherName);
+    let asking = tls_nova(&authority, "localhost", Some(&authority)).await;
+    assert_eq!(of(asking, &ours).await, TlsFault::OurCertificate);
+    assert_eq!(of(asking, &TlsConfig { identity, ..ours.clone() }).await, TlsFault::OurCertificate);
+    // The other way round: it speaks TLS and we do not.
+    let endpoint = Endpoint::new(Scheme::Http, "localhost", unknown).unwrap();
+    let fault = fault_of(UpstreamConfig::new(vec![endpoint])).await;
+    assert!(matches!(fault, ProbeError::NotHttp(_)), "{fault}");
+}

@@ -127,7 +127,8 @@ fn told(error: UpstreamError) -> ProbeError {
 fn kind(error: &rustls::Error) -> TlsFault {
     match error {
         rustls::Error::InvalidCertificate(certificate) => match certificate {
-            CertificateError::UnknownIssuer => TlsFault::UnknownAuthority,
+            // A bad signature: an authority that was made anew under its old name.
+            CertificateError::UnknownIssuer | CertificateError::BadSignature => TlsFault::UnknownAuthority,
             CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => {
                 TlsFault::OtherName
             }

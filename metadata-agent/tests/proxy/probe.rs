@@ -6,6 +6,8 @@ use metadata_agent::proxy::{
     ClientIdentity, Endpoint, ProbeError, Scheme, TlsConfig, TlsFault, UpstreamConfig, probe,
 };
 use tempfile::TempDir;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpListener;
 
 use crate::rig::*;
 use crate::tls::{Authority, Files, tls_nova};
@@ -44,6 +46,19 @@ async fn what_is_no_nova_is_told_apart() {
     assert!(matches!(fault_of(UpstreamConfig::new(vec![nowhere])).await, ProbeError::Resolve(_)));
 }
 
+/// A server that answers the first bytes of a handshake as servers without TLS do.
+async fn plain_server() -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    tokio::spawn(async move {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        stream.read_u8().await.unwrap();
+        stream.write_all(b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n").await.unwrap();
+        let _ = stream.read_to_end(&mut Vec::new()).await;
+    });
+    port
+}
+
 #[tokio::test]
 async fn each_fault_of_tls_is_named() {
     let files = Files(TempDir::new().unwrap());
@@ -63,7 +78,7 @@ async fn each_fault_of_tls_is_named() {
             other => panic!("no fault of TLS: {other}"),
         }
     };
-    assert_eq!(of(Nova::saying(VERSIONS).await.port, &ours).await, TlsFault::NotTls);
+    assert_eq!(of(plain_server().await, &ours).await, TlsFault::NotTls);
     let unknown = tls_nova(&stranger, "localhost", None).await;
     assert_eq!(of(unknown, &ours).await, TlsFault::UnknownAuthority);
     let misnamed = tls_nova(&authority, "other.example", None).await;

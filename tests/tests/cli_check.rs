@@ -7,6 +7,8 @@ use std::fs;
 use metadata_tests::{Agent, Host, Mode, NovaStandIn, Port, domain, privileged};
 use serde_json::Value;
 
+const NOVA: &str = "Nova's metadata service";
+
 /// What it finds of a subject: whether that is well, and the words about it.
 fn found(agent: &Agent, subject: &str) -> (bool, String) {
     let output = agent.ask("check", &["--json"]);
@@ -82,7 +84,6 @@ fn nova_is_asked_for_its_versions_and_not_only_connected_to() {
     if !privileged() {
         return;
     }
-    const NOVA: &str = "Nova's metadata service";
     let host = Host::new();
     let nova = NovaStandIn::start(host.netns());
     let agent = Agent::on(&host, &nova).install();

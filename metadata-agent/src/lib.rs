@@ -33,4 +33,5 @@ pub mod show;
 pub mod socket_file;
 pub mod sources;
 pub mod status;
+pub mod tls;
 pub mod vital;

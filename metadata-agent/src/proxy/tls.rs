@@ -1,17 +1,16 @@
 //! TLS towards Nova: whom to believe and who we are. Files are read once, when the upstream is built.
 
-use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use hyper_rustls::ConfigBuilderExt;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::CryptoProvider;
-use rustls::pki_types::pem::{self, PemObject};
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
-use rustls::{
-    ClientConfig, ConfigBuilder, DigitallySignedStruct, RootCertStore, SignatureScheme, WantsVerifier,
-};
+use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
+
+use crate::tls;
+pub use crate::tls::{ClientIdentity, TlsSetupError};
 
 /// How to speak TLS to Nova.
 #[derive(Debug, Clone, Default)]
@@ -24,126 +23,28 @@ pub struct TlsConfig {
     pub insecure: bool,
 }
 
-/// Our own certificate and its key, in PEM.
-#[derive(Debug, Clone)]
-pub struct ClientIdentity {
-    /// `nova_client_cert`.
-    pub certificate: PathBuf,
-    /// `nova_client_priv_key`.
-    pub key: PathBuf,
-}
-
-/// Why TLS cannot be set up.
-#[derive(Debug, thiserror::Error)]
-pub enum TlsSetupError {
-    /// A PEM file cannot be read.
-    #[error("cannot read {}", path.display())]
-    Pem {
-        /// Which file.
-        path: PathBuf,
-        /// Why not.
-        source: pem::Error,
-    },
-    /// A PEM file holds no certificate.
-    #[error("there is no certificate in {}", path.display())]
-    NoCertificate {
-        /// Which file.
-        path: PathBuf,
-    },
-    /// A certificate of an authority is not usable.
-    #[error("a certificate in {} is not usable", path.display())]
-    Authority {
-        /// Which file.
-        path: PathBuf,
-        /// Why not.
-        source: rustls::Error,
-    },
-    /// The host's certificate store cannot be read.
-    #[error("cannot read the host's certificate store")]
-    HostAuthorities {
-        /// Why not.
-        source: io::Error,
-    },
-    /// Certificate and key are not usable together.
-    #[error("{} and {} are not usable together", certificate.display(), key.display())]
-    Identity {
-        /// The certificate.
-        certificate: PathBuf,
-        /// The key.
-        key: PathBuf,
-        /// Why not.
-        source: rustls::Error,
-    },
-    /// The TLS library refused its own defaults.
-    #[error("the TLS provider supports no protocol version")]
-    Versions {
-        /// Why.
-        source: rustls::Error,
-    },
-}
-
 /// Reads the files and makes the client's configuration.
 pub(super) fn client_config(config: &TlsConfig) -> Result<ClientConfig, TlsSetupError> {
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let builder = builder(&provider)?;
+    let provider = tls::provider();
+    let builder = tls::builder(&provider)?;
     let builder = if config.insecure {
         tracing::warn!("the certificate of Nova's metadata API is not verified (nova_metadata_insecure)");
         builder.dangerous().with_custom_certificate_verifier(Arc::new(Anybody(provider)))
     } else {
         match &config.authorities {
-            Some(path) => builder.with_root_certificates(authorities(path)?),
+            Some(path) => builder.with_root_certificates(tls::authorities(path)?),
             None => {
                 builder.with_native_roots().map_err(|source| TlsSetupError::HostAuthorities { source })?
             }
         }
     };
-    match &config.identity {
-        None => Ok(builder.with_no_client_auth()),
-        Some(ClientIdentity { certificate, key }) => {
-            let chain = certificates(certificate)?;
-            let private = PrivateKeyDer::from_pem_file(key)
-                .map_err(|source| TlsSetupError::Pem { path: key.clone(), source })?;
-            builder.with_client_auth_cert(chain, private).map_err(|source| TlsSetupError::Identity {
-                certificate: certificate.clone(),
-                key: key.clone(),
-                source,
-            })
-        }
-    }
+    tls::with_identity(builder, config.identity.as_ref())
 }
 
 /// Believes nobody and reads no file: for a Nova without TLS, on a host that may have no certificates at all.
 pub(super) fn unused() -> Result<ClientConfig, TlsSetupError> {
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    Ok(builder(&provider)?.with_root_certificates(RootCertStore::empty()).with_no_client_auth())
-}
-
-fn builder(
-    provider: &Arc<CryptoProvider>,
-) -> Result<ConfigBuilder<ClientConfig, WantsVerifier>, TlsSetupError> {
-    ClientConfig::builder_with_provider(Arc::clone(provider))
-        .with_safe_default_protocol_versions()
-        .map_err(|source| TlsSetupError::Versions { source })
-}
-
-fn authorities(path: &Path) -> Result<RootCertStore, TlsSetupError> {
-    let mut roots = RootCertStore::empty();
-    for certificate in certificates(path)? {
-        roots
-            .add(certificate)
-            .map_err(|source| TlsSetupError::Authority { path: path.to_owned(), source })?;
-    }
-    Ok(roots)
-}
-
-fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsSetupError> {
-    let fault = |source| TlsSetupError::Pem { path: path.to_owned(), source };
-    let found =
-        CertificateDer::pem_file_iter(path).map_err(fault)?.collect::<Result<Vec<_>, _>>().map_err(fault)?;
-    if found.is_empty() {
-        return Err(TlsSetupError::NoCertificate { path: path.to_owned() });
-    }
-    Ok(found)
+    let builder = tls::builder(&tls::provider())?;
+    Ok(builder.with_root_certificates(RootCertStore::empty()).with_no_client_auth())
 }
 
 /// Believes that anybody is Nova, but not that a broken signature is one.

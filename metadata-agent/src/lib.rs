@@ -1,7 +1,8 @@
 //! The metadata agent: one process per host that answers the metadata requests of all its guests.
 //!
 //! [`app`] wires everything; what stands below it knows only its own job. Towards the kernel: [`datapath`],
-//! [`portal`], [`classifier`], [`netlink`], [`netns`]. Towards whoever knows the ports: [`sources`], [`inventory`]. Towards guests and Nova: [`proxy`].
+//! [`portal`], [`classifier`], [`netlink`], [`netns`]. Towards whoever knows the ports: [`sources`], [`ovsdb`],
+//! [`inventory`]. Towards guests and Nova: [`proxy`].
 //! [`guests`] brings links, inventory and datapath together, leaves the outcome in the [`directory`], and tells sources by
 //! [`presence`] what they are needed for. [`callers`] does the same for the requests of haproxies that still run.
 
@@ -24,6 +25,7 @@ pub mod metrics;
 pub mod netlink;
 pub mod netns;
 pub mod overview;
+pub mod ovsdb;
 pub mod portal;
 pub mod presence;
 pub mod proxy;

@@ -6,6 +6,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::config::Config;
 use crate::inventory::{Event, SourceKind};
+use crate::ovsdb::TlsFiles;
 use crate::presence::Presence;
 use crate::sources::{self, Reporter, SourceState};
 use crate::vital::Vital;
@@ -57,9 +58,17 @@ impl<'a> Feeds<'a> {
     }
 
     fn ovsdb(&mut self, config: &Config) {
-        let (remote, patience) = (config.ovsdb_connection.clone(), config.ovsdb_connection_timeout);
+        let access = sources::ovsdb::Access {
+            connection: config.ovsdb_connection.clone(),
+            tls: TlsFiles {
+                private_key: config.ovs_ssl_key_file.clone(),
+                certificate: config.ovs_ssl_cert_file.clone(),
+                authorities: config.ovs_ssl_ca_cert_file.clone(),
+            },
+            patience: config.ovsdb_connection_timeout,
+        };
         let reporter = self.reporter(SourceKind::Ovsdb);
-        let source = sources::ovsdb::run(remote, patience, self.events.clone(), reporter, self.stop.clone());
+        let source = sources::ovsdb::run(access, self.events.clone(), reporter, self.stop.clone());
         self.tasks.spawn(self.vital.task("the source ovsdb", source));
     }
 

@@ -231,6 +231,13 @@ options! {
     File OVS ovsdb_connection: Option<OvsdbRemote> = "", Unset { or: Remote, meaning: "the first of the usual sockets that is there" };
     /// How long it may take to connect to that database and read it.
     File OVS ovsdb_connection_timeout: Duration = "180", Seconds(1.0..=3600.0);
+    /// Our private key for ssl: in ovsdb_connection, PEM. This and the two below are read at each connection.
+    File OVS ovs_ssl_key_file ("ssl_key_file"): Option<PathBuf> = "", Unset { or: AnyPath, meaning: "none" };
+    /// Our certificate for ssl: in ovsdb_connection, PEM.
+    File OVS ovs_ssl_cert_file ("ssl_cert_file"): Option<PathBuf> = "", Unset { or: AnyPath, meaning: "none" };
+    /// Certificates of the authorities that may sign the certificate of that server, PEM. The name in it does not matter,
+    /// as it does not to Open vSwitch's own clients.
+    File OVS ovs_ssl_ca_cert_file ("ssl_ca_cert_file"): Option<PathBuf> = "", Unset { or: AnyPath, meaning: "none" };
 
     /// Seconds between two reports to Neutron.
     File AGENT report_interval: Duration = "30", Seconds(0.0..=86_400.0);
@@ -251,19 +258,23 @@ options! {
     /// Requests that each port may make in the burst window.
     File RATE rate_limit_burst_requests ("burst_query_rate_limit"): u32 = "10", Number(1..=1_000_000);
 
-    /// Servers of OVN's Southbound database.
+    /// Servers of OVN's Southbound database, from which ports and instances are learnt; of a cluster, its members. Where
+    /// nobody sets it, no Southbound database is asked: most hosts have no OVN, and Neutron's default tells them apart from
+    /// none.
     File OVN ovn_sb_connection: Vec<OvsdbRemote> = "tcp:127.0.0.1:6642", ListOf(Remote);
-    /// Our private key for ssl: in ovn_sb_connection, PEM.
+    /// Our private key for ssl: in ovn_sb_connection, PEM. This and the two below are read at each connection.
     File OVN ovn_sb_private_key: Option<PathBuf> = "", Unset { or: AnyPath, meaning: "none" };
     /// Our certificate for ssl: in ovn_sb_connection, PEM.
     File OVN ovn_sb_certificate: Option<PathBuf> = "", Unset { or: AnyPath, meaning: "none" };
-    /// Certificates of the authorities that may sign the servers' certificates, PEM.
+    /// Certificates of the authorities that may sign the servers' certificates, PEM. The names in those do not matter, as
+    /// they do not to OVN's own clients.
     File OVN ovn_sb_ca_cert: Option<PathBuf> = "", Unset { or: AnyPath, meaning: "none" };
-    /// How long a server may take to answer.
+    /// How long it may take to connect to a server and read the rows of this host's ports.
     File OVN ovn_ovsdb_connection_timeout ("ovsdb_connection_timeout"): Duration = "180", Seconds(1.0..=3600.0);
-    /// The longest wait between two attempts to connect.
+    /// The longest pause after no server could be reached. Above 8 seconds it has no effect: guests wait for it.
     File OVN ovn_ovsdb_retry_max_interval ("ovsdb_retry_max_interval"): Duration = "180", Seconds(1.0..=3600.0);
-    /// Milliseconds of silence after which a server is asked whether it is there; 0 for never.
+    /// Milliseconds of silence after which a server is asked whether it is there, and after as many more given up; 0 for
+    /// never.
     File OVN ovn_ovsdb_probe_interval ("ovsdb_probe_interval"): u32 = "60000", Number(0..=86_400_000);
     /// Whether Neutron makes a metadata port in each network.
     File OVN ovn_metadata_enabled: bool = "false", Switch;

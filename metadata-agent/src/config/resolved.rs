@@ -18,7 +18,8 @@ use super::ConfigArgs;
 use super::fault::{ConfigFaults, Fault};
 use super::interpolate::{Found, Scope, expand};
 use super::notices::{self, Effect, Notice};
-use super::options::{self, Config, OPTIONS, OptionSpec};
+use super::options::{self, Config, OPTIONS, OptionSpec, spec};
+use super::ovsdb::OvsdbRemote;
 use super::raw::{Assignment, DEFAULT, RawConfig};
 use super::rule::{Rejected, Rule};
 use super::value::{NovaEndpoint, Scheme, Upstream};
@@ -119,6 +120,15 @@ impl Config {
     pub fn nova_endpoints(&self) -> impl Iterator<Item = NovaEndpoint> {
         let (scheme, port) = (self.nova_metadata_protocol, self.nova_metadata_port);
         self.nova_metadata_host.iter().cloned().map(move |host| NovaEndpoint { scheme, host, port })
+    }
+
+    /// The servers of OVN's Southbound database, where somebody set them. Neutron's default is no sign of an OVN: without
+    /// one nothing would be at that address, and something else may be.
+    #[must_use]
+    pub fn ovn_southbound(&self) -> Option<&[OvsdbRemote]> {
+        let is_set =
+            self.origin(spec::ovn_sb_connection.key).is_some_and(|origin| *origin != Origin::Default);
+        is_set.then_some(&*self.ovn_sb_connection)
     }
 
     /// The name under which Neutron knows this host.

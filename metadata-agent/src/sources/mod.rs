@@ -8,6 +8,7 @@ pub mod ovsdb;
 pub mod static_file;
 
 mod file;
+mod rows;
 mod watch;
 
 use std::collections::BTreeMap;

@@ -18,30 +18,24 @@
 //! - A row that cannot be understood (its form is right, but an id in it is none) says nothing: what it said before is
 //!   withdrawn, it shows as a fault, and it touches no other row.
 
-mod framing;
 mod interfaces;
-mod replica;
-mod session;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Duration;
 
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
-use uuid::Uuid;
 
 use super::Reporter;
+use super::rows::{NobodyListens, Rows};
 use crate::config::OvsdbRemote;
-use crate::inventory::{Event, Facts, SourceKind};
-use interfaces::{Interfaces, Reading, TABLES};
-use session::Session;
+use crate::inventory::{Event, SourceKind};
+use crate::ovsdb::{Backoff, Dial, Monitor, News, Session, SessionError, TlsFiles, shape};
+use interfaces::{Interfaces, TABLES};
 
-pub use framing::FramingError;
 pub use interfaces::RowError;
-pub use replica::UpdateError;
-pub use session::{MAX_MESSAGE_BYTES, SessionError};
 
 /// Where packages and Open vSwitch itself put the server's socket.
 pub const USUAL_SOCKETS: [&str; 3] =
@@ -51,33 +45,61 @@ const DATABASE: &str = "Open_vSwitch";
 
 /// How often the usual sockets are looked for.
 const LOOK_AGAIN: Duration = Duration::from_secs(2);
-/// The pause after the first loss. It doubles with each further one.
-const FIRST_PAUSE: Duration = Duration::from_millis(100);
-/// The longest pause, and how long a connection must have held for the next loss to be a first one again.
+/// The longest pause between two attempts.
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+/// How long the server may be silent.
+const QUIET: Duration = Duration::from_secs(10);
+/// The longest message that is read. A host with the 16384 ports that Open vSwitch can have takes about 8 MiB.
+pub const MAX_MESSAGE_BYTES: usize = 64 * 1024 * 1024;
 
-/// Sends what the database says, until cancelled or until nobody listens.
-pub async fn run(
-    connection: Option<OvsdbRemote>,
-    patience: Duration,
-    events: mpsc::Sender<Event>,
-    reporter: Reporter,
-    cancel: CancellationToken,
-) {
-    let source = Source { patience, events, reporter, ready: false, told: Told::default() };
-    // Nothing is lost by stopping anywhere: the next start reads all rows.
-    let _stopped = cancel.run_until_cancelled_owned(source.follow(connection)).await;
+const MONITOR: Monitor = Monitor { database: DATABASE, id: "metadata-agent", tables: TABLES };
+
+/// Where the database is, and how to get to it.
+#[derive(Clone, Debug)]
+pub struct Access {
+    /// The server, where one is configured.
+    pub connection: Option<OvsdbRemote>,
+    /// For a server at `ssl:`.
+    pub tls: TlsFiles,
+    /// How long it may take to connect and to read the rows.
+    pub patience: Duration,
 }
 
-/// Whether a server with the database answers; `None` if there is none to be asked.
+impl Access {
+    /// Whether a server with the database answers; `None` if there is none to be asked.
+    pub async fn probe(&self) -> Option<(OvsdbRemote, Result<(), SessionError>)> {
+        let remote = self.connection.clone().or_else(usual)?;
+        let dial = self.dial();
+        let asked = async { Session::open(&remote, &dial).await?.expect_database(DATABASE, DATABASE).await };
+        let late = Err(SessionError::Late { limit: self.patience });
+        let answer = timeout(self.patience, asked).await.unwrap_or(late);
+        Some((remote, answer.map(|_there| ())))
+    }
+
+    fn dial(&self) -> Dial {
+        Dial {
+            tls: self.tls.clone(),
+            patience: self.patience,
+            probe: Some(QUIET),
+            message_limit: MAX_MESSAGE_BYTES,
+        }
+    }
+}
+
+/// Sends what the database says, until cancelled or until nobody listens.
+pub async fn run(access: Access, events: mpsc::Sender<Event>, reporter: Reporter, cancel: CancellationToken) {
+    let rows = Rows::new(SourceKind::Ovsdb, events);
+    let source = Source { dial: access.dial(), reporter, ready: false, rows };
+    // Nothing is lost by stopping anywhere: the next start reads all rows.
+    let _stopped = cancel.run_until_cancelled_owned(source.follow(access.connection)).await;
+}
+
+/// [`Access::probe`] without certificates.
 pub async fn probe(
     connection: Option<&OvsdbRemote>,
     patience: Duration,
 ) -> Option<(OvsdbRemote, Result<(), SessionError>)> {
-    let remote = connection.cloned().or_else(usual)?;
-    let asked = timeout(patience, async { Session::open(&remote).await?.expect_database(DATABASE).await });
-    let answer = asked.await.unwrap_or(Err(SessionError::Late { limit: patience }));
-    Some((remote, answer))
+    Access { connection: connection.cloned(), tls: TlsFiles::default(), patience }.probe().await
 }
 
 fn usual() -> Option<OvsdbRemote> {
@@ -86,19 +108,10 @@ fn usual() -> Option<OvsdbRemote> {
 }
 
 struct Source {
-    patience: Duration,
-    events: mpsc::Sender<Event>,
+    dial: Dial,
     reporter: Reporter,
     ready: bool,
-    told: Told,
-}
-
-/// What was made of each row.
-#[derive(Debug, Default)]
-struct Told {
-    guests: HashMap<Uuid, Facts>,
-    nobodys: BTreeSet<Uuid>,
-    faults: BTreeMap<Uuid, (String, RowError)>,
+    rows: Rows<RowError>,
 }
 
 /// Why a conversation ended.
@@ -113,10 +126,16 @@ impl<E: Into<SessionError>> From<E> for End {
     }
 }
 
+impl From<NobodyListens> for End {
+    fn from(_: NobodyListens) -> Self {
+        Self::NobodyListens
+    }
+}
+
 impl Source {
     async fn follow(mut self, connection: Option<OvsdbRemote>) -> Option<()> {
         let mut known = connection;
-        let mut pause = FIRST_PAUSE;
+        let mut backoff = Backoff::new(LONGEST_PAUSE);
         loop {
             // A socket that was there and is gone is that of a server that will be back.
             known = known.or_else(usual);
@@ -127,12 +146,9 @@ impl Source {
             };
             let begin = Instant::now();
             let End::Lost(error) = self.converse(remote).await else { return None };
-            if begin.elapsed() > LONGEST_PAUSE {
-                pause = FIRST_PAUSE;
-            }
-            self.report(Some((remote, error)));
-            sleep(jittered(pause)).await;
-            pause = LONGEST_PAUSE.min(2 * pause);
+            backoff.held(begin.elapsed());
+            self.rows.report(&self.reporter, self.ready, [(remote.to_string(), error.to_string())]);
+            sleep(backoff.pause()).await;
         }
     }
 
@@ -143,94 +159,31 @@ impl Source {
 
     async fn keep_in_step(&mut self, remote: &OvsdbRemote) -> Result<std::convert::Infallible, End> {
         let begin = async {
-            let mut session = Session::open(remote).await?;
-            session.expect_database(DATABASE).await?;
-            let (form, rows) = session.monitor(DATABASE, TABLES).await?;
+            let mut session = Session::open(remote, &self.dial).await?;
+            session.expect_database(DATABASE, DATABASE).await?;
+            let (form, rows) = session.monitor(MONITOR).await?;
             Ok::<_, SessionError>((session, form, rows))
         };
-        let late = SessionError::Late { limit: self.patience };
-        let (mut session, form, rows) = timeout(self.patience, begin).await.unwrap_or(Err(late))?;
+        let late = SessionError::Late { limit: self.dial.patience };
+        let (mut session, form, rows) = timeout(self.dial.patience, begin).await.unwrap_or(Err(late))?;
 
         let mut interfaces = Interfaces::new();
-        let mut readings = interfaces.apply(form, &rows)?;
+        self.rows.become_all(interfaces.apply(form, &rows)?).await?;
         drop(rows);
-        for row in self.told.rows() {
-            readings.entry(row).or_insert(Reading::Gone);
-        }
         self.ready = true;
         loop {
-            self.tell(readings).await?;
-            self.report(None);
-            readings = interfaces.apply(form, &session.update(form).await?)?;
-        }
-    }
-
-    /// Withdrawals go first, so that what passes from one row to another is never with both.
-    async fn tell(&mut self, readings: BTreeMap<Uuid, Reading>) -> Result<(), End> {
-        let mut news = Vec::new();
-        for (row, reading) in readings {
-            let before = self.told.take(row);
-            let now = match reading {
-                Reading::Gone => None,
-                Reading::Nobodys => {
-                    self.told.nobodys.insert(row);
-                    None
+            self.rows.report(&self.reporter, self.ready, []);
+            match session.next().await? {
+                News::Update { monitor, form, rows } if monitor == MONITOR.id => {
+                    self.rows.tell(interfaces.apply(form, &rows)?).await?;
                 }
-                Reading::Fault { name, error } => {
-                    self.told.faults.insert(row, (name, error));
-                    None
+                News::Update { monitor, .. } => {
+                    return Err(shape("an update of our monitor", &monitor.into()).into());
                 }
-                Reading::Guest(facts) => {
-                    self.told.guests.insert(row, facts.clone());
-                    Some(facts)
-                }
-            };
-            if before == now {
-                continue;
-            }
-            match now {
-                None => self.send(row, Vec::new()).await?,
-                Some(facts) => news.push((row, facts)),
+                News::Answer { .. } => {}
             }
         }
-        for (row, facts) in news {
-            self.send(row, vec![facts]).await?;
-        }
-        Ok(())
     }
-
-    async fn send(&self, row: Uuid, ports: Vec<Facts>) -> Result<(), End> {
-        let event = Event { source: SourceKind::Ovsdb, key: row.to_string(), ports };
-        self.events.send(event).await.map_err(|_| End::NobodyListens)
-    }
-
-    fn report(&self, lost: Option<(&OvsdbRemote, SessionError)>) {
-        let rows = self.told.faults.values().map(|(name, error)| (name.clone(), error.to_string()));
-        let mut faults: BTreeMap<_, _> = rows.collect();
-        if let Some((remote, error)) = lost {
-            faults.insert(remote.to_string(), error.to_string());
-        }
-        self.reporter.report(self.ready, self.told.guests.len(), self.told.nobodys.len(), faults);
-    }
-}
-
-impl Told {
-    fn rows(&self) -> Vec<Uuid> {
-        self.guests.keys().chain(&self.nobodys).chain(self.faults.keys()).copied().collect()
-    }
-
-    /// Forgets a row, and hands back what was told of it.
-    fn take(&mut self, row: Uuid) -> Option<Facts> {
-        self.nobodys.remove(&row);
-        self.faults.remove(&row);
-        self.guests.remove(&row)
-    }
-}
-
-/// Between half of it and all of it, so that clients that lost one server do not come back as one.
-fn jittered(pause: Duration) -> Duration {
-    let [octet, ..] = *Uuid::new_v4().as_bytes();
-    pause.mul_f64(0.5 + f64::from(octet) / 512.0)
 }
 
 #[cfg(test)]

@@ -9,23 +9,29 @@
 //! | network | `Port.other_config:net_uuid` of the port that the interface is in, which Neutron's OVS agent writes, and OVN's does not |
 //!
 //! Rows that name no instance are Neutron's own (routers, DHCP, trunks) or the host's. So are those whose `vm-id` is
-//! no UUID, which other software puts there, and those that are not `active` (`iface-status`).
+//! no UUID, which other software puts there, and those that are not `active` (`iface-status`). One exception: a kernel
+//! interface that was plugged like a guest's (its `type` is not `internal`, it is `active` and has the id of a port) but
+//! names no instance. Of such a port is told which interface it has, so that Neutron can be asked what it is.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use serde_json::Value;
 use uuid::Uuid;
 
-use super::replica::{Atom, Datum, Form, Kind, Replica, Row, Table, UpdateError};
+use super::super::rows;
 use crate::ids::{IdError, InstanceId, NetworkId, PortId};
 use crate::inventory::{DeviceName, Facts, Tenant};
+use crate::ovsdb::{Atom, Datum, Form, Kind, Replica, Row, Table, UpdateError, entry, text};
 
 const INTERFACE: &str = "Interface";
 const PORT: &str = "Port";
 
 /// What is asked of the server.
 pub(super) const TABLES: &[Table] = &[
-    Table { name: INTERFACE, columns: &[("name", Kind::One), ("external_ids", Kind::Map)] },
+    Table {
+        name: INTERFACE,
+        columns: &[("name", Kind::One), ("type", Kind::One), ("external_ids", Kind::Map)],
+    },
     Table { name: PORT, columns: &[("interfaces", Kind::Set), ("other_config", Kind::Map)] },
 ];
 
@@ -55,22 +61,8 @@ pub enum RowError {
     TwoNetworks,
 }
 
-/// What a row of `Interface` says now.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Reading {
-    /// The row is gone.
-    Gone,
-    /// It is no guest's.
-    Nobodys,
-    /// It is a guest's.
-    Guest(Facts),
-    /// It is a guest's but cannot be understood.
-    Fault {
-        /// The interface's name.
-        name: String,
-        error: RowError,
-    },
-}
+/// What a row of `Interface` says now; a fault bears the interface's name.
+pub(super) type Reading = rows::Reading<RowError>;
 
 /// The rows as they are now.
 #[derive(Debug)]
@@ -118,21 +110,16 @@ impl Interfaces {
 
     fn read(&self, interface: Uuid) -> Reading {
         let Some(row) = self.replica.row(INTERFACE, interface) else { return Reading::Gone };
-        let name = match row.get("name") {
-            Some(Datum::Set(atoms)) => match atoms.first() {
-                Some(Atom::Text(name)) => name.as_str(),
-                Some(Atom::Uuid(_)) | None => "",
-            },
-            Some(Datum::Map(_)) | None => "",
-        };
-        let facts = guest(name, |key| text(row, "external_ids", key));
+        let name = text(row, "name");
+        let is_internal = text(row, "type") == "internal";
+        let facts = guest(name, is_internal, |key| entry(row, "external_ids", key));
         let facts = facts.and_then(|facts| {
             let Some(facts) = facts else { return Ok(None) };
             Ok(Some(Facts { network: self.network(interface)?, ..facts }))
         });
         match facts {
             Ok(None) => Reading::Nobodys,
-            Ok(Some(facts)) => Reading::Guest(facts),
+            Ok(Some(facts)) => Reading::Port(facts),
             Err(error) => Reading::Fault { name: name.to_owned(), error },
         }
     }
@@ -141,7 +128,7 @@ impl Interfaces {
         let mut network = None;
         for port in self.ports_of.get(&interface).into_iter().flatten() {
             let row = self.replica.row(PORT, *port);
-            let Some(told) = row.and_then(|row| text(row, "other_config", "net_uuid")) else { continue };
+            let Some(told) = row.and_then(|row| entry(row, "other_config", "net_uuid")) else { continue };
             let told: NetworkId = id("other_config", "net_uuid", told)?;
             if network.replace(told).is_some_and(|other| other != told) {
                 return Err(RowError::TwoNetworks);
@@ -152,7 +139,11 @@ impl Interfaces {
 }
 
 /// What a row of `Interface` says by itself; `None` if it is no guest's.
-fn guest<'a>(name: &str, external_id: impl Fn(&str) -> Option<&'a str>) -> Result<Option<Facts>, RowError> {
+fn guest<'a>(
+    name: &str,
+    is_internal: bool,
+    external_id: impl Fn(&str) -> Option<&'a str>,
+) -> Result<Option<Facts>, RowError> {
     let told = |key: &'static str| external_id(key).map(|text| (key, text));
     let os_vif =
         told("vm-uuid").map(|(key, text)| id::<InstanceId>("external_ids", key, text)).transpose()?;
@@ -163,15 +154,21 @@ fn guest<'a>(name: &str, external_id: impl Fn(&str) -> Option<&'a str>) -> Resul
         }
         (os_vif, libvirt) => os_vif.or(libvirt),
     };
-    let active = external_id("iface-status").is_none_or(|status| status == "active");
-    let Some(instance) = instance.filter(|_| active) else { return Ok(None) };
+    let status = external_id("iface-status");
+    let is_plugged = match instance {
+        Some(_) => status.is_none_or(|status| status == "active"),
+        None => !is_internal && status == Some("active") && external_id("iface-id").is_some(),
+    };
+    if !is_plugged {
+        return Ok(None);
+    }
     let port: Option<PortId> =
         told("iface-id").map(|(key, text)| id("external_ids", key, text)).transpose()?;
     let mac = told("attached-mac").map(|(key, text)| id("external_ids", key, text)).transpose()?;
     Ok(Some(Facts {
         id: port,
         device: device(name, port),
-        tenant: Some(Tenant { instance, project: None }),
+        tenant: instance.map(|instance| Tenant { instance, project: None }),
         mac,
         ..Facts::default()
     }))
@@ -191,18 +188,11 @@ fn id<T: std::str::FromStr<Err = IdError>>(
     text.parse().map_err(|source| RowError::BadId { column, key, source })
 }
 
-fn text<'a>(row: &'a Row, column: &str, key: &str) -> Option<&'a str> {
-    match row.get(column)? {
-        Datum::Map(map) => map.get(key).map(String::as_str),
-        Datum::Set(_) => None,
-    }
-}
-
 fn interfaces_in(port: &Row) -> BTreeSet<Uuid> {
     let Some(Datum::Set(atoms)) = port.get("interfaces") else { return BTreeSet::new() };
     let uuids = atoms.iter().filter_map(|atom| match atom {
         Atom::Uuid(uuid) => Some(*uuid),
-        Atom::Text(_) => None,
+        Atom::Text(_) | Atom::Integer(_) | Atom::Boolean(_) => None,
     });
     uuids.collect()
 }

@@ -9,8 +9,9 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 use super::super::SourceState;
-use super::framing::Framer;
 use super::*;
+use crate::ovsdb::{FIRST_PAUSE, Framer};
+use uuid::Uuid;
 
 const PATIENCE: Duration = Duration::from_secs(10);
 const ROW: Uuid = Uuid::from_u128(1);
@@ -37,7 +38,8 @@ impl World {
         let cancel = CancellationToken::new();
         let remote = OvsdbRemote::Unix(path);
         let shown = remote.to_string();
-        let source = tokio::spawn(run(Some(remote), PATIENCE, sender, reporter, cancel.clone()));
+        let access = Access { connection: Some(remote), tls: TlsFiles::default(), patience: PATIENCE };
+        let source = tokio::spawn(run(access, sender, reporter, cancel.clone()));
         Self { listener, remote: shown, events, state, cancel, source, _folder: folder }
     }
 

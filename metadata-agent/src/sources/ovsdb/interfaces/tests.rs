@@ -11,8 +11,12 @@ const ROW: Uuid = Uuid::from_u128(1);
 
 /// What a row of this name with these external ids says.
 fn read(name: &str, ids: &[(&str, &str)]) -> Reading {
+    read_typed(name, "", ids)
+}
+
+fn read_typed(name: &str, kind: &str, ids: &[(&str, &str)]) -> Reading {
     let ids: Vec<_> = ids.iter().map(|(key, value)| json!([key, value])).collect();
-    let row = json!({ "insert": { "name": name, "external_ids": ["map", ids] } });
+    let row = json!({ "insert": { "name": name, "type": kind, "external_ids": ["map", ids] } });
     let update = json!({ "Interface": { ROW.to_string(): row } });
     Interfaces::new().apply(Form::Difference, &update).unwrap().remove(&ROW).unwrap()
 }
@@ -38,21 +42,31 @@ fn a_guests_row_is_read_whoever_wrote_it() {
         ("eth4_3", Some("eth4_3")),
         ("a-port-in-user-space", None),
     ] {
-        assert_eq!(read(name, &with(("vm-uuid", INSTANCE))), Reading::Guest(facts(device)), "os-vif, {name}");
-        assert_eq!(read(name, &with(("vm-id", INSTANCE))), Reading::Guest(facts(device)), "libvirt, {name}");
+        assert_eq!(read(name, &with(("vm-uuid", INSTANCE))), Reading::Port(facts(device)), "os-vif, {name}");
+        assert_eq!(read(name, &with(("vm-id", INSTANCE))), Reading::Port(facts(device)), "libvirt, {name}");
     }
 }
 
 #[test]
 fn rows_of_nobody_are_no_guests() {
+    let plugged = [("iface-id", ID), ("attached-mac", "fa:16:3e:11:22:33"), ("iface-status", "active")];
+    assert_eq!(read_typed("tap3f2a9d10-77", "internal", &plugged), Reading::Nobodys, "of the DHCP agent");
     for ids in [
         [].as_slice(),
-        &[("iface-id", ID), ("attached-mac", "fa:16:3e:11:22:33"), ("iface-status", "active")],
+        &[("iface-id", ID)],
+        &[("iface-status", "active")],
         &[("vm-id", "vm-12345")],
         &[("vm-uuid", INSTANCE), ("iface-status", "inactive")],
     ] {
         assert_eq!(read("tap3f2a9d10-77", ids), Reading::Nobodys, "{ids:?}");
     }
+}
+
+#[test]
+fn a_plugged_interface_that_names_no_instance_tells_which_port_it_is() {
+    let plugged = [("iface-id", ID), ("attached-mac", "fa:16:3e:11:22:33"), ("iface-status", "active")];
+    let wanted = Facts { tenant: None, ..facts(Some("tap3f2a9d10-77")) };
+    assert_eq!(read("tap3f2a9d10-77", &plugged), Reading::Port(wanted));
 }
 
 #[test]
@@ -73,7 +87,7 @@ fn a_guests_row_with_an_id_that_is_none_is_a_fault() {
 fn the_network_comes_and_goes_with_the_port_that_holds_the_interface() {
     let mut interfaces = Interfaces::new();
     let network = |readings: &BTreeMap<Uuid, Reading>| match readings.get(&ROW) {
-        Some(Reading::Guest(facts)) => facts.network.map(|network| network.to_string()),
+        Some(Reading::Port(facts)) => facts.network.map(|network| network.to_string()),
         other => panic!("{other:?}"),
     };
     let (first, second) = (Uuid::from_u128(2), Uuid::from_u128(3));

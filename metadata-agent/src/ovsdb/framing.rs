@@ -29,7 +29,7 @@ pub enum FramingError {
 
 /// A stream that is being cut.
 #[derive(Debug)]
-pub(super) struct Framer {
+pub(crate) struct Framer {
     buffer: Vec<u8>,
     /// Where the message begins that is not handed out yet.
     begin: usize,
@@ -42,12 +42,12 @@ pub(super) struct Framer {
 }
 
 impl Framer {
-    pub(super) fn new(limit: usize) -> Self {
+    pub(crate) fn new(limit: usize) -> Self {
         Self { buffer: Vec::new(), begin: 0, seen: 0, depth: 0, in_text: false, escaped: false, limit }
     }
 
     /// Where what the stream brings next is to be appended.
-    pub(super) fn room(&mut self) -> &mut Vec<u8> {
+    pub(crate) fn room(&mut self) -> &mut Vec<u8> {
         self.buffer.drain(..self.begin);
         self.seen -= self.begin;
         self.begin = 0;
@@ -59,7 +59,7 @@ impl Framer {
     }
 
     /// The next whole message; `None` if the stream has to bring more first.
-    pub(super) fn next(&mut self) -> Result<Option<&[u8]>, FramingError> {
+    pub(crate) fn next(&mut self) -> Result<Option<&[u8]>, FramingError> {
         while let Some(&byte) = self.buffer.get(self.seen) {
             if self.depth == 0 {
                 match byte {

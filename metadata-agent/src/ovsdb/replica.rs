@@ -12,14 +12,14 @@ use uuid::Uuid;
 
 /// A table to be copied.
 #[derive(Debug)]
-pub(super) struct Table {
-    pub(super) name: &'static str,
-    pub(super) columns: &'static [(&'static str, Kind)],
+pub(crate) struct Table {
+    pub(crate) name: &'static str,
+    pub(crate) columns: &'static [(&'static str, Kind)],
 }
 
 /// What a column holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Kind {
+pub(crate) enum Kind {
     /// At most one atom.
     One,
     /// Any number of atoms.
@@ -30,33 +30,35 @@ pub(super) enum Kind {
 
 /// A value. `One` is a set, too.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Datum {
+pub(crate) enum Datum {
     Set(BTreeSet<Atom>),
     Map(BTreeMap<String, String>),
 }
 
 /// A scalar of the types that the tables have.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Atom {
+pub(crate) enum Atom {
     Text(String),
     Uuid(Uuid),
+    Integer(i64),
+    Boolean(bool),
 }
 
 /// The columns of a row; what is at its default may be left out.
-pub(super) type Row = HashMap<&'static str, Datum>;
+pub(crate) type Row = HashMap<&'static str, Datum>;
 
 /// One row that is not what it was.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Change {
-    pub(super) table: &'static str,
-    pub(super) row: Uuid,
+pub(crate) struct Change {
+    pub(crate) table: &'static str,
+    pub(crate) row: Uuid,
     /// `None` if it is new. What it is now is in the replica.
-    pub(super) before: Option<Row>,
+    pub(crate) before: Option<Row>,
 }
 
 /// In which of its two forms the server sends updates.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Form {
+pub(crate) enum Form {
     /// `update`: rows whole.
     Whole,
     /// `update2`: rows as differences.
@@ -94,22 +96,30 @@ pub enum UpdateError {
 
 /// The copy.
 #[derive(Debug)]
-pub(super) struct Replica {
+pub(crate) struct Replica {
     tables: &'static [Table],
     rows: HashMap<(&'static str, Uuid), Row>,
 }
 
 impl Replica {
-    pub(super) fn new(tables: &'static [Table]) -> Self {
+    pub(crate) fn new(tables: &'static [Table]) -> Self {
         Self { tables, rows: HashMap::new() }
     }
 
-    pub(super) fn row(&self, table: &'static str, row: Uuid) -> Option<&Row> {
+    /// The rows of a table.
+    pub(crate) fn rows(&self, table: &'static str) -> impl Iterator<Item = (Uuid, &Row)> {
+        self.rows
+            .iter()
+            .filter(move |((name, _), _)| *name == table)
+            .map(|((_, row), columns)| (*row, columns))
+    }
+
+    pub(crate) fn row(&self, table: &'static str, row: Uuid) -> Option<&Row> {
         self.rows.get(&(table, row))
     }
 
     /// Takes an update in.
-    pub(super) fn apply(&mut self, form: Form, updates: &Value) -> Result<Vec<Change>, UpdateError> {
+    pub(crate) fn apply(&mut self, form: Form, updates: &Value) -> Result<Vec<Change>, UpdateError> {
         let mut changes = Vec::new();
         for (name, rows) in object(updates, "an object of tables")? {
             let table = self.tables.iter().find(|table| table.name == name);
@@ -232,9 +242,12 @@ fn datum(kind: Kind, value: &Value) -> Result<Datum, UpdateError> {
 }
 
 fn atom(value: &Value) -> Result<Atom, UpdateError> {
-    let fault = || shape("a text or a UUID", value);
-    if let Value::String(text) = value {
-        return Ok(Atom::Text(text.clone()));
+    let fault = || shape("a text, a whole number, a truth or a UUID", value);
+    match value {
+        Value::String(text) => return Ok(Atom::Text(text.clone())),
+        Value::Bool(truth) => return Ok(Atom::Boolean(*truth)),
+        Value::Number(number) => return number.as_i64().map(Atom::Integer).ok_or_else(fault),
+        Value::Null | Value::Array(_) | Value::Object(_) => {}
     }
     match value.as_array().map(Vec::as_slice) {
         Some([tag, Value::String(uuid)]) if tag == "uuid" => {
@@ -244,11 +257,36 @@ fn atom(value: &Value) -> Result<Atom, UpdateError> {
     }
 }
 
+/// The text under a key of a column of texts by text.
+pub(crate) fn entry<'a>(row: &'a Row, column: &str, key: &str) -> Option<&'a str> {
+    match row.get(column)? {
+        Datum::Map(map) => map.get(key).map(String::as_str),
+        Datum::Set(_) => None,
+    }
+}
+
+/// The texts in a column.
+pub(crate) fn texts<'a>(row: &'a Row, column: &str) -> impl Iterator<Item = &'a str> {
+    let atoms = match row.get(column) {
+        Some(Datum::Set(atoms)) => Some(atoms),
+        Some(Datum::Map(_)) | None => None,
+    };
+    atoms.into_iter().flatten().filter_map(|atom| match atom {
+        Atom::Text(text) => Some(text.as_str()),
+        Atom::Uuid(_) | Atom::Integer(_) | Atom::Boolean(_) => None,
+    })
+}
+
+/// The text in a column of at most one; empty where there is none.
+pub(crate) fn text<'a>(row: &'a Row, column: &str) -> &'a str {
+    texts(row, column).next().unwrap_or_default()
+}
+
 fn object<'a>(value: &'a Value, wanted: &'static str) -> Result<&'a Map<String, Value>, UpdateError> {
     value.as_object().ok_or_else(|| shape(wanted, value))
 }
 
-pub(super) fn shape(wanted: &'static str, value: &Value) -> UpdateError {
+pub(crate) fn shape(wanted: &'static str, value: &Value) -> UpdateError {
     let mut found = value.to_string();
     if let Some((end, _)) = found.char_indices().nth(100) {
         found.truncate(end);

@@ -72,7 +72,7 @@ fn what_does_not_fit_is_an_error() {
         json!({ "T": { ROW.to_string(): { "delete": null } } }),
         json!({ "T": { ROW.to_string(): { "modify": {} } } }),
         insert("other", json!("x")),
-        insert("name", json!(7)),
+        insert("name", json!(7.5)),
         insert("name", json!(["set", ["a", "b"]])),
         insert("name", json!(["map", []])),
         insert("members", json!(["uuid", "x"])),

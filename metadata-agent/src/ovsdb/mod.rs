@@ -1,0 +1,25 @@
+//! A client of OVSDB: RFC 7047 as far as a reader needs it, and of its extensions (ovsdb-server(7), section 4.1) the
+//! conditional monitor.
+//!
+//! A [`Session`] is one conversation with one server, over a unix socket, TCP or TLS; a [`Replica`] is the copy of what it
+//! monitors. Which rows are wanted, what they mean, and when to come back after a conversation ended, is its user's
+//! business; [`Backoff`] tells how long to wait.
+
+mod backoff;
+mod framing;
+mod replica;
+mod session;
+mod tls;
+
+pub use backoff::Backoff;
+#[cfg(test)]
+pub(crate) use backoff::FIRST_PAUSE;
+pub use framing::FramingError;
+pub use replica::UpdateError;
+pub(crate) use replica::{Atom, Datum, Form, Kind, Replica, Row, Table, entry, shape, text, texts};
+pub use session::{Dial, SessionError};
+pub(crate) use session::{Monitor, News, Session};
+pub use tls::TlsFiles;
+
+#[cfg(test)]
+pub(crate) use framing::Framer;

@@ -1,0 +1,114 @@
+//! What a source has made of each row of a database, and how news of rows become events.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+use tokio::sync::mpsc;
+use uuid::Uuid;
+
+use super::Reporter;
+use crate::inventory::{Event, Facts, SourceKind};
+
+/// What a row says now.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Reading<E> {
+    /// The row is gone.
+    Gone,
+    /// It is none of ours.
+    Nobodys,
+    /// It is a port's.
+    Port(Facts),
+    /// It is a port's but cannot be understood.
+    Fault {
+        /// The row's name for people.
+        name: String,
+        error: E,
+    },
+}
+
+/// Nobody takes events any more.
+#[derive(Debug)]
+pub(super) struct NobodyListens;
+
+/// What was made of each row.
+#[derive(Debug)]
+pub(super) struct Rows<E> {
+    source: SourceKind,
+    events: mpsc::Sender<Event>,
+    ports: HashMap<Uuid, Facts>,
+    nobodys: BTreeSet<Uuid>,
+    faults: BTreeMap<Uuid, (String, E)>,
+}
+
+impl<E: std::error::Error> Rows<E> {
+    pub(super) fn new(source: SourceKind, events: mpsc::Sender<Event>) -> Self {
+        Self { source, events, ports: HashMap::new(), nobodys: BTreeSet::new(), faults: BTreeMap::new() }
+    }
+
+    /// Takes these rows for all there are.
+    pub(super) async fn become_all(
+        &mut self,
+        mut readings: BTreeMap<Uuid, Reading<E>>,
+    ) -> Result<(), NobodyListens> {
+        for row in self.ports.keys().chain(&self.nobodys).chain(self.faults.keys()) {
+            readings.entry(*row).or_insert(Reading::Gone);
+        }
+        self.tell(readings).await
+    }
+
+    /// Takes news of these rows. Withdrawals go first, so that what passes from one row to another is never with both.
+    pub(super) async fn tell(&mut self, readings: BTreeMap<Uuid, Reading<E>>) -> Result<(), NobodyListens> {
+        let mut news = Vec::new();
+        for (row, reading) in readings {
+            let before = self.take(row);
+            let now = match reading {
+                Reading::Gone => None,
+                Reading::Nobodys => {
+                    self.nobodys.insert(row);
+                    None
+                }
+                Reading::Fault { name, error } => {
+                    self.faults.insert(row, (name, error));
+                    None
+                }
+                Reading::Port(facts) => {
+                    self.ports.insert(row, facts.clone());
+                    Some(facts)
+                }
+            };
+            if before == now {
+                continue;
+            }
+            match now {
+                None => self.send(row, Vec::new()).await?,
+                Some(facts) => news.push((row, facts)),
+            }
+        }
+        for (row, facts) in news {
+            self.send(row, vec![facts]).await?;
+        }
+        Ok(())
+    }
+
+    /// Reports the state of the rows, and what is wrong with servers, by their names.
+    pub(super) fn report(
+        &self,
+        reporter: &Reporter,
+        ready: bool,
+        servers: impl IntoIterator<Item = (String, String)>,
+    ) {
+        let rows = self.faults.values().map(|(name, error)| (name.clone(), error.to_string()));
+        reporter.report(ready, self.ports.len(), self.nobodys.len(), rows.chain(servers).collect());
+    }
+
+    /// Forgets a row, and hands back what was told of it.
+    fn take(&mut self, row: Uuid) -> Option<Facts> {
+        self.nobodys.remove(&row);
+        self.faults.remove(&row);
+        self.ports.remove(&row)
+    }
+
+    async fn send(&self, row: Uuid, ports: Vec<Facts>) -> Result<(), NobodyListens> {
+        let event = Event { source: self.source, key: row.to_string(), ports };
+        self.events.send(event).await.map_err(|_| NobodyListens)
+    }
+}

@@ -1,5 +1,7 @@
 //! The sources that the configuration asks for, each started as a task.
 
+use std::time::Duration;
+
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -14,7 +16,6 @@ use crate::vital::Vital;
 /// What every source is given.
 pub(super) struct Feeds<'a> {
     events: mpsc::Sender<Event>,
-    #[expect(dead_code, reason = "for the sources that are asked about single ports")]
     present: watch::Receiver<Presence>,
     vital: &'a Vital,
     tasks: &'a TaskTracker,
@@ -37,6 +38,7 @@ impl<'a> Feeds<'a> {
         self.static_file(config);
         self.ovsdb(config);
         self.libvirt(config);
+        self.ovn(config);
     }
 
     /// Where the state of each can be read.
@@ -77,5 +79,25 @@ impl<'a> Feeds<'a> {
         let reporter = self.reporter(SourceKind::Libvirt);
         let source = sources::libvirt::run(directory, self.events.clone(), reporter, self.stop.clone());
         self.tasks.spawn(self.vital.task("the source libvirt", source));
+    }
+
+    fn ovn(&mut self, config: &Config) {
+        let Some(servers) = config.ovn_southbound() else { return };
+        let probe = Duration::from_millis(config.ovn_ovsdb_probe_interval.into());
+        let access = sources::ovn::Access {
+            servers: servers.to_vec(),
+            tls: TlsFiles {
+                private_key: config.ovn_sb_private_key.clone(),
+                certificate: config.ovn_sb_certificate.clone(),
+                authorities: config.ovn_sb_ca_cert.clone(),
+            },
+            patience: config.ovn_ovsdb_connection_timeout,
+            longest_pause: config.ovn_ovsdb_retry_max_interval,
+            probe: (!probe.is_zero()).then_some(probe),
+        };
+        let reporter = self.reporter(SourceKind::OvnSouthbound);
+        let (present, events) = (self.present.clone(), self.events.clone());
+        let source = sources::ovn::run(access, present, events, reporter, self.stop.clone());
+        self.tasks.spawn(self.vital.task("the source ovn_southbound", source));
     }
 }

@@ -141,7 +141,6 @@ static SPENT: &[Spent] = &[
 static NOT_YET: &[(&str, &str)] = &[
     ("report_interval", "the agent does not report to Neutron"),
     ("log_agent_heartbeats", "the agent does not report to Neutron"),
-    ("ovn_sb_connection", "OVN's Southbound database is not asked"),
 ];
 
 /// What only matters to haproxies that we answer.

@@ -1,28 +1,21 @@
-//! The real `ovsdb-server` with the schema of Open vSwitch, and the rows that Nova's plugs and Neutron's agents write.
-//!
-//! Data are written by the server's own `ovsdb-client`. Nothing of an Open vSwitch that the machine may run is used:
-//! database, sockets and process are this value's own and end with it.
+//! A host's Open vSwitch, of which nothing but the database is there: the rows that Nova's plugs and Neutron's agents write.
 
-use std::fs::{self, File};
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
-use std::thread;
+pub mod server;
+
+use std::path::PathBuf;
 
 use serde_json::{Value, json};
-use tempfile::TempDir;
 
-use crate::netns::output_of;
+use crate::netns::Netns;
 use crate::port::Port;
-use crate::wait::{self, PATIENCE};
+use server::{Schema, Server};
 
-const SCHEMA: &str = "/usr/share/openvswitch/vswitch.ovsschema";
-const DATABASE: &str = "Open_vSwitch";
+const SCHEMA: Schema = Schema { path: "/usr/share/openvswitch/vswitch.ovsschema", database: "Open_vSwitch" };
 
-/// A database, and a server of it while that runs.
+/// The database, and a server of it while that runs.
 #[derive(Debug)]
 pub struct Ovsdb {
-    folder: TempDir,
-    server: Option<Child>,
+    server: Server,
 }
 
 /// How a guest is plugged into Open vSwitch.
@@ -38,24 +31,34 @@ impl Ovsdb {
     /// An empty database that is served.
     #[must_use]
     pub fn start() -> Self {
-        let folder = tempfile::Builder::new().prefix("ovsdb-").tempdir();
-        let folder = folder.unwrap_or_else(|e| panic!("make a folder for a database: {e}"));
-        let mut ovsdb = Self { folder, server: None };
-        ovsdb.create();
-        ovsdb.serve();
+        Self::of(Server::alone(SCHEMA), None)
+    }
+
+    /// The same, served as it was prepared.
+    #[must_use]
+    pub fn start_with(netns: &Netns, prepare: impl FnOnce(&mut Server)) -> Self {
+        let mut server = Server::alone(SCHEMA);
+        prepare(&mut server);
+        Self::of(server, Some(netns))
+    }
+
+    fn of(mut server: Server, netns: Option<&Netns>) -> Self {
+        server.start(netns);
+        let ovsdb = Self { server };
+        ovsdb.ensure_bridge();
         ovsdb
     }
 
     /// The server, as `ovsdb_connection` names it.
     #[must_use]
     pub fn remote(&self) -> String {
-        format!("unix:{}", self.socket().display())
+        self.server.remote()
     }
 
     /// The server's socket.
     #[must_use]
     pub fn socket(&self) -> PathBuf {
-        self.path("db.sock")
+        self.server.socket()
     }
 
     /// Plugs a port of a guest, as os-vif does, on a network of Neutron's OVS agent.
@@ -109,52 +112,19 @@ impl Ovsdb {
 
     /// Kills the server.
     pub fn stop(&mut self) {
-        let Some(mut server) = self.server.take() else { return };
-        if let Err(e) = server.kill().and_then(|()| server.wait()) {
-            eprintln!("kill ovsdb-server: {e}");
-        }
+        self.server.stop();
     }
 
     /// Serves the database again, as it was.
     pub fn restart(&mut self) {
         self.stop();
-        self.serve();
+        self.server.start(None);
+        self.ensure_bridge();
     }
 
     /// Empties the database while no server runs.
     pub fn replace(&mut self) {
-        assert!(self.server.is_none(), "a database is replaced while a server has it");
-        self.create();
-    }
-
-    fn create(&self) {
-        let path = self.database();
-        if path.exists() {
-            fs::remove_file(&path).unwrap_or_else(|e| panic!("remove {}: {e}", path.display()));
-        }
-        output_of(Command::new("ovsdb-tool").arg("create").args([&path, Path::new(SCHEMA)]));
-    }
-
-    fn serve(&mut self) {
-        let log = File::create(self.path("stderr")).unwrap_or_else(|e| panic!("make the server's log: {e}"));
-        let mut command = Command::new("ovsdb-server");
-        command
-            .arg(format!("--remote=p{}", self.remote()))
-            .arg(format!("--unixctl={}", self.path("ctl").display()))
-            .arg("--no-chdir")
-            .arg(self.database())
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(log);
-        self.server = Some(command.spawn().unwrap_or_else(|e| panic!("run {command:?}: {e}")));
-        let listening = wait::poll(PATIENCE, || {
-            let mut list = Command::new("ovsdb-client");
-            let output = list.args(["list-dbs", &self.remote()]).output().ok()?;
-            output.status.success().then_some(())
-        });
-        let said = || fs::read_to_string(self.path("stderr")).unwrap_or_default();
-        listening.unwrap_or_else(|| panic!("ovsdb-server does not listen\n{}", said()));
-        self.ensure_bridge();
+        self.server.replace();
     }
 
     fn ensure_bridge(&self) {
@@ -169,35 +139,6 @@ impl Ovsdb {
     }
 
     fn transact(&self, operations: &[Value]) -> Value {
-        let mut request = vec![json!(DATABASE)];
-        request.extend_from_slice(operations);
-        let request = Value::from(request).to_string();
-        let answer = output_of(Command::new("ovsdb-client").args(["transact", &self.remote(), &request]));
-        let results: Value =
-            serde_json::from_str(&answer).unwrap_or_else(|e| panic!("{request}: {e}: {answer}"));
-        let failed =
-            results.as_array().is_none_or(|results| results.iter().any(|one| !one["error"].is_null()));
-        assert!(!failed, "{request}: {answer}");
-        results
-    }
-
-    fn database(&self) -> PathBuf {
-        self.path("conf.db")
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.folder.path().join(name)
-    }
-}
-
-impl Drop for Ovsdb {
-    fn drop(&mut self) {
-        self.stop();
-        if thread::panicking() {
-            eprintln!(
-                "--- ovsdb-server said\n{}",
-                fs::read_to_string(self.path("stderr")).unwrap_or_default()
-            );
-        }
+        self.server.transact(operations)
     }
 }

@@ -205,6 +205,13 @@ pub const REQUIREMENTS: &[Requirement] = &[
     debian(Scope::Test, "virsh", "tells libvirtd what to run", Sign::Program("virsh"), &["libvirt-clients"]),
     debian(
         Scope::Test,
+        "OVN's Southbound schema",
+        "the OVN source is tested against the real schema, served by the database server above",
+        Sign::File("/usr/share/ovn/ovn-sb.ovsschema"),
+        &["ovn-central"],
+    ),
+    debian(
+        Scope::Test,
         "QEMU",
         "runs guests on real taps, and the kernels that the programs must load on",
         Sign::Program("qemu-system-x86_64"),

@@ -1,0 +1,86 @@
+//! A certificate authority of a test's own, and what it signs, as files.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use rcgen::{
+    BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair, KeyUsagePurpose,
+    date_time_ymd,
+};
+
+/// An authority.
+#[derive(Debug)]
+pub struct Pki {
+    folder: PathBuf,
+    authority: CertifiedIssuer<'static, KeyPair>,
+}
+
+/// A certificate and its key.
+#[derive(Clone, Debug)]
+pub struct Pair {
+    /// The certificate.
+    pub certificate: PathBuf,
+    /// The private key.
+    pub key: PathBuf,
+}
+
+impl Pki {
+    /// An authority that keeps its files in this folder, which it makes.
+    #[must_use]
+    pub fn new(folder: &Path) -> Self {
+        fs::create_dir_all(folder).unwrap_or_else(|e| panic!("make {}: {e}", folder.display()));
+        let mut params = params("an authority");
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
+        let authority = CertifiedIssuer::self_signed(params, key());
+        let authority = authority.unwrap_or_else(|e| panic!("make an authority: {e}"));
+        let pki = Self { folder: folder.to_owned(), authority };
+        write(&pki.authority(), &pki.authority.pem());
+        pki
+    }
+
+    /// The authority's certificate.
+    #[must_use]
+    pub fn authority(&self) -> PathBuf {
+        self.folder.join("authority.pem")
+    }
+
+    /// A certificate for this name, which replaces one of the same name.
+    pub fn sign(&self, name: &str) -> Pair {
+        self.write(name, &params(name))
+    }
+
+    /// A certificate for this name that is no longer valid.
+    pub fn sign_expired(&self, name: &str) -> Pair {
+        let mut params = params(name);
+        params.not_after = date_time_ymd(2001, 1, 1);
+        self.write(name, &params)
+    }
+
+    fn write(&self, name: &str, params: &CertificateParams) -> Pair {
+        let key = key();
+        let certificate = params.signed_by(&key, &self.authority);
+        let certificate = certificate.unwrap_or_else(|e| panic!("sign a certificate for {name}: {e}"));
+        let file = |kind: &str| self.folder.join(format!("{name}-{kind}.pem"));
+        let pair = Pair { certificate: file("certificate"), key: file("key") };
+        write(&pair.certificate, &certificate.pem());
+        write(&pair.key, &key.serialize_pem());
+        pair
+    }
+}
+
+/// Names no host: nobody looks at it.
+fn params(name: &str) -> CertificateParams {
+    let mut params = CertificateParams::default();
+    params.distinguished_name.push(DnType::CommonName, name);
+    params.not_before = date_time_ymd(2000, 1, 1);
+    params
+}
+
+fn key() -> KeyPair {
+    KeyPair::generate().unwrap_or_else(|e| panic!("make a key: {e}"))
+}
+
+fn write(path: &Path, text: &str) {
+    fs::write(path, text).unwrap_or_else(|e| panic!("write {}: {e}", path.display()));
+}

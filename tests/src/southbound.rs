@@ -1,0 +1,152 @@
+//! OVN's Southbound database, of which nothing but the database is there: the rows that northd writes of Neutron's ports.
+
+use std::net::Ipv4Addr;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use metadata_agent::ids::PortId;
+use serde_json::{Value, json};
+
+use crate::netns::Netns;
+use crate::ovsdb::server::{Schema, Server, transact};
+use crate::port::Port;
+
+const SCHEMA: Schema = Schema { path: "/usr/share/ovn/ovn-sb.ovsschema", database: "OVN_Southbound" };
+/// Foreign ports that are written at once: the request is an argument of a program.
+const AT_ONCE: usize = 100;
+
+/// The database, and the servers of it while they run.
+#[derive(Debug)]
+pub struct Southbound {
+    servers: Vec<Server>,
+    keys: AtomicU32,
+}
+
+impl Southbound {
+    /// An empty database with one server, which runs.
+    #[must_use]
+    pub fn start() -> Self {
+        let mut server = Server::alone(SCHEMA);
+        server.start(None);
+        Self::of(vec![server])
+    }
+
+    /// The same, served as it was prepared; what it listens on besides its socket is in the namespace.
+    #[must_use]
+    pub fn start_with(netns: &Netns, prepare: impl FnOnce(&mut Server)) -> Self {
+        let mut server = Server::alone(SCHEMA);
+        prepare(&mut server);
+        server.start(Some(netns));
+        Self::of(vec![server])
+    }
+
+    /// An empty database that a cluster serves.
+    #[must_use]
+    pub fn cluster(size: usize) -> Self {
+        Self::of(Server::cluster(SCHEMA, size))
+    }
+
+    fn of(servers: Vec<Server>) -> Self {
+        Self { servers, keys: AtomicU32::new(1) }
+    }
+
+    /// The servers.
+    pub fn servers(&mut self) -> &mut [Server] {
+        &mut self.servers
+    }
+
+    /// The servers, as `ovn_sb_connection` names them.
+    #[must_use]
+    pub fn remotes(&self) -> String {
+        self.servers.iter().map(Server::remote).collect::<Vec<_>>().join(",")
+    }
+
+    /// Writes the row of a port of Nova's, of no chassis.
+    pub fn bind(&self, port: &Port) {
+        self.insert(&[row(port)]);
+    }
+
+    /// Writes the row of a VLAN on a port of a trunk.
+    pub fn bind_subport(&self, subport: &Port, parent: &Port, vlan: u16) {
+        let mut row = row(subport);
+        row["parent_port"] = parent.id.to_string().into();
+        row["tag"] = vlan.into();
+        self.insert(&[row]);
+    }
+
+    /// Writes rows of ports that are elsewhere, and hands back their ids.
+    pub fn bind_foreign(&self, like: &Port, count: usize) -> Vec<PortId> {
+        let address = like.ipv4().unwrap_or(Ipv4Addr::LOCALHOST);
+        let ports: Vec<_> = (0..count).map(|_| Port::new(like.network, address)).collect();
+        for ports in ports.chunks(AT_ONCE) {
+            self.insert(&ports.iter().map(row).collect::<Vec<_>>());
+        }
+        ports.iter().map(|port| port.id).collect()
+    }
+
+    /// Changes entries of the external ids of a port's row.
+    pub fn set_external_ids(&self, port: &Port, ids: &[(&str, &str)]) {
+        let keys: Vec<_> = ids.iter().map(|(key, _)| *key).collect();
+        self.transact(&[json!({
+            "op": "mutate", "table": "Port_Binding", "where": of(port),
+            "mutations": [
+                ["external_ids", "delete", ["set", keys]],
+                ["external_ids", "insert", ["map", ids]],
+            ],
+        })]);
+    }
+
+    /// Sets a column of a port's row.
+    pub fn set_column(&self, port: &Port, column: &str, value: &Value) {
+        self.transact(&[json!({
+            "op": "update", "table": "Port_Binding", "where": of(port), "row": { column: value },
+        })]);
+    }
+
+    /// Removes a port's row.
+    pub fn unbind(&self, port: &Port) {
+        self.transact(&[json!({ "op": "delete", "table": "Port_Binding", "where": of(port) })]);
+    }
+
+    fn insert(&self, rows: &[Value]) {
+        let datapath = json!({
+            "op": "insert", "table": "Datapath_Binding", "uuid-name": "datapath",
+            "row": { "tunnel_key": self.keys.fetch_add(1, Ordering::Relaxed) },
+        });
+        let bindings = rows.iter().zip(1..).map(|(row, key)| {
+            let mut row = row.clone();
+            row["datapath"] = json!(["named-uuid", "datapath"]);
+            row["tunnel_key"] = key.into();
+            json!({ "op": "insert", "table": "Port_Binding", "row": row })
+        });
+        self.transact(&std::iter::once(datapath).chain(bindings).collect::<Vec<_>>());
+    }
+
+    fn transact(&self, operations: &[Value]) {
+        let running = self.servers.iter().filter(|server| server.is_running());
+        let remotes: Vec<_> = running.map(Server::remote).collect();
+        transact(&remotes.join(","), SCHEMA, operations);
+    }
+}
+
+fn of(port: &Port) -> Value {
+    json!([["logical_port", "==", port.id.to_string()]])
+}
+
+/// The columns that matter, as Neutron's OVN driver fills them.
+fn row(port: &Port) -> Value {
+    let join = |texts: Vec<String>| texts.join(" ");
+    let addresses = join(port.fixed_ips.iter().map(ToString::to_string).collect());
+    let ids = [
+        ("neutron:device_id", port.instance.to_string()),
+        ("neutron:device_owner", "compute:nova".to_owned()),
+        ("neutron:project_id", port.project.to_string()),
+        ("neutron:cidrs", join(port.fixed_ips.iter().map(|ip| format!("{ip}/24")).collect())),
+        ("neutron:network_name", format!("neutron-{}", port.network)),
+        ("neutron:revision_number", "4".to_owned()),
+    ];
+    json!({
+        "logical_port": port.id.to_string(),
+        "mac": ["set", [format!("{} {addresses}", port.mac), "unknown"]],
+        "external_ids": ["map", ids],
+    })
+}

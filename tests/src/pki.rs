@@ -29,7 +29,7 @@ impl Pki {
     #[must_use]
     pub fn new(folder: &Path) -> Self {
         fs::create_dir_all(folder).unwrap_or_else(|e| panic!("make {}: {e}", folder.display()));
-        let mut params = params("an authority");
+        let mut params = params(&format!("the authority of {}", folder.display()));
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
         let authority = CertifiedIssuer::self_signed(params, key());

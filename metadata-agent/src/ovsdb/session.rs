@@ -429,7 +429,7 @@ fn news(message: Message) -> Result<Option<News>, SessionError> {
         Some([Value::String(monitor), rows]) => {
             Ok(Some(News::Update { monitor: std::mem::take(monitor), form, rows: rows.take() }))
         }
-        _ => Err(shape("an update of a monitor", &params).into()),
+        _ => Err(shape("an update of our monitor", &params).into()),
     }
 }
 

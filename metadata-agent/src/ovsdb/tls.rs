@@ -130,13 +130,12 @@ impl ServerCertVerifier for AnybodyOf {
 
 /// Leaves out the present time, by which each attempt would look like another fault.
 fn timeless(error: rustls::Error) -> rustls::Error {
-    match error {
-        rustls::Error::InvalidCertificate(CertificateError::ExpiredContext { .. }) => {
-            CertificateError::Expired.into()
-        }
-        rustls::Error::InvalidCertificate(CertificateError::NotValidYetContext { .. }) => {
-            CertificateError::NotValidYet.into()
-        }
-        error => error,
+    let rustls::Error::InvalidCertificate(fault) = &error else { return error };
+    if matches!(fault, CertificateError::ExpiredContext { .. }) {
+        CertificateError::Expired.into()
+    } else if matches!(fault, CertificateError::NotValidYetContext { .. }) {
+        CertificateError::NotValidYet.into()
+    } else {
+        error
     }
 }

@@ -295,7 +295,7 @@ async fn without_a_probe_silence_may_last() {
     let mut peer = world.accept(0).await;
     peer.greet(json!({})).await;
     world.state.wait_for(|state| state.ready).await.unwrap();
-    tokio::time::sleep(Duration::from_hours(24)).await;
+    sleep(Duration::from_hours(24)).await;
     peer.update(rows("insert", &[ONE])).await;
     assert_eq!(world.next().await, (row_of(ONE), true));
     world.stop().await;

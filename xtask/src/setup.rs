@@ -85,7 +85,9 @@ fn commands(lacking: &[&Requirement]) -> Vec<Invocation> {
     if !packages.is_empty() {
         let install = ["apt-get", "install", "--yes", "--no-install-recommends"];
         commands.push(Invocation::new(["apt-get", "update"]));
-        commands.push(Invocation::new(install).args(packages).env("DEBIAN_FRONTEND", "noninteractive"));
+        let install = Invocation::new(install).args(packages).env("DEBIAN_FRONTEND", "noninteractive");
+        // Servers among the packages are for the tests to start: systemctl(1) then starts nothing.
+        commands.push(install.env("SYSTEMD_OFFLINE", "1"));
     }
     commands.extend(others);
     commands
@@ -115,7 +117,7 @@ mod tests {
             typed(&probe, Scope::Test),
             [
                 "apt-get update",
-                "DEBIAN_FRONTEND=noninteractive apt-get install --yes --no-install-recommends \
+                "DEBIAN_FRONTEND=noninteractive SYSTEMD_OFFLINE=1 apt-get install --yes --no-install-recommends \
                  ethtool llvm-22-dev",
                 "LLVM_PREFIX=/usr/lib/llvm-22 cargo install bpf-linker --version 0.13.0 --locked \
                  --no-default-features --features llvm-22",

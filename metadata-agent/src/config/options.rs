@@ -259,8 +259,7 @@ options! {
     File RATE rate_limit_burst_requests ("burst_query_rate_limit"): u32 = "10", Number(1..=1_000_000);
 
     /// Servers of OVN's Southbound database, from which ports and instances are learnt; of a cluster, its members. Where
-    /// nobody sets it, no Southbound database is asked: most hosts have no OVN, and Neutron's default tells them apart from
-    /// none.
+    /// nobody sets it, no Southbound database is asked: at Neutron's default address most hosts have nothing.
     File OVN ovn_sb_connection: Vec<OvsdbRemote> = "tcp:127.0.0.1:6642", ListOf(Remote);
     /// Our private key for ssl: in ovn_sb_connection, PEM. This and the two below are read at each connection.
     File OVN ovn_sb_private_key: Option<PathBuf> = "", Unset { or: AnyPath, meaning: "none" };

@@ -1,9 +1,9 @@
 //! TLS as Open vSwitch and OVN speak it: both sides have certificates of authorities of their own making.
 //!
 //! A server is believed if one of the authorities signed its certificate and the certificate is valid now. Its name is not
-//! looked at: certificates for OVSDB carry none that would match (ovs-pki(8) makes them for an arbitrary word), and Open
-//! vSwitch's own clients do not look either (lib/stream-ssl.c). Whoever holds a certificate of that authority can therefore
-//! pose as the server, and the authority should sign for nobody else.
+//! looked at: a certificate for OVSDB need not carry one that would match (ovs-pki(8) makes it for a word of the caller's
+//! choice), and Open vSwitch's own clients do not look either (lib/stream-ssl.c). Whoever holds a certificate of that
+//! authority can therefore pose as the server, and the authority should sign for nobody else.
 //!
 //! The files are read at each connection, so that new ones need no restart.
 

@@ -11,11 +11,14 @@
 //! - One server is spoken to at a time. When it is lost the next of the list has its turn; where to begin is a matter of
 //!   chance, so that the hosts of a cloud spread over a cluster. A pause is made when all were tried. A member that is cut
 //!   off from its cluster, or begins with less than another member had before, is no server ([`member`]).
-//! - While there is no server, what the rows said last holds, for those ports that stay. What is out of date by then is who
-//!   owns a *port*: Neutron may have given it to another instance meanwhile. Its interface here then is made anew, and when
-//!   it goes, the row is withdrawn with it, server or not. Should the interface stay, the local source that told the port's
-//!   id names the instance, too, independently of OVN, and another instance than the row's makes it a conflict, which serves
-//!   nobody. The same holds for a member that lags behind its cluster.
+//! - While there is no server, what the rows said last holds, for those ports that stay. What can be out of date by then is
+//!   who owns a *port*: Neutron may have given it to another instance meanwhile. That takes its interface away, here or for
+//!   good, and with the interface the row is withdrawn, server or not. Should an interface of the same port be here again,
+//!   nothing is told of it before a server has answered. And as long as it stays, the local source that told the port's id
+//!   names the instance as well, independently of OVN, wherever Nova plugged it: another one than the row's is a conflict,
+//!   which serves nobody. The same holds for a member that lags behind its cluster.
+//! - Who a port is, is not for this source to say: once no local source tells the id any more, the row holds only while an
+//!   interface is here that has the name of the port's tap.
 //! - When a server is back, it is asked for the rows anew. One that is not among them is withdrawn before anything else is
 //!   told.
 //! - Whatever cannot be understood ends the connection; nothing of such a message is told. A row that cannot be understood

@@ -393,7 +393,8 @@ impl Guests {
 
     fn tell_presence(&self, snapshot: &Snapshot) {
         let links = self.attached.values().map(|attached| &attached.link).chain(self.aside.values());
-        let present = links.filter_map(|link| Some(Present::of(link.name.parse().ok()?, link.mac, snapshot)));
+        let present = links
+            .filter_map(|link| Some(Present::of(link.name.parse().ok()?, link.index, link.mac, snapshot)));
         let mut present: Vec<_> = present.collect();
         present.sort_unstable();
         self.presence.send_if_modified(|before| {

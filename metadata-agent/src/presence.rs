@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use crate::ids::{InstanceId, MacAddress, PortId};
+use crate::ids::{IfIndex, InstanceId, MacAddress, PortId};
 use crate::inventory::{DeviceName, Entry, Snapshot};
 
 /// A guest's interface on this host.
@@ -12,6 +12,8 @@ use crate::inventory::{DeviceName, Entry, Snapshot};
 pub struct Present {
     /// Its name.
     pub device: DeviceName,
+    /// Its index. One that is replaced under the same name has another.
+    pub index: IfIndex,
     /// The link's own MAC address. libvirt sets the first octet of the guest's to fe.
     pub mac: Option<MacAddress>,
     /// Neutron's id of its port, once a source tells it.
@@ -37,7 +39,7 @@ pub type Presence = Arc<[Present]>;
 impl Present {
     /// What a snapshot says of an interface.
     #[must_use]
-    pub fn of(device: DeviceName, mac: Option<MacAddress>, snapshot: &Snapshot) -> Self {
+    pub fn of(device: DeviceName, index: IfIndex, mac: Option<MacAddress>, snapshot: &Snapshot) -> Self {
         let (port, need) = match snapshot.find(device.as_str(), mac) {
             Ok(Some(Entry::Agreed(port))) => (port.id, Need::Nothing),
             Ok(Some(Entry::NoInstance(facts))) => (facts.id, Need::Nothing),
@@ -49,6 +51,6 @@ impl Present {
             // Which of several ports it is, is told by a MAC address: nobody who is asked about one of them knows better.
             Ok(None) | Err(_) => (None, Need::Identity),
         };
-        Self { device, mac, port, need }
+        Self { device, index, mac, port, need }
     }
 }

@@ -10,6 +10,7 @@ use crate::config::Config;
 use crate::inventory::{Event, SourceKind};
 use crate::ovsdb::TlsFiles;
 use crate::presence::Presence;
+use crate::sources::neutron::{Channels, Lookup, Settings};
 use crate::sources::{self, Reporter, SourceState};
 use crate::vital::Vital;
 
@@ -39,6 +40,7 @@ impl<'a> Feeds<'a> {
         self.ovsdb(config);
         self.libvirt(config);
         self.ovn(config);
+        self.neutron(config);
     }
 
     /// Where the state of each can be read.
@@ -99,5 +101,20 @@ impl<'a> Feeds<'a> {
         let (present, events) = (self.present.clone(), self.events.clone());
         let source = sources::ovn::run(access, present, events, reporter, self.stop.clone());
         self.tasks.spawn(self.vital.task("the source ovn_southbound", source));
+    }
+
+    fn neutron(&mut self, config: &Config) {
+        let Some(access) = config.neutron().cloned() else { return };
+        let settings = Settings { access, host: config.host_name(), tasks: self.tasks.clone() };
+        let (lookup, questions) = Lookup::new();
+        let channels = Channels {
+            present: self.present.clone(),
+            events: self.events.clone(),
+            reporter: self.reporter(SourceKind::Neutron),
+            questions,
+            lookup,
+        };
+        let source = sources::neutron::run(settings, channels, self.stop.clone());
+        self.tasks.spawn(self.vital.task("the source neutron", source));
     }
 }

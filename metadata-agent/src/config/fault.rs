@@ -99,6 +99,16 @@ pub enum Fault {
         /// Where neutron_agent_socket is set.
         origin: Origin,
     },
+    /// An option that makes no sense without another.
+    #[error("{present} is set ({origin}) but {missing}, which it needs, is not")]
+    Incomplete {
+        /// What is there.
+        present: &'static str,
+        /// What is missing.
+        missing: &'static str,
+        /// Where the present one is set.
+        origin: Origin,
+    },
 }
 
 /// Everything that is wrong with the configuration.

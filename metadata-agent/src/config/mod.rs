@@ -5,6 +5,7 @@
 
 pub mod fault;
 pub mod interpolate;
+pub mod neutron;
 pub mod notices;
 pub mod options;
 pub mod ovsdb;
@@ -19,13 +20,14 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 pub use fault::{ConfigFaults, Fault};
+pub use neutron::{Credentials, Domain, HttpUrl, NeutronAccess, NeutronAuth};
 pub use notices::{Effect, Notice};
 pub use options::{Access, Config, OPTIONS, OptionSpec};
 pub use ovsdb::OvsdbRemote;
 pub use resolved::{ClientIdentity, ConfigWarning, Origin, Setting};
 pub use value::{
-    AttachMode, Host, IpVersion, LinkKind, LogFormat, NamePattern, NovaEndpoint, Scheme, SocketMode,
-    SourceCheck, Upstream,
+    AttachMode, Host, IpVersion, LinkKind, LogFormat, NamePattern, NeutronAuthType, NeutronInterface,
+    NovaEndpoint, Scheme, SocketMode, SourceCheck, Upstream,
 };
 
 use options::spec;

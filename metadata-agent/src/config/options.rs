@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use secrecy::SecretString;
 
+use super::neutron::{HttpUrl, Line, NeutronAccess, Web};
 use super::notices::Notice;
 use super::ovsdb::{OvsdbRemote, Remote};
 use super::raw::DEFAULT;
@@ -19,7 +20,8 @@ use super::rule::{
     ReadableFile, Rule, Seconds, Secret, SecretFile, SocketPath, Switch, Unset,
 };
 use super::value::{
-    AttachMode, Host, IpVersion, LinkKind, LogFormat, NamePattern, Scheme, SocketMode, SourceCheck, Upstream,
+    AttachMode, Host, IpVersion, LinkKind, LogFormat, NamePattern, NeutronAuthType, NeutronInterface, Scheme,
+    SocketMode, SourceCheck, Upstream,
 };
 
 /// Our own section.
@@ -153,6 +155,7 @@ macro_rules! options {
             $($(#[doc = $doc])+ pub $name: $kind,)+
             pub(super) settings: Vec<Setting>,
             pub(super) notices: Vec<Notice>,
+            pub(super) neutron: Option<NeutronAccess>,
         }
 
         impl Config {
@@ -160,7 +163,7 @@ macro_rules! options {
             pub(super) fn read(resolver: &mut Resolver<'_>) -> Option<Self> {
                 $(let $name: Option<$kind> = resolver.read(&spec::$name, &$rule);)+
                 let settings = std::mem::take(&mut resolver.settings);
-                Some(Self { $($name: $name?,)+ settings, notices: Vec::new() })
+                Some(Self { $($name: $name?,)+ settings, notices: Vec::new(), neutron: None })
             }
         }
     };
@@ -299,6 +302,44 @@ options! {
     Flag OWN static_inventory: Option<PathBuf> = "", Unset { or: AnyPath, meaning: "none" };
     /// Where libvirt keeps the state of running domains, from which ports, instances and projects are learnt.
     Flag OWN libvirt_dir: Option<PathBuf> = "/run/libvirt/qemu", Unset { or: AbsolutePath, meaning: "no libvirt" };
+    /// Where Keystone is, such as https://controller:5000/v3: by it Neutron's API is found and asked about ports that no
+    /// local source knows. Without it Neutron is not asked.
+    File OWN neutron_auth_url: Option<HttpUrl> = "", Unset { or: Web, meaning: "not to ask Neutron" };
+    /// What Keystone is shown: name and password of a user, an application credential, or nothing at all, for a Neutron
+    /// without Keystone at neutron_endpoint_override. Either needs the role admin or service: to others Neutron does not
+    /// tell on which host a port is.
+    File OWN neutron_auth_type: NeutronAuthType = "password", OneOf;
+    /// The user.
+    File OWN neutron_username: Option<String> = "", Unset { or: Line, meaning: "none" };
+    /// The user's password. In a file a dollar sign is written `$$`.
+    Secret OWN neutron_password: SecretString = "", Secret;
+    /// The name of the user's domain.
+    File OWN neutron_user_domain_name: Option<String> = "", Unset { or: Line, meaning: "none" };
+    /// The id of the user's domain. It wins over the name.
+    File OWN neutron_user_domain_id: Option<String> = "", Unset { or: Line, meaning: "none" };
+    /// The project in which the user has the role.
+    File OWN neutron_project_name: Option<String> = "", Unset { or: Line, meaning: "none" };
+    /// The name of the project's domain.
+    File OWN neutron_project_domain_name: Option<String> = "", Unset { or: Line, meaning: "none" };
+    /// The id of the project's domain. It wins over the name.
+    File OWN neutron_project_domain_id: Option<String> = "", Unset { or: Line, meaning: "none" };
+    /// The id of the application credential.
+    File OWN neutron_application_credential_id: Option<String> = "", Unset { or: Line, meaning: "none" };
+    /// The secret of the application credential. In a file a dollar sign is written `$$`.
+    Secret OWN neutron_application_credential_secret: SecretString = "", Secret;
+    /// The region of Keystone's catalogue in which Neutron is looked for.
+    File OWN neutron_region_name: Option<String> = "", Unset { or: Line, meaning: "the only one" };
+    /// Which of Neutron's interfaces in Keystone's catalogue is used.
+    File OWN neutron_interface: NeutronInterface = "internal", OneOf;
+    /// Where Neutron is, such as https://controller:9696, in place of what Keystone's catalogue says.
+    File OWN neutron_endpoint_override: Option<HttpUrl> = "", Unset { or: Web, meaning: "as the catalogue says" };
+    /// Certificates of the authorities that may sign Keystone's and Neutron's certificates, PEM.
+    File OWN neutron_cafile: Option<PathBuf> = "", Unset { or: ReadableFile, meaning: "the system's own" };
+    /// Whether to accept any certificate of Keystone and Neutron. Whoever can pose as them then learns the password and
+    /// decides which guest is which.
+    File OWN neutron_insecure: bool = "false", Switch;
+    /// How long Keystone and Neutron may take to answer.
+    File OWN neutron_timeout: Duration = "20", Seconds(1.0..=600.0);
     /// Which interfaces may face guests, by name.
     Flag OWN guest_interfaces: Vec<NamePattern> = "tap*", ListOf(Pattern);
     /// Which interfaces may face guests, by kind.

@@ -17,6 +17,7 @@ use serde::{Serialize, Serializer};
 use super::ConfigArgs;
 use super::fault::{ConfigFaults, Fault};
 use super::interpolate::{Found, Scope, expand};
+use super::neutron::{self, NeutronAccess};
 use super::notices::{self, Effect, Notice};
 use super::options::{self, Config, OPTIONS, OptionSpec, spec};
 use super::ovsdb::OvsdbRemote;
@@ -146,6 +147,12 @@ impl Config {
         Some(ClientIdentity { certificate, private_key })
     }
 
+    /// How to reach Neutron's API, if it is to be asked.
+    #[must_use]
+    pub fn neutron(&self) -> Option<&NeutronAccess> {
+        self.neutron.as_ref()
+    }
+
     /// Every option with its value and origin, in the order of the documentation.
     #[must_use]
     pub fn settings(&self) -> &[Setting] {
@@ -183,6 +190,9 @@ impl Config {
         if !https && tls {
             warnings.push(ConfigWarning::TlsUnused);
         }
+        if self.neutron.is_some() && self.neutron_insecure {
+            warnings.push(ConfigWarning::NeutronNotChecked);
+        }
         warnings
     }
 }
@@ -196,6 +206,8 @@ pub enum ConfigWarning {
     CertificateNotChecked,
     /// Certificates without TLS.
     TlsUnused,
+    /// Keystone and Neutron without authentication.
+    NeutronNotChecked,
 }
 
 impl fmt::Display for ConfigWarning {
@@ -207,6 +219,9 @@ impl fmt::Display for ConfigWarning {
             Self::CertificateNotChecked => "nova_metadata_insecure is on: Nova's certificate is not checked",
             Self::TlsUnused => {
                 "auth_ca_cert and nova_client_cert have no effect while nova_metadata_protocol is http"
+            }
+            Self::NeutronNotChecked => {
+                "neutron_insecure is on: Keystone's and Neutron's certificates are not checked"
             }
         })
     }
@@ -364,6 +379,10 @@ impl<'a> Resolver<'a> {
                 config.notices = self.notices;
                 self.faults.extend(unpaired(&config));
                 self.faults.extend(same_socket(&config));
+                match neutron::access(&config) {
+                    Ok(access) => config.neutron = access,
+                    Err(fault) => self.faults.push(fault),
+                }
                 if self.faults.is_empty() { Ok(config) } else { Err(ConfigFaults(self.faults)) }
             }
             None => Err(ConfigFaults(self.faults)),

@@ -51,6 +51,26 @@ words! {
         OvnAgent = "ovn-agent",
     }
 
+    /// What Keystone is shown to let us ask Neutron, as keystoneauth names it.
+    NeutronAuthType {
+        /// A user's name and password.
+        Password = "password",
+        /// An application credential.
+        ApplicationCredential = "v3applicationcredential",
+        /// Nothing: Neutron runs without Keystone.
+        Nobody = "none",
+    }
+
+    /// The catalogue's interface.
+    NeutronInterface {
+        /// For everybody.
+        Public = "public",
+        /// For services.
+        Internal = "internal",
+        /// For administrators.
+        Admin = "admin",
+    }
+
     /// How strictly the source of a guest's packets is compared with its port.
     SourceCheck {
         /// MAC address and IPv4 addresses.

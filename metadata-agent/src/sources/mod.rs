@@ -4,6 +4,7 @@
 //! wrong is a fault that it reports, keeps trying to get over, and that leaves its other ports alone.
 
 pub mod libvirt;
+pub mod neutron;
 pub mod ovn;
 pub mod ovsdb;
 pub mod static_file;

@@ -84,6 +84,7 @@ impl World {
 
 fn here(ports: &[&str]) -> Presence {
     let present = |id: &&str| Present {
+        index: crate::ids::IfIndex(1),
         device: format!("tap{}", &id[..11]).parse().unwrap(),
         mac: None,
         port: Some(id.parse().unwrap()),

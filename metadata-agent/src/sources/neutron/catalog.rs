@@ -1,0 +1,151 @@
+//! Keystone's service catalogue: where Neutron is.
+
+use std::collections::BTreeSet;
+
+use serde::Deserialize;
+
+use crate::config::{HttpUrl, NeutronInterface};
+
+/// The type of Neutron's service.
+const NETWORK: &str = "network";
+
+/// A service and its endpoints, as a token's body has them.
+#[derive(Debug, Deserialize)]
+pub(super) struct Service {
+    #[serde(rename = "type")]
+    kind: String,
+    #[serde(default)]
+    endpoints: Vec<Endpoint>,
+}
+
+#[derive(Debug, Deserialize)]
+struct Endpoint {
+    #[serde(default)]
+    interface: String,
+    region_id: Option<String>,
+    /// The older name of it. Keystone writes both.
+    region: Option<String>,
+    url: String,
+}
+
+impl Endpoint {
+    fn region(&self) -> Option<&str> {
+        self.region_id.as_deref().or(self.region.as_deref())
+    }
+}
+
+/// Why the catalogue tells no endpoint.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum CatalogError {
+    /// No endpoint fits.
+    #[error(
+        "has no {interface} endpoint of a service of type network in {}; it has {there} \
+         (neutron_interface, neutron_region_name, or set neutron_endpoint_override)",
+        region.as_deref().map_or_else(|| "any region".to_owned(), |name| format!("the region {name}"))
+    )]
+    NoEndpoint {
+        /// Which interface was looked for.
+        interface: NeutronInterface,
+        /// Which region, if that mattered.
+        region: Option<String>,
+        /// What there is of that type.
+        there: String,
+    },
+    /// Several endpoints fit.
+    #[error("has several {interface} endpoints of type network: {there}; set neutron_region_name")]
+    Several {
+        /// Which interface was looked for.
+        interface: NeutronInterface,
+        /// All that fit.
+        there: String,
+    },
+    /// The one that fits has no usable URL.
+    #[error("has the endpoint {url:?}, which is no URL of http or https (or set neutron_endpoint_override)")]
+    NoUrl {
+        /// What stands there.
+        url: String,
+    },
+}
+
+/// Neutron's endpoint.
+pub(super) fn network_endpoint(
+    services: &[Service],
+    interface: NeutronInterface,
+    region: Option<&str>,
+) -> Result<HttpUrl, CatalogError> {
+    let endpoints = || services.iter().filter(|one| one.kind == NETWORK).flat_map(|one| &one.endpoints);
+    let fits = |one: &&Endpoint| {
+        one.interface == interface.to_string() && region.is_none_or(|name| one.region() == Some(name))
+    };
+    let urls: BTreeSet<&str> = endpoints().filter(fits).map(|one| one.url.trim_end_matches('/')).collect();
+    let mut urls = urls.into_iter();
+    match (urls.next(), urls.next()) {
+        (Some(url), None) => HttpUrl::parse(url).ok_or_else(|| CatalogError::NoUrl { url: url.to_owned() }),
+        (Some(_), Some(_)) => {
+            Err(CatalogError::Several { interface, there: listed(endpoints().filter(fits)) })
+        }
+        (None, _) => Err(CatalogError::NoEndpoint {
+            interface,
+            region: region.map(str::to_owned),
+            there: listed(endpoints()),
+        }),
+    }
+}
+
+fn listed<'a>(endpoints: impl Iterator<Item = &'a Endpoint>) -> String {
+    let listed: Vec<_> = endpoints
+        .map(|one| format!("{} ({}, region {})", one.url, one.interface, one.region().unwrap_or("none")))
+        .collect();
+    if listed.is_empty() { "none".to_owned() } else { listed.join(", ") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn services(endpoints: &[(&str, &str, &str)]) -> Vec<Service> {
+        let endpoints: Vec<_> = endpoints
+            .iter()
+            .map(|(interface, region, url)| {
+                json!({ "interface": interface, "region": region, "region_id": region, "url": url, "id": "x" })
+            })
+            .collect();
+        let nova = json!([{ "interface": "internal", "region_id": "one", "url": "http://nova" }]);
+        serde_json::from_value(json!([
+            { "type": "compute", "name": "nova", "endpoints": nova },
+            { "type": "network", "name": "neutron", "endpoints": endpoints },
+        ]))
+        .unwrap()
+    }
+
+    #[test]
+    fn interface_and_region_choose_the_endpoint() {
+        let there = services(&[
+            ("internal", "one", "http://a:9696/"),
+            ("public", "one", "https://b:9696"),
+            ("internal", "two", "http://c/network"),
+        ]);
+        let internal = NeutronInterface::Internal;
+        let url = |interface, region| network_endpoint(&there, interface, region).map(|url| url.to_string());
+        assert_eq!(url(internal, Some("one")).unwrap(), "http://a:9696");
+        assert_eq!(url(internal, Some("two")).unwrap(), "http://c/network");
+        assert_eq!(url(NeutronInterface::Public, None).unwrap(), "https://b:9696");
+        let error = url(internal, None).unwrap_err().to_string();
+        assert!(error.contains("http://a:9696/ (internal, region one), http://c/network"), "{error}");
+        let error = url(NeutronInterface::Admin, Some("one")).unwrap_err().to_string();
+        assert!(error.contains("no admin endpoint") && error.contains("the region one"), "{error}");
+        assert!(error.contains("https://b:9696 (public, region one)"), "{error}");
+    }
+
+    #[test]
+    fn one_endpoint_told_twice_is_one_and_another_service_is_none() {
+        let twice = services(&[("internal", "one", "http://a:9696/"), ("internal", "two", "http://a:9696")]);
+        let internal = NeutronInterface::Internal;
+        assert_eq!(network_endpoint(&twice, internal, None).unwrap().as_str(), "http://a:9696");
+        let none = network_endpoint(&services(&[]), internal, None).unwrap_err().to_string();
+        assert!(none.contains("it has none"), "{none}");
+        let odd = network_endpoint(&services(&[("internal", "one", "a:9696")]), internal, None);
+        assert_eq!(odd, Err(CatalogError::NoUrl { url: "a:9696".to_owned() }));
+    }
+}

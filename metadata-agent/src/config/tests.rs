@@ -255,6 +255,58 @@ fn a_client_certificate_needs_its_key() {
 }
 
 #[test]
+fn neutron_is_asked_only_with_all_that_belongs_together() {
+    let set = |options: &[(&str, &str)]| {
+        options.iter().fold(Site::new(), |site, (name, value)| {
+            site.env(&format!("METADATA_AGENT_NEUTRON_{name}"), value)
+        })
+    };
+    assert!(Site::new().load().unwrap().neutron().is_none());
+
+    let url = ("AUTH_URL", "http://controller:5000");
+    let password = [
+        url,
+        ("USERNAME", "agent"),
+        ("USER_DOMAIN_NAME", "Default"),
+        ("USER_DOMAIN_ID", "default"),
+        ("PASSWORD", SECRET),
+        ("PROJECT_NAME", "service"),
+        ("PROJECT_DOMAIN_NAME", "Default"),
+    ];
+    let config = set(&password).load().unwrap();
+    let NeutronAuth::Keystone { url: at, credentials } = &config.neutron().unwrap().auth else { panic!() };
+    assert_eq!(at.as_str(), "http://controller:5000");
+    let Credentials::Password { user, user_domain, password: secret, .. } = credentials else { panic!() };
+    assert_eq!((user.as_str(), secret.expose_secret()), ("agent", SECRET));
+    assert_eq!(*user_domain, Domain::Id("default".to_owned()));
+    assert!(!format!("{config:?}").contains(SECRET));
+
+    let credential = ("AUTH_TYPE", "v3applicationcredential");
+    let nobody = ("AUTH_TYPE", "none");
+    for (options, present, missing) in [
+        (&[url][..], "auth_url", "username"),
+        (&password[..3], "auth_url", "password"),
+        (&password[..6], "auth_url", "project_domain_name"),
+        (&password[1..], "username", "auth_url"),
+        (&[url, credential], "auth_url", "application_credential_id"),
+        (&[url, credential, ("APPLICATION_CREDENTIAL_ID", "x")], "auth_url", "application_credential_secret"),
+        (&[("ENDPOINT_OVERRIDE", "http://a:9696")], "endpoint_override", "auth_url"),
+        (&[nobody], "auth_type", "endpoint_override"),
+    ] {
+        let origin = format!("environment METADATA_AGENT_NEUTRON_{}", present.to_ascii_uppercase());
+        assert_eq!(
+            set(options).faults(),
+            [format!("neutron_{present} is set ({origin}) but neutron_{missing}, which it needs, is not")]
+        );
+    }
+    let config = set(&[nobody, ("ENDPOINT_OVERRIDE", "http://a:9696/"), ("INSECURE", "on")]).load().unwrap();
+    assert!(
+        matches!(&config.neutron().unwrap().auth, NeutronAuth::Nobody { endpoint } if endpoint.as_str() == "http://a:9696")
+    );
+    assert!(config.warnings().contains(&ConfigWarning::NeutronNotChecked));
+}
+
+#[test]
 fn what_is_hardly_meant_is_a_warning() {
     let site = Site::new()
         .flag("nova_metadata_protocol", "https")

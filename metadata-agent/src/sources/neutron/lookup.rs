@@ -353,6 +353,7 @@ impl<K: Copy + Eq + std::hash::Hash, V> Cache<K, V> {
     }
 
     fn put(&mut self, key: K, value: V, until: Instant, now: Instant) {
+        self.0.remove(&key);
         if self.0.len() >= CAPACITY {
             self.0.retain(|_, (until, _)| now < *until);
         }
@@ -387,7 +388,7 @@ mod tests {
         assert_eq!((cache.get(&7, now), cache.get(&8, now)), (None, Some(&())));
         let later = now + FRESH;
         assert_eq!(cache.get(&8, later), None);
-        cache.put(0, (), later + FRESH, later);
+        cache.put(CAPACITY + 1, (), later + FRESH, later);
         assert_eq!(cache.0.len(), 1);
     }
 }

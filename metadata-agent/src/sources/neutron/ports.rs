@@ -149,7 +149,7 @@ mod tests {
     const ID: &str = "3f2a9d10-77c1-4e55-9d0c-2b6f4f1f0a01";
     const INSTANCE: &str = "7d3c6e2e-5e0b-4f0e-8a44-0d4e6c7b1f10";
 
-    fn told(row: Value) -> Vec<Told> {
+    fn told(row: &Value) -> Vec<Told> {
         let page: Page = serde_json::from_value(json!({ "ports": [row] })).unwrap();
         page.told().collect()
     }
@@ -166,7 +166,7 @@ mod tests {
 
     #[test]
     fn an_instances_port_names_the_instance_and_the_ports_project() {
-        let [(id, Ok(facts))] = &told(port("compute:az-1", INSTANCE))[..] else { panic!("one port") };
+        let [(id, Ok(facts))] = &told(&port("compute:az-1", INSTANCE))[..] else { panic!("one port") };
         assert_eq!(id.to_string(), ID);
         let tenant = Tenant { instance: INSTANCE.parse().unwrap(), project: None };
         assert_eq!(facts.tenant, Some(tenant));
@@ -183,21 +183,21 @@ mod tests {
             ("", INSTANCE),
             ("compute", INSTANCE),
         ] {
-            let [(_, Ok(facts))] = &told(port(owner, device))[..] else { panic!("one port") };
+            let [(_, Ok(facts))] = &told(&port(owner, device))[..] else { panic!("one port") };
             assert_eq!(facts.tenant, None, "{owner}");
         }
     }
 
     #[test]
     fn a_port_that_cannot_be_understood_is_a_fault_of_its_own() {
-        let [(_, Err(RowError::Id { field, .. }))] = &told(port("compute:nova", "x"))[..] else {
+        let [(_, Err(RowError::Id { field, .. }))] = &told(&port("compute:nova", "x"))[..] else {
             panic!("a fault")
         };
         assert_eq!(*field, "device_id");
         let mut other = port("compute:nova", INSTANCE);
         other["fixed_ips"][0]["ip_address"] = json!("10.0.0.500");
-        assert!(matches!(&told(other)[..], [(_, Err(RowError::Address { .. }))]));
-        assert_eq!(told(json!({ "id": "x" })), []);
+        assert!(matches!(&told(&other)[..], [(_, Err(RowError::Address { .. }))]));
+        assert_eq!(told(&json!({ "id": "x" })), []);
     }
 
     #[test]

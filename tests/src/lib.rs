@@ -14,6 +14,7 @@
 
 pub mod agent;
 pub mod bpffs;
+pub mod control_plane;
 pub mod deploy;
 pub mod domain;
 pub mod gateway;
@@ -43,6 +44,7 @@ pub mod vm;
 pub mod wait;
 
 pub use agent::{Agent, AgentProcess};
+pub use control_plane::{Binding, ControlPlane};
 pub use gateway::Gateway;
 pub use guest::Guest;
 pub use haproxy::Haproxy;

@@ -1,0 +1,47 @@
+//! One call of one of OpenStack's APIs.
+
+use std::net::{IpAddr, SocketAddr, TcpStream};
+
+use serde_json::Value;
+
+use crate::http::Connection;
+use crate::topology::Host;
+use crate::wait::PATIENCE;
+
+/// What an API answers.
+pub(super) struct Answer {
+    /// `X-Subject-Token`.
+    pub(super) token: Option<String>,
+    /// The body, `null` where there is none.
+    pub(super) body: Value,
+}
+
+/// Calls, and panics with all that was answered unless that is a success.
+pub(super) fn call(
+    host: &Host,
+    address: (IpAddr, u16),
+    method: &str,
+    path: &str,
+    token: Option<&str>,
+    body: &Value,
+) -> Answer {
+    let stream = host.netns().enter(|| TcpStream::connect_timeout(&SocketAddr::from(address), PATIENCE));
+    let stream = stream.unwrap_or_else(|e| panic!("{method} {path}: connect to {address:?}: {e}"));
+    for set in [TcpStream::set_read_timeout, TcpStream::set_write_timeout] {
+        set(&stream, Some(2 * PATIENCE)).unwrap_or_else(|e| panic!("bound a wait: {e}"));
+    }
+    let mut headers = vec![("Connection", "close"), ("Content-Type", "application/json")];
+    headers.extend(token.map(|token| ("X-Auth-Token", token)));
+    let body = if body.is_null() { String::new() } else { body.to_string() };
+    let answer = Connection::new(stream).request(method, path, &headers, body.as_bytes());
+    let answer = answer.unwrap_or_else(|e| panic!("{method} {path}: {e}"));
+    let text = String::from_utf8_lossy(&answer.body);
+    assert!((200..300).contains(&answer.status), "{method} {path} {body}: {} {text}", answer.status);
+    let token = answer.header("x-subject-token").map(str::to_owned);
+    let body = if text.is_empty() { Value::Null } else { answer_of(path, &text) };
+    Answer { token, body }
+}
+
+fn answer_of(path: &str, text: &str) -> Value {
+    serde_json::from_str(text).unwrap_or_else(|e| panic!("{path}: {e}: {text}"))
+}

@@ -1,0 +1,124 @@
+//! Keystone, in uWSGI, on SQLite.
+
+use std::fs;
+use std::net::IpAddr;
+use std::os::unix::fs::DirBuilderExt as _;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use super::service::Service;
+use super::{ADMIN, PASSWORD, REGION, local, neutron, write};
+use crate::netns::output_of;
+use crate::topology::Host;
+
+pub(super) const ADDRESS: (IpAddr, u16) = local(5000);
+pub(super) const URL: &str = "http://127.0.0.1:5000/v3";
+
+/// Keystone.
+#[derive(Debug)]
+pub struct Keystone {
+    service: Service,
+    host: Host,
+    folder: PathBuf,
+}
+
+impl Keystone {
+    pub(super) fn install(host: &Host, folder: &Path, token_seconds: u32) -> Self {
+        let folder = folder.join("keystone");
+        fs::create_dir(&folder).unwrap_or_else(|e| panic!("make {}: {e}", folder.display()));
+        let at = folder.display();
+        let config = format!(
+            "[database]\nconnection = sqlite:///{at}/keystone.db\n\
+             [fernet_tokens]\nkey_repository = {at}/keys\n\
+             [fernet_receipts]\nkey_repository = {at}/keys\n\
+             [credential]\nkey_repository = {at}/keys\n\
+             [token]\nprovider = fernet\nexpiration = {token_seconds}\n\
+             [oslo_concurrency]\nlock_path = {at}\n"
+        );
+        write(&folder.join("keystone.conf"), &config);
+        let service = Service::new("keystone", host, ADDRESS, folder.join("log"));
+        let keystone = Self { service, host: host.clone(), folder };
+        keystone.manage(&["db_sync"]);
+        keystone.make_keys();
+        keystone.manage(&[
+            "bootstrap",
+            "--bootstrap-username",
+            ADMIN,
+            "--bootstrap-project-name",
+            ADMIN,
+            "--bootstrap-password",
+            PASSWORD,
+            "--bootstrap-region-id",
+            REGION,
+            "--bootstrap-internal-url",
+            URL,
+        ]);
+        keystone.list_neutron();
+        keystone
+    }
+
+    /// Runs it, and waits until it answers.
+    pub fn start(&mut self) {
+        let mut uwsgi = self.host.netns().command("uwsgi");
+        uwsgi
+            .args(["--plugin", "python3", "--wsgi-file", "/usr/bin/keystone-wsgi-public", "--lazy-apps"])
+            .args(["--http-socket", "127.0.0.1:5000", "--master", "--processes", "1", "--threads", "4"])
+            .args(["--enable-threads", "--buffer-size", "65535"])
+            .env("OS_KEYSTONE_CONFIG_FILES", self.config());
+        self.service.start(uwsgi);
+    }
+
+    /// Kills it.
+    pub fn stop(&mut self) {
+        self.service.stop();
+    }
+
+    /// Restarts it with other keys, so that no token that it has issued is one any more.
+    pub fn forget_tokens(&mut self) {
+        self.stop();
+        let keys = self.folder.join("keys");
+        fs::remove_dir_all(&keys).unwrap_or_else(|e| panic!("remove {}: {e}", keys.display()));
+        self.make_keys();
+        self.start();
+    }
+
+    /// How often anybody has authenticated.
+    #[must_use]
+    pub fn logins(&self) -> usize {
+        self.service.log().matches("POST /v3/auth/tokens => ").count()
+    }
+
+    fn config(&self) -> PathBuf {
+        self.folder.join("keystone.conf")
+    }
+
+    fn manage(&self, arguments: &[&str]) {
+        let mut manage = Command::new("/usr/bin/keystone-manage");
+        output_of(manage.arg("--config-file").arg(self.config()).args(arguments));
+    }
+
+    fn make_keys(&self) {
+        let keys = self.folder.join("keys");
+        let made = fs::DirBuilder::new().mode(0o700).create(&keys);
+        made.unwrap_or_else(|e| panic!("make {}: {e}", keys.display()));
+        self.manage(&["fernet_setup", "--keystone-user", "root", "--keystone-group", "root"]);
+    }
+
+    /// Enters Neutron into the catalogue, where the API would take a server that runs: `keystone-manage bootstrap` knows
+    /// one service alone.
+    fn list_neutron(&self) {
+        let script = "import sqlite3, sys, uuid\n\
+             base = sqlite3.connect(sys.argv[1])\n\
+             service, endpoint = uuid.uuid4().hex, uuid.uuid4().hex\n\
+             base.execute('INSERT INTO service (id, type, enabled, extra) VALUES (?, ?, 1, ?)',\n\
+             \x20            (service, 'network', '{\"name\": \"neutron\"}'))\n\
+             base.execute('INSERT INTO endpoint (id, interface, service_id, url, extra, enabled, region_id)'\n\
+             \x20            ' VALUES (?, ?, ?, ?, ?, 1, ?)',\n\
+             \x20            (endpoint, 'internal', service, sys.argv[2], '{}', sys.argv[3]))\n\
+             base.commit()\n";
+        let mut python = Command::new("/usr/bin/python3");
+        output_of(
+            python.args(["-c", script]).arg(self.folder.join("keystone.db")).args([neutron::URL, REGION]),
+        );
+    }
+}

@@ -1,0 +1,78 @@
+//! neutron-server with ML2, on SQLite.
+//!
+//! The schema is made of Neutron's models, not by its migrations, which SQLite cannot run.
+
+use std::fs;
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use super::service::Service;
+use super::{ADMIN, PASSWORD, keystone, local, write};
+use crate::netns::output_of;
+use crate::topology::Host;
+
+pub(super) const ADDRESS: (IpAddr, u16) = local(9696);
+pub(super) const URL: &str = "http://127.0.0.1:9696";
+
+const SCHEMA: &str = "import sys, sqlalchemy\n\
+    from neutron.db.migration.models import head\n\
+    head.get_metadata().create_all(sqlalchemy.create_engine(sys.argv[1]))\n";
+
+/// neutron-server.
+#[derive(Debug)]
+pub struct Neutron {
+    service: Service,
+    host: Host,
+    folder: PathBuf,
+}
+
+impl Neutron {
+    pub(super) fn install(host: &Host, folder: &Path) -> Self {
+        let folder = folder.join("neutron");
+        let empty = folder.join("conf.d");
+        fs::create_dir_all(&empty).unwrap_or_else(|e| panic!("make {}: {e}", empty.display()));
+        let at = folder.display();
+        let database = format!("sqlite:///{at}/neutron.db");
+        let config = format!(
+            "[DEFAULT]\nbind_host = 127.0.0.1\nbind_port = 9696\ncore_plugin = ml2\nservice_plugins = router\n\
+             auth_strategy = keystone\ntransport_url = fake:/\napi_workers = 0\nrpc_workers = 0\nstate_path = {at}\n\
+             notify_nova_on_port_status_changes = false\nnotify_nova_on_port_data_changes = false\n\
+             [database]\nconnection = {database}\n\
+             [oslo_concurrency]\nlock_path = {at}\n\
+             [ml2]\ntype_drivers = local\ntenant_network_types = local\nmechanism_drivers =\nextension_drivers =\n\
+             [quotas]\nquota_network = -1\nquota_subnet = -1\nquota_port = -1\n\
+             [keystone_authtoken]\nauth_url = {keystone}\nwww_authenticate_uri = {keystone}\nauth_type = password\n\
+             username = {ADMIN}\npassword = {PASSWORD}\nproject_name = {ADMIN}\nuser_domain_name = Default\n\
+             project_domain_name = Default\ninterface = internal\ntoken_cache_time = -1\n",
+            keystone = keystone::URL,
+        );
+        write(&folder.join("neutron.conf"), &config);
+        output_of(Command::new("/usr/bin/python3").args(["-c", SCHEMA, &database]));
+        let service = Service::new("neutron-server", host, ADDRESS, folder.join("log"));
+        Self { service, host: host.clone(), folder }
+    }
+
+    /// Runs it, and waits until it answers.
+    pub fn start(&mut self) {
+        let mut server = self.host.netns().command("/usr/bin/neutron-server");
+        server.arg("--config-file").arg(self.folder.join("neutron.conf"));
+        server.arg("--config-dir").arg(self.folder.join("conf.d"));
+        self.service.start(server);
+    }
+
+    /// Kills it.
+    pub fn stop(&mut self) {
+        self.service.stop();
+    }
+
+    /// How it answered those who asked for ports, the status of each in order.
+    #[must_use]
+    pub fn port_questions(&self) -> Vec<u16> {
+        let log = self.service.log();
+        let asked =
+            log.lines().filter(|line| line.contains("neutron.wsgi") && line.contains("\"GET /v2.0/ports?"));
+        let status = |line: &str| line.split_once(" status: ")?.1.get(..3)?.parse().ok();
+        asked.filter_map(status).collect()
+    }
+}

@@ -1,0 +1,87 @@
+//! A server of several processes, with a log, that is killed as a whole.
+
+use std::fs::{self, File};
+use std::net::{IpAddr, SocketAddr, TcpStream};
+use std::os::unix::process::CommandExt as _;
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::thread;
+use std::time::Duration;
+
+use nix::sys::signal::{Signal, killpg};
+use nix::unistd::Pid;
+
+use crate::http::Connection;
+use crate::topology::Host;
+use crate::wait;
+
+/// How long a server may take to listen: both read some thousand Python modules.
+const START: Duration = Duration::from_mins(1);
+
+/// A server, while it runs.
+#[derive(Debug)]
+pub(super) struct Service {
+    name: &'static str,
+    host: Host,
+    address: (IpAddr, u16),
+    log: PathBuf,
+    child: Option<Child>,
+}
+
+impl Service {
+    /// One that does not run yet.
+    pub(super) fn new(name: &'static str, host: &Host, address: (IpAddr, u16), log: PathBuf) -> Self {
+        Self { name, host: host.clone(), address, log, child: None }
+    }
+
+    /// Runs it in a process group of its own, and waits until it answers.
+    pub(super) fn start(&mut self, mut command: Command) {
+        assert!(self.child.is_none(), "{} runs already", self.name);
+        let log = File::options().create(true).append(true).open(&self.log);
+        let log = log.unwrap_or_else(|e| panic!("open {}: {e}", self.log.display()));
+        let other = log.try_clone().unwrap_or_else(|e| panic!("share {}: {e}", self.log.display()));
+        command.process_group(0).stdin(Stdio::null()).stdout(log).stderr(other);
+        self.child = Some(command.spawn().unwrap_or_else(|e| panic!("run {command:?}: {e}")));
+        let answered = wait::poll(START, || self.answers().then_some(()));
+        assert!(answered.is_some(), "{} does not answer\n{}", self.name, self.log());
+    }
+
+    /// Kills all of its processes.
+    pub(super) fn stop(&mut self) {
+        let Some(mut child) = self.child.take() else { return };
+        let group = Pid::from_raw(child.id().cast_signed());
+        if let Err(e) = killpg(group, Signal::SIGKILL) {
+            eprintln!("kill {}: {e}", self.name);
+        }
+        if let Err(e) = child.wait() {
+            eprintln!("wait for {}: {e}", self.name);
+        }
+        let refused = wait::poll(wait::PATIENCE, || (!self.answers()).then_some(()));
+        assert!(refused.is_some() || thread::panicking(), "{} answers though it was killed", self.name);
+    }
+
+    /// What it has written.
+    pub(super) fn log(&self) -> String {
+        fs::read_to_string(&self.log).unwrap_or_default()
+    }
+
+    fn answers(&self) -> bool {
+        let asked = self.host.netns().enter(|| {
+            let stream = TcpStream::connect_timeout(&SocketAddr::from(self.address), START)?;
+            stream.set_read_timeout(Some(START))?;
+            Connection::new(stream).request("GET", "/", &[("Connection", "close")], b"")
+        });
+        asked.is_ok()
+    }
+}
+
+impl Drop for Service {
+    fn drop(&mut self) {
+        self.stop();
+        if thread::panicking() {
+            let log = self.log();
+            let lines: Vec<_> = log.lines().filter(|line| !line.contains(" DEBUG ")).collect();
+            eprintln!("--- {} said last\n{}", self.name, lines[lines.len().saturating_sub(40)..].join("\n"));
+        }
+    }
+}

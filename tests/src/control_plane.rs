@@ -86,12 +86,7 @@ impl ControlPlane {
     /// A token of the administrator's.
     #[must_use]
     pub fn token(&self) -> String {
-        let user = json!({ "name": ADMIN, "domain": { "name": "Default" }, "password": PASSWORD });
-        let project = json!({ "name": ADMIN, "domain": { "name": "Default" } });
-        let identity = json!({ "methods": ["password"], "password": { "user": user } });
-        let body = json!({ "auth": { "identity": identity, "scope": { "project": project } } });
-        let answer = api::call(&self.host, keystone::ADDRESS, "POST", "/v3/auth/tokens", None, &body);
-        answer.token.unwrap_or_else(|| panic!("Keystone gives no token: {}", answer.body))
+        keystone::token(&self.host)
     }
 
     /// An application credential of the administrator's: its id and its secret.

@@ -212,6 +212,13 @@ pub const REQUIREMENTS: &[Requirement] = &[
     ),
     debian(
         Scope::Test,
+        "Keystone and Neutron",
+        "the Neutron source is tested against the real servers; their packages start nothing where a policy forbids it",
+        Sign::Packages(&["keystone", "neutron-server", "uwsgi-plugin-python3"]),
+        &["keystone", "neutron-server", "uwsgi-plugin-python3"],
+    ),
+    debian(
+        Scope::Test,
         "QEMU",
         "runs guests on real taps, and the kernels that the programs must load on",
         Sign::Program("qemu-system-x86_64"),

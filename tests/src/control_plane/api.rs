@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use crate::http::Connection;
 use crate::topology::Host;
-use crate::wait::PATIENCE;
+use crate::wait::{self, PATIENCE};
 
 /// What an API answers.
 pub(super) struct Answer {
@@ -16,7 +16,8 @@ pub(super) struct Answer {
     pub(super) body: Value,
 }
 
-/// Calls, and panics with all that was answered unless that is a success.
+/// Calls, and panics with all that was answered unless that is a success. A service that restarts, or whose Keystone did
+/// and that has to find that its connection to it is no more, answers 503 for a moment.
 pub(super) fn call(
     host: &Host,
     address: (IpAddr, u16),
@@ -25,16 +26,23 @@ pub(super) fn call(
     token: Option<&str>,
     body: &Value,
 ) -> Answer {
-    let stream = host.netns().enter(|| TcpStream::connect_timeout(&SocketAddr::from(address), PATIENCE));
-    let stream = stream.unwrap_or_else(|e| panic!("{method} {path}: connect to {address:?}: {e}"));
-    for set in [TcpStream::set_read_timeout, TcpStream::set_write_timeout] {
-        set(&stream, Some(2 * PATIENCE)).unwrap_or_else(|e| panic!("bound a wait: {e}"));
-    }
     let mut headers = vec![("Connection", "close"), ("Content-Type", "application/json")];
     headers.extend(token.map(|token| ("X-Auth-Token", token)));
     let body = if body.is_null() { String::new() } else { body.to_string() };
-    let answer = Connection::new(stream).request(method, path, &headers, body.as_bytes());
-    let answer = answer.unwrap_or_else(|e| panic!("{method} {path}: {e}"));
+    let mut last = None;
+    let answer = wait::poll(PATIENCE, || {
+        let stream = host.netns().enter(|| TcpStream::connect_timeout(&SocketAddr::from(address), PATIENCE));
+        let stream = stream.unwrap_or_else(|e| panic!("{method} {path}: connect to {address:?}: {e}"));
+        for set in [TcpStream::set_read_timeout, TcpStream::set_write_timeout] {
+            set(&stream, Some(2 * PATIENCE)).unwrap_or_else(|e| panic!("bound a wait: {e}"));
+        }
+        let answer = Connection::new(stream).request(method, path, &headers, body.as_bytes());
+        let answer = answer.unwrap_or_else(|e| panic!("{method} {path}: {e}"));
+        let done = (answer.status != 503).then(|| answer.clone());
+        last = Some(answer);
+        done
+    });
+    let Some(answer) = answer.or(last) else { panic!("{method} {path} was not called") };
     let text = String::from_utf8_lossy(&answer.body);
     assert!((200..300).contains(&answer.status), "{method} {path} {body}: {} {text}", answer.status);
     let token = answer.header("x-subject-token").map(str::to_owned);

@@ -6,13 +6,25 @@ use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use serde_json::json;
+
 use super::service::Service;
-use super::{ADMIN, PASSWORD, REGION, local, neutron, write};
+use super::{ADMIN, PASSWORD, REGION, api, local, neutron, write};
 use crate::netns::output_of;
 use crate::topology::Host;
 
 pub(super) const ADDRESS: (IpAddr, u16) = local(5000);
 pub(super) const URL: &str = "http://127.0.0.1:5000/v3";
+
+/// A token of the administrator's.
+pub(super) fn token(host: &Host) -> String {
+    let user = json!({ "name": ADMIN, "domain": { "name": "Default" }, "password": PASSWORD });
+    let project = json!({ "name": ADMIN, "domain": { "name": "Default" } });
+    let identity = json!({ "methods": ["password"], "password": { "user": user } });
+    let body = json!({ "auth": { "identity": identity, "scope": { "project": project } } });
+    let answer = api::call(host, ADDRESS, "POST", "/v3/auth/tokens", None, &body);
+    answer.token.unwrap_or_else(|| panic!("Keystone gives no token: {}", answer.body))
+}
 
 /// Keystone.
 #[derive(Debug)]
@@ -62,7 +74,7 @@ impl Keystone {
         let mut uwsgi = self.host.netns().command("uwsgi");
         uwsgi
             .args(["--plugin", "python3", "--wsgi-file", "/usr/bin/keystone-wsgi-public", "--lazy-apps"])
-            .args(["--http-socket", "127.0.0.1:5000", "--master", "--processes", "1", "--threads", "4"])
+            .args(["--http-socket", "127.0.0.1:5000", "--master", "--processes", "2"])
             .args(["--enable-threads", "--buffer-size", "65535"])
             .env("OS_KEYSTONE_CONFIG_FILES", self.config());
         self.service.start(uwsgi);

@@ -7,8 +7,10 @@ use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use serde_json::Value;
+
 use super::service::Service;
-use super::{ADMIN, PASSWORD, keystone, local, write};
+use super::{ADMIN, PASSWORD, api, keystone, local, write};
 use crate::netns::output_of;
 use crate::topology::Host;
 
@@ -53,12 +55,16 @@ impl Neutron {
         Self { service, host: host.clone(), folder }
     }
 
-    /// Runs it, and waits until it answers.
+    /// Runs it, and waits until it answers; Keystone has to run.
     pub fn start(&mut self) {
         let mut server = self.host.netns().command("/usr/bin/neutron-server");
         server.arg("--config-file").arg(self.folder.join("neutron.conf"));
         server.arg("--config-dir").arg(self.folder.join("conf.d"));
         self.service.start(server);
+        // Until something else was asked for, every question for ports is answered with 500 in Zed: `get_ports` names
+        // `Port.port_forwardings`, which SQLAlchemy adds when it first makes a query.
+        let token = keystone::token(&self.host);
+        api::call(&self.host, ADDRESS, "GET", "/v2.0/networks?limit=1", Some(&token), &Value::Null);
     }
 
     /// Kills it.

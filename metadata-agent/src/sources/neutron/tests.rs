@@ -369,3 +369,60 @@ async fn behind_a_router_an_address_is_looked_up_in_its_networks_alone() {
     assert_eq!(world.lookup.by_router(Uuid::nil(), address(1)).await.unwrap(), Answer::NotFound);
     world.stop().await;
 }
+
+/// A Keystone whose certificate was good until 2020, as its only words. Returns its port and its authority's certificate.
+fn outdated_keystone() -> (u16, String) {
+    let key = rcgen::KeyPair::generate().unwrap();
+    let mut params = rcgen::CertificateParams::new(Vec::<String>::new()).unwrap();
+    params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+    let authority = params.self_signed(&key).unwrap();
+    let issuer = rcgen::Issuer::new(params, key);
+    let key = rcgen::KeyPair::generate().unwrap();
+    let mut params = rcgen::CertificateParams::new(vec!["localhost".to_owned()]).unwrap();
+    params.not_before = rcgen::date_time_ymd(2019, 1, 1);
+    params.not_after = rcgen::date_time_ymd(2020, 1, 1);
+    let certificate = params.signed_by(&key, &issuer).unwrap();
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let key = rustls::pki_types::PrivateKeyDer::try_from(key.serialize_der()).unwrap();
+    let config = rustls::ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(vec![certificate.der().clone()], key)
+        .unwrap();
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    std::thread::spawn(move || {
+        let (mut stream, _) = listener.accept().unwrap();
+        let mut tls = rustls::ServerConnection::new(Arc::new(config)).unwrap();
+        // It ends with the client's alert.
+        while tls.is_handshaking() && tls.complete_io(&mut stream).is_ok() {}
+    });
+    (port, authority.pem())
+}
+
+#[tokio::test]
+async fn an_expired_certificate_is_a_fault_that_says_so() {
+    let (port, authority) = outdated_keystone();
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("ca.pem");
+    std::fs::write(&file, authority).unwrap();
+    let cloud = Cloud::start().await;
+    let url = crate::config::HttpUrl::parse(&format!("https://localhost:{port}")).unwrap();
+    let NeutronAuth::Keystone { credentials, .. } = cloud.access().auth else { panic!("with Keystone") };
+    let access = NeutronAccess {
+        auth: NeutronAuth::Keystone { url, credentials },
+        authorities: Some(file.clone()),
+        insecure: false,
+        ..cloud.access()
+    };
+    let mut settings = Settings { access, host: HOST.to_owned(), tasks: TaskTracker::new() };
+    let error = probe(&settings).await.unwrap_err().to_string();
+    assert!(error.contains("certificate") && error.contains("xpired"), "{error}");
+    std::fs::write(&file, "").unwrap();
+    let error = probe(&settings).await.unwrap_err().to_string();
+    assert!(error.contains("no usable certificate in"), "{error}");
+    settings.access.authorities = Some("/nowhere".into());
+    let error = probe(&settings).await.unwrap_err().to_string();
+    assert!(error.contains("/nowhere"), "{error}");
+}

@@ -5,7 +5,8 @@
 //! ports are known from elsewhere asks nothing more, however many requests its guests make.
 //!
 //! What goes wrong, at Neutron or at Keystone, is a fault that shows, and that is tried again after a pause that grows,
-//! by one question for the whole host ([`gate`]). What was said of interfaces that are still there holds meanwhile.
+//! by one question for the whole host ([`gate`]). What was said of interfaces that are still there holds meanwhile. The
+//! source is ready once it has tried: a host whose guests are known from elsewhere starts without a control plane.
 //!
 //! [`Lookup`] answers for guests that are not on this host.
 
@@ -88,7 +89,7 @@ async fn serve(settings: Settings, channels: Channels) {
             Ok(connected) => break connected,
             Err(error) => {
                 let place = "TLS".to_owned();
-                reporter.report(false, 0, 0, BTreeMap::from([(place, error.to_string())]));
+                reporter.report(true, 0, 0, BTreeMap::from([(place, error.to_string())]));
                 sleep(RECHECK_FAULTY).await;
             }
         }
@@ -245,9 +246,10 @@ impl Source {
 
     async fn take(&mut self, question: &Question, answer: Result<Vec<Told>, Arc<ApiError>>) -> Option<()> {
         let now = Instant::now();
+        self.ready = true;
         let events = match answer {
             Ok(told) => {
-                (self.ready, self.fault) = (true, None);
+                self.fault = None;
                 self.survey.answer(question, &told, now)
             }
             Err(error) => {

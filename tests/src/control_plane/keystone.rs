@@ -76,6 +76,9 @@ impl Keystone {
             .args(["--plugin", "python3", "--wsgi-file", "/usr/bin/keystone-wsgi-public", "--lazy-apps"])
             .args(["--http-socket", "127.0.0.1:5000", "--master", "--processes", "2"])
             .args(["--enable-threads", "--buffer-size", "65535"])
+            // It closes each connection, and does not say so by itself: Neutron would use it again.
+            .args(["--add-header", "Connection: close"])
+            .args(["--log-format", "%(method) %(uri) %(status) %(uagent)"])
             .env("OS_KEYSTONE_CONFIG_FILES", self.config());
         self.service.start(uwsgi);
     }
@@ -94,10 +97,10 @@ impl Keystone {
         self.start();
     }
 
-    /// How often anybody has authenticated.
+    /// How often an agent has been given a token.
     #[must_use]
     pub fn logins(&self) -> usize {
-        self.service.log().matches("POST /v3/auth/tokens => ").count()
+        self.service.log().matches("POST /v3/auth/tokens 201 metadata-agent/").count()
     }
 
     fn config(&self) -> PathBuf {

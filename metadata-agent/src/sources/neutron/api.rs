@@ -159,8 +159,7 @@ impl Api {
         limit: usize,
     ) -> Result<(StatusCode, Bytes), ApiErrorKind> {
         let mut request = Request::get(format!("{}?{query}", ports_url(&token.endpoint)))
-            .header(header::ACCEPT, "application/json")
-            .header(header::USER_AGENT, concat!("metadata-agent/", env!("CARGO_PKG_VERSION")));
+            .header(header::ACCEPT, "application/json");
         if let Some(secret) = &token.secret {
             let value = HeaderValue::try_from(secret.expose_secret());
             let mut value = value.map_err(|error| ApiErrorKind::Question(error.into()))?;

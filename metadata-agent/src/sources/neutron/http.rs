@@ -12,9 +12,10 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
 use hyper::body::Bytes;
+use hyper::header::HeaderValue;
 use hyper::http::response;
 use hyper::rt::Executor;
-use hyper::{Request, Response};
+use hyper::{Request, Response, header};
 use hyper_rustls::{ConfigBuilderExt, HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
@@ -29,6 +30,9 @@ use tokio_util::task::TaskTracker;
 
 /// How long a connection is kept without use: Apache in front of the APIs closes after 5 s.
 const IDLE: Duration = Duration::from_secs(4);
+/// By which the operators of Keystone and Neutron know us.
+const OURSELVES: HeaderValue =
+    HeaderValue::from_static(concat!("metadata-agent/", env!("CARGO_PKG_VERSION")));
 /// For TCP alone; the deadline holds for all of a question.
 const CONNECT: Duration = Duration::from_secs(5);
 
@@ -122,9 +126,10 @@ impl Http {
     /// Asks, and takes an answer of at most `limit` bytes.
     pub(super) async fn ask(
         &self,
-        request: Request<Full<Bytes>>,
+        mut request: Request<Full<Bytes>>,
         limit: usize,
     ) -> Result<(response::Parts, Bytes), HttpError> {
+        request.headers_mut().insert(header::USER_AGENT, OURSELVES);
         let answer = self.ask_once(request, limit).await;
         // Whom to believe may have changed since it was read.
         if let (Err(HttpError::Unreachable(_)), Ok(anew)) =

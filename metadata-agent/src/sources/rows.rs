@@ -10,6 +10,7 @@ use crate::inventory::{Event, Facts, SourceKind};
 
 /// What a row says now.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[expect(clippy::large_enum_variant, reason = "short-lived, and mostly the large one")]
 pub(super) enum Reading<E> {
     /// The row is gone.
     Gone,

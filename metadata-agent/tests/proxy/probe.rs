@@ -73,10 +73,8 @@ async fn each_fault_of_tls_is_named() {
         let endpoint = Endpoint::new(Scheme::Https, "localhost", port).unwrap();
         let fault =
             fault_of(UpstreamConfig { tls: tls.clone(), ..UpstreamConfig::new(vec![endpoint]) }).await;
-        match fault {
-            ProbeError::Tls { fault, .. } => fault,
-            other => panic!("no fault of TLS: {other}"),
-        }
+        let ProbeError::Tls { fault, .. } = fault else { panic!("no fault of TLS: {fault}") };
+        fault
     };
     assert_eq!(of(plain_server().await, &ours).await, TlsFault::NotTls);
     let unknown = tls_nova(&stranger, "localhost", None).await;

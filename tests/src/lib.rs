@@ -14,6 +14,7 @@
 
 pub mod agent;
 pub mod bpffs;
+pub mod cloud_init;
 pub mod control_plane;
 pub mod deploy;
 pub mod domain;

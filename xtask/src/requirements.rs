@@ -176,6 +176,13 @@ pub const REQUIREMENTS: &[Requirement] = &[
     ),
     debian(
         Scope::Test,
+        "what cloud-init's code needs",
+        "cloud-init's own probe looks for the metadata service",
+        Sign::Packages(&["python3-requests", "python3-yaml"]),
+        &["python3-requests", "python3-yaml"],
+    ),
+    debian(
+        Scope::Test,
         "Open vSwitch's database",
         "the OVSDB source is tested against the real server and its schema",
         Sign::File("/usr/share/openvswitch/vswitch.ovsschema"),

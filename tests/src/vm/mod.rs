@@ -10,10 +10,10 @@
 //! blocking thread. Every wait has a deadline, every process ends with its owner, and what the guest said on its
 //! console is part of every error.
 
-mod cache;
+pub(crate) mod cache;
 mod cloud;
 mod cpio;
-mod debian;
+pub(crate) mod debian;
 mod dhcp;
 mod domain;
 mod guest;

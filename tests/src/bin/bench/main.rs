@@ -7,6 +7,7 @@
 
 mod arena;
 mod empty_program;
+mod hook;
 mod http;
 mod machine;
 mod report;
@@ -36,6 +37,12 @@ struct Cli {
 enum Command {
     /// The few figures that the README shows, in less than two minutes
     Quick(Quick),
+    /// What TC and XDP cost a packet that is none of ours, on tap and veth
+    Hook {
+        /// How often each measurement is repeated
+        #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
+        repetitions: u32,
+    },
 }
 
 #[derive(Args)]
@@ -52,11 +59,22 @@ struct Quick {
 }
 
 fn main() -> anyhow::Result<()> {
-    let Command::Quick(options) = Cli::parse().command;
+    let command = Cli::parse().command;
     ensure!(
         nix::unistd::geteuid().is_root(),
         "the bench makes network namespaces and loads BPF programs: run it as root"
     );
+    match command {
+        Command::Quick(options) => quick(&options),
+        Command::Hook { repetitions } => {
+            let Machine { processor, kernel, .. } = Machine::describe()?;
+            println!("{processor}, Linux {kernel}. {}", hook::measure(repetitions)?);
+            Ok(())
+        }
+    }
+}
+
+fn quick(options: &Quick) -> anyhow::Result<()> {
     let duration = Duration::from_millis(options.millis);
     let machine = Machine::describe()?;
     let arena = Arena::set_up()?;
@@ -68,9 +86,9 @@ fn main() -> anyhow::Result<()> {
         agent: arena.agent_process()?,
         tax: tax::measure(&arena, options.repetitions)?,
     };
-    if let Some(path) = options.json {
+    if let Some(path) = &options.json {
         let text = serde_json::to_string_pretty(&report).context("write the runs as JSON")?;
-        fs::write(&path, text).with_context(|| format!("write {}", path.display()))?;
+        fs::write(path, text).with_context(|| format!("write {}", path.display()))?;
     }
     println!("{report}");
     Ok(())

@@ -5,6 +5,9 @@
 
 mod frames;
 mod ipv6;
+pub mod kernel;
+pub mod shapes;
+pub mod world;
 
 use metadata_ebpf::abi::{CHECK_IPV4, CHECK_MAC, MAX_PORT_IPV4, Port};
 use metadata_ebpf::from_guest::METADATA_MAC;

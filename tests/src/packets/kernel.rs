@@ -1,0 +1,171 @@
+//! The programs in the kernel, run one frame at a time by `BPF_PROG_TEST_RUN`, with maps of their own.
+
+use std::collections::HashMap as StdHashMap;
+use std::net::{SocketAddrV6, TcpListener, TcpStream};
+use std::path::Path;
+
+use aya::maps::{Array, HashMap, MapData, PerCpuArray};
+use aya::programs::{SchedClassifier, TestRun, TestRunOptions};
+use aya::{Ebpf, EbpfLoader};
+use metadata_agent::datapath::{Clock, OBJECT, PROGRAMS};
+use metadata_agent::netlink::Netlink;
+use metadata_agent::netns::Netns;
+use metadata_agent::portal::Portal;
+use metadata_ebpf::abi::{Client, ClientKey, Gate, Port, PortKey, Settings, names};
+use metadata_ebpf::identity::PORTAL_ADDRESS;
+use metadata_ebpf::reason::{Reason, Verdict};
+use tokio::runtime::Builder;
+
+use super::world::{self, IFINDEX};
+use super::{ATTACHMENT, CONNECTED_PORT, Program, State, port};
+
+/// Clients that [`Kernel`]'s map has room for: few, so that it can be filled.
+pub const CLIENTS: u32 = 16;
+
+/// The programs and their maps.
+pub struct Kernel {
+    ebpf: Ebpf,
+    nsid: u32,
+    config: Array<MapData, Settings>,
+    heartbeat: Array<MapData, u64>,
+    ports: HashMap<MapData, PortKey, Port>,
+    gates: HashMap<MapData, u32, Gate>,
+    clients: HashMap<MapData, ClientKey, Client>,
+    stats: PerCpuArray<MapData, u64>,
+}
+
+impl Kernel {
+    /// Loads the object with its maps pinned under `pins`, for the portal that has this id in the caller's namespace.
+    #[must_use]
+    pub fn load(pins: &Path, nsid: u32) -> Self {
+        let mut ebpf = EbpfLoader::new()
+            .default_map_pin_directory(pins)
+            .map_max_entries(names::CLIENTS, CLIENTS)
+            .load(OBJECT)
+            .expect("the object loads");
+        for name in PROGRAMS {
+            let program: &mut SchedClassifier = ebpf.program_mut(name).expect(name).try_into().expect(name);
+            program.load().unwrap_or_else(|error| panic!("the verifier refuses {name}: {error:?}"));
+        }
+        let mut take = |name| ebpf.take_map(name).unwrap_or_else(|| panic!("no map {name}"));
+        Self {
+            nsid,
+            config: take(names::CONFIG).try_into().expect("an array"),
+            heartbeat: take(names::HEARTBEAT).try_into().expect("an array"),
+            ports: take(names::PORTS).try_into().expect("a hash table"),
+            gates: take(names::GATES).try_into().expect("a hash table"),
+            clients: take(names::CLIENTS).try_into().expect("a hash table"),
+            stats: take(names::STATS).try_into().expect("a per-CPU array"),
+            ebpf,
+        }
+    }
+
+    /// Brings the maps into a state, whatever they held.
+    pub fn set(&mut self, state: &State) {
+        let now = Clock::now_ns();
+        let port_key = PortKey::untagged(IFINDEX);
+        self.config.set(0, world::settings(state, self.nsid), 0).expect("settings");
+        self.heartbeat.set(0, world::heartbeat(state, now), 0).expect("a beat");
+        self.gates.insert(ATTACHMENT, world::gate(state, now), 0).expect("a gate");
+        let _absent = self.ports.remove(&port_key);
+        if state.attached {
+            self.ports.insert(port_key, port(state), 0).expect("a port");
+        }
+        for key in self.clients().into_keys() {
+            self.clients.remove(&key).expect("a client to remove");
+        }
+        if state.client_known {
+            for identity in world::known() {
+                self.clients.insert(ClientKey { identity }, world::client(), 0).expect("a client");
+            }
+        }
+    }
+
+    /// Runs a program on a frame. What becomes of the frame is written into `out`; gives the verdict, as
+    /// linux/pkt_cls.h numbers it, and the frame's length.
+    pub fn test_run(&mut self, program: Program, frame: &[u8], out: &mut [u8]) -> (i32, usize) {
+        let name = match program {
+            Program::FromGuest => names::FROM_GUEST,
+            Program::ToGuest => names::TO_GUEST,
+        };
+        let program: &mut SchedClassifier = self.ebpf.program_mut(name).expect(name).try_into().expect(name);
+        let options =
+            TestRunOptions { data_in: Some(frame), data_out: Some(out), ..TestRunOptions::default() };
+        let result =
+            program.test_run(options).unwrap_or_else(|error| panic!("{name} on {frame:02x?}: {error:?}"));
+        (result.return_value.cast_signed(), usize::try_from(result.data_size_out).expect("a length"))
+    }
+
+    /// `MD_STATS`, summed over the CPUs.
+    #[must_use]
+    pub fn counters(&self) -> Vec<u64> {
+        let count = |reason: &Reason| self.stats.get(&reason.index(), 0).expect("a counter").iter().sum();
+        Reason::ALL.iter().map(count).collect()
+    }
+
+    /// What is on record under an identity address.
+    #[must_use]
+    pub fn client(&self, identity: [u8; 16]) -> Option<Client> {
+        self.clients.get(&ClientKey { identity }, 0).ok()
+    }
+
+    /// `MD_CLIENTS`.
+    #[must_use]
+    pub fn clients(&self) -> StdHashMap<ClientKey, Client> {
+        self.clients.iter().map(|entry| entry.expect("a client")).collect()
+    }
+
+    /// Clients that the guest's gate counts.
+    #[must_use]
+    pub fn admitted(&self) -> u64 {
+        self.gates.get(&ATTACHMENT, 0).expect("a gate").clients
+    }
+}
+
+/// The number that a program returns for a reason, by linux/pkt_cls.h.
+#[must_use]
+pub fn verdict_of(reason: Option<Reason>) -> i32 {
+    const TC_ACT_UNSPEC: i32 = -1;
+    const TC_ACT_SHOT: i32 = 2;
+    const TC_ACT_REDIRECT: i32 = 7;
+    match reason.map(Reason::verdict) {
+        None | Some(Verdict::Next) => TC_ACT_UNSPEC,
+        Some(Verdict::Drop) => TC_ACT_SHOT,
+        Some(Verdict::ToPortal | Verdict::ToGuest) => TC_ACT_REDIRECT,
+    }
+}
+
+/// The agent's listener in a portal, and both ends of the connections that the portal shall know: what makes a state
+/// listen.
+pub struct PortalEnds {
+    _connections: [(TcpStream, TcpStream); 2],
+    _listener: TcpListener,
+}
+
+impl PortalEnds {
+    /// Listens in `portal`, whose namespace has this name, and connects from sockets there that bear the identity
+    /// addresses themselves.
+    #[must_use]
+    pub fn open(name: &str, portal: &Portal) -> Self {
+        let listener = portal.listen(16).expect("a listener");
+        let inside = Netns::named(name).expect("readable").expect("there");
+        let connect = || world::known().map(|identity| connect_as(identity, &listener));
+        let connections = inside.run(connect).expect("the portal is entered");
+        Self { _connections: connections, _listener: listener }
+    }
+}
+
+fn connect_as(identity: [u8; 16], listener: &TcpListener) -> (TcpStream, TcpStream) {
+    let runtime = Builder::new_current_thread().enable_all().build().expect("a runtime");
+    runtime.block_on(async {
+        let netlink = Netlink::connect().expect("netlink");
+        let lo = netlink.link("lo").await.expect("links").expect("lo");
+        netlink.set_address(lo.index, identity.into(), 128).await.expect("the identity address");
+    });
+    let socket = socket2::Socket::new(socket2::Domain::IPV6, socket2::Type::STREAM, None).expect("a socket");
+    socket.bind(&SocketAddrV6::new(identity.into(), CONNECTED_PORT, 0, 0).into()).expect("bound");
+    socket.connect(&SocketAddrV6::new(PORTAL_ADDRESS.into(), 80, 0, 0).into()).expect("connected");
+    listener.set_nonblocking(false).expect("blocking");
+    let (accepted, _) = listener.accept().expect("accepted");
+    (socket.into(), accepted)
+}

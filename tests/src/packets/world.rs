@@ -1,0 +1,92 @@
+//! A state of the table as the host build's world, and the values that both builds start from.
+
+use metadata_ebpf::abi::{ABI_VERSION, Client, ClientKey, Gate, PortKey, Settings};
+use metadata_ebpf::host::HostWorld;
+
+use super::{
+    ATTACHMENT, CONNECTED_PORT, GUEST_MAC, PORTAL_MAC, ROUTER_MAC, State, identity, identity_v6, port,
+};
+
+/// The loopback interface, on which `BPF_PROG_TEST_RUN` lets frames arrive. It stands for the guest's.
+pub const IFINDEX: u32 = 1;
+/// Where frames for the portal go: no interface has this index, and `BPF_PROG_TEST_RUN` redirects nothing.
+pub const PORTAL_IFINDEX: u32 = 4242;
+/// How long one beat holds.
+pub const STALE_AFTER_NS: u64 = 3_600_000_000_000;
+
+/// `MD_CONFIG[0]` for a state. Where the allowance of new connections is not used up there is none, so that no verdict
+/// depends on the time.
+#[must_use]
+pub fn settings(state: &State, nsid: u32) -> Settings {
+    Settings {
+        abi_version: ABI_VERSION,
+        portal_ifindex: PORTAL_IFINDEX,
+        portal_nsid: nsid,
+        next_attachment: 1,
+        stale_after_ns: STALE_AFTER_NS,
+        syn_interval_ns: if state.syn_exhausted { 1_000_000 } else { 0 },
+        syn_burst_ns: 0,
+        portal_mac: PORTAL_MAC,
+        _pad: [0; 2],
+    }
+}
+
+/// `MD_HEARTBEAT[0]`.
+#[must_use]
+pub fn heartbeat(state: &State, now: u64) -> u64 {
+    if state.alive { now } else { 0 }
+}
+
+/// The guest's entry of `MD_GATES`.
+#[must_use]
+pub fn gate(state: &State, now: u64) -> Gate {
+    let far = now + STALE_AFTER_NS;
+    let clients = if state.client_known { known().len() as u64 } else { 0 };
+    Gate { syn_tat_ns: if state.syn_exhausted { far } else { 0 }, clients }
+}
+
+/// The identity addresses of a client that is on record.
+#[must_use]
+pub fn known() -> [[u8; 16]; 2] {
+    [identity(), identity_v6()]
+}
+
+/// What is on record of it.
+#[must_use]
+pub fn client() -> Client {
+    Client {
+        network: [0; 16],
+        first_seen_ns: 1,
+        last_seen_ns: 1,
+        connections: 3,
+        ifindex: IFINDEX,
+        vlan: 0,
+        guest_mac: GUEST_MAC,
+        metadata_mac: ROUTER_MAC,
+        _pad: [0; 4],
+    }
+}
+
+/// Maps, clock and sockets of a state.
+#[must_use]
+pub fn host_world(state: &State) -> HostWorld {
+    let now = 2 * STALE_AFTER_NS;
+    let mut world = HostWorld {
+        now_ns: now,
+        settings: Some(settings(state, 0)),
+        heartbeat_ns: heartbeat(state, now),
+        listening: state.listening,
+        ..HostWorld::default()
+    };
+    if state.attached {
+        world.ports.insert(PortKey::untagged(IFINDEX), port(state));
+    }
+    world.gates.borrow_mut().insert(ATTACHMENT, gate(state, now));
+    if state.client_known {
+        world.clients.borrow_mut().extend(known().map(|identity| (ClientKey { identity }, client())));
+    }
+    if state.listening {
+        world.connections.extend(known().map(|identity| (identity, CONNECTED_PORT)));
+    }
+    world
+}

@@ -70,6 +70,8 @@ impl Southbound {
         let mut row = row(subport);
         row["parent_port"] = parent.id.to_string().into();
         row["tag"] = vlan.into();
+        row["external_ids"][1][0][1] = "".into();
+        row["external_ids"][1][1][1] = "trunk:subport".into();
         self.insert(&[row]);
     }
 

@@ -82,7 +82,15 @@ impl World {
     fn attachment(&self, guest: &Guest) -> Value {
         let state = self.process.state();
         let attachments = state["attachments"].as_array().expect("attachments").clone();
-        attachments.into_iter().find(|one| one["interface"] == *guest.tap).unwrap_or_default()
+        let untagged = |one: &Value| one["interface"] == *guest.tap && one["vlan"].is_null();
+        attachments.into_iter().find(untagged).unwrap_or_default()
+    }
+
+    /// The attachment of a VLAN on a guest's interface.
+    fn vlan(&self, guest: &Guest, tag: u16) -> Option<Value> {
+        let state = self.process.state();
+        let attachments = state["attachments"].as_array().expect("attachments").clone();
+        attachments.into_iter().find(|one| one["interface"] == *guest.tap && one["vlan"] == tag)
     }
 
     /// How the source is, once that is as wanted.
@@ -214,10 +222,16 @@ fn a_guest_is_served_from_open_vswitch_and_ovn_alone() {
     southbound.bind(&guest.port);
     world.assert_served(&guest);
 
-    // A VLAN on the port belongs to whom it likes.
+    // A VLAN on the port is served as the same instance's, as long as it is there.
     let vlan = Port::new(guest.port.network, [10, 0, 1, 5].into());
     southbound.bind_subport(&vlan, &guest.port, 7);
-    world.source("ignored the VLAN", |state| state["ignored"] == 1);
+    let seated = wait::until("the VLAN is attached", PATIENCE, || world.vlan(&guest, 7));
+    assert_eq!(seated["port"]["id"], vlan.id.to_string());
+    assert_eq!(seated["port"]["instance"], guest.port.instance.to_string());
+    assert_eq!(seated["port"]["fixed_ips"], json!(["10.0.1.5"]));
+    world.assert_served(&guest);
+    southbound.unbind(&vlan);
+    wait::until("the VLAN is let go", PATIENCE, || world.vlan(&guest, 7).is_none().then_some(()));
     world.assert_served(&guest);
 
     // A row that cannot be understood is nobody's, and no other's fault.

@@ -16,7 +16,9 @@ pub use backoff::Backoff;
 pub(crate) use backoff::FIRST_PAUSE;
 pub use framing::FramingError;
 pub use replica::UpdateError;
-pub(crate) use replica::{Atom, Datum, Form, Kind, Replica, Row, Table, entry, shape, text, texts};
+pub(crate) use replica::{
+    Atom, Change, Datum, Form, Kind, Replica, Row, Table, entry, integer, references, shape, text, texts,
+};
 pub use session::{Dial, SessionError};
 pub(crate) use session::{Monitor, News, Session};
 pub use tls::TlsFiles;

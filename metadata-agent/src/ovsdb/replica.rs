@@ -282,6 +282,29 @@ pub(crate) fn text<'a>(row: &'a Row, column: &str) -> &'a str {
     texts(row, column).next().unwrap_or_default()
 }
 
+/// The whole number in a column of at most one.
+pub(crate) fn integer(row: &Row, column: &str) -> Option<i64> {
+    match row.get(column)? {
+        Datum::Set(atoms) => atoms.iter().find_map(|atom| match atom {
+            Atom::Integer(number) => Some(*number),
+            Atom::Text(_) | Atom::Uuid(_) | Atom::Boolean(_) => None,
+        }),
+        Datum::Map(_) => None,
+    }
+}
+
+/// The rows that a column refers to.
+pub(crate) fn references<'a>(row: &'a Row, column: &str) -> impl Iterator<Item = Uuid> + 'a {
+    let atoms = match row.get(column) {
+        Some(Datum::Set(atoms)) => Some(atoms),
+        Some(Datum::Map(_)) | None => None,
+    };
+    atoms.into_iter().flatten().filter_map(|atom| match atom {
+        Atom::Uuid(uuid) => Some(*uuid),
+        Atom::Text(_) | Atom::Integer(_) | Atom::Boolean(_) => None,
+    })
+}
+
 fn object<'a>(value: &'a Value, wanted: &'static str) -> Result<&'a Map<String, Value>, UpdateError> {
     value.as_object().ok_or_else(|| shape(wanted, value))
 }

@@ -23,8 +23,8 @@
 //!   told.
 //! - Whatever cannot be understood ends the connection; nothing of such a message is told. A row that cannot be understood
 //!   says nothing, shows as a fault and touches no other row.
-//! - The ports of a trunk's VLANs name the port of the trunk as their parent. They are counted as ignored: their owner is
-//!   not asked for by the interface of the trunk itself, and their rows say nothing of it.
+//! - The ports of a trunk's VLANs name the port of the trunk as their parent. They come by the same condition, and hold as
+//!   long as the trunk's own interface is here.
 
 mod bindings;
 mod member;

@@ -10,6 +10,9 @@
 //! | fixed IPs | `external_ids:neutron:cidrs`, else those that stand behind the MAC address |
 //! | MAC address | `mac`: of `MAC IP...`, `MAC` and `unknown` the MAC address that has IP addresses behind it, or the only one there is |
 //!
+//! A row with `parent_port` and `tag` is of a trunk's subport: a VLAN on the interface of that port. It is told as such, and
+//! of whom it is follows from its parent. One whose tag is not chosen yet is nobody's.
+//!
 //! Neutron lists a port's allowed address pairs with another MAC address among those of `mac`, without IP addresses; the set
 //! has no order. Where that leaves several, none is told.
 
@@ -20,9 +23,9 @@ use serde_json::{Value, json};
 use uuid::Uuid;
 
 use super::super::rows;
-use crate::ids::{IdError, InstanceId, MacAddress, NetworkId, PortId};
-use crate::inventory::{DeviceOwner, Facts, Tenant};
-use crate::ovsdb::{Form, Kind, Monitor, Replica, Row, Table, UpdateError, entry, text, texts};
+use crate::ids::{IdError, InstanceId, MacAddress, NetworkId, PortId, VlanId};
+use crate::inventory::{DeviceOwner, Facts, Seat, Tenant};
+use crate::ovsdb::{Form, Kind, Monitor, Replica, Row, Table, UpdateError, entry, integer, text, texts};
 
 pub(super) const DATABASE: &str = "OVN_Southbound";
 const TABLE: &str = "Port_Binding";
@@ -32,6 +35,7 @@ const TABLES: &[Table] = &[Table {
         ("logical_port", Kind::One),
         ("type", Kind::One),
         ("parent_port", Kind::One),
+        ("tag", Kind::One),
         ("mac", Kind::Set),
         ("external_ids", Kind::Map),
     ],
@@ -58,6 +62,12 @@ pub enum RowError {
     BadNetwork {
         /// What is there.
         text: String,
+    },
+    /// A tag that no VLAN can have.
+    #[error("tag: {tag} is not a VLAN id: 1 to 4094")]
+    BadTag {
+        /// What is there.
+        tag: i64,
     },
     /// Not an address of a port.
     #[error("{column}: `{text}` is not an IP address")]
@@ -97,16 +107,21 @@ impl Bindings {
         self.replica.apply(form, update).map(drop)
     }
 
-    /// What the rows of these ports say. A row may be there still, or already, that is of none of them.
+    /// What the rows of these ports say, and those of VLANs on them. A row may be there still, or already, that is of none
+    /// of them.
     pub(super) fn read(&self, ports: &BTreeSet<PortId>) -> BTreeMap<Uuid, Reading> {
-        let is_here = |name: &str| name.parse().is_ok_and(|port| ports.contains(&port));
+        let here = |name: &str| name.parse().ok().filter(|port| ports.contains(port));
         let rows = self.replica.rows(TABLE).filter_map(|(uuid, row)| {
             let name = text(row, "logical_port");
-            let reading = match text(row, "parent_port") {
-                "" if is_here(name) => read(name, row),
-                "" => return None,
-                parent if is_here(parent) || is_here(name) => Reading::Nobodys,
-                _ => return None,
+            let reading = match (text(row, "parent_port"), integer(row, "tag")) {
+                ("", _) if here(name).is_some() => read(name, facts(name, row)),
+                ("", _) => return None,
+                (parent, tag) => match (here(parent), tag) {
+                    (Some(parent), Some(tag)) => read(name, subport(name, row, parent, tag)),
+                    (Some(_), None) => Reading::Nobodys,
+                    (None, _) if here(name).is_some() => Reading::Nobodys,
+                    (None, _) => return None,
+                },
             };
             Some((uuid, reading))
         });
@@ -114,11 +129,19 @@ impl Bindings {
     }
 }
 
-fn read(name: &str, row: &Row) -> Reading {
-    match facts(name, row) {
+fn read(name: &str, facts: Result<Facts, RowError>) -> Reading {
+    match facts {
         Ok(facts) => Reading::Port(facts),
         Err(error) => Reading::Fault { name: name.to_owned(), error },
     }
+}
+
+/// What the row of a VLAN says: where it is, and its addresses.
+fn subport(name: &str, row: &Row, parent: PortId, tag: i64) -> Result<Facts, RowError> {
+    let vlan = u64::try_from(tag).ok().and_then(|tag| VlanId::try_from(tag).ok());
+    let vlan = vlan.ok_or(RowError::BadTag { tag })?;
+    let Facts { id, network, mac, fixed_ips, .. } = facts(name, row)?;
+    Ok(Facts { id, seat: Some(Seat { parent, vlan }), network, mac, fixed_ips, ..Facts::default() })
 }
 
 fn facts(name: &str, row: &Row) -> Result<Facts, RowError> {

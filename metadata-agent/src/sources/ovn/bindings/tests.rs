@@ -122,14 +122,44 @@ fn a_row_that_cannot_be_understood_is_a_fault_that_quotes_it() {
     }
 }
 
-#[test]
-fn a_vlan_on_a_port_says_nothing_of_the_port() {
-    let subport = row(|row| {
+fn subport(change: impl FnOnce(&mut Value)) -> Value {
+    row(|row| {
         row["logical_port"] = OTHER.into();
         row["parent_port"] = PORT.into();
-    });
-    assert_eq!(says(&subport), Reading::Nobodys);
-    assert_eq!(readings(&subport, &[OTHER]), [(ROW, Reading::Nobodys)].into());
+        row["tag"] = 7.into();
+        row["external_ids"] = json!([
+            "map",
+            [
+                ["neutron:device_id", ""],
+                ["neutron:device_owner", "trunk:subport"],
+                ["neutron:project_id", "p1"],
+                ["neutron:cidrs", "10.0.0.5/24 fd00::5/64"],
+                ["neutron:network_name", format!("neutron-{NETWORK_ID}")],
+            ]
+        ]);
+        change(row);
+    })
+}
+
+#[test]
+fn a_vlan_on_a_port_is_told_by_its_place_and_is_nobodys_by_itself() {
+    let wanted = Facts {
+        id: Some(OTHER.parse().unwrap()),
+        seat: Some(Seat { parent: PORT.parse().unwrap(), vlan: VlanId::try_from(7).unwrap() }),
+        network: Some(NETWORK_ID.parse().unwrap()),
+        mac: Some("fa:16:3e:11:22:33".parse().unwrap()),
+        fixed_ips: vec!["10.0.0.5".parse().unwrap(), "fd00::5".parse().unwrap()],
+        ..Facts::default()
+    };
+    assert_eq!(told(&subport(|_| ())), wanted);
+    // The VLAN's own port has no interface of its own, whatever another source says.
+    assert_eq!(readings(&subport(|_| ()), &[OTHER]), [(ROW, Reading::Nobodys)].into());
+    assert_eq!(says(&subport(|row| row["tag"] = json!(["set", []]))), Reading::Nobodys);
+    for tag in [0, 4095, -1] {
+        let reading = says(&subport(|row| row["tag"] = tag.into()));
+        let Reading::Fault { name, error } = reading else { panic!("{tag}: {reading:?}") };
+        assert_eq!((name.as_str(), error), (OTHER, RowError::BadTag { tag }));
+    }
 }
 
 #[test]

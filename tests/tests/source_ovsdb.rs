@@ -8,10 +8,12 @@ use std::os::unix::net::UnixListener;
 use std::thread;
 use std::time::Duration;
 
-use metadata_agent::ids::{InstanceId, MacAddress, PortId};
+use metadata_agent::ids::{InstanceId, MacAddress, NetworkId, PortId, VlanId};
 use metadata_tests::nova::Instance;
 use metadata_tests::wait::{self, PATIENCE};
-use metadata_tests::{Agent, AgentProcess, Guest, Host, Network, NovaStandIn, Ovsdb, Plug, Port, privileged};
+use metadata_tests::{
+    Agent, AgentProcess, Guest, Host, Network, NovaStandIn, Ovsdb, Plug, Port, Subport, privileged,
+};
 use serde_json::Value;
 
 const HOSTNAME: &str = "/latest/meta-data/hostname";
@@ -74,8 +76,15 @@ impl World {
     fn attachment(&self, guest: &Guest) -> Value {
         let state = self.process.state();
         let attachments = state["attachments"].as_array().expect("attachments").clone();
-        let found = attachments.into_iter().find(|one| one["interface"] == *guest.tap);
-        found.unwrap_or_default()
+        let untagged = |one: &Value| one["interface"] == *guest.tap && one["vlan"].is_null();
+        attachments.into_iter().find(untagged).unwrap_or_default()
+    }
+
+    /// The attachment of a VLAN on a guest's interface.
+    fn vlan(&self, guest: &Guest, vlan: VlanId) -> Option<Value> {
+        let state = self.process.state();
+        let attachments = state["attachments"].as_array().expect("attachments").clone();
+        attachments.into_iter().find(|one| one["interface"] == *guest.tap && one["vlan"] == vlan.get())
     }
 
     fn until_identity(&self, guest: &Guest, wanted: &str) {
@@ -139,6 +148,46 @@ fn a_guest_is_served_once_ovsdb_knows_its_instance_and_libvirt_its_project() {
     });
     assert_eq!((&state["ready"], &state["ports"]), (&Value::from(true), &Value::from(2)));
     assert_eq!(state["faults"], serde_json::json!({}));
+}
+
+#[test]
+fn the_subports_of_a_trunk_are_attached_as_neutrons_agent_connects_them() {
+    if !privileged() {
+        return;
+    }
+    let world = World::new();
+    let guest = world.guest(5);
+    let subport = |tag: u64| {
+        let vlan = VlanId::try_from(tag).expect("a VLAN id");
+        Subport::new(vlan, NetworkId::new(uuid::Uuid::new_v4()), [10, 5, 0, 5].into())
+    };
+    let [first, second] = [5, 6].map(subport);
+    // Nothing of it counts before it is known whose the parent is.
+    world.ovsdb.plug_trunk(&guest.port);
+    world.ovsdb.connect_subport(&first, &guest.port);
+    world.assert_refused(&guest, "unknown");
+    assert_eq!(world.vlan(&guest, first.vlan), None);
+    world.run_domain(&guest.port);
+    world.ovsdb.connect_subport(&second, &guest.port);
+    for subport in [&first, &second] {
+        let seated = wait::until("the subport is attached", PATIENCE, || world.vlan(&guest, subport.vlan));
+        let port = &seated["port"];
+        assert_eq!(port["id"], subport.id.to_string());
+        assert_eq!(port["network"], subport.network.to_string());
+        assert_eq!(port["instance"], guest.port.instance.to_string());
+        assert_eq!(port["project"], guest.port.project.to_string());
+    }
+    world.until_identity(&guest, "known");
+    assert_eq!(guest.get(HOSTNAME).status, 200);
+
+    world.ovsdb.disconnect_subport(&first);
+    wait::until("the subport is let go", PATIENCE, || world.vlan(&guest, first.vlan).is_none().then_some(()));
+    assert!(world.vlan(&guest, second.vlan).is_some());
+    world.ovsdb.clear();
+    wait::until("all subports are let go", PATIENCE, || {
+        world.vlan(&guest, second.vlan).is_none().then_some(())
+    });
+    world.until_metric(FAULTS, 0.0);
 }
 
 #[test]

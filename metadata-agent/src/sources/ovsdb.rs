@@ -19,6 +19,7 @@
 //!   withdrawn, it shows as a fault, and it touches no other row.
 
 mod interfaces;
+mod trunks;
 
 use std::collections::BTreeMap;
 use std::path::Path;

@@ -8,6 +8,8 @@
 //! | device | `Interface.name`; where that is the `qvo` of a hybrid plug, the tap with the same eleven characters |
 //! | network | `Port.other_config:net_uuid` of the port that the interface is in, which Neutron's OVS agent writes, and OVN's does not |
 //!
+//! The patch ports of a trunk's subports are read by [`Trunks`].
+//!
 //! Rows that name no instance are Neutron's own (routers, DHCP, trunks) or the host's. So are those whose `vm-id` is
 //! no UUID, which other software puts there, and those that are not `active` (`iface-status`). One exception: a kernel
 //! interface that was plugged like a guest's (its `type` is not `internal`, it is `active` and has the id of a port) but
@@ -19,20 +21,30 @@ use serde_json::Value;
 use uuid::Uuid;
 
 use super::super::rows;
+use super::trunks::{BRIDGE, Trunks};
 use crate::ids::{IdError, InstanceId, NetworkId, PortId};
 use crate::inventory::{DeviceName, Facts, Tenant};
-use crate::ovsdb::{Atom, Datum, Form, Kind, Replica, Row, Table, UpdateError, entry, text};
+use crate::ovsdb::{Form, Kind, Replica, Row, Table, UpdateError, entry, references, text};
 
-const INTERFACE: &str = "Interface";
-const PORT: &str = "Port";
+pub(super) const INTERFACE: &str = "Interface";
+pub(super) const PORT: &str = "Port";
 
 /// What is asked of the server.
 pub(super) const TABLES: &[Table] = &[
     Table {
         name: INTERFACE,
-        columns: &[("name", Kind::One), ("type", Kind::One), ("external_ids", Kind::Map)],
+        columns: &[
+            ("name", Kind::One),
+            ("type", Kind::One),
+            ("external_ids", Kind::Map),
+            ("options", Kind::Map),
+        ],
     },
-    Table { name: PORT, columns: &[("interfaces", Kind::Set), ("other_config", Kind::Map)] },
+    Table {
+        name: PORT,
+        columns: &[("interfaces", Kind::Set), ("other_config", Kind::Map), ("tag", Kind::One)],
+    },
+    Table { name: BRIDGE, columns: &[("name", Kind::One), ("ports", Kind::Set)] },
 ];
 
 /// Why a row that names an instance says nothing.
@@ -59,6 +71,15 @@ pub enum RowError {
     /// Several ports hold the interface, and they are on different networks.
     #[error("is in ports of different networks")]
     TwoNetworks,
+    /// The tag of a subport's port is one that no VLAN can have.
+    #[error("has the tag {tag} on its trunk's bridge, which is not a VLAN id: 1 to 4094")]
+    BadTag {
+        /// The tag.
+        tag: i64,
+    },
+    /// The bridge of a trunk has interfaces of several guests.
+    #[error("is on the bridge of a trunk with more than one parent")]
+    TwoParents,
 }
 
 /// What a row of `Interface` says now; a fault bears the interface's name.
@@ -70,14 +91,15 @@ pub(super) struct Interfaces {
     replica: Replica,
     /// The ports that hold an interface; one, in an honest database.
     ports_of: HashMap<Uuid, BTreeSet<Uuid>>,
+    trunks: Trunks,
 }
 
 impl Interfaces {
     pub(super) fn new() -> Self {
-        Self { replica: Replica::new(TABLES), ports_of: HashMap::new() }
+        Self { replica: Replica::new(TABLES), ports_of: HashMap::new(), trunks: Trunks::default() }
     }
 
-    /// Takes an update in and tells what the interfaces that it touches say now.
+    /// Takes an update in and tells what the interfaces that it touches, and all subports, say now.
     pub(super) fn apply(
         &mut self,
         form: Form,
@@ -85,8 +107,12 @@ impl Interfaces {
     ) -> Result<BTreeMap<Uuid, Reading>, UpdateError> {
         let mut touched = BTreeSet::new();
         for change in self.replica.apply(form, updates)? {
+            self.trunks.follow(&change, &self.replica);
             if change.table == INTERFACE {
                 touched.insert(change.row);
+                continue;
+            }
+            if change.table == BRIDGE {
                 continue;
             }
             let before = change.before.as_ref().map(interfaces_in).unwrap_or_default();
@@ -105,14 +131,23 @@ impl Interfaces {
             touched.extend(before);
             touched.extend(now);
         }
-        Ok(touched.into_iter().map(|interface| (interface, self.read(interface))).collect())
+        let mut readings: BTreeMap<_, _> =
+            touched.into_iter().map(|interface| (interface, self.read(interface))).collect();
+        for (interface, (name, facts)) in self.trunks.read(&self.replica) {
+            readings.insert(interface, self.reading(interface, &name, facts));
+        }
+        Ok(readings)
     }
 
     fn read(&self, interface: Uuid) -> Reading {
         let Some(row) = self.replica.row(INTERFACE, interface) else { return Reading::Gone };
         let name = text(row, "name");
         let is_internal = text(row, "type") == "internal";
-        let facts = guest(name, is_internal, |key| entry(row, "external_ids", key));
+        self.reading(interface, name, guest(name, is_internal, |key| entry(row, "external_ids", key)))
+    }
+
+    /// What an interface says with its network.
+    fn reading(&self, interface: Uuid, name: &str, facts: Result<Option<Facts>, RowError>) -> Reading {
         let facts = facts.and_then(|facts| {
             let Some(facts) = facts else { return Ok(None) };
             Ok(Some(Facts { network: self.network(interface)?, ..facts }))
@@ -180,7 +215,7 @@ fn device(name: &str, port: Option<PortId>) -> Option<DeviceName> {
     hybrid.map(|port| DeviceName::tap_of(&port)).or_else(|| name.parse().ok())
 }
 
-fn id<T: std::str::FromStr<Err = IdError>>(
+pub(super) fn id<T: std::str::FromStr<Err = IdError>>(
     column: &'static str,
     key: &'static str,
     text: &str,
@@ -189,12 +224,7 @@ fn id<T: std::str::FromStr<Err = IdError>>(
 }
 
 fn interfaces_in(port: &Row) -> BTreeSet<Uuid> {
-    let Some(Datum::Set(atoms)) = port.get("interfaces") else { return BTreeSet::new() };
-    let uuids = atoms.iter().filter_map(|atom| match atom {
-        Atom::Uuid(uuid) => Some(*uuid),
-        Atom::Text(_) | Atom::Integer(_) | Atom::Boolean(_) => None,
-    });
-    uuids.collect()
+    references(port, "interfaces").collect()
 }
 
 #[cfg(test)]

@@ -140,7 +140,7 @@ async fn whatever_cannot_be_understood_ends_the_connection_and_what_was_said_hol
         ("{\"method\":}".to_owned(), "sends no JSON-RPC"),
         ("{\"method\": 7}".to_owned(), "sends no JSON-RPC"),
         (json!({ "method": "update2", "params": [], "id": null }).to_string(), "an update of our monitor"),
-        (update(json!({ "Bridge": {} })).to_string(), "\"Bridge\", which was not asked for"),
+        (update(json!({ "Queue": {} })).to_string(), "\"Queue\", which was not asked for"),
         (update(guest(ROW, "insert", INSTANCE)).to_string(), "which was not asked for"),
         (update(json!({ "Interface": guest(ROW, "insert", INSTANCE) })).to_string(), "out of turn"),
         (

@@ -1,0 +1,123 @@
+//! Subports of trunks, as Neutron's OVS agent wires them (neutron/services/trunk/drivers/openvswitch/agent/trunk_manager.py).
+//!
+//! ```text
+//!   tbr-<trunk>                                              br-int
+//!     tap<parent>   external_ids:iface-id = the parent
+//!     tpt-<parent>  ------------- patch ------------------   tpi-<parent>
+//!     spt-<subport> ------------- patch ------------------   spi-<subport>  external_ids:iface-id = the subport
+//!       Port.tag = the VLAN                                                 Port.other_config:net_uuid = its network
+//! ```
+//!
+//! A subport is told of by the row of its `spi-`, once everything between that and the parent is there: patch ports that name
+//! each other, a tag, and one interface of a guest on the trunk's bridge. What this says is a function of the rows alone, so
+//! in which order they come is of no consequence. There are few: all are read anew with every change.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+use uuid::Uuid;
+
+use super::interfaces::{INTERFACE, PORT, RowError, id};
+use crate::ids::{PortId, VlanId};
+use crate::inventory::{Facts, Seat};
+use crate::ovsdb::{Change, Replica, Row, entry, integer, references, text};
+
+pub(super) const BRIDGE: &str = "Bridge";
+
+const TRUNK_BRIDGE: &str = "tbr-";
+const SUBPORT: &str = "spi-";
+
+/// Which rows are of trunks.
+#[derive(Debug, Default)]
+pub(super) struct Trunks {
+    bridges: BTreeSet<Uuid>,
+    subports: BTreeSet<Uuid>,
+}
+
+/// The trunk's end of a patch.
+struct End<'a> {
+    peer: Option<&'a str>,
+    tag: Option<i64>,
+    bridge: Uuid,
+}
+
+impl Trunks {
+    /// Takes in that a row is not what it was.
+    pub(super) fn follow(&mut self, change: &Change, replica: &Replica) {
+        let row = replica.row(change.table, change.row);
+        let (rows, is_ours) = match change.table {
+            BRIDGE => (&mut self.bridges, row.is_some_and(|row| text(row, "name").starts_with(TRUNK_BRIDGE))),
+            INTERFACE => (&mut self.subports, row.is_some_and(is_subport)),
+            _ => return,
+        };
+        if is_ours {
+            rows.insert(change.row);
+        } else {
+            rows.remove(&change.row);
+        }
+    }
+
+    /// The subports' interfaces, and what they say: where it is, or `None` if that is not told yet. Its network is for the
+    /// reader of interfaces to add.
+    pub(super) fn read(
+        &self,
+        replica: &Replica,
+    ) -> BTreeMap<Uuid, (String, Result<Option<Facts>, RowError>)> {
+        if self.subports.is_empty() {
+            return BTreeMap::new();
+        }
+        let mut ends = HashMap::new();
+        let mut parents = BTreeMap::new();
+        for bridge in &self.bridges {
+            let ports = replica.row(BRIDGE, *bridge).into_iter().flat_map(|row| references(row, "ports"));
+            for port in ports.filter_map(|port| replica.row(PORT, port)) {
+                let tag = integer(port, "tag");
+                for row in references(port, "interfaces").filter_map(|one| replica.row(INTERFACE, one)) {
+                    match (text(row, "type"), entry(row, "external_ids", "iface-id")) {
+                        ("patch", _) => {
+                            let end = End { peer: entry(row, "options", "peer"), tag, bridge: *bridge };
+                            ends.insert(text(row, "name"), end);
+                        }
+                        ("internal", _) | (_, None) => {}
+                        (_, Some(parent)) => {
+                            parents.entry(*bridge).or_insert_with(BTreeSet::new).insert(parent);
+                        }
+                    }
+                }
+            }
+        }
+        let rows = self.subports.iter().filter_map(|row| Some((*row, replica.row(INTERFACE, *row)?)));
+        let read = rows.map(|(uuid, row)| {
+            let name = text(row, "name");
+            let end = entry(row, "options", "peer").and_then(|peer| ends.get(peer));
+            let seat = end.filter(|end| end.peer == Some(name)).and_then(|end| {
+                let parents = parents.get(&end.bridge)?;
+                Some(subport(row, end.tag?, parents))
+            });
+            (uuid, (name.to_owned(), seat.transpose()))
+        });
+        read.collect()
+    }
+}
+
+fn is_subport(row: &Row) -> bool {
+    text(row, "type") == "patch" && text(row, "name").starts_with(SUBPORT)
+}
+
+fn subport(row: &Row, tag: i64, parents: &BTreeSet<&str>) -> Result<Facts, RowError> {
+    let read = |key: &'static str| entry(row, "external_ids", key).map(|text| (key, text));
+    let parent: PortId = match parents.iter().collect::<Vec<_>>().as_slice() {
+        [parent] => id("external_ids", "iface-id", parent)?,
+        _ => return Err(RowError::TwoParents),
+    };
+    let vlan = u64::try_from(tag).ok().and_then(|tag| VlanId::try_from(tag).ok());
+    let seat = Seat { parent, vlan: vlan.ok_or(RowError::BadTag { tag })? };
+    Ok(Facts {
+        id: read("iface-id").map(|(key, text)| id("external_ids", key, text)).transpose()?,
+        seat: Some(seat),
+        mac: read("attached-mac").map(|(key, text)| id("external_ids", key, text)).transpose()?,
+        ..Facts::default()
+    })
+}
+
+#[cfg(test)]
+mod tests;

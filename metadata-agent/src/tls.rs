@@ -1,15 +1,19 @@
-//! What every client of TLS needs: protocol versions, and certificates and keys from PEM files. Whom to believe is for each
-//! of them to say.
+//! What every client of TLS needs: protocol versions, certificates and keys from PEM files, and whom to believe.
 
+use std::error::Error;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use hyper_rustls::ConfigBuilderExt;
 use rustls::client::WantsClientCert;
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::CryptoProvider;
 use rustls::pki_types::pem::{self, PemObject};
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
-use rustls::{ClientConfig, ConfigBuilder, RootCertStore, WantsVerifier};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+use rustls::{
+    ClientConfig, ConfigBuilder, DigitallySignedStruct, RootCertStore, SignatureScheme, WantsVerifier,
+};
 
 /// Our own certificate and its key, in PEM.
 #[derive(Debug, Clone)]
@@ -37,8 +41,8 @@ pub enum TlsSetupError {
         /// Which file.
         path: PathBuf,
     },
-    /// A certificate of an authority is not usable.
-    #[error("a certificate in {} is not usable", path.display())]
+    /// No certificate of an authority is usable.
+    #[error("there is no usable certificate in {}", path.display())]
     Authority {
         /// Which file.
         path: PathBuf,
@@ -69,6 +73,20 @@ pub enum TlsSetupError {
     },
 }
 
+impl TlsSetupError {
+    /// What it says, and what its cause adds.
+    pub(crate) fn with_causes(&self) -> String {
+        let mut text = self.to_string();
+        let mut cause = self.source();
+        while let Some(error) = cause {
+            text.push_str(": ");
+            text.push_str(&error.to_string());
+            cause = error.source();
+        }
+        text
+    }
+}
+
 /// The cryptography.
 pub(crate) fn provider() -> Arc<CryptoProvider> {
     Arc::new(rustls::crypto::ring::default_provider())
@@ -83,15 +101,43 @@ pub(crate) fn builder(
         .map_err(|source| TlsSetupError::Versions { source })
 }
 
-/// Reads the certificates of authorities.
+/// Whom to believe to be a server.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Trust<'a> {
+    /// Whoever has a certificate of one of the authorities in this file, for its name.
+    Authorities(&'a Path),
+    /// The same with the host's authorities.
+    HostAuthorities,
+    /// Anybody.
+    Anybody,
+}
+
+/// A client that believes these.
+pub(crate) fn believing(
+    trust: Trust<'_>,
+) -> Result<ConfigBuilder<ClientConfig, WantsClientCert>, TlsSetupError> {
+    let provider = provider();
+    let builder = builder(&provider)?;
+    Ok(match trust {
+        Trust::Authorities(path) => builder.with_root_certificates(authorities(path)?),
+        Trust::HostAuthorities => {
+            builder.with_native_roots().map_err(|source| TlsSetupError::HostAuthorities { source })?
+        }
+        Trust::Anybody => builder.dangerous().with_custom_certificate_verifier(Arc::new(Anybody(provider))),
+    })
+}
+
+/// Reads the certificates of authorities. Of a collection, some may be of a kind that is not usable here.
 pub(crate) fn authorities(path: &Path) -> Result<RootCertStore, TlsSetupError> {
     let mut roots = RootCertStore::empty();
+    let mut fault = None;
     for certificate in certificates(path)? {
-        roots
-            .add(certificate)
-            .map_err(|source| TlsSetupError::Authority { path: path.to_owned(), source })?;
+        fault = roots.add(certificate).err().or(fault);
     }
-    Ok(roots)
+    match fault {
+        Some(source) if roots.is_empty() => Err(TlsSetupError::Authority { path: path.to_owned(), source }),
+        Some(_) | None => Ok(roots),
+    }
 }
 
 /// Reads our own certificate, if we have one.
@@ -120,4 +166,45 @@ fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsSetupErr
         return Err(TlsSetupError::NoCertificate { path: path.to_owned() });
     }
     Ok(found)
+}
+
+/// Believes anybody, but not that a broken signature is one.
+#[derive(Debug)]
+struct Anybody(Arc<CryptoProvider>);
+
+impl ServerCertVerifier for Anybody {
+    fn verify_server_cert(
+        &self,
+        _end_entity: &CertificateDer<'_>,
+        _intermediates: &[CertificateDer<'_>],
+        _server_name: &ServerName<'_>,
+        _ocsp_response: &[u8],
+        _now: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        let algorithms = &self.0.signature_verification_algorithms;
+        rustls::crypto::verify_tls12_signature(message, certificate, signature, algorithms)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        let algorithms = &self.0.signature_verification_algorithms;
+        rustls::crypto::verify_tls13_signature(message, certificate, signature, algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.0.signature_verification_algorithms.supported_schemes()
+    }
 }

@@ -4,7 +4,6 @@
 //! wait for may be dropped at any time, and nothing is lost by it: what was read and what is still to be written is kept.
 
 use std::collections::VecDeque;
-use std::error::Error;
 use std::future::Future;
 use std::io;
 use std::time::Duration;
@@ -62,7 +61,7 @@ pub enum SessionError {
     #[error("is to be spoken to over TLS with a certificate without its private key, or the other way round")]
     HalfIdentity,
     /// The files for TLS are not usable.
-    #[error("cannot be spoken to over TLS: {}", with_causes(.0))]
+    #[error("cannot be spoken to over TLS: {}", .0.with_causes())]
     TlsSetup(#[source] TlsSetupError),
     /// No TLS connection comes about.
     #[error("cannot be spoken to over TLS: {0}")]
@@ -130,17 +129,6 @@ pub enum SessionError {
     /// Something in a message is not what it should be.
     #[error(transparent)]
     Update(#[from] UpdateError),
-}
-
-fn with_causes(error: &TlsSetupError) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        cause = error.source();
-    }
-    text
 }
 
 /// What a connection must be able to do.

@@ -1,15 +1,10 @@
 //! TLS towards Nova: whom to believe and who we are. Files are read once, when the upstream is built.
 
 use std::path::PathBuf;
-use std::sync::Arc;
 
-use hyper_rustls::ConfigBuilderExt;
-use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::crypto::CryptoProvider;
-use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
-use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
+use rustls::{ClientConfig, RootCertStore};
 
-use crate::tls;
+use crate::tls::{self, Trust};
 pub use crate::tls::{ClientIdentity, TlsSetupError};
 
 /// How to speak TLS to Nova.
@@ -25,19 +20,15 @@ pub struct TlsConfig {
 
 /// Reads the files and makes the client's configuration.
 pub(super) fn client_config(config: &TlsConfig) -> Result<ClientConfig, TlsSetupError> {
-    let provider = tls::provider();
-    let builder = tls::builder(&provider)?;
-    let builder = if config.insecure {
-        tracing::warn!("the certificate of Nova's metadata API is not verified (nova_metadata_insecure)");
-        builder.dangerous().with_custom_certificate_verifier(Arc::new(Anybody(provider)))
-    } else {
-        match &config.authorities {
-            Some(path) => builder.with_root_certificates(tls::authorities(path)?),
-            None => {
-                builder.with_native_roots().map_err(|source| TlsSetupError::HostAuthorities { source })?
-            }
+    let trust = match &config.authorities {
+        _ if config.insecure => {
+            tracing::warn!("the certificate of Nova's metadata API is not verified (nova_metadata_insecure)");
+            Trust::Anybody
         }
+        Some(path) => Trust::Authorities(path),
+        None => Trust::HostAuthorities,
     };
+    let builder = tls::believing(trust)?;
     tls::with_identity(builder, config.identity.as_ref())
 }
 
@@ -45,45 +36,4 @@ pub(super) fn client_config(config: &TlsConfig) -> Result<ClientConfig, TlsSetup
 pub(super) fn unused() -> Result<ClientConfig, TlsSetupError> {
     let builder = tls::builder(&tls::provider())?;
     Ok(builder.with_root_certificates(RootCertStore::empty()).with_no_client_auth())
-}
-
-/// Believes that anybody is Nova, but not that a broken signature is one.
-#[derive(Debug)]
-struct Anybody(Arc<CryptoProvider>);
-
-impl ServerCertVerifier for Anybody {
-    fn verify_server_cert(
-        &self,
-        _end_entity: &CertificateDer<'_>,
-        _intermediates: &[CertificateDer<'_>],
-        _server_name: &ServerName<'_>,
-        _ocsp_response: &[u8],
-        _now: UnixTime,
-    ) -> Result<ServerCertVerified, rustls::Error> {
-        Ok(ServerCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        let algorithms = &self.0.signature_verification_algorithms;
-        rustls::crypto::verify_tls12_signature(message, certificate, signature, algorithms)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        let algorithms = &self.0.signature_verification_algorithms;
-        rustls::crypto::verify_tls13_signature(message, certificate, signature, algorithms)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.0.signature_verification_algorithms.supported_schemes()
-    }
 }

@@ -4,8 +4,7 @@
 //! answer that points elsewhere is an answer.
 
 use std::error::Error;
-use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,17 +15,15 @@ use hyper::header::HeaderValue;
 use hyper::http::response;
 use hyper::rt::Executor;
 use hyper::{Request, Response, header};
-use hyper_rustls::{ConfigBuilderExt, HttpsConnector, HttpsConnectorBuilder};
+use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioTimer;
-use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::crypto::CryptoProvider;
-use rustls::pki_types::pem::{self, PemObject};
-use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
-use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
+use rustls::ClientConfig;
 use tokio::time::timeout;
 use tokio_util::task::TaskTracker;
+
+use crate::tls::{self, TlsSetupError};
 
 /// How long a connection is kept without use: Apache in front of the APIs closes after 5 s.
 const IDLE: Duration = Duration::from_secs(4);
@@ -38,28 +35,8 @@ const CONNECT: Duration = Duration::from_secs(5);
 
 /// Why there is no HTTP client.
 #[derive(Debug, thiserror::Error)]
-pub enum HttpSetupError {
-    /// The authorities' file cannot be read.
-    #[error("cannot read {} (neutron_cafile): {source}", path.display())]
-    Pem {
-        /// Which file.
-        path: PathBuf,
-        /// Why not.
-        source: pem::Error,
-    },
-    /// The authorities' file has no certificate that can be used.
-    #[error("there is no usable certificate in {} (neutron_cafile)", path.display())]
-    NoCertificate {
-        /// Which file.
-        path: PathBuf,
-    },
-    /// The host's certificate store cannot be read.
-    #[error("cannot read the host's certificate store: {0}; neutron_cafile names another")]
-    HostAuthorities(#[source] io::Error),
-    /// The TLS library refused its own defaults.
-    #[error("the TLS provider supports no protocol version: {0}")]
-    Versions(#[source] rustls::Error),
-}
+#[error("{} (neutron_cafile)", .0.with_causes())]
+pub struct HttpSetupError(#[source] TlsSetupError);
 
 /// Why a question has no answer.
 #[derive(Debug, thiserror::Error)]
@@ -190,66 +167,11 @@ where
 }
 
 fn client_config(trust: &Trust) -> Result<ClientConfig, HttpSetupError> {
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let builder = ClientConfig::builder_with_provider(Arc::clone(&provider))
-        .with_safe_default_protocol_versions()
-        .map_err(HttpSetupError::Versions)?;
-    let builder = match &trust.authorities {
-        _ if trust.insecure => {
-            builder.dangerous().with_custom_certificate_verifier(Arc::new(Anybody(provider)))
-        }
-        Some(path) => builder.with_root_certificates(authorities(path)?),
-        None => builder.with_native_roots().map_err(HttpSetupError::HostAuthorities)?,
+    let believed = match &trust.authorities {
+        _ if trust.insecure => tls::Trust::Anybody,
+        Some(path) => tls::Trust::Authorities(path),
+        None => tls::Trust::HostAuthorities,
     };
+    let builder = tls::believing(believed).map_err(HttpSetupError)?;
     Ok(builder.with_no_client_auth())
-}
-
-fn authorities(path: &Path) -> Result<RootCertStore, HttpSetupError> {
-    let fault = |source| HttpSetupError::Pem { path: path.to_owned(), source };
-    let certificates = CertificateDer::pem_file_iter(path).map_err(fault)?;
-    let certificates = certificates.collect::<Result<Vec<_>, _>>().map_err(fault)?;
-    let mut roots = RootCertStore::empty();
-    let (usable, _unusable) = roots.add_parsable_certificates(certificates);
-    if usable == 0 { Err(HttpSetupError::NoCertificate { path: path.to_owned() }) } else { Ok(roots) }
-}
-
-/// Believes anybody, but not that a broken signature is one.
-#[derive(Debug)]
-struct Anybody(Arc<CryptoProvider>);
-
-impl ServerCertVerifier for Anybody {
-    fn verify_server_cert(
-        &self,
-        _end_entity: &CertificateDer<'_>,
-        _intermediates: &[CertificateDer<'_>],
-        _server_name: &ServerName<'_>,
-        _ocsp_response: &[u8],
-        _now: UnixTime,
-    ) -> Result<ServerCertVerified, rustls::Error> {
-        Ok(ServerCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        let algorithms = &self.0.signature_verification_algorithms;
-        rustls::crypto::verify_tls12_signature(message, certificate, signature, algorithms)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        let algorithms = &self.0.signature_verification_algorithms;
-        rustls::crypto::verify_tls13_signature(message, certificate, signature, algorithms)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.0.signature_verification_algorithms.supported_schemes()
-    }
 }

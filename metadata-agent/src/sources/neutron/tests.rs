@@ -421,7 +421,7 @@ async fn an_expired_certificate_is_a_fault_that_says_so() {
     assert!(error.contains("certificate") && error.contains("xpired"), "{error}");
     std::fs::write(&file, "").unwrap();
     let error = probe(&settings).await.unwrap_err().to_string();
-    assert!(error.contains("no usable certificate in"), "{error}");
+    assert!(error.contains("no certificate in"), "{error}");
     settings.access.authorities = Some("/nowhere".into());
     let error = probe(&settings).await.unwrap_err().to_string();
     assert!(error.contains("/nowhere"), "{error}");

@@ -24,7 +24,7 @@ use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
 
 use crate::admin::{AdminSocket, AdminState};
-use crate::callers::LocalCallers;
+use crate::callers::{LocalCallers, RemoteCallers};
 use crate::config::{self, Config};
 use crate::datapath::{AttachMode, Datapath, Hook, Limits, PortalLink};
 use crate::directory::Directory;
@@ -43,7 +43,7 @@ use crate::proxy::{
 use crate::secrets::SecretFiles;
 use crate::vital::Vital;
 use crate::{detach, logging, rights};
-use feeds::Feeds;
+use feeds::{Fed, Feeds};
 use haproxies::HaproxySocket;
 
 /// Events that sources may be ahead of the inventory.
@@ -106,8 +106,9 @@ async fn serve(config: &Config, data: &Runtime) -> Result<()> {
     let (presence, present) = watch::channel(Presence::default());
     let mut feeds = Feeds::new(events, present, &vital, &tasks, &stop);
     feeds.start(config);
-    let source_states = feeds.states();
-    let haproxies = HaproxySocket::bind(config, source_states.clone())?;
+    let fed = feeds.fed();
+    let source_states = fed.states.clone();
+    let haproxies = HaproxySocket::bind(config, fed)?;
     tasks.spawn(vital.task("the inventory", publisher.run(event_queue, stop.clone())));
 
     let mut registry = Registry::default();
@@ -204,13 +205,20 @@ impl HostSide<'_> {
         tasks.spawn(secrets.keep(signer.clone(), leave.clone()));
         let introduction = introduction(config, signer);
         let haproxies = haproxies.map(|socket| {
-            let sources = socket.sources.clone();
-            (socket, LocalCallers::new(Arc::clone(&inventory), sources, introduction.clone()))
+            let Fed { states, lookup } = socket.fed.clone();
+            let local = LocalCallers::new(Arc::clone(&inventory), states, introduction.clone());
+            (socket, local, lookup.map(|lookup| RemoteCallers::new(lookup, introduction.clone())))
         });
         let mut data_plane =
             DataPlane::start(data, config, &portal, Arc::clone(&directory), &metrics, vital)?;
-        if let Some((socket, callers)) = haproxies {
-            data_plane.answer_haproxies(data, config, socket, callers, metrics, vital)?;
+        match haproxies {
+            None => {}
+            Some((socket, local, None)) => {
+                data_plane.answer_haproxies(data, config, socket, local, metrics, vital)?;
+            }
+            Some((socket, local, Some(remote))) => {
+                data_plane.answer_haproxies(data, config, socket, (local, remote), metrics, vital)?;
+            }
         }
         // Before the first guest is attached: else its first packets would go aside.
         heartbeat.beat()?;
@@ -303,7 +311,7 @@ impl DataPlane {
         data: &Runtime,
         config: &Config,
         mut socket: HaproxySocket,
-        callers: LocalCallers,
+        callers: impl proxy::Callers,
         metrics: Arc<Metrics>,
         vital: &Vital,
     ) -> Result<()> {

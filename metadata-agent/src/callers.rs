@@ -1,7 +1,8 @@
-//! Whose requests Neutron's haproxies pass on, as far as the inventory of this host tells: it knows ports by network and
-//! address, but no router, and no port of another host.
+//! Whose requests Neutron's haproxies pass on: [`LocalCallers`], as far as the inventory of this host tells, which knows ports
+//! by network and address, but no router, and no port of another host; and [`RemoteCallers`], as Neutron tells, for a guest
+//! of another host whose router, or whose DHCP server, is on this one.
 //!
-//! The look-up has an index of its own, made of a snapshot when the first caller comes after it, so that nobody else pays
+//! The local look-up has an index of its own, made of a snapshot when the first caller comes after it, so that nobody else pays
 //! for it.
 
 use std::collections::HashMap;
@@ -13,9 +14,10 @@ use tokio::sync::watch;
 
 use crate::directory::Owner;
 use crate::ids::{MacAddress, NetworkId};
-use crate::inventory::{Entry, Inventory, Snapshot};
+use crate::inventory::{Entry, Inventory, Port, Snapshot};
 use crate::proxy::{self, Caller, CallerPlace, Found, Introduction};
 use crate::sources::SourceState;
+use crate::sources::neutron::{self, Answer, Lookup, Whom};
 
 /// The ports of this host, by where haproxies meet them.
 #[derive(Debug)]
@@ -81,6 +83,64 @@ impl proxy::Callers for LocalCallers {
     }
 }
 
+/// The ports that Neutron knows, wherever they are.
+#[derive(Debug)]
+pub struct RemoteCallers {
+    lookup: Lookup,
+    introduction: Introduction,
+}
+
+impl RemoteCallers {
+    /// Asks by this look-up.
+    #[must_use]
+    pub fn new(lookup: Lookup, introduction: Introduction) -> Self {
+        Self { lookup, introduction }
+    }
+
+    /// As Neutron's agent does it, the project is the port's.
+    fn found(&self, found: &neutron::Found) -> Found {
+        let port = Port {
+            id: Some(found.port),
+            device: None,
+            instance: found.instance,
+            project: found.project.clone(),
+            network: Some(found.network),
+            mac: None,
+            fixed_ips: found.fixed_ips.clone(),
+            allowed_addresses: Vec::new(),
+        };
+        match Owner::of(&Entry::Agreed(Arc::new(port)), &self.introduction).requester() {
+            Some(requester) => Found::Known(Arc::clone(requester)),
+            None => Found::Unavailable,
+        }
+    }
+}
+
+impl proxy::Callers for RemoteCallers {
+    async fn find(&self, caller: &Caller) -> Found {
+        let whom = match caller.mac() {
+            Some(mac) if caller.is_link_local() => Whom::Mac(mac),
+            // Of a link-local address that was made of no MAC address, Neutron knows nothing.
+            None if caller.is_link_local() => return Found::Nobody,
+            Some(_) | None => Whom::Address(caller.address),
+        };
+        let answer = match caller.place {
+            CallerPlace::Network(network) => self.lookup.by_network(network, whom).await,
+            CallerPlace::Router(router) => self.lookup.by_router(router, whom).await,
+        };
+        match answer {
+            Ok(Answer::Instance(found)) => self.found(&found),
+            Ok(Answer::NotAnInstance) => Found::NotAnInstance,
+            Ok(Answer::NotFound) => Found::Nobody,
+            Ok(Answer::Ambiguous) => Found::Several,
+            Err(error) => {
+                tracing::debug!(%error, "Neutron cannot tell who asks");
+                Found::Unavailable
+            }
+        }
+    }
+}
+
 /// By what a port is found on its network.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 enum Name {
@@ -119,7 +179,7 @@ impl Index {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::inventory::{DeviceOwner, Event, Facts, Port, SourceKind};
+    use crate::inventory::{DeviceOwner, Event, Facts, SourceKind};
     use crate::proxy::{Callers as _, NetworkHeader, Signer};
     use crate::sources::Reporter;
     use tokio::sync::mpsc;

@@ -12,6 +12,7 @@ use std::thread;
 use metadata_agent::ids::{NetworkId, PortId};
 use serde_json::{Value, json};
 use tempfile::TempDir;
+use uuid::Uuid;
 
 use crate::port::Port;
 use crate::topology::Host;
@@ -111,6 +112,18 @@ impl ControlPlane {
         let id = text(&made["network"]["id"]);
         let subnet = json!({ "network_id": id, "ip_version": 4, "cidr": subnet, "gateway_ip": null });
         self.network_api("POST", "/subnets", &json!({ "subnet": subnet }));
+        id.parse().unwrap_or_else(|e| panic!("{id}: {e}"))
+    }
+
+    /// A router with this address on a network.
+    #[must_use]
+    pub fn create_router(&self, network: NetworkId, address: Ipv4Addr) -> Uuid {
+        let made = self.network_api("POST", "/routers", &json!({ "router": { "name": "rig" } }));
+        let id = text(&made["router"]["id"]);
+        let port = json!({ "network_id": network, "fixed_ips": [{ "ip_address": address }] });
+        let port = self.network_api("POST", "/ports", &json!({ "port": port }));
+        let path = format!("/routers/{id}/add_router_interface");
+        self.network_api("PUT", &path, &json!({ "port_id": port["port"]["id"] }));
         id.parse().unwrap_or_else(|e| panic!("{id}: {e}"))
     }
 

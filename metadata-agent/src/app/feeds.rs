@@ -1,14 +1,11 @@
 //! The sources that the configuration asks for, each started as a task.
 
-use std::time::Duration;
-
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::config::Config;
 use crate::inventory::{Event, SourceKind};
-use crate::ovsdb::TlsFiles;
 use crate::presence::Presence;
 use crate::sources::neutron::{Channels, Lookup, Settings};
 use crate::sources::{self, Reporter, SourceState};
@@ -21,7 +18,16 @@ pub(super) struct Feeds<'a> {
     vital: &'a Vital,
     tasks: &'a TaskTracker,
     stop: &'a CancellationToken,
-    states: Vec<watch::Receiver<SourceState>>,
+    fed: Fed,
+}
+
+/// What is there of sources once they run.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Fed {
+    /// Where the state of each can be read.
+    pub(super) states: Vec<watch::Receiver<SourceState>>,
+    /// Who knows guests of other hosts.
+    pub(super) lookup: Option<Lookup>,
 }
 
 impl<'a> Feeds<'a> {
@@ -32,7 +38,7 @@ impl<'a> Feeds<'a> {
         tasks: &'a TaskTracker,
         stop: &'a CancellationToken,
     ) -> Self {
-        Self { events, present, vital, tasks, stop, states: Vec::new() }
+        Self { events, present, vital, tasks, stop, fed: Fed::default() }
     }
 
     pub(super) fn start(&mut self, config: &Config) {
@@ -43,14 +49,13 @@ impl<'a> Feeds<'a> {
         self.neutron(config);
     }
 
-    /// Where the state of each can be read.
-    pub(super) fn states(self) -> Vec<watch::Receiver<SourceState>> {
-        self.states
+    pub(super) fn fed(self) -> Fed {
+        self.fed
     }
 
     fn reporter(&mut self, kind: SourceKind) -> Reporter {
         let (reporter, state) = Reporter::new(kind);
-        self.states.push(state);
+        self.fed.states.push(state);
         reporter
     }
 
@@ -62,15 +67,7 @@ impl<'a> Feeds<'a> {
     }
 
     fn ovsdb(&mut self, config: &Config) {
-        let access = sources::ovsdb::Access {
-            connection: config.ovsdb_connection.clone(),
-            tls: TlsFiles {
-                private_key: config.ovs_ssl_key_file.clone(),
-                certificate: config.ovs_ssl_cert_file.clone(),
-                authorities: config.ovs_ssl_ca_cert_file.clone(),
-            },
-            patience: config.ovsdb_connection_timeout,
-        };
+        let access = sources::ovsdb::Access::from(config);
         let reporter = self.reporter(SourceKind::Ovsdb);
         let source = sources::ovsdb::run(access, self.events.clone(), reporter, self.stop.clone());
         self.tasks.spawn(self.vital.task("the source ovsdb", source));
@@ -84,19 +81,7 @@ impl<'a> Feeds<'a> {
     }
 
     fn ovn(&mut self, config: &Config) {
-        let Some(servers) = config.ovn_southbound() else { return };
-        let probe = Duration::from_millis(config.ovn_ovsdb_probe_interval.into());
-        let access = sources::ovn::Access {
-            servers: servers.to_vec(),
-            tls: TlsFiles {
-                private_key: config.ovn_sb_private_key.clone(),
-                certificate: config.ovn_sb_certificate.clone(),
-                authorities: config.ovn_sb_ca_cert.clone(),
-            },
-            patience: config.ovn_ovsdb_connection_timeout,
-            longest_pause: config.ovn_ovsdb_retry_max_interval,
-            probe: (!probe.is_zero()).then_some(probe),
-        };
+        let Some(access) = sources::ovn::Access::of(config) else { return };
         let reporter = self.reporter(SourceKind::OvnSouthbound);
         let (present, events) = (self.present.clone(), self.events.clone());
         let source = sources::ovn::run(access, present, events, reporter, self.stop.clone());
@@ -104,9 +89,9 @@ impl<'a> Feeds<'a> {
     }
 
     fn neutron(&mut self, config: &Config) {
-        let Some(access) = config.neutron().cloned() else { return };
-        let settings = Settings { access, host: config.host_name(), tasks: self.tasks.clone() };
+        let Some(settings) = Settings::of(config, self.tasks.clone()) else { return };
         let (lookup, questions) = Lookup::new();
+        self.fed.lookup = Some(lookup.clone());
         let channels = Channels {
             present: self.present.clone(),
             events: self.events.clone(),

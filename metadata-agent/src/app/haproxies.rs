@@ -2,12 +2,11 @@
 
 use nix::unistd::{Gid, Group, Uid, User};
 use tokio::net::UnixListener;
-use tokio::sync::watch;
 use tracing::{info, warn};
 
+use super::feeds::Fed;
 use crate::config::{Config, SocketMode};
 use crate::socket_file::{SocketFile, SocketFileError};
-use crate::sources::SourceState;
 
 /// The modes of Neutron's metadata agent (neutron/agent/metadata/agent.py, `MODE_MAP`). Connecting takes the right to write.
 const USER: u32 = 0o644;
@@ -18,16 +17,13 @@ const ALL: u32 = 0o666;
 #[derive(Debug)]
 pub(super) struct HaproxySocket {
     file: SocketFile,
-    /// By which whoever answers knows whether they have all spoken.
-    pub(super) sources: Vec<watch::Receiver<SourceState>>,
+    /// By which whoever answers knows whether all sources have spoken, and asks about guests of other hosts.
+    pub(super) fed: Fed,
 }
 
 impl HaproxySocket {
     /// Binds it, if the configuration asks for it. Who connects waits until it is served.
-    pub(super) fn bind(
-        config: &Config,
-        sources: Vec<watch::Receiver<SourceState>>,
-    ) -> Result<Option<Self>, SocketFileError> {
+    pub(super) fn bind(config: &Config, fed: Fed) -> Result<Option<Self>, SocketFileError> {
         if !config.serve_metadata_proxy_socket {
             return Ok(None);
         }
@@ -41,7 +37,7 @@ impl HaproxySocket {
                  to them; metadata_proxy_socket_mode narrows that"
             );
         }
-        Ok(Some(Self { file, sources }))
+        Ok(Some(Self { file, fed }))
     }
 
     /// The listener, for the runtime that this is called in.

@@ -31,7 +31,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::{RECHECK_FAULTY, Reporter};
-use crate::config::{NeutronAccess, NeutronAuth};
+use crate::config::{Config, NeutronAccess, NeutronAuth};
 use crate::inventory::Event;
 use crate::presence::Presence;
 use api::{Api, Filter};
@@ -46,7 +46,7 @@ pub use api::{ApiError, ApiErrorKind};
 pub use catalog::CatalogError;
 pub use http::{HttpError, HttpSetupError};
 pub use keystone::KeystoneError;
-pub use lookup::{Answer, Found, Lookup, LookupError, Questions};
+pub use lookup::{Answer, Found, Lookup, LookupError, Questions, Whom};
 pub use ports::RowError;
 pub use session::AuthError;
 
@@ -59,6 +59,14 @@ pub struct Settings {
     pub host: String,
     /// The tasks that connections are.
     pub tasks: TaskTracker,
+}
+
+impl Settings {
+    /// As it is configured, if it is.
+    #[must_use]
+    pub fn of(config: &Config, tasks: TaskTracker) -> Option<Self> {
+        Some(Self { access: config.neutron()?.clone(), host: config.host_name(), tasks })
+    }
 }
 
 /// What the source speaks with.

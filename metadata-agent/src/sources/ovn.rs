@@ -43,7 +43,7 @@ use uuid::Uuid;
 
 use super::Reporter;
 use super::rows::{NobodyListens, Rows};
-use crate::config::OvsdbRemote;
+use crate::config::{Config, OvsdbRemote};
 use crate::ids::PortId;
 use crate::inventory::{Event, SourceKind};
 use crate::ovsdb::{Backoff, Dial, Form, News, Session, SessionError, TlsFiles, shape};
@@ -74,6 +74,23 @@ pub struct Access {
 }
 
 impl Access {
+    /// As it is configured, if it is.
+    #[must_use]
+    pub fn of(config: &Config) -> Option<Self> {
+        let probe = Duration::from_millis(config.ovn_ovsdb_probe_interval.into());
+        Some(Self {
+            servers: config.ovn_southbound()?.to_vec(),
+            tls: TlsFiles {
+                private_key: config.ovn_sb_private_key.clone(),
+                certificate: config.ovn_sb_certificate.clone(),
+                authorities: config.ovn_sb_ca_cert.clone(),
+            },
+            patience: config.ovn_ovsdb_connection_timeout,
+            longest_pause: config.ovn_ovsdb_retry_max_interval,
+            probe: (!probe.is_zero()).then_some(probe),
+        })
+    }
+
     /// Asks each server, in turn, whether it would do.
     pub async fn probe(&self) -> Vec<(OvsdbRemote, Result<(), SessionError>)> {
         let dial = self.dial();

@@ -31,7 +31,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::Reporter;
 use super::rows::{NobodyListens, Rows};
-use crate::config::OvsdbRemote;
+use crate::config::{Config, OvsdbRemote};
 use crate::inventory::{Event, SourceKind};
 use crate::ovsdb::{Backoff, Dial, Monitor, News, Session, SessionError, TlsFiles, shape};
 use interfaces::{Interfaces, TABLES};
@@ -64,6 +64,20 @@ pub struct Access {
     pub tls: TlsFiles,
     /// How long it may take to connect and to read the rows.
     pub patience: Duration,
+}
+
+impl From<&Config> for Access {
+    fn from(config: &Config) -> Self {
+        Self {
+            connection: config.ovsdb_connection.clone(),
+            tls: TlsFiles {
+                private_key: config.ovs_ssl_key_file.clone(),
+                certificate: config.ovs_ssl_cert_file.clone(),
+                authorities: config.ovs_ssl_ca_cert_file.clone(),
+            },
+            patience: config.ovsdb_connection_timeout,
+        }
+    }
 }
 
 impl Access {

@@ -27,11 +27,10 @@ use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
-use uuid::Uuid;
 
 use super::api::{Api, ApiError, Filter, SOME};
 use super::ports::Told;
-use crate::ids::{InstanceId, NetworkId, PortId, ProjectId};
+use crate::ids::{InstanceId, MacAddress, NetworkId, PortId, ProjectId, RouterId};
 use crate::inventory::Facts;
 
 /// How long an instance stays the answer.
@@ -103,8 +102,39 @@ pub enum LookupError {
 /// What is asked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum Key {
-    Network(NetworkId, IpAddr),
-    Router(Uuid, IpAddr),
+    Network(NetworkId, Whom),
+    Router(RouterId, Whom),
+}
+
+/// By what a port is known on its network.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Whom {
+    /// An address of its own.
+    Address(IpAddr),
+    /// Its MAC address: all that a link-local address tells.
+    Mac(MacAddress),
+}
+
+impl From<IpAddr> for Whom {
+    fn from(address: IpAddr) -> Self {
+        Self::Address(address)
+    }
+}
+
+impl Whom {
+    fn filter(self) -> Filter {
+        match self {
+            Self::Address(address) => ("fixed_ips", format!("ip_address={address}")),
+            Self::Mac(mac) => ("mac_address", mac.to_string()),
+        }
+    }
+
+    fn is(self, facts: &Facts) -> bool {
+        match self {
+            Self::Address(address) => facts.fixed_ips.contains(&address),
+            Self::Mac(mac) => facts.mac == Some(mac),
+        }
+    }
 }
 
 type Outcome = Result<Answer, LookupError>;
@@ -132,20 +162,20 @@ impl Lookup {
         (Self(sender), Questions(receiver))
     }
 
-    /// Who has an address in a network.
+    /// Who has an address, or a MAC address, in a network.
     ///
     /// # Errors
     /// Nobody can tell now.
-    pub async fn by_network(&self, network: NetworkId, address: IpAddr) -> Result<Answer, LookupError> {
-        self.ask(Key::Network(network, address)).await
+    pub async fn by_network(&self, network: NetworkId, whom: impl Into<Whom>) -> Result<Answer, LookupError> {
+        self.ask(Key::Network(network, whom.into())).await
     }
 
-    /// Who has an address in one of a router's networks.
+    /// Who has it in one of a router's networks.
     ///
     /// # Errors
     /// Nobody can tell now.
-    pub async fn by_router(&self, router: Uuid, address: IpAddr) -> Result<Answer, LookupError> {
-        self.ask(Key::Router(router, address)).await
+    pub async fn by_router(&self, router: RouterId, whom: impl Into<Whom>) -> Result<Answer, LookupError> {
+        self.ask(Key::Router(router, whom.into())).await
     }
 
     /// A port has changed: what is known of it is of no use any more.
@@ -174,7 +204,7 @@ pub(super) struct Lookups {
     questions: Questions,
     waiting: HashMap<Key, Vec<oneshot::Sender<Outcome>>>,
     answers: Cache<Key, Answer>,
-    routers: Cache<Uuid, Arc<[NetworkId]>>,
+    routers: Cache<RouterId, Arc<[NetworkId]>>,
     under_way: JoinSet<(Key, Finding)>,
     /// Counts what was forgotten, so that no answer that was asked for before is kept.
     forgotten: u64,
@@ -284,20 +314,20 @@ async fn find(
     key: Key,
     known: Option<Arc<[NetworkId]>>,
 ) -> (Result<Answer, Arc<ApiError>>, Option<Arc<[NetworkId]>>) {
-    let (address, networks, asked) = match (key, known) {
-        (Key::Network(network, address), _) => (address, Arc::from([network]), false),
-        (Key::Router(_, address), Some(networks)) => (address, networks, false),
-        (Key::Router(router, address), None) => match networks_of(api, router).await {
-            Ok(networks) => (address, networks, true),
+    let (whom, networks, asked) = match (key, known) {
+        (Key::Network(network, whom), _) => (whom, Arc::from([network]), false),
+        (Key::Router(_, whom), Some(networks)) => (whom, networks, false),
+        (Key::Router(router, whom), None) => match networks_of(api, router).await {
+            Ok(networks) => (whom, networks, true),
             Err(error) => return (Err(error), None),
         },
     };
-    let answer = at(api, &networks, address).await;
+    let answer = at(api, &networks, whom).await;
     // A router that is in no network yet is asked about again.
     (answer, (asked && !networks.is_empty()).then_some(networks))
 }
 
-async fn networks_of(api: &Api, router: Uuid) -> Result<Arc<[NetworkId]>, Arc<ApiError>> {
+async fn networks_of(api: &Api, router: RouterId) -> Result<Arc<[NetworkId]>, Arc<ApiError>> {
     let owners = ROUTER_INTERFACES.map(|owner| ("device_owner", owner.to_owned()));
     let filters: Vec<Filter> = [("device_id", router.to_string())].into_iter().chain(owners).collect();
     let told = api.ports(&filters, SOME, |_| true).await?;
@@ -306,22 +336,20 @@ async fn networks_of(api: &Api, router: Uuid) -> Result<Arc<[NetworkId]>, Arc<Ap
     Ok(networks.into_iter().collect())
 }
 
-async fn at(api: &Api, networks: &[NetworkId], address: IpAddr) -> Result<Answer, Arc<ApiError>> {
+async fn at(api: &Api, networks: &[NetworkId], whom: Whom) -> Result<Answer, Arc<ApiError>> {
     let mut there = Vec::new();
     for some in networks.chunks(NETWORKS) {
-        let address = [("fixed_ips", format!("ip_address={address}"))];
         let networks = some.iter().map(|network| ("network_id", network.to_string()));
-        let filters: Vec<Filter> = address.into_iter().chain(networks).collect();
+        let filters: Vec<Filter> = std::iter::once(whom.filter()).chain(networks).collect();
         there.extend(api.ports(&filters, SOME, |_| true).await?);
     }
-    Ok(judge(there, networks, address))
+    Ok(judge(there, networks, whom))
 }
 
 /// What does not fit the question is left out, whatever the server makes of filters.
-fn judge(there: Vec<Told>, networks: &[NetworkId], address: IpAddr) -> Answer {
-    let fits = |facts: &Facts| {
-        facts.network.is_some_and(|network| networks.contains(&network)) && facts.fixed_ips.contains(&address)
-    };
+fn judge(there: Vec<Told>, networks: &[NetworkId], whom: Whom) -> Answer {
+    let fits =
+        |facts: &Facts| facts.network.is_some_and(|network| networks.contains(&network)) && whom.is(facts);
     let understood = there.into_iter().map(|(id, row)| row.ok().filter(fits).map(|facts| (id, facts)));
     let mut fitting = understood.flatten();
     let Some((port, facts)) = fitting.next() else { return Answer::NotFound };

@@ -12,7 +12,7 @@ use tokio::time::timeout;
 use uuid::Uuid;
 
 use super::*;
-use crate::ids::{IfIndex, InstanceId, NetworkId, PortId};
+use crate::ids::{IfIndex, InstanceId, NetworkId, PortId, RouterId};
 use crate::inventory::{DeviceName, SourceKind};
 use crate::presence::{Need, Present};
 use crate::sources::SourceState;
@@ -349,7 +349,7 @@ async fn an_address_is_looked_up_in_a_network_once_for_all_who_ask_and_again_aft
 
 #[tokio::test]
 async fn behind_a_router_an_address_is_looked_up_in_its_networks_alone() {
-    let router = Uuid::from_u128(77);
+    let router = RouterId::new(Uuid::from_u128(77));
     let mut interface_port = row(50, "network:router_interface", &router.to_string(), "10.0.0.254");
     let mut foreign = guests_port(1);
     foreign["id"] = json!(port(60));
@@ -366,7 +366,10 @@ async fn behind_a_router_an_address_is_looked_up_in_its_networks_alone() {
     // The router's networks are known by now.
     assert_eq!(world.lookup.by_router(router, address(2)).await.unwrap(), Answer::NotFound);
     assert_eq!(world.asked().len(), 1);
-    assert_eq!(world.lookup.by_router(Uuid::nil(), address(1)).await.unwrap(), Answer::NotFound);
+    assert_eq!(
+        world.lookup.by_router(RouterId::new(Uuid::nil()), address(1)).await.unwrap(),
+        Answer::NotFound
+    );
     world.stop().await;
 }
 

@@ -4,9 +4,13 @@
 
 use std::fs;
 
-use metadata_tests::{Agent, Host, Mode, NovaStandIn, Port, domain, privileged};
+use metadata_tests::agent::Installer;
+use metadata_tests::{
+    Agent, Binding, ControlPlane, Host, Mode, NovaStandIn, Ovsdb, Pki, Port, Southbound, domain, privileged,
+};
 use serde_json::Value;
 
+const NEUTRON_AGENT: &str = "Neutron's metadata agent";
 const NOVA: &str = "Nova's metadata service";
 
 /// What it finds of a subject: whether that is well, and the words about it.
@@ -95,4 +99,136 @@ fn nova_is_asked_for_its_versions_and_not_only_connected_to() {
     assert_says(&hasty, NOVA, false, &["does not answer within 200ms", "firewall"]);
     nova.set_mode(Mode::Refuse);
     assert_says(&agent, NOVA, false, &["cannot connect", "start it"]);
+}
+
+/// An agent with no source but what these options name.
+fn bare(host: &Host, nova: &NovaStandIn) -> Installer {
+    Agent::on(host, nova).set("metadata_agent", "libvirt_dir", "").set(
+        "metadata_agent",
+        "static_inventory",
+        "",
+    )
+}
+
+#[test]
+fn ovns_database_suffices_together_with_that_of_open_vswitch() {
+    if !privileged() {
+        return;
+    }
+    let host = Host::new();
+    let nova = NovaStandIn::start(host.netns());
+    let (ovsdb, mut southbound) = (Ovsdb::start(), Southbound::start());
+    let servers = format!("{},unix:/nowhere", southbound.remotes());
+    let both = bare(&host, &nova)
+        .set("ovs", "ovsdb_connection", &ovsdb.remote())
+        .set("ovn", "ovn_sb_connection", &servers)
+        .install();
+    assert_says(&both, "Open vSwitch", true, &["has its database"]);
+    assert_says(&both, "OVN Southbound", true, &["has its database; unix:/nowhere cannot be connected to"]);
+    assert_says(&both, "Neutron", true, &["none is configured", "neutron_auth_url"]);
+    assert_says(&both, "sources", true, &["by OVN Southbound"]);
+
+    let alone = bare(&host, &nova).set("ovs", "ovsdb_connection", &ovsdb.remote()).install();
+    assert_says(&alone, "OVN Southbound", true, &["none is configured", "ovn_sb_connection"]);
+    assert_says(&alone, "sources", false, &["no guest can be known", "Neutron"]);
+
+    let swapped = bare(&host, &nova)
+        .set("ovs", "ovsdb_connection", &southbound.remotes())
+        .set("ovn", "ovn_sb_connection", &ovsdb.remote())
+        .install();
+    assert_says(&swapped, "Open vSwitch", false, &["has no database Open_vSwitch", "(ovsdb_connection)"]);
+    assert_says(
+        &swapped,
+        "OVN Southbound",
+        false,
+        &["has no database OVN_Southbound", "(ovn_sb_connection)"],
+    );
+
+    southbound.servers()[0].stop();
+    assert_says(&both, "OVN Southbound", false, &["cannot be connected to", "(ovn_sb_connection)"]);
+    assert_says(&both, "sources", false, &["no guest can be known"]);
+}
+
+#[test]
+fn open_vswitch_is_spoken_to_over_tls_with_its_own_files() {
+    if !privileged() {
+        return;
+    }
+    let host = Host::new();
+    let nova = NovaStandIn::start(host.netns());
+    let pki = Pki::new(&host.folder().join("pki"));
+    let (server, ours, file) =
+        (pki.sign("server"), pki.sign("agent"), |path: &std::path::Path| path.display().to_string());
+    let _ovsdb = Ovsdb::start_with(host.netns(), |prepared| {
+        prepared.set(format!("--private-key={}", server.key.display()));
+        prepared.set(format!("--certificate={}", server.certificate.display()));
+        prepared.set(format!("--ca-cert={}", pki.authority().display()));
+        prepared.set("--remote=pssl:6640:127.0.0.1".to_owned());
+    });
+    let over_tls = || bare(&host, &nova).set("ovs", "ovsdb_connection", "ssl:127.0.0.1:6640");
+    let agent = over_tls()
+        .set("ovs", "ssl_key_file", &file(&ours.key))
+        .set("ovs", "ssl_cert_file", &file(&ours.certificate))
+        .set("ovs", "ssl_ca_cert_file", &file(&pki.authority()))
+        .install();
+    assert_says(&agent, "Open vSwitch", true, &["ssl:127.0.0.1:6640 has its database"]);
+    assert_says(&over_tls().install(), "Open vSwitch", false, &["without certificates", "ssl_ca_cert_file"]);
+}
+
+#[test]
+fn neutron_suffices_by_itself_and_tells_whether_it_knows_this_host() {
+    if !privileged() {
+        return;
+    }
+    let host = Host::new();
+    let nova = NovaStandIn::start(host.netns());
+    let mut plane = ControlPlane::start(&host);
+    let network = plane.create_network("10.0.0.0/24");
+    let device = port().instance.to_string();
+    let binding = Binding { owner: "compute:nova", device: &device, host: "hypervisor-1" };
+    let _bound = plane.create_port(network, &port(), &binding);
+    let on = |name: &str, password: &str| {
+        let agent = bare(&host, &nova).set("DEFAULT", "host", name);
+        let options = plane.password_options().map(|(key, value)| match key {
+            "neutron_password" => (key, password.to_owned()),
+            _ => (key, value),
+        });
+        options.iter().fold(agent, |agent, (key, value)| agent.set("metadata_agent", key, value)).install()
+    };
+    let password = metadata_tests::control_plane::PASSWORD;
+    let agent = on("hypervisor-1", password);
+    assert_says(&agent, "Neutron", true, &["tells the ports of host hypervisor-1"]);
+    assert_says(&agent, "sources", true, &["by Neutron"]);
+    let other = on("hypervisor-2", password);
+    assert_says(
+        &other,
+        "Neutron",
+        true,
+        &["no port of host hypervisor-2", "binding:host_id", "admin or service"],
+    );
+    let wrong = on("hypervisor-1", "wrong");
+    assert_says(&wrong, "Neutron", false, &["401"]);
+    plane.neutron.stop();
+    assert_says(&agent, "Neutron", false, &["http://127.0.0.1:9696", "cannot be asked"]);
+    assert_says(&agent, "sources", false, &["no guest can be known"]);
+}
+
+#[test]
+fn where_neutrons_agent_is_asked_instead_of_nova_its_socket_is_looked_at() {
+    if !privileged() {
+        return;
+    }
+    let host = Host::new();
+    let nova = NovaStandIn::start(host.netns());
+    let socket = host.folder().join("metadata_proxy");
+    let path = socket.display().to_string();
+    let agent = Agent::on(&host, &nova)
+        .set("metadata_agent", "upstream", "neutron-agent")
+        .set("DEFAULT", "metadata_proxy_socket", &path)
+        .install();
+    assert_says(&agent, NEUTRON_AGENT, false, &[&path, "No such file", "neutron_agent_socket"]);
+    let listener = std::os::unix::net::UnixListener::bind(&socket).expect("listen");
+    assert_says(&agent, NEUTRON_AGENT, true, &[&path, "takes connections"]);
+    drop(listener);
+    assert_says(&agent, NEUTRON_AGENT, false, &["refused", "start it"]);
 }

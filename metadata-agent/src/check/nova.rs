@@ -1,14 +1,37 @@
-//! Whether Nova's metadata API answers, and which option to look at where it does not.
+//! Whether Nova's metadata API answers, or whoever is asked in its place, and which option to look at where it does not.
 
 use std::time::Duration;
 
+use tokio::net::UnixStream;
+use tokio::time::timeout;
+
 use super::{Finding, finding};
 use crate::app;
-use crate::config::{Config, NovaEndpoint, Scheme};
+use crate::config::{Config, NovaEndpoint, Scheme, Upstream};
 use crate::proxy::{self, ProbeError, TlsFault, UpstreamConfig};
 
-/// Each endpoint, asked for itself.
+/// Each endpoint, asked for itself; or the agent of Neutron's that guests are passed on to.
 pub(super) async fn look(config: &Config) -> Vec<Finding> {
+    match config.upstream {
+        Upstream::Nova => nova(config).await,
+        Upstream::NeutronAgent | Upstream::OvnAgent => vec![neutron_agent(config).await],
+    }
+}
+
+async fn neutron_agent(config: &Config) -> Finding {
+    let (socket, limit) = (&config.neutron_agent_socket, config.nova_connect_timeout);
+    let place = socket.display();
+    let outcome = match timeout(limit, UnixStream::connect(socket)).await {
+        Ok(Ok(_)) => Ok(format!("{place} takes connections")),
+        Ok(Err(error)) => {
+            Err(format!("{place}: {error}; start it, or correct neutron_agent_socket to where it listens"))
+        }
+        Err(_) => Err(format!("{place} takes no connection within {limit:?}; restart it")),
+    };
+    finding("Neutron's metadata agent", outcome)
+}
+
+async fn nova(config: &Config) -> Vec<Finding> {
     let mut findings = Vec::new();
     for endpoint in config.nova_endpoints() {
         let outcome = match ask(config, &endpoint, config.nova_connect_timeout).await {

@@ -3,9 +3,12 @@
 use std::io::ErrorKind;
 use std::time::Duration;
 
+use tokio_util::task::TaskTracker;
+
 use super::{Finding, finding};
-use crate::config::Config;
-use crate::sources::{libvirt, ovsdb, static_file};
+use crate::config::{Config, Upstream};
+use crate::sources::neutron::Reached;
+use crate::sources::{libvirt, neutron, ovn, ovsdb, static_file};
 
 /// How long a server may take to answer.
 const ANSWER: Duration = Duration::from_secs(2);
@@ -28,7 +31,12 @@ enum State {
 }
 
 pub(super) async fn look(config: &Config) -> Vec<Finding> {
-    judge(vec![static_file(config), libvirt(config), open_vswitch(config).await])
+    let (open_vswitch, southbound, neutron) =
+        tokio::join!(open_vswitch(config), southbound(config), neutron(config));
+    // It is asked about ports that have an id already, which on its hosts Open vSwitch tells.
+    let suffices = matches!(open_vswitch.state, State::Works(_));
+    let southbound = Source { suffices, ..southbound };
+    judge(vec![static_file(config), libvirt(config), open_vswitch, southbound, neutron])
 }
 
 /// One source that works is enough to serve, and one that is absent may yet come.
@@ -97,14 +105,51 @@ fn libvirt_in(directory: &std::path::Path) -> State {
     }
 }
 
-/// Its database knows instances but no projects.
+/// Its database knows instances and networks but no projects, which Nova has to be told and Neutron's agent finds out.
 async fn open_vswitch(config: &Config) -> Source {
-    let state = match ovsdb::probe(config.ovsdb_connection.as_ref(), ANSWER).await {
+    let access = ovsdb::Access::from(config);
+    let access = ovsdb::Access { patience: access.patience.min(ANSWER), ..access };
+    let state = match access.probe().await {
         None => State::Absent(format!("none here: {} are not there", ovsdb::USUAL_SOCKETS.join(", "))),
         Some((remote, Ok(()))) => State::Works(format!("{remote} has its database")),
         Some((remote, Err(error))) => State::Broken(format!("{remote} {error} (ovsdb_connection)")),
     };
-    Source { subject: "Open vSwitch", state, suffices: false }
+    Source { subject: "Open vSwitch", state, suffices: config.upstream != Upstream::Nova }
+}
+
+/// One server that answers is enough; the others are told.
+async fn southbound(config: &Config) -> Source {
+    let state = match ovn::Access::of(config) {
+        None => State::Absent("none is configured (ovn_sb_connection)".to_owned()),
+        Some(access) => {
+            let access = ovn::Access { patience: access.patience.min(ANSWER), ..access };
+            let answers = access.probe().await;
+            let works = answers.iter().any(|(_, answer)| answer.is_ok());
+            let each = answers.iter().map(|(server, answer)| match answer {
+                Ok(()) => format!("{server} has its database"),
+                Err(error) => format!("{server} {error}"),
+            });
+            let each = each.collect::<Vec<_>>().join("; ");
+            if works { State::Works(each) } else { State::Broken(format!("{each} (ovn_sb_connection)")) }
+        }
+    };
+    Source { subject: "OVN Southbound", state, suffices: true }
+}
+
+async fn neutron(config: &Config) -> Source {
+    let state = match neutron::Settings::of(config, TaskTracker::new()) {
+        None => State::Absent("none is configured (neutron_auth_url)".to_owned()),
+        Some(settings) => match neutron::probe(&settings).await {
+            Ok(Reached::Ports) => State::Works(format!("it tells the ports of host {}", settings.host)),
+            Ok(Reached::NoPorts) => State::Works(format!(
+                "it answers, but tells of no port of host {}; if there are guests, correct host to what Neutron has in \
+                 binding:host_id, or give its user the role admin or service",
+                settings.host
+            )),
+            Err(error) => State::Broken(error.to_string()),
+        },
+    };
+    Source { subject: "Neutron", state, suffices: true }
 }
 
 #[cfg(test)]

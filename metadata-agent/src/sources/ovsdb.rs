@@ -109,14 +109,6 @@ pub async fn run(access: Access, events: mpsc::Sender<Event>, reporter: Reporter
     let _stopped = cancel.run_until_cancelled_owned(source.follow(access.connection)).await;
 }
 
-/// [`Access::probe`] without certificates.
-pub async fn probe(
-    connection: Option<&OvsdbRemote>,
-    patience: Duration,
-) -> Option<(OvsdbRemote, Result<(), SessionError>)> {
-    Access { connection: connection.cloned(), tls: TlsFiles::default(), patience }.probe().await
-}
-
 fn usual() -> Option<OvsdbRemote> {
     let socket = USUAL_SOCKETS.iter().map(Path::new).find(|path| path.exists())?;
     Some(OvsdbRemote::Unix(socket.to_owned()))

@@ -1,20 +1,14 @@
 //! The packet table, once through the host build of the programs and once through the kernel (`BPF_PROG_TEST_RUN`).
-#![expect(clippy::expect_used, clippy::panic, reason = "a step that fails, fails the test")]
 
-use etherparse::{LaxPacketHeaders, NetHeaders, TransportHeader};
-use metadata_agent::portal::Portal;
-use metadata_ebpf::abi::{Client, ClientKey, PortKey};
+use metadata_ebpf::abi::{ClientKey, PortKey};
 use metadata_ebpf::from_guest::from_guest;
 use metadata_ebpf::host::{HostSkb, HostWorld};
 use metadata_ebpf::reason::Reason;
 use metadata_ebpf::skb::Vlan;
 use metadata_ebpf::to_guest::to_guest;
-use metadata_tests::bpffs::Bpffs;
-use metadata_tests::netns::Netns;
-use metadata_tests::packets::kernel::{Kernel, PortalEnds, verdict_of};
-use metadata_tests::packets::world::{IFINDEX, STALE_AFTER_NS, client, host_world};
-use metadata_tests::packets::{Case, GUEST_MAC, NETWORK, Program, cases};
-use tokio::runtime::Builder;
+use metadata_tests::packets::table::{self, assert_outcome, assert_recorded};
+use metadata_tests::packets::world::{IFINDEX, STALE_AFTER_NS, host_world};
+use metadata_tests::packets::{Program, cases};
 
 #[test]
 fn every_case_holds_on_the_host() {
@@ -111,112 +105,7 @@ fn a_full_client_map_admits_only_clients_on_record() {
 
 #[test]
 fn every_case_holds_in_the_kernel() {
-    if !metadata_tests::privileged() {
-        return;
+    if metadata_tests::privileged() {
+        table::holds_in_the_kernel();
     }
-    let host = Netns::new("packets");
-    let portal_name = format!("{}-portal", host.name());
-    // The portal adopts a namespace that is there; this one goes with its owner, also when a case fails.
-    let _portal_netns = Netns::named(&portal_name);
-    host.enter(|| {
-        let runtime = Builder::new_current_thread().enable_all().build().expect("a runtime");
-        let portal = runtime.block_on(Portal::establish(&portal_name, 1500)).expect("a portal");
-        run_in_kernel(&portal_name, &portal);
-    });
-}
-
-fn run_in_kernel(portal_name: &str, portal: &Portal) {
-    let directory = tempfile::tempdir().expect("a directory");
-    let bpffs = Bpffs::mount(&directory.path().join("bpf"));
-    let mut kernel = Kernel::load(bpffs.path(), portal.nsid);
-    let (listening, deaf): (Vec<_>, Vec<_>) = cases().into_iter().partition(|case| case.state.listening);
-
-    let ends = PortalEnds::open(portal_name, portal);
-    for case in &listening {
-        run(&mut kernel, case);
-    }
-    drop(ends);
-    for case in &deaf {
-        run(&mut kernel, case);
-    }
-}
-
-fn run(kernel: &mut Kernel, case: &Case) {
-    kernel.set(&case.state);
-    let before = kernel.counters();
-    let mut frame = vec![0; 4096];
-    let (verdict, len) = kernel.test_run(case.program, &case.frame, &mut frame);
-    frame.truncate(len);
-    let counted: Vec<Reason> = Reason::ALL
-        .iter()
-        .zip(before.iter().zip(kernel.counters()))
-        .flat_map(|(reason, (before, after))| (*before..after).map(|_| *reason))
-        .collect();
-    assert!(counted.len() <= 1, "{}: counted once, not as {counted:?}", case.name);
-    assert_eq!(verdict, verdict_of(case.reason), "{}: the verdict", case.name);
-    assert_outcome(case, counted.first().copied(), &frame);
-    assert_recorded(case, kernel.client(case.identity()));
-}
-
-fn assert_outcome(case: &Case, reason: Option<Reason>, frame: &[u8]) {
-    assert_eq!(reason, case.reason, "{}", case.name);
-    let expected = case.rewritten.as_ref().unwrap_or(&case.frame);
-    assert_eq!(frame, expected, "{}: the frame", case.name);
-    if case.rewritten.is_some() {
-        assert_checksums(case, frame);
-    }
-}
-
-/// Whatever leaves us must be right to the last checksum, by etherparse's arithmetic.
-fn assert_checksums(case: &Case, frame: &[u8]) {
-    let headers = LaxPacketHeaders::from_ethernet(frame).expect(case.name);
-    let payload = headers.payload.slice();
-    match (headers.net.expect(case.name), headers.transport) {
-        (NetHeaders::Ipv4(ip, _), Some(TransportHeader::Tcp(tcp))) => {
-            assert_eq!(ip.header_checksum, ip.calc_header_checksum(), "{}: IPv4 header checksum", case.name);
-            assert_eq!(
-                tcp.checksum,
-                tcp.calc_checksum_ipv4(&ip, payload).expect(case.name),
-                "{}: TCP checksum",
-                case.name
-            );
-        }
-        (NetHeaders::Ipv4(ip, _), Some(TransportHeader::Icmpv4(icmp))) => {
-            assert_eq!(ip.header_checksum, ip.calc_header_checksum(), "{}: IPv4 header checksum", case.name);
-            assert_eq!(icmp.checksum, icmp.icmp_type.calc_checksum(payload), "{}: ICMP checksum", case.name);
-        }
-        (NetHeaders::Ipv6(ip, _), Some(TransportHeader::Tcp(tcp))) => {
-            assert_eq!(
-                tcp.checksum,
-                tcp.calc_checksum_ipv6(&ip, payload).expect(case.name),
-                "{}: TCP checksum",
-                case.name
-            );
-        }
-        (NetHeaders::Ipv6(ip, _), Some(TransportHeader::Icmpv6(icmp))) => {
-            let checksum = icmp.icmp_type.calc_checksum(ip.source, ip.destination, payload);
-            assert_eq!(icmp.checksum, checksum.expect(case.name), "{}: ICMPv6 checksum", case.name);
-        }
-        (NetHeaders::Arp(_), None) => {}
-        other => panic!("{}: an unexpected frame: {other:?}", case.name),
-    }
-}
-
-/// What a SYN leaves on record.
-fn assert_recorded(case: &Case, record: Option<Client>) {
-    if case.reason != Some(Reason::ConnectionOpened) {
-        return;
-    }
-    let record = record.expect(case.name);
-    assert_eq!(record.connections, if case.state.client_known { 4 } else { 1 }, "{}", case.name);
-    assert_eq!(record.network, NETWORK, "{}", case.name);
-    assert_eq!(record.guest_mac, GUEST_MAC, "{}", case.name);
-    assert_eq!(
-        record.metadata_mac[..],
-        case.frame[..6],
-        "{}: answers bear the MAC address that was asked",
-        case.name
-    );
-    assert_eq!(record.ifindex, IFINDEX, "{}", case.name);
-    assert!(record.last_seen_ns > client().last_seen_ns, "{}", case.name);
 }

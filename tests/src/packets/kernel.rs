@@ -5,7 +5,7 @@ use std::net::{SocketAddrV6, TcpListener, TcpStream};
 use std::path::Path;
 
 use aya::maps::{Array, HashMap, MapData, PerCpuArray};
-use aya::programs::{SchedClassifier, TestRun, TestRunOptions};
+use aya::programs::{ProgramInfo, SchedClassifier, TestRun, TestRunOptions};
 use aya::{Ebpf, EbpfLoader};
 use metadata_agent::datapath::{Clock, OBJECT, PROGRAMS};
 use metadata_agent::netlink::Netlink;
@@ -14,13 +14,15 @@ use metadata_agent::portal::Portal;
 use metadata_ebpf::abi::{Client, ClientKey, Gate, Port, PortKey, Settings, names};
 use metadata_ebpf::identity::PORTAL_ADDRESS;
 use metadata_ebpf::reason::{Reason, Verdict};
-use tokio::runtime::Builder;
+use tokio::runtime::{Builder, Runtime};
 
 use super::world::{self, IFINDEX};
 use super::{ATTACHMENT, CONNECTED_PORT, Program, State, port};
+use crate::bpffs::Bpffs;
+use crate::netns::Netns as RigNetns;
 
 /// Clients that [`Kernel`]'s map has room for: few, so that it can be filled.
-pub const CLIENTS: u32 = 16;
+pub const CLIENTS: u32 = 8;
 
 /// The programs and their maps.
 pub struct Kernel {
@@ -36,8 +38,7 @@ pub struct Kernel {
 
 impl Kernel {
     /// Loads the object with its maps pinned under `pins`, for the portal that has this id in the caller's namespace.
-    #[must_use]
-    pub fn load(pins: &Path, nsid: u32) -> Self {
+    fn load(pins: &Path, nsid: u32) -> Self {
         let mut ebpf = EbpfLoader::new()
             .default_map_pin_directory(pins)
             .map_max_entries(names::CLIENTS, CLIENTS)
@@ -103,6 +104,16 @@ impl Kernel {
         Reason::ALL.iter().map(count).collect()
     }
 
+    /// What the kernel says of each program that it accepted.
+    #[must_use]
+    pub fn programs(&self) -> Vec<ProgramInfo> {
+        let info = |name: &str| {
+            let program: &SchedClassifier = self.ebpf.program(name).expect(name).try_into().expect(name);
+            program.info().expect(name)
+        };
+        PROGRAMS.iter().map(|name| info(name)).collect()
+    }
+
     /// What is on record under an identity address.
     #[must_use]
     pub fn client(&self, identity: [u8; 16]) -> Option<Client> {
@@ -135,6 +146,45 @@ pub fn verdict_of(reason: Option<Reason>) -> i32 {
     }
 }
 
+/// Namespaces, a portal and a BPF file system that are gone when the work is done.
+pub struct Site {
+    portal_name: String,
+    portal: Portal,
+    bpffs: Bpffs,
+}
+
+impl Site {
+    /// Runs `work` in a namespace of its own.
+    pub fn set_up<T: Send>(label: &str, work: impl FnOnce(&Self) -> T + Send) -> T {
+        let host = RigNetns::new(label);
+        let portal_name = format!("{}-portal", host.name());
+        // The portal adopts a namespace that is there; this one goes with its owner, also when a frame fails.
+        let _portal_netns = RigNetns::named(&portal_name);
+        host.enter(|| {
+            let portal = runtime().block_on(Portal::establish(&portal_name, 1500)).expect("a portal");
+            let directory = tempfile::tempdir().expect("a directory");
+            let bpffs = Bpffs::mount(&directory.path().join("bpf"));
+            work(&Self { portal_name, portal, bpffs })
+        })
+    }
+
+    /// Loads the object.
+    #[must_use]
+    pub fn load(&self) -> Kernel {
+        Kernel::load(self.bpffs.path(), self.portal.nsid)
+    }
+
+    /// Listens in the portal, and connects from sockets there that bear the identity addresses themselves.
+    #[must_use]
+    pub fn listen(&self) -> PortalEnds {
+        let listener = self.portal.listen(16).expect("a listener");
+        let inside = Netns::named(&self.portal_name).expect("readable").expect("there");
+        let connect = || world::known().map(|identity| connect_as(identity, &listener));
+        let connections = inside.run(connect).expect("the portal is entered");
+        PortalEnds { _connections: connections, _listener: listener }
+    }
+}
+
 /// The agent's listener in a portal, and both ends of the connections that the portal shall know: what makes a state
 /// listen.
 pub struct PortalEnds {
@@ -142,22 +192,12 @@ pub struct PortalEnds {
     _listener: TcpListener,
 }
 
-impl PortalEnds {
-    /// Listens in `portal`, whose namespace has this name, and connects from sockets there that bear the identity
-    /// addresses themselves.
-    #[must_use]
-    pub fn open(name: &str, portal: &Portal) -> Self {
-        let listener = portal.listen(16).expect("a listener");
-        let inside = Netns::named(name).expect("readable").expect("there");
-        let connect = || world::known().map(|identity| connect_as(identity, &listener));
-        let connections = inside.run(connect).expect("the portal is entered");
-        Self { _connections: connections, _listener: listener }
-    }
+fn runtime() -> Runtime {
+    Builder::new_current_thread().enable_all().build().expect("a runtime")
 }
 
 fn connect_as(identity: [u8; 16], listener: &TcpListener) -> (TcpStream, TcpStream) {
-    let runtime = Builder::new_current_thread().enable_all().build().expect("a runtime");
-    runtime.block_on(async {
+    runtime().block_on(async {
         let netlink = Netlink::connect().expect("netlink");
         let lo = netlink.link("lo").await.expect("links").expect("lo");
         netlink.set_address(lo.index, identity.into(), 128).await.expect("the identity address");

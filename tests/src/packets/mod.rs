@@ -3,10 +3,12 @@
 //! Expected frames are built by etherparse, header by header and with checksums of its own, and never by the code under test.
 #![expect(clippy::expect_used, reason = "a row that cannot be built fails the test that reads it")]
 
+pub mod differential;
 mod frames;
 mod ipv6;
 pub mod kernel;
 pub mod shapes;
+pub mod table;
 pub mod world;
 
 use metadata_ebpf::abi::{CHECK_IPV4, CHECK_MAC, MAX_PORT_IPV4, Port};

@@ -1,0 +1,106 @@
+//! The table, row by row: what each has to become of, and all of them through the kernel.
+
+use etherparse::{LaxPacketHeaders, NetHeaders, TransportHeader};
+use metadata_ebpf::abi::Client;
+use metadata_ebpf::reason::Reason;
+
+use super::kernel::{Kernel, Site, verdict_of};
+use super::world::{IFINDEX, client};
+use super::{Case, GUEST_MAC, NETWORK, cases};
+
+/// Runs every row through the programs in the kernel.
+pub fn holds_in_the_kernel() {
+    Site::set_up("packets", |site| {
+        let mut kernel = site.load();
+        let (listening, deaf): (Vec<_>, Vec<_>) = cases().into_iter().partition(|case| case.state.listening);
+        let ends = site.listen();
+        for case in &listening {
+            run(&mut kernel, case);
+        }
+        drop(ends);
+        for case in &deaf {
+            run(&mut kernel, case);
+        }
+    });
+}
+
+fn run(kernel: &mut Kernel, case: &Case) {
+    kernel.set(&case.state);
+    let before = kernel.counters();
+    let mut frame = vec![0; 4096];
+    let (verdict, len) = kernel.test_run(case.program, &case.frame, &mut frame);
+    frame.truncate(len);
+    let counted: Vec<Reason> = Reason::ALL
+        .iter()
+        .zip(before.iter().zip(kernel.counters()))
+        .flat_map(|(reason, (before, after))| (*before..after).map(|_| *reason))
+        .collect();
+    assert!(counted.len() <= 1, "{}: counted once, not as {counted:?}", case.name);
+    assert_eq!(verdict, verdict_of(case.reason), "{}: the verdict", case.name);
+    assert_outcome(case, counted.first().copied(), &frame);
+    assert_recorded(case, kernel.client(case.identity()));
+}
+
+/// What becomes of a frame, and that it is right by itself.
+pub fn assert_outcome(case: &Case, reason: Option<Reason>, frame: &[u8]) {
+    assert_eq!(reason, case.reason, "{}", case.name);
+    let expected = case.rewritten.as_ref().unwrap_or(&case.frame);
+    assert_eq!(frame, expected, "{}: the frame", case.name);
+    if case.rewritten.is_some() {
+        assert_checksums(case, frame);
+    }
+}
+
+/// Whatever leaves us must be right to the last checksum, by etherparse's arithmetic.
+fn assert_checksums(case: &Case, frame: &[u8]) {
+    let headers = LaxPacketHeaders::from_ethernet(frame).expect(case.name);
+    let payload = headers.payload.slice();
+    match (headers.net.expect(case.name), headers.transport) {
+        (NetHeaders::Ipv4(ip, _), Some(TransportHeader::Tcp(tcp))) => {
+            assert_eq!(ip.header_checksum, ip.calc_header_checksum(), "{}: IPv4 header checksum", case.name);
+            assert_eq!(
+                tcp.checksum,
+                tcp.calc_checksum_ipv4(&ip, payload).expect(case.name),
+                "{}: TCP checksum",
+                case.name
+            );
+        }
+        (NetHeaders::Ipv4(ip, _), Some(TransportHeader::Icmpv4(icmp))) => {
+            assert_eq!(ip.header_checksum, ip.calc_header_checksum(), "{}: IPv4 header checksum", case.name);
+            assert_eq!(icmp.checksum, icmp.icmp_type.calc_checksum(payload), "{}: ICMP checksum", case.name);
+        }
+        (NetHeaders::Ipv6(ip, _), Some(TransportHeader::Tcp(tcp))) => {
+            assert_eq!(
+                tcp.checksum,
+                tcp.calc_checksum_ipv6(&ip, payload).expect(case.name),
+                "{}: TCP checksum",
+                case.name
+            );
+        }
+        (NetHeaders::Ipv6(ip, _), Some(TransportHeader::Icmpv6(icmp))) => {
+            let checksum = icmp.icmp_type.calc_checksum(ip.source, ip.destination, payload);
+            assert_eq!(icmp.checksum, checksum.expect(case.name), "{}: ICMPv6 checksum", case.name);
+        }
+        (NetHeaders::Arp(_), None) => {}
+        other => panic!("{}: an unexpected frame: {other:?}", case.name),
+    }
+}
+
+/// What a SYN leaves on record.
+pub fn assert_recorded(case: &Case, record: Option<Client>) {
+    if case.reason != Some(Reason::ConnectionOpened) {
+        return;
+    }
+    let record = record.expect(case.name);
+    assert_eq!(record.connections, if case.state.client_known { 4 } else { 1 }, "{}", case.name);
+    assert_eq!(record.network, NETWORK, "{}", case.name);
+    assert_eq!(record.guest_mac, GUEST_MAC, "{}", case.name);
+    assert_eq!(
+        record.metadata_mac[..],
+        case.frame[..6],
+        "{}: answers bear the MAC address that was asked",
+        case.name
+    );
+    assert_eq!(record.ifindex, IFINDEX, "{}", case.name);
+    assert!(record.last_seen_ns > client().last_seen_ns, "{}", case.name);
+}

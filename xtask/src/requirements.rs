@@ -245,6 +245,20 @@ pub const REQUIREMENTS: &[Requirement] = &[
         Sign::Program("lz4"),
         &["lz4"],
     ),
+    debian(
+        Scope::Test,
+        "xz",
+        "unpacks the modules of the kernels that the programs must load on",
+        Sign::Program("xz"),
+        &["xz-utils"],
+    ),
+    debian(
+        Scope::Test,
+        "strip",
+        "takes the debugging information off what runs on those kernels, or it would fill their memory",
+        Sign::Program("strip"),
+        &["binutils"],
+    ),
     debian(Scope::Test, "mkfs.ext4", "formats the guests' disks", Sign::Program("mkfs.ext4"), &["e2fsprogs"]),
     debian(Scope::Test, "buildah", "builds the container image", Sign::Program("buildah"), &["buildah"]),
     // Not crun, which buildah and podman would take along: 1.8 refuses a host whose cgroup v2 tree holds some of

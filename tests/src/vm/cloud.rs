@@ -13,6 +13,7 @@ use anyhow::{Context, Result};
 
 use super::cache::{self, Key};
 use super::debian;
+use super::guest::Kernel;
 use super::hex;
 use super::qemu::{Machine, Nic, Offloads, Qemu};
 use crate::port::Port;
@@ -77,7 +78,13 @@ impl CloudVm {
         .map(str::to_owned);
         let boot = "ROOT=/dev/vda rw systemd.unit=report.target";
         let nic = Nic::plug(network, port, Offloads::On);
-        Ok(Self { qemu: Qemu::start(&nic, &Machine { memory_mib: 512, boot, extra: &extra })? })
+        Ok(Self {
+            qemu: Qemu::start(
+                &Kernel::prepare()?,
+                Some(&nic),
+                &Machine { memory_mib: 512, boot, extra: &extra },
+            )?,
+        })
     }
 
     /// Waits until the guest has powered off.

@@ -38,7 +38,7 @@ const MODULES: &[&str] = &[
 
 /// A kernel and an initramfs to boot it with.
 pub struct Kernel {
-    pub vmlinux: PathBuf,
+    pub image: PathBuf,
     pub initramfs: PathBuf,
 }
 
@@ -50,7 +50,7 @@ impl Kernel {
         let key = key.with(&package).with(&debian::candidate(&package)?);
         let key = key.with(&debian::candidate("busybox-static")?);
         let entry = cache::entry("kernel", key, |dir| build(&package, dir))?;
-        Ok(Self { vmlinux: entry.join("vmlinux"), initramfs: entry.join("initramfs") })
+        Ok(Self { image: entry.join("vmlinux"), initramfs: entry.join("initramfs") })
     }
 }
 

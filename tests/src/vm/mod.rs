@@ -4,6 +4,7 @@
 //! * [`CloudVm`]: Debian with cloud-init, which boots once, reports what it took from the metadata service and
 //!   powers off.
 //! * [`Dhcp`]: what gives the latter its address and its route.
+//! * [`KernelUnderTest`]: another kernel, which runs a test program inside.
 //! * [`domain_xml`]: what libvirt would write about one.
 //!
 //! Guests know nothing of who answers at 169.254.169.254. Everything here blocks; from async code, call it on a
@@ -18,12 +19,14 @@ mod dhcp;
 mod domain;
 mod guest;
 mod hex;
+mod kernels;
 mod qemu;
 mod small;
 
 pub use cloud::{CloudReport, CloudVm};
 pub use dhcp::Dhcp;
 pub use domain::domain_xml;
+pub use kernels::KernelUnderTest;
 pub use qemu::Offloads;
 pub use small::{Answer, SmallVm, numbered_lines};
 

@@ -4,7 +4,7 @@
 use std::fs::File;
 use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
-use std::process::{Child, ChildStdin, Stdio};
+use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::Instant;
 
@@ -88,13 +88,14 @@ pub struct Qemu {
 }
 
 impl Qemu {
-    pub fn start(nic: &Nic, machine: &Machine<'_>) -> Result<Self> {
-        let kernel = Kernel::prepare()?;
+    /// With `nic` it runs in the namespace of the tap.
+    pub fn start(kernel: &Kernel, nic: Option<&Nic>, machine: &Machine<'_>) -> Result<Self> {
         let logs = tempfile::tempdir().context("create a directory for the guest's logs")?;
         let errors = File::create(logs.path().join("qemu")).context("create qemu's log")?;
         let boot =
             format!("console=ttyS0 loglevel=7 panic=-1 mitigations=off net.ifnames=0 {}", machine.boot);
-        let mut command = nic.host.netns().command("qemu-system-x86_64");
+        let qemu = "qemu-system-x86_64";
+        let mut command = nic.map_or_else(|| Command::new(qemu), |nic| nic.host.netns().command(qemu));
         command
             .args([
                 "-M",
@@ -108,13 +109,13 @@ impl Qemu {
             ])
             .args(["-display", "none", "-no-reboot", "-m", &machine.memory_mib.to_string()])
             .args(["-append", &boot, "-kernel"])
-            .arg(&kernel.vmlinux)
+            .arg(&kernel.image)
             .arg("-initrd")
             .arg(&kernel.initramfs)
             .arg("-serial")
             .arg(format!("file:{}", logs.path().join("console").display()))
             .args(["-chardev", "stdio,id=line,signal=off", "-serial", "chardev:line"])
-            .args(nic.arguments())
+            .args(nic.into_iter().flat_map(Nic::arguments))
             .args(machine.extra)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())

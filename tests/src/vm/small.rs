@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use sha2::{Digest, Sha256};
 
+use super::guest::Kernel;
 use super::hex;
 use super::qemu::{Machine, Nic, Offloads, Qemu};
 use crate::port::Port;
@@ -54,7 +55,11 @@ impl SmallVm {
         };
         let boot = format!("ADDRESS={address}/{} {gateway}", network.prefix);
         let nic = Nic::plug(network, port, offloads);
-        let qemu = Qemu::start(&nic, &Machine { memory_mib: 128, boot: &boot, extra: &[] })?;
+        let qemu = Qemu::start(
+            &Kernel::prepare()?,
+            Some(&nic),
+            &Machine { memory_mib: 128, boot: &boot, extra: &[] },
+        )?;
         let deadline = Instant::now() + BOOT;
         match qemu.line(deadline)?.as_deref() {
             Some("ready") => Ok(Self { qemu }),

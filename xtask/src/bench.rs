@@ -7,11 +7,11 @@ use crate::preflight;
 use crate::requirements::Scope;
 use crate::setup::{Report, setup};
 
-/// Builds agent and bench, and becomes the bench.
+/// Builds agent and bench, and becomes this bench.
 ///
 /// # Errors
 /// When the set-up or a build fails, a privilege is missing, or the bench cannot be started.
-pub fn quick(args: Vec<String>) -> Result<()> {
+pub fn run(bench: &str, args: Vec<String>) -> Result<()> {
     setup(Scope::Test, Report::OnlyChanges)?;
     preflight::check()?;
     let release = target_dir().join("release");
@@ -19,7 +19,7 @@ pub fn quick(args: Vec<String>) -> Result<()> {
         Invocation::cargo(["build", "--quiet", "--release", "--package", package, "--bin", binary]).run()?;
     }
     Invocation::new([release.join("bench").display().to_string()])
-        .args(["quick"])
+        .args([bench])
         .args(args)
         .env("METADATA_AGENT_BIN", std::path::absolute(release.join("metadata-agent"))?.display().to_string())
         .exec()

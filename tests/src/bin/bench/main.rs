@@ -9,6 +9,7 @@ mod arena;
 mod empty_program;
 mod hook;
 mod http;
+mod inventory;
 mod machine;
 mod report;
 mod statistics;
@@ -43,6 +44,8 @@ enum Command {
         #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
         repetitions: u32,
     },
+    /// What 10,000 ports cost the inventory, in some seconds
+    Inventory(Inventory),
 }
 
 #[derive(Args)]
@@ -58,6 +61,13 @@ struct Quick {
     json: Option<PathBuf>,
 }
 
+#[derive(Args)]
+struct Inventory {
+    /// Write every single figure to this file
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+}
+
 fn main() -> anyhow::Result<()> {
     let command = Cli::parse().command;
     ensure!(
@@ -66,12 +76,23 @@ fn main() -> anyhow::Result<()> {
     );
     match command {
         Command::Quick(options) => quick(&options),
+        Command::Inventory(options) => count_ports(&options),
         Command::Hook { repetitions } => {
             let Machine { processor, kernel, .. } = Machine::describe()?;
             println!("{processor}, Linux {kernel}. {}", hook::measure(repetitions)?);
             Ok(())
         }
     }
+}
+
+fn count_ports(options: &Inventory) -> anyhow::Result<()> {
+    let figures = inventory::measure()?;
+    if let Some(path) = &options.json {
+        let text = serde_json::to_string_pretty(&figures).context("write the figures as JSON")?;
+        fs::write(path, text).with_context(|| format!("write {}", path.display()))?;
+    }
+    println!("{figures}");
+    Ok(())
 }
 
 fn quick(options: &Quick) -> anyhow::Result<()> {

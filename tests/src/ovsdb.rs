@@ -75,6 +75,20 @@ impl Ovsdb {
         self.insert(&name, &of_guest(port), &[("net_uuid", port.network.to_string())]);
     }
 
+    /// Unplugs what is at a port's tap and plugs the port there, in one transaction: its row is another one.
+    pub fn replug(&self, port: &Port) {
+        let old = json!([["name", "==", port.tap()]]);
+        let select = json!({ "op": "select", "table": "Port", "where": old, "columns": ["_uuid"] });
+        let row = self.transact(&[select])[0]["rows"][0]["_uuid"].clone();
+        let unplug = json!({
+            "op": "mutate", "table": "Bridge", "where": [["name", "==", INTEGRATION]],
+            "mutations": [["ports", "delete", ["set", [row]]]],
+        });
+        let interface = json!({ "name": port.tap(), "external_ids": ["map", of_guest(port)] });
+        let [insert, hold, put] = insertion(INTEGRATION, &interface, &json!({ "name": port.tap() }));
+        self.transact(&[unplug, insert, hold, put]);
+    }
+
     /// Plugs a port that is the parent of a trunk: os-vif puts its tap on the trunk's bridge, and the agent connects that.
     pub fn plug_trunk(&self, port: &Port) {
         let tap = json!({ "name": port.tap(), "external_ids": ["map", of_guest(port)] });
@@ -147,16 +161,7 @@ impl Ovsdb {
     }
 
     fn insert_on(&self, bridge: &str, interface: &Value, port: &Value) {
-        let mut port = port.clone();
-        port["interfaces"] = json!(["named-uuid", "i"]);
-        self.transact(&[
-            json!({ "op": "insert", "table": "Interface", "row": interface, "uuid-name": "i" }),
-            json!({ "op": "insert", "table": "Port", "row": port, "uuid-name": "p" }),
-            json!({
-                "op": "mutate", "table": "Bridge", "where": [["name", "==", bridge]],
-                "mutations": [["ports", "insert", ["set", [["named-uuid", "p"]]]]],
-            }),
-        ]);
+        self.transact(&insertion(bridge, interface, port));
     }
 
     /// Changes one entry of an interface's external ids.
@@ -208,6 +213,20 @@ impl Ovsdb {
     fn transact(&self, operations: &[Value]) -> Value {
         self.server.transact(operations)
     }
+}
+
+/// An interface, the port that holds it, and the bridge that holds that.
+fn insertion(bridge: &str, interface: &Value, port: &Value) -> [Value; 3] {
+    let mut port = port.clone();
+    port["interfaces"] = json!(["named-uuid", "i"]);
+    [
+        json!({ "op": "insert", "table": "Interface", "row": interface, "uuid-name": "i" }),
+        json!({ "op": "insert", "table": "Port", "row": port, "uuid-name": "p" }),
+        json!({
+            "op": "mutate", "table": "Bridge", "where": [["name", "==", bridge]],
+            "mutations": [["ports", "insert", ["set", [["named-uuid", "p"]]]]],
+        }),
+    ]
 }
 
 /// What os-vif writes about the interface of a port.

@@ -122,12 +122,10 @@ fn a_change_on_the_way_is_noticed() {
 
 #[test]
 fn what_cannot_be_understood_is_the_subports_fault() {
-    let fault = |world: World| match world.said {
-        Reading::Fault { name, error } => {
-            assert_eq!(name, "spi-b1b2b3b4-77");
-            error.to_string()
-        }
-        other => panic!("{other:?}"),
+    let fault = |world: World| {
+        let Reading::Fault { name, error } = world.said else { panic!("{:?}", world.said) };
+        assert_eq!(name, "spi-b1b2b3b4-77");
+        error.to_string()
     };
     let mut world = World::whole();
     world.apply(PORT, TRUNK_PORT, &json!({ "modify": { "tag": 4095 } }));

@@ -21,7 +21,7 @@ mod session;
 mod survey;
 mod timestamp;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::pin::Pin;
 use std::sync::Arc;
 
@@ -38,7 +38,7 @@ use api::{Api, Filter};
 use http::{Http, Trust};
 use keystone::Keystone;
 use lookup::Lookups;
-use ports::Told;
+use ports::{Said, Told};
 use session::{Session, Tokens};
 use survey::{Question, Survey, Wanted};
 
@@ -247,7 +247,10 @@ impl Source {
                     (macs.iter().map(|mac| ("mac_address", mac.to_string())).collect(), api::SOME)
                 }
             };
-            let told = api.ports(&filters, limit, |id| question.is_about(id)).await;
+            let told = match api.ports(&filters, limit, |id| question.is_about(id)).await {
+                Ok(told) => with_subports(&api, told).await,
+                Err(error) => Err(error),
+            };
             (question, told)
         }))
     }
@@ -290,6 +293,24 @@ impl Source {
         }
         self.reporter.report(self.ready, self.survey.ports(), 0, faults);
     }
+}
+
+/// Asks for the rows of subports that trunks among these ports name.
+async fn with_subports(api: &Api, mut told: Vec<Told>) -> Result<Vec<Told>, Arc<ApiError>> {
+    let lacking = told.iter().flat_map(|(_, row)| row.iter().flat_map(Said::lacks));
+    let lacking: Vec<_> = lacking.collect::<BTreeSet<_>>().into_iter().collect();
+    let mut rows = BTreeMap::new();
+    for some in lacking.chunks(survey::SOME) {
+        let filters: Vec<Filter> = some.iter().map(|id| ("id", id.to_string())).collect();
+        let subports = api.ports(&filters, api::SOME, |id| some.contains(&id)).await?;
+        rows.extend(subports.into_iter().map(|(id, row)| (id, row.map(|said| said.facts))));
+    }
+    for (_, row) in &mut told {
+        if let Ok(said) = row {
+            said.complete(&rows);
+        }
+    }
+    Ok(told)
 }
 
 async fn under_way(asking: &mut Option<Asking>) -> (Question, Result<Vec<Told>, Arc<ApiError>>) {

@@ -331,7 +331,7 @@ async fn networks_of(api: &Api, router: RouterId) -> Result<Arc<[NetworkId]>, Ar
     let owners = ROUTER_INTERFACES.map(|owner| ("device_owner", owner.to_owned()));
     let filters: Vec<Filter> = [("device_id", router.to_string())].into_iter().chain(owners).collect();
     let told = api.ports(&filters, SOME, |_| true).await?;
-    let networks = told.into_iter().filter_map(|(_, facts)| facts.ok()?.network);
+    let networks = told.into_iter().filter_map(|(_, row)| row.ok()?.facts.network);
     let networks: std::collections::BTreeSet<_> = networks.collect();
     Ok(networks.into_iter().collect())
 }
@@ -350,7 +350,9 @@ async fn at(api: &Api, networks: &[NetworkId], whom: Whom) -> Result<Answer, Arc
 fn judge(there: Vec<Told>, networks: &[NetworkId], whom: Whom) -> Answer {
     let fits =
         |facts: &Facts| facts.network.is_some_and(|network| networks.contains(&network)) && whom.is(facts);
-    let understood = there.into_iter().map(|(id, row)| row.ok().filter(fits).map(|facts| (id, facts)));
+    let understood = there
+        .into_iter()
+        .map(|(id, row)| row.ok().map(|said| said.facts).filter(fits).map(|facts| (id, facts)));
     let mut fitting = understood.flatten();
     let Some((port, facts)) = fitting.next() else { return Answer::NotFound };
     if fitting.next().is_some() {

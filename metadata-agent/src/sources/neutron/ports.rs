@@ -1,14 +1,18 @@
 //! What Neutron's API says of ports, and what of it are [`Facts`].
+//!
+//! Of the parent of a trunk, `trunk_details` names the subports: which port is under which tag. The rest of a subport is told
+//! by its own row, which has to be asked for ([`Said::lacks`], [`Said::complete`]).
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use serde::Deserialize;
 
-use crate::ids::{IdError, NetworkId, PortId, ProjectId};
-use crate::inventory::{DeviceOwner, Facts, Tenant};
+use crate::ids::{IdError, NetworkId, PortId, ProjectId, VlanId};
+use crate::inventory::{DeviceOwner, Facts, Seat, Tenant};
 
 /// The attributes that are asked for, and no others: a port has three dozen.
-pub(super) const FIELDS: [&str; 8] = [
+pub(super) const FIELDS: [&str; 9] = [
     "id",
     "device_id",
     "device_owner",
@@ -17,6 +21,7 @@ pub(super) const FIELDS: [&str; 8] = [
     "mac_address",
     "fixed_ips",
     "allowed_address_pairs",
+    "trunk_details",
 ];
 
 /// One answer: as many ports as fit into it.
@@ -51,6 +56,24 @@ struct Row {
     fixed_ips: Vec<Address>,
     #[serde(default)]
     allowed_address_pairs: Vec<Address>,
+    #[serde(default)]
+    trunk_details: Option<Trunk>,
+}
+
+/// What a trunk says of itself at its parent.
+#[derive(Debug, Deserialize)]
+struct Trunk {
+    #[serde(default)]
+    sub_ports: Vec<Subport>,
+}
+
+#[derive(Debug, Deserialize)]
+struct Subport {
+    port_id: String,
+    segmentation_id: u64,
+    segmentation_type: String,
+    #[serde(default)]
+    mac_address: Option<String>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -60,7 +83,41 @@ struct Address {
 }
 
 /// A port's id, and what is said of it, or why that cannot be understood.
-pub(super) type Told = (PortId, Result<Facts, RowError>);
+pub(super) type Told = (PortId, Result<Said, RowError>);
+
+/// What is said of a port.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Said {
+    pub(super) facts: Facts,
+    /// If it is a trunk's parent: the subports, which hold by their seats.
+    pub(super) subports: Option<Result<Vec<Facts>, RowError>>,
+}
+
+impl Said {
+    /// The subports of which nothing but the place is known.
+    pub(super) fn lacks(&self) -> impl Iterator<Item = PortId> {
+        let subports = self.subports.iter().flatten().flatten();
+        subports.filter(|subport| subport.network.is_none()).filter_map(|subport| subport.id)
+    }
+
+    /// Takes over what rows of subports say. One that is not there any more is no subport.
+    pub(super) fn complete(&mut self, rows: &BTreeMap<PortId, Result<Facts, RowError>>) {
+        let Some(Ok(subports)) = &mut self.subports else { return };
+        let known = subports.iter().filter_map(|subport| Some((subport.clone(), rows.get(&subport.id?)?)));
+        let known = known.map(|(subport, row)| {
+            let row = row.clone()?;
+            let Facts { network, mac, fixed_ips, allowed_addresses, .. } = row;
+            Ok(Facts { network, mac: mac.or(subport.mac), fixed_ips, allowed_addresses, ..subport })
+        });
+        self.subports = Some(known.collect());
+    }
+
+    /// All that there is to tell.
+    pub(super) fn facts(&self) -> Vec<Facts> {
+        let subports = self.subports.iter().flatten().flatten();
+        std::iter::once(&self.facts).chain(subports).cloned().collect()
+    }
+}
 
 /// Why a port cannot be understood.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -96,7 +153,11 @@ impl Page {
 
     /// What it says of each port. A port without a usable id is nobody's.
     pub(super) fn told(self) -> impl Iterator<Item = Told> {
-        self.ports.into_iter().filter_map(|row| Some((row.id.parse().ok()?, row.facts())))
+        let said = |row: Row, id| Ok(Said { facts: row.facts()?, subports: row.subports(id) });
+        self.ports.into_iter().filter_map(move |row| {
+            let id = row.id.parse().ok()?;
+            Some((id, said(row, id)))
+        })
     }
 }
 
@@ -127,6 +188,13 @@ impl Row {
         })
     }
 
+    /// Neutron knows no other kind of segmentation than VLANs, but may come to.
+    fn subports(&self, parent: PortId) -> Option<Result<Vec<Facts>, RowError>> {
+        let subports = self.trunk_details.as_ref()?.sub_ports.iter();
+        let vlans = subports.filter(|subport| subport.segmentation_type == "vlan");
+        Some(vlans.map(|subport| subport.facts(parent)).collect())
+    }
+
     fn fixed_ips(&self) -> Result<Vec<IpAddr>, RowError> {
         let texts = self.fixed_ips.iter().filter_map(|one| one.ip_address.as_ref());
         texts.map(|text| text.parse().map_err(|_| RowError::Address { text: text.clone() })).collect()
@@ -138,6 +206,16 @@ impl Row {
         let bare =
             texts.map(|text| text.strip_suffix("/32").or_else(|| text.strip_suffix("/128")).unwrap_or(text));
         bare.filter_map(|text| text.parse().ok()).collect()
+    }
+}
+
+impl Subport {
+    fn facts(&self, parent: PortId) -> Result<Facts, RowError> {
+        let fault = |source| RowError::Id { field: "trunk_details", source };
+        let mac = self.mac_address.as_deref().map(str::parse).transpose().map_err(fault)?;
+        let vlan = VlanId::try_from(self.segmentation_id).map_err(fault)?;
+        let id = Some(self.port_id.parse().map_err(fault)?);
+        Ok(Facts { id, seat: Some(Seat { parent, vlan }), mac, ..Facts::default() })
     }
 }
 
@@ -166,7 +244,9 @@ mod tests {
 
     #[test]
     fn an_instances_port_names_the_instance_and_the_ports_project() {
-        let [(id, Ok(facts))] = &told(&port("compute:az-1", INSTANCE))[..] else { panic!("one port") };
+        let [(id, Ok(Said { facts, .. }))] = &told(&port("compute:az-1", INSTANCE))[..] else {
+            panic!("one port")
+        };
         assert_eq!(id.to_string(), ID);
         let tenant = Tenant { instance: INSTANCE.parse().unwrap(), project: None };
         assert_eq!(facts.tenant, Some(tenant));
@@ -183,7 +263,7 @@ mod tests {
             ("", INSTANCE),
             ("compute", INSTANCE),
         ] {
-            let [(_, Ok(facts))] = &told(&port(owner, device))[..] else { panic!("one port") };
+            let [(_, Ok(Said { facts, .. }))] = &told(&port(owner, device))[..] else { panic!("one port") };
             assert_eq!(facts.tenant, None, "{owner}");
         }
     }
@@ -212,5 +292,39 @@ mod tests {
         assert_eq!(elsewhere.next(), Some(ID.parse().unwrap()));
         let odd = page("http://neutron/v2.0/ports?marker=../../x");
         assert!(odd.is_followed() && odd.next().is_none());
+    }
+
+    #[test]
+    fn a_trunks_parent_names_its_subports_and_their_own_rows_tell_the_rest() {
+        const SUBPORT: &str = "b1b2b3b4-77c1-4e55-9d0c-2b6f4f1f0a02";
+        let trunk = |tag: u64, kind: &str| {
+            let mut row = port("compute:nova", INSTANCE);
+            row["trunk_details"] = json!({ "trunk_id": INSTANCE, "sub_ports": [{
+                "port_id": SUBPORT, "segmentation_id": tag, "segmentation_type": kind, "mac_address": "fa:16:3e:00:00:02",
+            }] });
+            told(&row).pop().unwrap().1.unwrap()
+        };
+        let id: PortId = SUBPORT.parse().unwrap();
+        let seat = Seat { parent: ID.parse().unwrap(), vlan: VlanId::try_from(7).unwrap() };
+        let mut said = trunk(7, "vlan");
+        assert_eq!(said.lacks().collect::<Vec<_>>(), [id]);
+        let mut row = port("trunk:subport", "");
+        row["id"] = SUBPORT.into();
+        let rows = told(&row).into_iter().map(|(id, row)| (id, row.map(|said| said.facts))).collect();
+        said.complete(&rows);
+        let [_, subport] = &said.facts()[..] else { panic!("{said:?}") };
+        assert_eq!((subport.id, subport.seat, &subport.tenant), (Some(id), Some(seat), &None));
+        assert_eq!(subport.network, Some(INSTANCE.parse().unwrap()));
+        assert_eq!(subport.fixed_ips, ["10.0.0.5", "fd00::5"].map(|ip| ip.parse::<IpAddr>().unwrap()));
+        assert_eq!(said.lacks().count(), 0);
+
+        said.complete(&BTreeMap::new());
+        assert_eq!(said.subports, Some(Ok(Vec::new())), "deleted between the two questions");
+        assert_eq!(trunk(7, "vxlan").subports, Some(Ok(Vec::new())));
+        // The parent itself is none the worse for it.
+        let faulty = trunk(4095, "vlan");
+        assert!(matches!(faulty.subports, Some(Err(RowError::Id { field: "trunk_details", .. }))));
+        assert_eq!(faulty.facts().len(), 1);
+        assert!(faulty.facts.tenant.is_some());
     }
 }

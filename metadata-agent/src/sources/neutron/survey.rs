@@ -8,7 +8,8 @@
 //! gives the next interface of the same name another index. So what Neutron said of an interface holds until that
 //! interface goes, without any further question, and not a moment longer; the next one is asked about anew. Only an
 //! interface about which something is missing is asked about again, with a pause that grows from [`FIRST_PAUSE`] to
-//! [`LONGEST_PAUSE`]: a port may be bound to its instance late.
+//! [`LONGEST_PAUSE`]: a port may be bound to its instance late. So is one that is the parent of a trunk, whose subports come
+//! and go while it stays.
 //!
 //! # What is believed
 //!
@@ -21,14 +22,14 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::ports::{RowError, Told};
+use super::ports::{RowError, Said, Told};
 use crate::ids::{IfIndex, MacAddress, PortId};
-use crate::inventory::{DeviceName, Event, Facts, SourceKind};
+use crate::inventory::{DeviceName, Event, SourceKind};
 use crate::presence::{Need, Present};
 
 /// Interfaces about which one question is, unless it is about all: 64 ids make 2.5 KiB of URL, and eventlet, which
 /// Neutron's server runs in, takes 8 KiB.
-const SOME: usize = 64;
+pub(super) const SOME: usize = 64;
 /// How long others may join a question about a new interface.
 const GATHER: Duration = Duration::from_millis(50);
 /// How long the first look at the host waits for interfaces to be seen.
@@ -83,7 +84,7 @@ pub(super) struct Survey {
 #[derive(Debug)]
 struct Interface {
     present: Present,
-    said: BTreeMap<PortId, Facts>,
+    said: BTreeMap<PortId, Said>,
     fault: Option<(PortId, RowError)>,
     /// What was said of it was not among all ports of the host.
     doubtful: bool,
@@ -119,7 +120,8 @@ impl Interface {
     }
 
     fn is_needed(&self) -> bool {
-        let missing = self.doubtful || self.present.need != Need::Nothing;
+        let is_trunk = || self.said.values().any(|said| said.subports.is_some());
+        let missing = self.doubtful || self.present.need != Need::Nothing || is_trunk();
         missing && (self.present.port.is_some() || has_taps_name(&self.present))
     }
 
@@ -248,8 +250,8 @@ impl Survey {
             interface.rest(now);
             let by_address = its.is_empty() && asked.port.is_none();
             interface.way = if by_address { Way::Host } else { Way::Single };
-            let said = facts_of(&its, asked, &interface.said);
-            interface.fault = its.iter().find_map(|(id, row)| Some((*id, row.as_ref().err()?.clone())));
+            let said = said_of(&its, asked, &interface.said);
+            interface.fault = its.iter().find_map(|(id, row)| Some((*id, fault(row)?.clone())));
             for id in interface.said.keys().chain(said.keys()) {
                 if interface.said.get(id) != said.get(id) {
                     changed.insert(*id);
@@ -278,7 +280,19 @@ impl Survey {
     /// What is said of a port now.
     fn event(&self, id: PortId) -> Event {
         let said = self.interfaces.values().find_map(|interface| interface.said.get(&id));
-        Event { source: SourceKind::Neutron, key: id.to_string(), ports: said.cloned().into_iter().collect() }
+        Event {
+            source: SourceKind::Neutron,
+            key: id.to_string(),
+            ports: said.map(Said::facts).unwrap_or_default(),
+        }
+    }
+}
+
+/// What of a port cannot be understood, if only its subports.
+fn fault(row: &Result<Said, RowError>) -> Option<&RowError> {
+    match row {
+        Ok(said) => said.subports.as_ref()?.as_ref().err(),
+        Err(error) => Some(error),
     }
 }
 
@@ -289,16 +303,16 @@ fn guests(MacAddress([first, rest @ ..]): MacAddress) -> MacAddress {
 }
 
 /// A judgement that was asked for before holds on, unless there is another to be made.
-fn facts_of(its: &[&Told], asked: &Present, before: &BTreeMap<PortId, Facts>) -> BTreeMap<PortId, Facts> {
+fn said_of(its: &[&Told], asked: &Present, before: &BTreeMap<PortId, Said>) -> BTreeMap<PortId, Said> {
     let understood = its.iter().filter_map(|(id, row)| Some((*id, row.as_ref().ok()?.clone())));
     understood
-        .map(|(id, mut facts)| {
-            facts.judged = match &asked.need {
+        .map(|(id, mut said)| {
+            said.facts.judged = match &asked.need {
                 Need::Judgement(instances) => instances.clone(),
-                Need::Nothing => before.get(&id).map(|facts| facts.judged.clone()).unwrap_or_default(),
+                Need::Nothing => before.get(&id).map(|said| said.facts.judged.clone()).unwrap_or_default(),
                 Need::Identity => BTreeSet::new(),
             };
-            (id, facts)
+            (id, said)
         })
         .collect()
 }

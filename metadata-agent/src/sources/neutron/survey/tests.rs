@@ -1,6 +1,7 @@
 use super::*;
 
 use crate::ids::InstanceId;
+use crate::inventory::{Facts, Seat};
 
 const PORT: &str = "3f2a9d10-77c1-4e55-9d0c-2b6f4f1f0a01";
 const TWIN: &str = "3f2a9d10-77ff-4e55-9d0c-2b6f4f1f0a02";
@@ -20,7 +21,17 @@ fn present(index: u32, need: Need) -> Present {
 
 fn told(id: &str) -> Told {
     let id = id.parse().unwrap();
-    (id, Ok(Facts { id: Some(id), ..Facts::default() }))
+    let facts = Facts { id: Some(id), ..Facts::default() };
+    (id, Ok(Said { facts, subports: None }))
+}
+
+fn told_trunk(subports: u64) -> Told {
+    let (id, said) = told(PORT);
+    let subport = |tag| {
+        let vlan = crate::ids::VlanId::try_from(tag).unwrap();
+        Facts { seat: Some(Seat { parent: id, vlan }), ..Facts::default() }
+    };
+    (id, said.map(|said| Said { subports: Some(Ok((1..=subports).map(subport).collect())), ..said }))
 }
 
 fn says(events: &[Event]) -> Vec<(&str, usize)> {
@@ -179,4 +190,22 @@ fn what_is_not_among_the_hosts_ports_any_more_is_withdrawn_once_its_own_id_finds
     let question = survey.question(now).unwrap();
     assert_eq!(question.ports, Wanted::Ids([PORT.parse().unwrap()].into()));
     assert_eq!(says(&survey.answer(&question, &[], now)), [(PORT, 0)]);
+}
+
+#[test]
+fn the_parent_of_a_trunk_is_asked_about_as_long_as_it_is_one() {
+    let mut now = Instant::now();
+    let mut survey = opened(now);
+    survey.follow(&[present(1, Need::Identity)], now);
+    let known = Present { port: Some(PORT.parse().unwrap()), ..present(1, Need::Nothing) };
+    for subports in [1, 0, 2] {
+        now = survey.next().unwrap();
+        let question = survey.question(now).unwrap();
+        let events = survey.answer(&question, &[told_trunk(subports)], now);
+        assert_eq!(says(&events), [(PORT, 1 + usize::try_from(subports).unwrap())]);
+        survey.follow(std::slice::from_ref(&known), now);
+    }
+    let question = survey.question(survey.next().unwrap()).unwrap();
+    assert_eq!(says(&survey.answer(&question, &[told(PORT)], now)), [(PORT, 1)]);
+    assert_eq!(survey.next(), None);
 }

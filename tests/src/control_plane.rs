@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 use uuid::Uuid;
 
-use crate::port::Port;
+use crate::port::{Port, Subport};
 use crate::topology::Host;
 
 mod api;
@@ -125,6 +125,33 @@ impl ControlPlane {
         let path = format!("/routers/{id}/add_router_interface");
         self.network_api("PUT", &path, &json!({ "port_id": port["port"]["id"] }));
         id.parse().unwrap_or_else(|e| panic!("{id}: {e}"))
+    }
+
+    /// A trunk of a port that is not bound yet, with these subports, each of which becomes a port; hands back its id.
+    #[must_use]
+    pub fn create_trunk(&self, network: NetworkId, parent: &Port, subports: &mut [Subport]) -> Uuid {
+        let mut entries = Vec::new();
+        for subport in subports {
+            let addresses: Vec<_> = subport.fixed_ips.iter().map(|ip| json!({ "ip_address": ip })).collect();
+            let body = json!({ "port": {
+                "network_id": network, "mac_address": subport.mac, "tenant_id": parent.project, "fixed_ips": addresses,
+            } });
+            let made = self.network_api("POST", "/ports", &body);
+            let id = text(&made["port"]["id"]);
+            (subport.id, subport.network) = (id.parse().unwrap_or_else(|e| panic!("{id}: {e}")), network);
+            let (kind, tag) = ("vlan", subport.vlan);
+            entries.push(json!({ "port_id": id, "segmentation_type": kind, "segmentation_id": tag }));
+        }
+        let body = json!({ "trunk": { "port_id": parent.id, "sub_ports": entries } });
+        let made = self.network_api("POST", "/trunks", &body);
+        let id = text(&made["trunk"]["id"]);
+        id.parse().unwrap_or_else(|e| panic!("{id}: {e}"))
+    }
+
+    /// Takes a subport off its trunk.
+    pub fn remove_subport(&self, trunk: Uuid, subport: &Subport) {
+        let body = json!({ "sub_ports": [{ "port_id": subport.id }] });
+        self.network_api("PUT", &format!("/trunks/{trunk}/remove_subports"), &body);
     }
 
     /// A port with the addresses and the project of this one: the same port with the id that Neutron gave it.

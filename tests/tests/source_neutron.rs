@@ -5,11 +5,11 @@
 
 use std::time::Duration;
 
-use metadata_agent::ids::MacAddress;
+use metadata_agent::ids::{MacAddress, VlanId};
 use metadata_tests::nova::Instance;
 use metadata_tests::wait::{self, PATIENCE};
 use metadata_tests::{
-    Agent, AgentProcess, Binding, ControlPlane, Guest, Host, Network, NovaStandIn, Port, privileged,
+    Agent, AgentProcess, Binding, ControlPlane, Guest, Host, Network, NovaStandIn, Port, Subport, privileged,
 };
 use serde_json::Value;
 
@@ -72,7 +72,15 @@ impl World {
 fn attachment(process: &AgentProcess, guest: &Guest) -> Value {
     let state = process.state();
     let attachments = state["attachments"].as_array().expect("attachments").clone();
-    attachments.into_iter().find(|one| one["interface"] == *guest.tap).unwrap_or_default()
+    let untagged = |one: &Value| one["interface"] == *guest.tap && one["vlan"].is_null();
+    attachments.into_iter().find(untagged).unwrap_or_default()
+}
+
+/// The attachment of a VLAN on a guest's interface.
+fn vlan(process: &AgentProcess, guest: &Guest, tag: u64) -> Option<Value> {
+    let state = process.state();
+    let attachments = state["attachments"].as_array().expect("attachments").clone();
+    attachments.into_iter().find(|one| one["interface"] == *guest.tap && one["vlan"] == tag)
 }
 
 fn until_identity(process: &AgentProcess, guest: &Guest, wanted: &str) {
@@ -200,4 +208,42 @@ fn an_application_credential_a_control_plane_that_comes_late_and_tokens_that_exp
     assert!(statuses.iter().all(|status| *status == 200), "{statuses:?}");
     until_identity(&process, &unknown, "unknown");
     assert!(!process.output().contains(&secret) && !process.state().to_string().contains(&secret));
+}
+
+#[test]
+fn the_subports_of_a_trunk_come_and_go_as_neutron_tells() {
+    if !privileged() {
+        return;
+    }
+    let world = World::new(3600);
+    let subport = |tag: u64| {
+        let vlan = VlanId::try_from(tag).expect("a VLAN id");
+        Subport::new(vlan, world.neutrons, [10, 0, 0, 50 + u8::try_from(tag).expect("a small tag")].into())
+    };
+    let mut subports = [5, 6].map(subport);
+    let parent = world.network.spec([10, 0, 0, 5]).port;
+    let unbound = Binding { owner: "", device: "", host: "" };
+    let parent = world.plane.create_port(world.neutrons, &parent, &unbound);
+    world.nova.add(Instance::of(&parent));
+    let trunk = world.plane.create_trunk(world.neutrons, &parent, &mut subports);
+    let device = parent.instance.to_string();
+    world.plane.bind_port(parent.id, &Binding { owner: "compute:nova", device: &device, host: HYPERVISOR });
+
+    let guest = world.plug(&parent);
+    let agent = world.agent(&world.plane.password_options());
+    let process = agent.start();
+    assert_served(&world, &process, &guest);
+    for (tag, subport) in [5, 6].into_iter().zip(&subports) {
+        let seated = wait::until("the subport is attached", RECOVERY, || vlan(&process, &guest, tag));
+        let port = &seated["port"];
+        assert_eq!(port["id"], subport.id.to_string());
+        assert_eq!(port["instance"], guest.port.instance.to_string());
+        assert_eq!(port["network"], world.neutrons.to_string());
+        assert_eq!(port["fixed_ips"], serde_json::json!(subport.fixed_ips));
+        assert_eq!(port["mac"], subport.mac.to_string());
+    }
+    world.plane.remove_subport(trunk, &subports[0]);
+    wait::until("the subport is let go", RECOVERY, || vlan(&process, &guest, 5).is_none().then_some(()));
+    assert!(vlan(&process, &guest, 6).is_some());
+    assert_served(&world, &process, &guest);
 }

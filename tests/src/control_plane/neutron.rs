@@ -1,4 +1,4 @@
-//! neutron-server with ML2, on SQLite.
+//! neutron-server with ML2, on SQLite. It has the driver for Open vSwitch because trunks need some driver; no agent answers it.
 //!
 //! The schema is made of Neutron's models, not by its migrations, which SQLite cannot run.
 
@@ -37,12 +37,12 @@ impl Neutron {
         let at = folder.display();
         let database = format!("sqlite:///{at}/neutron.db");
         let config = format!(
-            "[DEFAULT]\nbind_host = 127.0.0.1\nbind_port = 9696\ncore_plugin = ml2\nservice_plugins = router\n\
+            "[DEFAULT]\nbind_host = 127.0.0.1\nbind_port = 9696\ncore_plugin = ml2\nservice_plugins = router,trunk\n\
              auth_strategy = keystone\ntransport_url = fake:/\napi_workers = 0\nrpc_workers = 0\nstate_path = {at}\n\
              notify_nova_on_port_status_changes = false\nnotify_nova_on_port_data_changes = false\n\
              [database]\nconnection = {database}\n\
              [oslo_concurrency]\nlock_path = {at}\n\
-             [ml2]\ntype_drivers = local\ntenant_network_types = local\nmechanism_drivers =\nextension_drivers =\n\
+             [ml2]\ntype_drivers = local\ntenant_network_types = local\nmechanism_drivers = openvswitch\nextension_drivers =\n\
              [quotas]\nquota_network = -1\nquota_subnet = -1\nquota_port = -1\n\
              [keystone_authtoken]\nauth_url = {keystone}\nwww_authenticate_uri = {keystone}\nauth_type = password\n\
              username = {ADMIN}\npassword = {PASSWORD}\nproject_name = {ADMIN}\nuser_domain_name = Default\n\

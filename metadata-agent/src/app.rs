@@ -190,11 +190,10 @@ impl HostSide<'_> {
         let portal = Portal::establish(&config.portal_namespace, u32::from(config.portal_mtu)).await?;
         let netlink = Netlink::connect()?;
         let portal_events = netlink::watch_links()?;
-        let needs_qdisc = match datapath.hook() {
-            Hook::Tcx => false,
-            Hook::Clsact => !netlink.has_ingress_qdisc(portal.host_ifindex).await?,
-        };
-        datapath.connect_portal(portal::HOST_END, needs_qdisc, portal_link(&portal), limits(config))?;
+        if datapath.hook() == Hook::Clsact {
+            netlink.add_ingress_qdisc(portal.host_ifindex).await?;
+        }
+        datapath.connect_portal(portal::HOST_END, portal_link(&portal), limits(config))?;
         let (mut heartbeat, counters) = (datapath.heartbeat()?, Arc::new(datapath.counters()?));
 
         let directory = Arc::new(Directory::default());
@@ -225,7 +224,7 @@ impl HostSide<'_> {
         let beats = heartbeat::run(heartbeat, config.heartbeat_stale_after, last_beat, beating.clone());
         let heart = data.spawn(vital.task("the heartbeat", beats));
 
-        let link_events = netlink::watch_links()?;
+        let (link_events, hook_events) = (netlink::watch_links()?, netlink::watch_hooks()?);
         let hook = datapath.hook();
         let rules = GuestRules {
             names: config.guest_interfaces.clone(),
@@ -244,7 +243,7 @@ impl HostSide<'_> {
         guests.resync().await?;
         let failures = guests.failures();
         running.send_replace(Some(Running { counters, directory, failures, hook }));
-        let guests = guests.run(link_events, leave.clone());
+        let guests = guests.run(link_events, hook_events, leave.clone());
         let guests = tasks.spawn(vital.task("the watch over guests' interfaces", guests));
         let lost = portal::lost(portal.host_ifindex, portal_events, netlink);
         tasks.spawn(vital.task("the portal's interface", leave.clone().run_until_cancelled_owned(lost)));

@@ -5,6 +5,7 @@
 //! [`Directory`]. An interface that cannot be attached is tried again and holds up no other.
 
 mod attached;
+mod lost;
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -26,10 +27,11 @@ use crate::datapath::{Datapath, DatapathError, Hook, PortPolicy};
 use crate::directory::{Directory, Owner};
 use crate::ids::IfIndex;
 use crate::inventory::{Inventory, Resolution, Snapshot};
-use crate::netlink::{Link, LinkEvent, Netlink, NetlinkError};
+use crate::netlink::{HookEvent, Link, LinkEvent, Netlink, NetlinkError};
 use crate::presence::{Presence, Present};
 use crate::proxy::Introduction;
 use attached::{Attached, Kernel};
+use lost::Losses;
 
 /// How often interfaces that could not be attached are tried again.
 const RETRY: Duration = Duration::from_secs(1);
@@ -119,6 +121,8 @@ pub struct Guests {
     introduction: Introduction,
     attached: BTreeMap<IfIndex, Attached>,
     failed: BTreeMap<IfIndex, (Link, String)>,
+    /// Attached, but somebody took the program off.
+    lost: Losses,
     /// Not attached, because they are not an instance's: the host's own path is theirs.
     aside: BTreeMap<IfIndex, Link>,
     failures: Failures,
@@ -146,6 +150,7 @@ impl Guests {
             introduction,
             attached: BTreeMap::new(),
             failed: BTreeMap::new(),
+            lost: Losses::default(),
             aside: BTreeMap::new(),
             failures: Failures::default(),
             presence,
@@ -191,15 +196,20 @@ impl Guests {
         Ok(())
     }
 
-    /// Follows links and inventory until cancelled, or until the watch ends. Gives the datapath back.
+    /// Follows links, their hooks and the inventory until cancelled, or until the watch ends. Gives the datapath back.
     pub async fn run(
         mut self,
         mut events: impl Stream<Item = LinkEvent> + Unpin,
+        mut hooks: impl Stream<Item = HookEvent> + Unpin,
         cancel: CancellationToken,
     ) -> Datapath {
         let mut snapshots = self.inventory.subscribe();
         let mut retry = interval(RETRY);
         let mut sweep = interval(SWEEP);
+        let mut patrol = interval(lost::PATROL);
+        let mut put_back = interval(lost::PUT_BACK);
+        patrol.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        put_back.set_missed_tick_behavior(MissedTickBehavior::Delay);
         retry.set_missed_tick_behavior(MissedTickBehavior::Delay);
         sweep.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
@@ -209,11 +219,17 @@ impl Guests {
                     let Some(event) = event else { return self.datapath };
                     self.on_link(event).await;
                 }
+                event = hooks.next() => {
+                    let Some(event) = event else { return self.datapath };
+                    self.on_hook(event).await;
+                }
                 Ok(()) = snapshots.changed() => {
                     self.sort_out().await;
                     self.publish();
                 }
                 _ = retry.tick(), if !self.failed.is_empty() => self.retry().await,
+                _ = patrol.tick() => self.patrol(),
+                _ = put_back.tick(), if !self.lost.is_empty() => self.put_back_due().await,
                 _ = sweep.tick() => self.sweep(),
             }
         }
@@ -305,12 +321,12 @@ impl Guests {
     }
 
     async fn try_attach(&mut self, link: &Link) -> Result<AttachmentId, GuestsError> {
-        let needs_qdisc = match self.datapath.hook() {
-            Hook::Tcx => false,
-            Hook::Clsact => !self.netlink.has_ingress_qdisc(link.index).await?,
-        };
-        let attached = self.datapath.attach(link.index, &link.name, needs_qdisc);
+        let made_qdisc = self.datapath.hook() == Hook::Clsact && self.provide_qdisc(link.index).await?;
+        let attached = self.datapath.attach(link.index, &link.name, made_qdisc);
         if attached.is_err() {
+            if made_qdisc {
+                classifier::delete_unused_qdisc(&self.netlink, link.index).await?;
+            }
             self.take_filter_off(link.index).await;
         }
         Ok(attached?)
@@ -322,6 +338,7 @@ impl Guests {
         let Some(attached) = self.attached.remove(&index) else {
             return was_known;
         };
+        self.lost.forget(index);
         info!(interface = attached.link.name, attachment = %attached.id, "guest interface let go");
         if let Err(error) = self.datapath.let_go(index) {
             warn!(interface = attached.link.name, %error, "something of the attachment stays behind");
@@ -380,15 +397,22 @@ impl Guests {
             let subports = attached.port_id().and_then(|port| snapshot.subports(&port));
             attached.seat(*index, subports.map_or(&[], |subports| &**subports), &mut kernel);
         }
-        self.failures.store(Arc::new(
-            self.failed
-                .values()
-                .map(|(link, error)| Failure { interface: link.name.clone(), error: error.clone() })
-                .collect(),
-        ));
+        self.tell_failures();
         self.tell_presence(&snapshot);
         self.directory
             .publish(self.attached.iter().flat_map(|(index, attached)| attached.bindings(*index)).collect());
+    }
+
+    fn tell_failures(&self) {
+        let failed = self.failed.values().map(|(link, error)| (&link.name, error));
+        let attached = self.attached.iter();
+        let lost = attached.filter_map(|(index, at)| Some((&at.link.name, self.lost.error(*index)?)));
+        let failures = failed.chain(lost);
+        self.failures.store(Arc::new(
+            failures
+                .map(|(interface, error)| Failure { interface: interface.clone(), error: error.clone() })
+                .collect(),
+        ));
     }
 
     fn tell_presence(&self, snapshot: &Snapshot) {

@@ -9,7 +9,7 @@ use netlink_packet_route::link::{
     AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoData, InfoKind, InfoVeth, LinkAttribute, LinkFlags,
     LinkInfo, LinkMessage,
 };
-use netlink_packet_route::tc::{TcAttribute, TcHandle, TcMessage};
+use netlink_packet_route::tc::{TcAttribute, TcFilterBpfOption, TcHandle, TcMessage, TcOption};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use nix::errno::Errno;
 use rtnetlink::packet_core::{NetlinkMessage, NetlinkPayload};
@@ -108,6 +108,19 @@ pub enum LinkEvent {
     Present(Link),
     /// A link is gone.
     Gone(IfIndex),
+    /// Events were lost: look at all links anew.
+    Overrun,
+}
+
+/// What happens to the ingress hooks of a namespace's links.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HookEvent {
+    /// A link has a new qdisc, maybe one with an ingress hook.
+    QdiscNew(IfIndex),
+    /// A qdisc is gone from a link, and every filter on it.
+    QdiscGone(IfIndex),
+    /// A filter came, changed or went.
+    Filter(IfIndex),
     /// Events were lost: look at all links anew.
     Overrun,
 }
@@ -277,17 +290,30 @@ impl Netlink {
         set.map_err(|source| refused("set route", format_args!("{}/{}", prefix.0, prefix.1), source))
     }
 
-    /// Whether a link carries a qdisc with an ingress hook: clsact, or the older ingress.
+    /// Gives a link an `ingress` qdisc. `false` if it has a qdisc with an ingress hook already, of whatever kind.
+    ///
+    /// `ingress`, and not the newer `clsact`: Open vSwitch, libvirt and Neutron all delete the `ingress` qdisc, if any, before
+    /// they make theirs, and fail where they find one that is not called so.
+    ///
+    /// # Errors
+    /// The link is gone, or the kernel refuses otherwise.
+    pub async fn add_ingress_qdisc(&self, index: IfIndex) -> Result<bool, NetlinkError> {
+        match self.handle.qdisc().add(index.0.cast_signed()).ingress().execute().await {
+            Ok(()) => Ok(true),
+            Err(error) if errno(&error) == Some(Errno::EEXIST) => Ok(false),
+            Err(source) => Err(refused("add an ingress qdisc to link", index, source)),
+        }
+    }
+
+    /// The ids of the BPF programs in the ingress filters of a link.
     ///
     /// # Errors
     /// The kernel refuses the dump.
-    pub async fn has_ingress_qdisc(&self, index: IfIndex) -> Result<bool, NetlinkError> {
-        let qdiscs: Result<Vec<TcMessage>, _> = self.handle.qdisc().get().execute().try_collect().await;
-        let qdiscs = qdiscs.map_err(|source| refused("list qdiscs of", index, source))?;
-        let hooks = |part: &TcAttribute| matches!(part, TcAttribute::Kind(kind) if kind == "clsact" || kind == "ingress");
-        Ok(qdiscs
-            .iter()
-            .any(|qdisc| qdisc.header.index.cast_unsigned() == index.0 && qdisc.attributes.iter().any(hooks)))
+    pub async fn filter_programs(&self, index: IfIndex) -> Result<Vec<u32>, NetlinkError> {
+        let dump = self.handle.traffic_filter(index.0.cast_signed()).get().ingress().execute();
+        let filters: Result<Vec<TcMessage>, _> = dump.try_collect().await;
+        let filters = filters.map_err(|source| refused("list filters of", index, source))?;
+        Ok(filters.iter().filter_map(program_of).collect())
     }
 
     /// Whether a link has filters on ingress or egress.
@@ -305,16 +331,17 @@ impl Netlink {
         Ok(false)
     }
 
-    /// Removes the clsact qdisc of a link, and every filter on it; fine if it, or the link, is gone.
+    /// Removes the qdisc with the ingress hook of a link, `ingress` or `clsact`, and every filter on it; fine if it, or the
+    /// link, is gone.
     ///
     /// # Errors
     /// The kernel refuses.
-    pub async fn delete_clsact(&self, index: IfIndex) -> Result<(), NetlinkError> {
+    pub async fn delete_ingress_qdisc(&self, index: IfIndex) -> Result<(), NetlinkError> {
         let mut request = self.handle.qdisc().del(index.0.cast_signed());
         request.message_mut().header.parent = TcHandle::CLSACT;
         request.message_mut().header.handle = TcHandle { major: 0xffff, minor: 0 };
         absent_is_fine(request.execute().await)
-            .map_err(|source| refused("delete clsact of link", index, source))
+            .map_err(|source| refused("delete the ingress qdisc of link", index, source))
     }
 }
 
@@ -346,19 +373,64 @@ fn link_event(message: NetlinkMessage<RouteNetlinkMessage>) -> Option<LinkEvent>
     }
 }
 
+/// Follows the ingress hooks of the links of the namespace of the calling thread.
+///
+/// # Errors
+/// No socket is to be had.
+pub fn watch_hooks() -> Result<impl futures_util::Stream<Item = HookEvent> + Unpin, NetlinkError> {
+    let (connection, _, messages) =
+        new_multicast_connection(&[MulticastGroup::Tc]).map_err(|source| NetlinkError::Socket { source })?;
+    tokio::spawn(connection);
+    Ok(messages.filter_map(|(message, _)| std::future::ready(hook_event(&message))))
+}
+
+fn hook_event(message: &NetlinkMessage<RouteNetlinkMessage>) -> Option<HookEvent> {
+    let link = |about: &TcMessage| IfIndex(about.header.index.cast_unsigned());
+    #[expect(clippy::wildcard_enum_match_arm, reason = "classes and chains carry no program")]
+    match &message.payload {
+        NetlinkPayload::InnerMessage(message) => match message {
+            RouteNetlinkMessage::NewQueueDiscipline(qdisc) => Some(HookEvent::QdiscNew(link(qdisc))),
+            RouteNetlinkMessage::DelQueueDiscipline(qdisc) => {
+                has_ingress_hook(qdisc).then(|| HookEvent::QdiscGone(link(qdisc)))
+            }
+            RouteNetlinkMessage::NewTrafficFilter(filter) | RouteNetlinkMessage::DelTrafficFilter(filter) => {
+                Some(HookEvent::Filter(link(filter)))
+            }
+            _ => None,
+        },
+        NetlinkPayload::Overrun(_) => Some(HookEvent::Overrun),
+        _ => None,
+    }
+}
+
+fn has_ingress_hook(qdisc: &TcMessage) -> bool {
+    let hooks =
+        |part: &TcAttribute| matches!(part, TcAttribute::Kind(kind) if kind == "clsact" || kind == "ingress");
+    qdisc.attributes.iter().any(hooks)
+}
+
+/// The id of the BPF program that a filter runs.
+fn program_of(filter: &TcMessage) -> Option<u32> {
+    filter.attributes.iter().find_map(|part| {
+        let TcAttribute::Options(options) = part else { return None };
+        options.iter().find_map(|option| {
+            if let TcOption::Bpf(TcFilterBpfOption::ProgId(id)) = option { Some(*id) } else { None }
+        })
+    })
+}
+
 /// What was to be deleted is gone, or the link that it was on.
 fn absent_is_fine(deleted: Result<(), rtnetlink::Error>) -> Result<(), rtnetlink::Error> {
     match deleted {
-        Err(rtnetlink::Error::NetlinkError(refusal))
-            if matches!(
-                Errno::from_raw(refusal.raw_code().saturating_neg()),
-                Errno::ENODEV | Errno::ENOENT
-            ) =>
-        {
-            Ok(())
-        }
+        Err(error) if matches!(errno(&error), Some(Errno::ENODEV | Errno::ENOENT)) => Ok(()),
         deleted => deleted,
     }
+}
+
+/// The kernel's own word in a refusal.
+fn errno(error: &rtnetlink::Error) -> Option<Errno> {
+    let rtnetlink::Error::NetlinkError(refusal) = error else { return None };
+    Some(Errno::from_raw(refusal.raw_code().saturating_neg()))
 }
 
 fn refused(operation: &'static str, object: impl fmt::Display, source: rtnetlink::Error) -> NetlinkError {

@@ -217,7 +217,7 @@ fn an_interface_that_is_renamed_is_judged_by_its_new_name() {
             let qdiscs = host.run(&["tc", "qdisc", "show", "dev", "mine"]);
             let tcx = host.enter(|| SchedClassifier::query_tcx("mine", TcAttachType::Ingress));
             let programs = tcx.map_or(0, |(_, programs)| programs.len());
-            (!qdiscs.contains("clsact") && programs == 0).then_some(())
+            (!qdiscs.contains("ingress") && programs == 0).then_some(())
         });
         host.ip("link del mine");
         twins.assert_served();

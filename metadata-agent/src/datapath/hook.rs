@@ -1,13 +1,12 @@
-//! How a program gets onto TC ingress: by a TCX link, pinned, where the kernel has TCX (6.6); by a clsact filter before that.
+//! How a program gets onto TC ingress: by a TCX link, pinned, where the kernel has TCX (6.6); by a filter before that.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::{io, mem};
 
 use aya::Ebpf;
 use aya::programs::links::{FdLink, PinnedLink};
-use aya::programs::tc::{
-    NlOptions, SchedClassifierLink, TcAttachOptions, TcHandle, qdisc_add_clsact, qdisc_detach_program,
-};
+use aya::programs::tc::{NlOptions, SchedClassifierLink, TcAttachOptions, TcHandle, qdisc_detach_program};
 use aya::programs::{LinkOrder, ProgramError, SchedClassifier, TcAttachType, TcError};
 use aya::util::KernelVersion;
 use metadata_ebpf::abi::names;
@@ -17,7 +16,7 @@ use super::DatapathError;
 use super::pins::Pins;
 use crate::ids::IfIndex;
 
-/// Priority and handle of our clsact filter: fixed, so that the next agent finds and replaces it in one step.
+/// Priority and handle of our filter: fixed, so that the next agent finds and replaces it in one step.
 const CLSACT_PRIORITY: u16 = 7;
 const CLSACT_HANDLE: TcHandle = TcHandle::new(0, 1);
 
@@ -41,7 +40,7 @@ pub enum AttachMode {
 pub enum Hook {
     /// TCX links: independent of qdiscs, gone with the interface or the pin.
     Tcx,
-    /// Filters on a clsact qdisc.
+    /// Filters on the ingress hook of a qdisc, `ingress` or `clsact`.
     Clsact,
 }
 
@@ -49,12 +48,17 @@ pub enum Hook {
 pub(super) struct Programs {
     ebpf: Ebpf,
     hook: Hook,
+    ids: BTreeMap<&'static str, u32>,
 }
 
 impl Programs {
     pub fn load(mut ebpf: Ebpf, mode: AttachMode) -> Result<Self, DatapathError> {
+        let mut ids = BTreeMap::new();
         for name in super::PROGRAMS {
-            program(&mut ebpf, name)?.load().map_err(|source| fault("load", name, "the kernel", source))?;
+            let program = program(&mut ebpf, name)?;
+            let info = program.load().and_then(|()| program.info());
+            let info = info.map_err(|source| fault("load", name, "the kernel", source))?;
+            ids.insert(name, info.id());
         }
         let has_tcx = || KernelVersion::current().is_ok_and(|running| running >= TCX_SINCE);
         let hook = match mode {
@@ -62,31 +66,39 @@ impl Programs {
             AttachMode::Auto if has_tcx() => Hook::Tcx,
             AttachMode::Auto | AttachMode::Clsact => Hook::Clsact,
         };
-        Ok(Self { ebpf, hook })
+        Ok(Self { ebpf, hook, ids })
     }
 
     pub fn hook(&self) -> Hook {
         self.hook
     }
 
-    /// Puts `md_to_guest` on the portal, in place of what an earlier agent put there by either hook. The interface is
-    /// ours, and so is every qdisc on it.
+    /// The kernel's id of a program.
+    pub fn id(&self, name: &'static str) -> Result<u32, DatapathError> {
+        self.ids.get(name).copied().ok_or(DatapathError::Missing { name })
+    }
+
+    /// Whether a program is on an interface by TCX. Takes the kernel's lock of all network configuration for a moment.
+    pub fn is_on(&self, name: &'static str, interface: &str) -> Result<bool, DatapathError> {
+        let id = self.id(name)?;
+        let (_, programs) = SchedClassifier::query_tcx(interface, TcAttachType::Ingress)
+            .map_err(|source| fault("look for", name, interface, source))?;
+        Ok(programs.iter().any(|program| program.id() == id))
+    }
+
+    /// Puts `md_to_guest` on the portal, in place of what an earlier agent put there by either hook.
     pub fn attach_to_guest(
         &mut self,
         interface: &str,
         index: IfIndex,
-        needs_qdisc: bool,
         pin: &Path,
     ) -> Result<(), DatapathError> {
         if !self.adopt(names::TO_GUEST, interface, pin) {
             Pins::remove(pin)?;
-            if needs_qdisc {
-                add_clsact(interface)?;
-            }
             self.attach(names::TO_GUEST, interface, index, pin)?;
         }
         match self.hook {
-            Hook::Tcx => remove_filter(interface, names::TO_GUEST),
+            Hook::Tcx => remove_filter(interface, names::TO_GUEST).map(drop),
             Hook::Clsact => Pins::remove(pin),
         }
     }
@@ -178,21 +190,15 @@ fn persist(link: SchedClassifierLink, interface: &str, pin: &Path) -> Result<(),
     }
 }
 
-/// Adds a clsact qdisc to an interface that has no ingress hook.
-pub(super) fn add_clsact(interface: &str) -> Result<(), DatapathError> {
-    qdisc_add_clsact(interface)
-        .map_err(|source| fault("add clsact for", names::FROM_GUEST, interface, source.into()))
-}
-
-/// Takes the clsact filter of a program off an interface; fine if it, or the interface, is not there.
+/// Takes the filter of a program off an interface. `false` if it, or the interface, was not there.
 ///
 /// # Errors
 /// The kernel refuses.
-pub fn remove_filter(interface: &str, program: &'static str) -> Result<(), DatapathError> {
+pub fn remove_filter(interface: &str, program: &'static str) -> Result<bool, DatapathError> {
     match qdisc_detach_program(interface, TcAttachType::Ingress, program) {
-        Ok(()) => Ok(()),
-        Err(TcError::IoError(error)) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        Err(_) if if_nametoindex(interface).is_err() => Ok(()),
+        Ok(()) => Ok(true),
+        Err(TcError::IoError(error)) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(_) if if_nametoindex(interface).is_err() => Ok(false),
         Err(source) => Err(fault("detach", program, interface, source.into())),
     }
 }

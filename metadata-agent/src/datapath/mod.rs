@@ -157,6 +157,7 @@ pub struct Datapath {
     pins: Pins,
     programs: Programs,
     attachments: BTreeMap<IfIndex, Attachment>,
+    portal: Option<(IfIndex, String)>,
     is_adopted: bool,
 }
 
@@ -176,7 +177,7 @@ impl Datapath {
         trace_log::follow(&mut ebpf);
         let maps = Maps::take(&mut ebpf)?;
         let programs = Programs::load(ebpf, mode)?;
-        Ok(Self { maps, pins, programs, attachments: BTreeMap::new(), is_adopted })
+        Ok(Self { maps, pins, programs, attachments: BTreeMap::new(), portal: None, is_adopted })
     }
 
     /// Whether maps of an earlier agent go on to be used. If not, attachment ids begin anew, and nothing that still knows ids of
@@ -192,19 +193,19 @@ impl Datapath {
         self.programs.hook()
     }
 
-    /// Attaches `md_to_guest` to the portal and tells `md_from_guest` where it is. `needs_qdisc` as in [`Self::attach`].
+    /// Attaches `md_to_guest` to the portal and tells `md_from_guest` where it is.
     ///
     /// # Errors
     /// The kernel refuses the attachment.
     pub fn connect_portal(
         &mut self,
         interface: &str,
-        needs_qdisc: bool,
         portal: PortalLink,
         limits: Limits,
     ) -> Result<(), DatapathError> {
         let next_attachment = self.maps.settings()?.next_attachment.max(1);
-        self.programs.attach_to_guest(interface, portal.ifindex, needs_qdisc, &self.pins.portal())?;
+        self.programs.attach_to_guest(interface, portal.ifindex, &self.pins.portal())?;
+        self.portal = Some((portal.ifindex, interface.to_owned()));
         let syn_interval_ns = 1_000_000_000_u64.checked_div(u64::from(limits.syn_rate)).unwrap_or(0);
         self.maps.put_settings(Settings {
             abi_version: ABI_VERSION,
@@ -219,8 +220,8 @@ impl Datapath {
         })
     }
 
-    /// Attaches `md_from_guest` to an interface, or adopts the attachment that is there. `needs_qdisc`: the interface has no
-    /// ingress hook of its own, so that clsact, where it is used, must be made first and is ours.
+    /// Attaches `md_from_guest` to an interface, or adopts the attachment that is there. Where that takes a qdisc it must be
+    /// there; `made_qdisc`: the caller made it just now.
     ///
     /// A filter of an earlier agent stays where programs are attached by TCX now: see [`Self::filter`].
     ///
@@ -230,7 +231,7 @@ impl Datapath {
         &mut self,
         index: IfIndex,
         interface: &str,
-        needs_qdisc: bool,
+        made_qdisc: bool,
     ) -> Result<AttachmentId, DatapathError> {
         if let Some(attachment) = self.attachments.get(&index) {
             return Ok(attachment.id);
@@ -242,7 +243,7 @@ impl Datapath {
             .filter(|_| self.programs.adopt_from_guest(interface, &pin));
         let id = match known.and_then(|port| AttachmentId::new(port.attachment)) {
             Some(id) => id,
-            None => self.attach_anew(index, interface, needs_qdisc)?,
+            None => self.attach_anew(index, interface, made_qdisc)?,
         };
         let attachment = Attachment { id, interface: interface.to_owned(), subports: BTreeMap::new() };
         self.attachments.insert(index, attachment);
@@ -253,7 +254,7 @@ impl Datapath {
         &mut self,
         index: IfIndex,
         interface: &str,
-        needs_qdisc: bool,
+        made_qdisc: bool,
     ) -> Result<AttachmentId, DatapathError> {
         let pin = self.pins.guest(index);
         Pins::remove(&pin)?;
@@ -263,7 +264,7 @@ impl Datapath {
         self.maps.put_port(port_key(index, None), port_entry(id, &PortPolicy::default()))?;
         let attached = match self.hook() {
             Hook::Tcx => self.programs.attach_from_guest(interface, index, &pin),
-            Hook::Clsact => self.attach_filter(index, interface, needs_qdisc, &pin),
+            Hook::Clsact => self.attach_filter(index, interface, made_qdisc, &pin),
         };
         if let Err(error) = attached {
             self.maps.remove_port(port_key(index, None), id)?;
@@ -277,17 +278,84 @@ impl Datapath {
         &mut self,
         index: IfIndex,
         interface: &str,
-        needs_qdisc: bool,
+        made_qdisc: bool,
         pin: &Path,
     ) -> Result<(), DatapathError> {
-        self.pins.mark_filter(FilterMark { index, owns_clsact: needs_qdisc })?;
-        if needs_qdisc {
-            hook::add_clsact(interface)?;
-        }
+        self.pins.mark_filter(FilterMark { index, owns_qdisc: made_qdisc })?;
         // An agent of another ABI may have left its filter in the same place. Not replaced but removed, by its name: what
         // stands there may be somebody else's.
-        remove_filter(interface, names::FROM_GUEST)?;
+        let had_filter = remove_filter(interface, names::FROM_GUEST)?;
+        // A qdisc of ours that somebody deleted took our filter along: without it, what is there now is somebody else's.
+        if !made_qdisc && !had_filter {
+            self.pins.disown_qdisc(index)?;
+        }
         self.programs.attach_from_guest(interface, index, pin)
+    }
+
+    /// Whether an attachment's program, or the portal's, is on its interface by TCX.
+    ///
+    /// # Errors
+    /// The kernel does not tell, as of an interface that is gone.
+    pub fn is_on(&self, index: IfIndex) -> Result<bool, DatapathError> {
+        match (self.attachments.get(&index), &self.portal) {
+            (Some(attachment), _) => self.programs.is_on(names::FROM_GUEST, &attachment.interface),
+            (None, Some((portal, interface))) if *portal == index => {
+                self.programs.is_on(names::TO_GUEST, interface)
+            }
+            (None, _) => Err(DatapathError::NotAttached { index }),
+        }
+    }
+
+    /// The kernel's id of the program that an interface carries.
+    ///
+    /// # Errors
+    /// The kernel does not tell.
+    pub fn program_id(&self, index: IfIndex) -> Result<u32, DatapathError> {
+        self.programs.id(if self.is_portal(index) { names::TO_GUEST } else { names::FROM_GUEST })
+    }
+
+    /// Whether an interface is the host end of the portal.
+    #[must_use]
+    pub fn is_portal(&self, index: IfIndex) -> bool {
+        self.portal_index() == Some(index)
+    }
+
+    /// The host end of the portal, once it is connected.
+    #[must_use]
+    pub fn portal_index(&self) -> Option<IfIndex> {
+        self.portal.as_ref().map(|(index, _)| *index)
+    }
+
+    /// Puts the program back on an interface that somebody took it off, a guest's or the portal's. It is the same
+    /// attachment: connections go on.
+    ///
+    /// # Errors
+    /// The interface is gone or has no qdisc where the program needs one, or the kernel refuses otherwise.
+    pub fn put_back(&mut self, index: IfIndex) -> Result<(), DatapathError> {
+        if let Some((_, portal)) = self.portal.as_ref().filter(|(portal, _)| *portal == index) {
+            return self.programs.attach_to_guest(portal, index, &self.pins.portal());
+        }
+        let Some(Attachment { interface, .. }) = self.attachments.get(&index) else {
+            return Err(DatapathError::NotAttached { index });
+        };
+        let pin = self.pins.guest(index);
+        Pins::remove(&pin)?;
+        if self.programs.hook() == Hook::Clsact {
+            self.pins.mark_filter(FilterMark { index, owns_qdisc: false })?;
+        }
+        self.programs.attach_from_guest(interface, index, &pin)
+    }
+
+    /// Notes a qdisc on an interface as ours, before it is made, or after all as not ours.
+    ///
+    /// # Errors
+    /// The note cannot be made or removed.
+    pub fn own_qdisc(&self, index: IfIndex, owned: bool) -> Result<(), DatapathError> {
+        if owned {
+            self.pins.mark_filter(FilterMark { index, owns_qdisc: true })
+        } else {
+            self.pins.disown_qdisc(index)
+        }
     }
 
     /// Makes a VLAN on an attached interface an attachment of its own, or tells the id that it has.
@@ -452,7 +520,7 @@ impl Remains {
         Ok(Pins::find(pin_directory)?.map(Self))
     }
 
-    /// Clsact filters, which no pin holds, and which are to be taken off apart.
+    /// Filters, which no pin holds, and which are to be taken off apart.
     ///
     /// # Errors
     /// The directory cannot be read.

@@ -9,8 +9,8 @@
 //! | `MD_*` | maps |
 //! | `portal` | the link of `md_to_guest` |
 //! | `guest-<ifindex>` | the link of `md_from_guest` there, by TCX |
-//! | `filter-<ifindex>` | a directory: `md_from_guest` is there as a clsact filter |
-//! | `clsact-<ifindex>` | a directory: the clsact qdisc there was made by us |
+//! | `filter-<ifindex>` | a directory: `md_from_guest` is there as a filter |
+//! | `clsact-<ifindex>` | a directory: the qdisc there, whose hook the filter is on, was made by us |
 
 use std::fs::{self, DirBuilder, File, TryLockError};
 use std::io;
@@ -36,13 +36,13 @@ pub(super) struct Pins {
     _lock: File,
 }
 
-/// A clsact filter of ours on a guest's interface.
+/// A filter of ours on a guest's interface.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FilterMark {
     /// The interface's index.
     pub index: IfIndex,
-    /// Whether its clsact qdisc was made by us.
-    pub owns_clsact: bool,
+    /// Whether its qdisc was made by us.
+    pub owns_qdisc: bool,
 }
 
 impl Pins {
@@ -115,7 +115,7 @@ impl Pins {
     /// Notes a filter before it is made, and a qdisc of ours that goes with it.
     pub fn mark_filter(&self, mark: FilterMark) -> Result<(), DatapathError> {
         self.make(FILTER, mark.index)?;
-        if mark.owns_clsact { self.make(CLSACT, mark.index) } else { Ok(()) }
+        if mark.owns_qdisc { self.make(CLSACT, mark.index) } else { Ok(()) }
     }
 
     /// All filters noted.
@@ -123,23 +123,25 @@ impl Pins {
         let names = self.ours()?;
         let marked = names.iter().filter_map(|name| index_in(name, FILTER));
         Ok(marked
-            .map(|index| FilterMark { index, owns_clsact: names.contains(&format!("{CLSACT}{index}")) })
+            .map(|index| FilterMark { index, owns_qdisc: names.contains(&format!("{CLSACT}{index}")) })
             .collect())
     }
 
     /// The filter noted for an interface.
     pub fn filter(&self, index: IfIndex) -> Option<FilterMark> {
         let is_marked = |prefix| self.directory.join(format!("{prefix}{index}")).is_dir();
-        is_marked(FILTER).then(|| FilterMark { index, owns_clsact: is_marked(CLSACT) })
+        is_marked(FILTER).then(|| FilterMark { index, owns_qdisc: is_marked(CLSACT) })
     }
 
     /// Forgets a filter that is gone; fine if it was not noted. The qdisc goes first: it is only looked for with the filter.
     pub fn forget_filter(&self, index: IfIndex) -> Result<(), DatapathError> {
-        for prefix in [CLSACT, FILTER] {
-            let path = self.directory.join(format!("{prefix}{index}"));
-            absent_is_fine(fs::remove_dir(&path), path)?;
-        }
-        Ok(())
+        self.disown_qdisc(index)?;
+        self.unmake(FILTER, index)
+    }
+
+    /// Notes that the qdisc on an interface is not ours, or not any more.
+    pub fn disown_qdisc(&self, index: IfIndex) -> Result<(), DatapathError> {
+        self.unmake(CLSACT, index)
     }
 
     /// Removes one pin; fine if there is none.
@@ -182,6 +184,11 @@ impl Pins {
             }
             _ => Ok(()),
         }
+    }
+
+    fn unmake(&self, prefix: &str, index: IfIndex) -> Result<(), DatapathError> {
+        let path = self.directory.join(format!("{prefix}{index}"));
+        absent_is_fine(fs::remove_dir(&path), path)
     }
 
     /// The names in the directory that can be ours.

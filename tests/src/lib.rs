@@ -39,9 +39,11 @@ pub mod pki;
 pub mod port;
 pub mod southbound;
 pub mod tenants;
+pub mod tiny_program;
 pub mod topology;
 pub mod twins;
 pub mod vm;
+pub mod vswitch;
 pub mod wait;
 
 pub use agent::{Agent, AgentProcess};
@@ -63,8 +65,10 @@ pub use pki::Pki;
 pub use port::{Port, Subport};
 pub use southbound::Southbound;
 pub use tenants::{Tenant, Tenants};
+pub use tiny_program::TinyProgram;
 pub use topology::{GuestSpec, Host, Network, NextHop};
 pub use twins::Twins;
+pub use vswitch::Vswitch;
 
 /// Whether namespaces and BPF programs are ours to make. If not, says which test is skipped; with
 /// `REQUIRE_PRIVILEGED=1` that is a failure instead.

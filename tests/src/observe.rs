@@ -43,11 +43,12 @@ impl HostState {
                 // A link without a classifier has no filters; tc says so as an error.
                 let filters = netns.command("tc").args(["filter", "show", "dev", name, direction]).output();
                 let filters = filters.unwrap_or_else(|e| panic!("run tc: {e}"));
-                insert(
-                    &mut facts,
-                    &format!("filter {name} {direction}"),
-                    &String::from_utf8_lossy(&filters.stdout),
-                );
+                // All filters of a qdisc are shown under the parent that the last one was added by, `ffff:` or `ingress`
+                // (net/sched/cls_api.c, tc_new_tfilter, `block->classid`).
+                let filters = String::from_utf8_lossy(&filters.stdout);
+                let filters = filters.replace("filter parent ffff: ", "filter ");
+                let filters = filters.replace("filter ingress ", "filter ");
+                insert(&mut facts, &format!("filter {name} {direction}"), &filters);
             }
             for (direction, attach) in [("ingress", TcAttachType::Ingress), ("egress", TcAttachType::Egress)]
             {

@@ -11,7 +11,8 @@ use crate::netns::Netns;
 use crate::port::{Port, Subport};
 use server::{Schema, Server};
 
-const SCHEMA: Schema = Schema { path: "/usr/share/openvswitch/vswitch.ovsschema", database: "Open_vSwitch" };
+pub(crate) const SCHEMA: Schema =
+    Schema { path: "/usr/share/openvswitch/vswitch.ovsschema", database: "Open_vSwitch" };
 
 /// The integration bridge.
 const INTEGRATION: &str = "br-int";

@@ -1,80 +1,150 @@
-//! Programs of two instructions, the measure of what calling any program costs: one for TC, one for XDP.
+//! Programs of two instructions that decide alike about every packet: what a neighbour on the same hook may be, and the
+//! measure of what calling any program costs. One for TC, one for XDP.
 
-use anyhow::Context as _;
+use std::mem;
+
 use aya::Ebpf;
-use aya::programs::{SchedClassifier, Xdp};
+use aya::programs::tc::{NlOptions, TcAttachOptions};
+use aya::programs::{LinkOrder, ProgramError, SchedClassifier, TcAttachType, Xdp, XdpMode};
 use object::write::{Object, StandardSegment, Symbol, SymbolSection};
 use object::{Architecture, BinaryFormat, Endianness, SectionKind, SymbolFlags, SymbolKind, SymbolScope};
 
-const NAME: &str = "md_empty";
-/// `TC_ACT_UNSPEC` of linux/pkt_cls.h.
-const TC_ACT_UNSPEC: i32 = -1;
-/// `XDP_PASS` of linux/bpf.h.
-const XDP_PASS: i32 = 2;
+use crate::netns::Netns;
 
-/// The program, in the kernel.
-pub struct EmptyProgram {
+/// What a program says about a packet, as linux/pkt_cls.h counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// `TC_ACT_UNSPEC`: whatever comes next decides.
+    Next,
+    /// `TC_ACT_SHOT`.
+    Drop,
+}
+
+impl Verdict {
+    const fn number(self) -> i32 {
+        match self {
+            Self::Next => -1,
+            Self::Drop => 2,
+        }
+    }
+}
+
+/// Where on an interface's ingress a program is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// By TCX, before all that are there.
+    First,
+    /// By TCX, after all that are there.
+    Last,
+    /// By a filter of this priority, on the qdisc that is there.
+    Filter(u16),
+}
+
+/// The program, loaded.
+#[derive(Debug)]
+pub struct TinyProgram {
+    ebpf: Ebpf,
+    name: String,
+}
+
+impl TinyProgram {
+    /// Loads it under a name.
+    #[must_use]
+    pub fn load(name: &str, verdict: Verdict) -> Self {
+        let ebpf = Ebpf::load(&object_file(name, b"classifier", verdict.number()))
+            .unwrap_or_else(|e| panic!("load {name}: {e}"));
+        let mut this = Self { ebpf, name: name.to_owned() };
+        this.program().load().unwrap_or_else(|e| panic!("load {name}: {e}"));
+        this
+    }
+
+    /// The program itself.
+    pub fn program(&mut self) -> &mut SchedClassifier {
+        let Self { ebpf, name } = self;
+        let program = ebpf.program_mut(name).and_then(|program| program.try_into().ok());
+        program.unwrap_or_else(|| panic!("no {name}"))
+    }
+
+    /// Puts it on an interface's ingress. By TCX it is there as long as the value; a filter stays until it is deleted.
+    pub fn attach(&mut self, netns: &Netns, interface: &str, place: Place) {
+        let name = self.name.clone();
+        let program = self.program();
+        netns
+            .enter(|| {
+                let options = match place {
+                    Place::First => TcAttachOptions::TcxOrder(LinkOrder::first()),
+                    Place::Last => TcAttachOptions::TcxOrder(LinkOrder::last()),
+                    Place::Filter(priority) => {
+                        TcAttachOptions::Netlink(NlOptions { priority, ..NlOptions::default() })
+                    }
+                };
+                let id = program.attach_with_options(interface, TcAttachType::Ingress, options)?;
+                if let Place::Filter(_) = place {
+                    // It would be detached in the namespace of whoever drops it.
+                    mem::forget(program.take_link(id)?);
+                }
+                Ok::<(), ProgramError>(())
+            })
+            .unwrap_or_else(|e| panic!("attach {name} to {interface}: {e}"));
+    }
+}
+
+/// An XDP program that passes everything, loaded.
+#[derive(Debug)]
+pub struct TinyXdp {
     ebpf: Ebpf,
 }
 
-impl EmptyProgram {
-    pub fn load() -> anyhow::Result<Self> {
-        let mut ebpf =
-            Ebpf::load(&object_file(b"classifier", TC_ACT_UNSPEC)?).context("load the empty program")?;
-        program(&mut ebpf)?.load().context("load the empty program")?;
-        Ok(Self { ebpf })
+impl TinyXdp {
+    const NAME: &str = "tiny_xdp";
+    /// `XDP_PASS` of linux/bpf.h.
+    const PASS: i32 = 2;
+
+    /// Loads it.
+    #[must_use]
+    pub fn load() -> Self {
+        let object = object_file(Self::NAME, b"xdp", Self::PASS);
+        let mut ebpf = Ebpf::load(&object).unwrap_or_else(|e| panic!("load an XDP program: {e}"));
+        let program = ebpf.program_mut(Self::NAME).and_then(|program| program.try_into().ok());
+        let program: &mut Xdp = program.unwrap_or_else(|| panic!("no XDP program"));
+        program.load().unwrap_or_else(|e| panic!("load an XDP program: {e}"));
+        Self { ebpf }
     }
 
-    pub fn program(&mut self) -> anyhow::Result<&mut SchedClassifier> {
-        program(&mut self.ebpf)
+    /// Puts it on an interface of the calling thread's namespace, for as long as this value lives.
+    ///
+    /// # Errors
+    /// The driver has no XDP of its own.
+    pub fn attach(&mut self, interface: &str, mode: XdpMode) -> Result<(), ProgramError> {
+        let program = self.ebpf.program_mut(Self::NAME).and_then(|program| program.try_into().ok());
+        let program: &mut Xdp = program.unwrap_or_else(|| panic!("no XDP program"));
+        program.attach(interface, mode).map(drop)
     }
-}
-
-fn program(ebpf: &mut Ebpf) -> anyhow::Result<&mut SchedClassifier> {
-    Ok(ebpf.program_mut(NAME).context("the empty program")?.try_into()?)
-}
-
-/// The same for XDP.
-pub struct EmptyXdp {
-    ebpf: Ebpf,
-}
-
-impl EmptyXdp {
-    pub fn load() -> anyhow::Result<Self> {
-        let ebpf = Ebpf::load(&object_file(b"xdp", XDP_PASS)?).context("load the empty XDP program")?;
-        let mut this = Self { ebpf };
-        this.program()?.load().context("load the empty XDP program")?;
-        Ok(this)
-    }
-
-    pub fn program(&mut self) -> anyhow::Result<&mut Xdp> {
-        Ok(self.ebpf.program_mut(NAME).context("the empty XDP program")?.try_into()?)
-    }
-}
-
-/// `r0 = verdict; exit`, as linux/bpf.h encodes it.
-fn code(verdict: i32) -> [u8; 16] {
-    let [a, b, c, d] = verdict.to_le_bytes();
-    [0xb7, 0, 0, 0, a, b, c, d, 0x95, 0, 0, 0, 0, 0, 0, 0]
 }
 
 /// As a compiler would leave it, for a loader that takes nothing else.
-fn object_file(section: &[u8], verdict: i32) -> anyhow::Result<Vec<u8>> {
+fn object_file(name: &str, section: &[u8], verdict: i32) -> Vec<u8> {
     let mut object = Object::new(BinaryFormat::Elf, Architecture::Bpf, Endianness::Little);
     let segment = object.segment_name(StandardSegment::Text).to_vec();
     let license = object.add_section(segment.clone(), b"license".to_vec(), SectionKind::Data);
     object.append_section_data(license, b"GPL\0", 1);
-    let code_section = object.add_section(segment, section.to_vec(), SectionKind::Text);
+    let code = object.add_section(segment, section.to_vec(), SectionKind::Text);
     let symbol = object.add_symbol(Symbol {
-        name: NAME.into(),
+        name: name.into(),
         value: 0,
         size: 0,
         kind: SymbolKind::Text,
         scope: SymbolScope::Dynamic,
         weak: false,
-        section: SymbolSection::Section(code_section),
+        section: SymbolSection::Section(code),
         flags: SymbolFlags::None,
     });
-    object.add_symbol_data(symbol, code_section, &code(verdict), 8);
-    object.write().context("assemble the empty program")
+    object.add_symbol_data(symbol, code, &instructions(verdict), 8);
+    object.write().unwrap_or_else(|e| panic!("assemble {name}: {e}"))
+}
+
+/// `r0 = verdict; exit`, as linux/bpf.h encodes it.
+fn instructions(verdict: i32) -> [u8; 16] {
+    let [a, b, c, d] = verdict.to_le_bytes();
+    [0xb7, 0, 0, 0, a, b, c, d, 0x95, 0, 0, 0, 0, 0, 0, 0]
 }

@@ -169,6 +169,20 @@ pub const REQUIREMENTS: &[Requirement] = &[
     ),
     debian(
         Scope::Test,
+        "iptables",
+        "the firewall of hosts that let nothing through",
+        Sign::Program("iptables"),
+        &["iptables"],
+    ),
+    debian(
+        Scope::Test,
+        "conntrack",
+        "fills the connection table of such a host",
+        Sign::Program("conntrack"),
+        &["conntrack"],
+    ),
+    debian(
+        Scope::Test,
         "dnsmasq",
         "DHCP for the guests of the scenarios",
         Sign::Program("dnsmasq"),
@@ -183,8 +197,8 @@ pub const REQUIREMENTS: &[Requirement] = &[
     ),
     debian(
         Scope::Test,
-        "Open vSwitch's database",
-        "the OVSDB source is tested against the real server and its schema",
+        "Open vSwitch",
+        "the OVSDB source is tested against the real server and its schema, and guests' interfaces beside the real switch",
         Sign::File("/usr/share/openvswitch/vswitch.ovsschema"),
         &["openvswitch-switch"],
     ),

@@ -25,8 +25,9 @@ pub(super) const PATROL: Duration = Duration::from_millis(500);
 const PATROL_SIZE: usize = 500;
 /// How often it is looked whether something is due.
 pub(super) const PUT_BACK: Duration = Duration::from_millis(50);
-/// How long whoever deleted a qdisc has for making another: libvirt runs some eight commands of a few milliseconds.
-const GRACE: Duration = Duration::from_millis(250);
+/// How long whoever deleted a qdisc has for making another: libvirt runs some eight commands between, each a process that
+/// takes a few milliseconds, and more on a busy host.
+const GRACE: Duration = Duration::from_millis(500);
 /// When what could not be put back is tried again.
 const AGAIN: Duration = Duration::from_secs(1);
 

@@ -16,9 +16,9 @@ use aya::{Ebpf, EbpfLoader};
 use etherparse::PacketBuilder;
 use metadata_agent::datapath::OBJECT;
 use metadata_ebpf::abi::names;
+use metadata_tests::tiny_program::{TinyProgram, TinyXdp, Verdict};
 use metadata_tests::{Host, PacketSocket};
 
-use super::empty_program::{EmptyProgram, EmptyXdp};
 use super::statistics::Spread;
 
 const TAP: &str = "tapbench000-00";
@@ -124,8 +124,8 @@ pub fn measure(repetitions: u32) -> anyhow::Result<Measured> {
 enum Attached {
     Nothing,
     Ours { _ebpf: Box<Ebpf> },
-    Empty { _program: Box<EmptyProgram> },
-    Xdp { _program: Box<EmptyXdp> },
+    Empty { _program: Box<TinyProgram> },
+    Xdp { _program: Box<TinyXdp> },
 }
 
 impl Attached {
@@ -135,15 +135,15 @@ impl Attached {
             program.attach_with_options(interface, TcAttachType::Ingress, options).map(drop)
         };
         let xdp = |mode| -> anyhow::Result<Self> {
-            let mut program = EmptyXdp::load()?;
-            program.program()?.attach(interface, mode).with_context(|| format!("XDP on {interface}"))?;
+            let mut program = TinyXdp::load();
+            program.attach(interface, mode).with_context(|| format!("XDP on {interface}"))?;
             Ok(Self::Xdp { _program: Box::new(program) })
         };
         match hook {
             Hook::Nothing => Ok(Self::Nothing),
             Hook::EmptyTcx => {
-                let mut program = EmptyProgram::load()?;
-                tcx(program.program()?)?;
+                let mut program = TinyProgram::load("md_empty", Verdict::Next);
+                tcx(program.program())?;
                 Ok(Self::Empty { _program: Box::new(program) })
             }
             Hook::Ours => {

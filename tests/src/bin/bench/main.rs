@@ -6,7 +6,6 @@
 #![expect(clippy::print_stdout, reason = "it talks to a person at a terminal")]
 
 mod arena;
-mod empty_program;
 mod hook;
 mod http;
 mod inventory;

@@ -14,12 +14,13 @@ use etherparse::PacketBuilder;
 use metadata_agent::datapath::OBJECT;
 use metadata_ebpf::abi::names;
 use metadata_ebpf::identity::{METADATA_IPV4, METADATA_PORT};
+use metadata_tests::TinyProgram;
+use metadata_tests::tiny_program::Verdict;
 use metadata_tests::wait::PATIENCE;
 use nix::net::if_::if_nametoindex;
 use serde::Serialize;
 
 use super::arena::Arena;
-use super::empty_program::EmptyProgram;
 use super::statistics::Spread;
 
 /// Calls for a packet that stays as it is, each short enough to be left in peace mostly.
@@ -92,7 +93,7 @@ pub fn measure(arena: &Arena, repetitions: u32) -> anyhow::Result<Vec<Cost>> {
 
 struct Bench {
     ours: Ebpf,
-    empty: EmptyProgram,
+    empty: TinyProgram,
     /// `struct __sk_buff` up to `ifindex`, which makes the frames come in by the guest's interface.
     context: [u8; 44],
 }
@@ -108,12 +109,12 @@ impl Bench {
         let mut context = [0; 44];
         let index = if_nametoindex(arena.guest.tap.as_str())?;
         context[40..].copy_from_slice(&index.to_ne_bytes());
-        Ok(Self { ours, empty: EmptyProgram::load()?, context })
+        Ok(Self { ours, empty: TinyProgram::load("md_empty", Verdict::Next), context })
     }
 
     /// Nanoseconds of our program and of the empty one: medians of calls in turn.
     fn time(&mut self, packet: &Packet) -> anyhow::Result<(f64, f64)> {
-        let (ours, empty) = (from_guest(&mut self.ours)?, self.empty.program()?);
+        let (ours, empty) = (from_guest(&mut self.ours)?, self.empty.program());
         let (calls, verdict) =
             if packet.metadata { (SINGLE_RUNS, TC_ACT_REDIRECT) } else { (CALLS, TC_ACT_UNSPEC) };
         let call = |program: &_, verdict| {

@@ -92,10 +92,10 @@ impl Removal {
 
 #[test]
 fn a_program_that_is_taken_off_comes_back_as_the_same_attachment() {
+    use Removal::{DeleteFilter, DeleteFilters, DeleteQdisc, DetachLink, RemovePin};
     if !privileged() {
         return;
     }
-    use Removal::{DeleteFilter, DeleteFilters, DeleteQdisc, DetachLink, RemovePin};
     for (mode, removals) in
         [("tcx", &[DetachLink, RemovePin][..]), ("clsact", &[DeleteQdisc, DeleteFilters, DeleteFilter][..])]
     {
@@ -134,6 +134,32 @@ fn a_program_that_is_taken_off_comes_back_as_the_same_attachment() {
         assert_eq!(process.stop().code(), Some(0));
         before.assert_same(&HostState::capture(&twins.host));
     }
+}
+
+#[test]
+fn a_filter_in_the_place_of_ours_is_told_of_and_stays() {
+    if !privileged() {
+        return;
+    }
+    let twins = Twins::new();
+    let (host, tap) = (&twins.host, &twins.guests[0].tap);
+    let process = twins.agent().set("metadata_agent", "attach_mode", "clsact").install().start();
+    let place = ["dev", tap, "ingress", "protocol", "all", "prio", "7", "handle", "1", "bpf"];
+    host.netns().run(&[&["tc", "filter", "replace"], &place[..], &["bytecode", "1,6 0 0 0"]].concat());
+    let failed = wait::until("the failure is told", PATIENCE, || {
+        process.state()["failed"].as_array().and_then(|failed| failed.first().cloned())
+    });
+    assert_eq!(failed["interface"], **tap, "{failed}");
+    assert!(filters(host, tap).contains("bytecode"), "{}", filters(host, tap));
+    assert_served(&twins.guests[1]);
+
+    host.netns().run(&[&["tc", "filter", "del"], &place[..]].concat());
+    wait::until("the program is back", PATIENCE, || is_on(host, tap).then_some(()));
+    wait::until("nothing failed", PATIENCE, || {
+        process.state()["failed"].as_array().is_some_and(Vec::is_empty).then_some(())
+    });
+    twins.assert_served();
+    assert_eq!(process.stop().code(), Some(0));
 }
 
 /// What tools do to a guest's interface for a bandwidth. None knows that the qdisc there may be somebody else's. (`police` is

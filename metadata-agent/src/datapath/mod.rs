@@ -157,7 +157,7 @@ pub struct Datapath {
     pins: Pins,
     programs: Programs,
     attachments: BTreeMap<IfIndex, Attachment>,
-    portal: Option<(IfIndex, String)>,
+    portal: Option<IfIndex>,
     is_adopted: bool,
 }
 
@@ -205,7 +205,7 @@ impl Datapath {
     ) -> Result<(), DatapathError> {
         let next_attachment = self.maps.settings()?.next_attachment.max(1);
         self.programs.attach_to_guest(interface, portal.ifindex, &self.pins.portal())?;
-        self.portal = Some((portal.ifindex, interface.to_owned()));
+        self.portal = Some(portal.ifindex);
         let syn_interval_ns = 1_000_000_000_u64.checked_div(u64::from(limits.syn_rate)).unwrap_or(0);
         self.maps.put_settings(Settings {
             abi_version: ABI_VERSION,
@@ -292,52 +292,44 @@ impl Datapath {
         self.programs.attach_from_guest(interface, index, pin)
     }
 
-    /// Whether an attachment's program, or the portal's, is on its interface by TCX.
+    /// Whether the program of an interface, a guest's or the portal's, is on it by TCX. `interface` is its name now.
     ///
     /// # Errors
     /// The kernel does not tell, as of an interface that is gone.
-    pub fn is_on(&self, index: IfIndex) -> Result<bool, DatapathError> {
-        match (self.attachments.get(&index), &self.portal) {
-            (Some(attachment), _) => self.programs.is_on(names::FROM_GUEST, &attachment.interface),
-            (None, Some((portal, interface))) if *portal == index => {
-                self.programs.is_on(names::TO_GUEST, interface)
-            }
-            (None, _) => Err(DatapathError::NotAttached { index }),
-        }
+    pub fn is_on(&self, index: IfIndex, interface: &str) -> Result<bool, DatapathError> {
+        self.programs.is_on(self.program_of(index), interface)
     }
 
-    /// The kernel's id of the program that an interface carries.
+    /// The kernel's id of the program of an interface, a guest's or the portal's.
     ///
     /// # Errors
-    /// The kernel does not tell.
+    /// The object lacks the program.
     pub fn program_id(&self, index: IfIndex) -> Result<u32, DatapathError> {
-        self.programs.id(if self.is_portal(index) { names::TO_GUEST } else { names::FROM_GUEST })
+        self.programs.id(self.program_of(index))
     }
 
-    /// Whether an interface is the host end of the portal.
-    #[must_use]
-    pub fn is_portal(&self, index: IfIndex) -> bool {
-        self.portal_index() == Some(index)
+    fn program_of(&self, index: IfIndex) -> &'static str {
+        if self.portal == Some(index) { names::TO_GUEST } else { names::FROM_GUEST }
     }
 
     /// The host end of the portal, once it is connected.
     #[must_use]
-    pub fn portal_index(&self) -> Option<IfIndex> {
-        self.portal.as_ref().map(|(index, _)| *index)
+    pub fn portal(&self) -> Option<IfIndex> {
+        self.portal
     }
 
-    /// Puts the program back on an interface that somebody took it off, a guest's or the portal's. It is the same
-    /// attachment: connections go on.
+    /// Puts the program back on an interface that somebody took it off, a guest's or the portal's. `interface` is its name now.
+    /// It is the same attachment: connections go on.
     ///
     /// # Errors
     /// The interface is gone or has no qdisc where the program needs one, or the kernel refuses otherwise.
-    pub fn put_back(&mut self, index: IfIndex) -> Result<(), DatapathError> {
-        if let Some((_, portal)) = self.portal.as_ref().filter(|(portal, _)| *portal == index) {
-            return self.programs.attach_to_guest(portal, index, &self.pins.portal());
+    pub fn put_back(&mut self, index: IfIndex, interface: &str) -> Result<(), DatapathError> {
+        if self.portal == Some(index) {
+            return self.programs.attach_to_guest(interface, index, &self.pins.portal());
         }
-        let Some(Attachment { interface, .. }) = self.attachments.get(&index) else {
+        if !self.attachments.contains_key(&index) {
             return Err(DatapathError::NotAttached { index });
-        };
+        }
         let pin = self.pins.guest(index);
         Pins::remove(&pin)?;
         if self.programs.hook() == Hook::Clsact {

@@ -18,6 +18,7 @@ use super::{Guests, GuestsError};
 use crate::datapath::Hook;
 use crate::ids::IfIndex;
 use crate::netlink::HookEvent;
+use crate::portal;
 
 /// How often links are looked for, and how many at once: a look takes some microseconds and the lock of all network
 /// configuration, so a host with more interfaces has them looked at in turns.
@@ -81,7 +82,7 @@ impl Guests {
             }
             HookEvent::Overrun => {
                 warn!("events of filters were lost; looking at all anew");
-                let all = self.attached.keys().copied().chain(self.datapath.portal_index());
+                let all = self.attached.keys().copied().chain(self.datapath.portal());
                 for index in all.collect::<Vec<_>>() {
                     self.look_at(index).await;
                 }
@@ -98,12 +99,12 @@ impl Guests {
         let turn = self.attached.range((after, Bound::Unbounded)).take(PATROL_SIZE);
         let turn: Vec<IfIndex> = turn.map(|(index, _)| *index).collect();
         self.lost.seen = turn.last().copied().filter(|_| turn.len() == PATROL_SIZE);
-        for index in turn.into_iter().chain(self.datapath.portal_index()) {
-            match self.datapath.is_on(index) {
+        for index in turn.into_iter().chain(self.datapath.portal()) {
+            match self.datapath.is_on(index, &self.name_of(index)) {
                 Ok(true) => {}
                 Ok(false) => {
                     self.is_lost(index);
-                    let put_back = self.datapath.put_back(index);
+                    let put_back = self.datapath.put_back(index, &self.name_of(index));
                     self.tried(index, put_back.map_err(GuestsError::from));
                 }
                 // Of an interface that is going; the watch over links tells.
@@ -119,7 +120,7 @@ impl Guests {
                 if self.datapath.hook() == Hook::Clsact {
                     self.provide_qdisc(index).await?;
                 }
-                Ok(self.datapath.put_back(index)?)
+                Ok(self.datapath.put_back(index, &self.name_of(index))?)
             }
             .await;
             self.tried(index, put_back);
@@ -128,7 +129,7 @@ impl Guests {
 
     /// Gives an interface a qdisc with an ingress hook where it has none. Whether it was made: then it is ours, and noted before.
     pub(super) async fn provide_qdisc(&mut self, index: IfIndex) -> Result<bool, GuestsError> {
-        if self.datapath.is_portal(index) {
+        if self.is_portal(index) {
             return Ok(self.netlink.add_ingress_qdisc(index).await?);
         }
         let noted = self.datapath.filter(index);
@@ -144,7 +145,7 @@ impl Guests {
 
     /// Looks whether a filter is in its place, and puts it back at once where there is a qdisc for it.
     async fn look_at(&mut self, index: IfIndex) {
-        if !self.attached.contains_key(&index) && !self.datapath.is_portal(index) {
+        if !self.attached.contains_key(&index) && !self.is_portal(index) {
             return;
         }
         let is_there = async {
@@ -155,7 +156,7 @@ impl Guests {
             Ok(true) => self.lost.forget(index),
             Ok(false) => {
                 self.is_lost(index);
-                let put_back = self.datapath.put_back(index);
+                let put_back = self.datapath.put_back(index, &self.name_of(index));
                 // Else there is no qdisc, mostly; that is not worth telling until it is ours to make one.
                 if put_back.is_ok() {
                     self.tried(index, put_back.map_err(GuestsError::from));
@@ -179,7 +180,7 @@ impl Guests {
         }
         warn!(interface = self.name_of(index), "somebody took our program off; putting it back");
         let since = Instant::now();
-        let due = if self.datapath.is_portal(index) { since } else { since + GRACE };
+        let due = if self.is_portal(index) { since } else { since + GRACE };
         self.lost.lost.insert(index, Loss { since, due, error: None });
     }
 
@@ -203,8 +204,12 @@ impl Guests {
         self.tell_failures();
     }
 
+    fn is_portal(&self, index: IfIndex) -> bool {
+        self.datapath.portal() == Some(index)
+    }
+
     fn name_of(&self, index: IfIndex) -> String {
         let attached = self.attached.get(&index);
-        attached.map_or_else(|| "the portal's".to_owned(), |attached| attached.link.name.clone())
+        attached.map_or_else(|| portal::HOST_END.to_owned(), |attached| attached.link.name.clone())
     }
 }

@@ -5,6 +5,7 @@
 
 use std::fmt::Write as _;
 use std::fs;
+use std::net::SocketAddr;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
@@ -74,6 +75,12 @@ impl Agent {
     /// An installation on this host that asks this Nova.
     #[must_use]
     pub fn on(host: &Host, nova: &NovaStandIn) -> Installer {
+        Self::asking(host, nova.address(), nova.secret())
+    }
+
+    /// An installation on this host that asks a Nova at this address, with this secret.
+    #[must_use]
+    pub fn asking(host: &Host, nova: SocketAddr, secret: &str) -> Installer {
         let portal = portal_of(host.netns().name());
         Installer {
             host: host.clone(),
@@ -84,9 +91,9 @@ impl Agent {
             environment: Vec::new(),
             pass_output: false,
         }
-        .set("DEFAULT", "nova_metadata_host", &nova.address().ip().to_string())
-        .set("DEFAULT", "nova_metadata_port", &nova.address().port().to_string())
-        .set("DEFAULT", "metadata_proxy_shared_secret", nova.secret())
+        .set("DEFAULT", "nova_metadata_host", &nova.ip().to_string())
+        .set("DEFAULT", "nova_metadata_port", &nova.port().to_string())
+        .set("DEFAULT", "metadata_proxy_shared_secret", secret)
     }
 
     /// Starts a process and waits until it is ready.

@@ -13,7 +13,9 @@ pub struct Gateway {
 }
 
 impl Gateway {
-    pub(crate) fn plug(network: &Network) -> Self {
+    /// Plugs it into a network that has none yet.
+    #[must_use]
+    pub fn plug(network: &Network) -> Self {
         let netns = Netns::new("legacy");
         let Network { gateway, prefix, gateway_mac, bridge, id, .. } = network;
         let device = format!("leg{}", &id.to_string()[..11]);

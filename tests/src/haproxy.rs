@@ -1,6 +1,7 @@
 //! The haproxy that Neutron's agents run for a network or a router: the real program, with the configuration that they render.
 
 use std::fs;
+use std::net::{Ipv4Addr, TcpStream};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
@@ -8,6 +9,7 @@ use metadata_ebpf::identity::{METADATA_IPV4, METADATA_PORT};
 use tempfile::TempDir;
 
 use crate::gateway::Gateway;
+use crate::netns::Netns;
 use crate::topology::Network;
 use crate::wait::{self, PATIENCE};
 
@@ -31,7 +33,7 @@ pub enum Driver {
 pub struct Haproxy {
     child: Child,
     _folder: TempDir,
-    _gateway: Gateway,
+    gateway: Option<Gateway>,
 }
 
 impl Haproxy {
@@ -39,22 +41,55 @@ impl Haproxy {
     #[must_use]
     pub fn start(network: &Network, driver: Driver, socket: &Path) -> Self {
         let gateway = Gateway::plug(network);
+        let id = network.id.to_string();
+        let config = rendered(&id, &socket.display().to_string(), &driver.headers(&id));
+        let mut haproxy = Self::serve(gateway.netns(), &config);
+        haproxy.gateway = Some(gateway);
+        haproxy
+    }
+
+    /// Serves port 80 of 169.254.169.254 in this namespace, where that address must be, as the configuration says.
+    #[must_use]
+    pub fn serve(netns: &Netns, config: &str) -> Self {
+        let mut haproxy = Self::spawn(netns, config);
+        wait::until("haproxy listens", PATIENCE, || {
+            let ended = haproxy.child.try_wait().unwrap_or_else(|e| panic!("wait for haproxy: {e}"));
+            assert_eq!(ended, None, "haproxy ended before it listened");
+            netns.enter(|| TcpStream::connect((Ipv4Addr::from(METADATA_IPV4), METADATA_PORT))).ok()
+        });
+        haproxy
+    }
+
+    /// Starts one, and does not wait until it listens.
+    #[must_use]
+    pub fn spawn(netns: &Netns, config: &str) -> Self {
         let folder = tempfile::Builder::new().prefix("haproxy-").tempdir();
         let folder = folder.unwrap_or_else(|e| panic!("make a folder for a haproxy: {e}"));
-        let path = folder.path().join(format!("{}.conf", network.id));
-        fs::write(&path, rendered(&network.id.to_string(), driver, socket, folder.path()))
-            .unwrap_or_else(|e| panic!("write {}: {e}", path.display()));
+        let path = folder.path().join("haproxy.conf");
+        fs::write(&path, config).unwrap_or_else(|e| panic!("write {}: {e}", path.display()));
         // In the foreground: a daemon would outlive a test that fails.
-        let mut command: Command = gateway.netns().command("haproxy");
-        command.arg("-db").arg("-f").arg(&path).stdin(Stdio::null()).stderr(Stdio::null());
+        let mut command: Command = netns.command("haproxy");
+        command
+            .arg("-db")
+            .arg("-f")
+            .arg(&path)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null());
         let child = command.spawn().unwrap_or_else(|e| panic!("run {command:?}: {e}"));
-        wait::until("haproxy listens", PATIENCE, || {
-            let connected = gateway.netns().enter(|| {
-                std::net::TcpStream::connect((std::net::Ipv4Addr::from(METADATA_IPV4), METADATA_PORT))
-            });
-            connected.ok()
-        });
-        Self { child, _folder: folder, _gateway: gateway }
+        Self { child, _folder: folder, gateway: None }
+    }
+
+    /// Where it is plugged into a network, if [`Self::start`] did that.
+    #[must_use]
+    pub fn gateway(&self) -> Option<&Gateway> {
+        self.gateway.as_ref()
+    }
+
+    /// Its process id.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.child.id()
     }
 }
 
@@ -66,16 +101,24 @@ impl Drop for Haproxy {
     }
 }
 
-fn rendered(id: &str, driver: Driver, socket: &Path, folder: &Path) -> String {
-    let headers = match driver {
-        Driver::Dhcp => format!(
-            "http-request del-header X-Neutron-Router-ID\n    http-request set-header X-Neutron-Network-ID {id}"
-        ),
-        Driver::Router => format!(
-            "http-request del-header X-Neutron-Network-ID\n    http-request set-header X-Neutron-Router-ID {id}"
-        ),
-        Driver::Ovn => format!("http-request add-header X-OVN-Network-ID {id}"),
-    };
+impl Driver {
+    /// The lines that say whose requests these are.
+    fn headers(self, id: &str) -> String {
+        match self {
+            Self::Dhcp => format!(
+                "http-request del-header X-Neutron-Router-ID\n    http-request set-header X-Neutron-Network-ID {id}"
+            ),
+            Self::Router => format!(
+                "http-request del-header X-Neutron-Network-ID\n    http-request set-header X-Neutron-Router-ID {id}"
+            ),
+            Self::Ovn => format!("http-request add-header X-OVN-Network-ID {id}"),
+        }
+    }
+}
+
+/// The configuration for a network or router, with the server to forward to and the lines about headers.
+#[must_use]
+pub fn rendered(id: &str, server: &str, headers: &str) -> String {
     format!(
         "
 global
@@ -84,7 +127,7 @@ global
     user        {USER}
     group       {GROUP}
     maxconn     1024
-    pidfile     {pidfile}
+    nbthread    2
     daemon
 
 defaults
@@ -104,10 +147,8 @@ defaults
 listen listener
     bind 169.254.169.254:80
     bind fe80::a9fe:a9fe:80 interface eth0
-    server metadata {socket}
+    server metadata {server}
     {headers}
-",
-        pidfile = folder.join("pid").display(),
-        socket = socket.display(),
+"
     )
 }

@@ -15,8 +15,10 @@ use socket2::{Domain, SockAddr, Socket, Type};
 use crate::http_server::Answer;
 
 mod original;
+mod ovn;
 
 pub use original::OriginalAgent;
+pub use ovn::OvnAgent;
 
 /// `request_queue_size` of `socketserver`.
 const BACKLOG: i32 = 5;

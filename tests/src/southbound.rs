@@ -3,7 +3,7 @@
 use std::net::Ipv4Addr;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use metadata_agent::ids::PortId;
+use metadata_agent::ids::{NetworkId, PortId};
 use serde_json::{Value, json};
 
 use crate::netns::Netns;
@@ -75,6 +75,28 @@ impl Southbound {
         self.insert(&[row]);
     }
 
+    /// Writes the row of a chassis, and hands back the reference to it.
+    pub fn add_chassis(&self, name: &str) -> Value {
+        let encapsulation = json!({ "type": "geneve", "ip": "192.0.2.1", "chassis_name": name });
+        let chassis = json!({ "name": name, "hostname": name, "encaps": ["named-uuid", "encapsulation"] });
+        let done = self.transact(&[
+            json!({ "op": "insert", "table": "Encap", "uuid-name": "encapsulation", "row": encapsulation }),
+            json!({ "op": "insert", "table": "Chassis", "row": chassis }),
+        ]);
+        done[1]["uuid"].clone()
+    }
+
+    /// Writes the rows of a network's ports that are on a chassis, and of the network, as northd names it.
+    pub fn bind_at(&self, chassis: &Value, network: NetworkId, ports: &[&Port]) {
+        let rows = ports.iter().map(|port| {
+            let mut row = row(port);
+            row["chassis"] = chassis.clone();
+            row
+        });
+        let name = ["name".to_owned(), format!("neutron-{network}")];
+        self.insert_into(&json!({ "external_ids": ["map", [name]] }), &rows.collect::<Vec<_>>());
+    }
+
     /// Writes rows of ports that are elsewhere, and hands back their ids.
     pub fn bind_foreign(&self, like: &Port, count: usize) -> Vec<PortId> {
         let address = like.ipv4().unwrap_or(Ipv4Addr::LOCALHOST);
@@ -110,10 +132,14 @@ impl Southbound {
     }
 
     fn insert(&self, rows: &[Value]) {
-        let datapath = json!({
-            "op": "insert", "table": "Datapath_Binding", "uuid-name": "datapath",
-            "row": { "tunnel_key": self.keys.fetch_add(1, Ordering::Relaxed) },
-        });
+        self.insert_into(&json!({}), rows);
+    }
+
+    fn insert_into(&self, datapath: &Value, rows: &[Value]) {
+        let mut row = datapath.clone();
+        row["tunnel_key"] = self.keys.fetch_add(1, Ordering::Relaxed).into();
+        let datapath =
+            json!({ "op": "insert", "table": "Datapath_Binding", "uuid-name": "datapath", "row": row });
         let bindings = rows.iter().zip(1..).map(|(row, key)| {
             let mut row = row.clone();
             row["datapath"] = json!(["named-uuid", "datapath"]);
@@ -123,10 +149,10 @@ impl Southbound {
         self.transact(&std::iter::once(datapath).chain(bindings).collect::<Vec<_>>());
     }
 
-    fn transact(&self, operations: &[Value]) {
+    fn transact(&self, operations: &[Value]) -> Value {
         let running = self.servers.iter().filter(|server| server.is_running());
         let remotes: Vec<_> = running.map(Server::remote).collect();
-        transact(&remotes.join(","), SCHEMA, operations);
+        transact(&remotes.join(","), SCHEMA, operations)
     }
 }
 

@@ -15,6 +15,7 @@ fn load(mode: Mode, style: Style) -> Tally {
     let load = Load {
         target: server.address(),
         path: "/".to_owned(),
+        post: None,
         body: BODY.to_vec(),
         connections: 3,
         style,
@@ -60,6 +61,7 @@ fn keep_alive_keeps_connections_and_the_other_style_does_not() {
         let load = Load {
             target: server.address(),
             path: "/asked/for".to_owned(),
+            post: None,
             body: BODY.to_vec(),
             connections: 2,
             style,

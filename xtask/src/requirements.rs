@@ -299,6 +299,13 @@ pub const REQUIREMENTS: &[Requirement] = &[
         Sign::Answer(&["python3", "-c", "import ensurepip, venv; print('here')"], "here"),
         &["python3-venv"],
     ),
+    debian(
+        Scope::Test,
+        "nginx",
+        "answers at the end of every path that is measured, at the least cost there is",
+        Sign::Program("nginx"),
+        &["nginx-light"],
+    ),
 ];
 
 #[cfg(test)]

@@ -12,14 +12,19 @@ pub(super) struct Expected {
 }
 
 impl Expected {
-    pub fn new(path: &str, style: Style, body: Vec<u8>) -> Self {
+    pub fn new(path: &str, style: Style, post: Option<&[u8]>, body: Vec<u8>) -> Self {
         let connection = match style {
             Style::KeepAlive => "",
             Style::NewConnection => "Connection: close\r\n",
         };
-        let question =
-            format!("GET {path} HTTP/1.1\r\nHost: 169.254.169.254\r\nAccept: */*\r\n{connection}\r\n");
-        Self { question: question.into_bytes(), body }
+        let (method, length) = match post {
+            Some(post) => ("POST", format!("Content-Length: {}\r\n", post.len())),
+            None => ("GET", String::new()),
+        };
+        let head = format!(
+            "{method} {path} HTTP/1.1\r\nHost: 169.254.169.254\r\nAccept: */*\r\n{length}{connection}\r\n"
+        );
+        Self { question: [head.as_bytes(), post.unwrap_or_default()].concat(), body }
     }
 
     /// Whether `read` is the whole right answer: `None` as long as more may come.
@@ -55,7 +60,7 @@ mod tests {
     use super::*;
 
     fn judge(answer: &str) -> Option<Result<(), Failure>> {
-        Expected::new("/", Style::KeepAlive, b"four".to_vec()).judge(answer.as_bytes())
+        Expected::new("/", Style::KeepAlive, None, b"four".to_vec()).judge(answer.as_bytes())
     }
 
     #[test]

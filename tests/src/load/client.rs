@@ -33,6 +33,20 @@ pub enum Failure {
     NoAnswer,
 }
 
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Connect => "no connection",
+            Self::Broken => "broken connection",
+            Self::Status => "other status",
+            Self::Length => "other length",
+            Self::Body => "other body",
+            Self::NotClosed => "not closed",
+            Self::NoAnswer => "no answer",
+        })
+    }
+}
+
 /// One connection at a time.
 #[derive(Debug)]
 pub(super) struct Client {

@@ -43,6 +43,8 @@ pub struct Load {
     pub target: SocketAddr,
     /// For what.
     pub path: String,
+    /// What to post; without it, the request is a GET.
+    pub post: Option<Vec<u8>>,
     /// The body of the only right answer.
     pub body: Vec<u8>,
     /// How many connections at the same time.
@@ -99,7 +101,8 @@ impl Load {
     }
 
     async fn keep_asking(&self, connections: usize, end: Instant) -> Tally {
-        let expected = Arc::new(Expected::new(&self.path, self.style, self.body.clone()));
+        let expected =
+            Arc::new(Expected::new(&self.path, self.style, self.post.as_deref(), self.body.clone()));
         let mut clients = JoinSet::new();
         for _ in 0..connections {
             let client = Client::new(self.target, self.style, Arc::clone(&expected));

@@ -2,6 +2,7 @@
 //! which it asks for ports, is replaced.
 
 use std::fs::{self, File};
+use std::net::SocketAddr;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::{Child, Stdio};
@@ -37,6 +38,18 @@ impl OriginalAgent {
         ports: impl IntoIterator<Item = &'a Port>,
         nova: &NovaStandIn,
     ) -> Self {
+        Self::asking(netns, socket, ports, nova.address(), nova.secret())
+    }
+
+    /// The same, with a Nova at this address that shares this secret.
+    #[must_use]
+    pub fn asking<'a>(
+        netns: &Netns,
+        socket: &Path,
+        ports: impl IntoIterator<Item = &'a Port>,
+        nova: SocketAddr,
+        secret: &str,
+    ) -> Self {
         let folder = tempfile::Builder::new().prefix("neutron-").tempdir();
         let folder = folder.unwrap_or_else(|e| panic!("make a folder for Neutron's agent: {e}"));
         let path = |name: &str| folder.path().join(name);
@@ -44,9 +57,9 @@ impl OriginalAgent {
         let config = format!(
             "[DEFAULT]\ntransport_url = fake:/\nnova_metadata_host = {}\nnova_metadata_port = {}\n\
              metadata_proxy_shared_secret = {}\n",
-            nova.address().ip(),
-            nova.address().port(),
-            nova.secret()
+            nova.ip(),
+            nova.port(),
+            secret
         );
         let files = [("agent.py", SCRIPT), ("agent.ini", &config), ("ports.json", &json!(ports).to_string())];
         for (name, text) in files {
@@ -66,6 +79,14 @@ impl OriginalAgent {
             fs::read_to_string(agent.folder.path().join("log")).unwrap_or_default()
         );
         agent
+    }
+}
+
+impl OriginalAgent {
+    /// Its process id.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.child.id()
     }
 }
 

@@ -1,15 +1,14 @@
-//! Which machine the figures are of.
+//! Which machine the figures are of, and what it says of processes.
 
-use std::{fs, process};
+use std::path::Path;
+use std::process::Command;
+use std::{env, fs};
 
 use anyhow::Context as _;
-use nix::unistd::{SysconfVar, sysconf};
-use serde::Serialize;
-
-use super::statistics::precise;
+use serde::{Deserialize, Serialize};
 
 /// What a reader needs to know before comparing.
-#[derive(Debug, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Machine {
     pub processor: String,
     pub cores: usize,
@@ -17,6 +16,8 @@ pub struct Machine {
     pub memory_mib: u64,
     /// Without it programs are interpreted, and BPF figures mean something else.
     pub bpf_jit: bool,
+    /// Of the programs that take part, in their own words.
+    pub versions: Vec<String>,
 }
 
 impl Machine {
@@ -30,86 +31,92 @@ impl Machine {
         Ok(Self {
             // Some architectures name none.
             processor: field(&read("/proc/cpuinfo")?, "model name")
-                .unwrap_or_else(|| std::env::consts::ARCH.to_owned()),
+                .unwrap_or_else(|| env::consts::ARCH.to_owned()),
             cores: std::thread::available_parallelism()?.get(),
             kernel: read("/proc/sys/kernel/osrelease")?.trim().to_owned(),
             memory_mib: memory_kib / 1024,
             bpf_jit: read("/proc/sys/net/core/bpf_jit_enable")?.trim() != "0",
+            versions: versions(),
         })
     }
 }
 
-/// Takes the time of the CPUs while something runs.
-#[derive(Debug)]
-pub struct CpuMeter {
-    agent: u32,
-    began: CpuTicks,
-}
-
-/// What was used meanwhile.
-#[derive(Clone, Copy, Debug)]
-pub struct CpuUse {
-    pub agent_us: u64,
-    /// The share of all cores that went to neither bench nor agent: how much the run was disturbed.
-    pub others: f64,
-}
-
-#[derive(Clone, Copy, Debug)]
-struct CpuTicks {
-    busy: u64,
-    idle: u64,
-    bench: u64,
-    agent: u64,
-}
-
-impl CpuMeter {
-    pub fn start(agent: u32) -> anyhow::Result<Self> {
-        Ok(Self { agent, began: CpuTicks::now(agent)? })
-    }
-
-    pub fn stop(self) -> anyhow::Result<CpuUse> {
-        let used = CpuTicks::now(self.agent)?.since(self.began);
-        let hertz = sysconf(SysconfVar::CLK_TCK)?.context("the kernel's clock ticks")?;
-        Ok(CpuUse { agent_us: used.agent * 1_000_000 / u64::try_from(hertz)?, others: used.others() })
+impl Machine {
+    /// Whether figures of the two may be compared: programs may differ, as that is what is compared.
+    pub fn is_same_as(&self, other: &Self) -> bool {
+        Self { versions: other.versions.clone(), ..self.clone() } == *other
     }
 }
 
-impl CpuTicks {
-    fn now(agent: u32) -> anyhow::Result<Self> {
-        // proc(5), /proc/stat: user, nice, system, idle, iowait, irq, softirq, steal.
-        let stat = read("/proc/stat")?;
-        let fields = stat.lines().next().context("/proc/stat has lines")?.split_whitespace().skip(1).take(8);
-        let all: Vec<u64> = fields.map(str::parse).collect::<Result<_, _>>().context("/proc/stat")?;
-        let idle = all.iter().skip(3).take(2).sum();
-        let busy = all.iter().sum::<u64>() - idle;
-        Ok(Self { busy, idle, bench: ticks_of(process::id())?, agent: ticks_of(agent)? })
-    }
+/// Those that do not answer are absent, and their peers with them.
+fn versions() -> Vec<String> {
+    let agent = metadata_tests::agent::binary().display().to_string();
+    let asked = [(agent.as_str(), "--version"), ("nginx", "-v"), ("haproxy", "-v")];
+    let first_line = |(program, flag): (&str, &str)| {
+        let output = Command::new(program).arg(flag).output().ok()?;
+        let text = [output.stdout, output.stderr].concat();
+        String::from_utf8_lossy(&text).lines().next().map(str::to_owned)
+    };
+    asked.into_iter().filter_map(first_line).collect()
+}
 
-    fn since(self, before: Self) -> Self {
-        Self {
-            busy: self.busy - before.busy,
-            idle: self.idle - before.idle,
-            bench: self.bench - before.bench,
-            agent: self.agent - before.agent,
+/// Whether a program is on the PATH.
+pub fn has_program(name: &str) -> bool {
+    env::var_os("PATH").is_some_and(|path| env::split_paths(&path).any(|folder| folder.join(name).is_file()))
+}
+
+/// Whether Debian's packages of Neutron are here.
+pub fn has_neutron_agent() -> bool {
+    Path::new("/usr/lib/python3/dist-packages/neutron/agent/metadata/agent.py").is_file()
+}
+
+/// Whether OVN's Southbound database can be served.
+pub fn has_southbound() -> bool {
+    Path::new("/usr/share/ovn/ovn-sb.ovsschema").is_file()
+}
+
+/// What could be allocated without swapping.
+pub fn available_mib() -> anyhow::Result<u64> {
+    number_in(&read("/proc/meminfo")?, "MemAvailable").map(|kib| kib / 1024)
+}
+
+/// A process and those that it started.
+pub fn with_children(pid: u32) -> Vec<u32> {
+    let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
+    let children = children.split_whitespace().filter_map(|child| child.parse().ok());
+    children.fold(vec![pid], |mut all, child| {
+        all.extend(with_children(child));
+        all
+    })
+}
+
+/// What processes hold of the memory.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Memory {
+    pub resident_kib: u64,
+    /// Pages that several map, counted once.
+    pub proportional_kib: u64,
+}
+
+impl Memory {
+    pub fn of(processes: &[u32]) -> anyhow::Result<Self> {
+        let mut total = Self::default();
+        for pid in processes {
+            let rollup = read(&format!("/proc/{pid}/smaps_rollup"))?;
+            total.resident_kib += number_in(&rollup, "Rss")?;
+            total.proportional_kib += number_in(&rollup, "Pss")?;
         }
-    }
-
-    fn others(self) -> f64 {
-        // The kernel counts ticks of processes and of CPUs in two ways that agree but roughly.
-        let others = self.busy.saturating_sub(self.bench + self.agent);
-        precise(others) / precise(self.busy + self.idle).max(1.0)
+        Ok(total)
     }
 }
 
-fn ticks_of(pid: u32) -> anyhow::Result<u64> {
-    let stat = read(&format!("/proc/{pid}/stat"))?;
-    // Fields are counted behind the name, which may hold anything: proc(5), utime and stime.
-    let fields = stat.rsplit_once(") ").context("a process's stat has a name")?.1;
-    let times = fields.split(' ').skip(11).take(2).map(str::parse::<u64>);
-    times.sum::<Result<u64, _>>().context("times of a process")
+fn number_in(text: &str, name: &str) -> anyhow::Result<u64> {
+    let value = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
+    let value = value.and_then(|value| value.split_whitespace().next());
+    value.with_context(|| name.to_owned())?.parse().with_context(|| name.to_owned())
 }
 
-fn read(path: &str) -> anyhow::Result<String> {
+pub fn read(path: &str) -> anyhow::Result<String> {
     fs::read_to_string(path).with_context(|| format!("read {path}"))
 }
 
@@ -118,10 +125,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn others_have_what_is_neither_idle_nor_ours() {
-        let before = CpuTicks { busy: 100, idle: 50, bench: 7, agent: 9 };
-        let used = |bench| CpuTicks { busy: 180, idle: 70, bench, agent: 39 }.since(before).others();
-        assert!((used(37) - 0.2).abs() < 1e-9);
-        assert!(used(70).abs() < 1e-9, "a few ticks more of ours than of all are none of others");
+    fn numbers_are_found_by_their_whole_name() {
+        let text = "Pss_Dirty:   7 kB\nPss:     12 kB\n";
+        assert_eq!(number_in(text, "Pss").ok(), Some(12));
+        assert!(number_in(text, "Rss").is_err());
+    }
+
+    #[test]
+    fn this_process_is_resident() {
+        let memory = Memory::of(&[std::process::id()]).expect("its own memory");
+        assert!(memory.resident_kib >= memory.proportional_kib && memory.proportional_kib > 0);
     }
 }

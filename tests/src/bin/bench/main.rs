@@ -1,42 +1,69 @@
-//! What the agent and its datapath cost, measured against the same Nova without them.
+//! What the ways to the metadata service cost, measured side by side on one machine in one run.
 //!
 //! Everything runs on this machine, in namespaces that are gone afterwards: figures compare with each other, not with those of
 //! another machine.
 
 #![expect(clippy::print_stdout, reason = "it talks to a person at a terminal")]
 
-mod arena;
+mod boot;
+mod bystander;
+mod compare;
+mod cpu;
+mod density;
 mod hook;
-mod http;
+mod interrupt;
 mod inventory;
 mod machine;
-mod report;
+mod page;
+mod peers;
+mod plan;
+mod plots;
+mod requests;
+mod results;
 mod statistics;
+mod tables;
+mod targets;
 mod tax;
+mod upstream;
 
 use std::fs;
-use std::path::PathBuf;
-use std::time::Duration;
+use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
 use clap::{Args, Parser, Subcommand};
 
-use arena::Arena;
+use compare::Comparison;
+use cpu::CpuMeter;
 use machine::Machine;
-use report::Report;
+use peers::{Choice, Crowd, Kind, Ours};
+use plan::Plan;
+use results::{Absent, Results};
+use upstream::Upstream;
 
-/// Measures the release build of the metadata agent
+/// How long the machine is watched before anything runs.
+const STILLNESS: Duration = Duration::from_secs(1);
+
+/// Measures the metadata path, ours and others, and writes a report
 #[derive(Parser)]
-#[command(name = "bench")]
+#[command(name = "bench", bin_name = "cargo xtask bench", args_conflicts_with_subcommands = true)]
 struct Cli {
     #[command(subcommand)]
-    command: Command,
+    command: Option<Command>,
+    #[command(flatten)]
+    options: Options,
 }
 
 #[derive(Subcommand)]
 enum Command {
-    /// The few figures that the README shows, in less than two minutes
-    Quick(Quick),
+    /// Say what changed from one report to another, and whether it is beyond the noise
+    Compare {
+        /// Folder or results.json of the earlier report
+        old: PathBuf,
+        /// Folder or results.json of the later report
+        new: PathBuf,
+    },
     /// What TC and XDP cost a packet that is none of ours, on tap and veth
     Hook {
         /// How often each measurement is repeated
@@ -44,49 +71,76 @@ enum Command {
         repetitions: u32,
     },
     /// What 10,000 ports cost the inventory, in some seconds
-    Inventory(Inventory),
+    Inventory {
+        /// Write every single figure to this file
+        #[arg(long, value_name = "FILE")]
+        json: Option<PathBuf>,
+    },
 }
 
 #[derive(Args)]
-struct Quick {
+struct Options {
+    /// Measure less, and for a shorter time: some three minutes instead of some twenty-five
+    #[arg(long)]
+    quick: bool,
+    /// Everything for a moment, to see that the bench itself works
+    #[arg(long, hide = true, conflicts_with = "quick")]
+    rehearse: bool,
+    /// Who takes part: direct, haproxy, host-haproxy, ours, neutron-agent, ovn, by comma, or all
+    #[arg(long, value_name = "PEERS")]
+    peers: Option<Choice>,
     /// How often each measurement is repeated
-    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
-    repetitions: u32,
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
+    repetitions: Option<u32>,
     /// How long each load lasts, in milliseconds
-    #[arg(long, default_value_t = 1200, value_parser = clap::value_parser!(u64).range(1..))]
-    millis: u64,
-    /// Write every single run to this file
-    #[arg(long, value_name = "FILE")]
-    json: Option<PathBuf>,
+    #[arg(long, value_parser = clap::value_parser!(u64).range(1..))]
+    millis: Option<u64>,
+    /// Where the report goes
+    #[arg(long, value_name = "DIR", default_value = "target/bench")]
+    out: PathBuf,
 }
 
-#[derive(Args)]
-struct Inventory {
-    /// Write every single figure to this file
-    #[arg(long, value_name = "FILE")]
-    json: Option<PathBuf>,
+impl Options {
+    fn plan(&self) -> Plan {
+        let mut plan = match (self.quick, self.rehearse) {
+            (true, _) => Plan::quick(),
+            (_, true) => Plan::rehearsal(),
+            (false, false) => Plan::full(),
+        };
+        plan.repetitions = self.repetitions.unwrap_or(plan.repetitions);
+        plan.duration = self.millis.map_or(plan.duration, Duration::from_millis);
+        plan
+    }
 }
 
 fn main() -> anyhow::Result<()> {
-    let command = Cli::parse().command;
+    let cli = Cli::parse();
+    match cli.command {
+        Some(Command::Compare { old, new }) => {
+            println!("{}", Comparison::of(&Results::read(&old)?, &Results::read(&new)?));
+            Ok(())
+        }
+        Some(Command::Hook { repetitions }) => {
+            require_root()?;
+            println!("{}", hook::measure(repetitions)?);
+            Ok(())
+        }
+        Some(Command::Inventory { json }) => count_ports(json.as_deref()),
+        None => measure(&cli.options),
+    }
+}
+
+fn require_root() -> anyhow::Result<()> {
     ensure!(
         nix::unistd::geteuid().is_root(),
         "the bench makes network namespaces and loads BPF programs: run it as root"
     );
-    match command {
-        Command::Quick(options) => quick(&options),
-        Command::Inventory(options) => count_ports(&options),
-        Command::Hook { repetitions } => {
-            let Machine { processor, kernel, .. } = Machine::describe()?;
-            println!("{processor}, Linux {kernel}. {}", hook::measure(repetitions)?);
-            Ok(())
-        }
-    }
+    Ok(())
 }
 
-fn count_ports(options: &Inventory) -> anyhow::Result<()> {
+fn count_ports(json: Option<&Path>) -> anyhow::Result<()> {
     let figures = inventory::measure()?;
-    if let Some(path) = &options.json {
+    if let Some(path) = json {
         let text = serde_json::to_string_pretty(&figures).context("write the figures as JSON")?;
         fs::write(path, text).with_context(|| format!("write {}", path.display()))?;
     }
@@ -94,22 +148,80 @@ fn count_ports(options: &Inventory) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn quick(options: &Quick) -> anyhow::Result<()> {
-    let duration = Duration::from_millis(options.millis);
-    let machine = Machine::describe()?;
-    let arena = Arena::set_up()?;
-    let report = Report {
-        machine,
-        repetitions: options.repetitions,
-        duration,
-        http: http::measure(&arena, duration, options.repetitions)?,
-        agent: arena.agent_process()?,
-        tax: tax::measure(&arena, options.repetitions)?,
+fn measure(options: &Options) -> anyhow::Result<()> {
+    require_root()?;
+    interrupt::listen()?;
+    let plan = options.plan();
+    let began = Instant::now();
+    let step = |what: &str| println!("{:>5} s  {what}", began.elapsed().as_secs());
+    let (kinds, absent) = present(options.peers.as_ref().map_or(&Kind::DEFAULT, |choice| &choice.0));
+    let mut results = Results {
+        machine: Machine::describe()?,
+        plan: plan.to_string(),
+        noise: noise()?,
+        absent,
+        runs: Vec::new(),
     };
-    if let Some(path) = &options.json {
-        let text = serde_json::to_string_pretty(&report).context("write the runs as JSON")?;
-        fs::write(path, text).with_context(|| format!("write {}", path.display()))?;
+
+    let upstream = Upstream::start()?;
+    step("requests");
+    results.runs.extend(requests::measure(&upstream, &kinds, &plan)?);
+    step("boot");
+    results.runs.extend(boot::measure(&upstream, &kinds, &plan)?);
+    step("density");
+    results.runs.extend(density::measure(&upstream, &kinds, &plan, &mut results.absent)?);
+    if kinds.contains(&Kind::Ours) {
+        step("ordinary traffic");
+        let ours = Ours::start(&upstream, Crowd::ONE, 0)?;
+        results.runs.extend(bystander::measure(&ours, &plan)?);
+        results.runs.extend(tax::measure(&ours, plan.repetitions)?);
     }
-    println!("{report}");
+    step("report");
+    write_report(&options.out, &results)
+}
+
+/// Who can take part, and who cannot.
+fn present(chosen: &[Kind]) -> (Vec<Kind>, Vec<Absent>) {
+    let (present, lacking): (Vec<Kind>, Vec<Kind>) = chosen.iter().partition(|kind| kind.lacks().is_none());
+    let absent = |kind: Kind| Some(Absent { what: kind.to_string(), why: kind.lacks()?.to_owned() });
+    (present, lacking.into_iter().filter_map(absent).collect())
+}
+
+/// The share of the machine that others take.
+fn noise() -> anyhow::Result<f64> {
+    let meter = CpuMeter::start(Vec::new(), Vec::new())?;
+    let end = Instant::now() + STILLNESS;
+    while let Some(left) = end.checked_duration_since(Instant::now()).filter(|left| !left.is_zero()) {
+        thread::park_timeout(left);
+    }
+    Ok(meter.stop()?.others)
+}
+
+fn write_report(folder: &Path, results: &Results) -> anyhow::Result<()> {
+    let (tables, plots, preamble) =
+        (tables::tables(results), plots::plots(results)?, tables::preamble(results));
+    let mut markdown = format!("# Metadata path: benchmark\n\n{}\n", preamble.join("\n\n"));
+    for table in &tables {
+        markdown.push('\n');
+        markdown.push_str(&table.to_markdown());
+    }
+    fs::create_dir_all(folder).with_context(|| format!("make {}", folder.display()))?;
+    let json = serde_json::to_string(results).context("write the results as JSON")?;
+    let page = page::page(&preamble, &plots, &tables);
+    for (name, text) in [(results::FILE, &json), ("report.md", &markdown), ("report.html", &page)] {
+        let path = folder.join(name);
+        fs::write(&path, text).with_context(|| format!("write {}", path.display()))?;
+    }
+    println!("\n{markdown}\nWritten to {}: report.html, report.md, {}.", folder.display(), results::FILE);
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        super::Cli::command().debug_assert();
+    }
 }

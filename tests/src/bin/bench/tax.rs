@@ -14,13 +14,14 @@ use etherparse::PacketBuilder;
 use metadata_agent::datapath::OBJECT;
 use metadata_ebpf::abi::names;
 use metadata_ebpf::identity::{METADATA_IPV4, METADATA_PORT};
-use metadata_tests::TinyProgram;
-use metadata_tests::tiny_program::Verdict;
+use metadata_tests::Guest;
+use metadata_tests::tiny_program::{TinyProgram, Verdict};
 use metadata_tests::wait::PATIENCE;
 use nix::net::if_::if_nametoindex;
-use serde::Serialize;
 
-use super::arena::Arena;
+use super::interrupt;
+use super::peers::Ours;
+use super::results::{Figure, Run, Workload};
 use super::statistics::Spread;
 
 /// Calls for a packet that stays as it is, each short enough to be left in peace mostly.
@@ -39,24 +40,6 @@ const GATEWAY: [u8; 4] = [10, 0, 0, 1];
 const TC_ACT_UNSPEC: i32 = -1;
 const TC_ACT_REDIRECT: i32 = 7;
 
-/// One kind of packet, run by run.
-#[derive(Debug, Serialize)]
-pub struct Cost {
-    pub packet: &'static str,
-    /// Whether it is for 169.254.169.254, and led into the portal.
-    pub metadata: bool,
-    pub program_ns: Vec<f64>,
-    /// The empty program on the same frame.
-    pub empty_ns: Vec<f64>,
-}
-
-impl Cost {
-    /// What our program costs more than one that does nothing.
-    pub fn added(&self) -> Spread {
-        Spread::of(self.program_ns.iter().zip(&self.empty_ns).map(|(program, empty)| program - empty))
-    }
-}
-
 struct Packet {
     name: &'static str,
     frame: Vec<u8>,
@@ -64,30 +47,23 @@ struct Packet {
 }
 
 /// Measures each kind of packet, ours and the empty program in turn.
-pub fn measure(arena: &Arena, repetitions: u32) -> anyhow::Result<Vec<Cost>> {
-    let source: SocketAddr =
-        (arena.guest.port.ipv4().context("the guest has an address")?, CONNECTED_PORT).into();
-    let _connection = arena.guest.dial(arena.guest.metadata_ipv4(), Some(source), PATIENCE)?;
-    let packets = packets(arena)?;
-    arena.host.netns().enter(|| {
-        let mut bench = Bench::load(arena)?;
-        let mut costs: Vec<Cost> = packets
-            .iter()
-            .map(|packet| Cost {
-                packet: packet.name,
-                metadata: packet.metadata,
-                program_ns: Vec::new(),
-                empty_ns: Vec::new(),
-            })
-            .collect();
-        for _ in 0..repetitions {
-            for (packet, cost) in packets.iter().zip(&mut costs) {
+pub fn measure(ours: &Ours, repetitions: u32) -> anyhow::Result<Vec<Run>> {
+    let guest = &ours.guests[0];
+    let source: SocketAddr = (guest.port.ipv4().context("the guest has an address")?, CONNECTED_PORT).into();
+    let _connection = guest.dial(guest.metadata_ipv4(), Some(source), PATIENCE)?;
+    let packets = packets(guest)?;
+    ours.host.netns().enter(|| {
+        let mut bench = Bench::load(ours)?;
+        let mut runs = Vec::new();
+        for repetition in 0..repetitions {
+            interrupt::check()?;
+            for packet in &packets {
                 let (program, empty) = bench.time(packet)?;
-                cost.program_ns.push(program);
-                cost.empty_ns.push(empty);
+                let run = Run::new(Workload::Tax, packet.name, 1.0, "ours", repetition);
+                runs.push(run.with(Figure::ProgramNs, program).with(Figure::AddedNs, program - empty));
             }
         }
-        Ok(costs)
+        Ok(runs)
     })
 }
 
@@ -99,17 +75,17 @@ struct Bench {
 }
 
 impl Bench {
-    fn load(arena: &Arena) -> anyhow::Result<Self> {
+    fn load(ours: &Ours) -> anyhow::Result<Self> {
         // The maps are pinned: a second copy of the programs shares them with the agent's own.
-        let mut ours = EbpfLoader::new()
-            .default_map_pin_directory(arena.pins())
+        let mut programs = EbpfLoader::new()
+            .default_map_pin_directory(ours.pins())
             .load(OBJECT)
             .context("load the programs a second time")?;
-        from_guest(&mut ours)?.load()?;
+        from_guest(&mut programs)?.load()?;
         let mut context = [0; 44];
-        let index = if_nametoindex(arena.guest.tap.as_str())?;
+        let index = if_nametoindex(ours.guests[0].tap.as_str())?;
         context[40..].copy_from_slice(&index.to_ne_bytes());
-        Ok(Self { ours, empty: TinyProgram::load("md_empty", Verdict::Next), context })
+        Ok(Self { ours: programs, empty: TinyProgram::load("md_empty", Verdict::Next), context })
     }
 
     /// Nanoseconds of our program and of the empty one: medians of calls in turn.
@@ -153,8 +129,8 @@ fn from_guest(ebpf: &mut Ebpf) -> anyhow::Result<&mut SchedClassifier> {
     Ok(ebpf.program_mut(names::FROM_GUEST).context(names::FROM_GUEST)?.try_into()?)
 }
 
-fn packets(arena: &Arena) -> anyhow::Result<Vec<Packet>> {
-    let guest = &arena.guest.port;
+fn packets(guest: &Guest) -> anyhow::Result<Vec<Packet>> {
+    let guest = &guest.port;
     let (mac, address) = (guest.mac.0, guest.ipv4().context("the guest has an address")?.octets());
     let gateway_mac = [0xfa, 0x16, 0x3f, 0, 0, 1];
     let other = [192, 0, 2, 77];

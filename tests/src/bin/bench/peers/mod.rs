@@ -1,0 +1,179 @@
+//! The ways from a guest to the upstream that are held against each other. A peer is started by one call, and stops when its
+//! value goes; what it does in between is nobody else's business.
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::str::FromStr;
+
+use clap::ValueEnum;
+use metadata_tests::{Guest, Netns};
+
+use super::machine;
+use super::upstream::Upstream;
+
+mod direct;
+mod haproxy;
+mod host_haproxy;
+mod neutron_agent;
+mod ours;
+mod ovn;
+
+pub use haproxy::{Idle as IdleHaproxies, identity};
+pub use ours::Ours;
+
+/// One of the ways.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Kind {
+    /// From the guest to the upstream over a bare veth: the limit
+    Direct,
+    /// Haproxy as Neutron's agents run it, straight to the upstream with precomputed headers
+    Haproxy,
+    /// One haproxy a host with an ACL and a backend an instance, as the OVS agent's metadata_path extension runs it
+    HostHaproxy,
+    /// This project's agent and programs
+    Ours,
+    /// Haproxy before Neutron's own metadata agent, whose questions to neutron-server are answered on the spot
+    NeutronAgent,
+    /// Haproxy before the proxy of neutron-ovn-metadata-agent, with its replica of a Southbound database
+    Ovn,
+}
+
+/// A way, and what it bears besides the guests that ask.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Entry {
+    pub kind: Kind,
+    /// Other instances that are configured, or ports that are known.
+    pub others: usize,
+}
+
+/// How many guests ask, spread over how many networks.
+#[derive(Clone, Copy, Debug)]
+pub struct Crowd {
+    pub guests: usize,
+    pub networks: usize,
+}
+
+impl Crowd {
+    pub const ONE: Self = Self { guests: 1, networks: 1 };
+}
+
+/// A guest: where its requests come from, and where it sends them.
+#[derive(Clone, Copy, Debug)]
+pub struct Caller<'a> {
+    pub netns: &'a Netns,
+    pub target: SocketAddr,
+}
+
+impl<'a> Caller<'a> {
+    fn of(guest: &'a Guest) -> Self {
+        Self { netns: guest.netns(), target: guest.metadata_ipv4() }
+    }
+}
+
+/// A way that is open.
+pub trait Peer {
+    /// The guests.
+    fn callers(&self) -> Vec<Caller<'_>>;
+    /// The processes that are this way's own.
+    fn processes(&self) -> Vec<u32>;
+}
+
+impl Entry {
+    pub const fn alone(kind: Kind) -> Self {
+        Self { kind, others: 0 }
+    }
+
+    /// Opens the way.
+    pub fn start(self, upstream: &Upstream, crowd: Crowd) -> anyhow::Result<Box<dyn Peer>> {
+        Ok(match self.kind {
+            Kind::Direct => Box::new(direct::Direct::start(upstream, crowd)),
+            Kind::Haproxy => Box::new(haproxy::PerNetwork::start(upstream, crowd)),
+            Kind::HostHaproxy => Box::new(host_haproxy::HostHaproxy::start(upstream, crowd, self.others)),
+            Kind::Ours => Box::new(Ours::start(upstream, crowd, self.others)?),
+            Kind::Ovn => Box::new(ovn::Ovn::start(upstream, crowd)?),
+            Kind::NeutronAgent => Box::new(neutron_agent::Original::start(upstream, crowd)?),
+        })
+    }
+}
+
+impl Kind {
+    /// Without being asked for.
+    pub const DEFAULT: [Self; 4] = [Self::Direct, Self::Haproxy, Self::HostHaproxy, Self::Ours];
+
+    /// What this machine lacks for it.
+    pub fn lacks(self) -> Option<&'static str> {
+        let (present, what) = match self {
+            Self::Direct | Self::Ours => return None,
+            Self::Haproxy | Self::HostHaproxy => {
+                (machine::has_program("haproxy"), "haproxy is not installed")
+            }
+            Self::Ovn => (
+                machine::has_program("haproxy") && machine::has_neutron_agent() && machine::has_southbound(),
+                "haproxy, python3-neutron or ovn-central is not installed",
+            ),
+            Self::NeutronAgent => (
+                machine::has_program("haproxy") && machine::has_neutron_agent(),
+                "haproxy or python3-neutron is not installed",
+            ),
+        };
+        (!present).then_some(what)
+    }
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Direct => "direct",
+            Self::Haproxy => "haproxy",
+            Self::HostHaproxy => "host-haproxy",
+            Self::Ours => "ours",
+            Self::NeutronAgent => "neutron-agent (RPC replaced)",
+            Self::Ovn => "ovn",
+        })
+    }
+}
+
+impl fmt::Display for Entry {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { kind, others } = self;
+        match kind {
+            Kind::HostHaproxy if *others > 0 => write!(f, "{kind}, {} instances", others + 1),
+            Kind::Ours if *others > 0 => write!(f, "{kind}, {others} more ports"),
+            Kind::Direct
+            | Kind::Haproxy
+            | Kind::HostHaproxy
+            | Kind::Ours
+            | Kind::NeutronAgent
+            | Kind::Ovn => kind.fmt(f),
+        }
+    }
+}
+
+/// A choice of peers on the command line.
+#[derive(Clone, Debug)]
+pub struct Choice(pub Vec<Kind>);
+
+impl FromStr for Choice {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if text == "all" {
+            return Ok(Self(Kind::value_variants().to_vec()));
+        }
+        let kinds = text.split(',').map(|name| Kind::from_str(name, false));
+        kinds.collect::<Result<_, _>>().map(Self)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn peers_are_chosen_by_name() {
+        let chosen = |text: &str| text.parse::<Choice>().map(|choice| choice.0);
+        assert_eq!(chosen("direct,ours"), Ok(vec![Kind::Direct, Kind::Ours]));
+        assert_eq!(chosen("all").map(|kinds| kinds.len()), Ok(Kind::value_variants().len()));
+        assert!(chosen("direct,nobody").is_err());
+    }
+}

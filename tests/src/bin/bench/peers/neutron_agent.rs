@@ -1,0 +1,54 @@
+//! `neutron-agent (RPC replaced)`: haproxy for each network, and Neutron's own metadata agent behind its socket. Its questions to
+//! neutron-server are answered from memory, on the spot: what a message bus and a database would add is left out.
+
+use std::fs::{self, Permissions};
+use std::os::unix::fs::PermissionsExt as _;
+
+use metadata_tests::haproxy::Driver;
+use metadata_tests::neutron_agent::OriginalAgent;
+use metadata_tests::nova::SECRET;
+use metadata_tests::{Guest, Haproxy, Host};
+use tempfile::TempDir;
+
+use super::super::machine;
+use super::super::upstream::Upstream;
+use super::haproxy::plug;
+use super::{Caller, Crowd, Peer};
+
+/// In the order they go.
+pub struct Original {
+    haproxies: Vec<Haproxy>,
+    agent: OriginalAgent,
+    guests: Vec<Guest>,
+    _folder: TempDir,
+    _host: Host,
+}
+
+impl Original {
+    pub fn start(upstream: &Upstream, crowd: Crowd) -> anyhow::Result<Self> {
+        let host = Host::new();
+        let server = upstream.cable(host.netns());
+        let (networks, guests) = plug(&host, crowd);
+        // Haproxy is nobody's, and must reach the socket.
+        let folder = tempfile::Builder::new().prefix("neutron-").tempdir()?;
+        fs::set_permissions(folder.path(), Permissions::from_mode(0o755))?;
+        let socket = folder.path().join("metadata_proxy");
+        let ports = guests.iter().map(|guest| &guest.port);
+        let agent = OriginalAgent::asking(host.netns(), &socket, ports, server, SECRET);
+        let haproxies =
+            networks.iter().map(|network| Haproxy::start(network, Driver::Dhcp, &socket)).collect();
+        Ok(Self { haproxies, agent, guests, _folder: folder, _host: host })
+    }
+}
+
+impl Peer for Original {
+    fn callers(&self) -> Vec<Caller<'_>> {
+        self.guests.iter().map(Caller::of).collect()
+    }
+
+    fn processes(&self) -> Vec<u32> {
+        let mut all = machine::with_children(self.agent.pid());
+        all.extend(self.haproxies.iter().map(Haproxy::pid));
+        all
+    }
+}

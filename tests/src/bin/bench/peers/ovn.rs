@@ -1,0 +1,61 @@
+//! `ovn`: haproxy for each network, and behind its socket the proxy of neutron-ovn-metadata-agent as Debian packages it (Neutron 21),
+//! with the number of workers it has by default there, and a Southbound database that OVN's own server serves.
+
+use std::fs::{self, Permissions};
+use std::os::unix::fs::PermissionsExt as _;
+
+use metadata_tests::haproxy::Driver;
+use metadata_tests::neutron_agent::OvnAgent;
+use metadata_tests::nova::SECRET;
+use metadata_tests::{Guest, Haproxy, Host, Southbound};
+use tempfile::TempDir;
+
+use super::super::upstream::Upstream;
+use super::haproxy::plug;
+use super::{Caller, Crowd, Peer};
+
+const CHASSIS: &str = "hypervisor";
+
+/// In the order they go.
+pub struct Ovn {
+    haproxies: Vec<Haproxy>,
+    agent: OvnAgent,
+    _southbound: Southbound,
+    guests: Vec<Guest>,
+    _folder: TempDir,
+    _host: Host,
+}
+
+impl Ovn {
+    pub fn start(upstream: &Upstream, crowd: Crowd) -> anyhow::Result<Self> {
+        let host = Host::new();
+        let server = upstream.cable(host.netns());
+        let (networks, guests) = plug(&host, crowd);
+        let southbound = Southbound::start();
+        let chassis = southbound.add_chassis(CHASSIS);
+        for network in &networks {
+            let on_it = guests.iter().map(|guest| &guest.port).filter(|port| port.network == network.id);
+            southbound.bind_at(&chassis, network.id, &on_it.collect::<Vec<_>>());
+        }
+        // Haproxy is nobody's, and must reach the socket.
+        let folder = tempfile::Builder::new().prefix("neutron-").tempdir()?;
+        fs::set_permissions(folder.path(), Permissions::from_mode(0o755))?;
+        let socket = folder.path().join("metadata_proxy");
+        let agent = OvnAgent::start(host.netns(), &socket, (&southbound, CHASSIS), server, SECRET);
+        let haproxies =
+            networks.iter().map(|network| Haproxy::start(network, Driver::Ovn, &socket)).collect();
+        Ok(Self { haproxies, agent, _southbound: southbound, guests, _folder: folder, _host: host })
+    }
+}
+
+impl Peer for Ovn {
+    fn callers(&self) -> Vec<Caller<'_>> {
+        self.guests.iter().map(Caller::of).collect()
+    }
+
+    fn processes(&self) -> Vec<u32> {
+        let mut all = self.agent.processes();
+        all.extend(self.haproxies.iter().map(Haproxy::pid));
+        all
+    }
+}

@@ -1,0 +1,159 @@
+//! What every peer leads to: nginx with two workers, in a namespace of its own, over a veth from wherever the peer ends.
+//!
+//! It answers at the least cost there is, so that the differences between peers are theirs.
+
+use std::cell::Cell;
+use std::fs;
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::process::{Child, Command, Stdio};
+
+use anyhow::Context as _;
+use metadata_tests::Netns;
+use metadata_tests::wait::{self, PATIENCE};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use tempfile::TempDir;
+
+use super::machine;
+
+/// Takes what is posted, and says so.
+pub const STORE: &str = "/store";
+pub const STORED: &[u8] = b"stored";
+/// What there is to get, by size in bytes. Whatever else is asked for is answered with the first.
+pub const SIZES: [usize; 3] = [1024, 64 * 1024, 1024 * 1024];
+const PORT: u16 = 80;
+/// 198.18.0.0/15 is for benchmarks (RFC 2544). Each cable has four addresses of it.
+const CABLES: u32 = u32::from_be_bytes([198, 18, 0, 0]);
+
+/// In the order they go.
+pub struct Upstream {
+    server: Child,
+    _folder: TempDir,
+    netns: Netns,
+    cables: Cell<u32>,
+}
+
+impl Upstream {
+    pub fn start() -> anyhow::Result<Self> {
+        let netns = Netns::new("upstream");
+        let folder = tempfile::Builder::new().prefix("upstream-").tempdir().context("a folder for nginx")?;
+        for size in SIZES {
+            fs::write(folder.path().join(size.to_string()), body(size)).context("write an answer")?;
+        }
+        let path = folder.path().display().to_string();
+        let config = folder.path().join("nginx.conf");
+        fs::write(&config, rendered(&path)).context("write nginx's configuration")?;
+        let mut command: Command = netns.command("nginx");
+        command.args(["-p", &path, "-e", "stderr", "-c"]).arg(&config).stdin(Stdio::null());
+        let server = command.spawn().context("run nginx")?;
+        let upstream = Self { server, _folder: folder, netns, cables: Cell::new(0) };
+        wait::poll(PATIENCE, || {
+            upstream.netns.enter(|| TcpStream::connect((Ipv4Addr::LOCALHOST, PORT))).ok()
+        })
+        .context("nginx does not listen")?;
+        Ok(upstream)
+    }
+
+    /// Lays a cable of its own into a namespace, and hands back where the upstream is at its other end.
+    pub fn cable(&self, netns: &Netns) -> SocketAddr {
+        let number = self.cables.replace(self.cables.get() + 1);
+        let address = |host: u32| Ipv4Addr::from(CABLES + 4 * number + host);
+        let cable = Cable { number, addresses: [address(1), address(2)] };
+        cable.lay((&self.netns, &format!("cable{number}")), (netns, "upstream"));
+        open_ports(netns);
+        (address(1), PORT).into()
+    }
+
+    /// Nginx and its workers.
+    pub fn processes(&self) -> Vec<u32> {
+        machine::with_children(self.server.id())
+    }
+}
+
+/// Two ends that know each other: the kernel has one table of neighbours for all namespaces, and hundreds of guests that ask for
+/// addresses at once would overflow it.
+pub struct Cable {
+    /// One of its kind.
+    pub number: u32,
+    pub addresses: [Ipv4Addr; 2],
+}
+
+impl Cable {
+    /// Between two namespaces, each with the name of its end.
+    pub fn lay(&self, one: (&Netns, &str), other: (&Netns, &str)) {
+        let mac = |side: u8| {
+            let [a, b, c, d] = self.number.to_be_bytes();
+            format!("02:{side:02x}:{a:02x}:{b:02x}:{c:02x}:{d:02x}")
+        };
+        one.0.ip(&format!(
+            "link add {} address {} type veth peer name {} address {} netns {}",
+            one.1,
+            mac(0),
+            other.1,
+            mac(1),
+            other.0.name()
+        ));
+        let [near, far] = self.addresses;
+        for ((netns, device), own, neighbour, side) in [(one, near, far, 1), (other, far, near, 0)] {
+            netns.ip(&format!(
+                "address add {own}/30 dev {device}\n\
+                 link set {device} up\n\
+                 neighbour add {neighbour} lladdr {} nud permanent dev {device}",
+                mac(side)
+            ));
+        }
+    }
+}
+
+/// Lets a namespace have as many connections to one place as there are ports.
+pub fn open_ports(netns: &Netns) {
+    netns.sysctl("ipv4/ip_local_port_range", "1024 65535");
+}
+
+/// The answer of this size.
+pub fn body(size: usize) -> Vec<u8> {
+    (b'a'..=b'z').cycle().take(size).collect()
+}
+
+impl Drop for Upstream {
+    fn drop(&mut self) {
+        // Killed, it would leave its workers behind.
+        let pid = Pid::from_raw(self.server.id().cast_signed());
+        if kill(pid, Signal::SIGTERM).is_ok() {
+            drop(self.server.wait());
+        }
+    }
+}
+
+fn rendered(folder: &str) -> String {
+    let [small, ..] = SIZES;
+    format!(
+        "daemon off;
+user root;
+worker_processes 2;
+error_log stderr crit;
+pid {folder}/pid;
+events {{ worker_connections 16384; }}
+http {{
+    access_log off;
+    sendfile on;
+    tcp_nopush on;
+    open_file_cache max=16;
+    keepalive_requests 1000000000;
+    keepalive_timeout 300;
+    client_body_temp_path {folder}/bodies;
+    proxy_temp_path {folder}/proxy;
+    fastcgi_temp_path {folder}/fastcgi;
+    uwsgi_temp_path {folder}/uwsgi;
+    scgi_temp_path {folder}/scgi;
+    server {{
+        listen {PORT} backlog=4096;
+        root {folder};
+        location = {STORE} {{ return 200 \"{stored}\"; }}
+        location / {{ try_files $uri /{small} =404; }}
+    }}
+}}
+",
+        stored = String::from_utf8_lossy(STORED),
+    )
+}

@@ -92,7 +92,8 @@ fn guests_of_other_hosts_are_known_by_network_and_by_router_and_by_nothing_while
     assert_eq!(stranger.get(HOSTNAME).status, 404);
     let balancer = blue.guest([10, 0, 0, 7]);
     let binding = Binding { owner: "Octavia", device: "lb-1", host: "" };
-    let _balancers = plane.create_port(blues, &balancer.port, &binding);
+    let balancers = plane.create_port(blues, &balancer.port, &binding);
+    assert_eq!(balancers.fixed_ips, balancer.port.fixed_ips);
     assert_eq!(balancer.get(HOSTNAME).status, 404);
 
     // Unknown is not "not found".

@@ -149,9 +149,10 @@ async fn change(inventory: &Inventory, events: &mpsc::Sender<Event>) -> anyhow::
                 changed.context("the publisher is gone")?;
                 let (snapshot, now) = (inventory.load(), Instant::now());
                 while let Some((number, sent)) = hidden.front() {
-                    match snapshot.resolve(DeviceName::tap_of(&port_id(*number)).as_str(), None) {
-                        Resolution::Known(port) if port.mac == Some(mac(*number, 1)) => {}
-                        _ => break,
+                    let tap = DeviceName::tap_of(&port_id(*number));
+                    let Resolution::Known(port) = snapshot.resolve(tap.as_str(), None) else { break };
+                    if port.mac != Some(mac(*number, 1)) {
+                        break;
                     }
                     latencies.push(now.duration_since(*sent).as_secs_f64() * 1e6);
                     hidden.pop_front();

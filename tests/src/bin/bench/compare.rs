@@ -56,6 +56,7 @@ pub struct Comparison {
     /// Failed requests of either.
     failures: Vec<String>,
     same_machine: bool,
+    same_plan: bool,
 }
 
 impl Comparison {
@@ -64,6 +65,7 @@ impl Comparison {
             changes: Vec::new(),
             failures: Vec::new(),
             same_machine: old.machine.is_same_as(&new.machine),
+            same_plan: old.plan == new.plan,
         };
         for workload in WORKLOADS {
             for case in new.cases(workload) {
@@ -118,6 +120,12 @@ impl fmt::Display for Comparison {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if !self.same_machine {
             writeln!(f, "The two are of different machines or kernels: what differs may be theirs.\n")?;
+        }
+        if !self.same_plan {
+            writeln!(
+                f,
+                "The two followed different plans: what is short is less sure, and what is first is colder.\n"
+            )?;
         }
         for (title, verdict) in [
             ("Better, beyond the noise", Verdict::Better),
@@ -175,11 +183,13 @@ mod tests {
     }
 
     #[test]
-    fn failures_and_other_machines_are_named() {
+    fn failures_other_plans_and_other_machines_are_named() {
         let (old, mut new) = (rates(&[("ours", &[1.0, 1.0])]), rates(&[("ours", &[1.0, 1.0])]));
         new.runs[0].failed = 7;
         new.machine.kernel = "6.18".to_owned();
+        new.plan = "shorter".to_owned();
         let said = Comparison::of(&old, &new).to_string();
-        assert!(said.contains("different machines") && said.contains("ours: 0 failed, now 7"), "{said}");
+        assert!(said.contains("different machines") && said.contains("different plans"), "{said}");
+        assert!(said.contains("ours: 0 failed, now 7"), "{said}");
     }
 }

@@ -16,6 +16,8 @@ use super::statistics::Spread;
 const SIZE: (u32, u32) = (760, 420);
 /// How much of the width is for the names of the lines.
 const LEGEND: u32 = 200;
+/// On the lower axis; of nines, one each.
+const TICKS: usize = 6;
 /// Where the axis of shares ends: behind 99.99 %.
 const MOST_NINES: f64 = 4.2;
 
@@ -32,12 +34,22 @@ struct Line {
     points: Vec<(f64, f64)>,
 }
 
+/// How much room a value has on its axis.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Scales {
+    /// Each axis by magnitude.
+    Magnitudes,
+    /// The upper axis in proportion, from nothing.
+    FromNothing,
+    /// The lower axis by the nines of a share.
+    Nines,
+}
+
 struct Axes {
     title: String,
     x: &'static str,
     y: &'static str,
-    /// Nines of a share instead of a number of something.
-    is_share: bool,
+    scales: Scales,
 }
 
 /// All plots that have something to show.
@@ -49,7 +61,7 @@ pub fn plots(results: &Results) -> anyhow::Result<Vec<Plot>> {
             title: format!("Requests per second, {title}, 1 KiB"),
             x: "connections",
             y: "right answers per second",
-            is_share: false,
+            scales: Scales::FromNothing,
         };
         plots.push((axes, lines(results, Workload::Requests, case, Figure::Rate)));
     }
@@ -60,12 +72,12 @@ pub fn plots(results: &Results) -> anyhow::Result<Vec<Plot>> {
             title: format!("Latency of {title}: how many were not slower"),
             x: "share of the requests",
             y: "microseconds",
-            is_share: true,
+            scales: Scales::Nines,
         };
         plots.push((axes, distributions(results, case)));
     }
     let any = |_: &str| true;
-    let axes = |title: &str, x, y| Axes { title: title.to_owned(), x, y, is_share: false };
+    let axes = |title: &str, x, y| Axes { title: title.to_owned(), x, y, scales: Scales::Magnitudes };
     plots.push((
         axes("Guests that boot at once: until the last has all", "guests", "milliseconds"),
         lines(results, Workload::Boot, any, Figure::LastMs),
@@ -136,14 +148,17 @@ fn draw_on(area: &DrawingArea<SVGBackend<'_>, Shift>, axes: &Axes, lines: &[Line
     let mut builder = ChartBuilder::on(&area);
     builder.margin(12).x_label_area_size(44).y_label_area_size(70).caption(&axes.title, ("sans-serif", 18));
     macro_rules! draw_chart {
-        ($x:expr) => {{
-            let mut chart = builder.build_cartesian_2d($x, y.log_scale()).map_err(|e| e.to_string())?;
+        ($x:expr, $y:expr) => {{
+            let mut chart = builder.build_cartesian_2d($x, $y).map_err(|e| e.to_string())?;
             chart
                 .configure_mesh()
                 .light_line_style(WHITE)
+                .x_labels(TICKS)
                 .x_desc(axes.x)
                 .y_desc(axes.y)
-                .x_label_formatter(&|value| if axes.is_share { share(*value) } else { format!("{value:.0}") })
+                .x_label_formatter(&|value| {
+                    if axes.scales == Scales::Nines { share(*value) } else { format!("{value:.0}") }
+                })
                 .y_label_formatter(&|value| plain(*value))
                 .draw()
                 .map_err(|e| e.to_string())?;
@@ -160,8 +175,12 @@ fn draw_on(area: &DrawingArea<SVGBackend<'_>, Shift>, axes: &Axes, lines: &[Line
             Ok::<(), String>(())
         }};
     }
-    // Nines are logarithms already, and begin at none.
-    if axes.is_share { draw_chart!(0.0..MOST_NINES) } else { draw_chart!(x.log_scale()) }
+    match axes.scales {
+        Scales::Magnitudes => draw_chart!(x.log_scale(), y.log_scale()),
+        Scales::FromNothing => draw_chart!(x.log_scale(), 0.0..y.end),
+        // Nines are logarithms already, and begin at none.
+        Scales::Nines => draw_chart!(0.0..MOST_NINES, y.log_scale()),
+    }
 }
 
 /// Beside the lines, where it hides none.

@@ -31,7 +31,12 @@ impl Spread {
 impl fmt::Display for Spread {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let digits = f.precision().unwrap_or(2);
-        write!(f, "{:.digits$} ({:.digits$}..{:.digits$})", self.median, self.lowest, self.highest)
+        write!(f, "{:.digits$}", self.median)?;
+        // One figure has no spread.
+        if self.lowest < self.highest {
+            write!(f, " ({:.digits$}..{:.digits$})", self.lowest, self.highest)?;
+        }
+        Ok(())
     }
 }
 
@@ -50,6 +55,12 @@ mod tests {
         assert_eq!(Spread::of([3.0, 1.0, 2.0]), Spread { lowest: 1.0, median: 2.0, highest: 3.0 });
         assert_eq!(Spread::of([4.0, 1.0, 2.0, 3.0]), Spread { lowest: 1.0, median: 2.5, highest: 4.0 });
         assert!(Spread::of([]).median.is_nan());
+    }
+
+    #[test]
+    fn a_spread_is_shown_where_there_is_one() {
+        assert_eq!(format!("{:.1}", Spread::of([3.0, 1.0, 2.0])), "2.0 (1.0..3.0)");
+        assert_eq!(format!("{:.0}", Spread::of([2.0])), "2");
     }
 
     #[test]

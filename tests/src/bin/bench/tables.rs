@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use super::results::{Figure, Results, Workload};
-use super::statistics::{Spread, precise};
+use super::statistics::precise;
 use super::targets::{Bound, targets};
 
 /// A table, before it is Markdown or HTML.
@@ -156,18 +156,11 @@ impl Section {
         }
         for figure in self.figures {
             let spread = results.spread(self.workload, case, peer, *figure);
-            row.push(spread.map_or_else(|| "-".to_owned(), |spread| shown(spread, figure.digits())));
+            row.push(
+                spread.map_or_else(|| "-".to_owned(), |spread| format!("{spread:.0$}", figure.digits())),
+            );
         }
         row
-    }
-}
-
-/// One repetition has no spread.
-fn shown(spread: Spread, digits: usize) -> String {
-    if spread.lowest.to_bits() == spread.highest.to_bits() {
-        format!("{:.digits$}", spread.median)
-    } else {
-        format!("{spread:.digits$}")
     }
 }
 
@@ -194,7 +187,7 @@ fn target_table(results: &Results) -> Table {
             Bound::AtLeast(least) => format!(">= {least}"),
             Bound::AtMost(most) => format!("<= {most}"),
         };
-        let found = target.found.map_or_else(|| "-".to_owned(), |found| shown(found, 2));
+        let found = target.found.map_or_else(|| "-".to_owned(), |found| found.to_string());
         let verdict = match target.is_reached() {
             Some(true) => "reached",
             Some(false) => "MISSED",

@@ -127,6 +127,8 @@ pub struct Guests {
     aside: BTreeMap<IfIndex, Link>,
     failures: Failures,
     presence: watch::Sender<Presence>,
+    /// All links are being looked at.
+    many: bool,
 }
 
 impl Guests {
@@ -154,6 +156,7 @@ impl Guests {
             aside: BTreeMap::new(),
             failures: Failures::default(),
             presence,
+            many: false,
         }
     }
 
@@ -175,6 +178,7 @@ impl Guests {
         for index in known.copied().filter(gone).collect::<Vec<_>>() {
             self.let_go(index).await;
         }
+        self.many = true;
         let mut published = Instant::now();
         for link in links {
             // Guests that are attached already are not to wait for the last one.
@@ -186,6 +190,7 @@ impl Guests {
             // many: signals and the admin socket have their turn between two.
             yield_now().await;
         }
+        self.many = false;
         self.datapath.forget_strays()?;
         for mark in self.datapath.filters()? {
             if !self.attached.contains_key(&mark.index) || self.datapath.hook() == Hook::Tcx {
@@ -301,22 +306,36 @@ impl Guests {
     }
 
     async fn attach(&mut self, link: Link) -> bool {
+        let index = link.index;
+        self.tell_ahead(&link);
         match self.try_attach(&link).await {
             Ok(id) => {
-                info!(interface = link.name, ifindex = %link.index, attachment = %id, "guest interface attached");
-                self.failed.remove(&link.index);
-                let attached = Attached::new(id, link);
-                self.attached.insert(attached.link.index, attached);
-                true
+                info!(interface = link.name, ifindex = %index, attachment = %id, "guest interface attached");
+                self.failed.remove(&index);
+                self.attached.entry(index).or_insert_with(|| Attached::new(id, link));
             }
             Err(error) => {
                 let error = error.to_string();
-                if self.failed.get(&link.index).is_none_or(|(_, before)| *before != error) {
+                if self.failed.get(&index).is_none_or(|(_, before)| *before != error) {
                     warn!(interface = link.name, %error, "guest interface cannot be attached; trying again");
                 }
-                self.failed.insert(link.index, (link, error));
-                true
+                self.attached.remove(&index);
+                self.failed.insert(index, (link, error));
             }
+        }
+        true
+    }
+
+    /// Tells of an attachment that is about to be made: the program runs some milliseconds before the kernel says so, and a
+    /// guest that asks in its first is then answered at once. While there are many to attach it is not worth it.
+    fn tell_ahead(&mut self, link: &Link) {
+        if self.many {
+            return;
+        }
+        // If this fails, so does what follows, and that is told.
+        if let Ok(Some(id)) = self.datapath.reserve(link.index) {
+            self.attached.insert(link.index, Attached::new(id, link.clone()));
+            self.publish();
         }
     }
 

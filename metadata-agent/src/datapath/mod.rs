@@ -157,6 +157,8 @@ pub struct Datapath {
     pins: Pins,
     programs: Programs,
     attachments: BTreeMap<IfIndex, Attachment>,
+    /// Ids that were told before their interfaces are attached.
+    reserved: BTreeMap<IfIndex, AttachmentId>,
     portal: Option<IfIndex>,
     is_adopted: bool,
 }
@@ -177,7 +179,8 @@ impl Datapath {
         trace_log::follow(&mut ebpf);
         let maps = Maps::take(&mut ebpf)?;
         let programs = Programs::load(ebpf, mode)?;
-        Ok(Self { maps, pins, programs, attachments: BTreeMap::new(), portal: None, is_adopted })
+        let (attachments, reserved) = (BTreeMap::new(), BTreeMap::new());
+        Ok(Self { maps, pins, programs, attachments, reserved, portal: None, is_adopted })
     }
 
     /// Whether maps of an earlier agent go on to be used. If not, attachment ids begin anew, and nothing that still knows ids of
@@ -258,10 +261,10 @@ impl Datapath {
     ) -> Result<AttachmentId, DatapathError> {
         let pin = self.pins.guest(index);
         Pins::remove(&pin)?;
-        let id = self.maps.next_attachment()?;
-        // The entry stands before the program runs: no packet of the guest meets an unknown interface.
-        self.maps.put_gate(id)?;
-        self.maps.put_port(port_key(index, None), port_entry(id, &PortPolicy::default()))?;
+        let id = match self.reserved.remove(&index) {
+            Some(id) => id,
+            None => self.new_entry(index)?,
+        };
         let attached = match self.hook() {
             Hook::Tcx => self.programs.attach_from_guest(interface, index, &pin),
             Hook::Clsact => self.attach_filter(index, interface, made_qdisc, &pin),
@@ -271,6 +274,29 @@ impl Datapath {
             return Err(error);
         }
         Ok(id)
+    }
+
+    /// The entry stands before the program runs: no packet of the guest meets an unknown interface.
+    fn new_entry(&mut self, index: IfIndex) -> Result<AttachmentId, DatapathError> {
+        let id = self.maps.next_attachment()?;
+        self.maps.put_gate(id)?;
+        self.maps.put_port(port_key(index, None), port_entry(id, &PortPolicy::default()))?;
+        Ok(id)
+    }
+
+    /// The id that [`Self::attach`] will give to an interface that nobody has attached yet. The kernel runs the program some
+    /// milliseconds before it says so (`tcx_entry_sync` waits for an RCU grace period), and by this id others can be told
+    /// before. `None` if an earlier agent has attached the interface: then [`Self::attach`] takes no time, and tells.
+    ///
+    /// # Errors
+    /// A map refuses.
+    pub fn reserve(&mut self, index: IfIndex) -> Result<Option<AttachmentId>, DatapathError> {
+        if self.attachments.contains_key(&index) || self.maps.port(port_key(index, None))?.is_some() {
+            return Ok(None);
+        }
+        let id = self.new_entry(index)?;
+        self.reserved.insert(index, id);
+        Ok(Some(id))
     }
 
     /// Noted first: whoever comes after a crash at any point here knows what to remove.
@@ -389,8 +415,11 @@ impl Datapath {
         vlan: Option<VlanId>,
         policy: &PortPolicy,
     ) -> Result<(), DatapathError> {
-        let Some(attachment) = self.attachments.get(&index) else { return Ok(()) };
-        let id = vlan.map_or(Some(attachment.id), |vlan| attachment.subports.get(&vlan).copied());
+        let attachment = self.attachments.get(&index);
+        let id = match vlan {
+            None => attachment.map(|attachment| attachment.id).or_else(|| self.reserved.get(&index).copied()),
+            Some(vlan) => attachment.and_then(|attachment| attachment.subports.get(&vlan).copied()),
+        };
         let key = port_key(index, vlan);
         let (Some(id), Some(before)) = (id, self.maps.port(key)?) else { return Ok(()) };
         let entry = port_entry(id, policy);
@@ -404,6 +433,9 @@ impl Datapath {
     /// # Errors
     /// A pin or an entry cannot be removed.
     pub fn let_go(&mut self, index: IfIndex) -> Result<Option<Attachment>, DatapathError> {
+        if let Some(id) = self.reserved.remove(&index) {
+            self.maps.remove_port(port_key(index, None), id)?;
+        }
         let Some(attachment) = self.attachments.remove(&index) else {
             return Ok(None);
         };

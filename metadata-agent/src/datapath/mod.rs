@@ -240,10 +240,10 @@ impl Datapath {
             return Ok(attachment.id);
         }
         let pin = self.pins.guest(index);
-        let known = self
-            .maps
-            .port(port_key(index, None))?
-            .filter(|_| self.programs.adopt_from_guest(interface, &pin));
+        // What a reserved interface carries is nothing of ours.
+        let adoptable =
+            self.maps.port(port_key(index, None))?.filter(|_| !self.reserved.contains_key(&index));
+        let known = adoptable.filter(|_| self.programs.adopt_from_guest(interface, &pin));
         let id = match known.and_then(|port| AttachmentId::new(port.attachment)) {
             Some(id) => id,
             None => self.attach_anew(index, interface, made_qdisc)?,

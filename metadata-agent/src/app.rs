@@ -24,21 +24,22 @@ use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
 
 use crate::admin::{AdminSocket, AdminState};
-use crate::callers::{LocalCallers, RemoteCallers};
+use crate::callers::{HostCallers, LocalCallers, RemoteCallers};
 use crate::config::{self, Config};
 use crate::datapath::{AttachMode, Datapath, Hook, Limits, PortalLink};
-use crate::directory::Directory;
+use crate::directory::{Directory, WithCallers};
 use crate::guests::{GuestRules, Guests};
 use crate::heartbeat::{self, LastBeat};
 use crate::inventory::Inventory;
 use crate::metrics::Metrics;
+use crate::namespaces::{NamespaceRules, Namespaces, Tallies};
 use crate::netlink::{self, Netlink};
 use crate::overview::{Overview, Running, Startup};
 use crate::portal::{self, Portal};
 use crate::presence::Presence;
 use crate::proxy::{
-    self, Endpoint, EndpointError, Introduction, NetworkHeader, Proxy, ProxyConfig, RateLimit, RateWindow,
-    Scheme, Signer, TlsConfig, Upstream, UpstreamConfig,
+    self, Callers, Endpoint, EndpointError, Introduction, NetworkHeader, Proxy, ProxyConfig, RateLimit,
+    RateWindow, Scheme, Signer, TlsConfig, Upstream, UpstreamConfig,
 };
 use crate::secrets::SecretFiles;
 use crate::vital::Vital;
@@ -50,6 +51,8 @@ use haproxies::HaproxySocket;
 const EVENT_QUEUE: usize = 1024;
 /// The step of the start that readiness waits for.
 const GUEST_INTERFACES: &str = "guest interfaces";
+/// The same, where there are any to serve.
+const NAMESPACES: &str = "namespaces";
 /// How long tasks may take to end once nothing keeps them.
 const END: Duration = Duration::from_secs(5);
 
@@ -100,6 +103,9 @@ async fn serve(config: &Config, data: &Runtime) -> Result<()> {
     let tasks = TaskTracker::new();
     let startup = Startup::default();
     startup.awaits(GUEST_INTERFACES);
+    if config.namespaces.is_some() {
+        startup.awaits(NAMESPACES);
+    }
 
     let (inventory, publisher) = Inventory::new();
     let (events, event_queue) = mpsc::channel(EVENT_QUEUE);
@@ -108,7 +114,7 @@ async fn serve(config: &Config, data: &Runtime) -> Result<()> {
     feeds.start(config);
     let fed = feeds.fed();
     let source_states = fed.states.clone();
-    let haproxies = HaproxySocket::bind(config, fed)?;
+    let haproxies = HaproxySocket::bind(config)?;
     tasks.spawn(vital.task("the inventory", publisher.run(event_queue, stop.clone())));
 
     let mut registry = Registry::default();
@@ -126,7 +132,7 @@ async fn serve(config: &Config, data: &Runtime) -> Result<()> {
     ));
     let admin = tasks.spawn(vital.task("the admin socket", admin_socket.serve(overview, stop.clone())));
 
-    let host = HostSide { config, data, vital: &vital, tasks: &tasks };
+    let host = HostSide { config, data, vital: &vital, tasks: &tasks, startup: &startup, fed };
     let serving = tokio::select! {
         serving = host.start(inventory, presence, metrics, last_beat.clone(), haproxies, &running) => serving.map(Some),
         () = signals.received() => Ok(None),
@@ -169,12 +175,14 @@ struct HostSide<'a> {
     data: &'a Runtime,
     vital: &'a Vital,
     tasks: &'a TaskTracker,
+    startup: &'a Startup,
+    fed: Fed,
 }
 
 impl HostSide<'_> {
     /// Adopts or makes everything on the host, and serves. Whoever drops this halfway removes what there is then.
     async fn start(
-        &self,
+        self,
         inventory: Arc<Inventory>,
         presence: watch::Sender<Presence>,
         metrics: Arc<Metrics>,
@@ -182,7 +190,7 @@ impl HostSide<'_> {
         haproxies: Option<HaproxySocket>,
         running: &watch::Sender<Option<Running>>,
     ) -> Result<Serving> {
-        let Self { config, data, vital, tasks } = *self;
+        let Self { config, data, vital, tasks, startup, fed } = self;
         let mut datapath = Datapath::open(&config.bpffs_dir, attach_mode(config))?;
         if !datapath.is_adopted() {
             Portal::remove(&config.portal_namespace).await?;
@@ -203,21 +211,17 @@ impl HostSide<'_> {
         let (beating, leave) = (CancellationToken::new(), CancellationToken::new());
         tasks.spawn(secrets.keep(signer.clone(), leave.clone()));
         let introduction = introduction(config, signer);
-        let haproxies = haproxies.map(|socket| {
-            let Fed { states, lookup } = socket.fed.clone();
-            let local = LocalCallers::new(Arc::clone(&inventory), states, introduction.clone());
-            (socket, local, lookup.map(|lookup| RemoteCallers::new(lookup, introduction.clone())))
-        });
-        let mut data_plane =
-            DataPlane::start(data, config, &portal, Arc::clone(&directory), &metrics, vital)?;
-        match haproxies {
-            None => {}
-            Some((socket, local, None)) => {
-                data_plane.answer_haproxies(data, config, socket, local, metrics, vital)?;
-            }
-            Some((socket, local, Some(remote))) => {
-                data_plane.answer_haproxies(data, config, socket, (local, remote), metrics, vital)?;
-            }
+        let callers = Arc::new(callers(fed, &inventory, &introduction));
+        let mut data_plane = DataPlane::start(
+            data,
+            config,
+            &portal,
+            WithCallers::new(Arc::clone(&directory), Arc::clone(&callers)),
+            &metrics,
+            vital,
+        )?;
+        if let Some(socket) = haproxies {
+            data_plane.answer_haproxies(data, config, socket, callers, metrics, vital)?;
         }
         // Before the first guest is attached: else its first packets would go aside.
         heartbeat.beat()?;
@@ -231,23 +235,46 @@ impl HostSide<'_> {
             kinds: config.guest_link_kinds.clone(),
             source_check: config.source_check,
         };
+        let branches = datapath.branches();
         let mut guests = Guests::new(
             datapath,
             netlink.clone(),
             rules,
-            inventory,
+            Arc::clone(&inventory),
             Arc::clone(&directory),
             introduction,
             presence,
         );
         guests.resync().await?;
         let failures = guests.failures();
-        running.send_replace(Some(Running { counters, directory, failures, hook }));
+        let lost = portal::lost(portal.host_ifindex, portal_events, netlink);
+        let (mut namespaces, mut tallies) = (None, Tallies::default());
+        if let Some(names) = config.namespaces.clone() {
+            let rules = NamespaceRules {
+                names,
+                legacy_port: config.metadata_port,
+                confine_routers: config.confine_routers,
+            };
+            let watch = Namespaces::new(rules, portal, branches, hook, inventory, Arc::clone(&directory))?;
+            tallies = watch.tallies();
+            let startup = startup.clone();
+            let watch = watch.run(move || startup.is_done(NAMESPACES), leave.clone());
+            namespaces = Some(tasks.spawn(vital.task("the watch over namespaces", watch)));
+        }
+        running.send_replace(Some(Running { counters, directory, failures, tallies, hook }));
         let guests = guests.run(link_events, hook_events, leave.clone());
         let guests = tasks.spawn(vital.task("the watch over guests' interfaces", guests));
-        let lost = portal::lost(portal.host_ifindex, portal_events, netlink);
         tasks.spawn(vital.task("the portal's interface", leave.clone().run_until_cancelled_owned(lost)));
-        Ok(Serving { data_plane, guests, leave, heart, beating })
+        Ok(Serving { data_plane, guests, namespaces, leave, heart, beating })
+    }
+}
+
+/// Who knows the guests that are told by a place and an address.
+fn callers(fed: Fed, inventory: &Arc<Inventory>, introduction: &Introduction) -> HostCallers {
+    let local = LocalCallers::new(Arc::clone(inventory), fed.states, introduction.clone());
+    match fed.lookup {
+        None => HostCallers::Local(local),
+        Some(lookup) => HostCallers::Anywhere((local, RemoteCallers::new(lookup, introduction.clone()))),
     }
 }
 
@@ -255,6 +282,7 @@ impl HostSide<'_> {
 struct Serving {
     data_plane: DataPlane,
     guests: JoinHandle<Datapath>,
+    namespaces: Option<JoinHandle<()>>,
     leave: CancellationToken,
     heart: JoinHandle<()>,
     beating: CancellationToken,
@@ -267,6 +295,9 @@ impl Serving {
         self.leave.cancel();
         // A task that panicked has told so; what it kept goes with the pins.
         drop(self.guests.await);
+        if let Some(namespaces) = self.namespaces {
+            drop(namespaces.await);
+        }
         self.beating.cancel();
         drop(self.heart.await);
     }
@@ -287,7 +318,7 @@ impl DataPlane {
         data: &Runtime,
         config: &Config,
         portal: &Portal,
-        directory: Arc<Directory>,
+        directory: impl proxy::Directory,
         metrics: &Arc<Metrics>,
         vital: &Vital,
     ) -> Result<Self> {
@@ -310,7 +341,7 @@ impl DataPlane {
         data: &Runtime,
         config: &Config,
         mut socket: HaproxySocket,
-        callers: impl proxy::Callers,
+        callers: impl Callers,
         metrics: Arc<Metrics>,
         vital: &Vital,
     ) -> Result<()> {

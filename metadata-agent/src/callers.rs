@@ -141,6 +141,24 @@ impl proxy::Callers for RemoteCallers {
     }
 }
 
+/// As much as can be known on this host.
+#[derive(Debug)]
+pub enum HostCallers {
+    /// Without Neutron.
+    Local(LocalCallers),
+    /// With Neutron, which is asked of whomever this host does not know.
+    Anywhere((LocalCallers, RemoteCallers)),
+}
+
+impl proxy::Callers for HostCallers {
+    async fn find(&self, caller: &Caller) -> Found {
+        match self {
+            Self::Local(local) => local.find(caller).await,
+            Self::Anywhere(both) => both.find(caller).await,
+        }
+    }
+}
+
 /// By what a port is found on its network.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 enum Name {

@@ -8,6 +8,7 @@ use crate::classifier;
 use crate::config::Config;
 use crate::datapath::{DatapathError, Remains};
 use crate::netlink::Netlink;
+use crate::netns::Netns;
 use crate::portal::Portal;
 use crate::rights;
 
@@ -49,7 +50,30 @@ async fn remove_programs(config: &Config) -> Result<()> {
         let forgotten = taken.and_then(|()| Ok(remains.forget_filter(mark.index)?));
         outcome = outcome.and(forgotten);
     }
+    for (inode, branch) in remains.branches()? {
+        outcome = outcome.and(remove_filters_in(inode, &branch).await);
+    }
     outcome.and(remains.remove().context("take the programs off"))
+}
+
+/// Filters in a namespace that is gone went with it.
+async fn remove_filters_in(inode: u32, branch: &Remains) -> Result<()> {
+    let marks = branch.filters()?;
+    if marks.is_empty() {
+        return Ok(());
+    }
+    let Some(netns) = Netns::by_inode(inode)? else {
+        return marks.iter().try_for_each(|mark| Ok(branch.forget_filter(mark.index)?));
+    };
+    let netlink = Netlink::connect_in(&netns)?;
+    let links = netlink.links().await?;
+    let mut outcome = Ok(());
+    for mark in marks {
+        let taken = classifier::take_off_in(&netns, &netlink, &links, mark).await;
+        let taken = taken.with_context(|| format!("take a filter off in {}", netns.name()));
+        outcome = outcome.and(taken.and_then(|()| Ok(branch.forget_filter(mark.index)?)));
+    }
+    outcome
 }
 
 /// Then all that is there is somebody else's.

@@ -1,5 +1,6 @@
 //! Who is behind each attachment: where attachments of the datapath and ports of the inventory meet, as one immutable
-//! table that each request reads without waiting.
+//! table that each request reads without waiting. Behind an attachment that many guests share is a place; who a guest
+//! there is, is told by its address, and by whoever knows the addresses of the place ([`WithCallers`]).
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -12,7 +13,7 @@ use tokio::sync::watch;
 
 use crate::ids::{IfIndex, NetworkId, VlanId};
 use crate::inventory::{Entry, Facts, Port};
-use crate::proxy::{self, Introduction, Requester, Standing};
+use crate::proxy::{self, Caller, CallerPlace, Callers, Found, Introduction, Requester, Standing};
 
 /// One attachment and the port behind it.
 #[derive(Clone, Debug)]
@@ -27,6 +28,21 @@ pub struct Binding {
     pub since: Instant,
     /// What is known of it.
     pub owner: Owner,
+}
+
+/// An attachment that the guests of a network share, in a network namespace other than the host's.
+#[derive(Clone, Debug)]
+pub struct SharedBinding {
+    /// The namespace.
+    pub namespace: Arc<str>,
+    /// The interface in it.
+    pub interface: String,
+    /// Its index there.
+    pub index: IfIndex,
+    /// Since when it is attached.
+    pub since: Instant,
+    /// Whose addresses its clients have.
+    pub place: CallerPlace,
 }
 
 /// What the inventory says of an attachment.
@@ -99,18 +115,54 @@ impl Owner {
     }
 }
 
-/// The table of bindings. Written by one task, read by everybody.
+/// The table of bindings. Each part is written by one task, and all are read by everybody.
 #[derive(Debug)]
 pub struct Directory {
     table: ArcSwap<Table>,
     version: watch::Sender<u64>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 struct Table {
-    bindings: Arc<HashMap<AttachmentId, Binding>>,
-    /// The newest attachment that ever was in the table. Ids only grow.
+    own: Part<Binding>,
+    shared: Part<SharedBinding>,
+}
+
+/// What one task writes.
+#[derive(Debug)]
+struct Part<T> {
+    bindings: Arc<HashMap<AttachmentId, T>>,
+    /// The newest attachment that ever was in it. Ids only grow.
     newest: Option<AttachmentId>,
+}
+
+impl<T> Clone for Part<T> {
+    fn clone(&self) -> Self {
+        Self { bindings: Arc::clone(&self.bindings), newest: self.newest }
+    }
+}
+
+impl<T> Default for Part<T> {
+    fn default() -> Self {
+        Self { bindings: Arc::default(), newest: None }
+    }
+}
+
+impl<T> Part<T> {
+    fn replace(&mut self, bindings: &Arc<HashMap<AttachmentId, T>>) {
+        self.newest = bindings.keys().copied().chain(self.newest).max();
+        self.bindings = Arc::clone(bindings);
+    }
+}
+
+impl Table {
+    /// Whether an attachment that is in neither part was in one. Each part's task attaches and tells by itself, so what is
+    /// older than the other's newest may still have to be told.
+    fn had(&self, attachment: AttachmentId) -> bool {
+        let newest = [self.own.newest, self.shared.newest];
+        let oldest = newest.into_iter().flatten().min();
+        oldest.is_some_and(|newest| attachment <= newest)
+    }
 }
 
 impl Default for Directory {
@@ -120,17 +172,37 @@ impl Default for Directory {
 }
 
 impl Directory {
-    /// Replaces the table and wakes the requests that wait for it.
+    /// Replaces the part of attachments that have one guest each, and wakes the requests that wait for it.
     pub fn publish(&self, bindings: HashMap<AttachmentId, Binding>) {
-        let newest = bindings.keys().copied().chain(self.table.load().newest).max();
-        self.table.store(Arc::new(Table { bindings: Arc::new(bindings), newest }));
+        let bindings = Arc::new(bindings);
+        self.change(|table| table.own.replace(&bindings));
+    }
+
+    /// The same for attachments that many guests share.
+    pub fn publish_shared(&self, bindings: HashMap<AttachmentId, SharedBinding>) {
+        let bindings = Arc::new(bindings);
+        self.change(|table| table.shared.replace(&bindings));
+    }
+
+    fn change(&self, change: impl Fn(&mut Table)) {
+        self.table.rcu(|table| {
+            let mut table = Table::clone(table);
+            change(&mut table);
+            table
+        });
         self.version.send_modify(|version| *version += 1);
     }
 
     /// The table as it is now.
     #[must_use]
     pub fn bindings(&self) -> Arc<HashMap<AttachmentId, Binding>> {
-        Arc::clone(&self.table.load().bindings)
+        Arc::clone(&self.table.load().own.bindings)
+    }
+
+    /// The same for attachments that many guests share.
+    #[must_use]
+    pub fn shared(&self) -> Arc<HashMap<AttachmentId, SharedBinding>> {
+        Arc::clone(&self.table.load().shared.bindings)
     }
 }
 
@@ -140,8 +212,11 @@ impl proxy::Directory for Directory {
     /// grace period), and a guest may ask at once.
     fn lookup(&self, client: &ClientAddress) -> Standing {
         let table = self.table.load();
-        match table.bindings.get(&client.attachment) {
-            None if Some(client.attachment) > table.newest => Standing::Pending { since: Instant::now() },
+        if let Some(shared) = table.shared.bindings.get(&client.attachment) {
+            return Standing::Shared(shared.place);
+        }
+        match table.own.bindings.get(&client.attachment) {
+            None if !table.had(client.attachment) => Standing::Pending { since: Instant::now() },
             None => Standing::Gone,
             Some(binding) => match &binding.owner {
                 Owner::Known { requester, .. } | Owner::OnNetwork { requester, .. } => {
@@ -154,6 +229,34 @@ impl proxy::Directory for Directory {
 
     fn changes(&self) -> watch::Receiver<u64> {
         self.version.subscribe()
+    }
+}
+
+/// The directory, with whoever knows the guests that share an attachment.
+#[derive(Debug)]
+pub struct WithCallers<C> {
+    directory: Arc<Directory>,
+    callers: C,
+}
+
+impl<C> WithCallers<C> {
+    /// Puts them together.
+    pub const fn new(directory: Arc<Directory>, callers: C) -> Self {
+        Self { directory, callers }
+    }
+}
+
+impl<C: Callers> proxy::Directory for WithCallers<C> {
+    fn lookup(&self, client: &ClientAddress) -> Standing {
+        self.directory.lookup(client)
+    }
+
+    fn changes(&self) -> watch::Receiver<u64> {
+        self.directory.changes()
+    }
+
+    fn find(&self, caller: &Caller) -> impl Future<Output = Found> + Send {
+        self.callers.find(caller)
     }
 }
 

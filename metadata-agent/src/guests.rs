@@ -81,7 +81,8 @@ impl GuestRules {
         let fixed = ipv4(fixed_ips);
         let addresses =
             (check_addresses && !fixed.is_empty()).then(|| [fixed, ipv4(allowed_addresses)].concat());
-        PortPolicy { network, mac: mac.filter(|_| check_mac), addresses }
+        let addresses = addresses.map(|addresses| addresses.into_iter().map(|ip| (ip, 32)).collect());
+        PortPolicy { network, mac: mac.filter(|_| check_mac), addresses, ..PortPolicy::default() }
     }
 }
 
@@ -307,7 +308,6 @@ impl Guests {
 
     async fn attach(&mut self, link: Link) -> bool {
         let index = link.index;
-        self.tell_ahead(&link);
         match self.try_attach(&link).await {
             Ok(id) => {
                 info!(interface = link.name, ifindex = %index, attachment = %id, "guest interface attached");
@@ -326,22 +326,31 @@ impl Guests {
         true
     }
 
-    /// Tells of an attachment that is about to be made: the program runs some milliseconds before the kernel says so, and a
-    /// guest that asks in its first is then answered at once. While there are many to attach it is not worth it.
-    fn tell_ahead(&mut self, link: &Link) {
-        if self.many {
-            return;
+    async fn try_attach(&mut self, link: &Link) -> Result<AttachmentId, GuestsError> {
+        if let Some(id) = self.datapath.adopt(link.index, &link.name)? {
+            return Ok(id);
         }
-        // If this fails, so does what follows, and that is told.
-        if let Ok(Some(id)) = self.datapath.reserve(link.index) {
+        let id = self.datapath.reserve()?;
+        self.tell_ahead(id, link);
+        self.attach_as(id, link).await?;
+        Ok(id)
+    }
+
+    /// Tells of an attachment that is about to be made: the kernel runs the program some milliseconds before it says so
+    /// (`tcx_entry_sync` waits for an RCU grace period), and a guest that asks in its first is then answered at once. A filter
+    /// is said to be there as soon as it is; and while there are many to attach it is not worth it.
+    fn tell_ahead(&mut self, id: AttachmentId, link: &Link) {
+        if !self.many && self.datapath.hook() == Hook::Tcx {
             self.attached.insert(link.index, Attached::new(id, link.clone()));
             self.publish();
         }
     }
 
-    async fn try_attach(&mut self, link: &Link) -> Result<AttachmentId, GuestsError> {
+    async fn attach_as(&mut self, id: AttachmentId, link: &Link) -> Result<(), GuestsError> {
         let made_qdisc = self.datapath.hook() == Hook::Clsact && self.provide_qdisc(link.index).await?;
-        let attached = self.datapath.attach(link.index, &link.name, made_qdisc);
+        let policy = self.attached.get(&link.index).map(|attached| attached.policy(&self.rules));
+        let policy = policy.unwrap_or_default();
+        let attached = self.datapath.attach_as(id, link.index, &link.name, made_qdisc, &policy);
         if attached.is_err() {
             if made_qdisc {
                 classifier::delete_unused_qdisc(&self.netlink, link.index).await?;

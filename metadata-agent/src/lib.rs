@@ -22,6 +22,7 @@ pub mod ids;
 pub mod inventory;
 pub mod logging;
 pub mod metrics;
+pub mod namespaces;
 pub mod netlink;
 pub mod netns;
 pub mod overview;

@@ -1,10 +1,10 @@
 //! Links, addresses, routes and qdiscs over rtnetlink: the only module that names the `rtnetlink` crates.
 
 use std::fmt;
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use futures_util::{StreamExt, TryStreamExt};
-use netlink_packet_route::address::{AddressAttribute, AddressFlags, AddressHeaderFlags};
+use netlink_packet_route::address::{AddressAttribute, AddressFlags, AddressHeaderFlags, AddressMessage};
 use netlink_packet_route::link::{
     AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoData, InfoKind, InfoVeth, LinkAttribute, LinkFlags,
     LinkInfo, LinkMessage,
@@ -18,6 +18,7 @@ use rtnetlink::{
     new_multicast_connection,
 };
 use tokio::runtime;
+use tokio_util::task::AbortOnDropHandle;
 
 use crate::ids::{IfIndex, MacAddress};
 use crate::netns::{Netns, NetnsError};
@@ -136,6 +137,8 @@ pub struct VethPair<'a> {
     pub peer_netns: &'a Netns,
     /// MTU of both, in bytes.
     pub mtu: u32,
+    /// MAC address of the other end, where it matters.
+    pub peer_mac: Option<MacAddress>,
 }
 
 /// A netlink socket in one namespace.
@@ -176,12 +179,38 @@ impl Netlink {
         dump.map_err(|source| refused("list", "links", source))
     }
 
-    /// One link by name.
+    /// The IPv4 addresses of all links, with the lengths of their prefixes, in no order.
     ///
     /// # Errors
     /// The kernel refuses the dump.
+    pub async fn ipv4_addresses(&self) -> Result<Vec<(IfIndex, Ipv4Addr, u8)>, NetlinkError> {
+        let dump = self.handle.address().get().execute().try_collect::<Vec<_>>().await;
+        let dump = dump.map_err(|source| refused("list", "addresses", source))?;
+        let address = |message: &AddressMessage| {
+            // The interface's own; `Address` is the other end of a point-to-point link.
+            message.attributes.iter().find_map(|part| {
+                if let AddressAttribute::Local(IpAddr::V4(address)) = part { Some(*address) } else { None }
+            })
+        };
+        let of = |message: AddressMessage| {
+            Some((IfIndex(message.header.index), address(&message)?, message.header.prefix_len))
+        };
+        Ok(dump.into_iter().filter_map(of).collect())
+    }
+
+    /// One link by name.
+    ///
+    /// # Errors
+    /// The kernel refuses.
     pub async fn link(&self, name: &str) -> Result<Option<Link>, NetlinkError> {
-        Ok(self.links().await?.into_iter().find(|link| link.name == name))
+        // Not by a dump: the portal has as many links as there are namespaces.
+        let asked = self.handle.link().get().match_name(name.to_owned()).execute().try_next().await;
+        match asked {
+            Err(error) if is_absence(&error) => Ok(None),
+            asked => asked
+                .map(|link| link.map(Link::from))
+                .map_err(|source| refused("look for link", name, source)),
+        }
     }
 
     /// Makes a veth pair, both ends down.
@@ -192,8 +221,11 @@ impl Netlink {
         let peer = LinkMessageBuilder::<LinkUnspec>::new()
             .name(pair.peer)
             .mtu(pair.mtu)
-            .setns_by_fd(pair.peer_netns.as_raw_fd())
-            .build();
+            .setns_by_fd(pair.peer_netns.as_raw_fd());
+        let peer = match pair.peer_mac {
+            Some(mac) => peer.address(mac.0.to_vec()).build(),
+            None => peer.build(),
+        };
         let message = LinkMessageBuilder::<LinkVeth>::new_with_info_kind(InfoKind::Veth)
             .name(pair.name)
             .mtu(pair.mtu)
@@ -290,6 +322,26 @@ impl Netlink {
         set.map_err(|source| refused("set route", format_args!("{}/{}", prefix.0, prefix.1), source))
     }
 
+    /// Removes a route made by [`Self::set_route`]; fine if it, or the link, is gone.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub async fn delete_route(
+        &self,
+        prefix: (Ipv6Addr, u8),
+        gateway: Ipv6Addr,
+        index: IfIndex,
+    ) -> Result<(), NetlinkError> {
+        let message = RouteMessageBuilder::<Ipv6Addr>::new()
+            .destination_prefix(prefix.0, prefix.1)
+            .gateway(gateway)
+            .output_interface(index.0)
+            .build();
+        let deleted = self.handle.route().del(message).execute().await;
+        absent_is_fine(deleted)
+            .map_err(|source| refused("delete route", format_args!("{}/{}", prefix.0, prefix.1), source))
+    }
+
     /// Gives a link an `ingress` qdisc. `false` if it has a qdisc with an ingress hook already, of whatever kind.
     ///
     /// `ingress`, and not the newer `clsact`: Open vSwitch, libvirt and Neutron all delete the `ingress` qdisc, if any, before
@@ -354,6 +406,27 @@ pub fn watch_links() -> Result<impl futures_util::Stream<Item = LinkEvent> + Unp
         .map_err(|source| NetlinkError::Socket { source })?;
     tokio::spawn(connection);
     Ok(messages.filter_map(|(message, _)| std::future::ready(link_event(message))))
+}
+
+/// Tells that something about links or IPv4 addresses of another namespace has changed.
+///
+/// # Errors
+/// No socket is to be had, or the namespace cannot be entered.
+pub fn watch_changes_in(
+    netns: &Netns,
+) -> Result<impl futures_util::Stream<Item = ()> + Unpin + Send + use<>, NetlinkError> {
+    let runtime = runtime::Handle::current();
+    netns.run(|| {
+        let _on_runtime = runtime.enter();
+        let groups = [MulticastGroup::Link, MulticastGroup::Ipv4Ifaddr];
+        let (connection, _, messages) =
+            new_multicast_connection(&groups).map_err(|source| NetlinkError::Socket { source })?;
+        // An open socket would keep the namespace alive, and the connection alone does not notice that nobody listens.
+        let connection = AbortOnDropHandle::new(tokio::spawn(connection));
+        Ok(messages.map(move |_| {
+            let _lasts = &connection;
+        }))
+    })?
 }
 
 /// A bridge tells of its ports in the same group (family `AF_BRIDGE`), also when a port merely leaves it
@@ -422,9 +495,14 @@ fn program_of(filter: &TcMessage) -> Option<u32> {
 /// What was to be deleted is gone, or the link that it was on.
 fn absent_is_fine(deleted: Result<(), rtnetlink::Error>) -> Result<(), rtnetlink::Error> {
     match deleted {
-        Err(error) if matches!(errno(&error), Some(Errno::ENODEV | Errno::ENOENT)) => Ok(()),
+        Err(error) if is_absence(&error) => Ok(()),
         deleted => deleted,
     }
+}
+
+/// A link, a qdisc or a route is not there.
+fn is_absence(error: &rtnetlink::Error) -> bool {
+    matches!(errno(error), Some(Errno::ENODEV | Errno::ENOENT | Errno::ESRCH))
 }
 
 /// The kernel's own word in a refusal.

@@ -6,6 +6,7 @@
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::thread;
 
@@ -14,7 +15,7 @@ use nix::sched::{CloneFlags, setns, unshare};
 use nix::sys::statfs::{FsType, fstatfs};
 
 /// Where `ip netns` keeps named namespaces.
-const NAMED: &str = "/run/netns";
+pub const NAMED: &str = "/run/netns";
 
 /// `NSFS_MAGIC` of linux/magic.h.
 const NSFS_MAGIC: FsType = FsType(0x6e73_6673);
@@ -117,6 +118,46 @@ impl Netns {
                 .map_err(|errno| failed("enter", &self.name, errno))?;
             Ok(work())
         })?
+    }
+
+    /// What tells it from every other namespace for as long as it lives: the inode of its nsfs file, which the kernel
+    /// draws from 32 bits (fs/nsfs.c, `ns_alloc_inum`).
+    ///
+    /// # Errors
+    /// The file cannot be looked at.
+    pub fn inode(&self) -> Result<u32, NetnsError> {
+        let inode = self.file.metadata().map_err(|source| io_failed("look at", &self.name, source))?.ino();
+        u32::try_from(inode).map_err(|_| io_failed("number", &self.name, io::ErrorKind::InvalidData.into()))
+    }
+
+    /// Its name.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The names that there are, of namespaces or of whatever else somebody has left there.
+    ///
+    /// # Errors
+    /// The directory cannot be read; none at all is no error.
+    pub fn names() -> io::Result<Vec<String>> {
+        let entries = match std::fs::read_dir(NAMED) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            entries => entries?,
+        };
+        let names = entries.map(|entry| Ok(entry?.file_name().into_string().ok()));
+        Ok(names.collect::<io::Result<Vec<_>>>()?.into_iter().flatten().collect())
+    }
+
+    /// The named namespace with this inode, if there is one.
+    ///
+    /// # Errors
+    /// The directory cannot be read.
+    pub fn by_inode(inode: u32) -> Result<Option<Self>, NetnsError> {
+        let names = Self::names().map_err(|source| io_failed("list", "of any name", source))?;
+        // What cannot be opened is not one that an agent could work in either.
+        let mut candidates = names.iter().filter_map(|name| Self::named(name).ok().flatten());
+        Ok(candidates.find(|netns| netns.inode().is_ok_and(|found| found == inode)))
     }
 
     /// The file descriptor, for netlink messages that name a namespace.

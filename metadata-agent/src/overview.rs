@@ -5,7 +5,7 @@ use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use metadata_ebpf::identity::GuestAddress;
+use metadata_ebpf::identity::{AttachmentId, GuestAddress};
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric, text};
 use prometheus_client::metrics::counter::ConstCounter;
@@ -18,10 +18,12 @@ use tracing::warn;
 use crate::admin::AdminState;
 use crate::config::Config;
 use crate::datapath::{Clock, Counters, Hook};
-use crate::directory::{Binding, Directory, Owner};
-use crate::guests::Failures;
+use crate::directory::{Binding, Directory, Owner, SharedBinding};
+use crate::guests::{Failure, Failures};
 use crate::heartbeat::LastBeat;
 use crate::inventory::Inventory;
+use crate::namespaces::Tallies;
+use crate::proxy::CallerPlace;
 use crate::sources::SourceState;
 
 /// Steps of the start that are not done yet.
@@ -53,6 +55,8 @@ pub struct Running {
     pub directory: Arc<Directory>,
     /// Interfaces that could not be attached.
     pub failures: Failures,
+    /// Namespaces that are served.
+    pub tallies: Tallies,
     /// How programs are attached.
     pub hook: Hook,
 }
@@ -121,6 +125,7 @@ impl AdminState for Overview {
             "datapath": running.as_ref().map(datapath_state),
             "attachments": running.as_ref().map(attachments_state),
             "failed": running.as_ref().map(failures_state),
+            "namespaces": running.as_ref().map(namespaces_state),
         })
     }
 }
@@ -158,7 +163,32 @@ fn attachments_state(running: &Running) -> Value {
     ids.sort_unstable();
     let show =
         |id| bindings.get(&id).map(|binding| attachment_state(id.get(), binding, clients.remove(&id.get())));
-    ids.into_iter().filter_map(show).collect()
+    let own: Vec<Value> = ids.into_iter().filter_map(show).collect();
+    let shared = running.directory.shared();
+    let mut shared: Vec<_> = shared.iter().collect();
+    shared.sort_unstable_by_key(|(id, _)| **id);
+    let show = |(id, binding): (&AttachmentId, &SharedBinding)| {
+        shared_state(id.get(), binding, clients.remove(&id.get()))
+    };
+    own.into_iter().chain(shared.into_iter().map(show).collect::<Vec<_>>()).collect()
+}
+
+fn shared_state(id: u32, binding: &SharedBinding, clients: Option<Vec<Value>>) -> Value {
+    let (network, router) = match binding.place {
+        CallerPlace::Network(network) => (Some(network), None),
+        CallerPlace::Router(router) => (None, Some(router)),
+    };
+    json!({
+        "attachment": id,
+        "namespace": *binding.namespace,
+        "interface": binding.interface,
+        "ifindex": binding.index,
+        "attached_seconds_ago": binding.since.elapsed().as_secs(),
+        "identity": "shared",
+        "network": network,
+        "router": router,
+        "clients": clients.unwrap_or_default(),
+    })
 }
 
 fn attachment_state(id: u32, binding: &Binding, clients: Option<Vec<Value>>) -> Value {
@@ -186,6 +216,16 @@ fn attachment_state(id: u32, binding: &Binding, clients: Option<Vec<Value>>) -> 
 fn failures_state(running: &Running) -> Value {
     let failed = running.failures.load();
     failed.iter().map(|failure| json!({ "interface": failure.interface, "error": failure.error })).collect()
+}
+
+fn namespaces_state(running: &Running) -> Value {
+    let tally = running.tallies.load();
+    let failure = |failure: &Failure| json!({ "namespace": failure.interface, "error": failure.error });
+    json!({
+        "served": tally.served,
+        "passed_over": tally.passed_over,
+        "failed": tally.failures.iter().map(failure).collect::<Vec<_>>(),
+    })
 }
 
 fn shown(guest: GuestAddress) -> String {
@@ -246,7 +286,17 @@ impl Collector for Gauges {
         let Some(running) = self.running.borrow().clone() else {
             return Ok(());
         };
-        gauge(&mut encoder, "attachments", "Guest interfaces attached", running.directory.bindings().len())?;
+        let (own, shared) = (running.directory.bindings().len(), running.directory.shared().len());
+        gauge(&mut encoder, "attachments", "Guest interfaces attached", own + shared)?;
+        let tally = running.tallies.load();
+        gauge(
+            &mut encoder,
+            "namespaces",
+            "Namespaces of routers and DHCP servers that are served",
+            tally.served,
+        )?;
+        let failed = tally.failures.len();
+        gauge(&mut encoder, "namespaces_failed", "Namespaces that are not served as they should be", failed)?;
         let failed = running.failures.load().len();
         gauge(&mut encoder, "attachments_failed", "Guest interfaces that could not be attached", failed)?;
         packets(&mut encoder, &running.counters)

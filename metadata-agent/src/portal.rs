@@ -10,15 +10,18 @@
 //! of ours gives a guest no way to the host's other sockets. [`Portal::establish`] observes what there is and makes what is
 //! missing, so a new agent adopts what a dead one left. All clients are behind one gateway with a pinned MAC address:
 //! the neighbour table holds one entry however many guests ask.
+//!
+//! Guests that are met in another namespace, a router's or a DHCP server's, come by a veth pair of that namespace's own
+//! ([`Portal::annex`]), and routes of their attachments lead the answers back by it ([`Annex::lead`]).
 
 use std::net::{Ipv6Addr, SocketAddrV6, TcpListener};
 use std::{fs, io};
 
 use futures_util::{Stream, StreamExt};
 use metadata_ebpf::from_guest::METADATA_MAC;
-use metadata_ebpf::identity::{IDENTITY_PREFIX, METADATA_PORT, PORTAL_ADDRESS};
+use metadata_ebpf::identity::{AttachmentId, ClientAddress, IDENTITY_PREFIX, METADATA_PORT, PORTAL_ADDRESS};
 use socket2::{Domain, Protocol, Socket, Type};
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 use crate::ids::{IfIndex, MacAddress};
 use crate::netlink::{Link, LinkEvent, Netlink, NetlinkError, VethPair};
@@ -32,8 +35,9 @@ const PORTAL_END: &str = "md0";
 const GATEWAY: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1);
 
 /// Per-namespace settings that the portal relies on; `net.` and path separators aside, as `sysctl -a` prints them.
-const SYSCTLS: [(&str, &str); 5] = [
+const SYSCTLS: [(&str, &str); 6] = [
     ("ipv6/conf/all/disable_ipv6", "0"),
+    ("ipv6/conf/default/disable_ipv6", "0"),
     ("ipv6/conf/lo/disable_ipv6", "0"),
     ("ipv6/conf/md0/disable_ipv6", "0"),
     ("ipv6/conf/all/forwarding", "0"),
@@ -88,6 +92,8 @@ pub enum PortalError {
 #[derive(Debug)]
 pub struct Portal {
     netns: Netns,
+    inside: Netlink,
+    mtu: u32,
     /// Index of the host end of the veth pair.
     pub host_ifindex: IfIndex,
     /// Namespace id of the portal as the host's namespace sees it.
@@ -109,7 +115,7 @@ impl Portal {
         };
         let host = Netlink::connect()?;
         let inside = Netlink::connect_in(&netns)?;
-        let pair = VethPair { name: HOST_END, peer: PORTAL_END, peer_netns: &netns, mtu };
+        let pair = VethPair { name: HOST_END, peer: PORTAL_END, peer_netns: &netns, mtu, peer_mac: None };
         let (host_end, portal_end) = establish_veth(&host, &inside, &pair).await?;
 
         netns.run(settle_sysctls)??;
@@ -117,14 +123,32 @@ impl Portal {
         let nsid = host_end.peer_nsid.and_then(|id| u32::try_from(id).ok()).ok_or(PortalError::NoNsid)?;
         host.forgo_link_local(host_end.index).await?;
         host.set_up(host_end.index, mtu).await?;
-        inside.forgo_link_local(portal_end.index).await?;
-        inside.set_up(portal_end.index, mtu).await?;
         let lo = inside.link("lo").await?.ok_or(PortalError::Vanished { name: "lo" })?;
         inside.set_up(lo.index, lo.mtu).await?;
         inside.set_address(lo.index, PORTAL_ADDRESS.into(), 128).await?;
-        inside.set_neighbour(portal_end.index, GATEWAY, MacAddress(METADATA_MAC)).await?;
+        ready_for_clients(&inside, portal_end.index, mtu).await?;
         inside.set_route(identity_prefix(), GATEWAY, portal_end.index).await?;
-        Ok(Self { netns, host_ifindex: host_end.index, nsid, mac })
+        Ok(Self { netns, inside, mtu, host_ifindex: host_end.index, nsid, mac })
+    }
+
+    /// Makes a way into the portal from another namespace, or what is missing of it. `outside` is a socket there, and
+    /// `number` tells that namespace from all others.
+    ///
+    /// # Errors
+    /// The kernel refuses, or the namespace goes away meanwhile.
+    pub async fn annex(&self, outside: &Netlink, number: u32) -> Result<Annex, PortalError> {
+        let peer = format!("md{number}");
+        let (mtu, peer_mac) = (self.mtu, Some(self.mac));
+        let pair = VethPair { name: HOST_END, peer: &peer, peer_netns: &self.netns, mtu, peer_mac };
+        let (outer, inner) = establish_veth(outside, &self.inside, &pair).await?;
+        let nsid = outer.peer_nsid.and_then(|id| u32::try_from(id).ok()).ok_or(PortalError::NoNsid)?;
+        // Frames are taken before any stack sees them, so it does not matter whether that namespace has IPv6.
+        if let Err(error) = outside.forgo_link_local(outer.index).await {
+            debug!(%error, "the portal's interface there may have a link-local address");
+        }
+        outside.set_up(outer.index, self.mtu).await?;
+        ready_for_clients(&self.inside, inner.index, self.mtu).await?;
+        Ok(Annex { inside: self.inside.clone(), inner: inner.index, outer: outer.index, nsid, mac: self.mac })
     }
 
     /// Opens a listener in the portal. Several agents may hold one at the same time (`SO_REUSEPORT`), so that one can take over
@@ -161,6 +185,50 @@ impl Portal {
     }
 }
 
+/// A way into the portal from a namespace other than the host's.
+#[derive(Debug)]
+pub struct Annex {
+    inside: Netlink,
+    inner: IfIndex,
+    /// Index of its outer end, [`HOST_END`].
+    pub outer: IfIndex,
+    /// Namespace id of the portal as that namespace sees it.
+    pub nsid: u32,
+    /// MAC address of the portal's end, which is the same for all: the programs keep one.
+    pub mac: MacAddress,
+}
+
+impl Annex {
+    /// Leads answers to the clients of an attachment by this way.
+    ///
+    /// # Errors
+    /// The way is gone.
+    pub async fn lead(&self, attachment: AttachmentId) -> Result<(), PortalError> {
+        for prefix in ClientAddress::prefixes(attachment) {
+            self.inside.set_route((prefix.into(), 64), GATEWAY, self.inner).await?;
+        }
+        Ok(())
+    }
+
+    /// Takes that back; fine if it is gone.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub async fn forget(&self, attachment: AttachmentId) -> Result<(), PortalError> {
+        for prefix in ClientAddress::prefixes(attachment) {
+            self.inside.delete_route((prefix.into(), 64), GATEWAY, self.inner).await?;
+        }
+        Ok(())
+    }
+}
+
+/// The portal's end of a veth pair, up and with a gateway that needs no resolving.
+async fn ready_for_clients(inside: &Netlink, end: IfIndex, mtu: u32) -> Result<(), PortalError> {
+    inside.forgo_link_local(end).await?;
+    inside.set_up(end, mtu).await?;
+    Ok(inside.set_neighbour(end, GATEWAY, MacAddress(METADATA_MAC)).await?)
+}
+
 /// Waits until the host end of the portal is no more: deleted by somebody, or moved away. Without it guests' packets lead
 /// nowhere.
 pub async fn lost(index: IfIndex, mut events: impl Stream<Item = LinkEvent> + Unpin, netlink: Netlink) {
@@ -189,6 +257,7 @@ async fn establish_veth(
     if let (Some(host_end), Some(portal_end)) = &found
         && host_end.peer_index == Some(portal_end.index)
         && portal_end.peer_index == Some(host_end.index)
+        && (pair.peer_mac.is_none() || pair.peer_mac == portal_end.mac)
     {
         info!(interface = pair.name, "portal adopted");
         return Ok((host_end.clone(), portal_end.clone()));

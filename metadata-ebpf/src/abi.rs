@@ -6,7 +6,7 @@
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 /// Grows with every change in this file or of [`crate::reason::Reason`]. The agent rebuilds pins of another version.
-pub const ABI_VERSION: u32 = 2;
+pub const ABI_VERSION: u32 = 3;
 
 /// Names of the maps and programs; 15 characters at most, which is what the kernel keeps.
 pub mod names {
@@ -22,6 +22,8 @@ pub mod names {
     pub const CLIENTS: &str = "MD_CLIENTS";
     /// `PerCpuArray<u64>`, by [`crate::reason::Reason::index`].
     pub const STATS: &str = "MD_STATS";
+    /// [`super::Site`], a constant of each loaded copy of the programs.
+    pub const SITE: &str = "MD_SITE";
     /// TC ingress on guest-facing interfaces.
     pub const FROM_GUEST: &str = "md_from_guest";
     /// TC ingress on the host end of the portal's veth.
@@ -32,13 +34,15 @@ pub mod names {
 pub const MAX_PORTS: u32 = 16_384;
 /// Clients that a host can have; the size of `MD_CLIENTS`.
 pub const MAX_CLIENTS: u32 = 131_072;
-/// IPv4 addresses of a port that the kernel checks; a port with more is not checked for addresses.
+/// IPv4 prefixes of a port that the kernel checks; a port with more is not checked for addresses.
 pub const MAX_PORT_IPV4: usize = 8;
 
 /// `Port::flags`: [`Port::mac`] is known, and other source MAC addresses are forged.
 pub const CHECK_MAC: u32 = 1;
 /// `Port::flags`: [`Port::ipv4`] is complete, and other source addresses are forged.
 pub const CHECK_IPV4: u32 = 1 << 1;
+/// `Port::flags`: where no legacy path listens, what would be left to it is dropped.
+pub const CONFINED: u32 = 1 << 2;
 
 /// `MD_CONFIG[0]`: what the agent tells the programs once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable)]
@@ -58,16 +62,33 @@ pub struct Settings {
     pub syn_interval_ns: u64,
     /// How far, in nanoseconds, a burst may run ahead of [`Self::syn_interval_ns`].
     pub syn_burst_ns: u64,
-    /// MAC address of the portal's end of the veth pair.
+    /// MAC address of the portal's end of every veth pair.
     pub portal_mac: [u8; 6],
     /// Zero.
     pub _pad: [u8; 2],
+}
+
+/// Which network namespace a copy of the programs works in, and the way to the portal from there. The host's own copy
+/// has zeroes, and its way in [`Settings`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, FromBytes, IntoBytes, Immutable)]
+#[repr(C)]
+pub struct Site {
+    /// Inode of the namespace's nsfs file; 0 for the host's own.
+    pub netns: u32,
+    /// Interface index of this end of the veth pair into the portal.
+    pub portal_ifindex: u32,
+    /// Network namespace id of the portal, as seen from this namespace.
+    pub portal_nsid: u32,
+    /// TCP port on which a legacy path of this namespace listens besides [`crate::identity::METADATA_PORT`].
+    pub legacy_port: u32,
 }
 
 /// Key of `MD_PORTS`: where a guest's packets enter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, FromBytes, IntoBytes, Immutable)]
 #[repr(C)]
 pub struct PortKey {
+    /// [`Site::netns`] of the program.
+    pub netns: u32,
     /// Interface index in the namespace of the program.
     pub ifindex: u32,
     /// VLAN id of a trunk's subport, in host order; 0 for untagged.
@@ -75,11 +96,11 @@ pub struct PortKey {
 }
 
 impl PortKey {
-    /// The untagged side of an interface.
+    /// The untagged side of an interface in the host's own namespace.
     #[must_use]
     #[inline(always)]
     pub const fn untagged(ifindex: u32) -> Self {
-        Self { ifindex, vlan: 0 }
+        Self { netns: 0, ifindex, vlan: 0 }
     }
 }
 
@@ -89,7 +110,7 @@ impl PortKey {
 pub struct Port {
     /// The attachment id, never 0.
     pub attachment: u32,
-    /// [`CHECK_MAC`] and [`CHECK_IPV4`].
+    /// [`CHECK_MAC`], [`CHECK_IPV4`] and [`CONFINED`].
     pub flags: u32,
     /// How many source addresses may be recorded at the same time.
     pub client_quota: u32,
@@ -97,12 +118,45 @@ pub struct Port {
     pub ipv4_count: u32,
     /// Neutron's network id; zero while unknown.
     pub network: [u8; 16],
-    /// The addresses that the port may use.
-    pub ipv4: [[u8; 4]; MAX_PORT_IPV4],
+    /// The prefixes in which the port's addresses are: mask, and address under it. An address alone has 32 ones.
+    pub ipv4: [Ipv4Prefix; MAX_PORT_IPV4],
     /// The port's MAC address.
     pub mac: [u8; 6],
     /// Zero.
     pub _pad: [u8; 2],
+}
+
+/// Addresses with a beginning in common.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable)]
+#[repr(C)]
+pub struct Ipv4Prefix {
+    /// Ones where they agree.
+    pub mask: [u8; 4],
+    /// What they agree in.
+    pub address: [u8; 4],
+}
+
+impl Ipv4Prefix {
+    /// The prefix of this length that an address is in; a length above 32 counts as 32.
+    #[must_use]
+    pub const fn new(address: [u8; 4], len: u8) -> Self {
+        let ones = match 32_u32.checked_sub(len as u32) {
+            Some(zeroes) => match u32::MAX.checked_shl(zeroes) {
+                Some(ones) => ones,
+                None => 0,
+            },
+            None => u32::MAX,
+        };
+        let address = u32::from_be_bytes(address) & ones;
+        Self { mask: ones.to_be_bytes(), address: address.to_be_bytes() }
+    }
+
+    /// Whether an address is in it.
+    #[must_use]
+    #[inline(always)]
+    pub const fn contains(&self, address: [u8; 4]) -> bool {
+        u32::from_ne_bytes(address) & u32::from_ne_bytes(self.mask) == u32::from_ne_bytes(self.address)
+    }
 }
 
 /// Value of `MD_GATES`: what the kernel counts per attachment. Apart from [`Port`], because the agent rewrites
@@ -144,8 +198,8 @@ pub struct Client {
     pub guest_mac: [u8; 6],
     /// The MAC address that the guest sent to: router, DHCP port, OVN metadata port or our own. Answers bear it.
     pub metadata_mac: [u8; 6],
-    /// Zero.
-    pub _pad: [u8; 4],
+    /// [`Site::netns`] of the namespace that the interface is in.
+    pub netns: u32,
 }
 
 #[cfg(feature = "user")]
@@ -155,6 +209,8 @@ mod user {
     // SAFETY: `repr(C)` without padding (zerocopy's `IntoBytes` would not derive otherwise) and every bit
     // pattern is a value (`FromBytes` is derived).
     unsafe impl aya::Pod for super::Settings {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for super::Site {}
     // SAFETY: as above.
     unsafe impl aya::Pod for super::PortKey {}
     // SAFETY: as above.
@@ -173,23 +229,38 @@ mod tests {
     use core::mem::{offset_of, size_of};
 
     #[test]
-    fn sizes_and_offsets_are_those_of_abi_version_2() {
-        assert_eq!(ABI_VERSION, 2, "a new version needs new figures below");
+    fn sizes_and_offsets_are_those_of_abi_version_3() {
+        assert_eq!(ABI_VERSION, 3, "a new version needs new figures below");
         assert_eq!(size_of::<Settings>(), 48);
         assert_eq!(offset_of!(Settings, abi_version), 0);
         assert_eq!(offset_of!(Settings, stale_after_ns), 16);
         assert_eq!(offset_of!(Settings, portal_mac), 40);
-        assert_eq!(size_of::<PortKey>(), 8);
-        assert_eq!(size_of::<Port>(), 72);
+        assert_eq!(size_of::<Site>(), 16);
+        assert_eq!(offset_of!(Site, legacy_port), 12);
+        assert_eq!(size_of::<PortKey>(), 12);
+        assert_eq!(size_of::<Port>(), 104);
         assert_eq!(offset_of!(Port, network), 16);
         assert_eq!(offset_of!(Port, ipv4), 32);
-        assert_eq!(offset_of!(Port, mac), 64);
+        assert_eq!(offset_of!(Port, mac), 96);
         assert_eq!(size_of::<Gate>(), 16);
         assert_eq!(size_of::<ClientKey>(), 16);
         assert_eq!(size_of::<Client>(), 64);
         assert_eq!(offset_of!(Client, first_seen_ns), 16);
         assert_eq!(offset_of!(Client, ifindex), 40);
         assert_eq!(offset_of!(Client, metadata_mac), 54);
-        assert_eq!(crate::reason::Reason::COUNT, 26, "MD_STATS changes its size with the reasons");
+        assert_eq!(offset_of!(Client, netns), 60);
+        assert_eq!(crate::reason::Reason::COUNT, 28, "MD_STATS changes its size with the reasons");
+    }
+
+    #[test]
+    fn a_prefix_holds_the_addresses_under_its_mask() {
+        let subnet = Ipv4Prefix::new([10, 0, 1, 77], 23);
+        assert_eq!(subnet, Ipv4Prefix { mask: [255, 255, 254, 0], address: [10, 0, 0, 0] });
+        for (address, is_in) in [([10, 0, 0, 0], true), ([10, 0, 1, 255], true), ([10, 0, 2, 0], false)] {
+            assert_eq!(subnet.contains(address), is_in, "{address:?}");
+        }
+        assert!(Ipv4Prefix::new([10, 0, 0, 5], 32).contains([10, 0, 0, 5]));
+        assert!(!Ipv4Prefix::new([10, 0, 0, 5], 32).contains([10, 0, 0, 4]));
+        assert!(Ipv4Prefix::new([10, 0, 0, 5], 0).contains([192, 0, 2, 1]));
     }
 }

@@ -4,20 +4,21 @@
 //!   that every packet of every guest pays ([`classify`]).
 //! * ARP, neighbour solicitations and ICMP echo for the metadata addresses are answered in place ([`neighbour`], [`echo`]).
 //! * TCP to port 80 there is led into the portal, with the identity address for its source ([`segment`]).
-//! * In doubt a packet is left to the host's own path; a forged one is dropped.
+//! * In doubt a packet is left to the host's own path; a forged one is dropped. In a router that has no such path it is
+//!   dropped as well, or it would leave by the external gateway.
 
 mod classify;
 mod echo;
 mod neighbour;
 mod segment;
 
-use crate::abi::{CHECK_IPV4, CHECK_MAC, Port, PortKey, Settings};
-use crate::identity::{METADATA_IPV4, METADATA_IPV6};
+use crate::abi::{CHECK_IPV4, CHECK_MAC, CONFINED, Port, PortKey, Settings};
+use crate::identity::{METADATA_IPV4, METADATA_IPV6, METADATA_PORT};
 use crate::reason::{Reason, Verdict};
 use crate::skb::{Skb, SkbFault, Vlan};
 use crate::wire::{self, Mac};
-use crate::world::World;
-use classify::{Request, Version, classify};
+use crate::world::{Version, World};
+use classify::{Request, classify};
 pub use neighbour::METADATA_MAC;
 
 /// What became of a packet, and by which interface it goes where the verdict moves it.
@@ -51,12 +52,36 @@ pub fn from_guest<S: Skb, W: World>(skb: &mut S, world: &W) -> Option<Outcome> {
         Ok(request) => serve(skb, world, request),
         Err(refused) => Err(refused),
     };
-    Some(served.unwrap_or_else(Outcome::from))
+    let outcome = served.unwrap_or_else(Outcome::from);
+    // Whatever goes to the next program is untouched, so it can still be looked at.
+    if matches!(outcome.reason.verdict(), Verdict::Next) && is_confined(skb, world) {
+        return Some(Reason::Confined.into());
+    }
+    Some(outcome)
+}
+
+/// Whether a packet that is left alone would find nobody in its router. Only sockets tell: the agent, which could, may be
+/// gone. Not inlined, for the stack's sake.
+#[inline(never)]
+fn is_confined<S: Skb, W: World>(skb: &S, world: &W) -> bool {
+    let netns = world.site(|site| &site.netns);
+    let version = match skb.load(12) {
+        Ok(wire::ethertype::IPV4) => Version::V4,
+        Ok(wire::ethertype::IPV6) => Version::V6,
+        _ => return false,
+    };
+    let key = PortKey { netns, ifindex: skb.ifindex(), vlan: 0 };
+    netns != 0
+        && world.port(&key).is_some_and(|port| port.flags & CONFINED != 0)
+        && !world.legacy_listens(version, METADATA_PORT.into())
+        && !world.legacy_listens(version, world.site(|site| &site.legacy_port))
 }
 
 #[inline(always)]
 fn serve<S: Skb, W: World>(skb: &mut S, world: &W, request: Request) -> Result<Outcome, Reason> {
+    let netns = world.site(|site| &site.netns);
     let key = PortKey {
+        netns,
         ifindex: skb.ifindex(),
         vlan: match skb.vlan() {
             Vlan::Untagged => 0,
@@ -73,8 +98,9 @@ fn serve<S: Skb, W: World>(skb: &mut S, world: &W, request: Request) -> Result<O
     }
     let missing = if key.vlan == 0 { Reason::NotAttached } else { Reason::Vlan };
     let port = world.port(&key).ok_or(missing)?;
-    let macs = check_macs(port, skb, request)?;
-    let scene = Scene { settings, port, key, macs, now_ns };
+    let mut macs = Macs { metadata: [0; 6], guest: [0; 6] };
+    check_macs(port, skb, request, &mut macs)?;
+    let scene = Scene { settings, port, key: &key, macs: &macs, now_ns };
     let reason = match request {
         Request::Arp => neighbour::answer_arp(skb, &scene).map(|()| Reason::ArpReply),
         Request::Solicitation => neighbour::answer_solicitation(skb, &scene).map(|()| Reason::NdReply),
@@ -83,9 +109,10 @@ fn serve<S: Skb, W: World>(skb: &mut S, world: &W, request: Request) -> Result<O
         Request::Tcp(version) => segment::lead_into_portal(skb, world, &scene, version),
     }?;
     let ifindex = match reason.verdict() {
-        Verdict::ToPortal => settings.portal_ifindex,
+        Verdict::ToPortal if netns == 0 => settings.portal_ifindex,
+        Verdict::ToPortal => world.site(|site| &site.portal_ifindex),
         Verdict::ToGuest => key.ifindex,
-        Verdict::Next | Verdict::Drop => 0,
+        Verdict::Next | Verdict::Drop | Verdict::ToNeighbour => 0,
     };
     Ok(Outcome { reason, ifindex })
 }
@@ -94,8 +121,8 @@ fn serve<S: Skb, W: World>(skb: &mut S, world: &W, request: Request) -> Result<O
 struct Scene<'a> {
     settings: &'a Settings,
     port: &'a Port,
-    key: PortKey,
-    macs: Macs,
+    key: &'a PortKey,
+    macs: &'a Macs,
     now_ns: u64,
 }
 
@@ -108,12 +135,12 @@ struct Macs {
     guest: Mac,
 }
 
-/// The source must be the port's own where that is known.
-#[inline(always)]
-fn check_macs<S: Skb>(port: &Port, skb: &S, request: Request) -> Result<Macs, Reason> {
+/// The source must be the port's own where that is known. Not inlined, for the stack's sake.
+#[inline(never)]
+fn check_macs<S: Skb>(port: &Port, skb: &S, request: Request, macs: &mut Macs) -> Result<(), Reason> {
     let ethernet: [u8; 14] = skb.load(0)?;
     let [t0, t1, t2, t3, t4, t5, f0, f1, f2, f3, f4, f5, ..] = ethernet;
-    let macs = Macs { metadata: [t0, t1, t2, t3, t4, t5], guest: [f0, f1, f2, f3, f4, f5] };
+    *macs = Macs { metadata: [t0, t1, t2, t3, t4, t5], guest: [f0, f1, f2, f3, f4, f5] };
     let asks_all = matches!(request, Request::Arp | Request::Solicitation);
     if wire::is_group(macs.guest) || (!asks_all && wire::is_group(macs.metadata)) {
         return Err(Reason::Malformed);
@@ -121,7 +148,7 @@ fn check_macs<S: Skb>(port: &Port, skb: &S, request: Request) -> Result<Macs, Re
     if port.flags & CHECK_MAC != 0 && macs.guest != port.mac {
         return Err(Reason::ForgedMac);
     }
-    Ok(macs)
+    Ok(())
 }
 
 /// Whether the port may send from this address. Addresses that no host may send from count as forged on every port.
@@ -135,7 +162,7 @@ fn check_source(port: &Port, source: [u8; 4]) -> Result<(), Reason> {
         return Ok(());
     }
     let known = port.ipv4.iter().take(port.ipv4_count as usize);
-    if known.into_iter().any(|address| *address == source) { Ok(()) } else { Err(Reason::ForgedAddress) }
+    if known.into_iter().any(|prefix| prefix.contains(source)) { Ok(()) } else { Err(Reason::ForgedAddress) }
 }
 
 /// The interface identifier of a source in fe80::/64. Any will do, since guests make them up as they like (RFC 7217, RFC

@@ -4,10 +4,10 @@
 use core::cell::{Cell, RefCell};
 use std::collections::HashMap;
 
-use crate::abi::{Client, ClientKey, Gate, Port, PortKey, Settings};
+use crate::abi::{Client, ClientKey, Gate, Port, PortKey, Settings, Site};
 use crate::skb::{HEAD, Skb, SkbFault, Vlan};
 use crate::wire::{self, ETH_LEN, IPV4_LEN, IPV6_LEN};
-use crate::world::{PortalPeer, PortalSocket, World};
+use crate::world::{PortalPeer, PortalSocket, Version, World};
 
 /// A frame in a byte vector, with complete checksums (no GSO, no partial checksum).
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -108,6 +108,10 @@ impl Skb for HostSkb {
 pub struct HostWorld {
     /// `CLOCK_MONOTONIC`, nanoseconds.
     pub now_ns: u64,
+    /// Where the programs work.
+    pub site: Site,
+    /// Whether somebody listens at the metadata address in the programs' own namespace.
+    pub legacy_listening: bool,
     /// `MD_CONFIG[0]`.
     pub settings: Option<Settings>,
     /// `MD_HEARTBEAT[0]`.
@@ -140,6 +144,10 @@ impl World for HostWorld {
         self.now_ns
     }
 
+    fn site<T: Copy>(&self, field: impl Fn(&Site) -> &T) -> T {
+        *field(&self.site)
+    }
+
     fn settings(&self) -> Option<&Settings> {
         self.look(self.settings.as_ref())
     }
@@ -162,8 +170,9 @@ impl World for HostWorld {
         }
     }
 
-    fn client(&self, key: &ClientKey) -> Option<Client> {
-        self.look(self.clients.borrow().get(key).copied())
+    fn known_client(&self, key: &ClientKey) -> Option<(u64, u64)> {
+        let clients = self.clients.borrow();
+        self.look(clients.get(key).map(|client| (client.first_seen_ns, client.connections)))
     }
 
     fn touch_client(&self, key: &ClientKey, now_ns: u64) -> Option<Client> {
@@ -191,5 +200,9 @@ impl World for HostWorld {
         } else {
             PortalSocket::Absent
         }
+    }
+
+    fn legacy_listens(&self, _version: Version, _port: u32) -> bool {
+        self.legacy_listening
     }
 }

@@ -97,6 +97,14 @@ impl ClientAddress {
         }
     }
 
+    /// The prefixes of 64 bits in which the identity addresses of all clients of an attachment are.
+    #[must_use]
+    pub const fn prefixes(attachment: AttachmentId) -> [[u8; 16]; 2] {
+        let ipv4 = Self { attachment, guest: GuestAddress::Ipv4([0; 4]) };
+        let ipv6 = Self { attachment, guest: GuestAddress::Ipv6LinkLocal([0; 8]) };
+        [ipv4.identity(), ipv6.identity()]
+    }
+
     /// Reads an identity address back. `None` for every address that [`Self::identity`] does not produce.
     #[must_use]
     #[inline(always)]

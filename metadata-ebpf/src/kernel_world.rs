@@ -7,10 +7,14 @@ use aya_ebpf::helpers::generated as helpers;
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, HashMap, PerCpuArray};
 use aya_ebpf::programs::TcContext;
-use metadata_ebpf::abi::{Client, ClientKey, Gate, MAX_CLIENTS, MAX_PORTS, Port, PortKey, Settings};
-use metadata_ebpf::identity::{METADATA_PORT, PORTAL_ADDRESS};
+use metadata_ebpf::abi::{Client, ClientKey, Gate, MAX_CLIENTS, MAX_PORTS, Port, PortKey, Settings, Site};
+use metadata_ebpf::identity::{METADATA_IPV4, METADATA_IPV6, METADATA_PORT, PORTAL_ADDRESS};
 use metadata_ebpf::reason::Reason;
-use metadata_ebpf::world::{PortalPeer, PortalSocket, World};
+use metadata_ebpf::world::{PortalPeer, PortalSocket, Version, World};
+
+/// Written by the loader, once for each copy of the programs.
+#[unsafe(no_mangle)]
+static MD_SITE: Site = Site { netns: 0, portal_ifindex: 0, portal_nsid: 0, legacy_port: 0 };
 
 #[map]
 static MD_CONFIG: Array<Settings> = Array::pinned(1, 0);
@@ -53,6 +57,12 @@ impl World for KernelWorld {
     }
 
     #[inline(always)]
+    fn site<T: Copy>(&self, field: impl Fn(&Site) -> &T) -> T {
+        // SAFETY: a valid reference; volatile, as the compiler does not know that the loader writes there.
+        unsafe { core::ptr::read_volatile(field(&MD_SITE)) }
+    }
+
+    #[inline(always)]
     fn settings(&self) -> Option<&Settings> {
         MD_CONFIG.get(0)
     }
@@ -83,9 +93,9 @@ impl World for KernelWorld {
     }
 
     #[inline(always)]
-    fn client(&self, key: &ClientKey) -> Option<Client> {
+    fn known_client(&self, key: &ClientKey) -> Option<(u64, u64)> {
         // SAFETY: as in `port`.
-        unsafe { MD_CLIENTS.get(key).copied() }
+        unsafe { MD_CLIENTS.get(key) }.map(|client| (client.first_seen_ns, client.connections))
     }
 
     #[inline(always)]
@@ -107,7 +117,55 @@ impl World for KernelWorld {
     fn portal_socket(&self, peer: &PortalPeer, nsid: u32) -> PortalSocket {
         find_socket(self.skb, peer, nsid)
     }
+
+    #[inline(always)]
+    fn legacy_listens(&self, version: Version, port: u32) -> bool {
+        match version {
+            Version::V4 => listens_ipv4(self.skb, port as u16),
+            Version::V6 => listens_ipv6(self.skb, port as u16),
+        }
+    }
 }
+
+/// `BPF_F_CURRENT_NETNS` of linux/bpf.h.
+const CURRENT_NETNS: u64 = u64::MAX;
+
+/// A listener of the program's own namespace; a client without address and port has no connection.
+#[inline(never)]
+fn listens_ipv4(skb: *mut __sk_buff, port: u16) -> bool {
+    let [a, b, c, d] = METADATA_IPV4;
+    let [high, low] = port.to_be_bytes();
+    // The IPv4 arm of `struct bpf_sock_tuple`: addresses, then ports.
+    let mut tuple = Aligned([0, 0, 0, 0, a, b, c, d, 0, 0, high, low]);
+    has_socket(skb, (&raw mut tuple).cast(), size_of::<Aligned<12>>() as u32)
+}
+
+#[inline(never)]
+fn listens_ipv6(skb: *mut __sk_buff, port: u16) -> bool {
+    let mut tuple = SocketTuple {
+        source: [0; 16],
+        destination: METADATA_IPV6,
+        source_port: [0; 2],
+        destination_port: port.to_be_bytes(),
+    };
+    has_socket(skb, (&raw mut tuple).cast(), size_of::<SocketTuple>() as u32)
+}
+
+#[inline(always)]
+fn has_socket(skb: *mut __sk_buff, tuple: *mut bpf_sock_tuple, len: u32) -> bool {
+    // SAFETY: the tuple has `len` bytes; the socket is released where one is found.
+    unsafe {
+        let socket = helpers::bpf_skc_lookup_tcp(skb.cast(), tuple, len, CURRENT_NETNS, 0);
+        if socket.is_null() {
+            return false;
+        }
+        helpers::bpf_sk_release(socket.cast());
+        true
+    }
+}
+
+#[repr(C, align(4))]
+struct Aligned<const N: usize>([u8; N]);
 
 /// `bpf_skc_lookup_tcp` finds full, request and TIME-WAIT sockets, and else the listener; for the listener
 /// `bpf_tcp_check_syncookie` tells whether the segment completes a handshake that was answered with a cookie.

@@ -7,7 +7,7 @@ mod kernel_skb;
 mod kernel_world;
 
 use aya_ebpf::bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC};
-use aya_ebpf::helpers::{bpf_redirect, bpf_redirect_peer};
+use aya_ebpf::helpers::{bpf_redirect, bpf_redirect_neigh, bpf_redirect_peer};
 use aya_ebpf::macros::classifier;
 use aya_ebpf::programs::TcContext;
 use metadata_ebpf::from_guest::{Outcome, from_guest};
@@ -43,13 +43,14 @@ pub fn md_to_guest(ctx: TcContext) -> i32 {
 fn conclude(ctx: &TcContext, outcome: Outcome) -> i32 {
     count(outcome.reason);
     trace(ctx, outcome);
-    // SAFETY: both helpers take plain numbers; a wrong interface index makes the kernel drop the frame.
+    // SAFETY: the helpers take plain numbers; a wrong interface index makes the kernel drop the frame.
     let redirected = unsafe {
         match outcome.reason.verdict() {
             Verdict::Next => return TC_ACT_UNSPEC,
             Verdict::Drop => return TC_ACT_SHOT,
             Verdict::ToPortal => bpf_redirect_peer(outcome.ifindex, 0),
             Verdict::ToGuest => bpf_redirect(outcome.ifindex, 0),
+            Verdict::ToNeighbour => bpf_redirect_neigh(outcome.ifindex, core::ptr::null_mut(), 0, 0),
         }
     };
     redirected as i32

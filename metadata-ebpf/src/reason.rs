@@ -12,6 +12,8 @@ pub enum Verdict {
     ToPortal,
     /// Out of the guest's interface.
     ToGuest,
+    /// Out of the guests' interface, to whoever has the destination address there by the kernel's neighbour table.
+    ToNeighbour,
 }
 
 macro_rules! reasons {
@@ -59,6 +61,8 @@ reasons! {
     Segment = "segment" => ToPortal,
     /// An answer, led back to the guest.
     Reply = "reply" => ToGuest,
+    /// An answer, led back to a guest behind an interface that many share, by that namespace's neighbour table.
+    RoutedReply = "routed_reply" => ToNeighbour,
     /// An ARP request for 169.254.169.254, answered in place.
     ArpReply = "arp_reply" => ToGuest,
     /// A neighbour solicitation for fe80::a9fe:a9fe, answered in place.
@@ -87,6 +91,8 @@ reasons! {
     /// An IPv4 header whose checksum is wrong; translation would hide that.
     BadIpv4Checksum = "bad_ipv4_checksum" => Next,
 
+    /// A packet in a router that would be left to a path that is not there, and would leave by the external gateway.
+    Confined = "confined" => Drop,
     /// The source MAC address is not the port's.
     ForgedMac = "forged_mac" => Drop,
     /// The source IP address is none of the port's.

@@ -2,6 +2,10 @@
 //!
 //! Every packet here comes from the portal, where no process lives but the agent's sockets. An answer of the
 //! metadata service goes to the client that its identity address names; everything else goes nowhere.
+//!
+//! In a namespace that many guests share an interface of, it goes to whoever has the client's address by that namespace's
+//! own neighbour table, as the answer of a legacy path would: a guest that sends from the address of another one on its
+//! network never sees the answer.
 
 use crate::abi::ClientKey;
 use crate::from_guest::Outcome;
@@ -41,6 +45,11 @@ fn answer<S: Skb, W: World>(skb: &mut S, world: &W) -> Result<Outcome, Reason> {
     let identity = ip.destination();
     let guest = ClientAddress::from_identity(identity).ok_or(Reason::NoClient)?.guest;
     let client = world.touch_client(&ClientKey { identity }, world.now_ns()).ok_or(Reason::NoClient)?;
+    // An interface index says nothing in another namespace.
+    let netns = world.site(|site| &site.netns);
+    if client.netns != netns {
+        return Err(Reason::NoClient);
+    }
     let ethertype = match guest {
         GuestAddress::Ipv4(guest) => {
             renumber_ipv4(skb, &ip, guest)?;
@@ -55,7 +64,8 @@ fn answer<S: Skb, W: World>(skb: &mut S, world: &W) -> Result<Outcome, Reason> {
     if let Ok(vlan @ 1..) = u16::try_from(client.vlan) {
         skb.push_vlan(vlan)?;
     }
-    Ok(Outcome { reason: Reason::Reply, ifindex: client.ifindex })
+    let reason = if netns == 0 { Reason::Reply } else { Reason::RoutedReply };
+    Ok(Outcome { reason, ifindex: client.ifindex })
 }
 
 #[inline(always)]

@@ -1,6 +1,6 @@
 //! What the programs need besides the packet: maps, the clock and the portal's sockets.
 
-use crate::abi::{Client, ClientKey, Gate, Port, PortKey, Settings};
+use crate::abi::{Client, ClientKey, Gate, Port, PortKey, Settings, Site};
 
 /// The connection table of the portal is the connection table of the programs: the kernel's own sockets tell
 /// which segment belongs to a connection that began with us, so nothing of our own can fill up or go stale.
@@ -23,10 +23,22 @@ pub struct PortalPeer {
     pub tcp: [u8; 20],
 }
 
+/// Version of IP.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Version {
+    /// IPv4.
+    V4,
+    /// IPv6.
+    V6,
+}
+
 /// Maps, clock and sockets.
 pub trait World {
     /// `CLOCK_MONOTONIC`, nanoseconds.
     fn now_ns(&self) -> u64;
+
+    /// A field of the program's [`Site`], as scalars: a copy of the whole would fill the stack.
+    fn site<T: Copy>(&self, field: impl Fn(&Site) -> &T) -> T;
 
     /// `MD_CONFIG[0]`.
     fn settings(&self) -> Option<&Settings>;
@@ -43,8 +55,8 @@ pub trait World {
     /// Overwrites an entry of `MD_GATES`; without effect where there is none.
     fn put_gate(&self, attachment: u32, gate: Gate);
 
-    /// A look into `MD_CLIENTS`.
-    fn client(&self, key: &ClientKey) -> Option<Client>;
+    /// A look into `MD_CLIENTS` for `first_seen_ns` and `connections`. A copy of the whole would fill the stack.
+    fn known_client(&self, key: &ClientKey) -> Option<(u64, u64)>;
 
     /// A look into `MD_CLIENTS` that sets `last_seen_ns`.
     fn touch_client(&self, key: &ClientKey, now_ns: u64) -> Option<Client>;
@@ -54,4 +66,7 @@ pub trait World {
 
     /// Looks for a socket of the portal that would receive a segment of this peer.
     fn portal_socket(&self, peer: &PortalPeer, nsid: u32) -> PortalSocket;
+
+    /// Whether somebody in the program's own namespace listens at the metadata address of this version.
+    fn legacy_listens(&self, version: Version, port: u32) -> bool;
 }

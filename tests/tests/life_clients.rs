@@ -105,7 +105,8 @@ fn idle_clients_and_those_of_gone_interfaces_are_forgotten() {
         let mut datapath = Datapath::open(&pins, AttachMode::Auto).expect("adopt the datapath");
         let index = |guest: &Guest| IfIndex(if_nametoindex(guest.tap.as_str()).expect("its index"));
         for (guest, id) in twins.guests.iter().zip(ids) {
-            let adopted = datapath.attach(index(guest), &guest.tap, false).expect("adopt an attachment");
+            let adopted =
+                datapath.adopt(index(guest), &guest.tap).expect("look for it").expect("an attachment");
             assert_eq!(u64::from(adopted.get()), id);
         }
         assert!(datapath.is_adopted());

@@ -54,7 +54,7 @@ fn a_tagged_metadata_packet_is_left_alone() {
 /// The same packets, under the tag of a subport: served as its attachment's, without the tag, and answered with it.
 #[test]
 fn a_subports_packets_lose_their_tag_on_the_way_in_and_get_it_back() {
-    let tag = PortKey { ifindex: IFINDEX, vlan: 5 };
+    let tag = PortKey { netns: 0, ifindex: IFINDEX, vlan: 5 };
     for case in cases().into_iter().filter(|case| case.reason == Some(Reason::ConnectionOpened)) {
         let mut world = host_world(&case.state);
         let untagged = world.ports.remove(&PortKey::untagged(IFINDEX)).expect(case.name);

@@ -4,7 +4,6 @@ use nix::unistd::{Gid, Group, Uid, User};
 use tokio::net::UnixListener;
 use tracing::{info, warn};
 
-use super::feeds::Fed;
 use crate::config::{Config, SocketMode};
 use crate::socket_file::{SocketFile, SocketFileError};
 
@@ -17,13 +16,11 @@ const ALL: u32 = 0o666;
 #[derive(Debug)]
 pub(super) struct HaproxySocket {
     file: SocketFile,
-    /// By which whoever answers knows whether all sources have spoken, and asks about guests of other hosts.
-    pub(super) fed: Fed,
 }
 
 impl HaproxySocket {
     /// Binds it, if the configuration asks for it. Who connects waits until it is served.
-    pub(super) fn bind(config: &Config, fed: Fed) -> Result<Option<Self>, SocketFileError> {
+    pub(super) fn bind(config: &Config) -> Result<Option<Self>, SocketFileError> {
         if !config.serve_metadata_proxy_socket {
             return Ok(None);
         }
@@ -37,7 +34,7 @@ impl HaproxySocket {
                  to them; metadata_proxy_socket_mode narrows that"
             );
         }
-        Ok(Some(Self { file, fed }))
+        Ok(Some(Self { file }))
     }
 
     /// The listener, for the runtime that this is called in.

@@ -344,6 +344,14 @@ options! {
     Flag OWN guest_interfaces: Vec<NamePattern> = "tap*", ListOf(Pattern);
     /// Which interfaces may face guests, by kind.
     Flag OWN guest_link_kinds: Vec<LinkKind> = "tun", ListOf(OneOf);
+    /// Network namespaces of routers and DHCP servers, under /run/netns, whose guests are served there: those whose names fit
+    /// a pattern and are `qrouter-` or `qdhcp-` with an id, such as `qrouter-*,qdhcp-*`. In a router the program is on its
+    /// interfaces `qr-*`, beside a DHCP server on `tap*`; who asks is told by the network or router and the guest's address.
+    /// Empty for none.
+    Flag OWN namespaces: Option<Vec<NamePattern>> = "", Unset { or: ListOf(Pattern), meaning: "none" };
+    /// Whether packets for the metadata service are dropped in a router of `namespaces` where neither we serve nor a process
+    /// listens on metadata_port: they would leave by the external gateway.
+    File OWN confine_routers: bool = "true", Switch;
     /// How programs are attached: TCX (Linux 6.6), clsact, or TCX where there is TCX.
     Flag OWN attach_mode: AttachMode = "auto", OneOf;
     /// What of a guest packet's source must be its port's: MAC and IPv4 address, MAC address alone, nothing.

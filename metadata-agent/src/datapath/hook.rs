@@ -53,13 +53,7 @@ pub(super) struct Programs {
 
 impl Programs {
     pub fn load(mut ebpf: Ebpf, mode: AttachMode) -> Result<Self, DatapathError> {
-        let mut ids = BTreeMap::new();
-        for name in super::PROGRAMS {
-            let program = program(&mut ebpf, name)?;
-            let info = program.load().and_then(|()| program.info());
-            let info = info.map_err(|source| fault("load", name, "the kernel", source))?;
-            ids.insert(name, info.id());
-        }
+        let ids = load_all(&mut ebpf)?;
         let has_tcx = || KernelVersion::current().is_ok_and(|running| running >= TCX_SINCE);
         let hook = match mode {
             AttachMode::Tcx => Hook::Tcx,
@@ -71,6 +65,16 @@ impl Programs {
 
     pub fn hook(&self) -> Hook {
         self.hook
+    }
+
+    /// The same by the hook that is known already, without the maps, which the programs hold themselves.
+    pub fn load_by(mut ebpf: Ebpf, hook: Hook) -> Result<Self, DatapathError> {
+        let maps: Vec<String> = ebpf.maps().map(|(name, _)| name.to_owned()).collect();
+        let ids = load_all(&mut ebpf)?;
+        for name in maps {
+            drop(ebpf.take_map(&name));
+        }
+        Ok(Self { ebpf, hook, ids })
     }
 
     /// The kernel's id of a program.
@@ -172,6 +176,18 @@ impl Programs {
         }
         true
     }
+}
+
+/// The kernel's ids of the programs, by their names.
+fn load_all(ebpf: &mut Ebpf) -> Result<BTreeMap<&'static str, u32>, DatapathError> {
+    let mut ids = BTreeMap::new();
+    for name in super::PROGRAMS {
+        let program = program(ebpf, name)?;
+        let info = program.load().and_then(|()| program.info());
+        let info = info.map_err(|source| fault("load", name, "the kernel", source))?;
+        ids.insert(name, info.id());
+    }
+    Ok(ids)
 }
 
 /// Makes an attachment outlive the process.

@@ -1,6 +1,6 @@
 //! The maps with their types on.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use aya::Ebpf;
@@ -85,15 +85,13 @@ impl Maps {
         absent_is_fine(self.gates.remove(&id.get())).map_err(fault("remove from", names::GATES))
     }
 
-    pub fn sweep(
-        &mut self,
-        attached: &BTreeSet<AttachmentId>,
-        idle: Duration,
-    ) -> Result<usize, DatapathError> {
+    pub fn sweep(&mut self, idle: Duration) -> Result<usize, DatapathError> {
         let idle_ns = u64::try_from(idle.as_nanos()).unwrap_or(u64::MAX);
         let now = Clock::now_ns();
         let mut stale = Vec::new();
-        let mut kept: BTreeMap<AttachmentId, u64> = attached.iter().map(|id| (*id, 0)).collect();
+        let ports = self.ports()?;
+        let attached = ports.iter().filter_map(|(_, port)| AttachmentId::new(port.attachment));
+        let mut kept: BTreeMap<AttachmentId, u64> = attached.map(|id| (id, 0)).collect();
         for entry in &self.clients {
             let (key, client) = entry.map_err(fault("read", names::CLIENTS))?;
             let attachment = ClientAddress::from_identity(key.identity).map(|client| client.attachment);

@@ -3,7 +3,12 @@
 //!
 //! State lives in the kernel, pinned under one bpffs directory. [`Datapath::open`] adopts what a dead agent of the same ABI left and rebuilds everything else, so there is
 //! one way in, whatever was there before.
+//!
+//! A redirection works inside one network namespace, and interface indexes repeat between namespaces. So for each
+//! namespace but the host's the programs are loaded once more ([`Branches`]), as a copy that knows where it is. All
+//! copies share the maps: an attachment id is of one interface on the host, and what is there is counted once.
 
+mod branches;
 mod hook;
 mod maps;
 mod object;
@@ -11,26 +16,35 @@ mod pins;
 #[cfg(feature = "trace-log")]
 mod trace_log;
 
+pub use branches::Branches;
 pub use hook::{AttachMode, Hook, remove_filter};
 pub use maps::{ClientRecord, Clock, Counters, Heartbeat};
 pub use object::OBJECT;
 pub use pins::FilterMark;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use metadata_ebpf::abi::{ABI_VERSION, CHECK_IPV4, CHECK_MAC, MAX_PORT_IPV4, Port, PortKey, Settings, names};
+use metadata_ebpf::abi::{
+    ABI_VERSION, CHECK_IPV4, CHECK_MAC, CONFINED, Ipv4Prefix, MAX_PORT_IPV4, Port, PortKey, Settings, Site,
+    names,
+};
 use metadata_ebpf::identity::AttachmentId;
 
 use crate::ids::{IfIndex, MacAddress, NetworkId, VlanId};
+use crate::netns::{Netns, NetnsError};
 use hook::Programs;
 use maps::Maps;
+use object::Loader;
 use pins::Pins;
 
 /// Source addresses that one attachment may use at the same time. A port has few; what is more is made up by its guest.
 const CLIENT_QUOTA: u32 = 256;
+/// The same of an attachment that all guests of a network share.
+const SHARED_CLIENT_QUOTA: u32 = 4096;
 
 /// What can go wrong with the kernel side. Always with the object that it went wrong with.
 #[derive(Debug, thiserror::Error)]
@@ -95,6 +109,9 @@ pub enum DatapathError {
         /// Its index.
         index: IfIndex,
     },
+    /// The namespace cannot be worked in.
+    #[error(transparent)]
+    Netns(#[from] NetnsError),
     /// A map refused.
     #[error("cannot {operation} {map}: {source}")]
     Map {
@@ -125,8 +142,12 @@ pub struct PortPolicy {
     pub network: Option<NetworkId>,
     /// The only source MAC address allowed; `None` allows any.
     pub mac: Option<MacAddress>,
-    /// The only source addresses allowed; `None` allows any.
-    pub addresses: Option<Vec<Ipv4Addr>>,
+    /// The only source addresses allowed, as prefixes; `None` allows any.
+    pub addresses: Option<Vec<(Ipv4Addr, u8)>>,
+    /// Whether many guests share the attachment.
+    pub shared: bool,
+    /// Whether packets that would be left to a legacy path are dropped while none listens.
+    pub confined: bool,
 }
 
 /// Where `md_from_guest` sends packets, and how patient it is.
@@ -153,14 +174,44 @@ pub struct Limits {
 
 /// The programs, maps and attachments of one network namespace.
 pub struct Datapath {
-    maps: Maps,
+    maps: Arc<Mutex<Maps>>,
     pins: Pins,
     programs: Programs,
+    place: Place,
     attachments: BTreeMap<IfIndex, Attachment>,
-    /// Ids that were told before their interfaces are attached.
-    reserved: BTreeMap<IfIndex, AttachmentId>,
     portal: Option<IfIndex>,
     is_adopted: bool,
+}
+
+/// The namespace that a datapath works in.
+enum Place {
+    Host,
+    Netns { netns: Arc<Netns>, inode: u32 },
+}
+
+impl Place {
+    /// As the keys of the kernel have it.
+    fn number(&self) -> u32 {
+        match self {
+            Self::Host => 0,
+            Self::Netns { inode, .. } => *inode,
+        }
+    }
+
+    fn key(&self, index: IfIndex, vlan: Option<VlanId>) -> PortKey {
+        PortKey { netns: self.number(), ifindex: index.0, vlan: vlan.map_or(0, |vlan| vlan.get().into()) }
+    }
+
+    /// Interfaces are found by name, and so by a thread that is where they are.
+    fn run<T: Send>(
+        &self,
+        work: impl FnOnce() -> Result<T, DatapathError> + Send,
+    ) -> Result<T, DatapathError> {
+        match self {
+            Self::Host => work(),
+            Self::Netns { netns, .. } => netns.run(work)?,
+        }
+    }
 }
 
 impl Datapath {
@@ -174,13 +225,20 @@ impl Datapath {
         if !is_adopted {
             pins.clear()?;
         }
-        let mut ebpf = object::load(&pins)?;
+        let mut ebpf = Loader::new(&pins).load(Site::default())?;
         #[cfg(feature = "trace-log")]
         trace_log::follow(&mut ebpf);
         let maps = Maps::take(&mut ebpf)?;
         let programs = Programs::load(ebpf, mode)?;
-        let (attachments, reserved) = (BTreeMap::new(), BTreeMap::new());
-        Ok(Self { maps, pins, programs, attachments, reserved, portal: None, is_adopted })
+        Ok(Self {
+            maps: Arc::new(Mutex::new(maps)),
+            pins,
+            programs,
+            place: Place::Host,
+            attachments: BTreeMap::new(),
+            portal: None,
+            is_adopted,
+        })
     }
 
     /// Whether maps of an earlier agent go on to be used. If not, attachment ids begin anew, and nothing that still knows ids of
@@ -196,6 +254,16 @@ impl Datapath {
         self.programs.hook()
     }
 
+    /// What makes datapaths for other namespaces.
+    #[must_use]
+    pub fn branches(&self) -> Branches {
+        Branches::new(Arc::clone(&self.maps), &self.pins, self.hook())
+    }
+
+    fn maps(&self) -> MutexGuard<'_, Maps> {
+        lock(&self.maps)
+    }
+
     /// Attaches `md_to_guest` to the portal and tells `md_from_guest` where it is.
     ///
     /// # Errors
@@ -206,11 +274,11 @@ impl Datapath {
         portal: PortalLink,
         limits: Limits,
     ) -> Result<(), DatapathError> {
-        let next_attachment = self.maps.settings()?.next_attachment.max(1);
+        let next_attachment = self.maps().settings()?.next_attachment.max(1);
         self.programs.attach_to_guest(interface, portal.ifindex, &self.pins.portal())?;
         self.portal = Some(portal.ifindex);
         let syn_interval_ns = 1_000_000_000_u64.checked_div(u64::from(limits.syn_rate)).unwrap_or(0);
-        self.maps.put_settings(Settings {
+        self.maps().put_settings(Settings {
             abi_version: ABI_VERSION,
             portal_ifindex: portal.ifindex.0,
             portal_nsid: portal.nsid,
@@ -223,99 +291,81 @@ impl Datapath {
         })
     }
 
-    /// Attaches `md_from_guest` to an interface, or adopts the attachment that is there. Where that takes a qdisc it must be
-    /// there; `made_qdisc`: the caller made it just now.
+    /// Adopts the attachment that is there on an interface, if it lives: an earlier agent may have left it.
+    ///
+    /// # Errors
+    /// The map refuses.
+    pub fn adopt(&mut self, index: IfIndex, interface: &str) -> Result<Option<AttachmentId>, DatapathError> {
+        if let Some(attachment) = self.attachments.get(&index) {
+            return Ok(Some(attachment.id));
+        }
+        let pin = self.pins.guest(index);
+        let Some(port) = self.maps().port(self.place.key(index, None))? else { return Ok(None) };
+        let Self { place, programs, .. } = self;
+        let is_adopted = place.run(|| Ok(programs.adopt_from_guest(interface, &pin)))?;
+        let id = AttachmentId::new(port.attachment).filter(|_| is_adopted);
+        if let Some(id) = id {
+            self.note(id, index, interface);
+        }
+        Ok(id)
+    }
+
+    /// An id for [`Self::attach_as`], so that whoever needs it can prepare.
+    ///
+    /// # Errors
+    /// The map refuses.
+    pub fn reserve(&mut self) -> Result<AttachmentId, DatapathError> {
+        self.maps().next_attachment()
+    }
+
+    /// Attaches `md_from_guest` to an interface that carries none, under an id from [`Self::reserve`], and with a policy from
+    /// the first packet on. Where that takes a qdisc it must be there; `made_qdisc`: the caller made it just now.
     ///
     /// A filter of an earlier agent stays where programs are attached by TCX now: see [`Self::filter`].
     ///
     /// # Errors
     /// The interface is gone, or the kernel refuses. Only what [`Self::filter`] tells can be left behind then.
-    pub fn attach(
+    pub fn attach_as(
         &mut self,
+        id: AttachmentId,
         index: IfIndex,
         interface: &str,
         made_qdisc: bool,
-    ) -> Result<AttachmentId, DatapathError> {
-        if let Some(attachment) = self.attachments.get(&index) {
-            return Ok(attachment.id);
-        }
-        let pin = self.pins.guest(index);
-        // What a reserved interface carries is nothing of ours.
-        let adoptable =
-            self.maps.port(port_key(index, None))?.filter(|_| !self.reserved.contains_key(&index));
-        let known = adoptable.filter(|_| self.programs.adopt_from_guest(interface, &pin));
-        let id = match known.and_then(|port| AttachmentId::new(port.attachment)) {
-            Some(id) => id,
-            None => self.attach_anew(index, interface, made_qdisc)?,
-        };
+        policy: &PortPolicy,
+    ) -> Result<(), DatapathError> {
+        self.attach_anew(id, index, interface, made_qdisc, policy)?;
+        self.note(id, index, interface);
+        Ok(())
+    }
+
+    fn note(&mut self, id: AttachmentId, index: IfIndex, interface: &str) {
         let attachment = Attachment { id, interface: interface.to_owned(), subports: BTreeMap::new() };
         self.attachments.insert(index, attachment);
-        Ok(id)
     }
 
     fn attach_anew(
         &mut self,
+        id: AttachmentId,
         index: IfIndex,
         interface: &str,
         made_qdisc: bool,
-    ) -> Result<AttachmentId, DatapathError> {
+        policy: &PortPolicy,
+    ) -> Result<(), DatapathError> {
         let pin = self.pins.guest(index);
         Pins::remove(&pin)?;
-        let id = match self.reserved.remove(&index) {
-            Some(id) => id,
-            None => self.new_entry(index)?,
-        };
-        let attached = match self.hook() {
-            Hook::Tcx => self.programs.attach_from_guest(interface, index, &pin),
-            Hook::Clsact => self.attach_filter(index, interface, made_qdisc, &pin),
-        };
-        if let Err(error) = attached {
-            self.maps.remove_port(port_key(index, None), id)?;
-            return Err(error);
+        let key = self.place.key(index, None);
+        // The entry stands before the program runs: no packet of the guest meets an unknown interface.
+        self.maps().put_gate(id)?;
+        self.maps().put_port(key, port_entry(id, policy))?;
+        let Self { place, programs, pins, .. } = self;
+        let attached = place.run(|| match programs.hook() {
+            Hook::Tcx => programs.attach_from_guest(interface, index, &pin),
+            Hook::Clsact => attach_filter(programs, pins, index, interface, made_qdisc, &pin),
+        });
+        if attached.is_err() {
+            self.maps().remove_port(key, id)?;
         }
-        Ok(id)
-    }
-
-    /// The entry stands before the program runs: no packet of the guest meets an unknown interface.
-    fn new_entry(&mut self, index: IfIndex) -> Result<AttachmentId, DatapathError> {
-        let id = self.maps.next_attachment()?;
-        self.maps.put_gate(id)?;
-        self.maps.put_port(port_key(index, None), port_entry(id, &PortPolicy::default()))?;
-        Ok(id)
-    }
-
-    /// The id that [`Self::attach`] will give to an interface that nobody has attached yet. The kernel runs the program some
-    /// milliseconds before it says so (`tcx_entry_sync` waits for an RCU grace period), and by this id others can be told
-    /// before. `None` if an earlier agent has attached the interface: then [`Self::attach`] takes no time, and tells.
-    ///
-    /// # Errors
-    /// A map refuses.
-    pub fn reserve(&mut self, index: IfIndex) -> Result<Option<AttachmentId>, DatapathError> {
-        if self.attachments.contains_key(&index) || self.maps.port(port_key(index, None))?.is_some() {
-            return Ok(None);
-        }
-        let id = self.new_entry(index)?;
-        self.reserved.insert(index, id);
-        Ok(Some(id))
-    }
-
-    /// Noted first: whoever comes after a crash at any point here knows what to remove.
-    fn attach_filter(
-        &mut self,
-        index: IfIndex,
-        interface: &str,
-        made_qdisc: bool,
-        pin: &Path,
-    ) -> Result<(), DatapathError> {
-        self.pins.mark_filter(FilterMark { index, owns_qdisc: made_qdisc })?;
-        // An agent of another ABI may have left its filter in the same place. Not replaced but removed, by its name: what
-        // stands there may be somebody else's.
-        let had_filter = remove_filter(interface, names::FROM_GUEST)?;
-        // A qdisc of ours that somebody deleted took our filter along: without it, what is there now is somebody else's.
-        if !made_qdisc && !had_filter {
-            self.pins.disown_qdisc(index)?;
-        }
-        self.programs.attach_from_guest(interface, index, pin)
+        attached
     }
 
     /// Whether the program of an interface, a guest's or the portal's, is on it by TCX. `interface` is its name now.
@@ -323,7 +373,7 @@ impl Datapath {
     /// # Errors
     /// The kernel does not tell, as of an interface that is gone.
     pub fn is_on(&self, index: IfIndex, interface: &str) -> Result<bool, DatapathError> {
-        self.programs.is_on(self.program_of(index), interface)
+        self.place.run(|| self.programs.is_on(self.program_of(index), interface))
     }
 
     /// The kernel's id of the program of an interface, a guest's or the portal's.
@@ -350,18 +400,20 @@ impl Datapath {
     /// # Errors
     /// The interface is gone or has no qdisc where the program needs one, or the kernel refuses otherwise.
     pub fn put_back(&mut self, index: IfIndex, interface: &str) -> Result<(), DatapathError> {
-        if self.portal == Some(index) {
-            return self.programs.attach_to_guest(interface, index, &self.pins.portal());
+        let Self { place, programs, pins, portal, attachments, .. } = self;
+        if *portal == Some(index) {
+            let pin = pins.portal();
+            return place.run(|| programs.attach_to_guest(interface, index, &pin));
         }
-        if !self.attachments.contains_key(&index) {
+        if !attachments.contains_key(&index) {
             return Err(DatapathError::NotAttached { index });
         }
-        let pin = self.pins.guest(index);
+        let pin = pins.guest(index);
         Pins::remove(&pin)?;
-        if self.programs.hook() == Hook::Clsact {
-            self.pins.mark_filter(FilterMark { index, owns_qdisc: false })?;
+        if programs.hook() == Hook::Clsact {
+            pins.mark_filter(FilterMark { index, owns_qdisc: false })?;
         }
-        self.programs.attach_from_guest(interface, index, &pin)
+        place.run(|| programs.attach_from_guest(interface, index, &pin))
     }
 
     /// Notes a qdisc on an interface as ours, before it is made, or after all as not ours.
@@ -387,9 +439,10 @@ impl Datapath {
         if let Some(id) = attachment.subports.get(&vlan) {
             return Ok(*id);
         }
-        let id = self.maps.next_attachment()?;
-        self.maps.put_gate(id)?;
-        self.maps.put_port(port_key(index, Some(vlan)), port_entry(id, &PortPolicy::default()))?;
+        let mut maps = lock(&self.maps);
+        let id = maps.next_attachment()?;
+        maps.put_gate(id)?;
+        maps.put_port(self.place.key(index, Some(vlan)), port_entry(id, &PortPolicy::default()))?;
         attachment.subports.insert(vlan, id);
         Ok(id)
     }
@@ -401,7 +454,7 @@ impl Datapath {
     pub fn let_go_subport(&mut self, index: IfIndex, vlan: VlanId) -> Result<(), DatapathError> {
         let attachment = self.attachments.get_mut(&index);
         let id = attachment.and_then(|attachment| attachment.subports.remove(&vlan));
-        id.map_or(Ok(()), |id| self.maps.remove_port(port_key(index, Some(vlan)), id))
+        id.map_or(Ok(()), |id| self.maps().remove_port(self.place.key(index, Some(vlan)), id))
     }
 
     /// Tells the kernel what is known of the port behind an attachment, or behind a VLAN on it; nothing happens where
@@ -415,15 +468,13 @@ impl Datapath {
         vlan: Option<VlanId>,
         policy: &PortPolicy,
     ) -> Result<(), DatapathError> {
-        let attachment = self.attachments.get(&index);
-        let id = match vlan {
-            None => attachment.map(|attachment| attachment.id).or_else(|| self.reserved.get(&index).copied()),
-            Some(vlan) => attachment.and_then(|attachment| attachment.subports.get(&vlan).copied()),
-        };
-        let key = port_key(index, vlan);
-        let (Some(id), Some(before)) = (id, self.maps.port(key)?) else { return Ok(()) };
+        let Some(attachment) = self.attachments.get(&index) else { return Ok(()) };
+        let id = vlan.map_or(Some(attachment.id), |vlan| attachment.subports.get(&vlan).copied());
+        let key = self.place.key(index, vlan);
+        let mut maps = self.maps();
+        let (Some(id), Some(before)) = (id, maps.port(key)?) else { return Ok(()) };
         let entry = port_entry(id, policy);
-        if entry == before { Ok(()) } else { self.maps.put_port(key, entry) }
+        if entry == before { Ok(()) } else { maps.put_port(key, entry) }
     }
 
     /// Lets go of an interface that is gone or that is no guest's any more, with all VLANs on it. A filter, which the program
@@ -433,16 +484,13 @@ impl Datapath {
     /// # Errors
     /// A pin or an entry cannot be removed.
     pub fn let_go(&mut self, index: IfIndex) -> Result<Option<Attachment>, DatapathError> {
-        if let Some(id) = self.reserved.remove(&index) {
-            self.maps.remove_port(port_key(index, None), id)?;
-        }
         let Some(attachment) = self.attachments.remove(&index) else {
             return Ok(None);
         };
         Pins::remove(&self.pins.guest(index))?;
-        self.maps.remove_port(port_key(index, None), attachment.id)?;
+        self.maps().remove_port(self.place.key(index, None), attachment.id)?;
         for (vlan, id) in &attachment.subports {
-            self.maps.remove_port(port_key(index, Some(*vlan)), *id)?;
+            self.maps().remove_port(self.place.key(index, Some(*vlan)), *id)?;
         }
         Ok(Some(attachment))
     }
@@ -453,11 +501,15 @@ impl Datapath {
     /// A pin or an entry cannot be removed.
     pub fn forget_strays(&mut self) -> Result<(), DatapathError> {
         let attached: BTreeMap<(u32, u32), AttachmentId> = self.ids().collect();
-        for (key, port) in self.maps.ports()? {
+        let mut maps = lock(&self.maps);
+        for (key, port) in maps.ports()? {
+            if key.netns != self.place.number() {
+                continue;
+            }
             let is_stray =
                 attached.get(&(key.ifindex, key.vlan)).is_none_or(|id| id.get() != port.attachment);
             if let Some(id) = AttachmentId::new(port.attachment).filter(|_| is_stray) {
-                self.maps.remove_port(key, id)?;
+                maps.remove_port(key, id)?;
             }
         }
         for (index, pin) in self.pins.guests()? {
@@ -468,13 +520,12 @@ impl Datapath {
         Ok(())
     }
 
-    /// Removes clients that were idle for `idle` or whose attachment is gone, and sets the counts of the others right.
+    /// Removes clients that were idle for `idle` or whose attachment is gone, of all namespaces, and sets the counts of the others right.
     ///
     /// # Errors
     /// The map refuses.
     pub fn sweep(&mut self, idle: Duration) -> Result<usize, DatapathError> {
-        let attached: BTreeSet<AttachmentId> = self.ids().map(|(_, id)| id).collect();
-        self.maps.sweep(&attached, idle)
+        self.maps().sweep(idle)
     }
 
     /// Every attachment by the fields of its key, interface index and VLAN id.
@@ -560,6 +611,15 @@ impl Remains {
         self.0.forget_filter(index)
     }
 
+    /// What there is of other network namespaces, by their inodes.
+    ///
+    /// # Errors
+    /// The directory cannot be read.
+    pub fn branches(&self) -> Result<Vec<(u32, Self)>, DatapathError> {
+        let of = |inode| Ok((inode, Self(Pins::of_netns(self.0.directory(), inode)?)));
+        self.0.netns()?.into_iter().map(of).collect()
+    }
+
     /// Takes every link off, and removes every pin and, if nothing is left there, the directory.
     ///
     /// # Errors
@@ -569,14 +629,39 @@ impl Remains {
     }
 }
 
+/// Noted first: whoever comes after a crash at any point here knows what to remove.
+fn attach_filter(
+    programs: &mut Programs,
+    pins: &Pins,
+    index: IfIndex,
+    interface: &str,
+    made_qdisc: bool,
+    pin: &Path,
+) -> Result<(), DatapathError> {
+    pins.mark_filter(FilterMark { index, owns_qdisc: made_qdisc })?;
+    // An agent of another ABI may have left its filter in the same place. Not replaced but removed, by its name: what
+    // stands there may be somebody else's.
+    let had_filter = remove_filter(interface, names::FROM_GUEST)?;
+    // A qdisc of ours that somebody deleted took our filter along: without it, what is there now is somebody else's.
+    if !made_qdisc && !had_filter {
+        pins.disown_qdisc(index)?;
+    }
+    programs.attach_from_guest(interface, index, pin)
+}
+
+fn lock(maps: &Mutex<Maps>) -> MutexGuard<'_, Maps> {
+    // Each call on it is whole by itself, so one that panicked leaves nothing half done.
+    maps.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 fn port_entry(id: AttachmentId, policy: &PortPolicy) -> Port {
     let mut port = Port {
         attachment: id.get(),
-        flags: 0,
-        client_quota: CLIENT_QUOTA,
+        flags: if policy.confined { CONFINED } else { 0 },
+        client_quota: if policy.shared { SHARED_CLIENT_QUOTA } else { CLIENT_QUOTA },
         ipv4_count: 0,
         network: policy.network.map_or([0; 16], |network| network.octets()),
-        ipv4: [[0; 4]; MAX_PORT_IPV4],
+        ipv4: [Ipv4Prefix::default(); MAX_PORT_IPV4],
         mac: [0; 6],
         _pad: [0; 2],
     };
@@ -585,17 +670,13 @@ fn port_entry(id: AttachmentId, policy: &PortPolicy) -> Port {
         port.flags |= CHECK_MAC;
     }
     if let Some(addresses) = policy.addresses.as_ref().filter(|addresses| addresses.len() <= MAX_PORT_IPV4) {
-        for (slot, address) in port.ipv4.iter_mut().zip(addresses) {
-            *slot = address.octets();
+        for (slot, (address, len)) in port.ipv4.iter_mut().zip(addresses) {
+            *slot = Ipv4Prefix::new(address.octets(), *len);
             port.ipv4_count += 1;
         }
         port.flags |= CHECK_IPV4;
     }
     port
-}
-
-fn port_key(index: IfIndex, vlan: Option<VlanId>) -> PortKey {
-    PortKey { ifindex: index.0, vlan: vlan.map_or(0, |vlan| vlan.get().into()) }
 }
 
 /// The names of the programs, for who looks for them in the kernel.

@@ -1,8 +1,10 @@
 //! The BPF object that the build script left, and whether pinned maps speak its ABI.
 
+use std::collections::HashMap;
+
 use aya::maps::{Array, Map, MapData};
 use aya::{Ebpf, EbpfLoader, include_bytes_aligned};
-use metadata_ebpf::abi::{ABI_VERSION, Settings, names};
+use metadata_ebpf::abi::{ABI_VERSION, Settings, Site, names};
 
 use super::DatapathError;
 use super::pins::Pins;
@@ -10,11 +12,29 @@ use super::pins::Pins;
 /// The programs and maps as the build script compiled them, for who loads them by other means.
 pub static OBJECT: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/datapath.o"));
 
-/// Loads maps and programs; maps that are pinned already are used as they are.
-pub(super) fn load(pins: &Pins) -> Result<Ebpf, DatapathError> {
-    let mut loader = EbpfLoader::new();
-    loader.default_map_pin_directory(pins.directory());
-    loader.load(OBJECT).map_err(|source| DatapathError::Load { source: Box::new(source) })
+/// Loads copies of maps and programs; maps that are pinned already are used as they are.
+pub(super) struct Loader {
+    loader: EbpfLoader<'static>,
+    /// What copies were told, at most one for each way to the portal that there ever was. aya's loader wants it to live as
+    /// long as itself.
+    sites: HashMap<Site, &'static Site>,
+}
+
+impl Loader {
+    pub(super) fn new(pins: &Pins) -> Self {
+        let mut loader = EbpfLoader::new();
+        // The kernel's own types are of use to programs that are relocated, which ours are not, and fill megabytes.
+        loader.btf(None).default_map_pin_directory(pins.directory());
+        Self { loader, sites: HashMap::new() }
+    }
+
+    pub(super) fn load(&mut self, site: Site) -> Result<Ebpf, DatapathError> {
+        let site = *self.sites.entry(site).or_insert_with(|| Box::leak(Box::new(site)));
+        self.loader
+            .override_global(names::SITE, site, true)
+            .load(OBJECT)
+            .map_err(|source| DatapathError::Load { source: Box::new(source) })
+    }
 }
 
 /// Whether all that is pinned was made by an agent of this ABI. Maps of another layout cannot even be read.

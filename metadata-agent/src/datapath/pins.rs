@@ -11,6 +11,7 @@
 //! | `guest-<ifindex>` | the link of `md_from_guest` there, by TCX |
 //! | `filter-<ifindex>` | a directory: `md_from_guest` is there as a filter |
 //! | `clsact-<ifindex>` | a directory: the qdisc there, whose hook the filter is on, was made by us |
+//! | `netns-<inode>` | a directory: the same, but for maps, of the network namespace with this inode |
 
 use std::fs::{self, DirBuilder, File, TryLockError};
 use std::io;
@@ -26,6 +27,7 @@ const PORTAL: &str = "portal";
 const GUEST: &str = "guest-";
 const FILTER: &str = "filter-";
 const CLSACT: &str = "clsact-";
+const NETNS: &str = "netns-";
 /// What the names of our maps begin with, in every version.
 const MAP: &str = "MD_";
 
@@ -33,10 +35,11 @@ const MAP: &str = "MD_";
 #[derive(Debug)]
 pub(super) struct Pins {
     directory: PathBuf,
-    _lock: File,
+    /// That of a namespace's pins is held with the directory above.
+    _lock: Option<File>,
 }
 
-/// A filter of ours on a guest's interface.
+/// A filter of ours on a guest's interface, in the namespace of whoever tells.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FilterMark {
     /// The interface's index.
@@ -86,7 +89,28 @@ impl Pins {
         }
         let inode = lock.metadata().map_err(fault)?.ino();
         let is_there = fs::metadata(directory).is_ok_and(|now| now.ino() == inode);
-        Ok(is_there.then(|| Self { directory: directory.to_owned(), _lock: lock }))
+        Ok(is_there.then(|| Self { directory: directory.to_owned(), _lock: Some(lock) }))
+    }
+
+    /// The pins of another network namespace, beside those of the host's own; made if need be.
+    pub fn of_netns(directory: &Path, inode: u32) -> Result<Self, DatapathError> {
+        let path = directory.join(format!("{NETNS}{inode}"));
+        match DirBuilder::new().mode(0o700).create(&path) {
+            Err(source) if source.kind() != io::ErrorKind::AlreadyExists => {
+                Err(DatapathError::PinDirectory { path, source })
+            }
+            _ => Ok(Self { directory: path, _lock: None }),
+        }
+    }
+
+    /// To look at them, while somebody else holds the lock.
+    pub fn unlocked(directory: &Path) -> Self {
+        Self { directory: directory.to_owned(), _lock: None }
+    }
+
+    /// The network namespaces that there are pins of.
+    pub fn netns(&self) -> Result<Vec<u32>, DatapathError> {
+        Ok(self.ours()?.iter().filter_map(|name| name.strip_prefix(NETNS)?.parse().ok()).collect())
     }
 
     pub fn directory(&self) -> &Path {
@@ -152,7 +176,11 @@ impl Pins {
     /// Removes maps and links: links detach, and maps go as their last holders do. Notes of filters stay.
     pub fn clear(&self) -> Result<(), DatapathError> {
         let is_note = |name: &str| name.starts_with(FILTER) || name.starts_with(CLSACT);
-        for name in self.ours()?.iter().filter(|name| !is_note(name)) {
+        for inode in self.netns()? {
+            Self::of_netns(&self.directory, inode)?.remove_all()?;
+        }
+        let is_file = |name: &&String| !is_note(name) && !name.starts_with(NETNS);
+        for name in self.ours()?.iter().filter(is_file) {
             Self::remove(&self.directory.join(name))?;
         }
         Ok(())
@@ -195,7 +223,8 @@ impl Pins {
     fn ours(&self) -> Result<Vec<String>, DatapathError> {
         let is_ours = |name: &String| {
             let numbered = [GUEST, FILTER, CLSACT].iter().any(|prefix| index_in(name, prefix).is_some());
-            name == PORTAL || name.starts_with(MAP) || numbered
+            let netns = name.strip_prefix(NETNS).is_some_and(|inode| inode.parse::<u32>().is_ok());
+            name == PORTAL || name.starts_with(MAP) || numbered || netns
         };
         let names = || {
             let entries = fs::read_dir(&self.directory)?;

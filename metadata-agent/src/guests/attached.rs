@@ -8,7 +8,7 @@ use metadata_ebpf::identity::AttachmentId;
 use tracing::{info, warn};
 
 use super::GuestRules;
-use crate::datapath::Datapath;
+use crate::datapath::{Datapath, PortPolicy};
 use crate::directory::{Binding, Owner};
 use crate::ids::{IfIndex, PortId, VlanId};
 use crate::inventory::{Ambiguous, Entry, Facts, Port, Subport};
@@ -61,6 +61,11 @@ impl Attached {
         }
     }
 
+    /// What the kernel shall check of the untagged side, as far as it is known whose that is.
+    pub(super) fn policy(&self, rules: &GuestRules) -> PortPolicy {
+        rules.policy(&self.owner)
+    }
+
     /// Takes over whose the untagged side is.
     pub(super) fn own(
         &mut self,
@@ -82,6 +87,10 @@ impl Attached {
 
     /// Takes over which subports there are. All of them are the instance's that the interface is.
     pub(super) fn seat(&mut self, index: IfIndex, wanted: &[Subport], kernel: &mut Kernel<'_>) {
+        // Told ahead of its attachment: VLANs have to wait for that.
+        if !kernel.datapath.attachments().contains_key(&index) {
+            return;
+        }
         let Self { link, owner, subports, .. } = self;
         let gone = |vlan: &VlanId| !wanted.iter().any(|subport| subport.vlan == *vlan);
         for vlan in subports.keys().copied().filter(gone).collect::<Vec<_>>() {

@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 use tracing::{debug, info, warn};
 
 use super::{Guests, GuestsError};
+use crate::classifier;
 use crate::datapath::Hook;
 use crate::ids::IfIndex;
 use crate::netlink::HookEvent;
@@ -127,20 +128,13 @@ impl Guests {
         }
     }
 
-    /// Gives an interface a qdisc with an ingress hook where it has none. Whether it was made: then it is ours, and noted before.
+    /// Gives an interface a qdisc with an ingress hook where it has none. Whether it was made: then it is ours, and a guest's
+    /// interface was noted before.
     pub(super) async fn provide_qdisc(&mut self, index: IfIndex) -> Result<bool, GuestsError> {
         if self.is_portal(index) {
             return Ok(self.netlink.add_ingress_qdisc(index).await?);
         }
-        let noted = self.datapath.filter(index);
-        self.datapath.own_qdisc(index, true)?;
-        let made = self.netlink.add_ingress_qdisc(index).await;
-        match (&made, noted) {
-            (Ok(true), _) => {}
-            (Err(_), None) => self.datapath.forget_filter(index)?,
-            (_, noted) => self.datapath.own_qdisc(index, noted.is_some_and(|mark| mark.owns_qdisc))?,
-        }
-        Ok(made?)
+        Ok(classifier::provide_qdisc(&self.netlink, &self.datapath, index).await?)
     }
 
     /// Looks whether a filter is in its place, and puts it back at once where there is a qdisc for it.

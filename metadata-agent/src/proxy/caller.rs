@@ -1,5 +1,6 @@
 //! Whom a haproxy of Neutron's says that it asks for: the headers that it sets on each request, and whoever knows the
-//! instance behind them.
+//! instance behind them. A client that came through a router's or a DHCP server's namespace is named in the same way: by
+//! that place and its own address.
 //!
 //! A guest writes headers as well, and haproxy leaves most of them in. What is its own: `X-Forwarded-For`, which it adds
 //! behind those of the guest, so the last one counts and no other; and one of `X-Neutron-Network-ID` and
@@ -12,6 +13,7 @@ use std::str::FromStr;
 use std::sync::Arc;
 
 use hyper::header::{HeaderMap, HeaderName, HeaderValue};
+use metadata_ebpf::identity::{ClientAddress, GuestAddress};
 
 use super::headers::X_FORWARDED_FOR;
 use super::requester::{NetworkHeader, Requester};
@@ -19,7 +21,7 @@ use crate::ids::{MacAddress, NetworkId, RouterId};
 
 const X_NEUTRON_ROUTER_ID: HeaderName = HeaderName::from_static("x-neutron-router-id");
 
-/// Who asks, as a haproxy knows it.
+/// Who asks, as a haproxy knows it, or we do where many guests share an attachment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Caller {
     /// Where the haproxy listens.
@@ -41,6 +43,12 @@ pub enum CallerPlace {
 pub trait Callers: Send + Sync + 'static {
     /// Who it is.
     fn find(&self, caller: &Caller) -> impl Future<Output = Found> + Send;
+}
+
+impl<T: Callers + ?Sized> Callers for Arc<T> {
+    fn find(&self, caller: &Caller) -> impl Future<Output = Found> + Send {
+        (**self).find(caller)
+    }
 }
 
 /// Who a [`Caller`] is.
@@ -97,6 +105,17 @@ pub enum CallerFault {
 }
 
 impl Caller {
+    /// A client of an attachment that all guests at a place share.
+    pub(super) fn of(place: CallerPlace, client: &ClientAddress) -> Self {
+        let address = match client.guest {
+            GuestAddress::Ipv4(octets) => IpAddr::from(octets),
+            GuestAddress::Ipv6LinkLocal([a, b, c, d, e, f, g, h]) => {
+                IpAddr::from([0xfe, 0x80, 0, 0, 0, 0, 0, 0, a, b, c, d, e, f, g, h])
+            }
+        };
+        Self { place, address }
+    }
+
     /// Reads the headers of a request that came from a haproxy.
     pub(super) fn read(headers: &HeaderMap) -> Result<Self, CallerFault> {
         Ok(Self { place: CallerPlace::read(headers)?, address: address(headers)? })

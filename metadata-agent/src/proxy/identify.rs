@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use metadata_ebpf::identity::ClientAddress;
 use tokio::sync::watch;
 
+use super::caller::{Caller, CallerPlace, Found};
 use super::fault::Fault;
 use super::requester::Requester;
 use crate::metrics::Metrics;
@@ -18,6 +19,11 @@ pub trait Directory: Send + Sync + 'static {
 
     /// Ticks whenever any standing may have changed.
     fn changes(&self) -> watch::Receiver<u64>;
+
+    /// Who has an address at a place of [`Standing::Shared`]. Nobody, where there are no such places.
+    fn find(&self, _caller: &Caller) -> impl Future<Output = Found> + Send {
+        std::future::ready(Found::Nobody)
+    }
 }
 
 impl<T: Directory + ?Sized> Directory for Arc<T> {
@@ -28,6 +34,19 @@ impl<T: Directory + ?Sized> Directory for Arc<T> {
     fn changes(&self) -> watch::Receiver<u64> {
         (**self).changes()
     }
+
+    fn find(&self, caller: &Caller) -> impl Future<Output = Found> + Send {
+        (**self).find(caller)
+    }
+}
+
+/// What a client is identified by.
+#[derive(Debug, Clone)]
+pub(super) enum Identity {
+    /// Its attachment: nobody else is there.
+    Own(Arc<Requester>),
+    /// Its address there, which [`Directory::find`] knows.
+    Shared(CallerPlace),
 }
 
 /// What is known of a client.
@@ -40,6 +59,8 @@ pub enum Standing {
         /// Since when its attachment waits for them.
         since: Instant,
     },
+    /// Many guests share its attachment: [`Directory::find`] is asked who has its address there.
+    Shared(CallerPlace),
     /// A source says that this is no instance of Nova.
     Refused,
     /// The attachment has vanished.
@@ -65,7 +86,7 @@ pub(super) async fn identify<D: Directory>(
     client: &ClientAddress,
     patience: Patience,
     metrics: &Metrics,
-) -> Result<Arc<Requester>, Fault> {
+) -> Result<Identity, Fault> {
     // The common case takes no receiver.
     let first = directory.lookup(client);
     if !matches!(first, Standing::Pending { .. }) {
@@ -84,7 +105,7 @@ async fn hold<D: Directory>(
     directory: &D,
     client: &ClientAddress,
     patience: Patience,
-) -> Result<Arc<Requester>, Fault> {
+) -> Result<Identity, Fault> {
     let deadline = tokio::time::Instant::now() + patience.hold;
     let mut changes = directory.changes();
     loop {
@@ -108,9 +129,10 @@ fn still_waits(standing: &Standing, now: Instant, grace: Duration) -> bool {
     matches!(standing, Standing::Pending { since } if now.saturating_duration_since(*since) < grace)
 }
 
-fn settle(standing: Standing, now: Instant, grace: Duration) -> Result<Arc<Requester>, Fault> {
+fn settle(standing: Standing, now: Instant, grace: Duration) -> Result<Identity, Fault> {
     match standing {
-        Standing::Known(requester) => Ok(requester),
+        Standing::Known(requester) => Ok(Identity::Own(requester)),
+        Standing::Shared(place) => Ok(Identity::Shared(place)),
         Standing::Pending { since } if now.saturating_duration_since(since) < grace => {
             Err(Fault::IdentityPending)
         }
@@ -169,7 +191,7 @@ mod tests {
         )
     }
 
-    async fn ask(desk: &Desk) -> Result<Arc<Requester>, Fault> {
+    async fn ask(desk: &Desk) -> Result<Identity, Fault> {
         identify(desk, &client(), PATIENCE, &Metrics::register(&mut Registry::default())).await
     }
 

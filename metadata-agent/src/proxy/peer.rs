@@ -3,14 +3,14 @@
 
 use std::borrow::Cow;
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use hyper::header::HeaderMap;
 use metadata_ebpf::identity::{AttachmentId, ClientAddress};
 
-use super::caller::{Caller, Callers, Found};
+use super::caller::{Caller, CallerPlace, Callers, Found};
 use super::fault::Fault;
-use super::identify::{Directory, Patience, identify};
+use super::identify::{Directory, Identity, Patience, identify};
 use super::requester::{GuestOrigin, Requester};
 use super::shared::Proxy;
 
@@ -44,18 +44,35 @@ pub(super) struct Asker<'a> {
 pub(super) struct Guest {
     client: ClientAddress,
     origin: GuestOrigin,
+    /// Whoever it turned out to be by its address. Neither changes while the connection lasts.
+    found: OnceLock<Arc<Requester>>,
 }
 
 impl Guest {
     pub(super) fn new(client: ClientAddress) -> Self {
-        Self { client, origin: GuestOrigin::of(&client) }
+        Self { client, origin: GuestOrigin::of(&client), found: OnceLock::new() }
+    }
+
+    async fn look_up<D: Directory>(
+        &self,
+        directory: &D,
+        place: CallerPlace,
+    ) -> Result<Arc<Requester>, Fault> {
+        if let Some(requester) = self.found.get() {
+            return Ok(Arc::clone(requester));
+        }
+        let requester = known(directory.find(&Caller::of(place, &self.client)).await)?;
+        Ok(Arc::clone(self.found.get_or_init(|| requester)))
     }
 }
 
 impl<D: Directory> Peer<D> for Guest {
     async fn identify(&self, proxy: &Proxy<D>, _: &HeaderMap) -> Result<Asker<'_>, Fault> {
         let patience = Patience { hold: proxy.config.identity_hold, grace: proxy.config.identity_grace };
-        let requester = identify(&proxy.directory, &self.client, patience, &proxy.metrics).await?;
+        let requester = match identify(&proxy.directory, &self.client, patience, &proxy.metrics).await? {
+            Identity::Own(requester) => requester,
+            Identity::Shared(place) => self.look_up(&proxy.directory, place).await?,
+        };
         Ok(Asker { requester, origin: Cow::Borrowed(&self.origin) })
     }
 
@@ -71,18 +88,21 @@ pub(super) struct Haproxy;
 impl<C: Callers> Peer<C> for Haproxy {
     async fn identify(&self, proxy: &Proxy<C>, headers: &HeaderMap) -> Result<Asker<'_>, Fault> {
         let caller = Caller::read(headers)?;
-        match proxy.directory.find(&caller).await {
-            Found::Known(requester) => {
-                Ok(Asker { requester, origin: Cow::Owned(GuestOrigin::at(caller.address)) })
-            }
-            Found::Nobody => Err(Fault::CallerUnknown),
-            Found::Several => Err(Fault::CallerAmbiguous),
-            Found::NotAnInstance => Err(Fault::NotAnInstance),
-            Found::Unavailable => Err(Fault::IdentityPending),
-        }
+        let requester = known(proxy.directory.find(&caller).await)?;
+        Ok(Asker { requester, origin: Cow::Owned(GuestOrigin::at(caller.address)) })
     }
 
     fn client(&self) -> Option<ClientAddress> {
         None
+    }
+}
+
+fn known(found: Found) -> Result<Arc<Requester>, Fault> {
+    match found {
+        Found::Known(requester) => Ok(requester),
+        Found::Nobody => Err(Fault::CallerUnknown),
+        Found::Several => Err(Fault::CallerAmbiguous),
+        Found::NotAnInstance => Err(Fault::NotAnInstance),
+        Found::Unavailable => Err(Fault::IdentityPending),
     }
 }

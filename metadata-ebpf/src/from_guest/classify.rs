@@ -4,6 +4,7 @@ use crate::identity::{METADATA_IPV4, METADATA_IPV6, METADATA_PORT};
 use crate::reason::Reason;
 use crate::skb::{HEAD, Skb};
 use crate::wire::{self, ETH_LEN, IPV6_LEN, icmpv6};
+use crate::world::Version;
 
 /// What the guest wants.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -12,13 +13,6 @@ pub(super) enum Request {
     Solicitation,
     Echo(Version),
     Tcp(Version),
-}
-
-/// Version of IP.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Version {
-    V4,
-    V6,
 }
 
 /// `None`: not metadata traffic.

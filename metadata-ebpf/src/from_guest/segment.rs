@@ -1,7 +1,6 @@
 //! TCP to the metadata service: recorded where it opens a connection, and led into the portal with the identity address
 //! for its source.
 
-use super::classify::Version;
 use super::neighbour::METADATA_MAC;
 use super::{Scene, check_ipv6_source, check_source};
 use crate::abi::{Client, ClientKey};
@@ -14,7 +13,7 @@ use crate::skb::{Skb, SkbFault};
 use crate::wire::{
     self, ETH_LEN, IPV4_LEN, IPV6_LEN, Ipv4Header, Ipv6Header, TCP_CHECKSUM, TCP_LEN, TcpHeader,
 };
-use crate::world::{PortalPeer, PortalSocket, World};
+use crate::world::{PortalPeer, PortalSocket, Version, World};
 
 /// A SYN goes wherever a listener is, and is recorded; any other segment only where its connection is.
 #[inline(always)]
@@ -30,7 +29,11 @@ pub(super) fn lead_into_portal<S: Skb, W: World>(
         Version::V6 => parse_ipv6(skb, scene, &mut peer)?,
     }
     let opens = TcpHeader::opens_by(peer.tcp[13]);
-    let reason = match (opens, world.portal_socket(&peer, scene.settings.portal_nsid)) {
+    let nsid = match scene.key.netns {
+        0 => scene.settings.portal_nsid,
+        _ => world.site(|site| &site.portal_nsid),
+    };
+    let reason = match (opens, world.portal_socket(&peer, nsid)) {
         (true, PortalSocket::Absent) => return Err(Reason::AgentAbsent),
         (true, PortalSocket::Listening | PortalSocket::Connected) => {
             record(world, scene, &peer.identity)?;
@@ -126,12 +129,12 @@ fn hand_over<S: Skb>(skb: &mut S, scene: &Scene<'_>) -> Result<(), Reason> {
 /// Spends one of the attachment's new connections and remembers how to answer the client.
 #[inline(never)]
 fn record<W: World>(world: &W, scene: &Scene<'_>, identity: &[u8; 16]) -> Result<(), Reason> {
-    let Scene { settings, port, key, macs, now_ns } = *scene;
+    let Scene { settings, port, key, macs, now_ns, .. } = *scene;
     let client_key = ClientKey { identity: *identity };
     let mut gate = world.gate(port.attachment).ok_or(Reason::NotAttached)?;
     gate.syn_tat_ns = rate::admit(gate.syn_tat_ns, now_ns, settings.syn_interval_ns, settings.syn_burst_ns)
         .ok_or(Reason::SynRate)?;
-    let known = world.client(&client_key);
+    let known = world.known_client(&client_key);
     if known.is_none() {
         if gate.clients >= u64::from(port.client_quota) {
             return Err(Reason::ClientQuota);
@@ -140,14 +143,14 @@ fn record<W: World>(world: &W, scene: &Scene<'_>, identity: &[u8; 16]) -> Result
     }
     let client = Client {
         network: port.network,
-        first_seen_ns: known.map_or(now_ns, |client| client.first_seen_ns),
+        first_seen_ns: known.map_or(now_ns, |(first_seen_ns, _)| first_seen_ns),
         last_seen_ns: now_ns,
-        connections: known.map_or(1, |client| client.connections.wrapping_add(1)),
+        connections: known.map_or(1, |(_, connections)| connections.wrapping_add(1)),
         ifindex: key.ifindex,
         vlan: key.vlan,
         guest_mac: macs.guest,
         metadata_mac: macs.metadata,
-        _pad: [0; 4],
+        netns: key.netns,
     };
     if !world.put_client(&client_key, &client) {
         return Err(Reason::ClientsFull);

@@ -28,15 +28,17 @@ const THREADS: u64 = 2;
 const OUT_OF_REACH: [Reason; 2] = [Reason::Vlan, Reason::HelperFailed];
 
 /// The states, and how many of every sixteen batches each gets.
-const STATES: [(usize, State); 8] = [
-    (6, NORMAL),
-    (3, State { port_known: false, client_known: true, ..NORMAL }),
+const STATES: [(usize, State); 10] = [
+    (5, NORMAL),
+    (2, State { port_known: false, client_known: true, ..NORMAL }),
     (2, State { port_known: false, client_quota: u32::MAX, ..NORMAL }),
     (1, State { client_known: true, syn_exhausted: true, ..NORMAL }),
     (1, State { client_quota: 0, ..NORMAL }),
     (1, State { attached: false, client_known: true, ..NORMAL }),
     (1, State { alive: false, ..NORMAL }),
     (1, State { listening: false, client_known: true, ..NORMAL }),
+    (1, State { routed: true, port_known: false, client_known: true, ..NORMAL }),
+    (1, State { routed: true, ..NORMAL }),
 ];
 
 /// How often each reason was, in the order of the counters, and how often none.
@@ -256,7 +258,7 @@ impl Pair {
 }
 
 fn moved(reason: Option<Reason>) -> bool {
-    matches!(reason.map(Reason::verdict), Some(Verdict::ToPortal | Verdict::ToGuest))
+    matches!(reason.map(Reason::verdict), Some(Verdict::ToPortal | Verdict::ToGuest | Verdict::ToNeighbour))
 }
 
 fn position(reason: Option<Reason>) -> usize {

@@ -16,7 +16,7 @@ use metadata_ebpf::identity::PORTAL_ADDRESS;
 use metadata_ebpf::reason::{Reason, Verdict};
 use tokio::runtime::{Builder, Runtime};
 
-use super::world::{self, IFINDEX};
+use super::world;
 use super::{ATTACHMENT, CONNECTED_PORT, Program, State, port};
 use crate::bpffs::Bpffs;
 use crate::netns::Netns as RigNetns;
@@ -26,7 +26,12 @@ pub const CLIENTS: u32 = 8;
 
 /// The programs and their maps.
 pub struct Kernel {
+    /// On the host.
     ebpf: Ebpf,
+    /// In a router's namespace, on the same maps.
+    routed: Ebpf,
+    /// Whose turn it is.
+    is_routed: bool,
     nsid: u32,
     config: Array<MapData, Settings>,
     heartbeat: Array<MapData, u64>,
@@ -39,15 +44,21 @@ pub struct Kernel {
 impl Kernel {
     /// Loads the object with its maps pinned under `pins`, for the portal that has this id in the caller's namespace.
     fn load(pins: &Path, nsid: u32) -> Self {
-        let mut ebpf = EbpfLoader::new()
-            .default_map_pin_directory(pins)
-            .map_max_entries(names::CLIENTS, CLIENTS)
-            .load(OBJECT)
-            .expect("the object loads");
-        for name in PROGRAMS {
-            let program: &mut SchedClassifier = ebpf.program_mut(name).expect(name).try_into().expect(name);
-            program.load().unwrap_or_else(|error| panic!("the verifier refuses {name}: {error:?}"));
-        }
+        let [mut ebpf, routed] = [false, true].map(|routed| {
+            let site = world::site(routed, nsid);
+            let mut ebpf = EbpfLoader::new()
+                .default_map_pin_directory(pins)
+                .map_max_entries(names::CLIENTS, CLIENTS)
+                .override_global(names::SITE, &site, true)
+                .load(OBJECT)
+                .expect("the object loads");
+            for name in PROGRAMS {
+                let program: &mut SchedClassifier =
+                    ebpf.program_mut(name).expect(name).try_into().expect(name);
+                program.load().unwrap_or_else(|error| panic!("the verifier refuses {name}: {error:?}"));
+            }
+            ebpf
+        });
         let mut take = |name| ebpf.take_map(name).unwrap_or_else(|| panic!("no map {name}"));
         Self {
             nsid,
@@ -58,26 +69,30 @@ impl Kernel {
             clients: take(names::CLIENTS).try_into().expect("a hash table"),
             stats: take(names::STATS).try_into().expect("a per-CPU array"),
             ebpf,
+            routed,
+            is_routed: false,
         }
     }
 
     /// Brings the maps into a state, whatever they held.
     pub fn set(&mut self, state: &State) {
         let now = Clock::now_ns();
-        let port_key = PortKey::untagged(IFINDEX);
+        self.is_routed = state.routed;
         self.config.set(0, world::settings(state, self.nsid), 0).expect("settings");
         self.heartbeat.set(0, world::heartbeat(state, now), 0).expect("a beat");
         self.gates.insert(ATTACHMENT, world::gate(state, now), 0).expect("a gate");
-        let _absent = self.ports.remove(&port_key);
+        for routed in [false, true] {
+            let _absent = self.ports.remove(&world::port_key(routed));
+        }
         if state.attached {
-            self.ports.insert(port_key, port(state), 0).expect("a port");
+            self.ports.insert(world::port_key(state.routed), port(state), 0).expect("a port");
         }
         for key in self.clients().into_keys() {
             self.clients.remove(&key).expect("a client to remove");
         }
         if state.client_known {
             for identity in world::known() {
-                self.clients.insert(ClientKey { identity }, world::client(), 0).expect("a client");
+                self.clients.insert(ClientKey { identity }, world::client_in(state), 0).expect("a client");
             }
         }
     }
@@ -89,7 +104,8 @@ impl Kernel {
             Program::FromGuest => names::FROM_GUEST,
             Program::ToGuest => names::TO_GUEST,
         };
-        let program: &mut SchedClassifier = self.ebpf.program_mut(name).expect(name).try_into().expect(name);
+        let ebpf = if self.is_routed { &mut self.routed } else { &mut self.ebpf };
+        let program: &mut SchedClassifier = ebpf.program_mut(name).expect(name).try_into().expect(name);
         let options =
             TestRunOptions { data_in: Some(frame), data_out: Some(out), ..TestRunOptions::default() };
         let result =
@@ -142,7 +158,7 @@ pub fn verdict_of(reason: Option<Reason>) -> i32 {
     match reason.map(Reason::verdict) {
         None | Some(Verdict::Next) => TC_ACT_UNSPEC,
         Some(Verdict::Drop) => TC_ACT_SHOT,
-        Some(Verdict::ToPortal | Verdict::ToGuest) => TC_ACT_REDIRECT,
+        Some(Verdict::ToPortal | Verdict::ToGuest | Verdict::ToNeighbour) => TC_ACT_REDIRECT,
     }
 }
 

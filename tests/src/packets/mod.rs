@@ -11,7 +11,7 @@ pub mod shapes;
 pub mod table;
 pub mod world;
 
-use metadata_ebpf::abi::{CHECK_IPV4, CHECK_MAC, MAX_PORT_IPV4, Port};
+use metadata_ebpf::abi::{CHECK_IPV4, CHECK_MAC, CONFINED, Ipv4Prefix, MAX_PORT_IPV4, Port};
 use metadata_ebpf::from_guest::METADATA_MAC;
 use metadata_ebpf::identity::{AttachmentId, ClientAddress, GuestAddress, METADATA_IPV4};
 use metadata_ebpf::reason::Reason;
@@ -65,6 +65,8 @@ pub struct State {
     pub client_quota: u32,
     /// Whether the allowance of new connections is used up.
     pub syn_exhausted: bool,
+    /// Whether the interface is one of a router that has no legacy path, with a subnet behind it.
+    pub routed: bool,
 }
 
 /// An attached port whose addresses are known, and an agent at work.
@@ -76,6 +78,7 @@ pub const NORMAL: State = State {
     client_known: false,
     client_quota: 4,
     syn_exhausted: false,
+    routed: false,
 };
 
 /// One row.
@@ -127,12 +130,16 @@ pub fn identity_v6() -> [u8; 16] {
 /// The entry of `MD_PORTS` for a state.
 #[must_use]
 pub fn port(state: &State) -> Port {
-    let mut ipv4 = [[0; 4]; MAX_PORT_IPV4];
-    ipv4[0] = [10, 0, 0, 4];
-    ipv4[1] = GUEST_IP;
+    let mut ipv4 = [Ipv4Prefix::default(); MAX_PORT_IPV4];
+    ipv4[0] = Ipv4Prefix::new([10, 0, 0, 4], 32);
+    ipv4[1] = Ipv4Prefix::new(GUEST_IP, 32);
+    if state.routed {
+        ipv4[0] = Ipv4Prefix::new([10, 0, 0, 1], 20);
+    }
+    let checked = if state.port_known { CHECK_MAC | CHECK_IPV4 } else { 0 };
     Port {
         attachment: ATTACHMENT,
-        flags: if state.port_known { CHECK_MAC | CHECK_IPV4 } else { 0 },
+        flags: checked | if state.routed { CONFINED } else { 0 },
         client_quota: state.client_quota,
         ipv4_count: 2,
         network: NETWORK,

@@ -1,6 +1,6 @@
 //! A state of the table as the host build's world, and the values that both builds start from.
 
-use metadata_ebpf::abi::{ABI_VERSION, Client, ClientKey, Gate, PortKey, Settings};
+use metadata_ebpf::abi::{ABI_VERSION, Client, ClientKey, Gate, PortKey, Settings, Site};
 use metadata_ebpf::host::HostWorld;
 
 use super::{
@@ -11,6 +11,9 @@ use super::{
 pub const IFINDEX: u32 = 1;
 /// Where frames for the portal go: no interface has this index, and `BPF_PROG_TEST_RUN` redirects nothing.
 pub const PORTAL_IFINDEX: u32 = 4242;
+/// The same in a router's namespace, and what tells that namespace from the host's.
+const ANNEX_IFINDEX: u32 = 4243;
+const ROUTER_NETNS: u32 = 4_026_532_000;
 /// How long one beat holds.
 pub const STALE_AFTER_NS: u64 = 3_600_000_000_000;
 
@@ -51,7 +54,30 @@ pub fn known() -> [[u8; 16]; 2] {
     [identity(), identity_v6()]
 }
 
-/// What is on record of it.
+/// `MD_SITE`, in a router's namespace or the host's.
+#[must_use]
+pub fn site(routed: bool, nsid: u32) -> Site {
+    if routed {
+        let (netns, portal_ifindex) = (ROUTER_NETNS, ANNEX_IFINDEX);
+        Site { netns, portal_ifindex, portal_nsid: nsid, legacy_port: 9697 }
+    } else {
+        Site::default()
+    }
+}
+
+/// Where the guest's frames enter.
+#[must_use]
+pub fn port_key(routed: bool) -> PortKey {
+    PortKey { netns: site(routed, 0).netns, ..PortKey::untagged(IFINDEX) }
+}
+
+/// What is on record of it in a state.
+#[must_use]
+pub fn client_in(state: &State) -> Client {
+    Client { netns: site(state.routed, 0).netns, ..client() }
+}
+
+/// The same on the host.
 #[must_use]
 pub fn client() -> Client {
     Client {
@@ -63,7 +89,7 @@ pub fn client() -> Client {
         vlan: 0,
         guest_mac: GUEST_MAC,
         metadata_mac: ROUTER_MAC,
-        _pad: [0; 4],
+        netns: 0,
     }
 }
 
@@ -73,17 +99,18 @@ pub fn host_world(state: &State) -> HostWorld {
     let now = 2 * STALE_AFTER_NS;
     let mut world = HostWorld {
         now_ns: now,
+        site: site(state.routed, 0),
         settings: Some(settings(state, 0)),
         heartbeat_ns: heartbeat(state, now),
         listening: state.listening,
         ..HostWorld::default()
     };
     if state.attached {
-        world.ports.insert(PortKey::untagged(IFINDEX), port(state));
+        world.ports.insert(port_key(state.routed), port(state));
     }
     world.gates.borrow_mut().insert(ATTACHMENT, gate(state, now));
     if state.client_known {
-        world.clients.borrow_mut().extend(known().map(|identity| (ClientKey { identity }, client())));
+        world.clients.borrow_mut().extend(known().map(|identity| (ClientKey { identity }, client_in(state))));
     }
     if state.listening {
         world.connections.extend(known().map(|identity| (identity, CONNECTED_PORT)));

@@ -1,0 +1,86 @@
+//! Datapaths for network namespaces other than the host's own: each with a copy of the programs that knows where it is, and
+//! all on the host's maps.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
+
+use metadata_ebpf::abi::Site;
+use metadata_ebpf::identity::AttachmentId;
+
+use super::hook::{Hook, Programs};
+use super::maps::Maps;
+use super::object::Loader;
+use super::pins::Pins;
+use super::{Datapath, DatapathError, Place, PortalLink, lock};
+use crate::netns::Netns;
+
+/// Makes them, and removes what is left of those whose namespace is gone.
+pub struct Branches {
+    maps: Arc<Mutex<Maps>>,
+    directory: PathBuf,
+    hook: Hook,
+    loader: Loader,
+}
+
+impl Branches {
+    pub(super) fn new(maps: Arc<Mutex<Maps>>, pins: &Pins, hook: Hook) -> Self {
+        Self { maps, directory: pins.directory().to_owned(), hook, loader: Loader::new(pins) }
+    }
+
+    /// A datapath in a namespace, connected to the portal by the interface that `portal` tells. `legacy_port` is where a
+    /// legacy path of that namespace listens, should it have one.
+    ///
+    /// # Errors
+    /// As [`Datapath::open`] and [`Datapath::connect_portal`].
+    pub fn open(
+        &mut self,
+        netns: Arc<Netns>,
+        interface: &str,
+        portal: PortalLink,
+        legacy_port: u16,
+    ) -> Result<Datapath, DatapathError> {
+        let inode = netns.inode()?;
+        let site = Site {
+            netns: inode,
+            portal_ifindex: portal.ifindex.0,
+            portal_nsid: portal.nsid,
+            legacy_port: legacy_port.into(),
+        };
+        let mut programs = Programs::load_by(self.loader.load(site)?, self.hook)?;
+        let pins = Pins::of_netns(&self.directory, inode)?;
+        let place = Place::Netns { netns, inode };
+        let pin = pins.portal();
+        place.run(|| programs.attach_to_guest(interface, portal.ifindex, &pin))?;
+        let maps = Arc::clone(&self.maps);
+        let (attachments, portal) = (BTreeMap::new(), Some(portal.ifindex));
+        Ok(Datapath { maps, pins, programs, place, attachments, portal, is_adopted: true })
+    }
+
+    /// The namespaces of which something is there.
+    ///
+    /// # Errors
+    /// The pin directory cannot be read.
+    pub fn known(&self) -> Result<Vec<u32>, DatapathError> {
+        Pins::unlocked(&self.directory).netns()
+    }
+
+    /// Removes what there is of a namespace that is gone: its pins, and the entries of its interfaces.
+    ///
+    /// # Errors
+    /// A pin or an entry cannot be removed.
+    pub fn forget(&mut self, inode: u32) -> Result<(), DatapathError> {
+        let pins = Pins::of_netns(&self.directory, inode)?;
+        for mark in pins.filters()? {
+            pins.forget_filter(mark.index)?;
+        }
+        pins.remove_all()?;
+        let mut maps = lock(&self.maps);
+        for (key, port) in maps.ports()?.into_iter().filter(|(key, _)| key.netns == inode) {
+            if let Some(id) = AttachmentId::new(port.attachment) {
+                maps.remove_port(key, id)?;
+            }
+        }
+        Ok(())
+    }
+}

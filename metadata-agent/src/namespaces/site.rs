@@ -1,0 +1,245 @@
+//! One namespace that guests are served in: its way into the portal, its copy of the programs, and its attachments, brought
+//! in step with its links and their addresses whenever something there changes.
+//!
+//! The subnets that guests may send from are those that the interface itself has an address in: whoever is behind it
+//! cannot pass for a guest of another network of the same router.
+
+use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
+use std::sync::Arc;
+use std::time::Instant;
+
+use futures_util::StreamExt;
+use metadata_ebpf::identity::AttachmentId;
+use tokio::sync::mpsc;
+use tokio_util::task::AbortOnDropHandle;
+use tracing::{info, warn};
+
+use super::place::Place;
+use crate::classifier::{self, ClassifierError};
+use crate::datapath::{Branches, Datapath, DatapathError, Hook, PortPolicy, PortalLink};
+use crate::directory::SharedBinding;
+use crate::ids::{IfIndex, NetworkId};
+use crate::inventory::{Entry, Snapshot};
+use crate::netlink::{Link, Netlink, NetlinkError, watch_changes_in};
+use crate::netns::{Netns, NetnsError};
+use crate::portal::{Annex, HOST_END, Portal, PortalError};
+use crate::proxy::CallerPlace;
+
+/// A step that could not be taken.
+#[derive(Debug, thiserror::Error)]
+pub enum SiteError {
+    /// Into the namespace.
+    #[error(transparent)]
+    Netns(#[from] NetnsError),
+    /// In the kernel side.
+    #[error(transparent)]
+    Datapath(#[from] DatapathError),
+    /// With links.
+    #[error(transparent)]
+    Netlink(#[from] NetlinkError),
+    /// Into the portal.
+    #[error(transparent)]
+    Portal(#[from] PortalError),
+    /// With a filter.
+    #[error(transparent)]
+    Classifier(#[from] ClassifierError),
+    /// Somebody removed our interface.
+    #[error("{HOST_END} is gone")]
+    WayLost,
+}
+
+/// What all sites are made with.
+pub(super) struct Workshop {
+    pub(super) portal: Portal,
+    pub(super) branches: Branches,
+    pub(super) hook: Hook,
+    pub(super) legacy_port: u16,
+    pub(super) confine_routers: bool,
+    /// Hears of the sites that something changed in.
+    pub(super) changes: mpsc::Sender<Arc<str>>,
+}
+
+/// One namespace.
+pub(super) struct Site {
+    pub(super) inode: u32,
+    name: Arc<str>,
+    place: Place,
+    confined: bool,
+    netns: Arc<Netns>,
+    netlink: Netlink,
+    annex: Annex,
+    datapath: Datapath,
+    attached: BTreeMap<IfIndex, Attached>,
+    _watch: AbortOnDropHandle<()>,
+}
+
+struct Attached {
+    id: AttachmentId,
+    link: Link,
+    since: Instant,
+}
+
+impl Site {
+    pub(super) async fn open(
+        name: Arc<str>,
+        place: Place,
+        netns: Netns,
+        workshop: &mut Workshop,
+    ) -> Result<Self, SiteError> {
+        let (inode, netns) = (netns.inode()?, Arc::new(netns));
+        let netlink = Netlink::connect_in(&netns)?;
+        let mut events = watch_changes_in(&netns)?;
+        let annex = workshop.portal.annex(&netlink, inode).await?;
+        if workshop.hook == Hook::Clsact {
+            netlink.add_ingress_qdisc(annex.outer).await?;
+        }
+        let link = PortalLink { ifindex: annex.outer, nsid: annex.nsid, mac: annex.mac };
+        let datapath = workshop.branches.open(Arc::clone(&netns), HOST_END, link, workshop.legacy_port)?;
+        let (changes, site) = (workshop.changes.clone(), Arc::clone(&name));
+        let watch = tokio::spawn(async move {
+            while events.next().await.is_some() && changes.send(Arc::clone(&site)).await.is_ok() {}
+        });
+        let confined = workshop.confine_routers && place.is_router();
+        let (attached, watch) = (BTreeMap::new(), AbortOnDropHandle::new(watch));
+        Ok(Self { inode, name, place, confined, netns, netlink, annex, datapath, attached, _watch: watch })
+    }
+
+    /// Attaches, lets go and tells the kernel what there is to tell. What cannot be attached holds up nothing else; the
+    /// last of those errors is told.
+    pub(super) async fn reconcile(&mut self) -> Result<(), SiteError> {
+        let links = self.netlink.links().await?;
+        if !links.iter().any(|link| link.index == self.annex.outer && link.name == HOST_END) {
+            return Err(SiteError::WayLost);
+        }
+        let addresses = self.netlink.ipv4_addresses().await?;
+        let (wanted, others): (Vec<Link>, Vec<Link>) =
+            links.into_iter().partition(|link| self.place.admits(link));
+        let is_gone = |index: &IfIndex| !wanted.iter().any(|link| link.index == *index);
+        for index in self.attached.keys().copied().filter(is_gone).collect::<Vec<_>>() {
+            self.let_go(index, &others).await?;
+        }
+        let mut outcome = Ok(());
+        for link in &wanted {
+            let policy = self.policy(link, &addresses);
+            let kept = match self.attached.get_mut(&link.index) {
+                Some(attached) => {
+                    attached.link.clone_from(link);
+                    Ok(self.datapath.set_policy(link.index, None, &policy)?)
+                }
+                None => self.attach(link, &policy).await,
+            };
+            outcome = outcome.and(kept);
+        }
+        self.datapath.forget_strays()?;
+        for mark in self.datapath.filters()? {
+            if !self.attached.contains_key(&mark.index) || self.datapath.hook() == Hook::Tcx {
+                self.take_filter_off(mark.index, &wanted).await?;
+            }
+        }
+        outcome
+    }
+
+    /// No network that is not the interface's own, and none of the metadata service's itself, which a DHCP server's has.
+    fn policy(&self, link: &Link, addresses: &[(IfIndex, Ipv4Addr, u8)]) -> PortPolicy {
+        let own =
+            addresses.iter().filter(|(index, address, _)| *index == link.index && !address.is_link_local());
+        let network = match self.place.0 {
+            CallerPlace::Network(network) => Some(network),
+            CallerPlace::Router(_) => None,
+        };
+        PortPolicy {
+            network,
+            mac: None,
+            addresses: Some(own.map(|(_, address, len)| (*address, *len)).collect()),
+            shared: true,
+            confined: self.confined,
+        }
+    }
+
+    /// The way back stands before the first packet comes.
+    async fn attach(&mut self, link: &Link, policy: &PortPolicy) -> Result<(), SiteError> {
+        let adopted = self.datapath.adopt(link.index, &link.name)?;
+        let id = if let Some(id) = adopted {
+            self.annex.lead(id).await?;
+            self.datapath.set_policy(link.index, None, policy)?;
+            id
+        } else {
+            let id = self.datapath.reserve()?;
+            self.annex.lead(id).await?;
+            if let Err(error) = self.attach_as(id, link, policy).await {
+                self.annex.forget(id).await?;
+                return Err(error);
+            }
+            id
+        };
+        info!(namespace = %self.name, interface = link.name, attachment = %id, "shared interface attached");
+        self.attached.insert(link.index, Attached { id, link: link.clone(), since: Instant::now() });
+        Ok(())
+    }
+
+    async fn attach_as(
+        &mut self,
+        id: AttachmentId,
+        link: &Link,
+        policy: &PortPolicy,
+    ) -> Result<(), SiteError> {
+        let made_qdisc = self.datapath.hook() == Hook::Clsact
+            && classifier::provide_qdisc(&self.netlink, &self.datapath, link.index).await?;
+        let attached = self.datapath.attach_as(id, link.index, &link.name, made_qdisc, policy);
+        if attached.is_err() && made_qdisc {
+            classifier::delete_unused_qdisc(&self.netlink, link.index).await?;
+        }
+        Ok(attached?)
+    }
+
+    async fn let_go(&mut self, index: IfIndex, links: &[Link]) -> Result<(), SiteError> {
+        let Some(attached) = self.attached.remove(&index) else { return Ok(()) };
+        info!(
+            namespace = %self.name, interface = attached.link.name, attachment = %attached.id,
+            "shared interface let go"
+        );
+        self.datapath.let_go(index)?;
+        self.take_filter_off(index, links).await?;
+        Ok(self.annex.forget(attached.id).await?)
+    }
+
+    async fn take_filter_off(&self, index: IfIndex, links: &[Link]) -> Result<(), SiteError> {
+        let Some(mark) = self.datapath.filter(index) else { return Ok(()) };
+        classifier::take_off_in(&self.netns, &self.netlink, links, mark).await?;
+        Ok(self.datapath.forget_filter(index)?)
+    }
+
+    /// What the proxy is told. A source that knows the network behind an interface narrows a router down to it.
+    pub(super) fn bindings(
+        &self,
+        snapshot: &Snapshot,
+    ) -> impl Iterator<Item = (AttachmentId, SharedBinding)> {
+        self.attached.iter().map(|(index, attached)| {
+            let Attached { id, link, since } = attached;
+            let network = match self.place.0 {
+                CallerPlace::Network(network) => Some(network),
+                CallerPlace::Router(_) => network_of(link, snapshot),
+            };
+            let binding = SharedBinding {
+                namespace: Arc::clone(&self.name),
+                interface: link.name.clone(),
+                index: *index,
+                since: *since,
+                place: network.map_or(self.place.0, CallerPlace::Network),
+            };
+            (*id, binding)
+        })
+    }
+}
+
+fn network_of(link: &Link, snapshot: &Snapshot) -> Option<NetworkId> {
+    match snapshot.find(&link.name, link.mac).ok()?? {
+        Entry::Agreed(port) => port.network,
+        Entry::Incomplete(facts) | Entry::NoInstance(facts) => facts.network,
+        Entry::Disputed(_) => {
+            warn!(interface = link.name, "sources contradict each other about a router's port");
+            None
+        }
+    }
+}

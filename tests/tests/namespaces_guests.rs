@@ -1,0 +1,100 @@
+//! Guests behind routers and DHCP servers: each is served as itself, however alike they are, and nobody as another one.
+
+use std::io::ErrorKind;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use metadata_tests::agent::Installer;
+use metadata_tests::twins::assert_served;
+use metadata_tests::{Agent, Guest, Host, Instance, NovaStandIn, Port, Router, privileged};
+
+/// How long nobody answers.
+const SILENCE: Duration = Duration::from_millis(1500);
+
+/// An agent that attaches nothing in the host's own namespace: guests are met behind these routers alone.
+fn agent(host: &Host, nova: &NovaStandIn, routers: &[&Router], ports: &[&Port]) -> Installer {
+    let names: Vec<&str> = routers.iter().map(|router| router.netns().name()).collect();
+    let installer = Agent::on(host, nova).set("metadata_agent", "guest_interfaces", "none*").set(
+        "metadata_agent",
+        "namespaces",
+        &names.join(","),
+    );
+    ports.iter().fold(installer, |installer, port| installer.port(port))
+}
+
+fn known(nova: &NovaStandIn, guests: &[&Guest]) {
+    for guest in guests {
+        nova.add(Instance::of(&guest.port));
+    }
+}
+
+#[test]
+fn guests_with_one_address_behind_two_routers_are_each_served_as_themselves() {
+    if !privileged() {
+        return;
+    }
+    for mode in ["tcx", "clsact"] {
+        let host = Host::new();
+        let nova = NovaStandIn::start(host.netns());
+        let [red, blue] = [host.network(), host.network()];
+        let green = host.network_at([10, 0, 1, 1].into(), 24);
+        let (mut one, mut other) = (Router::new(&host), Router::new(&host));
+        let interfaces = [one.add(&red), one.add(&green), other.add(&blue)];
+        let guests = [red.guest([10, 0, 0, 5]), green.guest([10, 0, 1, 5]), blue.guest([10, 0, 0, 5])];
+        known(&nova, &guests.each_ref());
+        let ports = interfaces.iter().chain(guests.iter().map(|guest| &guest.port)).collect::<Vec<_>>();
+        let process = agent(&host, &nova, &[&one, &other], &ports)
+            .set("metadata_agent", "attach_mode", mode)
+            .install()
+            .start();
+        for guest in &guests {
+            assert_served(guest);
+        }
+        assert_eq!(process.state()["namespaces"]["served"], 2, "{mode}");
+    }
+}
+
+#[test]
+fn a_guest_on_an_isolated_network_is_served_by_its_dhcp_server() {
+    if !privileged() {
+        return;
+    }
+    let host = Host::new();
+    let nova = NovaStandIn::start(host.netns());
+    let network = host.network();
+    let server = Router::dhcp(&network);
+    let guest = network.guest([10, 0, 0, 5]);
+    known(&nova, &[&guest]);
+    let _process = agent(&host, &nova, &[&server], &[&guest.port]).install().start();
+    assert_served(&guest);
+}
+
+#[test]
+fn an_address_of_another_network_is_forged_and_one_of_a_neighbour_gains_nothing() {
+    if !privileged() {
+        return;
+    }
+    let host = Host::new();
+    let nova = NovaStandIn::start(host.netns());
+    let red = host.network();
+    let green = host.network_at([10, 0, 1, 1].into(), 24);
+    let mut router = Router::new(&host);
+    let interfaces = [router.add(&red), router.add(&green)];
+    let (thief, neighbour, other) =
+        (red.guest([10, 0, 0, 5]), red.guest([10, 0, 0, 6]), green.guest([10, 0, 1, 5]));
+    known(&nova, &[&thief, &neighbour, &other]);
+    let ports = [&interfaces[0], &interfaces[1], &thief.port, &neighbour.port, &other.port];
+    let process = agent(&host, &nova, &[&router], &ports).install().start();
+    assert_served(&thief);
+    for (stolen, owner) in [("10.0.1.5", &other), ("10.0.0.6", &neighbour)] {
+        // A second address, so that the guest's own kernel lets the packet go.
+        thief.netns().ip(&format!("address add {stolen}/32 dev eth0"));
+        thief.netns().sysctl("ipv4/conf/all/arp_ignore", "8");
+        let source = SocketAddr::new(stolen.parse().expect("an address"), 0);
+        let refused = thief.dial(thief.metadata_ipv4(), Some(source), SILENCE).map(|_| ());
+        assert_eq!(refused.map_err(|e| e.kind()), Err(ErrorKind::TimedOut), "{stolen}");
+        assert_served(owner);
+    }
+    let packets = process.state()["datapath"]["packets"].clone();
+    assert!(packets["forged_address"].as_u64() > Some(0), "{packets}");
+}

@@ -3,11 +3,12 @@
 //! Two runtimes. The control runtime, on the main thread, runs sources, inventory, attachments and the admin socket; the data
 //! runtime runs the proxy and the heartbeat. A scrape or a slow source never delays a guest.
 
+mod data_plane;
 mod feeds;
 mod haproxies;
+mod settings;
+mod systemd;
 
-use std::convert::Infallible;
-use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -25,8 +26,8 @@ use tracing::{info, warn};
 
 use crate::admin::{AdminSocket, AdminState};
 use crate::callers::{HostCallers, LocalCallers, RemoteCallers};
-use crate::config::{self, Config};
-use crate::datapath::{AttachMode, Datapath, Hook, Limits, PortalLink};
+use crate::config::Config;
+use crate::datapath::{Datapath, Hook};
 use crate::directory::{Directory, WithCallers};
 use crate::guests::{GuestRules, Guests};
 use crate::heartbeat::{self, LastBeat};
@@ -37,15 +38,16 @@ use crate::netlink::{self, Netlink};
 use crate::overview::{Overview, Running, Startup};
 use crate::portal::{self, Portal};
 use crate::presence::Presence;
-use crate::proxy::{
-    self, Callers, Endpoint, EndpointError, Introduction, NetworkHeader, Proxy, ProxyConfig, RateLimit,
-    RateWindow, Scheme, Signer, TlsConfig, Upstream, UpstreamConfig,
-};
+use crate::proxy::Introduction;
 use crate::secrets::SecretFiles;
 use crate::vital::Vital;
 use crate::{detach, logging, rights};
+use data_plane::DataPlane;
 use feeds::{Fed, Feeds};
 use haproxies::HaproxySocket;
+use settings::{attach_mode, introduction, limits, portal_link};
+pub(crate) use settings::{endpoint, nova_config};
+use systemd::{feed_watchdog, notify};
 
 /// Events that sources may be ahead of the inventory.
 const EVENT_QUEUE: usize = 1024;
@@ -303,74 +305,6 @@ impl Serving {
     }
 }
 
-/// The part of the agent that guests talk to.
-struct DataPlane {
-    stop: CancellationToken,
-    guests: TaskTracker,
-    upstream: Arc<Upstream>,
-    upstream_connections: TaskTracker,
-    /// Its file stays until the last request is answered.
-    haproxies: Option<HaproxySocket>,
-}
-
-impl DataPlane {
-    fn start(
-        data: &Runtime,
-        config: &Config,
-        portal: &Portal,
-        directory: impl proxy::Directory,
-        metrics: &Arc<Metrics>,
-        vital: &Vital,
-    ) -> Result<Self> {
-        let _on_data_runtime = data.enter();
-        let (stop, guests, upstream_connections) =
-            (CancellationToken::new(), TaskTracker::new(), TaskTracker::new());
-        let upstream =
-            Upstream::new(upstream_config(config)?, Arc::clone(metrics), upstream_connections.clone())?;
-        let upstream = Arc::new(upstream);
-        let proxy = Proxy::new(directory, Arc::clone(&upstream), proxy_config(config), Arc::clone(metrics));
-        let listener = portal.listen(config.metadata_backlog)?;
-        let listener = tokio::net::TcpListener::from_std(listener).context("watch the listener")?;
-        guests.spawn(vital.task("the listener", proxy::serve(listener, proxy, stop.clone(), guests.clone())));
-        Ok(Self { stop, guests, upstream, upstream_connections, haproxies: None })
-    }
-
-    /// Answers requests of haproxies as well.
-    fn answer_haproxies(
-        &mut self,
-        data: &Runtime,
-        config: &Config,
-        mut socket: HaproxySocket,
-        callers: impl Callers,
-        metrics: Arc<Metrics>,
-        vital: &Vital,
-    ) -> Result<()> {
-        let _on_data_runtime = data.enter();
-        let proxy = Proxy::new(callers, Arc::clone(&self.upstream), proxy_config(config), metrics);
-        let serving =
-            proxy::serve_haproxies(socket.listener()?, proxy, self.stop.clone(), self.guests.clone());
-        self.guests.spawn(vital.task("the listener for haproxies", serving));
-        self.haproxies = Some(socket);
-        Ok(())
-    }
-
-    /// Closes the listener, so that new connections go aside at once, and waits for requests in flight. Only when the last
-    /// of them is answered is every connection to Nova idle.
-    async fn drain(self, patience: Duration) {
-        self.stop.cancel();
-        self.guests.close();
-        if timeout(patience + END, self.guests.wait()).await.is_err() {
-            warn!("requests in flight were cut off");
-        }
-        self.upstream.close_idle();
-        self.upstream_connections.close();
-        if timeout(END, self.upstream_connections.wait()).await.is_err() {
-            warn!("connections to Nova were cut off");
-        }
-        drop(self.haproxies);
-    }
-}
-
 /// SIGTERM and SIGINT, which end nothing by themselves from the moment they are watched.
 struct StopSignals {
     terminate: Signal,
@@ -391,134 +325,4 @@ impl StopSignals {
             _ = self.interrupt.recv() => {}
         }
     }
-}
-
-/// Tells systemd that the agent lives, as long as it does: a data runtime that stands still must not go unnoticed because
-/// this one runs.
-async fn feed_watchdog(last_beat: &LastBeat, patience: Duration) -> Infallible {
-    let mut watchdog = tokio::time::interval(watchdog_period());
-    loop {
-        watchdog.tick().await;
-        if last_beat.is_within(patience) {
-            notify(&[sd_notify::NotifyState::Watchdog]);
-        }
-    }
-}
-
-/// Half of what systemd grants, as sd_watchdog_enabled(3) advises.
-fn watchdog_period() -> Duration {
-    sd_notify::watchdog_enabled().map_or(Duration::from_hours(1), |granted| granted / 2)
-}
-
-/// Tells systemd, where it listens.
-fn notify(states: &[sd_notify::NotifyState<'_>]) {
-    match sd_notify::notify(states) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => warn!(%error, "systemd cannot be told"),
-        _ => {}
-    }
-}
-
-fn attach_mode(config: &Config) -> AttachMode {
-    match config.attach_mode {
-        config::AttachMode::Auto => AttachMode::Auto,
-        config::AttachMode::Tcx => AttachMode::Tcx,
-        config::AttachMode::Clsact => AttachMode::Clsact,
-    }
-}
-
-fn portal_link(portal: &Portal) -> PortalLink {
-    PortalLink { ifindex: portal.host_ifindex, nsid: portal.nsid, mac: portal.mac }
-}
-
-fn limits(config: &Config) -> Limits {
-    Limits {
-        heartbeat_stale_after: config.heartbeat_stale_after,
-        syn_rate: config.syn_rate_limit.map_or(0, std::num::NonZero::get),
-        syn_burst: config.syn_burst,
-    }
-}
-
-fn proxy_config(config: &Config) -> ProxyConfig {
-    ProxyConfig {
-        request_head_limit: config.request_head_limit,
-        request_body_limit: config.request_body_limit,
-        request_head_timeout: config.request_head_timeout,
-        request_body_timeout: config.request_head_timeout,
-        keep_alive_timeout: config.keep_alive_timeout,
-        write_timeout: config.guest_write_timeout,
-        identity_hold: config.identity_hold,
-        identity_grace: config.identity_grace,
-        drain_timeout: config.drain_timeout,
-        connections_per_attachment: config.connections_per_port,
-        connections: config.connections,
-        rate_limit: rate_limit(config),
-    }
-}
-
-fn introduction(config: &Config, signer: Signer) -> Introduction {
-    match config.upstream {
-        config::Upstream::Nova => Introduction::Signed(signer),
-        config::Upstream::NeutronAgent => Introduction::ByNetwork(NetworkHeader::Neutron),
-        config::Upstream::OvnAgent => Introduction::ByNetwork(NetworkHeader::Ovn),
-    }
-}
-
-fn rate_limit(config: &Config) -> Option<RateLimit> {
-    let window = |requests, seconds| RateWindow { requests, length: Duration::from_secs(u64::from(seconds)) };
-    let names = |version| config.rate_limit_ip_versions.contains(&version);
-    config.rate_limit_enabled.then(|| RateLimit {
-        windows: [
-            window(config.rate_limit_base_requests, config.rate_limit_base_window),
-            window(config.rate_limit_burst_requests, config.rate_limit_burst_window),
-        ],
-        ipv4: names(config::IpVersion::V4),
-        ipv6: names(config::IpVersion::V6),
-    })
-}
-
-/// The way to whoever answers guests, as the configuration has it.
-fn upstream_config(config: &Config) -> Result<UpstreamConfig> {
-    let base = match config.upstream {
-        config::Upstream::Nova => nova_config(config)?,
-        config::Upstream::NeutronAgent | config::Upstream::OvnAgent => {
-            UpstreamConfig::neutron_agent(&config.neutron_agent_socket, config.neutron_agent_requests)
-        }
-    };
-    Ok(UpstreamConfig {
-        connect_timeout: config.nova_connect_timeout,
-        answer_timeout: config.nova_response_timeout,
-        ..base
-    })
-}
-
-/// The address of one Nova.
-///
-/// # Errors
-/// It does not make a URL.
-pub(crate) fn endpoint(nova: &config::NovaEndpoint) -> Result<Endpoint, EndpointError> {
-    let scheme = match nova.scheme {
-        config::Scheme::Http => Scheme::Http,
-        config::Scheme::Https => Scheme::Https,
-    };
-    Endpoint::new(scheme, &nova.host.to_string(), nova.port)
-}
-
-/// The way to Nova as the configuration has it.
-///
-/// # Errors
-/// An address does not make a URL.
-pub(crate) fn nova_config(config: &Config) -> Result<UpstreamConfig> {
-    let endpoints = config.nova_endpoints().map(|nova| endpoint(&nova)).collect::<Result<_, _>>()?;
-    let client = config.client_identity();
-    Ok(UpstreamConfig {
-        tls: TlsConfig {
-            authorities: config.auth_ca_cert.clone(),
-            identity: client.map(|client| proxy::ClientIdentity {
-                certificate: client.certificate.to_owned(),
-                key: client.private_key.to_owned(),
-            }),
-            insecure: config.nova_metadata_insecure,
-        },
-        ..UpstreamConfig::new(endpoints)
-    })
 }

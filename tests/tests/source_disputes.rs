@@ -83,7 +83,7 @@ impl World {
 
     fn attachment(&self, tap: &str) -> Value {
         let state = self.process.state();
-        let attachments = state["attachments"].as_array().expect("attachments").clone();
+        let attachments = state["attachments"].as_array().cloned().unwrap_or_default();
         attachments.into_iter().find(|one| one["interface"] == *tap).unwrap_or_default()
     }
 

@@ -45,7 +45,7 @@ impl World {
 
     fn attachment(&self, port: &Port) -> Value {
         let state = self.process.state();
-        let attachments = state["attachments"].as_array().expect("attachments").clone();
+        let attachments = state["attachments"].as_array().cloned().unwrap_or_default();
         attachments.into_iter().find(|one| one["interface"] == port.tap()).unwrap_or_default()
     }
 

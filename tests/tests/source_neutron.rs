@@ -71,7 +71,7 @@ impl World {
 
 fn attachment(process: &AgentProcess, guest: &Guest) -> Value {
     let state = process.state();
-    let attachments = state["attachments"].as_array().expect("attachments").clone();
+    let attachments = state["attachments"].as_array().cloned().unwrap_or_default();
     let untagged = |one: &Value| one["interface"] == *guest.tap && one["vlan"].is_null();
     attachments.into_iter().find(untagged).unwrap_or_default()
 }
@@ -79,7 +79,7 @@ fn attachment(process: &AgentProcess, guest: &Guest) -> Value {
 /// The attachment of a VLAN on a guest's interface.
 fn vlan(process: &AgentProcess, guest: &Guest, tag: u64) -> Option<Value> {
     let state = process.state();
-    let attachments = state["attachments"].as_array().expect("attachments").clone();
+    let attachments = state["attachments"].as_array().cloned().unwrap_or_default();
     attachments.into_iter().find(|one| one["interface"] == *guest.tap && one["vlan"] == tag)
 }
 

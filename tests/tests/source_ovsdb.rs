@@ -75,7 +75,7 @@ impl World {
 
     fn attachment(&self, guest: &Guest) -> Value {
         let state = self.process.state();
-        let attachments = state["attachments"].as_array().expect("attachments").clone();
+        let attachments = state["attachments"].as_array().cloned().unwrap_or_default();
         let untagged = |one: &Value| one["interface"] == *guest.tap && one["vlan"].is_null();
         attachments.into_iter().find(untagged).unwrap_or_default()
     }
@@ -83,7 +83,7 @@ impl World {
     /// The attachment of a VLAN on a guest's interface.
     fn vlan(&self, guest: &Guest, vlan: VlanId) -> Option<Value> {
         let state = self.process.state();
-        let attachments = state["attachments"].as_array().expect("attachments").clone();
+        let attachments = state["attachments"].as_array().cloned().unwrap_or_default();
         attachments.into_iter().find(|one| one["interface"] == *guest.tap && one["vlan"] == vlan.get())
     }
 

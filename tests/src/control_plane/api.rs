@@ -1,5 +1,6 @@
 //! One call of one of OpenStack's APIs.
 
+use std::io::ErrorKind;
 use std::net::{IpAddr, SocketAddr, TcpStream};
 
 use serde_json::Value;
@@ -36,8 +37,11 @@ pub(super) fn call(
         for set in [TcpStream::set_read_timeout, TcpStream::set_write_timeout] {
             set(&stream, Some(2 * PATIENCE)).unwrap_or_else(|e| panic!("bound a wait: {e}"));
         }
-        let answer = Connection::new(stream).request(method, path, &headers, body.as_bytes());
-        let answer = answer.unwrap_or_else(|e| panic!("{method} {path}: {e}"));
+        let answer = match Connection::new(stream).request(method, path, &headers, body.as_bytes()) {
+            // uWSGI now and then closes a connection that it has accepted, and has not asked the application.
+            Err(e) if e.kind() == ErrorKind::UnexpectedEof => return None,
+            answer => answer.unwrap_or_else(|e| panic!("{method} {path}: {e}")),
+        };
         let done = (answer.status != 503).then(|| answer.clone());
         last = Some(answer);
         done

@@ -9,8 +9,8 @@
 //! checks the address against the subnets of the interface that it came by, and answers go to whoever has the address by the
 //! namespace's own neighbour table, so that nobody profits from another one's.
 //!
-//! A program that somebody takes off an interface here is not put back, as on the host: nobody but Neutron's agents works in
-//! these namespaces, and on these interfaces they leave qdiscs and filters of ingress alone.
+//! A program that somebody takes off an interface here is not put back before the next start, unlike on the host. Neutron's
+//! agents are not known to touch ingress on these interfaces; that was not tried.
 //!
 //! A mount is what gives a namespace its name and an unmount what takes it (iproute2 ip/ipnetns.c), and the kernel tells of
 //! both by a priority event on `/proc/self/mountinfo`. inotify would tell of the file, which is there before.

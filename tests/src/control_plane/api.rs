@@ -38,8 +38,9 @@ pub(super) fn call(
             set(&stream, Some(2 * PATIENCE)).unwrap_or_else(|e| panic!("bound a wait: {e}"));
         }
         let answer = match Connection::new(stream).request(method, path, &headers, body.as_bytes()) {
-            // uWSGI now and then closes a connection that it has accepted, and has not asked the application.
-            Err(e) if e.kind() == ErrorKind::UnexpectedEof => return None,
+            // Seen of Keystone behind uWSGI, and not explained: a connection that ends without an answer. Had the call been
+            // carried out all the same, Keystone would call the second one a conflict, and the test would fail.
+            Err(e) if e.kind() == ErrorKind::UnexpectedEof && path.starts_with("/v3/") => return None,
             answer => answer.unwrap_or_else(|e| panic!("{method} {path}: {e}")),
         };
         let done = (answer.status != 503).then(|| answer.clone());

@@ -6,9 +6,9 @@ use std::io;
 use std::path::PathBuf;
 
 use super::interpolate::InterpolationError;
-use super::options::OptionSpec;
 use super::raw::SyntaxFault;
-use super::resolved::Origin;
+use super::setting::Origin;
+use super::spec::OptionSpec;
 
 /// One thing wrong with the configuration.
 #[derive(Debug, thiserror::Error)]

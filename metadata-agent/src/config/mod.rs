@@ -2,36 +2,48 @@
 //!
 //! In: [`ConfigArgs`], the environment, files. Out: [`Config`], in which every value is valid, or [`ConfigFaults`],
 //! which lists everything that is wrong. The table in [`options`] is the one place that names an option.
+//!
+//! raw (what files say) -> interpolate -> resolver (which text wins) -> rule (text to value) -> options -> resolved (what
+//! the values mean together).
 
+mod access;
 pub mod fault;
 pub mod interpolate;
 pub mod neutron;
-pub mod notices;
+pub mod notice;
+mod notices;
 pub mod options;
 pub mod ovsdb;
 pub mod raw;
 pub mod resolved;
+mod resolver;
 pub mod rule;
+pub mod setting;
+pub mod spec;
+pub mod url;
 pub mod value;
 
-use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::io;
 use std::path::{Path, PathBuf};
 
 pub use fault::{ConfigFaults, Fault};
-pub use neutron::{Credentials, Domain, HttpUrl, NeutronAccess, NeutronAuth};
-pub use notices::{Effect, Notice};
-pub use options::{Access, Config, OPTIONS, OptionSpec};
+pub use neutron::{Credentials, Domain, NeutronAccess, NeutronAuth};
+pub use notice::{Effect, Notice};
+pub use options::{Config, OPTIONS};
 pub use ovsdb::OvsdbRemote;
-pub use resolved::{ClientIdentity, ConfigWarning, Origin, Setting};
+pub use resolved::{ClientIdentity, ConfigWarning};
+pub use resolver::Flags;
+pub use setting::{Origin, Setting};
+pub use spec::{Access, OptionSpec};
+pub use url::HttpUrl;
 pub use value::{
     AttachMode, Host, IpVersion, LinkKind, LogFormat, NamePattern, NeutronAuthType, NeutronInterface,
     NovaEndpoint, Scheme, SocketMode, SourceCheck, Upstream,
 };
 
-use options::spec;
-use resolved::Resolver;
+use options::spec as option;
+use resolver::Resolver;
 use rule::SocketPath;
 
 /// Where Neutron keeps its files.
@@ -46,7 +58,7 @@ pub struct ConfigArgs {
     /// Files and directories to read, in their order. If empty: those of [`NEUTRON_FILES`] that exist.
     pub sources: Vec<ConfigSource>,
     /// Values given by flags, by the option's key.
-    pub flags: BTreeMap<&'static str, String>,
+    pub flags: Flags,
 }
 
 /// A file, or a directory of files.
@@ -72,9 +84,9 @@ impl Config {
         env: &dyn Fn(&str) -> Option<OsString>,
         neutron_dir: &Path,
     ) -> Result<Self, ConfigFaults> {
-        let mut resolver = Resolver::new(args, env);
+        let mut resolver = Resolver::new(OPTIONS, &args.flags, env);
         read_files(&mut resolver, &args.sources, neutron_dir);
-        resolver.finish()
+        Self::of(resolver)
     }
 }
 
@@ -92,11 +104,11 @@ fn admin_socket_from(
     env: &dyn Fn(&str) -> Option<OsString>,
     neutron_dir: &Path,
 ) -> Result<PathBuf, ConfigFaults> {
-    let mut resolver = Resolver::new(args, env);
-    if !resolver.is_set_outside_files(&spec::admin_socket) {
+    let mut resolver = Resolver::new(OPTIONS, &args.flags, env);
+    if !resolver.is_set_outside_files(&option::admin_socket) {
         read_files(&mut resolver, &args.sources, neutron_dir);
     }
-    resolver.finish_with(&spec::admin_socket, &SocketPath)
+    resolver.finish_with(&option::admin_socket, &SocketPath)
 }
 
 fn read_files(resolver: &mut Resolver<'_>, sources: &[ConfigSource], neutron_dir: &Path) {

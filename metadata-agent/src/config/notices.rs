@@ -3,85 +3,11 @@
 //! In: the files and the options read from them. Out: a [`Notice`] for each such option that somebody set, to be logged
 //! once. Nothing here is a fault: Neutron's files are meant to be used as they are.
 
-use std::fmt;
-
-use serde::Serialize;
-
+use super::notice::{Effect, Notice};
 use super::options::Config;
 use super::raw::{DEFAULT, RawConfig};
-use super::resolved::{Origin, origin_of};
+use super::setting::Origin;
 use super::value::Upstream;
-
-/// An option that somebody set, and what becomes of it.
-#[derive(Clone, Debug, Serialize)]
-pub struct Notice {
-    /// The section.
-    pub group: &'static str,
-    /// The option, or `*` for all of the section.
-    pub name: &'static str,
-    /// Where it is set.
-    pub origin: Origin,
-    /// What becomes of it.
-    #[serde(flatten)]
-    pub effect: Effect,
-}
-
-/// What becomes of an option.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case", tag = "effect")]
-pub enum Effect {
-    /// It has no effect, because what it was for is not there.
-    None {
-        /// What it was for.
-        reason: &'static str,
-    },
-    /// It is read but not obeyed yet.
-    NotYet {
-        /// What is missing.
-        reason: &'static str,
-    },
-    /// It is obeyed, to the harm of guests.
-    Harms {
-        /// How.
-        reason: &'static str,
-    },
-    /// Neutron removed it; another one has its meaning.
-    Replaced {
-        /// The other one.
-        by: &'static str,
-    },
-    /// Its value stands for one of ours, whose bounds are narrower.
-    Fitted {
-        /// Ours.
-        key: &'static str,
-        /// What ours became.
-        value: String,
-    },
-}
-
-impl Notice {
-    /// Whether an operator should change something.
-    #[must_use]
-    pub fn is_warning(&self) -> bool {
-        match self.effect {
-            Effect::NotYet { .. } | Effect::Harms { .. } | Effect::Replaced { .. } => true,
-            Effect::None { .. } | Effect::Fitted { .. } => false,
-        }
-    }
-}
-
-impl fmt::Display for Notice {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "[{}] {} ({}) ", self.group, self.name, self.origin)?;
-        match &self.effect {
-            Effect::None { reason } => write!(f, "has no effect: {reason}"),
-            Effect::NotYet { reason } => write!(f, "is not obeyed yet: {reason}"),
-            Effect::Harms { reason } => write!(f, "harms guests: {reason}"),
-            Effect::Replaced { by } => write!(f, "was removed from Neutron and has no effect; set {by}"),
-            Effect::Fitted { key, value } => write!(f, "stands for {key}, which becomes {value}"),
-        }
-    }
-}
 
 /// What Neutron's options of one kind were for.
 struct Spent {
@@ -159,19 +85,19 @@ pub(super) fn of(raw: &RawConfig, config: &Config) -> Vec<Notice> {
     for Spent { group, names, reason } in SPENT {
         for name in *names {
             if let Some(assignment) = raw.last(group, name) {
-                let origin = origin_of(assignment);
+                let origin = Origin::of(assignment);
                 notices.push(Notice { group, name, origin, effect: Effect::None { reason } });
             }
         }
     }
     if let Some(assignment) = raw.any("cache") {
         let effect = Effect::None { reason: "nothing is cached; neither does Neutron use it" };
-        notices.push(Notice { group: "cache", name: "*", origin: origin_of(assignment), effect });
+        notices.push(Notice { group: "cache", name: "*", origin: Origin::of(assignment), effect });
     }
     for group in [DEFAULT, "METADATA"] {
         if let Some(assignment) = raw.last(group, "nova_metadata_ip") {
             let effect = Effect::Replaced { by: "nova_metadata_host" };
-            notices.push(Notice { group, name: "nova_metadata_ip", origin: origin_of(assignment), effect });
+            notices.push(Notice { group, name: "nova_metadata_ip", origin: Origin::of(assignment), effect });
         }
     }
     let unserved = if config.serve_metadata_proxy_socket { &[][..] } else { &FOR_HAPROXIES[..] };

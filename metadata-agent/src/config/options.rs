@@ -10,15 +10,18 @@ use std::time::Duration;
 
 use secrecy::SecretString;
 
-use super::neutron::{HttpUrl, Line, NeutronAccess, Web};
-use super::notices::Notice;
+use super::neutron::NeutronAccess;
+use super::notice::Notice;
 use super::ovsdb::{OvsdbRemote, Remote};
 use super::raw::DEFAULT;
-use super::resolved::{Resolver, Setting};
+use super::resolver::Resolver;
 use super::rule::{
-    AbsolutePath, Added, AnyPath, FileName, HostName, ListOf, Mark, Number, NumberOr, OneOf, Pattern,
+    AbsolutePath, Added, AnyPath, FileName, HostName, Line, ListOf, Mark, Number, NumberOr, OneOf, Pattern,
     ReadableFile, Rule, Seconds, Secret, SecretFile, SocketPath, Switch, Unset,
 };
+use super::setting::Setting;
+use super::spec::{Access, OptionSpec, Table};
+use super::url::{HttpUrl, Web};
 use super::value::{
     AttachMode, Host, IpVersion, LinkKind, LogFormat, NamePattern, NeutronAuthType, NeutronInterface, Scheme,
     SocketMode, SourceCheck, Upstream,
@@ -40,81 +43,6 @@ const OVN: &str = "ovn";
 
 /// Neutron's section for the Open vSwitch of this host.
 const OVS: &str = "ovs";
-
-/// One option.
-#[derive(Debug)]
-pub struct OptionSpec {
-    /// The section of the configuration files.
-    pub group: &'static str,
-    /// The name in files.
-    pub name: &'static str,
-    /// The name among the options of all sections. With dashes it is the flag.
-    pub key: &'static str,
-    /// Options of files, by section and name, that count where this one is not set, the first of them before the next.
-    pub fallbacks: &'static [(&'static str, &'static str)],
-    /// The value where nobody sets one, as it would stand in a file.
-    pub default: &'static str,
-    /// What it is for.
-    pub doc: &'static str,
-    /// Where it may be set, and whether it may be shown.
-    pub access: Access,
-    /// What its rule accepts.
-    pub accepts: fn() -> String,
-}
-
-/// Where an option may be set besides files and environment, and whether it may be shown.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Access {
-    /// In files and environment alone.
-    File,
-    /// By a flag, too.
-    Flag,
-    /// By a flag that needs no value, too.
-    Toggle,
-    /// Like [`Access::File`], since the process list shows flags; and never shown.
-    Secret,
-}
-
-impl OptionSpec {
-    /// The environment variable that sets it.
-    #[must_use]
-    pub fn env(&self) -> String {
-        format!("METADATA_AGENT_{}", self.key.to_ascii_uppercase())
-    }
-
-    /// The flag that sets it, without the leading dashes.
-    #[must_use]
-    pub fn flag(&self) -> Option<String> {
-        let flag = match self.access {
-            Access::Flag | Access::Toggle => true,
-            Access::File | Access::Secret => false,
-        };
-        flag.then(|| self.key.replace('_', "-"))
-    }
-
-    /// Where it may stand in a file, by section and name, the one that wins first.
-    pub fn places(&self) -> impl Iterator<Item = (&'static str, &'static str)> {
-        std::iter::once((self.group, self.name)).chain(self.fallbacks.iter().copied())
-    }
-
-    /// Whether its value must not be shown.
-    #[must_use]
-    pub fn is_secret(&self) -> bool {
-        self.access == Access::Secret
-    }
-}
-
-/// Finds an option by its group, folded, and its name.
-#[must_use]
-pub fn find(group: &str, name: &str) -> Option<&'static OptionSpec> {
-    OPTIONS.iter().copied().find(|spec| spec.group == group && spec.name == name)
-}
-
-/// Whether what stands in a file under this section, folded, and name must not be shown.
-#[must_use]
-pub fn is_secret(group: &str, name: &str) -> bool {
-    OPTIONS.iter().any(|spec| spec.is_secret() && spec.places().any(|place| place == (group, name)))
-}
 
 /// The name in files: the key, unless another section has an option of the same name.
 const fn file_name(key: &'static str, written: &[&'static str]) -> &'static str {
@@ -147,7 +75,7 @@ macro_rules! options {
         }
 
         /// Every option, in the order of the documentation.
-        pub static OPTIONS: &[&OptionSpec] = &[$(&spec::$name,)+];
+        pub static OPTIONS: Table = &[$(&spec::$name,)+];
 
         /// The value of every option, each checked.
         #[derive(Clone, Debug)]
@@ -162,7 +90,7 @@ macro_rules! options {
             /// Reads every option, so that the resolver collects the faults of all; `None` if one has a fault.
             pub(super) fn read(resolver: &mut Resolver<'_>) -> Option<Self> {
                 $(let $name: Option<$kind> = resolver.read(&spec::$name, &$rule);)+
-                let settings = std::mem::take(&mut resolver.settings);
+                let settings = resolver.take_settings();
                 Some(Self { $($name: $name?,)+ settings, notices: Vec::new(), neutron: None })
             }
         }
@@ -406,6 +334,7 @@ options! {
 
 #[cfg(test)]
 mod tests {
+    use super::super::spec::{find, is_secret};
     use super::*;
     use std::collections::HashSet;
 
@@ -431,20 +360,20 @@ mod tests {
                 assert!(place.0 == DEFAULT || place.0 == place.0.to_lowercase(), "{place:?}");
             }
         }
-        let probe = find("ovn", "ovsdb_probe_interval").unwrap();
+        let probe = find(OPTIONS, "ovn", "ovsdb_probe_interval").unwrap();
         assert_eq!(probe.env(), "METADATA_AGENT_OVN_OVSDB_PROBE_INTERVAL");
     }
 
     #[test]
     fn the_secret_is_one_in_each_of_its_places() {
-        assert!(is_secret(DEFAULT, "metadata_proxy_shared_secret"));
-        assert!(is_secret("metadata", "metadata_proxy_shared_secret"));
-        assert!(!is_secret(DEFAULT, "nova_metadata_host"));
+        assert!(is_secret(OPTIONS, DEFAULT, "metadata_proxy_shared_secret"));
+        assert!(is_secret(OPTIONS, "metadata", "metadata_proxy_shared_secret"));
+        assert!(!is_secret(OPTIONS, DEFAULT, "nova_metadata_host"));
     }
 
     #[test]
     fn the_secret_has_no_flag() {
-        let secret = find(DEFAULT, "metadata_proxy_shared_secret").unwrap();
+        let secret = find(OPTIONS, DEFAULT, "metadata_proxy_shared_secret").unwrap();
         assert!(secret.is_secret());
         assert_eq!(secret.flag(), None);
         assert_eq!(secret.env(), "METADATA_AGENT_METADATA_PROXY_SHARED_SECRET");

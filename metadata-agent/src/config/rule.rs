@@ -52,6 +52,20 @@ fn accepted<T>(value: Option<T>) -> Result<T, Rejected> {
     value.ok_or(Rejected::NotAccepted)
 }
 
+/// A name or an id of Keystone's: any text of one line.
+pub struct Line;
+
+impl Rule<String> for Line {
+    fn read(&self, text: &str) -> Result<String, Rejected> {
+        let one_line = !text.contains(char::is_control);
+        accepted(one_line.then(|| text.to_owned()))
+    }
+
+    fn accepts(&self) -> String {
+        "a text of one line".to_owned()
+    }
+}
+
 /// A host name or address.
 pub struct HostName;
 

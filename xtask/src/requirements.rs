@@ -301,6 +301,13 @@ pub const REQUIREMENTS: &[Requirement] = &[
     ),
     debian(
         Scope::Test,
+        "valgrind",
+        "counts the instructions of packets and requests",
+        Sign::Program("valgrind"),
+        &["valgrind"],
+    ),
+    debian(
+        Scope::Test,
         "nginx",
         "answers at the end of every path that is measured, at the least cost there is",
         Sign::Program("nginx"),

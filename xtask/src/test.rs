@@ -18,6 +18,8 @@ use crate::setup::{Report, setup};
 pub enum Selection {
     /// Lints and the tests beside the code; needs no privilege
     Unit,
+    /// How many instructions and allocations a packet and a request take; `-- --record` writes them down
+    Instructions,
     /// The BPF programs, packet by packet, in the running kernel
     Packets,
     /// Scenarios with the agent in network namespaces
@@ -34,6 +36,7 @@ pub enum Selection {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Stage {
     Unit,
+    Instructions,
     Packets,
     Netns,
     Vm,
@@ -41,7 +44,8 @@ enum Stage {
 }
 
 impl Stage {
-    const ALL: [Self; 5] = [Self::Unit, Self::Packets, Self::Netns, Self::Vm, Self::Deploy];
+    const ALL: [Self; 6] =
+        [Self::Unit, Self::Instructions, Self::Packets, Self::Netns, Self::Vm, Self::Deploy];
 
     /// The stage of `tests/tests/<target>.rs`, by the target's name. What fits no other stage is a scenario, so
     /// no file is left out.
@@ -61,9 +65,14 @@ impl Stage {
     /// How many tests of one binary run at a time: virtual machines and image builds fill the host by themselves.
     const fn threads(self) -> &'static str {
         match self {
-            Self::Unit | Self::Packets | Self::Netns => "2",
+            Self::Unit | Self::Instructions | Self::Packets | Self::Netns => "2",
             Self::Vm | Self::Deploy => "1",
         }
+    }
+
+    /// Whether it loads programs, or makes namespaces.
+    const fn is_privileged(self) -> bool {
+        !matches!(self, Self::Unit | Self::Instructions)
     }
 }
 
@@ -71,6 +80,7 @@ impl Selection {
     fn stages(self) -> Vec<Stage> {
         match self {
             Self::Unit => vec![Stage::Unit],
+            Self::Instructions => vec![Stage::Instructions],
             Self::Packets => vec![Stage::Packets],
             Self::Netns => vec![Stage::Netns],
             Self::Vm => vec![Stage::Vm],
@@ -90,6 +100,8 @@ pub fn test(selection: Selection, release: bool, args: &[String]) -> Result<()> 
         setup(Scope::Build, Report::OnlyChanges)?;
     } else {
         setup(Scope::Test, Report::OnlyChanges)?;
+    }
+    if stages.iter().any(|stage| stage.is_privileged()) {
         preflight::check()?;
     }
     for stage in stages {
@@ -98,6 +110,9 @@ pub fn test(selection: Selection, release: bool, args: &[String]) -> Result<()> 
                 lint::lint()?;
                 unit_tests(args).run()?;
             }
+            // Its arguments are none of a test program's.
+            Stage::Instructions if selection == Selection::Instructions => instructions(args).run()?,
+            Stage::Instructions => instructions(&[]).run()?,
             Stage::Packets | Stage::Netns | Stage::Vm | Stage::Deploy => {
                 let targets = targets(stage, &test_targets()?);
                 let agent = build_agent(release)?;
@@ -114,6 +129,12 @@ pub fn test(selection: Selection, release: bool, args: &[String]) -> Result<()> 
 fn unit_tests(args: &[String]) -> Invocation {
     let tests = ["test", "--workspace", "--exclude", "metadata-tests", "--no-fail-fast"];
     passed_on(Invocation::cargo(tests), args)
+}
+
+/// Of the code as it is shipped: other code is counted in other builds.
+fn instructions(args: &[String]) -> Invocation {
+    let run = ["run", "--quiet", "--release", "--package", "metadata-tests", "--bin", "instructions"];
+    passed_on(Invocation::cargo(run), args)
 }
 
 fn build_agent(release: bool) -> Result<String> {
@@ -180,7 +201,7 @@ mod tests {
             .map(String::from)
             .into();
         let mut found: Vec<_> = Stage::ALL.iter().flat_map(|stage| targets(*stage, &all)).collect();
-        assert_eq!(targets(Stage::Unit, &all), [""; 0]);
+        assert_eq!([Stage::Unit, Stage::Instructions].map(|stage| targets(stage, &all)), [[""; 0]; 2]);
         assert_eq!(targets(Stage::Netns, &all), ["netns_identity", "restart"]);
         assert_eq!(targets(Stage::Vm, &all), ["vm_kernels"]);
         found.sort();
@@ -190,6 +211,15 @@ mod tests {
     #[test]
     fn all_is_every_stage() {
         assert_eq!(Selection::All.stages(), Stage::ALL);
+    }
+
+    #[test]
+    fn to_count_takes_no_rights() {
+        assert!(!Stage::Instructions.is_privileged() && Stage::Packets.is_privileged());
+        assert_eq!(
+            instructions(&["--record".to_owned()]).to_string(),
+            "cargo run --quiet --release --package metadata-tests --bin instructions -- --record"
+        );
     }
 
     #[test]

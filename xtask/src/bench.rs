@@ -28,9 +28,9 @@ pub fn bench(args: Vec<String>) -> Result<()> {
         .exec()
 }
 
-/// Whether this machine is to be measured, which takes an agent and rights; help and comparisons take neither.
+/// Whether this machine is to be measured, which takes an agent and rights; help, comparisons and reports of earlier results take neither.
 fn measures(args: &[String]) -> bool {
-    !args.iter().any(|arg| ["compare", "help", "--help", "-h"].contains(&arg.as_str()))
+    !args.iter().any(|arg| ["compare", "report", "help", "--help", "-h"].contains(&arg.as_str()))
 }
 
 #[cfg(test)]
@@ -40,6 +40,8 @@ mod tests {
         let measures =
             |args: &[&str]| super::measures(&args.iter().map(ToString::to_string).collect::<Vec<_>>());
         assert!(measures(&[]) && measures(&["--quick", "--peers", "ours"]));
-        assert!(!measures(&["compare", "old", "new"]) && !measures(&["--help"]));
+        assert!(
+            !measures(&["compare", "old", "new"]) && !measures(&["report", "old"]) && !measures(&["--help"])
+        );
     }
 }

@@ -308,6 +308,13 @@ pub const REQUIREMENTS: &[Requirement] = &[
     ),
     debian(
         Scope::Test,
+        "DejaVu fonts",
+        "the words in the pictures of a report",
+        Sign::File("/usr/share/fonts/truetype/dejavu/DejaVuSans.ttf"),
+        &["fonts-dejavu-core"],
+    ),
+    debian(
+        Scope::Test,
         "nginx",
         "answers at the end of every path that is measured, at the least cost there is",
         Sign::Program("nginx"),

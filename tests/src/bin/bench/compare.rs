@@ -26,8 +26,14 @@ const FIGURES: [Figure; 15] = [
     Figure::TcpMbit,
     Figure::UdpMbit,
 ];
-const WORKLOADS: [Workload; 5] =
-    [Workload::Requests, Workload::Boot, Workload::Density, Workload::Tax, Workload::Bystander];
+const WORKLOADS: [Workload; 6] = [
+    Workload::Requests,
+    Workload::Boot,
+    Workload::BootNova,
+    Workload::Density,
+    Workload::Tax,
+    Workload::Bystander,
+];
 
 /// How a figure stands to what it was.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

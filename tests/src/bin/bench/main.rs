@@ -10,14 +10,17 @@ mod bystander;
 mod compare;
 mod cpu;
 mod density;
+mod drawing;
 mod hook;
 mod interrupt;
 mod inventory;
 mod machine;
 mod page;
 mod peers;
+mod picture;
 mod plan;
 mod plots;
+mod profile;
 mod requests;
 mod results;
 mod statistics;
@@ -38,6 +41,7 @@ use compare::Comparison;
 use cpu::CpuMeter;
 use machine::Machine;
 use peers::{Choice, Crowd, Kind, Ours};
+use picture::Painter;
 use plan::Plan;
 use results::{Absent, Results};
 use upstream::Upstream;
@@ -63,6 +67,14 @@ enum Command {
         old: PathBuf,
         /// Folder or results.json of the later report
         new: PathBuf,
+    },
+    /// Write a report again, from the results of an earlier one
+    Report {
+        /// Folder or results.json of that report
+        results: PathBuf,
+        /// Where the report goes
+        #[arg(long, value_name = "DIR", default_value = "target/bench")]
+        out: PathBuf,
     },
     /// What TC and XDP cost a packet that is none of ours, on tap and veth
     Hook {
@@ -95,6 +107,9 @@ struct Options {
     /// How long each load lasts, in milliseconds
     #[arg(long, value_parser = clap::value_parser!(u64).range(1..))]
     millis: Option<u64>,
+    /// Record where the agent's time goes, too, and draw flame graphs; takes perf
+    #[arg(long)]
+    profile: bool,
     /// Where the report goes
     #[arg(long, value_name = "DIR", default_value = "target/bench")]
     out: PathBuf,
@@ -120,6 +135,7 @@ fn main() -> anyhow::Result<()> {
             println!("{}", Comparison::of(&Results::read(&old)?, &Results::read(&new)?));
             Ok(())
         }
+        Some(Command::Report { results, out }) => write_report(&out, Results::read(&results)?),
         Some(Command::Hook { repetitions }) => {
             require_root()?;
             println!("{}", hook::measure(repetitions)?);
@@ -161,6 +177,7 @@ fn measure(options: &Options) -> anyhow::Result<()> {
         noise: noise()?,
         absent,
         runs: Vec::new(),
+        profile: Vec::new(),
     };
 
     let upstream = Upstream::start()?;
@@ -176,8 +193,12 @@ fn measure(options: &Options) -> anyhow::Result<()> {
         results.runs.extend(bystander::measure(&ours, &plan)?);
         results.runs.extend(tax::measure(&ours, plan.repetitions)?);
     }
+    if options.profile {
+        step("profile");
+        add_profile(&mut results, &upstream, &options.out)?;
+    }
     step("report");
-    write_report(&options.out, &results)
+    write_report(&options.out, results)
 }
 
 /// Who can take part, and who cannot.
@@ -197,23 +218,53 @@ fn noise() -> anyhow::Result<f64> {
     Ok(meter.stop()?.others)
 }
 
-fn write_report(folder: &Path, results: &Results) -> anyhow::Result<()> {
-    let (tables, plots, preamble) =
-        (tables::tables(results), plots::plots(results)?, tables::preamble(results));
+fn add_profile(results: &mut Results, upstream: &Upstream, folder: &Path) -> anyhow::Result<()> {
+    let absent = |why: String| Absent { what: "profile".to_owned(), why };
+    if let Some(why) = profile::lacks() {
+        results.absent.push(absent(why.to_owned()));
+        return Ok(());
+    }
+    let ours = Ours::start(upstream, Crowd::ONE, 0)?;
+    match profile::record(&ours, folder) {
+        Ok(hot) => results.profile = hot,
+        Err(error) => results.absent.push(absent(format!("{error:#}"))),
+    }
+    Ok(())
+}
+
+fn write_report(folder: &Path, mut results: Results) -> anyhow::Result<()> {
+    fs::create_dir_all(folder).with_context(|| format!("make {}", folder.display()))?;
+    let plots = plots::plots(&results)?;
+    let mut written = ["report.html", "report.md", results::FILE].map(str::to_owned).to_vec();
+    match Painter::new() {
+        Ok(painter) => {
+            for plot in &plots {
+                let name = format!("{}.png", plot.name);
+                write(folder, &name, painter.png(&plot.svg)?)?;
+                written.push(name);
+            }
+        }
+        Err(error) => {
+            results.absent.push(Absent { what: "pictures as PNG".to_owned(), why: format!("{error:#}") });
+        }
+    }
+    let (tables, preamble) = (tables::tables(&results), tables::preamble(&results));
     let mut markdown = format!("# Metadata path: benchmark\n\n{}\n", preamble.join("\n\n"));
     for table in &tables {
         markdown.push('\n');
         markdown.push_str(&table.to_markdown());
     }
-    fs::create_dir_all(folder).with_context(|| format!("make {}", folder.display()))?;
-    let json = serde_json::to_string(results).context("write the results as JSON")?;
-    let page = page::page(&preamble, &plots, &tables);
-    for (name, text) in [(results::FILE, &json), ("report.md", &markdown), ("report.html", &page)] {
-        let path = folder.join(name);
-        fs::write(&path, text).with_context(|| format!("write {}", path.display()))?;
-    }
-    println!("\n{markdown}\nWritten to {}: report.html, report.md, {}.", folder.display(), results::FILE);
+    let json = serde_json::to_string(&results).context("write the results as JSON")?;
+    write(folder, results::FILE, json)?;
+    write(folder, "report.md", &markdown)?;
+    write(folder, "report.html", page::page(&preamble, &plots, &tables))?;
+    println!("\n{markdown}\nWritten to {}: {}.", folder.display(), written.join(", "));
     Ok(())
+}
+
+fn write(folder: &Path, name: &str, bytes: impl AsRef<[u8]>) -> anyhow::Result<()> {
+    let path = folder.join(name);
+    fs::write(&path, bytes).with_context(|| format!("write {}", path.display()))
 }
 
 #[cfg(test)]

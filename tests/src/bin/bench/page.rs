@@ -82,7 +82,7 @@ mod tests {
     #[test]
     fn a_page_is_whole_and_loads_nothing() {
         let results = rates(&[("ours", &[1.0]), ("haproxy", &[1.0])]);
-        let plot = Plot { title: "a \"plot\"".to_owned(), svg: "<svg></svg>".to_owned() };
+        let plot = Plot { name: "a", title: "a \"plot\"".to_owned(), svg: "<svg></svg>".to_owned() };
         let page = page(&preamble(&results), &[plot], &tables(&results));
         assert!(page.starts_with("<!doctype html>") && page.ends_with("</html>\n"));
         assert!(page.contains("a &lt;fast&gt; one") && page.contains("a &quot;plot&quot;"));

@@ -43,11 +43,11 @@ impl Plan {
             duration: Duration::from_secs(2),
             cases,
             instances: vec![19, 199, 999, 3999],
-            known_ports: vec![4000],
+            known_ports: vec![999, 3999],
             storms: vec![1, 50, 200],
             storm_networks: 10,
             densities: vec![1, 100, 1000],
-            appearances: 20,
+            appearances: 100,
         }
     }
 
@@ -63,7 +63,8 @@ impl Plan {
             repetitions: 3,
             duration: Duration::from_millis(700),
             cases,
-            instances: vec![999],
+            instances: vec![19, 999],
+            known_ports: vec![3999],
             storms: vec![1, 50],
             densities: vec![1, 20],
             appearances: 10,
@@ -82,7 +83,7 @@ impl Plan {
                 Case::get(64, false),
                 Case { ask: Ask::Post(SIZES[0]), ..Case::get(2, false) },
             ],
-            instances: vec![3],
+            instances: vec![1, 3],
             known_ports: vec![5],
             storms: vec![1, 3],
             storm_networks: 2,

@@ -1,221 +1,185 @@
-//! The results as pictures, in SVG. One picture answers one question.
+//! The results as pictures. One picture answers one question: which lines that takes, and on which axes.
 
-use std::ops::Range;
-
-use anyhow::anyhow;
-use plotters::coord::Shift;
-use plotters::prelude::{
-    ChartBuilder, Circle, DrawingArea, IntoDrawingArea as _, IntoLogRange as _, LineSeries, PathElement,
-    RGBColor, SVGBackend, Text, WHITE,
-};
-use plotters::style::{Color as _, RGBAColor};
-
-use super::results::{Figure, Results, Workload};
-use super::statistics::Spread;
-
-const SIZE: (u32, u32) = (760, 420);
-/// How much of the width is for the names of the lines.
-const LEGEND: u32 = 200;
-/// On the lower axis; of nines, one each.
-const TICKS: usize = 6;
-/// Where the axis of shares ends: behind 99.99 %.
-const MOST_NINES: f64 = 4.2;
+use super::drawing::{Chart, Line, Point, Scales, draw};
+use super::results::{Figure, Results, Run, Workload};
+use super::statistics::{Spread, precise};
 
 /// One question, answered.
 #[derive(Debug)]
 pub struct Plot {
+    /// What its file is called.
+    pub name: &'static str,
     pub title: String,
     pub svg: String,
 }
 
-/// A peer's points, in order.
-struct Line {
-    name: String,
-    points: Vec<(f64, f64)>,
-}
-
-/// How much room a value has on its axis.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Scales {
-    /// Each axis by magnitude.
-    Magnitudes,
-    /// The upper axis in proportion, from nothing.
-    FromNothing,
-    /// The lower axis by the nines of a share.
-    Nines,
-}
-
-struct Axes {
-    title: String,
-    x: &'static str,
-    y: &'static str,
-    scales: Scales,
-}
-
-/// All plots that have something to show.
+/// All plots that have something to show: a single point answers no question.
 pub fn plots(results: &Results) -> anyhow::Result<Vec<Plot>> {
-    let mut plots = Vec::new();
-    for (suffix, title) in [("keep-alive", "kept connections"), ("new", "a new connection each")] {
-        let case = move |case: &str| case.ends_with(&format!(" {suffix}, 1 KiB"));
-        let axes = Axes {
-            title: format!("Requests per second, {title}, 1 KiB"),
-            x: "connections",
-            y: "right answers per second",
-            scales: Scales::FromNothing,
-        };
-        plots.push((axes, lines(results, Workload::Requests, case, Figure::Rate)));
-    }
-    for (case, title) in
-        [("64 keep-alive, 1 KiB", "64 kept connections"), ("64 new, 1 KiB", "64 connections, new each time")]
-    {
-        let axes = Axes {
-            title: format!("Latency of {title}: how many were not slower"),
-            x: "share of the requests",
-            y: "microseconds",
-            scales: Scales::Nines,
-        };
-        plots.push((axes, distributions(results, case)));
-    }
-    let any = |_: &str| true;
-    let axes = |title: &str, x, y| Axes { title: title.to_owned(), x, y, scales: Scales::Magnitudes };
-    plots.push((
-        axes("Guests that boot at once: until the last has all", "guests", "milliseconds"),
-        lines(results, Workload::Boot, any, Figure::LastMs),
-    ));
-    plots.push((
-        axes("Memory at rest", "networks", "resident MiB"),
-        lines(results, Workload::Density, any, Figure::ResidentMib),
-    ));
-    plots.push((
-        axes("Interface appears to first byte, median", "networks", "milliseconds"),
-        lines(results, Workload::Density, any, Figure::FirstByteMs),
-    ));
-    let drawn = plots.into_iter().filter(|(_, lines)| lines.iter().any(|line| line.points.len() > 1));
-    drawn.map(|(axes, lines)| draw(axes, &lines)).collect()
+    let charts = [requests(results), boot(results), density(results), scale(results)].concat();
+    let shown = |chart: Chart| -> Option<anyhow::Result<Plot>> {
+        let chart = chart.of_lines();
+        (!chart.lines.is_empty())
+            .then(|| draw(&chart).map(|svg| Plot { name: chart.name, title: chart.title.to_owned(), svg }))
+    };
+    charts.into_iter().filter_map(shown).collect()
 }
 
-fn lines(results: &Results, workload: Workload, fits: impl Fn(&str) -> bool, figure: Figure) -> Vec<Line> {
+/// What concurrency does.
+fn requests(results: &Results) -> Vec<Chart> {
+    let against_connections = |suffix: &'static str, figure| {
+        let case = move |case: &str| case.ends_with(&format!(" {suffix}, 1 KiB"));
+        lines(results, Workload::Requests, case, |spread, _| spread, figure)
+    };
+    let rate = |name, title, suffix| Chart {
+        name,
+        title,
+        x: "connections",
+        y: "right answers per second",
+        scales: Scales::FromNothing,
+        lines: against_connections(suffix, Figure::Rate),
+    };
+    let latency = |name, title, case| Chart {
+        name,
+        title,
+        x: "share of the requests that were not slower",
+        y: "milliseconds",
+        scales: Scales::Nines,
+        lines: distributions(results, case),
+    };
+    vec![
+        rate("requests-new", "Requests per second: a new connection each, 1 KiB", "new"),
+        rate("requests-kept", "Requests per second: kept connections, 1 KiB", "keep-alive"),
+        latency("latency-new", "Latency at 64 connections, new each time, 1 KiB", "64 new, 1 KiB"),
+        latency("latency-kept", "Latency at 64 kept connections, 1 KiB", "64 keep-alive, 1 KiB"),
+        Chart {
+            name: "cpu-new",
+            title: "CPU of the whole machine for 1,000 requests: a new connection each, 1 KiB",
+            x: "connections",
+            y: "CPU-seconds for 1,000 requests",
+            scales: Scales::Magnitudes,
+            lines: against_connections("new", Figure::MachineCpu),
+        },
+    ]
+}
+
+fn boot(results: &Results) -> Vec<Chart> {
+    let chart = |name, title, workload| Chart {
+        name,
+        title,
+        x: "guests",
+        y: "milliseconds",
+        scales: Scales::Magnitudes,
+        lines: lines(results, workload, |_| true, |spread, _| spread, Figure::LastMs),
+    };
+    vec![
+        chart("boot", "Guests that boot at once: until the last has all", Workload::Boot),
+        chart("boot-nova", "The same before a real Nova", Workload::BootNova),
+    ]
+}
+
+fn density(results: &Results) -> Vec<Chart> {
+    let chart =
+        |name, title, y, lines| Chart { name, title, x: "networks", y, scales: Scales::Magnitudes, lines };
+    let of = |figure| lines(results, Workload::Density, |_| true, |spread, _| spread, figure);
+    // An appearance is measured many times in a run, so the bar is of those.
+    let to_p99 = |spread: Spread, run: &Run| Spread {
+        highest: run.figures.get(&Figure::FirstByteP99Ms).copied().unwrap_or(spread.highest),
+        ..spread
+    };
+    vec![
+        chart("memory", "Memory at rest", "resident MiB", of(Figure::ResidentMib)),
+        chart("processes", "Processes at rest", "processes", of(Figure::Processes)),
+        chart(
+            "start",
+            "Start with all networks present: until all are served",
+            "milliseconds",
+            of(Figure::StartMs),
+        ),
+        chart(
+            "first-byte",
+            "One more interface appears: until its first byte (median; bar: p99)",
+            "milliseconds",
+            lines(results, Workload::Density, |_| true, to_p99, Figure::FirstByteMs),
+        ),
+    ]
+}
+
+/// What a host's size does to one guest's requests: a flat line is what it should be.
+fn scale(results: &Results) -> Vec<Chart> {
+    let chart = |name, title, case| Chart {
+        name,
+        title,
+        x: "ports known to ours, instances known to others",
+        y: "right answers per second",
+        scales: Scales::FromNothing,
+        lines: against_others(results, case),
+    };
+    vec![
+        chart("scale-new", "64 connections, new each time, on hosts of several sizes", "64 new, 1 KiB"),
+        chart("scale-kept", "64 kept connections, on hosts of several sizes", "64 keep-alive, 1 KiB"),
+    ]
+}
+
+/// A line a peer, along the cases.
+fn lines(
+    results: &Results,
+    workload: Workload,
+    fits: impl Fn(&str) -> bool,
+    bar: impl Fn(Spread, &Run) -> Spread,
+    figure: Figure,
+) -> Vec<Line> {
     let of = |peer: &&str| {
         let cases = results.cases(workload).into_iter().filter(|case| fits(case));
         let point = |case| {
-            let scale = results.runs(workload, case, peer).next()?.scale;
-            Some((scale, results.spread(workload, case, peer, figure)?.median))
+            let run = results.runs(workload, case, peer).next()?;
+            Some(Point { x: run.scale, y: bar(results.spread(workload, case, peer, figure)?, run) })
         };
-        let mut points: Vec<(f64, f64)> = cases.filter_map(point).collect();
-        points.sort_by(|one, other| one.0.total_cmp(&other.0));
-        Line { name: (*peer).to_owned(), points }
+        Line::new(peer, cases.filter_map(point).collect())
     };
     results.peers(workload).iter().map(of).collect()
 }
 
 /// Over the number of nines: what is rare gets as much room as what is common.
 fn distributions(results: &Results, case: &str) -> Vec<Line> {
-    let of = |peer: &&str| {
+    let of = |peer: &str| {
         let runs: Vec<_> = results.runs(Workload::Requests, case, peer).collect();
         let shares = runs.first().map(|run| run.distribution.iter().map(|(share, _)| *share));
         let point = |(position, share): (usize, f64)| {
             let of_runs = runs.iter().filter_map(|run| run.distribution.get(position).map(|(_, us)| *us));
-            (share < 1.0).then(|| (-(1.0 - share).log10(), Spread::of(of_runs).median))
+            let ms = Spread::of(of_runs.map(|us| us / 1e3));
+            (share < 1.0).then(|| Point { x: -(1.0 - share).log10(), y: ms })
         };
-        let points = shares.into_iter().flatten().enumerate().filter_map(point).collect();
-        Line { name: (*peer).to_owned(), points }
+        Line::new(peer, shares.into_iter().flatten().enumerate().filter_map(point).collect())
     };
-    results.peers(Workload::Requests).iter().map(of).collect()
+    kinds(results).into_iter().map(of).collect()
 }
 
-fn share(nines: f64) -> String {
-    let percent = 100.0 * (1.0 - 10_f64.powf(-nines));
-    format!("{}%", format!("{percent:.3}").trim_end_matches('0').trim_end_matches('.'))
+/// A line a kind of peer, along what it bears besides the guest that asks.
+fn against_others(results: &Results, case: &str) -> Vec<Line> {
+    let of = |first: &str| {
+        let peers = results.peers(Workload::Requests).into_iter().filter(|peer| kind(peer) == kind(first));
+        let point = |peer: &str| {
+            let run = results.runs(Workload::Requests, case, peer).next()?;
+            let y = results.spread(Workload::Requests, case, peer, Figure::Rate)?;
+            Some(Point { x: precise(run.others + 1), y })
+        };
+        Line::new(kind(first), peers.filter_map(point).collect())
+    };
+    kinds(results).into_iter().map(of).collect()
 }
 
-fn draw(axes: Axes, lines: &[Line]) -> anyhow::Result<Plot> {
-    let mut svg = String::new();
-    {
-        let area = SVGBackend::with_string(&mut svg, SIZE).into_drawing_area();
-        let drawn = area.fill(&WHITE).map_err(|e| e.to_string()).and_then(|()| draw_on(&area, &axes, lines));
-        drawn
-            .and_then(|()| area.present().map_err(|e| e.to_string()))
-            .map_err(|e| anyhow!("draw {}: {e}", axes.title))?;
-    }
-    Ok(Plot { title: axes.title, svg })
+/// The first peer of each kind: those that differ in what they bear come after it.
+fn kinds(results: &Results) -> Vec<&str> {
+    results.peers(Workload::Requests).into_iter().fold(Vec::new(), |mut firsts, peer| {
+        if !firsts.iter().any(|first| kind(first) == kind(peer)) {
+            firsts.push(peer);
+        }
+        firsts
+    })
 }
 
-fn draw_on(area: &DrawingArea<SVGBackend<'_>, Shift>, axes: &Axes, lines: &[Line]) -> Result<(), String> {
-    let points = || lines.iter().flat_map(|line| line.points.iter().copied());
-    let (x, y) = (around(points().map(|(x, _)| x)), around(points().map(|(_, y)| y)));
-    let (area, beside) = area.split_horizontally(SIZE.0 - LEGEND);
-    draw_legend(&beside, lines)?;
-    let mut builder = ChartBuilder::on(&area);
-    builder.margin(12).x_label_area_size(44).y_label_area_size(70).caption(&axes.title, ("sans-serif", 18));
-    macro_rules! draw_chart {
-        ($x:expr, $y:expr) => {{
-            let mut chart = builder.build_cartesian_2d($x, $y).map_err(|e| e.to_string())?;
-            chart
-                .configure_mesh()
-                .light_line_style(WHITE)
-                .x_labels(TICKS)
-                .x_desc(axes.x)
-                .y_desc(axes.y)
-                .x_label_formatter(&|value| {
-                    if axes.scales == Scales::Nines { share(*value) } else { format!("{value:.0}") }
-                })
-                .y_label_formatter(&|value| plain(*value))
-                .draw()
-                .map_err(|e| e.to_string())?;
-            for line in lines.iter().filter(|line| !line.points.is_empty()) {
-                let colour = colour(&line.name);
-                let style = colour.stroke_width(2);
-                chart
-                    .draw_series(LineSeries::new(line.points.iter().copied(), style))
-                    .map_err(|e| e.to_string())?;
-                chart
-                    .draw_series(line.points.iter().map(|point| Circle::new(*point, 3, colour.filled())))
-                    .map_err(|e| e.to_string())?;
-            }
-            Ok::<(), String>(())
-        }};
-    }
-    match axes.scales {
-        Scales::Magnitudes => draw_chart!(x.log_scale(), y.log_scale()),
-        Scales::FromNothing => draw_chart!(x.log_scale(), 0.0..y.end),
-        // Nines are logarithms already, and begin at none.
-        Scales::Nines => draw_chart!(0.0..MOST_NINES, y.log_scale()),
-    }
-}
-
-/// Beside the lines, where it hides none.
-fn draw_legend(area: &DrawingArea<SVGBackend<'_>, Shift>, lines: &[Line]) -> Result<(), String> {
-    for (line, y) in lines.iter().filter(|line| !line.points.is_empty()).zip((50..).step_by(22)) {
-        let stroke = colour(&line.name).stroke_width(3);
-        area.draw(&PathElement::new([(0, y), (18, y)], stroke)).map_err(|e| e.to_string())?;
-        let name = Text::new(line.name.clone(), (24, y - 6), ("sans-serif", 12));
-        area.draw(&name).map_err(|e| e.to_string())?;
-    }
-    Ok(())
-}
-
-/// The same for a peer in every plot, and paler where it bears more.
-fn colour(peer: &str) -> RGBAColor {
-    const OF_KINDS: [(&str, RGBColor); 5] = [
-        ("direct", RGBColor(120, 120, 120)),
-        ("haproxy", RGBColor(31, 119, 180)),
-        ("host-haproxy", RGBColor(148, 103, 189)),
-        ("ours", RGBColor(214, 39, 40)),
-        ("ovn", RGBColor(44, 160, 44)),
-    ];
-    let (kind, bears_more) = peer.split_once(',').map_or((peer, false), |(kind, _)| (kind, true));
-    let found = OF_KINDS.iter().find(|(name, _)| *name == kind).map(|(_, colour)| *colour);
-    found.unwrap_or(RGBColor(255, 127, 14)).mix(if bears_more { 0.5 } else { 1.0 })
-}
-
-/// All of these, and a little room; a logarithm has no place for nothing.
-fn around(values: impl Iterator<Item = f64>) -> Range<f64> {
-    let spread = Spread::of(values.filter(|value| *value > 0.0));
-    if spread.lowest.is_nan() { 1.0..10.0 } else { spread.lowest * 0.8..spread.highest * 1.6 }
-}
-
-fn plain(value: f64) -> String {
-    if value >= 10.0 { format!("{value:.0}") } else { format!("{value}") }
+fn kind(peer: &str) -> &str {
+    peer.split_once(',').map_or(peer, |(kind, _)| kind)
 }
 
 #[cfg(test)]
@@ -246,7 +210,13 @@ mod tests {
     }
 
     #[test]
-    fn shares_are_labelled_as_people_say_them() {
-        assert_eq!([1.0, 2.0, 3.0].map(share), ["90%", "99%", "99.9%"]);
+    fn peers_of_a_kind_are_one_line_along_what_they_bear() {
+        let mut results = rates(&[("direct", &[3.0]), ("ours", &[2.0]), ("ours, 4000 more ports", &[1.9])]);
+        results.runs[2].others = 4000;
+        let lines = against_others(&results, "64 new, 1 KiB");
+        let points = |line: &Line| line.points.iter().map(|point| point.x).collect::<Vec<_>>();
+        assert_eq!(lines.iter().map(points).collect::<Vec<_>>(), [vec![1.0], vec![1.0, 4001.0]]);
+        let [plot] = &plots(&results).expect("plots")[..] else { panic!("one plot") };
+        assert!(plot.name == "scale-new" && !plot.svg.contains("direct"));
     }
 }

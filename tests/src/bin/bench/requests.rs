@@ -56,7 +56,8 @@ impl Case {
         self.connections == 64 && self.ask == Ask::Get(SIZES[0])
     }
 
-    fn load(self, peer: &dyn Peer, duration: Duration) -> Tally {
+    /// The load itself.
+    pub fn load(self, peer: &dyn Peer, duration: Duration) -> Tally {
         let caller = peer.callers()[0];
         let (path, post, body) = match self.ask {
             Ask::Get(size) => (format!("/{size}"), None, upstream::body(size)),
@@ -114,7 +115,8 @@ pub fn measure(upstream: &Upstream, kinds: &[Kind], plan: &Plan) -> anyhow::Resu
                 let meter = CpuMeter::start(peer.processes(), upstream.processes())?;
                 let tally = case.load(&**peer, plan.duration);
                 let cpu = meter.stop()?;
-                runs.push(run(*case, &entry.to_string(), repetition, plan.duration, tally, cpu));
+                let run = run(*case, &entry.to_string(), repetition, plan.duration, tally, cpu);
+                runs.push(Run { others: entry.others as u64, ..run });
             }
         }
     }

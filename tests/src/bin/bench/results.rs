@@ -8,6 +8,7 @@ use anyhow::Context as _;
 use serde::{Deserialize, Serialize};
 
 use super::machine::Machine;
+use super::profile::Hot;
 use super::statistics::Spread;
 
 /// The file's name in the folder of a report.
@@ -22,6 +23,9 @@ pub struct Results {
     pub noise: f64,
     pub absent: Vec<Absent>,
     pub runs: Vec<Run>,
+    /// Where the agent's time went, if that was asked for.
+    #[serde(default)]
+    pub profile: Vec<Hot>,
 }
 
 /// A peer, or a part of one, that is not there, and why.
@@ -39,6 +43,8 @@ pub enum Workload {
     Requests,
     /// Guests that boot at the same moment.
     Boot,
+    /// The same, and Nova itself answers.
+    BootNova,
     /// Networks with a port each, at rest.
     Density,
     /// Packets that are not for us, one by one.
@@ -55,6 +61,9 @@ pub struct Run {
     /// Connections, guests or networks: where the case stands on an axis.
     pub scale: f64,
     pub peer: String,
+    /// Ports or instances that the peer knows besides those that ask.
+    #[serde(default)]
+    pub others: u64,
     pub repetition: u32,
     /// Right answers, where there are any.
     pub answers: u64,
@@ -160,6 +169,7 @@ impl Run {
             case: case.to_owned(),
             scale,
             peer: peer.to_owned(),
+            others: 0,
             repetition,
             answers: 0,
             failed: 0,
@@ -264,6 +274,7 @@ pub mod tests {
             noise: 0.01,
             absent: Vec::new(),
             runs: runs.collect(),
+            profile: Vec::new(),
         }
     }
 

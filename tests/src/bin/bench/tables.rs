@@ -19,6 +19,7 @@ pub struct Table {
 pub fn tables(results: &Results) -> Vec<Table> {
     let mut all = vec![target_table(results)];
     all.extend(SECTIONS.iter().map(|section| section.table(results)));
+    all.push(profile_table(results));
     all.push(absent_table(results));
     all.retain(|table| !table.rows.is_empty());
     all
@@ -200,6 +201,22 @@ fn target_table(results: &Results) -> Table {
         note: "Ratios are of neighbouring runs.",
         header: ["figure", "target", "found", ""].map(str::to_owned).to_vec(),
         rows: targets(results).iter().map(row).collect(),
+    }
+}
+
+fn profile_table(results: &Results) -> Table {
+    let percent = |share: f64| format!("{:.1} %", 100.0 * share);
+    let rows = results
+        .profile
+        .iter()
+        .map(|hot| vec![hot.load.clone(), hot.function.clone(), percent(hot.own), percent(hot.with_callees)]);
+    Table {
+        title: "Profile of the agent",
+        note: "Samples of its threads, in user space and in the kernel: those that found the function running, and \
+               those that found it running or waiting for what it called. The flame graphs flame-new.svg and \
+               flame-kept.svg beside this report show all of them.",
+        header: ["load", "function", "own", "with callees"].map(str::to_owned).to_vec(),
+        rows: rows.collect(),
     }
 }
 

@@ -14,6 +14,8 @@ pub enum Scope {
     Build,
     /// Testing it
     Test,
+    /// Measuring it beside peers that take part only when they are asked for
+    Bench,
 }
 
 /// One thing that has to be there.
@@ -320,6 +322,27 @@ pub const REQUIREMENTS: &[Requirement] = &[
         Sign::Program("nginx"),
         &["nginx-light"],
     ),
+    debian(
+        Scope::Bench,
+        "MariaDB",
+        "Neutron's metadata agent is measured as it is shipped: before neutron-server and its database",
+        Sign::Packages(&["mariadb-server", "python3-pymysql"]),
+        &["mariadb-server", "python3-pymysql"],
+    ),
+    debian(
+        Scope::Bench,
+        "RabbitMQ",
+        "carries that agent's questions to neutron-server",
+        Sign::Packages(&["rabbitmq-server"]),
+        &["rabbitmq-server"],
+    ),
+    debian(
+        Scope::Bench,
+        "nova-api-metadata",
+        "answers where the bench measures what a guest feels in a cloud",
+        Sign::Packages(&["nova-api"]),
+        &["nova-api"],
+    ),
 ];
 
 #[cfg(test)]
@@ -379,8 +402,15 @@ pub mod tests {
 
     #[test]
     fn a_complete_machine_misses_nothing_and_an_empty_one_everything() {
-        assert_eq!(names(&missing(Scope::Test, &complete())), [""; 0]);
-        assert_eq!(missing(Scope::Test, &FakeProbe::default()).len(), REQUIREMENTS.len());
+        assert_eq!(names(&missing(Scope::Bench, &complete())), [""; 0]);
+        assert_eq!(missing(Scope::Bench, &FakeProbe::default()).len(), REQUIREMENTS.len());
+    }
+
+    #[test]
+    fn testing_asks_for_no_server_that_only_a_bench_measures() {
+        let rows = missing(Scope::Test, &FakeProbe::default());
+        assert!(names(&rows).contains(&"QEMU"));
+        assert!(!names(&rows).contains(&"MariaDB") && !names(&rows).contains(&"RabbitMQ"));
     }
 
     #[test]

@@ -1,0 +1,77 @@
+//! neutron-metadata-agent as its package runs it: it asks neutron-server by RabbitMQ for each request.
+
+use std::fmt::Write as _;
+use std::net::SocketAddr;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+
+use tempfile::TempDir;
+
+use super::process::Process;
+use super::{rabbitmq, write};
+use crate::netns::Netns;
+
+/// What may be configured otherwise.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct MetadataAgentOptions {
+    /// `metadata_workers`, where not left to the agent: half as many as there are cores.
+    pub workers: Option<usize>,
+    /// The cache for answers of neutron-server, in each worker's memory.
+    pub cache: bool,
+}
+
+/// A running one. In the order they go.
+#[derive(Debug)]
+pub struct MetadataAgent {
+    process: Process,
+    _folder: TempDir,
+}
+
+impl MetadataAgent {
+    /// Serves this socket in a namespace, where RabbitMQ and Nova are reached at the address of the latter.
+    #[must_use]
+    pub fn start(
+        netns: &Netns,
+        socket: &Path,
+        nova: SocketAddr,
+        secret: &str,
+        options: MetadataAgentOptions,
+    ) -> Self {
+        let folder = tempfile::Builder::new().prefix("neutron-").tempdir();
+        let folder = folder.unwrap_or_else(|e| panic!("make a folder for Neutron's agent: {e}"));
+        let config = folder.path().join("metadata_agent.ini");
+        let at = folder.path().display();
+        let mut text = format!(
+            "[DEFAULT]\nstate_path = {at}\ntransport_url = rabbit://guest:guest@{address}:{}/\n\
+             nova_metadata_host = {address}\nnova_metadata_port = {}\nmetadata_proxy_shared_secret = {secret}\n\
+             metadata_proxy_socket = {}\nmetadata_proxy_socket_mode = all\n",
+            rabbitmq::PORT,
+            nova.port(),
+            socket.display(),
+            address = nova.ip(),
+        );
+        let written = options
+            .workers
+            .map_or(Ok(()), |workers| writeln!(text, "metadata_workers = {workers}"))
+            .and_then(|()| writeln!(text, "[oslo_concurrency]\nlock_path = {at}"))
+            .and_then(|()| if options.cache { writeln!(text, "{CACHE}") } else { Ok(()) });
+        written.unwrap_or_else(|_| unreachable!("writing to a String cannot fail"));
+        write(&config, &text);
+        let mut command = netns.command("/usr/bin/neutron-metadata-agent");
+        // Else those of the package follow.
+        command.arg("--config-file").arg(&config).arg("--config-dir").arg(folder.path());
+        let listens = || UnixStream::connect(socket).is_ok();
+        let log = folder.path().join("log");
+        let process = Process::start("neutron-metadata-agent", command, log, listens);
+        Self { process, _folder: folder }
+    }
+
+    /// It and its workers.
+    #[must_use]
+    pub fn processes(&self) -> Vec<u32> {
+        self.process.with_children()
+    }
+}
+
+/// Five seconds, as `cache_url = memory://?default_ttl=5` of those who had it by default.
+const CACHE: &str = "[cache]\nenabled = true\nbackend = oslo_cache.dict\nexpiration_time = 5";

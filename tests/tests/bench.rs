@@ -3,6 +3,8 @@
 #![expect(clippy::expect_used, reason = "helpers of tests fail the test")]
 
 use std::fs;
+use std::os::unix::fs::symlink;
+use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 
 use metadata_tests::wait::{self, PATIENCE};
@@ -18,7 +20,12 @@ fn bench(args: &[&str]) -> Output {
 }
 
 fn start(args: &[&str]) -> Child {
+    start_with(args, &[])
+}
+
+fn start_with(args: &[&str], environment: &[(&str, &Path)]) -> Child {
     let mut command = Command::new(env!("CARGO_BIN_EXE_bench"));
+    command.envs(environment.iter().copied());
     command.args(args).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     command.spawn().expect("start the bench")
 }
@@ -35,11 +42,17 @@ fn told(output: &Output) -> String {
     format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
 }
 
-fn runs(folder: &TempDir) -> Vec<Value> {
-    let text = fs::read_to_string(folder.path().join("results.json")).expect("the results");
-    let results: Value = serde_json::from_str(&text).expect("JSON");
-    results["runs"].as_array().expect("runs").clone()
+fn results(folder: &Path) -> Value {
+    let text = fs::read_to_string(folder.join("results.json")).expect("the results");
+    serde_json::from_str(&text).expect("JSON")
 }
+
+fn runs(folder: &TempDir) -> Vec<Value> {
+    results(folder.path())["runs"].as_array().expect("runs").clone()
+}
+
+/// Those that need nothing beyond what a test needs.
+const PEERS: &str = "direct,haproxy,host-haproxy,ours,neutron-agent,ovn";
 
 #[test]
 fn a_rehearsal_measures_every_peer_and_leaves_a_report() {
@@ -48,7 +61,7 @@ fn a_rehearsal_measures_every_peer_and_leaves_a_report() {
     }
     let folder = tempfile::tempdir().expect("a folder");
     let out = folder.path().display().to_string();
-    let output = bench(&["--rehearse", "--peers", "all", "--out", &out]);
+    let output = bench(&["--rehearse", "--peers", PEERS, "--out", &out]);
     assert!(output.status.success(), "{}", told(&output));
     let runs = runs(&folder);
     for (workload, peers) in [
@@ -108,6 +121,33 @@ fn an_interrupted_bench_leaves_no_trace() {
     let output = wait_for(bench);
     assert_eq!(output.status.code(), Some(1), "{}", told(&output));
     assert!(told(&output).contains("interrupted: no report") && !out.exists(), "{}", told(&output));
+}
+
+#[test]
+fn a_peer_that_is_not_installed_is_absent_with_the_reason() {
+    if !privileged() {
+        return;
+    }
+    let folder = tempfile::tempdir().expect("a folder");
+    let (programs, out) = (folder.path().join("programs"), folder.path().join("report"));
+    fs::create_dir(&programs).expect("a folder for programs");
+    for name in ["ip", "nsenter", "nginx"] {
+        let path = std::env::var_os("PATH").expect("a PATH");
+        let mut found = std::env::split_paths(&path).map(|folder| folder.join(name));
+        let found = found.find(|path| path.is_file()).expect("what the bench itself needs");
+        symlink(found, programs.join(name)).expect("a link to a program");
+    }
+    let out_text = out.display().to_string();
+    let args = ["--rehearse", "--peers", "direct,haproxy,legacy", "--out", &out_text];
+    let output = wait_for(start_with(&args, &[("PATH", &programs)]));
+    assert!(output.status.success(), "{}", told(&output));
+    let results = results(&out);
+    let absent: Vec<_> =
+        results["absent"].as_array().expect("a list").iter().map(|one| &one["what"]).collect();
+    assert_eq!(absent, ["haproxy", "legacy"]);
+    assert!(results["runs"].as_array().expect("runs").iter().all(|run| run["peer"] == "direct"));
+    let page = fs::read_to_string(out.join("report.md")).expect("the report");
+    assert!(page.contains("rabbitmq-server") && page.contains("cargo xtask setup --for bench"), "{page}");
 }
 
 #[test]

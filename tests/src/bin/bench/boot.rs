@@ -2,11 +2,14 @@
 //! the other on connections of their own, with its patience and its retries.
 
 use std::collections::BTreeMap;
-use std::io::{self, Read as _, Write as _};
-use std::net::{SocketAddr, TcpStream};
+use std::io;
+use std::net::TcpStream;
 use std::sync::Barrier;
 use std::thread;
 use std::time::{Duration, Instant};
+
+use metadata_agent::ids::InstanceId;
+use metadata_tests::{Connection, Response};
 
 use super::interrupt;
 use super::peers::{Caller, Crowd, Entry, Kind};
@@ -19,6 +22,9 @@ use super::upstream::{self, SIZES, Upstream};
 const PATIENCE: Duration = Duration::from_secs(10);
 const PAUSE: Duration = Duration::from_secs(1);
 const RETRIES: u32 = 5;
+
+/// `metadata_cache_expiration` of Nova, and a second: a guest that boots has not been there before.
+const FORGOTTEN: Duration = Duration::from_secs(16);
 
 /// In this order.
 const SEQUENCE: [&str; 28] = [
@@ -60,6 +66,15 @@ struct Boot {
     failures: BTreeMap<String, u64>,
 }
 
+/// What is a right answer.
+#[derive(Clone, Copy, Debug)]
+enum Expected<'a> {
+    /// This, to whatever is asked.
+    Body(&'a [u8]),
+    /// Whatever Nova says; but in `meta_data.json` it says it of this instance.
+    Of(Option<InstanceId>),
+}
+
 /// Measures every storm, peers in turn.
 pub fn measure(upstream: &Upstream, kinds: &[Kind], plan: &Plan) -> anyhow::Result<Vec<Run>> {
     let crowd =
@@ -69,32 +84,49 @@ pub fn measure(upstream: &Upstream, kinds: &[Kind], plan: &Plan) -> anyhow::Resu
         interrupt::check()?;
         peers.push((kind.to_string(), Entry::alone(*kind).start(upstream, crowd)?));
     }
+    let nova = upstream.wants_identity();
+    let body = upstream::body(SIZES[0]);
+    let expected = (!nova).then_some(&*body);
+    let workload = if nova { Workload::BootNova } else { Workload::Boot };
+    let mut asked = vec![Instant::now(); peers.len()];
     let mut runs = Vec::new();
     for guests in &plan.storms {
         for (_, peer) in &peers {
-            boot(&peer.callers()[..1]);
+            boot(&peer.callers()[..1], expected);
         }
+        asked.fill(Instant::now());
         for repetition in 0..plan.repetitions {
-            for (name, peer) in &peers {
+            for ((name, peer), asked) in peers.iter().zip(&mut asked) {
                 interrupt::check()?;
-                let boots = boot(&peer.callers()[..*guests]);
-                runs.push(run(name, repetition, boots));
+                if nova {
+                    pass(*asked + FORGOTTEN);
+                }
+                let boots = boot(&peer.callers()[..*guests], expected);
+                *asked = Instant::now();
+                runs.push(run(workload, name, repetition, boots));
             }
         }
     }
     Ok(runs)
 }
 
+fn pass(end: Instant) {
+    while let Some(left) = end.checked_duration_since(Instant::now()).filter(|left| !left.is_zero()) {
+        thread::park_timeout(left);
+    }
+}
+
 /// Lets all of them boot at once.
-fn boot(callers: &[Caller<'_>]) -> Vec<Boot> {
+fn boot(callers: &[Caller<'_>], body: Option<&[u8]>) -> Vec<Boot> {
     let start = Barrier::new(callers.len());
     thread::scope(|scope| {
         let start = &start;
         let boots = callers.iter().map(|caller| {
             scope.spawn(move || {
+                let expected = body.map_or(Expected::Of(caller.instance), Expected::Body);
                 caller.netns.enter(|| {
                     start.wait();
-                    boot_one(caller.target)
+                    boot_one(caller, expected)
                 })
             })
         });
@@ -106,8 +138,7 @@ fn boot(callers: &[Caller<'_>]) -> Vec<Boot> {
     })
 }
 
-fn boot_one(target: SocketAddr) -> Boot {
-    let expected = upstream::body(SIZES[0]);
+fn boot_one(caller: &Caller<'_>, expected: Expected<'_>) -> Boot {
     let mut boot = Boot::default();
     let began = Instant::now();
     for path in SEQUENCE {
@@ -115,12 +146,13 @@ fn boot_one(target: SocketAddr) -> Boot {
             if attempt > 0 {
                 thread::park_timeout(PAUSE);
             }
-            let fault = match get(target, path) {
-                Ok(answer) if is_right(&answer, &expected) => {
+            let fault = match get(caller, path) {
+                Ok(answer) if answer.status != 200 => answer.status_line,
+                Ok(answer) if expected.is_met(path, &answer.body) => {
                     boot.answers += 1;
                     break;
                 }
-                Ok(answer) => String::from_utf8_lossy(&answer).lines().next().unwrap_or("nothing").to_owned(),
+                Ok(_) => "a wrong body".to_owned(),
                 Err(e) => e.kind().to_string(),
             };
             *boot.failures.entry(fault).or_default() += 1;
@@ -130,29 +162,38 @@ fn boot_one(target: SocketAddr) -> Boot {
     boot
 }
 
-fn get(target: SocketAddr, path: &str) -> io::Result<Vec<u8>> {
-    let mut stream = TcpStream::connect_timeout(&target, PATIENCE)?;
+fn get(caller: &Caller<'_>, path: &str) -> io::Result<Response> {
+    let stream = TcpStream::connect_timeout(&caller.target, PATIENCE)?;
     stream.set_read_timeout(Some(PATIENCE))?;
     stream.set_nodelay(true)?;
     let request = format!(
         "GET {path} HTTP/1.1\r\nHost: 169.254.169.254\r\nUser-Agent: Cloud-Init/24.4\r\nAccept: */*\r\n\
-         Connection: close\r\n\r\n"
+         {}Connection: close\r\n\r\n",
+        caller.signed
     );
-    stream.write_all(request.as_bytes())?;
-    let mut answer = Vec::new();
-    stream.read_to_end(&mut answer)?;
-    Ok(answer)
+    let mut connection = Connection::new(stream);
+    connection.send(request)?;
+    connection.receive()
 }
 
-fn is_right(answer: &[u8], body: &[u8]) -> bool {
-    answer.starts_with(b"HTTP/1.1 200 ")
-        && answer.strip_suffix(body).is_some_and(|head| head.ends_with(b"\r\n\r\n"))
+impl Expected<'_> {
+    fn is_met(self, path: &str, answer: &[u8]) -> bool {
+        match self {
+            Self::Body(body) => answer == body,
+            Self::Of(instance) if path.ends_with("/meta_data.json") => {
+                let told: Option<serde_json::Value> = serde_json::from_slice(answer).ok();
+                let told = told.as_ref().and_then(|told| told.get("uuid")?.as_str());
+                told.is_some_and(|uuid| instance.is_some_and(|instance| uuid == instance.to_string()))
+            }
+            Self::Of(_) => true,
+        }
+    }
 }
 
-fn run(peer: &str, repetition: u32, boots: Vec<Boot>) -> Run {
+fn run(workload: Workload, peer: &str, repetition: u32, boots: Vec<Boot>) -> Run {
     let case = if boots.len() == 1 { "1 guest".to_owned() } else { format!("{} guests", boots.len()) };
     let took = Spread::of(boots.iter().map(|boot| boot.took.as_secs_f64() * 1e3));
-    let mut run = Run::new(Workload::Boot, &case, precise(boots.len() as u64), peer, repetition)
+    let mut run = Run::new(workload, &case, precise(boots.len() as u64), peer, repetition)
         .with(Figure::LastMs, took.highest)
         .with(Figure::MedianMs, took.median);
     for boot in boots {
@@ -171,13 +212,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_the_whole_body_after_a_head_is_right() {
-        assert!(is_right(b"HTTP/1.1 200 OK\r\nA: b\r\n\r\nbody", b"body"));
-        for wrong in
-            ["HTTP/1.1 503 X\r\n\r\nbody", "HTTP/1.1 200 OK\r\n\r\nbod", "HTTP/1.1 200 OK\r\n\r\nxbody", ""]
-        {
-            assert!(!is_right(wrong.as_bytes(), b"body"), "{wrong}");
-        }
+    fn an_answer_is_right_by_its_body_or_by_whom_it_is_about() {
+        assert!(Expected::Body(b"body").is_met("/openstack", b"body"));
+        assert!(!Expected::Body(b"body").is_met("/openstack", b"bod"));
+        let [one, other] = [1, 2].map(|number| InstanceId::new(uuid::Uuid::from_u128(number)));
+        let about = format!("{{\"uuid\": \"{one}\"}}");
+        let is_met = |instance, path| Expected::Of(instance).is_met(path, about.as_bytes());
+        let path = "/openstack/latest/meta_data.json";
+        assert!(is_met(Some(one), path) && !is_met(Some(other), path) && !is_met(None, path));
+        assert!(is_met(Some(other), "/latest/meta-data/hostname"));
     }
 
     #[test]
@@ -187,7 +230,7 @@ mod tests {
             answers: 28,
             failures: BTreeMap::from([("HTTP/1.1 503".to_owned(), failed)]),
         };
-        let run = run("ours", 0, vec![boot(5, 1), boot(9, 2), boot(6, 0)]);
+        let run = run(Workload::Boot, "ours", 0, vec![boot(5, 1), boot(9, 2), boot(6, 0)]);
         assert_eq!((run.figures[&Figure::LastMs], run.figures[&Figure::MedianMs]), (9.0, 6.0));
         assert_eq!((run.answers, run.failed, run.case.as_str()), (84, 3, "3 guests"));
     }

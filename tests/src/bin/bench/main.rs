@@ -44,7 +44,7 @@ use peers::{Choice, Crowd, Kind, Ours};
 use picture::Painter;
 use plan::Plan;
 use results::{Absent, Results};
-use upstream::Upstream;
+use upstream::{Asked, Upstream};
 
 /// How long the machine is watched before anything runs.
 const STILLNESS: Duration = Duration::from_secs(1);
@@ -98,7 +98,8 @@ struct Options {
     /// Everything for a moment, to see that the bench itself works
     #[arg(long, hide = true, conflicts_with = "quick")]
     rehearse: bool,
-    /// Who takes part: direct, haproxy, host-haproxy, ours, neutron-agent, ovn, by comma, or all
+    /// Who takes part: direct, haproxy, host-haproxy, ours, neutron-agent, ovn, legacy, legacy-workers,
+    /// legacy-router, legacy-cache, by comma, or all
     #[arg(long, value_name = "PEERS")]
     peers: Option<Choice>,
     /// How often each measurement is repeated
@@ -180,11 +181,22 @@ fn measure(options: &Options) -> anyhow::Result<()> {
         profile: Vec::new(),
     };
 
-    let upstream = Upstream::start()?;
+    let with_openstack = kinds.iter().any(|kind| kind.needs_openstack());
+    if with_openstack {
+        step("OpenStack");
+    }
+    let upstream = Upstream::start(with_openstack)?;
     step("requests");
     results.runs.extend(requests::measure(&upstream, &kinds, &plan)?);
     step("boot");
     results.runs.extend(boot::measure(&upstream, &kinds, &plan)?);
+    if with_openstack {
+        step("boot, real Nova");
+        upstream.ask(Asked::Nova);
+        let identified: Vec<_> = kinds.iter().copied().filter(|kind| kind.identifies()).collect();
+        results.runs.extend(boot::measure(&upstream, &identified, &plan)?);
+        upstream.ask(Asked::Nginx);
+    }
     step("density");
     results.runs.extend(density::measure(&upstream, &kinds, &plan, &mut results.absent)?);
     if kinds.contains(&Kind::Ours) {

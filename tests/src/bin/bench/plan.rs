@@ -13,6 +13,8 @@ pub struct Plan {
     pub repetitions: u32,
     /// Of one load.
     pub duration: Duration,
+    /// The same for peers whose answers can take a second, unless it is longer anyway.
+    pub slow_duration: Duration,
     pub cases: Vec<Case>,
     /// Instances that host-haproxy knows besides the one that asks; the first of them is its main figure.
     pub instances: Vec<usize>,
@@ -41,6 +43,7 @@ impl Plan {
             name: "full",
             repetitions: 5,
             duration: Duration::from_secs(2),
+            slow_duration: Duration::from_secs(10),
             cases,
             instances: vec![19, 199, 999, 3999],
             known_ports: vec![999, 3999],
@@ -62,6 +65,7 @@ impl Plan {
             name: "quick",
             repetitions: 3,
             duration: Duration::from_millis(700),
+            slow_duration: Duration::from_secs(5),
             cases,
             instances: vec![19, 999],
             known_ports: vec![3999],
@@ -78,6 +82,7 @@ impl Plan {
             name: "rehearsal: these figures mean nothing",
             repetitions: 1,
             duration: Duration::from_millis(50),
+            slow_duration: Duration::from_secs(2),
             cases: vec![
                 Case::get(2, true),
                 Case::get(64, false),

@@ -89,7 +89,14 @@ fn entries(kinds: &[Kind], plan: &Plan) -> Vec<Entry> {
     let of = |kind: &Kind| match kind {
         Kind::HostHaproxy => with(*kind, &plan.instances),
         Kind::Ours => [vec![Entry::alone(*kind)], with(*kind, &plan.known_ports)].concat(),
-        Kind::Direct | Kind::Haproxy | Kind::NeutronAgent | Kind::Ovn => vec![Entry::alone(*kind)],
+        Kind::Direct
+        | Kind::Haproxy
+        | Kind::NeutronAgent
+        | Kind::Ovn
+        | Kind::Legacy
+        | Kind::LegacyWorkers
+        | Kind::LegacyRouter
+        | Kind::LegacyCache => vec![Entry::alone(*kind)],
     };
     kinds.iter().flat_map(of).collect()
 }
@@ -112,10 +119,15 @@ pub fn measure(upstream: &Upstream, kinds: &[Kind], plan: &Plan) -> anyhow::Resu
         for repetition in 0..plan.repetitions {
             for (entry, peer) in &taking_part {
                 interrupt::check()?;
+                let duration = if entry.kind.needs_openstack() {
+                    plan.duration.max(plan.slow_duration)
+                } else {
+                    plan.duration
+                };
                 let meter = CpuMeter::start(peer.processes(), upstream.processes())?;
-                let tally = case.load(&**peer, plan.duration);
+                let tally = case.load(&**peer, duration);
                 let cpu = meter.stop()?;
-                let run = run(*case, &entry.to_string(), repetition, plan.duration, tally, cpu);
+                let run = run(*case, &entry.to_string(), repetition, duration, tally, cpu);
                 runs.push(Run { others: entry.others as u64, ..run });
             }
         }

@@ -1,15 +1,18 @@
 //! What every peer leads to: nginx with two workers, in a namespace of its own, over a veth from wherever the peer ends.
 //!
-//! It answers at the least cost there is, so that the differences between peers are theirs.
+//! It answers at the least cost there is, so that the differences between peers are theirs. What a guest feels in a cloud shows
+//! where Nova itself answers, in the same namespace, with as many processes.
 
 use std::cell::Cell;
 use std::fs;
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::process::{Child, Command, Stdio};
 
-use anyhow::Context as _;
-use metadata_tests::Netns;
+use anyhow::{Context as _, bail};
+use metadata_agent::ids::NetworkId;
+use metadata_tests::nova::SECRET;
 use metadata_tests::wait::{self, PATIENCE};
+use metadata_tests::{Netns, OpenStack, Port};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tempfile::TempDir;
@@ -22,6 +25,8 @@ pub const STORED: &[u8] = b"stored";
 /// What there is to get, by size in bytes. Whatever else is asked for is answered with the first.
 pub const SIZES: [usize; 3] = [1024, 64 * 1024, 1024 * 1024];
 const PORT: u16 = 80;
+/// Of nginx, and of Nova.
+const WORKERS: usize = 2;
 /// 198.18.0.0/15 is for benchmarks (RFC 2544). Each cable has four addresses of it.
 const CABLES: u32 = u32::from_be_bytes([198, 18, 0, 0]);
 
@@ -29,12 +34,22 @@ const CABLES: u32 = u32::from_be_bytes([198, 18, 0, 0]);
 pub struct Upstream {
     server: Child,
     _folder: TempDir,
+    openstack: Option<OpenStack>,
     netns: Netns,
     cables: Cell<u32>,
+    asked: Cell<Asked>,
+}
+
+/// Who answers behind a cable.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Asked {
+    Nginx,
+    Nova,
 }
 
 impl Upstream {
-    pub fn start() -> anyhow::Result<Self> {
+    /// With OpenStack's servers beside it where somebody needs them.
+    pub fn start(with_openstack: bool) -> anyhow::Result<Self> {
         let netns = Netns::new("upstream");
         let folder = tempfile::Builder::new().prefix("upstream-").tempdir().context("a folder for nginx")?;
         for size in SIZES {
@@ -46,12 +61,41 @@ impl Upstream {
         let mut command: Command = netns.command("nginx");
         command.args(["-p", &path, "-e", "stderr", "-c"]).arg(&config).stdin(Stdio::null());
         let server = command.spawn().context("run nginx")?;
-        let upstream = Self { server, _folder: folder, netns, cables: Cell::new(0) };
+        let (cables, asked) = (Cell::new(0), Cell::new(Asked::Nginx));
+        let mut upstream = Self { server, _folder: folder, openstack: None, netns, cables, asked };
         wait::poll(PATIENCE, || {
             upstream.netns.enter(|| TcpStream::connect((Ipv4Addr::LOCALHOST, PORT))).ok()
         })
         .context("nginx does not listen")?;
+        upstream.openstack = with_openstack.then(|| OpenStack::start(&upstream.netns, WORKERS, SECRET));
         Ok(upstream)
+    }
+
+    /// From now on cables lead there.
+    pub fn ask(&self, asked: Asked) {
+        self.asked.set(asked);
+    }
+
+    /// Whether it matters who asks.
+    pub fn wants_identity(&self) -> bool {
+        self.asked.get() == Asked::Nova
+    }
+
+    /// The servers behind Neutron's metadata agent.
+    pub fn openstack(&self) -> anyhow::Result<&OpenStack> {
+        let Some(openstack) = &self.openstack else { bail!("OpenStack's servers were not started") };
+        Ok(openstack)
+    }
+
+    /// Makes guests known to it where it matters who asks.
+    pub fn introduce<'a>(
+        &self,
+        networks: impl IntoIterator<Item = NetworkId>,
+        ports: impl IntoIterator<Item = &'a Port>,
+    ) {
+        if let Some(openstack) = self.openstack.as_ref().filter(|_| self.wants_identity()) {
+            openstack.add(networks, ports);
+        }
     }
 
     /// Lays a cable of its own into a namespace, and hands back where the upstream is at its other end.
@@ -61,7 +105,11 @@ impl Upstream {
         let cable = Cable { number, addresses: [address(1), address(2)] };
         cable.lay((&self.netns, &format!("cable{number}")), (netns, "upstream"));
         open_ports(netns);
-        (address(1), PORT).into()
+        let port = match self.asked.get() {
+            Asked::Nginx => PORT,
+            Asked::Nova => OpenStack::NOVA_PORT,
+        };
+        (address(1), port).into()
     }
 
     /// Nginx and its workers.
@@ -130,7 +178,7 @@ fn rendered(folder: &str) -> String {
     format!(
         "daemon off;
 user root;
-worker_processes 2;
+worker_processes {WORKERS};
 error_log stderr crit;
 pid {folder}/pid;
 events {{ worker_connections 16384; }}

@@ -37,7 +37,7 @@ impl HostHaproxy {
 impl Peer for HostHaproxy {
     fn callers(&self) -> Vec<Caller<'_>> {
         let target: SocketAddr = (METADATA_IPV4, METADATA_PORT).into();
-        self.guests.iter().map(|netns| Caller { netns, target }).collect()
+        self.guests.iter().map(|netns| Caller { netns, target, instance: None, signed: "" }).collect()
     }
 
     fn processes(&self) -> Vec<u32> {

@@ -6,7 +6,8 @@ use std::net::SocketAddr;
 use std::str::FromStr;
 
 use clap::ValueEnum;
-use metadata_tests::{Guest, Netns};
+use metadata_agent::ids::InstanceId;
+use metadata_tests::{Guest, Netns, OpenStack};
 
 use super::machine;
 use super::upstream::Upstream;
@@ -14,6 +15,7 @@ use super::upstream::Upstream;
 mod direct;
 mod haproxy;
 mod host_haproxy;
+mod legacy;
 mod neutron_agent;
 mod ours;
 mod ovn;
@@ -36,6 +38,14 @@ pub enum Kind {
     NeutronAgent,
     /// Haproxy before the proxy of neutron-ovn-metadata-agent, with its replica of a Southbound database
     Ovn,
+    /// Haproxy before Neutron's own metadata agent, with RabbitMQ, neutron-server and MariaDB, by network, as shipped
+    Legacy,
+    /// The same with as many of the agent's workers as there are cores
+    LegacyWorkers,
+    /// The same behind a router's haproxy, for whose requests neutron-server is asked twice
+    LegacyRouter,
+    /// By network, with the cache that the agent once had by default
+    LegacyCache,
 }
 
 /// A way, and what it bears besides the guests that ask.
@@ -62,11 +72,16 @@ impl Crowd {
 pub struct Caller<'a> {
     pub netns: &'a Netns,
     pub target: SocketAddr,
+    /// Who it is, where the way finds that out.
+    pub instance: Option<InstanceId>,
+    /// Lines of a request that say so already.
+    pub signed: &'a str,
 }
 
 impl<'a> Caller<'a> {
     fn of(guest: &'a Guest) -> Self {
-        Self { netns: guest.netns(), target: guest.metadata_ipv4() }
+        let instance = Some(guest.port.instance);
+        Self { netns: guest.netns(), target: guest.metadata_ipv4(), instance, signed: "" }
     }
 }
 
@@ -92,6 +107,9 @@ impl Entry {
             Kind::Ours => Box::new(Ours::start(upstream, crowd, self.others)?),
             Kind::Ovn => Box::new(ovn::Ovn::start(upstream, crowd)?),
             Kind::NeutronAgent => Box::new(neutron_agent::Original::start(upstream, crowd)?),
+            Kind::Legacy | Kind::LegacyWorkers | Kind::LegacyRouter | Kind::LegacyCache => {
+                Box::new(legacy::Legacy::start(upstream, crowd, self.kind.variant())?)
+            }
         })
     }
 }
@@ -99,6 +117,24 @@ impl Entry {
 impl Kind {
     /// Without being asked for.
     pub const DEFAULT: [Self; 4] = [Self::Direct, Self::Haproxy, Self::HostHaproxy, Self::Ours];
+
+    /// Whether it needs the servers behind Neutron's metadata agent.
+    pub const fn needs_openstack(self) -> bool {
+        matches!(self, Self::Legacy | Self::LegacyWorkers | Self::LegacyRouter | Self::LegacyCache)
+    }
+
+    /// Whether Nova learns from it who asks, guest by guest.
+    pub const fn identifies(self) -> bool {
+        !matches!(self, Self::Haproxy | Self::HostHaproxy)
+    }
+
+    fn variant(self) -> legacy::Variant {
+        legacy::Variant {
+            router: self == Self::LegacyRouter,
+            all_cores: self == Self::LegacyWorkers,
+            cache: self == Self::LegacyCache,
+        }
+    }
 
     /// What this machine lacks for it.
     pub fn lacks(self) -> Option<&'static str> {
@@ -115,6 +151,11 @@ impl Kind {
                 machine::has_program("haproxy") && machine::has_neutron_agent(),
                 "haproxy or python3-neutron is not installed",
             ),
+            Self::Legacy | Self::LegacyWorkers | Self::LegacyRouter | Self::LegacyCache => (
+                machine::has_program("haproxy") && OpenStack::lacks().is_none(),
+                "haproxy, neutron-server, nova-api, mariadb-server, rabbitmq-server or python3-pymysql is not installed \
+                 (`cargo xtask setup --for bench`)",
+            ),
         };
         (!present).then_some(what)
     }
@@ -129,6 +170,10 @@ impl fmt::Display for Kind {
             Self::Ours => "ours",
             Self::NeutronAgent => "neutron-agent (RPC replaced)",
             Self::Ovn => "ovn",
+            Self::Legacy => "legacy",
+            Self::LegacyWorkers => "legacy, a worker a core",
+            Self::LegacyRouter => "legacy, by router",
+            Self::LegacyCache => "legacy, cache",
         })
     }
 }
@@ -144,7 +189,11 @@ impl fmt::Display for Entry {
             | Kind::HostHaproxy
             | Kind::Ours
             | Kind::NeutronAgent
-            | Kind::Ovn => kind.fmt(f),
+            | Kind::Ovn
+            | Kind::Legacy
+            | Kind::LegacyWorkers
+            | Kind::LegacyRouter
+            | Kind::LegacyCache => kind.fmt(f),
         }
     }
 }

@@ -29,6 +29,7 @@ impl Original {
         let host = Host::new();
         let server = upstream.cable(host.netns());
         let (networks, guests) = plug(&host, crowd);
+        upstream.introduce(networks.iter().map(|network| network.id), guests.iter().map(|guest| &guest.port));
         // Haproxy is nobody's, and must reach the socket.
         let folder = tempfile::Builder::new().prefix("neutron-").tempdir()?;
         fs::set_permissions(folder.path(), Permissions::from_mode(0o755))?;

@@ -25,6 +25,7 @@ impl Ours {
         let host = Host::new();
         let server = upstream.cable(host.netns());
         let (networks, guests) = plug(&host, crowd);
+        upstream.introduce(networks.iter().map(|network| network.id), guests.iter().map(|guest| &guest.port));
         let mut installer = Agent::asking(&host, server, SECRET)
             .set("metadata_agent", "syn_rate_limit", "0")
             .set("metadata_agent", "connections_per_port", "65536");
@@ -37,7 +38,7 @@ impl Ours {
         let agent = installer.install();
         let process = agent.start();
         process.wait_for_attachments(guests.iter().map(|guest| guest.tap.as_str()));
-        let answer = guests[0].get("/1024");
+        let answer = guests[0].get("/openstack");
         ensure!(answer.status == 200, "the first guest gets {}", answer.status_line);
         Ok(Self { process, agent, guests, networks, host })
     }

@@ -31,6 +31,7 @@ impl Ovn {
         let host = Host::new();
         let server = upstream.cable(host.netns());
         let (networks, guests) = plug(&host, crowd);
+        upstream.introduce(networks.iter().map(|network| network.id), guests.iter().map(|guest| &guest.port));
         let southbound = Southbound::start();
         let chassis = southbound.add_chassis(CHASSIS);
         for network in &networks {

@@ -9,11 +9,11 @@
 #![expect(clippy::expect_used, reason = "a rig that cannot do its part fails the test at once")]
 #![expect(clippy::missing_panics_doc, reason = "every function here panics when the machine refuses")]
 
-use std::ffi::OsStr;
-use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::OnceLock;
+
+use crate::python;
 
 mod container;
 mod manifest;
@@ -64,24 +64,10 @@ pub fn stdout_of(command: &mut Command) -> String {
 /// A virtual environment with the checker. It stays under `target`, so that it is made once.
 fn python_tools() -> &'static Path {
     static PLACE: OnceLock<PathBuf> = OnceLock::new();
-    PLACE.get_or_init(|| {
-        let place = target_dir().join(KUBERNETES_VALIDATE.replace("==", "-"));
-        // The last step makes it: an installation that was cut short does not pass for one.
-        let complete = place.join("complete");
-        if !complete.exists() {
-            stdout_of(Command::new("python3").args(["-m", "venv", "--clear"]).arg(&place));
-            let pip = ["-m", "pip", "install", "--quiet", "--disable-pip-version-check", KUBERNETES_VALIDATE];
-            stdout_of(Command::new(place.join("bin/python")).args(pip));
-            fs::write(&complete, "").expect("mark the virtual environment as complete");
-        }
-        place
-    })
+    PLACE
+        .get_or_init(|| python::environment("python3", KUBERNETES_VALIDATE).unwrap_or_else(|e| panic!("{e}")))
 }
 
 fn workspace_root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("a workspace around this crate").to_path_buf()
-}
-
-fn target_dir() -> PathBuf {
-    workspace_root().join(std::env::var_os("CARGO_TARGET_DIR").as_deref().unwrap_or(OsStr::new("target")))
 }

@@ -38,6 +38,7 @@ pub mod packet_socket;
 pub mod packets;
 pub mod pki;
 pub mod port;
+pub mod python;
 pub mod router;
 pub mod southbound;
 pub mod tenants;

@@ -18,7 +18,7 @@ mod original;
 mod ovn;
 
 pub use original::OriginalAgent;
-pub use ovn::OvnAgent;
+pub use ovn::{OvnAgent, OvnRelease};
 
 /// `request_queue_size` of `socketserver`.
 const BACKLOG: i32 = 5;

@@ -98,8 +98,8 @@ struct Options {
     /// Everything for a moment, to see that the bench itself works
     #[arg(long, hide = true, conflicts_with = "quick")]
     rehearse: bool,
-    /// Who takes part: direct, haproxy, host-haproxy, ours, neutron-agent, ovn, legacy, legacy-workers,
-    /// legacy-router, legacy-cache, by comma, or all
+    /// Who takes part: direct, haproxy, host-haproxy, ours, neutron-agent, ovn, ovn-current,
+    /// ovn-current-workers, legacy, legacy-workers, legacy-router, legacy-cache, by comma, or all
     #[arg(long, value_name = "PEERS")]
     peers: Option<Choice>,
     /// How often each measurement is repeated
@@ -216,7 +216,7 @@ fn measure(options: &Options) -> anyhow::Result<()> {
 /// Who can take part, and who cannot.
 fn present(chosen: &[Kind]) -> (Vec<Kind>, Vec<Absent>) {
     let (present, lacking): (Vec<Kind>, Vec<Kind>) = chosen.iter().partition(|kind| kind.lacks().is_none());
-    let absent = |kind: Kind| Some(Absent { what: kind.to_string(), why: kind.lacks()?.to_owned() });
+    let absent = |kind: Kind| Some(Absent { what: kind.to_string(), why: kind.lacks()? });
     (present, lacking.into_iter().filter_map(absent).collect())
 }
 

@@ -93,6 +93,8 @@ fn entries(kinds: &[Kind], plan: &Plan) -> Vec<Entry> {
         | Kind::Haproxy
         | Kind::NeutronAgent
         | Kind::Ovn
+        | Kind::OvnCurrent
+        | Kind::OvnCurrentWorkers
         | Kind::Legacy
         | Kind::LegacyWorkers
         | Kind::LegacyRouter

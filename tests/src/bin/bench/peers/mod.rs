@@ -7,6 +7,7 @@ use std::str::FromStr;
 
 use clap::ValueEnum;
 use metadata_agent::ids::InstanceId;
+use metadata_tests::neutron_agent::OvnRelease;
 use metadata_tests::{Guest, Netns, OpenStack};
 
 use super::machine;
@@ -38,6 +39,10 @@ pub enum Kind {
     NeutronAgent,
     /// Haproxy before the proxy of neutron-ovn-metadata-agent, with its replica of a Southbound database
     Ovn,
+    /// The same of today's Neutron, as shipped
+    OvnCurrent,
+    /// The same with two workers
+    OvnCurrentWorkers,
     /// Haproxy before Neutron's own metadata agent, with RabbitMQ, neutron-server and MariaDB, by network, as shipped
     Legacy,
     /// The same with as many of the agent's workers as there are cores
@@ -105,7 +110,9 @@ impl Entry {
             Kind::Haproxy => Box::new(haproxy::PerNetwork::start(upstream, crowd)),
             Kind::HostHaproxy => Box::new(host_haproxy::HostHaproxy::start(upstream, crowd, self.others)),
             Kind::Ours => Box::new(Ours::start(upstream, crowd, self.others)?),
-            Kind::Ovn => Box::new(ovn::Ovn::start(upstream, crowd)?),
+            Kind::Ovn => Box::new(ovn::Ovn::start(upstream, crowd, &OvnRelease::Debian)?),
+            Kind::OvnCurrent => Box::new(ovn::Ovn::start(upstream, crowd, &current(None)?)?),
+            Kind::OvnCurrentWorkers => Box::new(ovn::Ovn::start(upstream, crowd, &current(Some(2))?)?),
             Kind::NeutronAgent => Box::new(neutron_agent::Original::start(upstream, crowd)?),
             Kind::Legacy | Kind::LegacyWorkers | Kind::LegacyRouter | Kind::LegacyCache => {
                 Box::new(legacy::Legacy::start(upstream, crowd, self.kind.variant())?)
@@ -114,9 +121,13 @@ impl Entry {
     }
 }
 
+fn current(workers: Option<usize>) -> anyhow::Result<OvnRelease> {
+    OvnRelease::current(workers).map_err(anyhow::Error::msg)
+}
+
 impl Kind {
     /// Without being asked for.
-    pub const DEFAULT: [Self; 4] = [Self::Direct, Self::Haproxy, Self::HostHaproxy, Self::Ours];
+    pub const DEFAULT: [Self; 5] = [Self::Direct, Self::Haproxy, Self::HostHaproxy, Self::Ovn, Self::Ours];
 
     /// Whether it needs the servers behind Neutron's metadata agent.
     pub const fn needs_openstack(self) -> bool {
@@ -137,11 +148,14 @@ impl Kind {
     }
 
     /// What this machine lacks for it.
-    pub fn lacks(self) -> Option<&'static str> {
+    pub fn lacks(self) -> Option<String> {
         let (present, what) = match self {
             Self::Direct | Self::Ours => return None,
             Self::Haproxy | Self::HostHaproxy => {
                 (machine::has_program("haproxy"), "haproxy is not installed")
+            }
+            Self::OvnCurrent | Self::OvnCurrentWorkers => {
+                return Self::Ovn.lacks().or_else(|| OvnRelease::current(None).err());
             }
             Self::Ovn => (
                 machine::has_program("haproxy") && machine::has_neutron_agent() && machine::has_southbound(),
@@ -157,7 +171,7 @@ impl Kind {
                  (`cargo xtask setup --for bench`)",
             ),
         };
-        (!present).then_some(what)
+        (!present).then(|| what.to_owned())
     }
 }
 
@@ -170,6 +184,8 @@ impl fmt::Display for Kind {
             Self::Ours => "ours",
             Self::NeutronAgent => "neutron-agent (RPC replaced)",
             Self::Ovn => "ovn",
+            Self::OvnCurrent => "ovn of today",
+            Self::OvnCurrentWorkers => "ovn of today, 2 workers",
             Self::Legacy => "legacy",
             Self::LegacyWorkers => "legacy, a worker a core",
             Self::LegacyRouter => "legacy, by router",
@@ -190,6 +206,8 @@ impl fmt::Display for Entry {
             | Kind::Ours
             | Kind::NeutronAgent
             | Kind::Ovn
+            | Kind::OvnCurrent
+            | Kind::OvnCurrentWorkers
             | Kind::Legacy
             | Kind::LegacyWorkers
             | Kind::LegacyRouter

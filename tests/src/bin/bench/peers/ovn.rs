@@ -1,11 +1,12 @@
-//! `ovn`: haproxy for each network, and behind its socket the proxy of neutron-ovn-metadata-agent as Debian packages it (Neutron 21),
-//! with the number of workers it has by default there, and a Southbound database that OVN's own server serves.
+//! `ovn`: haproxy for each network, and behind its socket the proxy of neutron-ovn-metadata-agent, and a Southbound database that
+//! OVN's own server serves. As Debian packages it (Neutron 21) it has the number of workers that is its default there; today's
+//! (Neutron 29) answers one request at a time by default.
 
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt as _;
 
 use metadata_tests::haproxy::Driver;
-use metadata_tests::neutron_agent::OvnAgent;
+use metadata_tests::neutron_agent::{OvnAgent, OvnRelease};
 use metadata_tests::nova::SECRET;
 use metadata_tests::{Guest, Haproxy, Host, Southbound};
 use tempfile::TempDir;
@@ -27,7 +28,7 @@ pub struct Ovn {
 }
 
 impl Ovn {
-    pub fn start(upstream: &Upstream, crowd: Crowd) -> anyhow::Result<Self> {
+    pub fn start(upstream: &Upstream, crowd: Crowd, release: &OvnRelease) -> anyhow::Result<Self> {
         let host = Host::new();
         let server = upstream.cable(host.netns());
         let (networks, guests) = plug(&host, crowd);
@@ -42,7 +43,7 @@ impl Ovn {
         let folder = tempfile::Builder::new().prefix("neutron-").tempdir()?;
         fs::set_permissions(folder.path(), Permissions::from_mode(0o755))?;
         let socket = folder.path().join("metadata_proxy");
-        let agent = OvnAgent::start(host.netns(), &socket, (&southbound, CHASSIS), server, SECRET);
+        let agent = OvnAgent::start(release, host.netns(), &socket, (&southbound, CHASSIS), server, SECRET);
         let haproxies =
             networks.iter().map(|network| Haproxy::start(network, Driver::Ovn, &socket)).collect();
         Ok(Self { haproxies, agent, _southbound: southbound, guests, _folder: folder, _host: host })

@@ -1,0 +1,36 @@
+//! Programs of Python's package index, each in a virtual environment of its own.
+
+use std::ffi::OsStr;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// An environment with this package, `name==version`. It stays under `target`, so that it is made once.
+///
+/// # Errors
+/// What Python or pip say of why there is none.
+pub fn environment(python: &str, package: &str) -> Result<PathBuf, String> {
+    let place = target_dir().join(package.replace("==", "-"));
+    // The last step makes it: an installation that was cut short does not pass for one.
+    let complete = place.join("complete");
+    if !complete.exists() {
+        run(Command::new(python).args(["-m", "venv", "--clear"]).arg(&place))?;
+        let pip = ["-m", "pip", "install", "--quiet", "--disable-pip-version-check", package];
+        run(Command::new(place.join("bin/python")).args(pip))?;
+        fs::write(&complete, "").map_err(|e| format!("write {}: {e}", complete.display()))?;
+    }
+    Ok(place)
+}
+
+fn run(command: &mut Command) -> Result<(), String> {
+    let output = command.output().map_err(|e| format!("start {command:?}: {e}"))?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    if output.status.success() { Ok(()) } else { Err(format!("{command:?}: {}: {said}", output.status)) }
+}
+
+/// The folder that cargo builds into.
+fn target_dir() -> PathBuf {
+    let workspace = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let workspace = workspace.parent().unwrap_or(workspace);
+    workspace.join(std::env::var_os("CARGO_TARGET_DIR").as_deref().unwrap_or(OsStr::new("target")))
+}

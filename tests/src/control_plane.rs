@@ -6,7 +6,8 @@
 
 use std::fs;
 use std::net::{IpAddr, Ipv4Addr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::thread;
 
 use metadata_agent::ids::{NetworkId, PortId};
@@ -14,6 +15,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 use uuid::Uuid;
 
+use crate::netns::output_of;
 use crate::port::{Port, Subport};
 use crate::topology::Host;
 
@@ -31,6 +33,9 @@ pub const ADMIN: &str = "admin";
 pub const PASSWORD: &str = "rig-password";
 /// The only region.
 pub const REGION: &str = "rig";
+
+/// `[database]`: nothing has to survive the machine, so nothing waits for a disk.
+const DATABASE_OPTIONS: &str = "sqlite_synchronous = false\n";
 
 /// A cloud without a Nova.
 #[derive(Debug)]
@@ -219,6 +224,17 @@ fn text(value: &Value) -> String {
     value.as_str().unwrap_or_else(|| panic!("no text where one is due: {value}")).to_owned()
 }
 
-fn write(path: &std::path::Path, text: &str) {
+/// Has a database keep its changes in a log, in which they do not wait for those who read (`PRAGMA journal_mode`). Without it
+/// a change fails while a transaction that has read something is open, and in neutron-server, which is one thread, that
+/// transaction cannot even end meanwhile. It holds for the file.
+fn let_readers_be(database: &Path) {
+    let script = "import sqlite3, sys\n\
+         mode, = sqlite3.connect(sys.argv[1]).execute('PRAGMA journal_mode = WAL').fetchone()\n\
+         sys.exit(0 if mode == 'wal' else f'journal mode {mode}')\n";
+    let mut python = Command::new("/usr/bin/python3");
+    output_of(python.args(["-c", script]).arg(database));
+}
+
+fn write(path: &Path, text: &str) {
     fs::write(path, text).unwrap_or_else(|e| panic!("write {}: {e}", path.display()));
 }

@@ -5,7 +5,7 @@
 
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt as _;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use metadata_agent::ids::NetworkId;
 use metadata_tests::haproxy::{Driver, Haproxy};
@@ -15,7 +15,7 @@ use metadata_tests::{Agent, Binding, ControlPlane, Guest, Host, Network, NovaSta
 
 const HOSTNAME: &str = "/latest/meta-data/hostname";
 /// A question that failed is asked again after half a minute at most.
-const RECOVERY: Duration = Duration::from_mins(1);
+const RECOVERY: Duration = Duration::from_mins(3);
 
 /// A guest that Neutron and Nova know, plugged in where haproxy hears it. To Neutron it is on another host.
 fn guest(network: &Network, known_as: NetworkId, plane: &ControlPlane, nova: &NovaStandIn) -> Guest {
@@ -79,13 +79,16 @@ fn guests_of_other_hosts_are_known_by_network_and_by_router_and_by_nothing_while
     }
     assert!(process.attachments().is_empty());
 
-    // The dozen requests of a boot are one question.
+    // The dozen requests of a boot are one question, as long as they take less than the five seconds that an answer holds.
+    let begin = Instant::now();
     let asked = plane.neutron.port_questions().len();
     let mut connection = on_network.connect();
     for _ in 0..20 {
         assert_eq!(connection.request("GET", HOSTNAME, &[], b"").expect("an answer").status, 200);
     }
-    assert!(plane.neutron.port_questions().len() <= asked + 1);
+    let asked = plane.neutron.port_questions().len() - asked;
+    let begun = begin.elapsed().as_secs() / 5 + 1;
+    assert!(asked as u64 <= begun, "{asked} questions in {:?}", begin.elapsed());
 
     // Nobody's port, and a port that is no instance's.
     let stranger = red.guest([10, 0, 0, 66]);

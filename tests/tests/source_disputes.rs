@@ -17,8 +17,8 @@ use serde_json::Value;
 /// It bears the instance's id.
 const DOCUMENT: &str = "/openstack/latest/meta_data.json";
 const HYPERVISOR: &str = "hypervisor-1";
-/// A question to Neutron is repeated after a minute at most.
-const RECOVERY: Duration = Duration::from_mins(2);
+/// A question to Neutron is repeated after a minute at most, and several may be due one after another.
+const RECOVERY: Duration = Duration::from_mins(5);
 
 /// A host on which Open vSwitch, libvirt and Neutron tell whose ports are.
 struct World {

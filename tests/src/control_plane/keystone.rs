@@ -1,4 +1,9 @@
 //! Keystone, in uWSGI, on SQLite.
+//!
+//! One process, because two get into each other's way: a worker that has given a token keeps the transaction in which it read
+//! the user, and with that its lock on the file (`/proc/locks`), until its next request. A change that the other one is asked
+//! for meanwhile cannot be committed, gives up after SQLite's five seconds with "database is locked", and as nothing in
+//! Keystone catches that, uWSGI closes the connection without an answer.
 
 use std::fs;
 use std::net::IpAddr;
@@ -9,12 +14,14 @@ use std::process::Command;
 use serde_json::json;
 
 use super::service::Service;
-use super::{ADMIN, PASSWORD, REGION, api, local, neutron, write};
+use super::{ADMIN, DATABASE_OPTIONS, PASSWORD, REGION, api, let_readers_be, local, neutron, write};
 use crate::netns::output_of;
 use crate::topology::Host;
 
 pub(super) const ADDRESS: (IpAddr, u16) = local(5000);
 pub(super) const URL: &str = "http://127.0.0.1:5000/v3";
+
+const DATABASE: &str = "keystone.db";
 
 /// A token of the administrator's.
 pub(super) fn token(host: &Host) -> String {
@@ -40,12 +47,14 @@ impl Keystone {
         fs::create_dir(&folder).unwrap_or_else(|e| panic!("make {}: {e}", folder.display()));
         let at = folder.display();
         let config = format!(
-            "[database]\nconnection = sqlite:///{at}/keystone.db\n\
+            "[database]\nconnection = sqlite:///{base}\n{DATABASE_OPTIONS}\
+             [identity]\npassword_hash_rounds = 4\n\
              [fernet_tokens]\nkey_repository = {at}/keys\n\
              [fernet_receipts]\nkey_repository = {at}/keys\n\
              [credential]\nkey_repository = {at}/keys\n\
              [token]\nprovider = fernet\nexpiration = {token_seconds}\n\
-             [oslo_concurrency]\nlock_path = {at}\n"
+             [oslo_concurrency]\nlock_path = {at}\n",
+            base = folder.join(DATABASE).display(),
         );
         write(&folder.join("keystone.conf"), &config);
         let service = Service::new("keystone", host, ADDRESS, folder.join("log"));
@@ -66,6 +75,7 @@ impl Keystone {
             URL,
         ]);
         keystone.list_neutron();
+        let_readers_be(&keystone.folder.join(DATABASE));
         keystone
     }
 
@@ -74,8 +84,10 @@ impl Keystone {
         let mut uwsgi = self.host.netns().command("uwsgi");
         uwsgi
             .args(["--plugin", "python3", "--wsgi-file", "/usr/bin/keystone-wsgi-public", "--lazy-apps"])
-            .args(["--http-socket", "127.0.0.1:5000", "--master", "--processes", "2"])
+            .args(["--http-socket", "127.0.0.1:5000", "--master", "--processes", "1"])
             .args(["--enable-threads", "--buffer-size", "65535"])
+            // For a client that is slow to send. The usual four seconds are soon over on a machine that has much to do.
+            .args(["--socket-timeout", "60"])
             // It closes each connection, and does not say so by itself: Neutron would use it again.
             .args(["--add-header", "Connection: close"])
             .args(["--log-format", "%(method) %(uri) %(status) %(uagent)"])
@@ -132,8 +144,6 @@ impl Keystone {
              \x20            (endpoint, 'internal', service, sys.argv[2], '{}', sys.argv[3]))\n\
              base.commit()\n";
         let mut python = Command::new("/usr/bin/python3");
-        output_of(
-            python.args(["-c", script]).arg(self.folder.join("keystone.db")).args([neutron::URL, REGION]),
-        );
+        output_of(python.args(["-c", script]).arg(self.folder.join(DATABASE)).args([neutron::URL, REGION]));
     }
 }

@@ -10,7 +10,7 @@ use std::process::Command;
 use serde_json::Value;
 
 use super::service::Service;
-use super::{ADMIN, PASSWORD, api, keystone, local, write};
+use super::{ADMIN, DATABASE_OPTIONS, PASSWORD, api, keystone, let_readers_be, local, write};
 use crate::netns::output_of;
 use crate::topology::Host;
 
@@ -19,7 +19,10 @@ pub(super) const URL: &str = "http://127.0.0.1:9696";
 
 const SCHEMA: &str = "import sys, sqlalchemy\n\
     from neutron.db.migration.models import head\n\
-    head.get_metadata().create_all(sqlalchemy.create_engine(sys.argv[1]))\n";
+    engine = sqlalchemy.create_engine(sys.argv[1])\n\
+    at_once = lambda connection, _: connection.execute('PRAGMA synchronous = OFF')\n\
+    sqlalchemy.event.listen(engine, 'connect', at_once)\n\
+    head.get_metadata().create_all(engine)\n";
 
 /// neutron-server.
 #[derive(Debug)]
@@ -35,12 +38,13 @@ impl Neutron {
         let empty = folder.join("conf.d");
         fs::create_dir_all(&empty).unwrap_or_else(|e| panic!("make {}: {e}", empty.display()));
         let at = folder.display();
-        let database = format!("sqlite:///{at}/neutron.db");
+        let file = folder.join("neutron.db");
+        let database = format!("sqlite:///{}", file.display());
         let config = format!(
             "[DEFAULT]\nbind_host = 127.0.0.1\nbind_port = 9696\ncore_plugin = ml2\nservice_plugins = router,trunk\n\
              auth_strategy = keystone\ntransport_url = fake:/\napi_workers = 0\nrpc_workers = 0\nstate_path = {at}\n\
              notify_nova_on_port_status_changes = false\nnotify_nova_on_port_data_changes = false\n\
-             [database]\nconnection = {database}\n\
+             [database]\nconnection = {database}\n{DATABASE_OPTIONS}\
              [oslo_concurrency]\nlock_path = {at}\n\
              [ml2]\ntype_drivers = local\ntenant_network_types = local\nmechanism_drivers = openvswitch\nextension_drivers =\n\
              [quotas]\nquota_network = -1\nquota_subnet = -1\nquota_port = -1\n\
@@ -51,6 +55,7 @@ impl Neutron {
         );
         write(&folder.join("neutron.conf"), &config);
         output_of(Command::new("/usr/bin/python3").args(["-c", SCHEMA, &database]));
+        let_readers_be(&file);
         let service = Service::new("neutron-server", host, ADDRESS, folder.join("log"));
         Self { service, host: host.clone(), folder }
     }

@@ -15,8 +15,9 @@ use crate::http::Connection;
 use crate::topology::Host;
 use crate::wait;
 
-/// How long a server may take to listen: both read some thousand Python modules.
-const START: Duration = Duration::from_mins(1);
+/// How long a server may take to listen: both read some thousand Python modules, which takes a quarter of a minute of two
+/// processors that have nothing else to do.
+const START: Duration = Duration::from_mins(4);
 
 /// A server, while it runs.
 #[derive(Debug)]
@@ -41,8 +42,13 @@ impl Service {
         let log = log.unwrap_or_else(|e| panic!("open {}: {e}", self.log.display()));
         let other = log.try_clone().unwrap_or_else(|e| panic!("share {}: {e}", self.log.display()));
         command.process_group(0).stdin(Stdio::null()).stdout(log).stderr(other);
-        self.child = Some(command.spawn().unwrap_or_else(|e| panic!("run {command:?}: {e}")));
-        let answered = wait::poll(START, || self.answers().then_some(()));
+        let mut child = command.spawn().unwrap_or_else(|e| panic!("run {command:?}: {e}"));
+        let answered = wait::poll(START, || {
+            let ended = child.try_wait().unwrap_or_else(|e| panic!("look at {}: {e}", self.name));
+            assert!(ended.is_none(), "{} ended: {ended:?}\n{}", self.name, self.log());
+            self.answers().then_some(())
+        });
+        self.child = Some(child);
         assert!(answered.is_some(), "{} does not answer\n{}", self.name, self.log());
     }
 

@@ -6,13 +6,17 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use hyper_rustls::ConfigBuilderExt;
-use rustls::client::WantsClientCert;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::client::{
+    VerifierBuilderError, WantsClientCert, WebPkiServerVerifier, verify_server_cert_signed_by_trust_anchor,
+};
 use rustls::crypto::CryptoProvider;
 use rustls::pki_types::pem::{self, PemObject};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+use rustls::server::ParsedCertificate;
 use rustls::{
-    ClientConfig, ConfigBuilder, DigitallySignedStruct, RootCertStore, SignatureScheme, WantsVerifier,
+    CertificateError, ClientConfig, ConfigBuilder, DigitallySignedStruct, RootCertStore, SignatureScheme,
+    WantsVerifier,
 };
 
 /// Our own certificate and its key, in PEM.
@@ -106,6 +110,8 @@ pub(crate) fn builder(
 pub(crate) enum Trust<'a> {
     /// Whoever has a certificate of one of the authorities in this file, for its name.
     Authorities(&'a Path),
+    /// The same, whatever name is in it.
+    AnybodyOf(&'a Path),
     /// The same with the host's authorities.
     HostAuthorities,
     /// Anybody.
@@ -118,17 +124,26 @@ pub(crate) fn believing(
 ) -> Result<ConfigBuilder<ClientConfig, WantsClientCert>, TlsSetupError> {
     let provider = provider();
     let builder = builder(&provider)?;
-    Ok(match trust {
-        Trust::Authorities(path) => builder.with_root_certificates(authorities(path)?),
+    let whom = match trust {
+        Trust::Authorities(path) => Whom::Named(named(path, &provider)?),
+        Trust::AnybodyOf(path) => Whom::AnybodyOf(authorities(path)?),
+        Trust::Anybody => Whom::Anybody,
         Trust::HostAuthorities => {
-            builder.with_native_roots().map_err(|source| TlsSetupError::HostAuthorities { source })?
+            return builder.with_native_roots().map_err(|source| TlsSetupError::HostAuthorities { source });
         }
-        Trust::Anybody => builder.dangerous().with_custom_certificate_verifier(Arc::new(Anybody(provider))),
-    })
+    };
+    Ok(builder.dangerous().with_custom_certificate_verifier(Arc::new(Verifier { whom, provider })))
+}
+
+fn named(path: &Path, provider: &Arc<CryptoProvider>) -> Result<Arc<WebPkiServerVerifier>, TlsSetupError> {
+    let authorities = Arc::new(authorities(path)?);
+    let verifier = WebPkiServerVerifier::builder_with_provider(authorities, Arc::clone(provider)).build();
+    let fault = |error: VerifierBuilderError| rustls::Error::General(error.to_string());
+    verifier.map_err(|error| TlsSetupError::Authority { path: path.to_owned(), source: fault(error) })
 }
 
 /// Reads the certificates of authorities. Of a collection, some may be of a kind that is not usable here.
-pub(crate) fn authorities(path: &Path) -> Result<RootCertStore, TlsSetupError> {
+fn authorities(path: &Path) -> Result<RootCertStore, TlsSetupError> {
     let mut roots = RootCertStore::empty();
     let mut fault = None;
     for certificate in certificates(path)? {
@@ -168,20 +183,48 @@ fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsSetupErr
     Ok(found)
 }
 
-/// Believes anybody, but not that a broken signature is one.
+/// Who is believed to be the server. Whoever it is, a broken signature is none.
 #[derive(Debug)]
-struct Anybody(Arc<CryptoProvider>);
+struct Verifier {
+    whom: Whom,
+    provider: Arc<CryptoProvider>,
+}
 
-impl ServerCertVerifier for Anybody {
+#[derive(Debug)]
+enum Whom {
+    Named(Arc<WebPkiServerVerifier>),
+    AnybodyOf(RootCertStore),
+    Anybody,
+}
+
+impl ServerCertVerifier for Verifier {
     fn verify_server_cert(
         &self,
-        _end_entity: &CertificateDer<'_>,
-        _intermediates: &[CertificateDer<'_>],
-        _server_name: &ServerName<'_>,
-        _ocsp_response: &[u8],
-        _now: UnixTime,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        server_name: &ServerName<'_>,
+        ocsp_response: &[u8],
+        now: UnixTime,
     ) -> Result<ServerCertVerified, rustls::Error> {
-        Ok(ServerCertVerified::assertion())
+        match &self.whom {
+            Whom::Named(verifier) => verifier
+                .verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now)
+                .map_err(timeless),
+            Whom::AnybodyOf(authorities) => {
+                let certificate = ParsedCertificate::try_from(end_entity)?;
+                let algorithms = self.provider.signature_verification_algorithms.all;
+                verify_server_cert_signed_by_trust_anchor(
+                    &certificate,
+                    authorities,
+                    intermediates,
+                    now,
+                    algorithms,
+                )
+                .map_err(timeless)?;
+                Ok(ServerCertVerified::assertion())
+            }
+            Whom::Anybody => Ok(ServerCertVerified::assertion()),
+        }
     }
 
     fn verify_tls12_signature(
@@ -190,7 +233,7 @@ impl ServerCertVerifier for Anybody {
         certificate: &CertificateDer<'_>,
         signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        let algorithms = &self.0.signature_verification_algorithms;
+        let algorithms = &self.provider.signature_verification_algorithms;
         rustls::crypto::verify_tls12_signature(message, certificate, signature, algorithms)
     }
 
@@ -200,11 +243,23 @@ impl ServerCertVerifier for Anybody {
         certificate: &CertificateDer<'_>,
         signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        let algorithms = &self.0.signature_verification_algorithms;
+        let algorithms = &self.provider.signature_verification_algorithms;
         rustls::crypto::verify_tls13_signature(message, certificate, signature, algorithms)
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.0.signature_verification_algorithms.supported_schemes()
+        self.provider.signature_verification_algorithms.supported_schemes()
+    }
+}
+
+/// Leaves out the present time, by which each attempt would look like another fault.
+fn timeless(error: rustls::Error) -> rustls::Error {
+    let rustls::Error::InvalidCertificate(fault) = &error else { return error };
+    if matches!(fault, CertificateError::ExpiredContext { .. }) {
+        CertificateError::Expired.into()
+    } else if matches!(fault, CertificateError::NotValidYetContext { .. }) {
+        CertificateError::NotValidYet.into()
+    } else {
+        error
     }
 }

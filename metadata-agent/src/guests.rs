@@ -26,7 +26,7 @@ use crate::config::{LinkKind, NamePattern, SourceCheck};
 use crate::datapath::{Datapath, DatapathError, Hook, PortPolicy};
 use crate::directory::{Directory, Owner};
 use crate::ids::IfIndex;
-use crate::inventory::{Inventory, Resolution, Snapshot};
+use crate::inventory::{AddressPrefix, Inventory, Resolution, Snapshot};
 use crate::netlink::{HookEvent, Link, LinkEvent, Netlink, NetlinkError};
 use crate::presence::{Presence, Present};
 use crate::proxy::Introduction;
@@ -79,9 +79,9 @@ impl GuestRules {
             ips.iter().filter_map(|ip| if let IpAddr::V4(ip) = ip { Some(*ip) } else { None }).collect()
         };
         let fixed = ipv4(fixed_ips);
-        let addresses =
-            (check_addresses && !fixed.is_empty()).then(|| [fixed, ipv4(allowed_addresses)].concat());
-        let addresses = addresses.map(|addresses| addresses.into_iter().map(|ip| (ip, 32)).collect());
+        let fixed = fixed.into_iter().map(|ip| (ip, 32));
+        let allowed = allowed_addresses.iter().filter_map(AddressPrefix::ipv4);
+        let addresses = (check_addresses && fixed.len() > 0).then(|| fixed.chain(allowed).collect());
         PortPolicy { network, mac: mac.filter(|_| check_mac), addresses, ..PortPolicy::default() }
     }
 }
@@ -283,7 +283,7 @@ impl Guests {
 
     /// Whether a source says for certain that no instance is behind a link.
     fn is_no_instance(&self, link: &Link) -> bool {
-        self.inventory.load().resolve(&link.name, link.mac) == Resolution::NoInstance
+        self.inventory.load().resolve_at(&link.name, link.index, link.mac) == Resolution::NoInstance
     }
 
     /// Leaves a link to the host's own path. Whether anything changed.
@@ -420,7 +420,7 @@ impl Guests {
         let mut kernel =
             Kernel { datapath: &mut self.datapath, rules: &self.rules, introduction: &self.introduction };
         for (index, attached) in &mut self.attached {
-            let entry = snapshot.find(&attached.link.name, attached.link.mac);
+            let entry = snapshot.find_at(&attached.link.name, *index, attached.link.mac);
             attached.own(*index, entry, &mut kernel);
             let subports = attached.port_id().and_then(|port| snapshot.subports(&port));
             attached.seat(*index, subports.map_or(&[], |subports| &**subports), &mut kernel);

@@ -40,7 +40,7 @@ impl Present {
     /// What a snapshot says of an interface.
     #[must_use]
     pub fn of(device: DeviceName, index: IfIndex, mac: Option<MacAddress>, snapshot: &Snapshot) -> Self {
-        let (port, need) = match snapshot.find(device.as_str(), mac) {
+        let (port, need) = match snapshot.find_at(device.as_str(), index, mac) {
             Ok(Some(Entry::Agreed(port))) => (port.id, Need::Nothing),
             Ok(Some(Entry::NoInstance(facts))) => (facts.id, Need::Nothing),
             Ok(Some(Entry::Incomplete(facts))) => (facts.id, Need::Identity),

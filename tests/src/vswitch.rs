@@ -6,11 +6,14 @@ use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::thread;
 
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use tempfile::TempDir;
 
 use crate::netns::{Netns, output_of};
 use crate::ovsdb::SCHEMA;
 use crate::ovsdb::server::Server;
+use crate::port::Port;
 
 const BRIDGE: &str = "br-int";
 
@@ -49,6 +52,51 @@ impl Vswitch {
     /// Puts an interface on the bridge.
     pub fn add(&self, interface: &str) {
         self.configure(&["add-port", BRIDGE, interface]);
+    }
+
+    /// Plugs a guest's tap as libvirt does: the row of whatever had its name goes. It is for the switch to follow.
+    pub fn plug(&self, port: &Port) {
+        let tap = port.tap();
+        let ids = [
+            ("iface-id", port.id.to_string()),
+            ("iface-status", "active".to_owned()),
+            ("attached-mac", port.mac.to_string()),
+            ("vm-uuid", port.instance.to_string()),
+        ];
+        let ids = ids.map(|(key, value)| format!("external_ids:{key}=\"{value}\""));
+        let mut words = vec!["--no-wait", "--", "--if-exists", "del-port", &tap];
+        words.extend(["--", "add-port", BRIDGE, &tap, "--", "set", "Interface", &tap]);
+        words.extend(ids.iter().map(String::as_str));
+        self.configure(&words);
+    }
+
+    /// The server of the database, as `ovsdb_connection` names it.
+    #[must_use]
+    pub fn remote(&self) -> String {
+        self.server.remote()
+    }
+
+    /// The index that it has written of an interface; `None` for none.
+    #[must_use]
+    pub fn index_of(&self, interface: &str) -> Option<u32> {
+        let mut tool = Command::new("ovs-vsctl");
+        let remote = format!("--db={}", self.server.remote());
+        output_of(tool.arg(remote).args(["get", "Interface", interface, "ifindex"])).trim().parse().ok()
+    }
+
+    /// Stops it where it is, while its database goes on.
+    pub fn freeze(&self) {
+        self.signal(Signal::SIGSTOP);
+    }
+
+    /// Lets it go on.
+    pub fn thaw(&self) {
+        self.signal(Signal::SIGCONT);
+    }
+
+    fn signal(&self, signal: Signal) {
+        let process = Pid::from_raw(self.process.id().cast_signed());
+        kill(process, signal).unwrap_or_else(|e| panic!("send {signal} to ovs-vswitchd: {e}"));
     }
 
     /// Limits what comes in by an interface, in kilobits a second; 0 for no limit.

@@ -179,8 +179,8 @@ fn the_subports_of_a_trunk_are_attached_as_neutrons_agent_connects_them() {
         assert_eq!(port["instance"], guest.port.instance.to_string());
         assert_eq!(port["project"], guest.port.project.to_string());
     }
-    world.until_identity(&guest, "known");
-    assert_eq!(guest.get(HOSTNAME).status, 200);
+    // The network of the parent stands at its patch port.
+    world.assert_served(&guest);
 
     world.ovsdb.disconnect_subport(&first);
     wait::until("the subport is let go", PATIENCE, || world.vlan(&guest, first.vlan).is_none().then_some(()));

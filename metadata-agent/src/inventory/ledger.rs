@@ -13,9 +13,9 @@ use std::sync::Arc;
 use tracing::{info, warn};
 
 use super::port::{DeviceName, Event, Facts, SourceKind};
-use super::snapshot::{Dispute, Entry, Ownership, PortKey, Snapshot};
+use super::snapshot::{Answering, Dispute, Entry, Ownership, PortKey, Snapshot};
 use super::trunk::subports;
-use crate::ids::{InstanceId, PortId};
+use crate::ids::{IfIndex, InstanceId, PortId};
 
 /// One record and where it is from. Sorts by trust, then by key.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -149,10 +149,14 @@ impl Ledger {
         if entry.is_some() {
             keys.push(key.clone());
         }
-        if keys.len() > 1 && self.snapshot.names.get(name).is_none_or(|before| **before != *keys) {
+        if keys.len() > 1
+            && self.snapshot.names.get(name).is_none_or(|before| !before.iter().map(|one| &one.key).eq(&keys))
+        {
             warn!(device = %name, ports = ?keys, "several ports answer to one device name; MAC addresses decide");
         }
-        let renamed = self.snapshot.names.set(name, (!keys.is_empty()).then(|| keys.into())).is_some();
+        let answering = keys.into_iter().map(|key| Answering { index: self.index_at(name, &key), key });
+        let answering: Arc<[Answering]> = answering.collect();
+        let renamed = self.snapshot.names.set(name, (!answering.is_empty()).then_some(answering)).is_some();
         self.set_entry(&key, entry) || renamed
     }
 
@@ -164,6 +168,17 @@ impl Ledger {
 
     fn placed_at(&self, name: &DeviceName) -> impl Iterator<Item = PortId> {
         self.by_device.get(name).into_iter().flatten().filter_map(|claim| claim.facts.id)
+    }
+
+    /// The index that the interface of this name has, as the most trusted source tells that places the port there.
+    fn index_at(&self, name: &DeviceName, port: &PortKey) -> Option<IfIndex> {
+        let id = match port {
+            PortKey::Id(id) => Some(*id),
+            PortKey::Device(_) => None,
+        };
+        let mut claims =
+            self.by_device.get(name)?.iter().filter(|claim| claim.facts.id.is_none_or(|own| Some(own) == id));
+        claims.find_map(|claim| claim.facts.index)
     }
 
     fn nameless_at(&self, name: &DeviceName) -> impl Iterator<Item = &Claim> {

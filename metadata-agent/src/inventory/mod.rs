@@ -18,6 +18,7 @@
 
 mod ledger;
 mod port;
+mod prefix;
 mod shards;
 mod snapshot;
 mod trunk;
@@ -30,6 +31,7 @@ use tokio_util::sync::CancellationToken;
 
 use ledger::Ledger;
 pub use port::{DeviceName, DeviceNameError, DeviceOwner, Event, Facts, Port, SourceKind, Tenant};
+pub use prefix::{AddressPrefix, AddressPrefixError};
 pub use snapshot::{Ambiguous, Counts, Dispute, Entry, Ownership, PortKey, Resolution, Snapshot};
 pub use trunk::{Seat, Subport};
 

@@ -9,8 +9,9 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+use super::prefix::AddressPrefix;
 use super::trunk::Seat;
-use crate::ids::{InstanceId, MacAddress, NetworkId, PortId, ProjectId};
+use crate::ids::{IfIndex, InstanceId, MacAddress, NetworkId, PortId, ProjectId};
 
 /// Not usable as the name of a kernel interface.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -100,7 +101,7 @@ pub struct Port {
     /// The port's own addresses; empty where no source knows them.
     pub fixed_ips: Vec<IpAddr>,
     /// Further addresses that the guest may send from (Neutron's allowed-address-pairs).
-    pub allowed_addresses: Vec<IpAddr>,
+    pub allowed_addresses: Vec<AddressPrefix>,
 }
 
 /// What one source says of a port: as much as it knows. Facts with neither id nor device are of no port.
@@ -110,6 +111,9 @@ pub struct Facts {
     pub id: Option<PortId>,
     /// The kernel interface.
     pub device: Option<DeviceName>,
+    /// The index that this interface has in the host's namespace, where the source tells it. Another one under the same name
+    /// is another interface, of which these facts are not.
+    pub index: Option<IfIndex>,
     /// Its place on a trunk, if it is a subport. Such facts are of no device and no tenant.
     pub seat: Option<Seat>,
     /// Whose it is.
@@ -126,7 +130,7 @@ pub struct Facts {
     /// The port's own addresses; empty where the source does not know them.
     pub fixed_ips: Vec<IpAddr>,
     /// Further addresses that the guest may send from (Neutron's allowed-address-pairs).
-    pub allowed_addresses: Vec<IpAddr>,
+    pub allowed_addresses: Vec<AddressPrefix>,
     /// The instances between which this source was asked to judge. While sources name these alone, `tenant` decides.
     pub judged: BTreeSet<InstanceId>,
 }
@@ -174,6 +178,7 @@ impl Facts {
         self.mac = self.mac.or(other.mac);
         if self.device.is_none() {
             self.device.clone_from(&other.device);
+            self.index = other.index;
         }
         if self.device_owner.is_none() {
             self.device_owner.clone_from(&other.device_owner);

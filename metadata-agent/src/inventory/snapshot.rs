@@ -7,7 +7,7 @@ use serde::{Serialize, Serializer};
 use super::port::{DeviceName, Facts, Port, SourceKind};
 use super::shards::Shards;
 use super::trunk::Subport;
-use crate::ids::{InstanceId, MacAddress, PortId, ProjectId};
+use crate::ids::{IfIndex, InstanceId, MacAddress, PortId, ProjectId};
 
 /// What a port goes by.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -16,6 +16,14 @@ pub enum PortKey {
     Id(PortId),
     /// The kernel interface, while no source tells the id.
     Device(DeviceName),
+}
+
+/// A port that answers to the name of an interface.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Answering {
+    pub(super) key: PortKey,
+    /// The index that the interface of this name has if it is this port's, where a source tells it.
+    pub(super) index: Option<IfIndex>,
 }
 
 /// What all sources together make of one port.
@@ -105,7 +113,7 @@ pub struct Snapshot {
     pub(super) counts: Counts,
     pub(super) entries: Shards<PortKey, Entry>,
     /// Every name by which a port may be asked for, and the ports that answer to it, in order.
-    pub(super) names: Shards<DeviceName, Arc<[PortKey]>>,
+    pub(super) names: Shards<DeviceName, Arc<[Answering]>>,
     /// By parent.
     pub(super) subports: Shards<PortId, Arc<[Subport]>>,
 }
@@ -117,7 +125,17 @@ impl Snapshot {
     /// so. If that leaves several, the link's MAC address tells them apart.
     #[must_use]
     pub fn resolve(&self, device: &str, link_mac: Option<MacAddress>) -> Resolution {
-        match self.find(device, link_mac) {
+        Self::resolution(self.find(device, link_mac))
+    }
+
+    /// The same for an interface whose index is known, too.
+    #[must_use]
+    pub fn resolve_at(&self, device: &str, index: IfIndex, link_mac: Option<MacAddress>) -> Resolution {
+        Self::resolution(self.find_at(device, index, link_mac))
+    }
+
+    fn resolution(found: Result<Option<&Entry>, Ambiguous>) -> Resolution {
+        match found {
             Ok(Some(Entry::Agreed(port))) => Resolution::Known(Arc::clone(port)),
             Ok(Some(Entry::Incomplete(_)) | None) => Resolution::Unknown,
             Ok(Some(Entry::NoInstance(_))) => Resolution::NoInstance,
@@ -130,9 +148,37 @@ impl Snapshot {
     /// # Errors
     /// Several ports fit equally well.
     pub fn find(&self, device: &str, link_mac: Option<MacAddress>) -> Result<Option<&Entry>, Ambiguous> {
-        let Some(keys) = self.names.get(device) else { return Ok(None) };
-        let mut fitting = Vec::with_capacity(keys.len());
-        for key in keys.iter() {
+        self.choose(self.names.get(device).into_iter().flat_map(|answering| answering.iter()), link_mac)
+    }
+
+    /// The same for an interface whose index is known, too.
+    ///
+    /// A port whose interface has another index by what a source tells is not behind this one: it was behind one that had the
+    /// name before. If one of the others has this very index, it is that one.
+    ///
+    /// # Errors
+    /// Several ports fit equally well.
+    pub fn find_at(
+        &self,
+        device: &str,
+        index: IfIndex,
+        link_mac: Option<MacAddress>,
+    ) -> Result<Option<&Entry>, Ambiguous> {
+        let Some(answering) = self.names.get(device) else { return Ok(None) };
+        let of_index = |told: Option<IfIndex>| answering.iter().filter(move |one| one.index == told);
+        if of_index(Some(index)).next().is_some() {
+            return self.choose(of_index(Some(index)), link_mac);
+        }
+        self.choose(of_index(None), link_mac)
+    }
+
+    fn choose<'a>(
+        &self,
+        answering: impl Iterator<Item = &'a Answering>,
+        link_mac: Option<MacAddress>,
+    ) -> Result<Option<&Entry>, Ambiguous> {
+        let mut fitting = Vec::new();
+        for Answering { key, .. } in answering {
             match self.entries.get(key) {
                 Some(entry @ Entry::Agreed(port)) => fitting.push((port.mac, entry)),
                 Some(entry @ (Entry::Incomplete(facts) | Entry::NoInstance(facts))) => {

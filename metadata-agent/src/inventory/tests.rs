@@ -6,7 +6,7 @@ use std::time::Instant;
 use proptest::prelude::*;
 
 use super::*;
-use crate::ids::{InstanceId, MacAddress, PortId, VlanId};
+use crate::ids::{IfIndex, InstanceId, MacAddress, PortId, VlanId};
 
 const PORT: &str = "3f2a9d10-77c1-4e55-9d0c-2b6f4f1f0a01";
 /// Shares its first eleven characters with `PORT`.
@@ -31,6 +31,52 @@ fn the_device_goes_before_the_tap_name() {
     let placed = Port { device: device(TAP), ..port(Some(TWIN), 1) };
     let snapshot = fold([says(SourceKind::StaticFile, "f", [port(Some(PORT), 2), placed.clone()])]);
     assert_eq!(snapshot.resolve(TAP, None), known(&placed));
+}
+
+#[test]
+fn an_interface_of_another_index_than_a_source_tells_is_not_the_ports_whoever_else_names_it() {
+    let placed = Port { device: device(TAP), ..port(Some(PORT), 1) };
+    let told = Facts { index: Some(IfIndex(7)), ..placed.clone().into() };
+    let snapshot = fold([
+        says(SourceKind::Ovsdb, "row", [told.clone()]),
+        says(SourceKind::Libvirt, "domain", [placed.clone()]),
+        says(SourceKind::Neutron, "port", [port(Some(PORT), 1)]),
+    ]);
+    assert_eq!(snapshot.resolve_at(TAP, IfIndex(7), None), known(&placed));
+    assert_eq!(snapshot.resolve_at(TAP, IfIndex(8), None), Resolution::Unknown);
+    assert_eq!(snapshot.resolve(TAP, None), known(&placed), "of an interface of another namespace");
+
+    // The row is written anew, and its index comes later.
+    let mut inventory = Ledger::default();
+    inventory.apply(says(SourceKind::Ovsdb, "row", [told.clone()]));
+    assert_eq!(inventory.settle().unwrap().resolve_at(TAP, IfIndex(8), None), Resolution::Unknown);
+    inventory.apply(says(SourceKind::Ovsdb, "row", [placed.clone()]));
+    assert_eq!(inventory.settle().unwrap().resolve_at(TAP, IfIndex(8), None), known(&placed));
+    inventory.apply(says(SourceKind::Ovsdb, "row", [Facts { index: Some(IfIndex(8)), ..told }]));
+    assert_eq!(inventory.settle().unwrap().resolve_at(TAP, IfIndex(8), None), known(&placed));
+}
+
+#[test]
+fn of_two_ports_with_one_name_an_interface_is_the_one_whose_index_it_has() {
+    let one = Port { device: device(TAP), ..port(Some(PORT), 1) };
+    let two = Port { device: device(TAP), ..port(Some(TWIN), 2) };
+    let told = Facts { index: Some(IfIndex(7)), ..one.clone().into() };
+    let snapshot = fold([says(SourceKind::Ovsdb, "a", [told]), says(SourceKind::Ovsdb, "b", [two.clone()])]);
+    assert_eq!(snapshot.resolve_at(TAP, IfIndex(7), None), known(&one));
+    assert_eq!(snapshot.resolve_at(TAP, IfIndex(8), None), known(&two));
+    assert_eq!(snapshot.resolve(TAP, None), Resolution::Conflict);
+}
+
+#[test]
+fn the_index_is_that_of_the_device_with_which_it_was_told() {
+    let hybrid = Port { device: device(TAP), ..port(Some(PORT), 1) };
+    let other: Facts =
+        Facts { index: Some(IfIndex(7)), ..Port { device: device("vnet5"), ..port(Some(PORT), 1) }.into() };
+    let snapshot =
+        fold([says(SourceKind::Ovsdb, "a", [hybrid.clone()]), says(SourceKind::Ovsdb, "b", [other])]);
+    assert_eq!(snapshot.resolve_at(TAP, IfIndex(8), None), known(&hybrid));
+    assert_eq!(snapshot.resolve_at("vnet5", IfIndex(7), None), known(&hybrid));
+    assert_eq!(snapshot.resolve_at("vnet5", IfIndex(8), None), Resolution::Unknown);
 }
 
 #[test]

@@ -9,6 +9,7 @@ use serde::Serialize;
 
 use super::ledger::Claim;
 use super::port::Facts;
+use super::prefix::AddressPrefix;
 use crate::ids::{MacAddress, NetworkId, PortId, VlanId};
 
 /// Where a subport is.
@@ -34,7 +35,7 @@ pub struct Subport {
     /// Its addresses; empty where no source knows them.
     pub fixed_ips: Vec<IpAddr>,
     /// Further addresses that the guest may send from.
-    pub allowed_addresses: Vec<IpAddr>,
+    pub allowed_addresses: Vec<AddressPrefix>,
 }
 
 /// The subports of one parent, by tag. A tag under which sources place different ports is nobody's.

@@ -31,7 +31,7 @@
 //!
 //! `device` is the kernel interface; left out, it is `tap` and the first eleven characters of `id`.
 //! `subports` are the other ports of a trunk whose parent the port is; of each, `id` and `vlan` are required.
-//! `allowed_addresses` are single addresses of Neutron's allowed-address-pairs, not prefixes. A field that is not
+//! `allowed_addresses` are those of Neutron's allowed-address-pairs: addresses and CIDRs. A field that is not
 //! in the example is an error, and so is a port or a device that stands there twice: a misspelt `fixed_ip` that is
 //! silently skipped would show as a guest without metadata much later. Errors name line, column and port.
 //!
@@ -55,7 +55,7 @@ use super::file::{self, FileError, Symlinks};
 use super::watch::DirectoryWatch;
 use super::{Reporter, blocking};
 use crate::ids::{InstanceId, MacAddress, NetworkId, PortId, ProjectId, VlanId};
-use crate::inventory::{DeviceName, Event, Facts, Port, Seat, SourceKind};
+use crate::inventory::{AddressPrefix, DeviceName, Event, Facts, Port, Seat, SourceKind};
 
 /// The largest file that is read; a port takes about 400 bytes.
 pub const MAX_FILE_BYTES: u64 = 64 * 1024 * 1024;
@@ -205,7 +205,7 @@ struct WrittenPort {
     #[serde(default)]
     fixed_ips: Vec<IpAddr>,
     #[serde(default)]
-    allowed_addresses: Vec<IpAddr>,
+    allowed_addresses: Vec<AddressPrefix>,
     #[serde(default)]
     subports: Vec<WrittenSubport>,
 }
@@ -223,7 +223,7 @@ struct WrittenSubport {
     #[serde(default)]
     fixed_ips: Vec<IpAddr>,
     #[serde(default)]
-    allowed_addresses: Vec<IpAddr>,
+    allowed_addresses: Vec<AddressPrefix>,
 }
 
 impl WrittenPort {

@@ -9,7 +9,7 @@ use std::net::IpAddr;
 use serde::Deserialize;
 
 use crate::ids::{IdError, NetworkId, PortId, ProjectId, VlanId};
-use crate::inventory::{DeviceOwner, Facts, Seat, Tenant};
+use crate::inventory::{AddressPrefix, DeviceOwner, Facts, Seat, Tenant};
 
 /// The attributes that are asked for, and no others: a port has three dozen.
 pub(super) const FIELDS: [&str; 9] = [
@@ -200,12 +200,10 @@ impl Row {
         texts.map(|text| text.parse().map_err(|_| RowError::Address { text: text.clone() })).collect()
     }
 
-    /// Single addresses; a pair may also be a whole range, which is no address that a guest asks from.
-    fn allowed_addresses(&self) -> Vec<IpAddr> {
+    /// Addresses and CIDRs.
+    fn allowed_addresses(&self) -> Vec<AddressPrefix> {
         let texts = self.allowed_address_pairs.iter().filter_map(|one| one.ip_address.as_deref());
-        let bare =
-            texts.map(|text| text.strip_suffix("/32").or_else(|| text.strip_suffix("/128")).unwrap_or(text));
-        bare.filter_map(|text| text.parse().ok()).collect()
+        texts.filter_map(|text| text.parse().ok()).collect()
     }
 }
 
@@ -252,7 +250,9 @@ mod tests {
         assert_eq!(facts.tenant, Some(tenant));
         assert_eq!(facts.port_project, Some("p".parse().unwrap()));
         assert_eq!(facts.fixed_ips, ["10.0.0.5", "fd00::5"].map(|ip| ip.parse::<IpAddr>().unwrap()));
-        assert_eq!(facts.allowed_addresses, ["10.0.0.9", "10.0.0.8"].map(|ip| ip.parse::<IpAddr>().unwrap()));
+        let allowed =
+            ["10.0.0.9", "10.0.0.8", "10.1.0.0/16"].map(|text| text.parse::<AddressPrefix>().unwrap());
+        assert_eq!(facts.allowed_addresses, allowed);
     }
 
     #[test]

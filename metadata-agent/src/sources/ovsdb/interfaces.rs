@@ -6,9 +6,22 @@
 //! | port id | `Interface.external_ids:iface-id` |
 //! | MAC address | `Interface.external_ids:attached-mac` |
 //! | device | `Interface.name`; where that is the `qvo` of a hybrid plug, the tap with the same eleven characters |
-//! | network | `Port.other_config:net_uuid` of the port that the interface is in, which Neutron's OVS agent writes, and OVN's does not |
+//! | index | `Interface.ifindex`, where the device is the interface itself |
+//! | network | `Port.other_config:net_uuid` of the port that the interface is in, which Neutron's OVS agent writes, and OVN's does not; of the parent of a trunk, which is in a port of the trunk's bridge, that of its patch port `tpi-` |
 //!
 //! The patch ports of a trunk's subports are read by [`Trunks`].
+//!
+//! # The index
+//!
+//! A name passes from one interface to the next; an index does not. `ovs-vswitchd` writes the index of the interface that it has
+//! on its bridge, so with it a row is of one interface, and not of the one that has the name after it: until the row was
+//! replaced, or `ovs-vswitchd` has found the new interface and written its index, the new one is nobody's.
+//!
+//! - No index is no statement, and the name decides, as it does for all other sources: a row is written before
+//!   `ovs-vswitchd` has looked at it, and one whose interface it cannot open never gets one.
+//! - The index of a `qvo` is that of a veth, and tells nothing of the tap on the bridge behind it.
+//! - It counts for interfaces of the kernel alone (`type` empty, `system` or `internal`): of its own in user space Open vSwitch
+//!   makes up a number (lib/netdev-dpdk.c, `netdev_dpdk_get_ifindex`).
 //!
 //! Rows that name no instance are Neutron's own (routers, DHCP, trunks) or the host's. So are those whose `vm-id` is
 //! no UUID, which other software puts there, and those that are not `active` (`iface-status`). One exception: a kernel
@@ -22,9 +35,9 @@ use uuid::Uuid;
 
 use super::super::rows;
 use super::trunks::{BRIDGE, Trunks};
-use crate::ids::{IdError, InstanceId, NetworkId, PortId};
+use crate::ids::{IdError, IfIndex, InstanceId, NetworkId, PortId};
 use crate::inventory::{DeviceName, Facts, Tenant};
-use crate::ovsdb::{Form, Kind, Replica, Row, Table, UpdateError, entry, references, text};
+use crate::ovsdb::{Form, Kind, Replica, Row, Table, UpdateError, entry, integer, references, text};
 
 pub(super) const INTERFACE: &str = "Interface";
 pub(super) const PORT: &str = "Port";
@@ -38,6 +51,7 @@ pub(super) const TABLES: &[Table] = &[
             ("type", Kind::One),
             ("external_ids", Kind::Map),
             ("options", Kind::Map),
+            ("ifindex", Kind::One),
         ],
     },
     Table {
@@ -92,14 +106,21 @@ pub(super) struct Interfaces {
     /// The ports that hold an interface; one, in an honest database.
     ports_of: HashMap<Uuid, BTreeSet<Uuid>>,
     trunks: Trunks,
+    /// What is on the bridges of trunks.
+    on_trunks: BTreeSet<Uuid>,
 }
 
 impl Interfaces {
     pub(super) fn new() -> Self {
-        Self { replica: Replica::new(TABLES), ports_of: HashMap::new(), trunks: Trunks::default() }
+        Self {
+            replica: Replica::new(TABLES),
+            ports_of: HashMap::new(),
+            trunks: Trunks::default(),
+            on_trunks: BTreeSet::new(),
+        }
     }
 
-    /// Takes an update in and tells what the interfaces that it touches, and all subports, say now.
+    /// Takes an update in and tells what the interfaces that it touches, and all of trunks, say now.
     pub(super) fn apply(
         &mut self,
         form: Form,
@@ -131,6 +152,9 @@ impl Interfaces {
             touched.extend(before);
             touched.extend(now);
         }
+        let on_trunks = self.trunks.interfaces(&self.replica);
+        touched.extend(std::mem::replace(&mut self.on_trunks, on_trunks));
+        touched.extend(&self.on_trunks);
         let mut readings: BTreeMap<_, _> =
             touched.into_iter().map(|interface| (interface, self.read(interface))).collect();
         for (interface, (name, facts)) in self.trunks.read(&self.replica) {
@@ -142,21 +166,34 @@ impl Interfaces {
     fn read(&self, interface: Uuid) -> Reading {
         let Some(row) = self.replica.row(INTERFACE, interface) else { return Reading::Gone };
         let name = text(row, "name");
-        let is_internal = text(row, "type") == "internal";
-        self.reading(interface, name, guest(name, is_internal, |key| entry(row, "external_ids", key)))
+        let kind = text(row, "type");
+        let facts = guest(name, kind == "internal", |key| entry(row, "external_ids", key));
+        let facts = facts.map(|facts| {
+            facts.map(|facts| Facts { index: index(row, name, kind, facts.device.as_ref()), ..facts })
+        });
+        self.reading(interface, name, facts)
     }
 
     /// What an interface says with its network.
     fn reading(&self, interface: Uuid, name: &str, facts: Result<Option<Facts>, RowError>) -> Reading {
         let facts = facts.and_then(|facts| {
             let Some(facts) = facts else { return Ok(None) };
-            Ok(Some(Facts { network: self.network(interface)?, ..facts }))
+            let mut network = self.network(interface)?;
+            if network.is_none() && self.on_trunks.contains(&interface) {
+                network = self.network_of_parent(facts.id)?;
+            }
+            Ok(Some(Facts { network, ..facts }))
         });
         match facts {
             Ok(None) => Reading::Nobodys,
             Ok(Some(facts)) => Reading::Port(facts),
             Err(error) => Reading::Fault { name: name.to_owned(), error },
         }
+    }
+
+    fn network_of_parent(&self, parent: Option<PortId>) -> Result<Option<NetworkId>, RowError> {
+        let patch = parent.and_then(|parent| self.trunks.patch_of(parent, &self.replica));
+        patch.map_or(Ok(None), |patch| self.network(patch))
     }
 
     fn network(&self, interface: Uuid) -> Result<Option<NetworkId>, RowError> {
@@ -213,6 +250,14 @@ fn guest<'a>(
 fn device(name: &str, port: Option<PortId>) -> Option<DeviceName> {
     let hybrid = port.filter(|port| name.strip_prefix("qvo") == Some(port.device_suffix().as_str()));
     hybrid.map(|port| DeviceName::tap_of(&port)).or_else(|| name.parse().ok())
+}
+
+/// The index that a row tells of the device; zero is none.
+fn index(row: &Row, name: &str, kind: &str, device: Option<&DeviceName>) -> Option<IfIndex> {
+    let is_the_kernels = matches!(kind, "" | "system" | "internal");
+    let is_itself = device.is_some_and(|device| device.as_str() == name);
+    let index = integer(row, "ifindex").filter(|index| *index > 0 && is_the_kernels && is_itself)?;
+    u32::try_from(index).ok().map(IfIndex)
 }
 
 pub(super) fn id<T: std::str::FromStr<Err = IdError>>(

@@ -3,7 +3,8 @@
 //! ```text
 //!   tbr-<trunk>                                              br-int
 //!     tap<parent>   external_ids:iface-id = the parent
-//!     tpt-<parent>  ------------- patch ------------------   tpi-<parent>
+//!     tpt-<parent>  ------------- patch ------------------   tpi-<parent>   external_ids:iface-id = the parent
+//!                                                                           Port.other_config:net_uuid = its network
 //!     spt-<subport> ------------- patch ------------------   spi-<subport>  external_ids:iface-id = the subport
 //!       Port.tag = the VLAN                                                 Port.other_config:net_uuid = its network
 //! ```
@@ -25,12 +26,15 @@ pub(super) const BRIDGE: &str = "Bridge";
 
 const TRUNK_BRIDGE: &str = "tbr-";
 const SUBPORT: &str = "spi-";
+const PARENT: &str = "tpi-";
 
 /// Which rows are of trunks.
 #[derive(Debug, Default)]
 pub(super) struct Trunks {
     bridges: BTreeSet<Uuid>,
     subports: BTreeSet<Uuid>,
+    /// The patch ports by which parents are on the integration bridge.
+    parents: BTreeSet<Uuid>,
 }
 
 /// The trunk's end of a patch.
@@ -44,16 +48,39 @@ impl Trunks {
     /// Takes in that a row is not what it was.
     pub(super) fn follow(&mut self, change: &Change, replica: &Replica) {
         let row = replica.row(change.table, change.row);
-        let (rows, is_ours) = match change.table {
-            BRIDGE => (&mut self.bridges, row.is_some_and(|row| text(row, "name").starts_with(TRUNK_BRIDGE))),
-            INTERFACE => (&mut self.subports, row.is_some_and(is_subport)),
-            _ => return,
+        let keep = |rows: &mut BTreeSet<Uuid>, is_one: bool| {
+            if is_one {
+                rows.insert(change.row);
+            } else {
+                rows.remove(&change.row);
+            }
         };
-        if is_ours {
-            rows.insert(change.row);
-        } else {
-            rows.remove(&change.row);
+        match change.table {
+            BRIDGE => {
+                let is_trunk = row.is_some_and(|row| text(row, "name").starts_with(TRUNK_BRIDGE));
+                keep(&mut self.bridges, is_trunk);
+            }
+            INTERFACE => {
+                keep(&mut self.subports, row.is_some_and(|row| is_patch(row, SUBPORT)));
+                keep(&mut self.parents, row.is_some_and(|row| is_patch(row, PARENT)));
+            }
+            _ => {}
         }
+    }
+
+    /// What is on the bridges of trunks.
+    pub(super) fn interfaces(&self, replica: &Replica) -> BTreeSet<Uuid> {
+        let bridges = self.bridges.iter().filter_map(|bridge| replica.row(BRIDGE, *bridge));
+        let ports =
+            bridges.flat_map(|row| references(row, "ports")).filter_map(|port| replica.row(PORT, port));
+        ports.flat_map(|port| references(port, "interfaces")).collect()
+    }
+
+    /// The patch port by which a parent is on the integration bridge.
+    pub(super) fn patch_of(&self, parent: PortId, replica: &Replica) -> Option<Uuid> {
+        let mut rows = self.parents.iter().filter_map(|row| Some((*row, replica.row(INTERFACE, *row)?)));
+        let id = |row| entry(row, "external_ids", "iface-id").and_then(|id| id.parse::<PortId>().ok());
+        rows.find(|(_, row)| id(row) == Some(parent)).map(|(uuid, _)| uuid)
     }
 
     /// The subports' interfaces, and what they say: where it is, or `None` if that is not told yet. Its network is for the
@@ -99,8 +126,8 @@ impl Trunks {
     }
 }
 
-fn is_subport(row: &Row) -> bool {
-    text(row, "type") == "patch" && text(row, "name").starts_with(SUBPORT)
+fn is_patch(row: &Row, prefix: &str) -> bool {
+    text(row, "type") == "patch" && text(row, "name").starts_with(prefix)
 }
 
 fn subport(row: &Row, tag: i64, parents: &BTreeSet<&str>) -> Result<Facts, RowError> {

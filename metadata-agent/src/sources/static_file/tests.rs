@@ -55,7 +55,10 @@ fn an_error_names_its_place() {
         (file(&[&short(1), &short(2).replace("project", "tenant")]), "ports[1]: unknown field `tenant`"),
         (with("\"fixed_ip\": \"10.0.0.5\""), "ports[1]: unknown field `fixed_ip`"),
         (with("\"mac\": \"fa:16:3e\""), "ports[1]: `fa:16:3e` is not a MAC address"),
-        (with("\"allowed_addresses\": [\"10.0.0.0/24\"]"), "ports[1]: invalid IP address syntax at line 3"),
+        (
+            with("\"allowed_addresses\": [\"10.0.0.0/33\"]"),
+            "ports[1]: \"10.0.0.0/33\" is neither an IP address nor a CIDR at line 3",
+        ),
         (with("\"device\": \"a/b\""), "ports[1]: \"a/b\" is not an interface name"),
         (file(&[&short(1), &short(2), &short(1)]), "ports[2]: id 00000001-"),
         (with(&subports(&[(1, 5)])), "ports[1]: id 00000001-"),

@@ -48,6 +48,41 @@ fn a_guests_row_is_read_whoever_wrote_it() {
 }
 
 #[test]
+fn the_index_is_told_where_the_row_is_the_device_itself_and_follows_its_column() {
+    let ids = json!(["map", [["iface-id", ID], ["vm-uuid", INSTANCE]]]);
+    let insert = |name: &str, kind: &str, index: Value| {
+        let row = json!({ "name": name, "type": kind, "external_ids": ids, "ifindex": index });
+        json!({ "Interface": { ROW.to_string(): { "insert": row } } })
+    };
+    let index = |readings: BTreeMap<Uuid, Reading>| match readings.get(&ROW) {
+        Some(Reading::Port(facts)) => facts.index.map(|index| index.0),
+        other => panic!("{other:?}"),
+    };
+    for (name, kind, told, wanted) in [
+        ("tap3f2a9d10-77", "", json!(7), Some(7)),
+        ("tap3f2a9d10-77", "system", json!(["set", [7]]), Some(7)),
+        ("tap3f2a9d10-77", "internal", json!(7), Some(7)),
+        ("tap3f2a9d10-77", "", json!(["set", []]), None),
+        ("tap3f2a9d10-77", "", json!(0), None),
+        ("tap3f2a9d10-77", "", json!(-1), None),
+        ("tap3f2a9d10-77", "", json!(i64::MAX), None),
+        ("qvo3f2a9d10-77", "", json!(7), None),
+        ("vhu3f2a9d10-77", "dpdkvhostuserclient", json!(7), None),
+    ] {
+        let readings = Interfaces::new().apply(Form::Difference, &insert(name, kind, told.clone())).unwrap();
+        assert_eq!(index(readings), wanted, "{name} {kind} {told}");
+    }
+
+    let mut interfaces = Interfaces::new();
+    let mut apply = |update: Value| index(interfaces.apply(Form::Difference, &update).unwrap());
+    assert_eq!(apply(insert("tap3f2a9d10-77", "", json!(7))), Some(7));
+    for (told, wanted) in [(json!(["set", []]), None), (json!(8), Some(8))] {
+        let modify = json!({ "modify": { "ifindex": told } });
+        assert_eq!(apply(json!({ "Interface": { ROW.to_string(): modify } })), wanted);
+    }
+}
+
+#[test]
 fn rows_of_nobody_are_no_guests() {
     let plugged = [("iface-id", ID), ("attached-mac", "fa:16:3e:11:22:33"), ("iface-status", "active")];
     assert_eq!(read_typed("tap3f2a9d10-77", "internal", &plugged), Reading::Nobodys, "of the DHCP agent");

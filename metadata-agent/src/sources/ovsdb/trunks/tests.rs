@@ -145,3 +145,32 @@ fn what_cannot_be_understood_is_the_subports_fault() {
     world.apply(BRIDGE, BRIDGE_ROW, &json!({ "modify": { "ports": refer(8) } }));
     assert!(fault(world).contains("more than one parent"));
 }
+
+#[test]
+fn the_parent_of_a_trunk_is_on_the_network_of_its_patch_port() {
+    let ids = [("iface-id", PARENT), ("attached-mac", "fa:16:3e:11:22:33")];
+    let patch = json!({ "name": "tpi-3f2a9d10-77", "type": "patch", "external_ids": ["map", ids] });
+    let mut all = rows();
+    all.push((INTERFACE, 8, patch));
+    all.push((PORT, 9, json!({ "interfaces": refer(8), "other_config": ["map", [["net_uuid", PARENT]]] })));
+    // Every row comes last once.
+    for last in 0..all.len() {
+        let mut interfaces = Interfaces::new();
+        let mut apply = |(table, row, columns): &(&str, u128, Value)| {
+            let row = Uuid::from_u128(*row).to_string();
+            interfaces.apply(Form::Difference, &json!({ *table: { row: { "insert": columns } } })).unwrap()
+        };
+        let others = all.iter().enumerate().filter(|(place, _)| *place != last);
+        others.for_each(|(_, row)| drop(apply(row)));
+        let mut readings = apply(&all[last]);
+        let Some(Reading::Port(facts)) = readings.remove(&Uuid::from_u128(TAP)) else { panic!("{last}") };
+        assert_eq!(facts.network, Some(PARENT.parse().unwrap()), "{last}");
+
+        let row = Uuid::from_u128(9).to_string();
+        let without =
+            json!({ PORT: { row: { "modify": { "other_config": ["map", [["net_uuid", PARENT]]] } } } });
+        let readings = interfaces.apply(Form::Difference, &without).unwrap();
+        let Some(Reading::Port(facts)) = readings.get(&Uuid::from_u128(TAP)) else { panic!("{last}") };
+        assert_eq!(facts.network, None, "{last}");
+    }
+}

@@ -1,0 +1,137 @@
+//! Addresses with a beginning in common, as Neutron's allowed-address-pairs name them: one address, or a CIDR.
+
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+
+/// Neither an address nor a CIDR.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{text:?} is neither an IP address nor a CIDR")]
+pub struct AddressPrefixError {
+    /// What was given.
+    pub text: String,
+}
+
+/// All addresses that begin as this one does. Bits behind its length are zero.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct AddressPrefix {
+    address: IpAddr,
+    length: u8,
+}
+
+impl AddressPrefix {
+    /// The prefix of this length that an address is in; `None` if the address has fewer bits.
+    #[must_use]
+    pub fn new(address: IpAddr, length: u8) -> Option<Self> {
+        let zeroes = u32::from(bits(address).checked_sub(length)?);
+        let address = match address {
+            IpAddr::V4(address) => {
+                let ones = u32::MAX.checked_shl(zeroes).unwrap_or_default();
+                Ipv4Addr::from_bits(address.to_bits() & ones).into()
+            }
+            IpAddr::V6(address) => {
+                let ones = u128::MAX.checked_shl(zeroes).unwrap_or_default();
+                Ipv6Addr::from_bits(address.to_bits() & ones).into()
+            }
+        };
+        Some(Self { address, length })
+    }
+
+    /// The first address and the length, if it is one of IPv4.
+    #[must_use]
+    pub fn ipv4(&self) -> Option<(Ipv4Addr, u8)> {
+        match self.address {
+            IpAddr::V4(address) => Some((address, self.length)),
+            IpAddr::V6(_) => None,
+        }
+    }
+}
+
+fn bits(address: IpAddr) -> u8 {
+    if address.is_ipv4() { 32 } else { 128 }
+}
+
+impl From<IpAddr> for AddressPrefix {
+    fn from(address: IpAddr) -> Self {
+        Self { address, length: bits(address) }
+    }
+}
+
+impl FromStr for AddressPrefix {
+    type Err = AddressPrefixError;
+    fn from_str(text: &str) -> Result<Self, AddressPrefixError> {
+        let parsed = match text.split_once('/') {
+            None => text.parse::<IpAddr>().ok().map(Self::from),
+            Some((address, length)) => {
+                let address = address.parse().ok();
+                address.zip(length.parse().ok()).and_then(|(address, length)| Self::new(address, length))
+            }
+        };
+        parsed.ok_or_else(|| AddressPrefixError { text: text.to_owned() })
+    }
+}
+
+impl TryFrom<String> for AddressPrefix {
+    type Error = AddressPrefixError;
+    fn try_from(text: String) -> Result<Self, AddressPrefixError> {
+        text.parse()
+    }
+}
+
+impl From<AddressPrefix> for String {
+    fn from(prefix: AddressPrefix) -> Self {
+        prefix.to_string()
+    }
+}
+
+impl fmt::Display for AddressPrefix {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { address, length } = self;
+        if *length == bits(*address) { address.fmt(f) } else { write!(f, "{address}/{length}") }
+    }
+}
+
+impl fmt::Debug for AddressPrefix {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn it_is_read_as_it_is_written_without_the_bits_that_do_not_count() {
+        for (text, wanted) in [
+            ("10.0.0.9", "10.0.0.9"),
+            ("10.0.0.9/32", "10.0.0.9"),
+            ("10.0.1.9/23", "10.0.0.0/23"),
+            ("10.0.0.9/0", "0.0.0.0/0"),
+            ("fd00::9", "fd00::9"),
+            ("fd00::9/128", "fd00::9"),
+            ("fd00::9/64", "fd00::/64"),
+            ("fd00::9/0", "::/0"),
+        ] {
+            let prefix: AddressPrefix = text.parse().unwrap();
+            assert_eq!(prefix.to_string(), wanted, "{text}");
+            assert_eq!(wanted.parse(), Ok(prefix), "{text}");
+        }
+        for bad in
+            ["", "10.0.0", "10.0.0.0/33", "10.0.0.0/-1", "10.0.0.0/", "fd00::/129", "10.0.0.0/8/8", "x/8"]
+        {
+            assert!(bad.parse::<AddressPrefix>().is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn ipv4_is_told_from_ipv6() {
+        let ipv4 = |text: &str| text.parse::<AddressPrefix>().unwrap().ipv4();
+        assert_eq!(ipv4("10.0.1.9/23"), Some((Ipv4Addr::new(10, 0, 0, 0), 23)));
+        assert_eq!(ipv4("10.0.0.9"), Some((Ipv4Addr::new(10, 0, 0, 9), 32)));
+        assert_eq!(ipv4("::ffff:10.0.0.9"), None);
+    }
+}

@@ -1,5 +1,5 @@
 //! Who is behind each attachment: where attachments of the datapath and ports of the inventory meet, as one immutable
-//! table that each request reads without waiting. Behind an attachment that many guests share is a place; who a guest
+//! table that each request reads without waiting. A change of one attachment costs the same however many there are. Behind an attachment that many guests share is a place; who a guest
 //! there is, is told by its address, and by whoever knows the addresses of the place ([`WithCallers`]).
 
 use std::collections::HashMap;
@@ -14,6 +14,7 @@ use tokio::sync::watch;
 use crate::ids::{IfIndex, NetworkId, VlanId};
 use crate::inventory::{Entry, Facts, Port};
 use crate::proxy::{self, Caller, CallerPlace, Callers, Found, Introduction, Requester, Standing};
+use crate::shards::Shards;
 
 /// One attachment and the port behind it.
 #[derive(Clone, Debug)]
@@ -131,27 +132,53 @@ struct Table {
 /// What one task writes.
 #[derive(Debug)]
 struct Part<T> {
-    bindings: Arc<HashMap<AttachmentId, T>>,
+    bindings: Shards<AttachmentId, Arc<T>>,
     /// The newest attachment that ever was in it. Ids only grow.
     newest: Option<AttachmentId>,
 }
 
 impl<T> Clone for Part<T> {
     fn clone(&self) -> Self {
-        Self { bindings: Arc::clone(&self.bindings), newest: self.newest }
+        Self { bindings: self.bindings.clone(), newest: self.newest }
     }
 }
 
 impl<T> Default for Part<T> {
     fn default() -> Self {
-        Self { bindings: Arc::default(), newest: None }
+        Self { bindings: Shards::default(), newest: None }
     }
 }
 
 impl<T> Part<T> {
-    fn replace(&mut self, bindings: &Arc<HashMap<AttachmentId, T>>) {
-        self.newest = bindings.keys().copied().chain(self.newest).max();
-        self.bindings = Arc::clone(bindings);
+    fn change(&mut self, change: &Change<T>) {
+        for id in &change.gone {
+            self.bindings.put(id, None);
+        }
+        for (id, binding) in &change.now {
+            self.bindings.put(id, Some(Arc::clone(binding)));
+            self.newest = self.newest.max(Some(*id));
+        }
+    }
+
+    fn all(&self) -> Vec<(AttachmentId, Arc<T>)> {
+        let mut all: Vec<_> = self.bindings.iter().map(|(id, binding)| (*id, Arc::clone(binding))).collect();
+        all.sort_unstable_by_key(|(id, _)| *id);
+        all
+    }
+}
+
+/// What changes of a part. The rest stays.
+#[derive(Clone, Debug)]
+pub struct Change<T> {
+    /// Attachments that are no more.
+    pub gone: Vec<AttachmentId>,
+    /// Attachments that are new, or known anew.
+    pub now: Vec<(AttachmentId, Arc<T>)>,
+}
+
+impl<T> Default for Change<T> {
+    fn default() -> Self {
+        Self { gone: Vec::new(), now: Vec::new() }
     }
 }
 
@@ -172,16 +199,18 @@ impl Default for Directory {
 }
 
 impl Directory {
-    /// Replaces the part of attachments that have one guest each, and wakes the requests that wait for it.
-    pub fn publish(&self, bindings: HashMap<AttachmentId, Binding>) {
-        let bindings = Arc::new(bindings);
-        self.change(|table| table.own.replace(&bindings));
+    /// Changes the part of attachments that have one guest each, and wakes the requests that wait for it.
+    pub fn publish(&self, change: &Change<Binding>) {
+        self.change(|table| table.own.change(change));
     }
 
-    /// The same for attachments that many guests share.
+    /// Replaces the part of attachments that many guests share.
     pub fn publish_shared(&self, bindings: HashMap<AttachmentId, SharedBinding>) {
-        let bindings = Arc::new(bindings);
-        self.change(|table| table.shared.replace(&bindings));
+        let now: Vec<_> = bindings.into_iter().map(|(id, binding)| (id, Arc::new(binding))).collect();
+        self.change(|table| {
+            table.shared.bindings = Shards::default();
+            table.shared.change(&Change { gone: Vec::new(), now: now.clone() });
+        });
     }
 
     fn change(&self, change: impl Fn(&mut Table)) {
@@ -193,16 +222,29 @@ impl Directory {
         self.version.send_modify(|version| *version += 1);
     }
 
-    /// The table as it is now.
+    /// Attachments that have one guest each, in order.
     #[must_use]
-    pub fn bindings(&self) -> Arc<HashMap<AttachmentId, Binding>> {
-        Arc::clone(&self.table.load().own.bindings)
+    pub fn bindings(&self) -> Vec<(AttachmentId, Arc<Binding>)> {
+        self.table.load().own.all()
     }
 
-    /// The same for attachments that many guests share.
+    /// Attachments that many guests share, in order.
     #[must_use]
-    pub fn shared(&self) -> Arc<HashMap<AttachmentId, SharedBinding>> {
-        Arc::clone(&self.table.load().shared.bindings)
+    pub fn shared(&self) -> Vec<(AttachmentId, Arc<SharedBinding>)> {
+        self.table.load().shared.all()
+    }
+
+    /// How many attachments there are of either.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        let table = self.table.load();
+        table.own.bindings.len() + table.shared.bindings.len()
+    }
+
+    /// Whether there are none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
     }
 }
 
@@ -269,7 +311,7 @@ mod tests {
         AttachmentId::new(id).unwrap()
     }
 
-    fn table(ids: &[u32]) -> HashMap<AttachmentId, Binding> {
+    fn change(gone: &[u32], now: &[u32]) -> Change<Binding> {
         let binding = |id: &u32| Binding {
             interface: format!("tap{id}"),
             index: IfIndex(*id),
@@ -277,7 +319,10 @@ mod tests {
             since: Instant::now(),
             owner: Owner::Unknown,
         };
-        ids.iter().map(|id| (attachment(*id), binding(id))).collect()
+        Change {
+            gone: gone.iter().copied().map(attachment).collect(),
+            now: now.iter().map(|id| (attachment(*id), Arc::new(binding(id)))).collect(),
+        }
     }
 
     fn standing(directory: &Directory, id: u32) -> Standing {
@@ -288,9 +333,9 @@ mod tests {
     fn an_attachment_that_is_not_told_yet_is_waited_for_and_one_that_was_is_gone() {
         let directory = Directory::default();
         assert!(matches!(standing(&directory, 1), Standing::Pending { .. }), "before anything is told");
-        directory.publish(table(&[1, 2]));
+        directory.publish(&change(&[], &[1, 2]));
         assert!(matches!(standing(&directory, 3), Standing::Pending { .. }));
-        directory.publish(table(&[1]));
+        directory.publish(&change(&[2], &[]));
         assert!(matches!(standing(&directory, 2), Standing::Gone));
         assert!(matches!(standing(&directory, 3), Standing::Pending { .. }));
     }

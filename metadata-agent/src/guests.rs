@@ -3,11 +3,17 @@
 //!
 //! In: links of the host, snapshots of the inventory. Out: attachments and their policy in the datapath, the
 //! [`Directory`]. An interface that cannot be attached is tried again and holds up no other.
+//!
+//! What happens to one interface is looked at for that one, and a snapshot for the devices of which it says something new:
+//! no event costs more because the host has more guests.
 
 mod attached;
 mod lost;
+mod names;
+mod told;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::mem;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -26,12 +32,14 @@ use crate::config::{LinkKind, NamePattern, SourceCheck};
 use crate::datapath::{Datapath, DatapathError, Hook, PortPolicy};
 use crate::directory::{Directory, Owner};
 use crate::ids::IfIndex;
-use crate::inventory::{AddressPrefix, Inventory, Resolution, Snapshot};
+use crate::inventory::{AddressPrefix, Inventory, Resolution};
 use crate::netlink::{HookEvent, Link, LinkEvent, Netlink, NetlinkError};
 use crate::presence::{Presence, Present};
 use crate::proxy::Introduction;
 use attached::{Attached, Kernel};
 use lost::Losses;
+use names::Names;
+use told::{Account, Told};
 
 /// How often interfaces that could not be attached are tried again.
 const RETRY: Duration = Duration::from_secs(1);
@@ -118,7 +126,6 @@ pub struct Guests {
     netlink: Netlink,
     rules: GuestRules,
     inventory: Arc<Inventory>,
-    directory: Arc<Directory>,
     introduction: Introduction,
     attached: BTreeMap<IfIndex, Attached>,
     failed: BTreeMap<IfIndex, (Link, String)>,
@@ -126,8 +133,12 @@ pub struct Guests {
     lost: Losses,
     /// Not attached, because they are not an instance's: the host's own path is theirs.
     aside: BTreeMap<IfIndex, Link>,
+    /// Of the interfaces in any of these.
+    names: Names,
+    /// The version of the snapshot that was followed last.
+    followed: u64,
     failures: Failures,
-    presence: watch::Sender<Presence>,
+    told: Told,
     /// All links are being looked at.
     many: bool,
 }
@@ -149,14 +160,15 @@ impl Guests {
             netlink,
             rules,
             inventory,
-            directory,
             introduction,
             attached: BTreeMap::new(),
             failed: BTreeMap::new(),
             lost: Losses::default(),
             aside: BTreeMap::new(),
+            names: Names::default(),
+            followed: 0,
             failures: Failures::default(),
-            presence,
+            told: Told::new(directory, presence),
             many: false,
         }
     }
@@ -174,17 +186,22 @@ impl Guests {
     /// Links cannot be listed, or what a dead agent left cannot be removed.
     pub async fn resync(&mut self) -> Result<(), GuestsError> {
         let links = self.netlink.links().await?;
-        let gone = |index: &IfIndex| !links.iter().any(|link| link.index == *index);
-        let known = self.attached.keys().chain(self.failed.keys()).chain(self.aside.keys());
-        for index in known.copied().filter(gone).collect::<Vec<_>>() {
-            self.let_go(index).await;
+        let there: BTreeSet<IfIndex> = links.iter().map(|link| link.index).collect();
+        let gone = self.names.all().filter(|index| !there.contains(index));
+        let mut changed: BTreeSet<IfIndex> = gone.collect();
+        for index in &changed {
+            self.let_go(*index).await;
         }
         self.many = true;
         let mut published = Instant::now();
         for link in links {
+            let index = link.index;
+            if self.present(link).await {
+                changed.insert(index);
+            }
             // Guests that are attached already are not to wait for the last one.
-            if self.present(link).await && published.elapsed() >= PUBLISH_EVERY {
-                self.publish();
+            if published.elapsed() >= PUBLISH_EVERY {
+                self.publish(mem::take(&mut changed));
                 published = Instant::now();
             }
             // An attachment takes the kernel some ten milliseconds (`synchronize_rcu` in tcx_entry_sync), and a host has
@@ -198,7 +215,7 @@ impl Guests {
                 self.take_filter_off(mark.index).await;
             }
         }
-        self.publish();
+        self.publish(changed);
         Ok(())
     }
 
@@ -229,10 +246,7 @@ impl Guests {
                     let Some(event) = event else { return self.datapath };
                     self.on_hook(event).await;
                 }
-                Ok(()) = snapshots.changed() => {
-                    self.sort_out().await;
-                    self.publish();
-                }
+                Ok(()) = snapshots.changed() => self.follow_inventory().await,
                 _ = retry.tick(), if !self.failed.is_empty() => self.retry().await,
                 _ = patrol.tick() => self.patrol(),
                 _ = put_back.tick(), if !self.lost.is_empty() => self.put_back_due().await,
@@ -244,13 +258,14 @@ impl Guests {
     async fn on_link(&mut self, event: LinkEvent) {
         match event {
             LinkEvent::Present(link) => {
+                let index = link.index;
                 if self.present(link).await {
-                    self.publish();
+                    self.publish([index]);
                 }
             }
             LinkEvent::Gone(index) => {
                 if self.let_go(index).await {
-                    self.publish();
+                    self.publish([index]);
                 }
             }
             LinkEvent::Overrun => {
@@ -271,6 +286,7 @@ impl Guests {
             return self.step_aside(link).await;
         }
         self.aside.remove(&link.index);
+        self.names.call(link.index, &link.name);
         match self.attached.get_mut(&link.index) {
             Some(attached) if attached.link.name == link.name && attached.link.mac == link.mac => false,
             Some(attached) => {
@@ -288,21 +304,37 @@ impl Guests {
 
     /// Leaves a link to the host's own path. Whether anything changed.
     async fn step_aside(&mut self, link: Link) -> bool {
-        if self.aside.contains_key(&link.index) {
-            return false;
+        if !self.aside.contains_key(&link.index) {
+            info!(interface = link.name, "not an instance's port; its packets are left alone");
+            self.let_go(link.index).await;
         }
-        info!(interface = link.name, "not an instance's port; its packets are left alone");
-        self.let_go(link.index).await;
+        self.names.call(link.index, &link.name);
         self.aside.insert(link.index, link);
         true
     }
 
+    /// Takes over what the inventory says anew.
+    async fn follow_inventory(&mut self) {
+        let interfaces: BTreeSet<IfIndex> = {
+            let snapshot = self.inventory.load();
+            let since = mem::replace(&mut self.followed, snapshot.version());
+            match snapshot.changed_since(since) {
+                Some(devices) => devices.filter_map(|device| self.names.interface(device.as_str())).collect(),
+                None => self.names.all().collect(),
+            }
+        };
+        for index in &interfaces {
+            self.sort_out(*index).await;
+        }
+        self.publish(interfaces);
+    }
+
     /// Attaches what turned out to be an instance's after all, and lets go what turned out not to be one's.
-    async fn sort_out(&mut self) {
-        let links = self.attached.values().map(|attached| &attached.link).chain(self.aside.values());
-        let wrong = links.filter(|link| self.is_no_instance(link) != self.aside.contains_key(&link.index));
-        for link in wrong.cloned().collect::<Vec<_>>() {
-            self.present(link).await;
+    async fn sort_out(&mut self, index: IfIndex) {
+        let (attached, aside) = (self.attached.get(&index), self.aside.get(&index));
+        let Some(link) = attached.map(|attached| &attached.link).or(aside) else { return };
+        if self.is_no_instance(link) != aside.is_some() {
+            self.present(link.clone()).await;
         }
     }
 
@@ -342,7 +374,7 @@ impl Guests {
     fn tell_ahead(&mut self, id: AttachmentId, link: &Link) {
         if !self.many && self.datapath.hook() == Hook::Tcx {
             self.attached.insert(link.index, Attached::new(id, link.clone()));
-            self.publish();
+            self.publish([link.index]);
         }
     }
 
@@ -362,6 +394,7 @@ impl Guests {
 
     /// Whether there was anything to let go.
     async fn let_go(&mut self, index: IfIndex) -> bool {
+        self.names.forget(index);
         let was_known = self.failed.remove(&index).is_some() | self.aside.remove(&index).is_some();
         let Some(attached) = self.attached.remove(&index) else {
             return was_known;
@@ -396,13 +429,14 @@ impl Guests {
             Ok(links) => links,
             Err(error) => return warn!(%error, "links cannot be listed"),
         };
-        for index in self.failed.keys().copied().collect::<Vec<_>>() {
+        let failed: Vec<IfIndex> = self.failed.keys().copied().collect();
+        for index in failed.iter().copied() {
             match links.iter().find(|link| link.index == index) {
                 Some(link) => self.present(link.clone()).await,
                 None => self.let_go(index).await,
             };
         }
-        self.publish();
+        self.publish(failed);
     }
 
     fn sweep(&mut self) {
@@ -413,48 +447,39 @@ impl Guests {
         }
     }
 
-    /// Asks the inventory about every attachment, and tells kernel and proxy what changed: the kernel first, so that a guest
+    /// Asks the inventory about some interfaces, and tells kernel and proxy what changed: the kernel first, so that a guest
     /// that is known is checked from its first answered request on.
-    fn publish(&mut self) {
+    fn publish(&mut self, interfaces: impl IntoIterator<Item = IfIndex>) {
         let snapshot = self.inventory.load();
         let mut kernel =
             Kernel { datapath: &mut self.datapath, rules: &self.rules, introduction: &self.introduction };
-        for (index, attached) in &mut self.attached {
-            let entry = snapshot.find_at(&attached.link.name, *index, attached.link.mac);
-            attached.own(*index, entry, &mut kernel);
-            let subports = attached.port_id().and_then(|port| snapshot.subports(&port));
-            attached.seat(*index, subports.map_or(&[], |subports| &**subports), &mut kernel);
+        let mut accounts = BTreeMap::new();
+        for index in interfaces {
+            let mut account = Account::default();
+            let mut link = self.aside.get(&index);
+            if let Some(attached) = self.attached.get_mut(&index) {
+                let entry = snapshot.find_at(&attached.link.name, index, attached.link.mac);
+                attached.own(index, entry, &mut kernel);
+                let subports = attached.port_id().and_then(|port| snapshot.subports(&port));
+                attached.seat(index, subports.map_or(&[], |subports| &**subports), &mut kernel);
+                account.bindings = attached.bindings(index);
+                link = Some(&attached.link);
+            }
+            account.present = link
+                .and_then(|link| Some(Present::of(link.name.parse().ok()?, link.index, link.mac, &snapshot)));
+            accounts.insert(index, account);
         }
+        self.told.tell(accounts);
         self.tell_failures();
-        self.tell_presence(&snapshot);
-        self.directory
-            .publish(self.attached.iter().flat_map(|(index, attached)| attached.bindings(*index)).collect());
     }
 
     fn tell_failures(&self) {
         let failed = self.failed.values().map(|(link, error)| (&link.name, error));
-        let attached = self.attached.iter();
-        let lost = attached.filter_map(|(index, at)| Some((&at.link.name, self.lost.error(*index)?)));
-        let failures = failed.chain(lost);
-        self.failures.store(Arc::new(
-            failures
-                .map(|(interface, error)| Failure { interface: interface.clone(), error: error.clone() })
-                .collect(),
-        ));
-    }
-
-    fn tell_presence(&self, snapshot: &Snapshot) {
-        let links = self.attached.values().map(|attached| &attached.link).chain(self.aside.values());
-        let present = links
-            .filter_map(|link| Some(Present::of(link.name.parse().ok()?, link.index, link.mac, snapshot)));
-        let mut present: Vec<_> = present.collect();
-        present.sort_unstable();
-        self.presence.send_if_modified(|before| {
-            let changed = **before != *present;
-            if changed {
-                *before = present.into();
-            }
-            changed
-        });
+        let lost = self.lost.errors();
+        let lost = lost.filter_map(|(index, error)| Some((&self.attached.get(&index)?.link.name, error)));
+        let failures = failed
+            .chain(lost)
+            .map(|(interface, error)| Failure { interface: interface.clone(), error: error.clone() });
+        self.failures.store(Arc::new(failures.collect()));
     }
 }

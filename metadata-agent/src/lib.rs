@@ -32,6 +32,7 @@ pub mod presence;
 pub mod proxy;
 pub mod rights;
 pub mod secrets;
+mod shards;
 pub mod show;
 pub mod socket_file;
 pub mod sources;

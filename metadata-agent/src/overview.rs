@@ -5,7 +5,7 @@ use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use metadata_ebpf::identity::{AttachmentId, GuestAddress};
+use metadata_ebpf::identity::GuestAddress;
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric, text};
 use prometheus_client::metrics::counter::ConstCounter;
@@ -158,19 +158,14 @@ fn attachments_state(running: &Running) -> Value {
             "last_seen_seconds_ago": age(record.client.last_seen_ns),
         }));
     }
-    let bindings = running.directory.bindings();
-    let mut ids: Vec<_> = bindings.keys().copied().collect();
-    ids.sort_unstable();
-    let show =
-        |id| bindings.get(&id).map(|binding| attachment_state(id.get(), binding, clients.remove(&id.get())));
-    let own: Vec<Value> = ids.into_iter().filter_map(show).collect();
-    let shared = running.directory.shared();
-    let mut shared: Vec<_> = shared.iter().collect();
-    shared.sort_unstable_by_key(|(id, _)| **id);
-    let show = |(id, binding): (&AttachmentId, &SharedBinding)| {
-        shared_state(id.get(), binding, clients.remove(&id.get()))
-    };
-    own.into_iter().chain(shared.into_iter().map(show).collect::<Vec<_>>()).collect()
+    let mut shown = Vec::new();
+    for (id, binding) in running.directory.bindings() {
+        shown.push(attachment_state(id.get(), &binding, clients.remove(&id.get())));
+    }
+    for (id, binding) in running.directory.shared() {
+        shown.push(shared_state(id.get(), &binding, clients.remove(&id.get())));
+    }
+    Value::Array(shown)
 }
 
 fn shared_state(id: u32, binding: &SharedBinding, clients: Option<Vec<Value>>) -> Value {
@@ -286,8 +281,7 @@ impl Collector for Gauges {
         let Some(running) = self.running.borrow().clone() else {
             return Ok(());
         };
-        let (own, shared) = (running.directory.bindings().len(), running.directory.shared().len());
-        gauge(&mut encoder, "attachments", "Guest interfaces attached", own + shared)?;
+        gauge(&mut encoder, "attachments", "Guest interfaces attached", running.directory.len())?;
         let tally = running.tallies.load();
         gauge(
             &mut encoder,

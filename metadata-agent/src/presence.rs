@@ -33,7 +33,7 @@ pub enum Need {
     Judgement(BTreeSet<InstanceId>),
 }
 
-/// All of them, in order.
+/// All of them, by index.
 pub type Presence = Arc<[Present]>;
 
 impl Present {

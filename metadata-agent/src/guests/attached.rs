@@ -121,15 +121,15 @@ impl Attached {
         }
     }
 
-    pub(super) fn bindings(&self, index: IfIndex) -> impl Iterator<Item = (AttachmentId, Binding)> {
+    pub(super) fn bindings(&self, index: IfIndex) -> Vec<(AttachmentId, Binding)> {
         let binding = move |id, vlan, since, owner: &Owner| {
             let interface = self.link.name.clone();
             (id, Binding { interface, index, vlan, since, owner: owner.clone() })
         };
         let subports = self.subports.iter();
-        std::iter::once(binding(self.id, None, self.since, &self.owner)).chain(
-            subports.map(move |(vlan, seated)| binding(seated.id, Some(*vlan), seated.since, &seated.owner)),
-        )
+        let subports =
+            subports.map(|(vlan, seated)| binding(seated.id, Some(*vlan), seated.since, &seated.owner));
+        std::iter::once(binding(self.id, None, self.since, &self.owner)).chain(subports).collect()
     }
 }
 

@@ -57,9 +57,9 @@ impl Losses {
         self.lost.remove(&index);
     }
 
-    /// Why a program could not be put back, the last time.
-    pub(super) fn error(&self, index: IfIndex) -> Option<&String> {
-        self.lost.get(&index)?.error.as_ref()
+    /// What could not be put back, the last time it was tried.
+    pub(super) fn errors(&self) -> impl Iterator<Item = (IfIndex, &String)> {
+        self.lost.iter().filter_map(|(index, loss)| Some((*index, loss.error.as_ref()?)))
     }
 
     fn due(&self, now: Instant) -> Vec<IfIndex> {

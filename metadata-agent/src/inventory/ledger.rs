@@ -69,21 +69,36 @@ impl Ledger {
             ids.extend(self.placed_at(name));
             ids.extend(self.by_tap.get(name).into_iter().flatten());
         }
-        let mut changed = false;
+        // A port has a name by which it is asked for, whatever else is known of it. So nothing changes without a device.
+        let mut devices = BTreeSet::new();
         for id in ids {
-            changed |= self.settle_id(id);
+            if self.settle_id(id) {
+                devices.extend(self.names_of(id));
+            }
         }
-        for name in &names {
-            changed |= self.settle_name(name);
+        for name in names {
+            if self.settle_name(&name) {
+                devices.insert(name);
+            }
         }
         for parent in std::mem::take(&mut self.touched_parents) {
             let subports = self.by_parent.get(&parent).map(subports).filter(|subports| !subports.is_empty());
-            changed |= self.snapshot.subports.set(&parent, subports).is_some();
+            if self.snapshot.subports.set(&parent, subports).is_some() {
+                devices.extend(self.names_of(parent));
+            }
         }
-        changed.then(|| {
-            self.snapshot.version += 1;
-            self.snapshot.clone()
-        })
+        if devices.is_empty() {
+            return None;
+        }
+        self.snapshot.version += 1;
+        self.snapshot.changes.note(devices);
+        Some(self.snapshot.clone())
+    }
+
+    /// Every name by which a port may be asked for.
+    fn names_of(&self, id: PortId) -> impl Iterator<Item = DeviceName> {
+        let claims = self.by_id.get(&id).into_iter().flatten();
+        claims.filter_map(|claim| claim.facts.device.clone()).chain([DeviceName::tap_of(&id)])
     }
 
     fn enter(&mut self, claim: Claim) {

@@ -16,10 +16,10 @@
 //!
 //! This module knows nothing of where events come from, nor of who asks.
 
+mod changes;
 mod ledger;
 mod port;
 mod prefix;
-mod shards;
 mod snapshot;
 mod trunk;
 

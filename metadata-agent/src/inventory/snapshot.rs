@@ -4,10 +4,11 @@ use std::sync::Arc;
 
 use serde::{Serialize, Serializer};
 
+use super::changes::Changes;
 use super::port::{DeviceName, Facts, Port, SourceKind};
-use super::shards::Shards;
 use super::trunk::Subport;
 use crate::ids::{IfIndex, InstanceId, MacAddress, PortId, ProjectId};
+use crate::shards::Shards;
 
 /// What a port goes by.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -116,6 +117,7 @@ pub struct Snapshot {
     pub(super) names: Shards<DeviceName, Arc<[Answering]>>,
     /// By parent.
     pub(super) subports: Shards<PortId, Arc<[Subport]>>,
+    pub(super) changes: Changes,
 }
 
 impl Snapshot {
@@ -206,6 +208,12 @@ impl Snapshot {
     /// Grows with every snapshot that differs from the one before.
     pub fn version(&self) -> u64 {
         self.version
+    }
+
+    /// The devices of which another snapshot, of this earlier version, may say something else, some of them more than once:
+    /// who the port behind it is, or which subports that has. `None` if that was too long ago to tell.
+    pub fn changed_since(&self, version: u64) -> Option<impl Iterator<Item = &DeviceName>> {
+        self.changes.last(self.version.checked_sub(version)?)
     }
 
     /// How much it holds.

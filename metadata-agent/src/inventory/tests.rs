@@ -405,6 +405,58 @@ proptest! {
     }
 }
 
+proptest! {
+    /// Of a device that is not named among the changes a snapshot says what each of the last ones said.
+    #[test]
+    fn what_is_not_named_has_not_changed(
+        batches in proptest::collection::vec(proptest::collection::vec(event(), 1..4), 1..12),
+    ) {
+        let (inventory, mut publisher) = Inventory::new();
+        let mut before = vec![Snapshot::clone(&inventory.load())];
+        for batch in batches {
+            publisher.publish(batch);
+            let now = inventory.load();
+            for earlier in &before {
+                let named: BTreeSet<_> = now.changed_since(earlier.version()).unwrap().map(DeviceName::as_str).collect();
+                for device in DEVICES.iter().copied().chain([TAP, "tap3f2a9d10-78"]).filter(|name| !named.contains(name)) {
+                    for link_mac in [None, mac("fe:16:3e:00:00:00"), mac("fe:16:3e:00:00:01")] {
+                        prop_assert_eq!(asked(&now, device, link_mac), asked(earlier, device, link_mac));
+                    }
+                }
+            }
+            before.push(Snapshot::clone(&now));
+        }
+    }
+}
+
+/// What is asked about a device: who is there, and which subports that has.
+fn asked(
+    snapshot: &Snapshot,
+    device: &str,
+    link_mac: Option<MacAddress>,
+) -> impl PartialEq + std::fmt::Debug {
+    let entry = snapshot.find(device, link_mac).map(|entry| entry.cloned());
+    let id = match &entry {
+        Ok(Some(Entry::Agreed(port))) => port.id,
+        Ok(Some(Entry::Incomplete(facts) | Entry::NoInstance(facts))) => facts.id,
+        Ok(Some(Entry::Disputed(dispute))) => dispute.id,
+        Ok(None) | Err(Ambiguous) => None,
+    };
+    (entry, id.and_then(|id| snapshot.subports(&id).cloned()))
+}
+
+#[test]
+fn changes_of_long_ago_are_not_told() {
+    let (inventory, mut publisher) = Inventory::new();
+    for n in 0..100 {
+        publisher.publish([says(SourceKind::Libvirt, &n.to_string(), [numbered(n)])]);
+    }
+    let now = inventory.load();
+    let count = |version| now.changed_since(version).map(Iterator::count);
+    assert_eq!((count(100), count(99), count(90)), (Some(0), Some(1), Some(10)));
+    assert_eq!((count(0), count(101)), (None, None), "too long ago, and not yet");
+}
+
 const DEVICES: [&str; 3] = [TAP, "vnet0", "vnet1"];
 
 /// Events from a world so small that everything collides.

@@ -12,7 +12,7 @@ use std::sync::Arc;
 const SHARDS: usize = 256;
 
 #[derive(Clone, Debug)]
-pub(super) struct Shards<K, V> {
+pub(crate) struct Shards<K, V> {
     shards: Box<[Arc<HashMap<K, V>>]>,
     hasher: RandomState,
 }
@@ -23,29 +23,38 @@ impl<K, V> Default for Shards<K, V> {
     }
 }
 
-impl<K: Hash + Eq + Clone, V: Clone + PartialEq> Shards<K, V> {
-    pub(super) fn get<Q: Hash + Eq + ?Sized>(&self, key: &Q) -> Option<&V>
+impl<K: Hash + Eq + Clone, V: Clone> Shards<K, V> {
+    pub(crate) fn get<Q: Hash + Eq + ?Sized>(&self, key: &Q) -> Option<&V>
     where
         K: Borrow<Q>,
     {
         self.shards[self.position(key)].get(key)
     }
 
-    /// Sets the value of a key, or removes it; returns what was there, if that was different.
-    pub(super) fn set(&mut self, key: &K, value: Option<V>) -> Option<Change<V>> {
+    /// Sets the value of a key, or removes it; returns what was there.
+    pub(crate) fn put(&mut self, key: &K, value: Option<V>) -> Option<V> {
         let shard = &mut self.shards[self.position(key)];
-        if shard.get(key) == value.as_ref() {
-            return None;
+        match value {
+            Some(value) => Arc::make_mut(shard).insert(key.clone(), value),
+            None if shard.contains_key(key) => Arc::make_mut(shard).remove(key),
+            None => None,
         }
-        let shard = Arc::make_mut(shard);
-        let before = match value {
-            Some(value) => shard.insert(key.clone(), value),
-            None => shard.remove(key),
-        };
-        Some(Change { before })
     }
 
-    pub(super) fn iter(&self) -> impl Iterator<Item = (&K, &V)> {
+    /// The same, if that makes a difference.
+    pub(crate) fn set(&mut self, key: &K, value: Option<V>) -> Option<Change<V>>
+    where
+        V: PartialEq,
+    {
+        let differs = self.get(key) != value.as_ref();
+        differs.then(|| Change { before: self.put(key, value) })
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.shards.iter().map(|shard| shard.len()).sum()
+    }
+
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (&K, &V)> {
         self.shards.iter().flat_map(|shard| shard.iter())
     }
 
@@ -57,8 +66,8 @@ impl<K: Hash + Eq + Clone, V: Clone + PartialEq> Shards<K, V> {
 }
 
 /// What a change replaced.
-pub(super) struct Change<V> {
-    pub(super) before: Option<V>,
+pub(crate) struct Change<V> {
+    pub(crate) before: Option<V>,
 }
 
 #[cfg(test)]
@@ -79,6 +88,7 @@ mod tests {
         assert_eq!((map.get(&7), map.get(&8)), (Some(&70), None));
         assert_eq!((copy.get(&7), copy.get(&8)), (Some(&7), Some(&8)));
         assert_eq!((map.iter().count(), copy.iter().count()), (999, 1000));
+        assert_eq!((map.len(), copy.len()), (999, 1000));
         let apart = map.shards.iter().zip(&copy.shards).filter(|(a, b)| !Arc::ptr_eq(a, b)).count();
         assert!((1..=2).contains(&apart), "{apart} shards were copied for two keys");
     }

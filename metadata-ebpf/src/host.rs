@@ -18,13 +18,15 @@ pub struct HostSkb {
     pub ifindex: u32,
     /// The VLAN tag that the kernel took off it.
     pub vlan: Vlan,
+    /// How many bytes lie in the linear part; the head always does once it was looked at.
+    pub linear: usize,
 }
 
 impl HostSkb {
-    /// An untagged frame.
+    /// An untagged frame, all of it in the linear part.
     #[must_use]
     pub fn new(frame: Vec<u8>, ifindex: u32) -> Self {
-        Self { frame, ifindex, vlan: Vlan::Untagged }
+        Self { frame, ifindex, vlan: Vlan::Untagged, linear: usize::MAX }
     }
 
     fn range(&self, offset: u32, len: usize) -> Result<core::ops::Range<usize>, SkbFault> {
@@ -54,6 +56,11 @@ impl Skb for HostSkb {
 
     fn head(&mut self) -> Option<&[u8; HEAD]> {
         self.frame.first_chunk()
+    }
+
+    fn linear<const N: usize>(&self, offset: u32) -> Option<&[u8; N]> {
+        let range = self.range(offset, N).ok().filter(|range| range.end <= self.linear)?;
+        self.frame[range].first_chunk()
     }
 
     fn load<const N: usize>(&self, offset: u32) -> Result<[u8; N], SkbFault> {

@@ -1,4 +1,4 @@
-//! The real `sk_buff`. All pointer arithmetic on packets is in [`KernelSkb::head`]; everything else goes through helpers.
+//! The real `sk_buff`. All pointer arithmetic on packets is in [`Skb::linear`]; everything else goes through helpers.
 #![expect(unsafe_code, reason = "packet memory and kernel helpers")]
 #![expect(clippy::cast_possible_truncation, reason = "all lengths are of headers")]
 
@@ -27,14 +27,6 @@ impl KernelSkb {
     #[inline(always)]
     pub fn new(ctx: &TcContext) -> Self {
         Self { skb: ctx.skb.skb }
-    }
-
-    /// A pointer to the first [`HEAD`] bytes if they lie in the linear part.
-    #[inline(always)]
-    fn linear_head(&self) -> Option<*const [u8; HEAD]> {
-        // SAFETY: the kernel hands a valid context to the program.
-        let (data, end) = unsafe { ((*self.skb).data as usize, (*self.skb).data_end as usize) };
-        if data + HEAD > end { None } else { Some(data as *const [u8; HEAD]) }
     }
 }
 
@@ -74,19 +66,25 @@ impl Skb for KernelSkb {
 
     #[inline(always)]
     fn head(&mut self) -> Option<&[u8; HEAD]> {
-        let head = match self.linear_head() {
-            Some(head) => head,
-            None if self.len() < HEAD as u32 => return None,
-            None => {
-                // A driver left the headers in a fragment; rare, and worth one copy.
-                // SAFETY: the context is valid; packet pointers are read anew below.
-                unsafe { helpers::bpf_skb_pull_data(self.skb, HEAD as u32) };
-                self.linear_head()?
+        if self.linear::<HEAD>(0).is_none() {
+            if self.len() < HEAD as u32 {
+                return None;
             }
-        };
-        // SAFETY: `linear_head` compared with `data_end`. The borrow of `self` keeps helpers that move packet memory, which
-        // all take `&mut self`, away while the reference lives.
-        Some(unsafe { &*head })
+            // A driver left the headers in a fragment; rare, and worth one copy.
+            // SAFETY: the context is valid; packet pointers are read anew below.
+            unsafe { helpers::bpf_skb_pull_data(self.skb, HEAD as u32) };
+        }
+        self.linear(0)
+    }
+
+    #[inline(always)]
+    fn linear<const N: usize>(&self, offset: u32) -> Option<&[u8; N]> {
+        // SAFETY: the kernel hands a valid context to the program.
+        let (data, end) = unsafe { ((*self.skb).data as usize, (*self.skb).data_end as usize) };
+        let at = data + offset as usize;
+        // SAFETY: compared with `data_end`. The borrow of `self` keeps helpers that move packet memory, which all take
+        // `&mut self`, away while the reference lives.
+        if at + N > end { None } else { Some(unsafe { &*(at as *const [u8; N]) }) }
     }
 
     #[inline(always)]

@@ -35,6 +35,9 @@ pub trait Skb {
     /// The first [`HEAD`] bytes, `None` if the frame is shorter. The cheapest look there is.
     fn head(&mut self) -> Option<&[u8; HEAD]>;
 
+    /// `N` bytes where they lie, `None` if not all of them are in the linear part of the packet. Costs no helper's call.
+    fn linear<const N: usize>(&self, offset: u32) -> Option<&[u8; N]>;
+
     /// Copies `N` bytes out.
     ///
     /// # Errors

@@ -4,7 +4,7 @@ use metadata_ebpf::abi::{ClientKey, PortKey};
 use metadata_ebpf::from_guest::from_guest;
 use metadata_ebpf::host::{HostSkb, HostWorld};
 use metadata_ebpf::reason::Reason;
-use metadata_ebpf::skb::Vlan;
+use metadata_ebpf::skb::{HEAD, Vlan};
 use metadata_ebpf::to_guest::to_guest;
 use metadata_tests::packets::table::{self, assert_outcome, assert_recorded};
 use metadata_tests::packets::world::{IFINDEX, STALE_AFTER_NS, host_world};
@@ -24,6 +24,19 @@ fn every_case_holds_on_the_host() {
         if case.reason.is_none() {
             assert_eq!(world.look_ups.get(), 0, "{}: a bystander costs no map look-up", case.name);
         }
+    }
+}
+
+/// A driver may leave all behind the head in fragments; `BPF_PROG_TEST_RUN` makes no such packet.
+#[test]
+fn where_a_packets_bytes_lie_is_of_no_consequence() {
+    for case in cases().into_iter().filter(|case| case.program == Program::FromGuest) {
+        let [whole, fragmented] = [usize::MAX, HEAD].map(|linear| {
+            let world = host_world(&case.state);
+            let mut skb = HostSkb { linear, ..HostSkb::new(case.frame.clone(), IFINDEX) };
+            (from_guest(&mut skb, &world), skb.frame, world.look_ups.get())
+        });
+        assert_eq!(whole, fragmented, "{}", case.name);
     }
 }
 

@@ -100,13 +100,7 @@ impl Sender {
     fn of(head: &[u8; HEAD]) -> Self {
         const NEVER_ROUTED: u8 = 255;
 
-        let mut ours = true;
-        let mut at = 0;
-        while at < METADATA_IPV6.len() {
-            ours &= head[22 + at] == METADATA_IPV6[at];
-            at += 1;
-        }
-        if ours {
+        if is_metadata_at(head, 22) {
             Self::Ourselves
         } else if head[21] != NEVER_ROUTED || head[22] == 0xff {
             Self::Impossible
@@ -140,28 +134,55 @@ impl Ipv6Kind {
     }
 }
 
+/// Whether the address in there is ours. From its end on: that is where addresses of one link differ.
+#[inline(always)]
+fn is_metadata_at<const N: usize>(bytes: &[u8; N], offset: usize) -> bool {
+    let mut at = METADATA_IPV6.len();
+    while at > 0 {
+        at -= 1;
+        if bytes[offset + at] != METADATA_IPV6[at] {
+            return false;
+        }
+    }
+    true
+}
+
 /// Where the destination address lies.
 const DESTINATION: u32 = ETH_LEN + 24;
 
+/// Bytes behind the head, without a helper's call where they lie in the linear part, as mostly they do.
+#[inline(always)]
+fn look<S: Skb, const N: usize, T>(skb: &S, offset: u32, at: impl FnOnce(&[u8; N]) -> T) -> Option<T> {
+    match skb.linear(offset) {
+        Some(bytes) => Some(at(bytes)),
+        None => skb.load(offset).ok().as_ref().map(at),
+    }
+}
+
 #[inline(always)]
 fn tcp_over_ipv6<S: Skb>(skb: &S) -> Option<Result<Request, Reason>> {
-    let destination_and_ports: [u8; 20] = skb.load(DESTINATION).ok()?;
-    let (destination, ports) = destination_and_ports.split_first_chunk()?;
-    let ours = *destination == METADATA_IPV6 && u16::from_be_bytes([ports[2], ports[3]]) == METADATA_PORT;
+    let ours = look(skb, DESTINATION, |destination_and_ports: &[u8; 20]| {
+        let port = [destination_and_ports[18], destination_and_ports[19]];
+        u16::from_be_bytes(port) == METADATA_PORT && is_metadata_at(destination_and_ports, 0)
+    })?;
     ours.then_some(Ok(Request::Tcp(Version::V6)))
 }
 
 #[inline(always)]
 fn other_over_ipv6<S: Skb>(skb: &S, refused: Reason) -> Option<Result<Request, Reason>> {
-    let destination: [u8; 16] = skb.load(DESTINATION).ok()?;
-    (destination == METADATA_IPV6).then_some(Err(refused))
+    look(skb, DESTINATION, is_metadata)?.then_some(Err(refused))
+}
+
+#[inline(always)]
+fn is_metadata(address: &[u8; 16]) -> bool {
+    is_metadata_at(address, 0)
 }
 
 /// Who claims our address, by whatever message of neighbour discovery, is stopped here; RFC 4861, section 4.
 #[inline(always)]
 fn icmp_over_ipv6<S: Skb>(skb: &S, sender: Sender) -> Option<Result<Request, Reason>> {
-    let [kind, code]: [u8; 2] = skb.load(ETH_LEN + IPV6_LEN).ok()?;
-    let is_ours = |at: u32| skb.load(at).is_ok_and(|address: [u8; 16]| address == METADATA_IPV6);
+    let (kind, code) = look(skb, ETH_LEN + IPV6_LEN, |[kind, code]: &[u8; 2]| (*kind, *code))?;
+    let is_ours = |at: u32| look(skb, at, is_metadata).unwrap_or(false);
     if kind == icmpv6::ECHO_REQUEST {
         return (code == 0 && is_ours(DESTINATION)).then_some(Ok(Request::Echo(Version::V6)));
     }

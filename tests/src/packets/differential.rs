@@ -13,6 +13,7 @@ use metadata_ebpf::abi::{Client, ClientKey};
 use metadata_ebpf::from_guest::from_guest;
 use metadata_ebpf::host::{HostSkb, HostWorld};
 use metadata_ebpf::reason::{Reason, Verdict};
+use metadata_ebpf::skb::HEAD;
 use metadata_ebpf::to_guest::to_guest;
 
 use super::kernel::{CLIENTS, Kernel, Site, verdict_of};
@@ -162,7 +163,9 @@ impl Pair {
 
     fn on_the_host(&mut self, program: Program, frame: &[u8]) -> (Option<Reason>, Made) {
         self.world.clients_full = self.world.clients.borrow().len() >= CLIENTS as usize;
-        let mut skb = HostSkb::new(frame.to_vec(), IFINDEX);
+        // In the kernel's runs all of it is linear. Here every other frame has the head alone there, which is the same to the guest.
+        let linear = if frame.len() % 2 == 0 { HEAD } else { usize::MAX };
+        let mut skb = HostSkb { linear, ..HostSkb::new(frame.to_vec(), IFINDEX) };
         let outcome = match program {
             Program::FromGuest => from_guest(&mut skb, &self.world),
             Program::ToGuest => Some(to_guest(&mut skb, &self.world)),

@@ -435,7 +435,7 @@ fn asked(
     device: &str,
     link_mac: Option<MacAddress>,
 ) -> impl PartialEq + std::fmt::Debug {
-    let entry = snapshot.find(device, link_mac).map(|entry| entry.cloned());
+    let entry = snapshot.find(device, link_mac).map(Option::<&Entry>::cloned);
     let id = match &entry {
         Ok(Some(Entry::Agreed(port))) => port.id,
         Ok(Some(Entry::Incomplete(facts) | Entry::NoInstance(facts))) => facts.id,

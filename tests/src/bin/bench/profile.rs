@@ -56,7 +56,7 @@ pub fn record(ours: &Ours, folder: &Path) -> anyhow::Result<Vec<Hot>> {
         let mut options = Options::default();
         options.title = format!("The agent at {}", case.label());
         // Weights are of the clock, not of samples.
-        options.count_name = "ns".to_owned();
+        "ns".clone_into(&mut options.count_name);
         options.deterministic = true;
         let file = File::create(&path).with_context(|| format!("write {}", path.display()))?;
         flamegraph::from_lines(&mut options, stacks.lines(), file)

@@ -1,8 +1,8 @@
-//! The one function within which instructions and allocations are counted.
+//! The one function within which instructions and allocations are counted, of the thread that calls it.
 
 use std::alloc::{GlobalAlloc, Layout, System};
+use std::cell::Cell;
 use std::hint::black_box;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use serde::{Deserialize, Serialize};
 
@@ -29,12 +29,14 @@ pub struct Performance {
     calls: u64,
 }
 
-static COUNTS: AtomicBool = AtomicBool::new(false);
-static ALLOCATIONS: AtomicU64 = AtomicU64::new(0);
+thread_local! {
+    static COUNTS: Cell<bool> = const { Cell::new(false) };
+    static ALLOCATIONS: Cell<u64> = const { Cell::new(0) };
+}
 
 impl Performance {
     pub fn begin(name: &str) -> Self {
-        ALLOCATIONS.store(0, Ordering::Relaxed);
+        ALLOCATIONS.set(0);
         Self { name: name.to_owned(), rounds: 0, calls: 0 }
     }
 
@@ -54,16 +56,16 @@ impl Performance {
     pub fn end(self) -> Subject {
         end_of_subject(self.rounds);
         let Self { name, rounds, calls } = self;
-        Subject { name, rounds, calls, allocations: ALLOCATIONS.load(Ordering::Relaxed) }
+        Subject { name, rounds, calls, allocations: ALLOCATIONS.get() }
     }
 }
 
 /// Of generic code there would be many; and inlined, callgrind could not see it.
 #[inline(never)]
 fn counted(work: &mut dyn FnMut()) {
-    COUNTS.store(true, Ordering::Relaxed);
+    COUNTS.set(true);
     work();
-    COUNTS.store(false, Ordering::Relaxed);
+    COUNTS.set(false);
 }
 
 #[inline(never)]
@@ -89,8 +91,8 @@ static ALLOCATOR: Counting = Counting;
 
 impl Counting {
     fn note() {
-        if COUNTS.load(Ordering::Relaxed) {
-            ALLOCATIONS.fetch_add(1, Ordering::Relaxed);
+        if COUNTS.get() {
+            ALLOCATIONS.set(ALLOCATIONS.get() + 1);
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Builds the BPF programs and leaves the object where `datapath/object.rs` embeds it.
+//! Builds the BPF programs and leaves the objects where `datapath/object.rs` embeds them.
 
 #[path = "build/bpf_toolchain.rs"]
 mod bpf_toolchain;
@@ -9,7 +9,8 @@ use std::process::Command;
 use std::{env, fs};
 
 const TARGET: &str = "bpfel-unknown-none";
-const PROGRAM: &str = "datapath";
+/// What `datapath/object.rs` embeds.
+const OBJECTS: [&str; 2] = ["datapath", "front"];
 
 fn main() -> Result<(), Box<dyn Error>> {
     let package = PathBuf::from(env::var("CARGO_MANIFEST_DIR")?);
@@ -23,12 +24,15 @@ fn main() -> Result<(), Box<dyn Error>> {
     }
 
     let out = PathBuf::from(env::var("OUT_DIR")?);
-    let object = build_object(workspace, &out)?;
-    fs::copy(object, out.join("datapath.o"))?;
+    let folder = build_objects(workspace, &out)?;
+    for object in OBJECTS {
+        fs::copy(folder.join(object), out.join(object).with_extension("o"))?;
+    }
     Ok(())
 }
 
-fn build_object(workspace: &Path, out: &Path) -> Result<PathBuf, Box<dyn Error>> {
+/// The folder that they are in.
+fn build_objects(workspace: &Path, out: &Path) -> Result<PathBuf, Box<dyn Error>> {
     let toolchain = bpf_toolchain::find().ok_or(
         "no compiler with the source of `core` for the BPF target (Debian: rustc-web, cargo-web, rust-web-src); \
          `cargo xtask setup` installs what is missing",
@@ -48,7 +52,7 @@ fn build_object(workspace: &Path, out: &Path) -> Result<PathBuf, Box<dyn Error>>
         .env("RUSTC", &toolchain.rustc)
         .env("RUSTC_BOOTSTRAP", "1")
         .env("CARGO_ENCODED_RUSTFLAGS", "-Clinker=bpf-linker\x1f-Cdebuginfo=2\x1f-Clink-arg=--btf")
-        .args(["build", "--quiet", "--locked", "--package", "metadata-ebpf", "--bin", PROGRAM])
+        .args(["build", "--quiet", "--locked", "--package", "metadata-ebpf", "--bins"])
         .args(["--profile", "bpf", "--target", TARGET, "-Zbuild-std=core"])
         .args(["--features", features, "--target-dir"])
         .arg(out.join("bpf-target"))
@@ -60,5 +64,5 @@ fn build_object(workspace: &Path, out: &Path) -> Result<PathBuf, Box<dyn Error>>
         )
         .into());
     }
-    Ok(out.join("bpf-target").join(TARGET).join("bpf").join(PROGRAM))
+    Ok(out.join("bpf-target").join(TARGET).join("bpf"))
 }

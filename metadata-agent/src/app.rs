@@ -237,7 +237,7 @@ impl HostSide<'_> {
             kinds: config.guest_link_kinds.clone(),
             source_check: config.source_check,
         };
-        let branches = datapath.branches();
+        let branches = config.namespaces.is_some().then(|| datapath.branches()).transpose()?;
         let mut guests = Guests::new(
             datapath,
             netlink.clone(),
@@ -251,13 +251,13 @@ impl HostSide<'_> {
         let failures = guests.failures();
         let lost = portal::lost(portal.host_ifindex, portal_events, netlink);
         let (mut namespaces, mut tallies) = (None, Tallies::default());
-        if let Some(names) = config.namespaces.clone() {
+        if let (Some(names), Some(branches)) = (config.namespaces.clone(), branches) {
             let rules = NamespaceRules {
                 names,
                 legacy_port: config.metadata_port,
                 confine_routers: config.confine_routers,
             };
-            let watch = Namespaces::new(rules, portal, branches, hook, inventory, Arc::clone(&directory))?;
+            let watch = Namespaces::new(rules, portal, branches, inventory, Arc::clone(&directory))?;
             tallies = watch.tallies();
             let startup = startup.clone();
             let watch = watch.run(move || startup.is_done(NAMESPACES), leave.clone());

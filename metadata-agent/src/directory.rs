@@ -303,6 +303,8 @@ impl<C: Callers> proxy::Directory for WithCallers<C> {
 }
 
 #[cfg(test)]
+mod shared_tests;
+#[cfg(test)]
 mod tests {
     use super::*;
     use crate::proxy::Directory as _;

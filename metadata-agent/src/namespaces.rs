@@ -9,12 +9,10 @@
 //! checks the address against the subnets of the interface that it came by, and answers go to whoever has the address by the
 //! namespace's own neighbour table, so that nobody profits from another one's.
 //!
-//! A program that somebody takes off an interface here is not put back before the next start, unlike on the host. Neutron's
-//! agents are not known to touch ingress on these interfaces; that was not tried.
-//!
 //! A mount is what gives a namespace its name and an unmount what takes it (iproute2 ip/ipnetns.c), and the kernel tells of
 //! both by a priority event on `/proc/self/mountinfo`. inotify would tell of the file, which is there before.
 
+mod lost;
 mod place;
 mod site;
 
@@ -27,14 +25,14 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::task::yield_now;
-use tokio::time::{MissedTickBehavior, interval, sleep};
+use tokio::time::{Interval, MissedTickBehavior, interval, sleep};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
 use crate::config::NamePattern;
-use crate::datapath::{Branches, DatapathError, Hook};
+use crate::datapath::{Branches, DatapathError};
 use crate::directory::Directory;
 use crate::guests::Failure;
 use crate::inventory::Inventory;
@@ -100,6 +98,8 @@ pub struct Namespaces {
     sites: BTreeMap<Arc<str>, Site>,
     failed: BTreeMap<Arc<str>, String>,
     passed_over: usize,
+    /// The last site that was looked at for its programs, unless all were.
+    seen: Option<Arc<str>>,
     tallies: Tallies,
 }
 
@@ -112,14 +112,13 @@ impl Namespaces {
         rules: NamespaceRules,
         portal: Portal,
         branches: Branches,
-        hook: Hook,
         inventory: Arc<Inventory>,
         directory: Arc<Directory>,
     ) -> Result<Self, NamespacesError> {
         let mounts = watch_mounts().map_err(|source| NamespacesError::Mounts { source })?;
         let (sender, changes) = mpsc::channel(CHANGE_QUEUE);
         let NamespaceRules { legacy_port, confine_routers, .. } = rules;
-        let workshop = Workshop { portal, branches, hook, legacy_port, confine_routers, changes: sender };
+        let workshop = Workshop { portal, branches, legacy_port, confine_routers, changes: sender };
         Ok(Self {
             rules,
             workshop,
@@ -130,6 +129,7 @@ impl Namespaces {
             sites: BTreeMap::new(),
             failed: BTreeMap::new(),
             passed_over: 0,
+            seen: None,
             tallies: Tallies::default(),
         })
     }
@@ -151,33 +151,46 @@ impl Namespaces {
         let mut recheck = interval(RECHECK);
         recheck.set_missed_tick_behavior(MissedTickBehavior::Delay);
         recheck.reset();
-        loop {
-            tokio::select! {
-                () = cancel.cancelled() => return,
-                mounts = self.mounts.ready(Interest::PRIORITY) => {
-                    if let Ok(mut mounts) = mounts {
-                        mounts.clear_ready();
-                    }
-                    sleep(SETTLE).await;
-                    self.look().await;
+        let mut patrol = interval(lost::PATROL);
+        patrol.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        // What is begun when the agent stops is removed with all the rest.
+        while let Some(()) =
+            cancel.run_until_cancelled(self.step(&mut snapshots, &mut recheck, &mut patrol)).await
+        {}
+    }
+
+    /// Waits for one thing to happen, and does what follows from it.
+    async fn step(
+        &mut self,
+        snapshots: &mut watch::Receiver<u64>,
+        recheck: &mut Interval,
+        patrol: &mut Interval,
+    ) {
+        tokio::select! {
+            mounts = self.mounts.ready(Interest::PRIORITY) => {
+                if let Ok(mut mounts) = mounts {
+                    mounts.clear_ready();
                 }
-                Some(name) = self.changes.recv() => {
-                    let mut changed = BTreeSet::from([name]);
-                    while let Ok(name) = self.changes.try_recv() {
-                        changed.insert(name);
-                    }
-                    for name in changed {
-                        self.settle(&name).await;
-                    }
-                    self.publish();
+                sleep(SETTLE).await;
+                self.look().await;
+            }
+            Some(name) = self.changes.recv() => {
+                let mut changed = BTreeSet::from([name]);
+                while let Ok(name) = self.changes.try_recv() {
+                    changed.insert(name);
                 }
-                Ok(()) = snapshots.changed() => self.publish(),
-                _ = recheck.tick() => {
-                    for name in self.failed.keys().cloned().collect::<Vec<_>>() {
-                        self.settle(&name).await;
-                    }
-                    self.look().await;
+                self.settle_all(changed).await;
+            }
+            _ = patrol.tick() => {
+                self.patrol();
+                self.settle_all(lost::due(&self.sites)).await;
+            }
+            Ok(()) = snapshots.changed() => self.publish(),
+            _ = recheck.tick() => {
+                for name in self.failed.keys().cloned().collect::<Vec<_>>() {
+                    self.settle(&name).await;
                 }
+                self.look().await;
             }
         }
     }
@@ -228,6 +241,29 @@ impl Namespaces {
                 self.settle(&name).await;
             }
             Err(error) => self.failed(&name, error.to_string()),
+        }
+    }
+
+    fn patrol(&mut self) {
+        match lost::patrol(&mut self.sites, self.seen.as_ref()) {
+            Ok(seen) => self.seen = seen,
+            Err(error) => warn!(%error, "programs cannot be looked for"),
+        }
+    }
+
+    /// Brings sites in step. Where one lost its way it gets another at once.
+    async fn settle_all(&mut self, names: BTreeSet<Arc<str>>) {
+        if names.is_empty() {
+            return;
+        }
+        let sites = self.sites.len();
+        for name in names {
+            self.settle(&name).await;
+        }
+        if self.sites.len() < sites {
+            self.look().await;
+        } else {
+            self.publish();
         }
     }
 

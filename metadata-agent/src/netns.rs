@@ -120,6 +120,24 @@ impl Netns {
         })?
     }
 
+    /// Runs `work` in one namespace after the other, all on one thread: a thread for each would cost more than the work.
+    ///
+    /// # Errors
+    /// As [`Self::run`].
+    pub fn tour<'a, S: Send, T: Send>(
+        stops: impl Iterator<Item = (&'a Self, S)> + Send,
+        work: impl Fn(S) -> T + Sync,
+    ) -> Result<Vec<T>, NetnsError> {
+        in_own_thread("of many", || {
+            let visit = |(netns, stop): (&Self, S)| {
+                setns(&netns.file, CloneFlags::CLONE_NEWNET)
+                    .map_err(|errno| failed("enter", &netns.name, errno))?;
+                Ok(work(stop))
+            };
+            stops.map(visit).collect()
+        })?
+    }
+
     /// What tells it from every other namespace for as long as it lives: the inode of its nsfs file, which the kernel
     /// draws from 32 bits (fs/nsfs.c, `ns_alloc_inum`).
     ///

@@ -6,7 +6,7 @@
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 /// Grows with every change in this file or of [`crate::reason::Reason`]. The agent rebuilds pins of another version.
-pub const ABI_VERSION: u32 = 3;
+pub const ABI_VERSION: u32 = 4;
 
 /// Names of the maps and programs; 15 characters at most, which is what the kernel keeps.
 pub mod names {
@@ -22,20 +22,35 @@ pub mod names {
     pub const CLIENTS: &str = "MD_CLIENTS";
     /// `PerCpuArray<u64>`, by [`crate::reason::Reason::index`].
     pub const STATS: &str = "MD_STATS";
-    /// [`super::Site`], a constant of each loaded copy of the programs.
+    /// `ProgramArray`: the copy of the programs that all namespaces but the host's share, by [`super::slots`].
+    pub const PROGRAMS: &str = "MD_PROGRAMS";
+    /// `u32`, a constant of each copy of the programs: 0 on the host, else a front tells the [`super::Site`].
+    pub const FRONTED: &str = "MD_FRONTED";
+    /// [`super::Site`], a constant of each front.
     pub const SITE: &str = "MD_SITE";
-    /// TC ingress on guest-facing interfaces.
+    /// TC ingress on guest-facing interfaces; its fronts are called so as well.
     pub const FROM_GUEST: &str = "md_from_guest";
-    /// TC ingress on the host end of the portal's veth.
+    /// TC ingress on the host end of the portal's veth; its fronts are called so as well.
     pub const TO_GUEST: &str = "md_to_guest";
+}
+
+/// Where in `MD_PROGRAMS` a program is.
+pub mod slots {
+    /// `md_from_guest`.
+    pub const FROM_GUEST: u32 = 0;
+    /// `md_to_guest`.
+    pub const TO_GUEST: u32 = 1;
+    /// How many there are.
+    pub const COUNT: u32 = 2;
 }
 
 /// Attachments that a host can have; the size of `MD_PORTS` and `MD_GATES`.
 pub const MAX_PORTS: u32 = 16_384;
 /// Clients that a host can have; the size of `MD_CLIENTS`.
 pub const MAX_CLIENTS: u32 = 131_072;
-/// IPv4 prefixes of a port that the kernel checks; a port with more is not checked for addresses.
-pub const MAX_PORT_IPV4: usize = 8;
+/// IPv4 prefixes of a port that the kernel checks. More than Neutron gives a port by default: five fixed addresses
+/// (`max_fixed_ips_per_port`) and ten allowed pairs (`max_allowed_address_pair`).
+pub const MAX_PORT_IPV4: usize = 32;
 
 /// `Port::flags`: [`Port::mac`] is known, and other source MAC addresses are forged.
 pub const CHECK_MAC: u32 = 1;
@@ -68,8 +83,9 @@ pub struct Settings {
     pub _pad: [u8; 2],
 }
 
-/// Which network namespace a copy of the programs works in, and the way to the portal from there. The host's own copy
-/// has zeroes, and its way in [`Settings`].
+/// Which network namespace a program works in, and the way to the portal from there. On the host all is zero, and the way
+/// in [`Settings`]. Elsewhere a front of each namespace writes it into the packet's control block, whose words the kernel
+/// leaves to programs on this hook, and goes on in the copy that all namespaces share.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, FromBytes, IntoBytes, Immutable)]
 #[repr(C)]
 pub struct Site {
@@ -81,6 +97,22 @@ pub struct Site {
     pub portal_nsid: u32,
     /// TCP port on which a legacy path of this namespace listens besides [`crate::identity::METADATA_PORT`].
     pub legacy_port: u32,
+}
+
+impl Site {
+    /// As the control block of a packet holds it.
+    #[must_use]
+    #[inline(always)]
+    pub const fn words(self) -> [u32; 4] {
+        [self.netns, self.portal_ifindex, self.portal_nsid, self.legacy_port]
+    }
+
+    /// The way back.
+    #[must_use]
+    #[inline(always)]
+    pub const fn from_words([netns, portal_ifindex, portal_nsid, legacy_port]: [u32; 4]) -> Self {
+        Self { netns, portal_ifindex, portal_nsid, legacy_port }
+    }
 }
 
 /// Key of `MD_PORTS`: where a guest's packets enter.
@@ -229,8 +261,8 @@ mod tests {
     use core::mem::{offset_of, size_of};
 
     #[test]
-    fn sizes_and_offsets_are_those_of_abi_version_3() {
-        assert_eq!(ABI_VERSION, 3, "a new version needs new figures below");
+    fn sizes_and_offsets_are_those_of_abi_version_4() {
+        assert_eq!(ABI_VERSION, 4, "a new version needs new figures below");
         assert_eq!(size_of::<Settings>(), 48);
         assert_eq!(offset_of!(Settings, abi_version), 0);
         assert_eq!(offset_of!(Settings, stale_after_ns), 16);
@@ -238,10 +270,10 @@ mod tests {
         assert_eq!(size_of::<Site>(), 16);
         assert_eq!(offset_of!(Site, legacy_port), 12);
         assert_eq!(size_of::<PortKey>(), 12);
-        assert_eq!(size_of::<Port>(), 104);
+        assert_eq!(size_of::<Port>(), 296);
         assert_eq!(offset_of!(Port, network), 16);
         assert_eq!(offset_of!(Port, ipv4), 32);
-        assert_eq!(offset_of!(Port, mac), 96);
+        assert_eq!(offset_of!(Port, mac), 288);
         assert_eq!(size_of::<Gate>(), 16);
         assert_eq!(size_of::<ClientKey>(), 16);
         assert_eq!(size_of::<Client>(), 64);
@@ -250,6 +282,13 @@ mod tests {
         assert_eq!(offset_of!(Client, metadata_mac), 54);
         assert_eq!(offset_of!(Client, netns), 60);
         assert_eq!(crate::reason::Reason::COUNT, 28, "MD_STATS changes its size with the reasons");
+    }
+
+    #[test]
+    fn a_site_reads_back_from_its_words() {
+        let site = Site { netns: 1, portal_ifindex: 2, portal_nsid: 3, legacy_port: 4 };
+        assert_eq!(site.words(), [1, 2, 3, 4]);
+        assert_eq!(Site::from_words(site.words()), site);
     }
 
     #[test]

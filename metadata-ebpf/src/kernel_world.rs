@@ -12,9 +12,9 @@ use metadata_ebpf::identity::{METADATA_IPV4, METADATA_IPV6, METADATA_PORT, PORTA
 use metadata_ebpf::reason::Reason;
 use metadata_ebpf::world::{PortalPeer, PortalSocket, Version, World};
 
-/// Written by the loader, once for each copy of the programs.
+/// Written by the loader. Where it is not 0 the programs are only ever entered by a front, which has written the site.
 #[unsafe(no_mangle)]
-static MD_SITE: Site = Site { netns: 0, portal_ifindex: 0, portal_nsid: 0, legacy_port: 0 };
+static MD_FRONTED: u32 = 0;
 
 #[map]
 static MD_CONFIG: Array<Settings> = Array::pinned(1, 0);
@@ -58,8 +58,13 @@ impl World for KernelWorld {
 
     #[inline(always)]
     fn site<T: Copy>(&self, field: impl Fn(&Site) -> &T) -> T {
-        // SAFETY: a valid reference; volatile, as the compiler does not know that the loader writes there.
-        unsafe { core::ptr::read_volatile(field(&MD_SITE)) }
+        // SAFETY: a valid pointer; volatile, as the compiler does not know that the loader writes there.
+        if unsafe { core::ptr::read_volatile(&raw const MD_FRONTED) } == 0 {
+            return *field(&Site { netns: 0, portal_ifindex: 0, portal_nsid: 0, legacy_port: 0 });
+        }
+        // SAFETY: the kernel hands a valid context to the program.
+        let [netns, portal_ifindex, portal_nsid, legacy_port, _] = unsafe { (*self.skb).cb };
+        *field(&Site::from_words([netns, portal_ifindex, portal_nsid, legacy_port]))
     }
 
     #[inline(always)]

@@ -37,7 +37,7 @@ pub trait World {
     /// `CLOCK_MONOTONIC`, nanoseconds.
     fn now_ns(&self) -> u64;
 
-    /// A field of the program's [`Site`], as scalars: a copy of the whole would fill the stack.
+    /// A field of the [`Site`] that the program works in, as scalars: a copy of the whole would fill the stack.
     fn site<T: Copy>(&self, field: impl Fn(&Site) -> &T) -> T;
 
     /// `MD_CONFIG[0]`.

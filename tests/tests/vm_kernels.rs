@@ -43,12 +43,12 @@ mod inside {
             return;
         }
         let (major, minor) = release();
-        for program in Site::set_up("count", |site| site.load().programs()) {
+        for (whose, program) in Site::set_up("count", |site| site.load().programs()) {
             // Of eight bytes each; the verifier tells how many it went through since 5.16.
             let translated = program.size_translated().unwrap() / 8;
             let verified = program.verified_instruction_count();
             let name = program.name_as_str().unwrap();
-            println!("{major}.{minor} {name}: {translated} instructions, {verified:?} verified");
+            println!("{major}.{minor} {name} {whose}: {translated} instructions, {verified:?} verified");
             assert!(translated < 4_096, "{name} grew");
             assert!(verified.unwrap_or(0) < 100_000, "{name} has become a tenth of what a verifier takes");
         }

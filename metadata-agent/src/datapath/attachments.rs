@@ -89,7 +89,7 @@ impl Datapath {
         let key = self.place.key(index, None);
         // The entry stands before the program runs: no packet of the guest meets an unknown interface.
         self.maps().put_gate(id)?;
-        self.maps().put_port(key, port_entry(id, policy))?;
+        self.maps().put_port(key, &port_entry(id, policy))?;
         let Self { place, programs, pins, .. } = self;
         let attached = place.run(|| match programs.hook() {
             Hook::Tcx => programs.attach_from_guest(interface, index, &pin),
@@ -160,7 +160,7 @@ impl Datapath {
         let mut maps = self.maps();
         let (Some(id), Some(before)) = (id, maps.port(key)?) else { return Ok(()) };
         let entry = port_entry(id, policy);
-        if entry == before { Ok(()) } else { maps.put_port(key, entry) }
+        if entry == before { Ok(()) } else { maps.put_port(key, &entry) }
     }
 
     /// Lets go of an interface that is gone or that is no guest's any more, with all VLANs on it. A filter, which the program
@@ -187,8 +187,11 @@ impl Datapath {
     /// A pin or an entry cannot be removed.
     pub fn forget_strays(&mut self) -> Result<(), DatapathError> {
         let attached: BTreeMap<(u32, u32), AttachmentId> = self.ids().collect();
+        let inherited = std::mem::take(&mut self.inherited);
         let mut maps = lock(&self.maps);
-        for (key, port) in maps.ports()? {
+        // All entries of all namespaces: not to be looked through for each of them.
+        let known = if self.place.is_host() { maps.ports()? } else { inherited };
+        for (key, port) in known {
             if key.netns != self.place.number() {
                 continue;
             }

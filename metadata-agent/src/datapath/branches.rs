@@ -1,16 +1,19 @@
-//! Datapaths for network namespaces other than the host's own: each with a copy of the programs that knows where it is, and
-//! all on the host's maps.
+//! Datapaths for network namespaces other than the host's own, all on the host's maps.
+//!
+//! They share one copy of the programs, which is in slots of a pinned map. Each has [fronts](super::object) of a few
+//! instructions that say which namespace it is and go on there. A new agent puts its own copy into the slots; were the map
+//! not pinned, the kernel would empty it as the agent dies.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 
-use metadata_ebpf::abi::Site;
+use metadata_ebpf::abi::{Port, PortKey, Site};
 use metadata_ebpf::identity::AttachmentId;
 
 use super::hook::{Hook, Programs};
-use super::maps::Maps;
-use super::object::Loader;
+use super::maps::{self, Maps};
+use super::object::{self, Copy, Fronts};
 use super::pins::Pins;
 use super::{Datapath, DatapathError, Place, PortalLink, lock};
 use crate::netns::Netns;
@@ -20,12 +23,21 @@ pub struct Branches {
     maps: Arc<Mutex<Maps>>,
     directory: PathBuf,
     hook: Hook,
-    loader: Loader,
+    fronts: Fronts,
+    /// Entries that an earlier agent left, by namespace.
+    inherited: BTreeMap<u32, Vec<(PortKey, Port)>>,
 }
 
 impl Branches {
-    pub(super) fn new(maps: Arc<Mutex<Maps>>, pins: &Pins, hook: Hook) -> Self {
-        Self { maps, directory: pins.directory().to_owned(), hook, loader: Loader::new(pins) }
+    pub(super) fn new(maps: Arc<Mutex<Maps>>, pins: &Pins, hook: Hook) -> Result<Self, DatapathError> {
+        let mut fronts = Fronts::new(pins);
+        let shared = Programs::load_by(object::load(pins, Copy::Fronted)?, hook)?;
+        shared.put_into(&mut maps::slots(&mut fronts.load(Site::default())?)?)?;
+        let mut inherited = BTreeMap::<_, Vec<_>>::new();
+        for (key, port) in lock(&maps).ports()?.into_iter().filter(|(key, _)| key.netns != 0) {
+            inherited.entry(key.netns).or_default().push((key, port));
+        }
+        Ok(Self { maps, directory: pins.directory().to_owned(), hook, fronts, inherited })
     }
 
     /// A datapath in a namespace, connected to the portal by the interface that `portal` tells. `legacy_port` is where a
@@ -47,14 +59,15 @@ impl Branches {
             portal_nsid: portal.nsid,
             legacy_port: legacy_port.into(),
         };
-        let mut programs = Programs::load_by(self.loader.load(site)?, self.hook)?;
+        let mut programs = Programs::load_by(self.fronts.load(site)?, self.hook)?;
         let pins = Pins::of_netns(&self.directory, inode)?;
         let place = Place::Netns { netns, inode };
         let pin = pins.portal();
         place.run(|| programs.attach_to_guest(interface, portal.ifindex, &pin))?;
         let maps = Arc::clone(&self.maps);
+        let inherited = self.inherited.remove(&inode).unwrap_or_default();
         let (attachments, portal) = (BTreeMap::new(), Some(portal.ifindex));
-        Ok(Datapath { maps, pins, programs, place, attachments, portal, is_adopted: true })
+        Ok(Datapath { maps, pins, programs, place, attachments, portal, is_adopted: true, inherited })
     }
 
     /// The namespaces of which something is there.
@@ -75,6 +88,7 @@ impl Branches {
             pins.forget_filter(mark.index)?;
         }
         pins.remove_all()?;
+        self.inherited.remove(&inode);
         let mut maps = lock(&self.maps);
         for (key, port) in maps.ports()?.into_iter().filter(|(key, _)| key.netns == inode) {
             if let Some(id) = AttachmentId::new(port.attachment) {

@@ -9,10 +9,11 @@ use aya::programs::links::{FdLink, PinnedLink};
 use aya::programs::tc::{NlOptions, SchedClassifierLink, TcAttachOptions, TcHandle, qdisc_detach_program};
 use aya::programs::{LinkOrder, ProgramError, SchedClassifier, TcAttachType, TcError};
 use aya::util::KernelVersion;
-use metadata_ebpf::abi::names;
+use metadata_ebpf::abi::{names, slots};
 use nix::net::if_::if_nametoindex;
 
 use super::DatapathError;
+use super::maps::Slots;
 use super::pins::Pins;
 use crate::ids::IfIndex;
 
@@ -48,6 +49,8 @@ pub enum Hook {
 pub(super) struct Programs {
     ebpf: Ebpf,
     hook: Hook,
+    /// How the program is attached to the portal's interface.
+    portal_hook: Hook,
     ids: BTreeMap<&'static str, u32>,
 }
 
@@ -60,7 +63,7 @@ impl Programs {
             AttachMode::Auto if has_tcx() => Hook::Tcx,
             AttachMode::Auto | AttachMode::Clsact => Hook::Clsact,
         };
-        Ok(Self { ebpf, hook, ids })
+        Ok(Self { ebpf, hook, portal_hook: hook, ids })
     }
 
     pub fn hook(&self) -> Hook {
@@ -68,13 +71,27 @@ impl Programs {
     }
 
     /// The same by the hook that is known already, without the maps, which the programs hold themselves.
+    ///
+    /// On the portal's interface there, which is ours and which nobody else has a reason to touch, the program is always a
+    /// filter: a TCX link holds the lock of all network configuration over an RCU grace period (`tcx_entry_sync`), some ten
+    /// milliseconds, and a network node has a thousand namespaces.
     pub fn load_by(mut ebpf: Ebpf, hook: Hook) -> Result<Self, DatapathError> {
         let maps: Vec<String> = ebpf.maps().map(|(name, _)| name.to_owned()).collect();
         let ids = load_all(&mut ebpf)?;
         for name in maps {
             drop(ebpf.take_map(&name));
         }
-        Ok(Self { ebpf, hook, ids })
+        Ok(Self { ebpf, hook, portal_hook: Hook::Clsact, ids })
+    }
+
+    /// Puts the programs where fronts find them.
+    pub fn put_into(mut self, slots: &mut Slots) -> Result<(), DatapathError> {
+        for (slot, name) in [(slots::FROM_GUEST, names::FROM_GUEST), (slots::TO_GUEST, names::TO_GUEST)] {
+            let program = program(&mut self.ebpf, name)?.fd();
+            let program = program.map_err(|source| fault("open", name, "the kernel", source))?;
+            slots.put(slot, program)?;
+        }
+        Ok(())
     }
 
     /// The kernel's id of a program.
@@ -82,12 +99,9 @@ impl Programs {
         self.ids.get(name).copied().ok_or(DatapathError::Missing { name })
     }
 
-    /// Whether a program is on an interface by TCX. Takes the kernel's lock of all network configuration for a moment.
+    /// Whether a program is on an interface by TCX.
     pub fn is_on(&self, name: &'static str, interface: &str) -> Result<bool, DatapathError> {
-        let id = self.id(name)?;
-        let (_, programs) = SchedClassifier::query_tcx(interface, TcAttachType::Ingress)
-            .map_err(|source| fault("look for", name, interface, source))?;
-        Ok(programs.iter().any(|program| program.id() == id))
+        is_on(self.id(name)?, name, interface)
     }
 
     /// Puts `md_to_guest` on the portal, in place of what an earlier agent put there by either hook.
@@ -97,11 +111,12 @@ impl Programs {
         index: IfIndex,
         pin: &Path,
     ) -> Result<(), DatapathError> {
-        if !self.adopt(names::TO_GUEST, interface, pin) {
+        let hook = self.portal_hook;
+        if !self.adopt(names::TO_GUEST, hook, interface, pin) {
             Pins::remove(pin)?;
-            self.attach(names::TO_GUEST, interface, index, pin)?;
+            self.attach(names::TO_GUEST, hook, interface, index, pin)?;
         }
-        match self.hook {
+        match hook {
             Hook::Tcx => remove_filter(interface, names::TO_GUEST).map(drop),
             Hook::Clsact => Pins::remove(pin),
         }
@@ -113,22 +128,23 @@ impl Programs {
         index: IfIndex,
         pin: &Path,
     ) -> Result<(), DatapathError> {
-        self.attach(names::FROM_GUEST, interface, index, pin)
+        self.attach(names::FROM_GUEST, self.hook, interface, index, pin)
     }
 
     /// Replaces the program of an earlier agent's attachment in one step. `false` if there is none that lives.
     pub fn adopt_from_guest(&mut self, interface: &str, pin: &Path) -> bool {
-        self.adopt(names::FROM_GUEST, interface, pin)
+        self.adopt(names::FROM_GUEST, self.hook, interface, pin)
     }
 
     fn attach(
         &mut self,
         name: &'static str,
+        hook: Hook,
         interface: &str,
         index: IfIndex,
         pin: &Path,
     ) -> Result<(), DatapathError> {
-        let options = match self.hook {
+        let options = match hook {
             Hook::Tcx => TcAttachOptions::TcxOrder(LinkOrder::first()),
             Hook::Clsact => {
                 let options =
@@ -148,8 +164,8 @@ impl Programs {
         persist(link, interface, pin)
     }
 
-    fn adopt(&mut self, name: &'static str, interface: &str, pin: &Path) -> bool {
-        let earlier = match self.hook {
+    fn adopt(&mut self, name: &'static str, hook: Hook, interface: &str, pin: &Path) -> bool {
+        let earlier = match hook {
             Hook::Tcx => {
                 PinnedLink::from_pin(pin).ok().and_then(|pinned| FdLink::from(pinned).try_into().ok())
             }
@@ -171,11 +187,19 @@ impl Programs {
         let Ok(link) = program.attach_to_link(earlier).and_then(|id| program.take_link(id)) else {
             return false;
         };
-        if self.hook == Hook::Clsact {
+        if hook == Hook::Clsact {
             mem::forget(link);
         }
         true
     }
+}
+
+/// Whether the program with this id is on an interface by TCX, in the namespace of the calling thread. Takes the kernel's lock
+/// of all network configuration for a moment.
+pub(super) fn is_on(id: u32, name: &'static str, interface: &str) -> Result<bool, DatapathError> {
+    let (_, programs) = SchedClassifier::query_tcx(interface, TcAttachType::Ingress)
+        .map_err(|source| fault("look for", name, interface, source))?;
+    Ok(programs.iter().any(|program| program.id() == id))
 }
 
 /// The kernel's ids of the programs, by their names.

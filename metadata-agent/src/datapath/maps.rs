@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use aya::Ebpf;
-use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray};
+use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, ProgramArray};
+use aya::programs::ProgramFd;
 use metadata_ebpf::abi::{Client, ClientKey, Gate, Port, PortKey, Settings, names};
 use metadata_ebpf::identity::{AttachmentId, ClientAddress};
 use metadata_ebpf::reason::Reason;
@@ -71,7 +72,7 @@ impl Maps {
         self.ports.iter().collect::<Result<_, _>>().map_err(fault("read", names::PORTS))
     }
 
-    pub fn put_port(&mut self, key: PortKey, port: Port) -> Result<(), DatapathError> {
+    pub fn put_port(&mut self, key: PortKey, port: &Port) -> Result<(), DatapathError> {
         self.ports.insert(key, port, ANY).map_err(fault("write", names::PORTS))
     }
 
@@ -115,6 +116,20 @@ impl Maps {
             }
         }
         Ok(stale.len())
+    }
+}
+
+/// The slots of the programs that fronts lead to.
+pub(super) struct Slots(ProgramArray<MapData>);
+
+pub(super) fn slots(ebpf: &mut Ebpf) -> Result<Slots, DatapathError> {
+    typed(take(ebpf, names::PROGRAMS)?, names::PROGRAMS).map(Slots)
+}
+
+impl Slots {
+    /// Puts a program into a slot, in place of what is there.
+    pub fn put(&mut self, slot: u32, program: &ProgramFd) -> Result<(), DatapathError> {
+        self.0.set(slot, program, ANY).map_err(fault("write", names::PROGRAMS))
     }
 }
 

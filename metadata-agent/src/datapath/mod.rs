@@ -5,8 +5,8 @@
 //! one way in, whatever was there before.
 //!
 //! A redirection works inside one network namespace, and interface indexes repeat between namespaces. So for each
-//! namespace but the host's the programs are loaded once more ([`Branches`]), as a copy that knows where it is. All
-//! copies share the maps: an attachment id is of one interface on the host, and what is there is counted once.
+//! namespace but the host's there is a front that knows where it is ([`Branches`]), before one copy of the programs. All
+//! share the maps: an attachment id is of one interface on the host, and what is there is counted once.
 
 mod attachments;
 mod branches;
@@ -20,6 +20,7 @@ mod place;
 mod policy;
 mod remains;
 mod subports;
+mod tour;
 #[cfg(feature = "trace-log")]
 mod trace_log;
 
@@ -28,22 +29,23 @@ pub use branches::Branches;
 pub use error::DatapathError;
 pub use hook::{AttachMode, Hook, remove_filter};
 pub use maps::{ClientRecord, Clock, Counters, Heartbeat};
-pub use object::OBJECT;
+pub use object::{FRONT, OBJECT};
 pub use pins::FilterMark;
 pub use policy::PortPolicy;
 pub use remains::Remains;
+pub use tour::{Expected, look_for};
 
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use metadata_ebpf::abi::{ABI_VERSION, Settings, Site, names};
+use metadata_ebpf::abi::{ABI_VERSION, Port, PortKey, Settings, names};
 
 use crate::ids::{IfIndex, MacAddress};
 use hook::Programs;
 use maps::Maps;
-use object::Loader;
+use object::Copy;
 use pins::Pins;
 use place::Place;
 
@@ -81,6 +83,8 @@ pub struct Datapath {
     attachments: BTreeMap<IfIndex, Attachment>,
     portal: Option<IfIndex>,
     is_adopted: bool,
+    /// Entries of this namespace that an earlier agent left; those of the host's own are looked for in the map.
+    inherited: Vec<(PortKey, Port)>,
 }
 
 impl Datapath {
@@ -94,7 +98,7 @@ impl Datapath {
         if !is_adopted {
             pins.clear()?;
         }
-        let mut ebpf = Loader::new(&pins).load(Site::default())?;
+        let mut ebpf = object::load(&pins, Copy::Host)?;
         #[cfg(feature = "trace-log")]
         trace_log::follow(&mut ebpf);
         let maps = Maps::take(&mut ebpf)?;
@@ -107,6 +111,7 @@ impl Datapath {
             attachments: BTreeMap::new(),
             portal: None,
             is_adopted,
+            inherited: Vec::new(),
         })
     }
 
@@ -124,8 +129,10 @@ impl Datapath {
     }
 
     /// What makes datapaths for other namespaces.
-    #[must_use]
-    pub fn branches(&self) -> Branches {
+    ///
+    /// # Errors
+    /// When the verifier refuses the copy of the programs for them.
+    pub fn branches(&self) -> Result<Branches, DatapathError> {
         Branches::new(Arc::clone(&self.maps), &self.pins, self.hook())
     }
 

@@ -1,4 +1,4 @@
-//! The BPF object that the build script left, and whether pinned maps speak its ABI.
+//! The BPF objects that the build script left, and whether pinned maps speak their ABI.
 
 use std::collections::HashMap;
 
@@ -11,30 +11,55 @@ use super::pins::Pins;
 
 /// The programs and maps as the build script compiled them, for who loads them by other means.
 pub static OBJECT: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/datapath.o"));
+/// What stands in front of the programs in other namespaces than the host's.
+pub static FRONT: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/front.o"));
 
-/// Loads copies of maps and programs; maps that are pinned already are used as they are.
-pub(super) struct Loader {
+/// Whose copy of the programs it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Copy {
+    /// The host's own.
+    Host,
+    /// That of all other namespaces, which fronts lead to.
+    Fronted,
+}
+
+/// Loads programs and maps; maps that are pinned already are used as they are.
+pub(super) fn load(pins: &Pins, copy: Copy) -> Result<Ebpf, DatapathError> {
+    let fronted = match copy {
+        Copy::Host => 0_u32,
+        Copy::Fronted => 1,
+    };
+    let loaded = loader(pins).override_global(names::FRONTED, &fronted, true).load(OBJECT);
+    loaded.map_err(|source| DatapathError::Load { source: Box::new(source) })
+}
+
+/// Loads fronts.
+pub(super) struct Fronts {
     loader: EbpfLoader<'static>,
-    /// What copies were told, at most one for each way to the portal that there ever was. aya's loader wants it to live as
+    /// What fronts were told, at most one for each way to the portal that there ever was. aya's loader wants it to live as
     /// long as itself.
     sites: HashMap<Site, &'static Site>,
 }
 
-impl Loader {
+impl Fronts {
     pub(super) fn new(pins: &Pins) -> Self {
-        let mut loader = EbpfLoader::new();
-        // The kernel's own types are of use to programs that are relocated, which ours are not, and fill megabytes.
-        loader.btf(None).default_map_pin_directory(pins.directory());
-        Self { loader, sites: HashMap::new() }
+        Self { loader: loader(pins), sites: HashMap::new() }
     }
 
     pub(super) fn load(&mut self, site: Site) -> Result<Ebpf, DatapathError> {
         let site = *self.sites.entry(site).or_insert_with(|| Box::leak(Box::new(site)));
         self.loader
             .override_global(names::SITE, site, true)
-            .load(OBJECT)
+            .load(FRONT)
             .map_err(|source| DatapathError::Load { source: Box::new(source) })
     }
+}
+
+fn loader(pins: &Pins) -> EbpfLoader<'static> {
+    let mut loader = EbpfLoader::new();
+    // The kernel's own types are of use to programs that are relocated, which ours are not, and fill megabytes.
+    loader.btf(None).default_map_pin_directory(pins.directory());
+    loader
 }
 
 /// Whether all that is pinned was made by an agent of this ABI. Maps of another layout cannot even be read.

@@ -23,6 +23,10 @@ impl Place {
         }
     }
 
+    pub(super) fn is_host(&self) -> bool {
+        matches!(self, Self::Host)
+    }
+
     pub(super) fn key(&self, index: IfIndex, vlan: Option<VlanId>) -> PortKey {
         PortKey { netns: self.number(), ifindex: index.0, vlan: vlan.map_or(0, |vlan| vlan.get().into()) }
     }

@@ -19,7 +19,8 @@ pub struct PortPolicy {
     pub network: Option<NetworkId>,
     /// The only source MAC address allowed; `None` allows any.
     pub mac: Option<MacAddress>,
-    /// The only source addresses allowed, as prefixes; `None` allows any.
+    /// The only source addresses allowed, as prefixes; `None` allows any. Of more than [`MAX_PORT_IPV4`] the first count where
+    /// the attachment is shared; elsewhere any is allowed then.
     pub addresses: Option<Vec<(Ipv4Addr, u8)>>,
     /// Whether many guests share the attachment.
     pub shared: bool,
@@ -43,7 +44,9 @@ pub(super) fn port_entry(id: AttachmentId, policy: &PortPolicy) -> Port {
         port.mac = mac.0;
         port.flags |= CHECK_MAC;
     }
-    if let Some(addresses) = policy.addresses.as_ref().filter(|addresses| addresses.len() <= MAX_PORT_IPV4) {
+    // What guests share is never unchecked: there, addresses that find no room are nobody's.
+    let fits = |addresses: &&Vec<_>| policy.shared || addresses.len() <= MAX_PORT_IPV4;
+    if let Some(addresses) = policy.addresses.as_ref().filter(fits) {
         for (slot, (address, len)) in port.ipv4.iter_mut().zip(addresses) {
             *slot = Ipv4Prefix::new(address.octets(), *len);
             port.ipv4_count += 1;
@@ -51,4 +54,30 @@ pub(super) fn port_entry(id: AttachmentId, policy: &PortPolicy) -> Port {
         port.flags |= CHECK_IPV4;
     }
     port
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn entry(count: u8, shared: bool) -> Port {
+        let addresses = (0..count).map(|third| (Ipv4Addr::new(10, 0, third, 1), 24)).collect();
+        let policy = PortPolicy { addresses: Some(addresses), shared, ..PortPolicy::default() };
+        port_entry(AttachmentId::new(1).unwrap(), &policy)
+    }
+
+    #[test]
+    fn what_guests_share_is_checked_however_many_subnets_there_are() {
+        let most = u8::try_from(MAX_PORT_IPV4).unwrap();
+        for (count, shared, checked, kept) in [
+            (most, true, true, most),
+            (most + 1, true, true, most),
+            (0, true, true, 0),
+            (most + 1, false, false, 0),
+        ] {
+            let port = entry(count, shared);
+            assert_eq!(port.flags & CHECK_IPV4 != 0, checked, "{count} {shared}");
+            assert_eq!(port.ipv4_count, u32::from(kept), "{count} {shared}");
+        }
+    }
 }

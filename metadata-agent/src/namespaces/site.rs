@@ -1,4 +1,4 @@
-//! One namespace that guests are served in: its way into the portal, its copy of the programs, and its attachments, brought
+//! One namespace that guests are served in: its way into the portal, the fronts of its programs, and its attachments, brought
 //! in step with its links and their addresses whenever something there changes.
 //!
 //! The subnets that guests may send from are those that the interface itself has an address in: whoever is behind it
@@ -10,11 +10,13 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use futures_util::StreamExt;
+use metadata_ebpf::abi::MAX_PORT_IPV4;
 use metadata_ebpf::identity::AttachmentId;
 use tokio::sync::mpsc;
 use tokio_util::task::AbortOnDropHandle;
 use tracing::{info, warn};
 
+use super::lost::Missing;
 use super::place::Place;
 use crate::classifier::{self, ClassifierError};
 use crate::datapath::{Branches, Datapath, DatapathError, Hook, PortPolicy, PortalLink};
@@ -47,13 +49,20 @@ pub enum SiteError {
     /// Somebody removed our interface.
     #[error("{HOST_END} is gone")]
     WayLost,
+    /// More subnets than the kernel side has room for.
+    #[error("{interface} is in {count} IPv4 subnets: guests in those beyond {MAX_PORT_IPV4} are not served")]
+    Subnets {
+        /// The interface.
+        interface: String,
+        /// How many.
+        count: usize,
+    },
 }
 
 /// What all sites are made with.
 pub(super) struct Workshop {
     pub(super) portal: Portal,
     pub(super) branches: Branches,
-    pub(super) hook: Hook,
     pub(super) legacy_port: u16,
     pub(super) confine_routers: bool,
     /// Hears of the sites that something changed in.
@@ -63,20 +72,21 @@ pub(super) struct Workshop {
 /// One namespace.
 pub(super) struct Site {
     pub(super) inode: u32,
-    name: Arc<str>,
+    pub(super) name: Arc<str>,
     place: Place,
     confined: bool,
     netns: Arc<Netns>,
-    netlink: Netlink,
+    pub(super) netlink: Netlink,
     annex: Annex,
-    datapath: Datapath,
-    attached: BTreeMap<IfIndex, Attached>,
+    pub(super) datapath: Datapath,
+    pub(super) attached: BTreeMap<IfIndex, Attached>,
+    pub(super) missing: Missing,
     _watch: AbortOnDropHandle<()>,
 }
 
-struct Attached {
+pub(super) struct Attached {
     id: AttachmentId,
-    link: Link,
+    pub(super) link: Link,
     since: Instant,
 }
 
@@ -91,9 +101,7 @@ impl Site {
         let netlink = Netlink::connect_in(&netns)?;
         let mut events = watch_changes_in(&netns)?;
         let annex = workshop.portal.annex(&netlink, inode).await?;
-        if workshop.hook == Hook::Clsact {
-            netlink.add_ingress_qdisc(annex.outer).await?;
-        }
+        netlink.add_ingress_qdisc(annex.outer).await?;
         let link = PortalLink { ifindex: annex.outer, nsid: annex.nsid, mac: annex.mac };
         let datapath = workshop.branches.open(Arc::clone(&netns), HOST_END, link, workshop.legacy_port)?;
         let (changes, site) = (workshop.changes.clone(), Arc::clone(&name));
@@ -101,8 +109,19 @@ impl Site {
             while events.next().await.is_some() && changes.send(Arc::clone(&site)).await.is_ok() {}
         });
         let confined = workshop.confine_routers && place.is_router();
-        let (attached, watch) = (BTreeMap::new(), AbortOnDropHandle::new(watch));
-        Ok(Self { inode, name, place, confined, netns, netlink, annex, datapath, attached, _watch: watch })
+        Ok(Self {
+            inode,
+            name,
+            place,
+            confined,
+            netns,
+            netlink,
+            annex,
+            datapath,
+            attached: BTreeMap::new(),
+            missing: Missing::default(),
+            _watch: AbortOnDropHandle::new(watch),
+        })
     }
 
     /// Attaches, lets go and tells the kernel what there is to tell. What cannot be attached holds up nothing else; the
@@ -129,8 +148,9 @@ impl Site {
                 }
                 None => self.attach(link, &policy).await,
             };
-            outcome = outcome.and(kept);
+            outcome = outcome.and(kept).and(fits(link, &policy));
         }
+        outcome = outcome.and(self.keep_filters().await);
         self.datapath.forget_strays()?;
         for mark in self.datapath.filters()? {
             if !self.attached.contains_key(&mark.index) || self.datapath.hook() == Hook::Tcx {
@@ -195,6 +215,7 @@ impl Site {
 
     async fn let_go(&mut self, index: IfIndex, links: &[Link]) -> Result<(), SiteError> {
         let Some(attached) = self.attached.remove(&index) else { return Ok(()) };
+        self.missing.forget(index);
         info!(
             namespace = %self.name, interface = attached.link.name, attachment = %attached.id,
             "shared interface let go"
@@ -230,6 +251,15 @@ impl Site {
             };
             (*id, binding)
         })
+    }
+}
+
+fn fits(link: &Link, policy: &PortPolicy) -> Result<(), SiteError> {
+    let count = policy.addresses.as_ref().map_or(0, Vec::len);
+    if count <= MAX_PORT_IPV4 {
+        Ok(())
+    } else {
+        Err(SiteError::Subnets { interface: link.name.clone(), count })
     }
 }
 

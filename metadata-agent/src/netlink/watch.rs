@@ -49,7 +49,7 @@ pub fn watch_links() -> Result<impl futures_util::Stream<Item = LinkEvent> + Unp
     Ok(messages.filter_map(|(message, _)| std::future::ready(link_event(message))))
 }
 
-/// Tells that something about links or IPv4 addresses of another namespace has changed.
+/// Tells that something about links, IPv4 addresses or filters of another namespace has changed.
 ///
 /// # Errors
 /// No socket is to be had, or the namespace cannot be entered.
@@ -59,7 +59,7 @@ pub fn watch_changes_in(
     let runtime = runtime::Handle::current();
     netns.run(|| {
         let _on_runtime = runtime.enter();
-        let groups = [MulticastGroup::Link, MulticastGroup::Ipv4Ifaddr];
+        let groups = [MulticastGroup::Link, MulticastGroup::Ipv4Ifaddr, MulticastGroup::Tc];
         let (connection, _, messages) =
             new_multicast_connection(&groups).map_err(|source| NetlinkError::Socket { source })?;
         // An open socket would keep the namespace alive, and the connection alone does not notice that nobody listens.

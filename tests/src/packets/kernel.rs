@@ -4,14 +4,14 @@ use std::collections::HashMap as StdHashMap;
 use std::net::{SocketAddrV6, TcpListener, TcpStream};
 use std::path::Path;
 
-use aya::maps::{Array, HashMap, MapData, PerCpuArray};
+use aya::maps::{Array, HashMap, MapData, PerCpuArray, ProgramArray};
 use aya::programs::{ProgramInfo, SchedClassifier, TestRun, TestRunOptions};
 use aya::{Ebpf, EbpfLoader};
-use metadata_agent::datapath::{Clock, OBJECT, PROGRAMS};
+use metadata_agent::datapath::{Clock, FRONT, OBJECT, PROGRAMS};
 use metadata_agent::netlink::Netlink;
 use metadata_agent::netns::Netns;
 use metadata_agent::portal::Portal;
-use metadata_ebpf::abi::{Client, ClientKey, Gate, Port, PortKey, Settings, names};
+use metadata_ebpf::abi::{Client, ClientKey, Gate, Port, PortKey, Settings, names, slots};
 use metadata_ebpf::identity::PORTAL_ADDRESS;
 use metadata_ebpf::reason::{Reason, Verdict};
 use tokio::runtime::{Builder, Runtime};
@@ -28,8 +28,9 @@ pub const CLIENTS: u32 = 8;
 pub struct Kernel {
     /// On the host.
     ebpf: Ebpf,
-    /// In a router's namespace, on the same maps.
+    /// In a router's namespace, on the same maps: the fronts, and what they lead to.
     routed: Ebpf,
+    fronted: Ebpf,
     /// Whose turn it is.
     is_routed: bool,
     nsid: u32,
@@ -44,21 +45,20 @@ pub struct Kernel {
 impl Kernel {
     /// Loads the object with its maps pinned under `pins`, for the portal that has this id in the caller's namespace.
     fn load(pins: &Path, nsid: u32) -> Self {
-        let [mut ebpf, routed] = [false, true].map(|routed| {
-            let site = world::site(routed, nsid);
-            let mut ebpf = EbpfLoader::new()
-                .default_map_pin_directory(pins)
-                .map_max_entries(names::CLIENTS, CLIENTS)
-                .override_global(names::SITE, &site, true)
-                .load(OBJECT)
-                .expect("the object loads");
-            for name in PROGRAMS {
-                let program: &mut SchedClassifier =
-                    ebpf.program_mut(name).expect(name).try_into().expect(name);
-                program.load().unwrap_or_else(|error| panic!("the verifier refuses {name}: {error:?}"));
-            }
-            ebpf
+        let [mut ebpf, mut fronted] = [0_u32, 1].map(|fronted| {
+            let mut loader = EbpfLoader::new();
+            loader.map_max_entries(names::CLIENTS, CLIENTS).override_global(names::FRONTED, &fronted, true);
+            load(loader.default_map_pin_directory(pins), OBJECT)
         });
+        let site = world::site(true, nsid);
+        let mut loader = EbpfLoader::new();
+        loader.override_global(names::SITE, &site, true);
+        let mut routed = load(loader.default_map_pin_directory(pins), FRONT);
+        let mut slots: ProgramArray<_> =
+            routed.take_map(names::PROGRAMS).expect("slots").try_into().expect("a program array");
+        for (slot, name) in [(slots::FROM_GUEST, names::FROM_GUEST), (slots::TO_GUEST, names::TO_GUEST)] {
+            slots.set(slot, classifier(&mut fronted, name).fd().expect(name), 0).expect("a slot");
+        }
         let mut take = |name| ebpf.take_map(name).unwrap_or_else(|| panic!("no map {name}"));
         Self {
             nsid,
@@ -70,6 +70,7 @@ impl Kernel {
             stats: take(names::STATS).try_into().expect("a per-CPU array"),
             ebpf,
             routed,
+            fronted,
             is_routed: false,
         }
     }
@@ -105,7 +106,7 @@ impl Kernel {
             Program::ToGuest => names::TO_GUEST,
         };
         let ebpf = if self.is_routed { &mut self.routed } else { &mut self.ebpf };
-        let program: &mut SchedClassifier = ebpf.program_mut(name).expect(name).try_into().expect(name);
+        let program = classifier(ebpf, name);
         let options =
             TestRunOptions { data_in: Some(frame), data_out: Some(out), ..TestRunOptions::default() };
         let result =
@@ -120,14 +121,17 @@ impl Kernel {
         Reason::ALL.iter().map(count).collect()
     }
 
-    /// What the kernel says of each program that it accepted.
+    /// What the kernel says of each program that it accepted, and whose it is.
     #[must_use]
-    pub fn programs(&self) -> Vec<ProgramInfo> {
-        let info = |name: &str| {
-            let program: &SchedClassifier = self.ebpf.program(name).expect(name).try_into().expect(name);
+    pub fn programs(&self) -> Vec<(&'static str, ProgramInfo)> {
+        let info = |ebpf: &Ebpf, name: &str| {
+            let program: &SchedClassifier = ebpf.program(name).expect(name).try_into().expect(name);
             program.info().expect(name)
         };
-        PROGRAMS.iter().map(|name| info(name)).collect()
+        let copies =
+            [("of the host", &self.ebpf), ("of namespaces", &self.fronted), ("before it", &self.routed)];
+        let all = copies.iter().flat_map(|(whose, ebpf)| PROGRAMS.map(|name| (*whose, info(ebpf, name))));
+        all.collect()
     }
 
     /// What is on record under an identity address.
@@ -147,6 +151,19 @@ impl Kernel {
     pub fn admitted(&self) -> u64 {
         self.gates.get(&ATTACHMENT, 0).expect("a gate").clients
     }
+}
+
+fn load(loader: &mut EbpfLoader<'_>, object: &[u8]) -> Ebpf {
+    let mut ebpf = loader.load(object).expect("the object loads");
+    for name in PROGRAMS {
+        let loaded = classifier(&mut ebpf, name).load();
+        loaded.unwrap_or_else(|error| panic!("the verifier refuses {name}: {error:?}"));
+    }
+    ebpf
+}
+
+fn classifier<'a>(ebpf: &'a mut Ebpf, name: &str) -> &'a mut SchedClassifier {
+    ebpf.program_mut(name).expect(name).try_into().expect(name)
 }
 
 /// The number that a program returns for a reason, by linux/pkt_cls.h.

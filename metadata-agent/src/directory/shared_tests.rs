@@ -1,0 +1,59 @@
+//! Attachments that many guests share.
+
+use super::*;
+use crate::proxy::Directory as _;
+
+const NETWORK: &str = "11111111-1111-4111-8111-111111111111";
+
+fn attachment(id: u32) -> AttachmentId {
+    AttachmentId::new(id).unwrap()
+}
+
+fn place() -> CallerPlace {
+    CallerPlace::Network(NETWORK.parse().unwrap())
+}
+
+fn shared(ids: &[u32]) -> HashMap<AttachmentId, SharedBinding> {
+    let binding = |id: &u32| SharedBinding {
+        namespace: format!("qdhcp-{NETWORK}").into(),
+        interface: format!("tap{id}"),
+        index: IfIndex(*id),
+        since: Instant::now(),
+        place: place(),
+    };
+    ids.iter().map(|id| (attachment(*id), binding(id))).collect()
+}
+
+fn standing(directory: &Directory, id: u32, address: [u8; 4]) -> Standing {
+    directory.lookup(&ClientAddress::ipv4(attachment(id), address))
+}
+
+#[test]
+fn all_guests_of_a_shared_attachment_stand_at_its_place() {
+    let directory = Directory::default();
+    directory.publish_shared(shared(&[1]));
+    for address in [[10, 0, 0, 5], [10, 0, 0, 6]] {
+        assert!(matches!(standing(&directory, 1, address), Standing::Shared(found) if found == place()));
+    }
+}
+
+#[test]
+fn one_that_was_shared_is_gone_with_its_namespace_and_one_that_is_not_told_yet_is_waited_for() {
+    let directory = Directory::default();
+    directory.publish_shared(shared(&[1, 2]));
+    directory.publish_shared(shared(&[1]));
+    assert!(matches!(standing(&directory, 2, [10, 0, 0, 5]), Standing::Gone));
+    assert!(matches!(standing(&directory, 3, [10, 0, 0, 5]), Standing::Pending { .. }));
+}
+
+#[test]
+fn neither_part_of_the_table_loses_by_news_of_the_other() {
+    let directory = Directory::default();
+    directory.publish_shared(shared(&[1]));
+    directory.publish(HashMap::new());
+    assert!(matches!(standing(&directory, 1, [10, 0, 0, 5]), Standing::Shared(_)));
+    let changes = directory.changes();
+    directory.publish_shared(HashMap::new());
+    assert!(changes.has_changed().unwrap(), "who waits is woken");
+    assert!(matches!(standing(&directory, 1, [10, 0, 0, 5]), Standing::Gone));
+}

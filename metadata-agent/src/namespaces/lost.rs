@@ -1,0 +1,128 @@
+//! Programs that somebody takes off an interface in a namespace, and their way back, as on the host (see `guests/lost.rs`): within
+//! a second, as the same attachment.
+//!
+//! The kernel tells of filters, on the socket by which the namespace is watched anyway, and of TCX links nobody: those are
+//! looked for, by one thread that goes from namespace to namespace.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Bound;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tracing::{info, warn};
+
+use super::site::{Site, SiteError};
+use crate::classifier;
+use crate::datapath::{self, Hook};
+use crate::ids::IfIndex;
+use crate::portal::HOST_END;
+
+/// How often programs are looked for, and in how many namespaces at once: it takes some microseconds for each.
+pub(super) const PATROL: Duration = Duration::from_millis(500);
+const PATROL_SIZE: usize = 500;
+/// How long whoever deleted a qdisc has for making another before we do, which would be in its way.
+const GRACE: Duration = Duration::from_millis(400);
+
+/// Interfaces of a site that lack their program, and since when.
+#[derive(Debug, Default)]
+pub(super) struct Missing(BTreeMap<IfIndex, Instant>);
+
+impl Missing {
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    pub(super) fn forget(&mut self, index: IfIndex) {
+        self.0.remove(&index);
+    }
+}
+
+/// Looks for TCX links in the namespaces whose turn it is, after `seen`. Gives the names of those where some were put back or
+/// cannot be, and of the last one looked at unless it is the last one of all.
+pub(super) fn patrol(
+    sites: &mut BTreeMap<Arc<str>, Site>,
+    seen: Option<&Arc<str>>,
+) -> Result<Option<Arc<str>>, SiteError> {
+    let after = seen.map_or(Bound::Unbounded, Bound::Excluded);
+    let turn: Vec<_> = sites.range::<Arc<str>, _>((after, Bound::Unbounded)).take(PATROL_SIZE).collect();
+    let last = turn.last().filter(|_| turn.len() == PATROL_SIZE).map(|(name, _)| Arc::clone(name));
+    let mut asked = Vec::new();
+    let mut expected = Vec::new();
+    for (name, site) in turn {
+        if let Some(of_site) = site.datapath.expected()? {
+            asked.push(Arc::clone(name));
+            expected.push(of_site);
+        }
+    }
+    for (name, missing) in asked.iter().zip(datapath::look_for(&expected)?) {
+        let Some(site) = sites.get_mut(name).filter(|_| !missing.is_empty()) else { continue };
+        for index in missing {
+            site.is_missing(index);
+            site.put_back(index);
+        }
+    }
+    Ok(last)
+}
+
+/// The sites that something is still to be put back in.
+pub(super) fn due(sites: &BTreeMap<Arc<str>, Site>) -> BTreeSet<Arc<str>> {
+    sites.iter().filter(|(_, site)| !site.missing.is_empty()).map(|(name, _)| Arc::clone(name)).collect()
+}
+
+impl Site {
+    /// Looks whether filters are in their place, and puts back what is not: at once where there is a qdisc for it.
+    pub(super) async fn keep_filters(&mut self) -> Result<(), SiteError> {
+        let guests = self.attached.keys().copied().filter(|_| self.datapath.hook() == Hook::Clsact);
+        for index in guests.chain(self.datapath.portal()).collect::<Vec<_>>() {
+            let programs = self.netlink.filter_programs(index).await?;
+            if programs.contains(&self.datapath.program_id(index)?) {
+                self.missing.forget(index);
+                continue;
+            }
+            let since = self.is_missing(index);
+            if self.put_back(index) || since.elapsed() < GRACE && self.attached.contains_key(&index) {
+                continue;
+            }
+            if self.attached.contains_key(&index) {
+                classifier::provide_qdisc(&self.netlink, &self.datapath, index).await?;
+            } else {
+                self.netlink.add_ingress_qdisc(index).await?;
+            }
+            self.put_back(index);
+        }
+        Ok(())
+    }
+
+    /// Since when. The qdisc may be somebody else's by now: we never delete it.
+    fn is_missing(&mut self, index: IfIndex) -> Instant {
+        if let Some(since) = self.missing.0.get(&index) {
+            return *since;
+        }
+        let interface = self.interface(index);
+        warn!(namespace = %self.name, interface, "somebody took our program off; putting it back");
+        if self.datapath.filter(index).is_some()
+            && let Err(error) = self.datapath.own_qdisc(index, false)
+        {
+            warn!(namespace = %self.name, interface, %error, "a qdisc that is gone is still noted");
+        }
+        let now = Instant::now();
+        self.missing.0.insert(index, now);
+        now
+    }
+
+    /// Whether it worked. Without a qdisc it does not, which is not worth telling; what keeps failing is tried again and again.
+    fn put_back(&mut self, index: IfIndex) -> bool {
+        let interface = self.interface(index);
+        if self.datapath.put_back(index, &interface).is_err() {
+            return false;
+        }
+        let after = self.missing.0.remove(&index).map(|since| since.elapsed());
+        info!(namespace = %self.name, interface, ?after, "our program is back");
+        true
+    }
+
+    fn interface(&self, index: IfIndex) -> String {
+        let attached = self.attached.get(&index);
+        attached.map_or_else(|| HOST_END.to_owned(), |attached| attached.link.name.clone())
+    }
+}

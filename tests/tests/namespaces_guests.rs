@@ -4,8 +4,11 @@ use std::io::ErrorKind;
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use metadata_ebpf::abi::MAX_PORT_IPV4;
+use metadata_ebpf::reason::Reason;
 use metadata_tests::agent::Installer;
 use metadata_tests::twins::assert_served;
+use metadata_tests::wait::{self, PATIENCE};
 use metadata_tests::{Agent, Guest, Host, Instance, NovaStandIn, Port, Router, privileged};
 
 /// How long nobody answers.
@@ -97,4 +100,92 @@ fn an_address_of_another_network_is_forged_and_one_of_a_neighbour_gains_nothing(
     }
     let packets = process.state()["datapath"]["packets"].clone();
     assert!(packets["forged_address"].as_u64() > Some(0), "{packets}");
+}
+
+#[test]
+fn guests_of_two_routers_that_ask_over_ipv6_are_each_served_as_themselves() {
+    if !privileged() {
+        return;
+    }
+    let host = Host::new();
+    let nova = NovaStandIn::start(host.netns());
+    let [red, blue] = [host.network(), host.network()];
+    let mut router = Router::new(&host);
+    let interface = router.add(&red);
+    let server = Router::dhcp(&blue);
+    let guests = [red.guest([10, 0, 0, 5]), blue.guest([10, 0, 0, 5])];
+    known(&nova, &guests.each_ref());
+    let ports = [&interface, &guests[0].port, &guests[1].port];
+    let process = agent(&host, &nova, &[&router, &server], &ports).install().start();
+    for guest in &guests {
+        let answer = guest.get_v6("/openstack/latest/meta_data.json");
+        assert_eq!(answer.status, 200, "{}", answer.text());
+        assert!(answer.text().contains(&guest.port.instance.to_string()), "{}", answer.text());
+        assert_served(guest);
+    }
+    assert_eq!(process.packets(Reason::Reply), 0, "answers go by the namespaces' own neighbour tables");
+    assert!(process.packets(Reason::RoutedReply) > 0);
+}
+
+/// keepalived gives the addresses of a highly available router to the namespace that becomes master, and takes them from
+/// one that is backup. All of them have the interfaces.
+#[test]
+fn of_a_highly_available_router_the_master_serves_and_the_backup_does_not() {
+    if !privileged() {
+        return;
+    }
+    let host = Host::new();
+    let nova = NovaStandIn::start(host.netns());
+    let network = host.network();
+    let mut router = Router::new(&host);
+    let interface = router.add(&network);
+    let device = interface.device.clone().expect("a router's interface");
+    let address = |verb: &str| {
+        let (gateway, len) = (network.gateway, network.prefix);
+        router.netns().ip(&format!("address {verb} {gateway}/{len} dev {device}"));
+    };
+    let guest = network.guest([10, 0, 0, 5]);
+    known(&nova, &[&guest]);
+    address("del");
+    let process = agent(&host, &nova, &[&router], &[&interface, &guest.port]).install().start();
+    let asks = || guest.dial(guest.metadata_ipv4(), None, SILENCE).map(|_| ()).map_err(|e| e.kind());
+    assert_eq!(process.state()["namespaces"]["served"], 1);
+    assert_eq!(asks(), Err(ErrorKind::TimedOut), "a backup");
+    for _ in 0..2 {
+        address("add");
+        assert_served(&guest);
+        address("del");
+        wait::until("the backup serves nobody", PATIENCE, || {
+            (asks() == Err(ErrorKind::TimedOut)).then_some(())
+        });
+    }
+}
+
+/// More subnets than the kernel side has room for: who is beyond them is not let in unchecked.
+#[test]
+fn of_too_many_subnets_those_that_find_room_are_served_and_the_others_are_told_of() {
+    if !privileged() {
+        return;
+    }
+    let host = Host::new();
+    let nova = NovaStandIn::start(host.netns());
+    let network = host.network();
+    let mut router = Router::new(&host);
+    let interface = router.add(&network);
+    let device = interface.device.clone().expect("a router's interface");
+    for third in 1..=MAX_PORT_IPV4 {
+        router.netns().ip(&format!("address add 10.1.{third}.1/24 dev {device}"));
+    }
+    let guest = network.guest([10, 0, 0, 5]);
+    known(&nova, &[&guest]);
+    let process = agent(&host, &nova, &[&router], &[&interface, &guest.port]).install().start();
+    assert_served(&guest);
+    let failed = process.state()["namespaces"]["failed"].to_string();
+    assert!(failed.contains(&format!("{} IPv4 subnets", MAX_PORT_IPV4 + 1)), "{failed}");
+    let beyond = format!("10.1.{MAX_PORT_IPV4}.77");
+    guest.netns().ip(&format!("address add {beyond}/32 dev eth0"));
+    let source = SocketAddr::new(beyond.parse().expect("an address"), 0);
+    let refused = guest.dial(guest.metadata_ipv4(), Some(source), SILENCE).map(|_| ());
+    assert_eq!(refused.map_err(|e| e.kind()), Err(ErrorKind::TimedOut));
+    assert!(process.packets(Reason::ForgedAddress) > 0);
 }

@@ -15,6 +15,7 @@ mod hook;
 mod interrupt;
 mod inventory;
 mod machine;
+mod namespaces;
 mod page;
 mod peers;
 mod picture;
@@ -82,6 +83,15 @@ enum Command {
         #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
         repetitions: u32,
     },
+    /// How long an agent takes to serve 1, 100 and 1,000 namespaces, and what each costs
+    Namespaces {
+        /// Measure so many alone
+        #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
+        count: Option<u32>,
+        /// Write every single figure to this file
+        #[arg(long, value_name = "FILE")]
+        json: Option<PathBuf>,
+    },
     /// What 10,000 ports cost the inventory, in some seconds
     Inventory {
         /// Write every single figure to this file
@@ -141,6 +151,10 @@ fn main() -> anyhow::Result<()> {
             require_root()?;
             println!("{}", hook::measure(repetitions)?);
             Ok(())
+        }
+        Some(Command::Namespaces { count, json }) => {
+            require_root()?;
+            namespaces::run(count, json.as_deref())
         }
         Some(Command::Inventory { json }) => count_ports(json.as_deref()),
         None => measure(&cli.options),

@@ -69,12 +69,17 @@ impl World {
     async fn start(set: impl FnOnce(&mut cloud::State)) -> Self {
         let cloud = Cloud::start().await;
         cloud.set(set);
+        let access = cloud.access();
+        Self::of(cloud, access)
+    }
+
+    fn of(cloud: Cloud, access: NeutronAccess) -> Self {
         let (presence, present) = watch::channel(Presence::default());
         let (sender, events) = mpsc::channel(512);
         let (reporter, state) = Reporter::new(SourceKind::Neutron);
         let (lookup, questions) = Lookup::new();
         let (tasks, cancel) = (TaskTracker::new(), CancellationToken::new());
-        let settings = Settings { access: cloud.access(), host: HOST.to_owned(), tasks: tasks.clone() };
+        let settings = Settings { access, host: HOST.to_owned(), tasks: tasks.clone() };
         let channels = Channels { present, events: sender, reporter, questions, lookup: lookup.clone() };
         let source = tokio::spawn(run(settings, channels, cancel.clone()));
         Self { cloud, presence, events, state, lookup, cancel, source, tasks }
@@ -373,52 +378,82 @@ async fn behind_a_router_an_address_is_looked_up_in_its_networks_alone() {
     world.stop().await;
 }
 
-/// A Keystone whose certificate was good until 2020, as its only words. Returns its port and its authority's certificate.
-fn outdated_keystone() -> (u16, String) {
-    let key = rcgen::KeyPair::generate().unwrap();
-    let mut params = rcgen::CertificateParams::new(Vec::<String>::new()).unwrap();
-    params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
-    let authority = params.self_signed(&key).unwrap();
-    let issuer = rcgen::Issuer::new(params, key);
-    let key = rcgen::KeyPair::generate().unwrap();
-    let mut params = rcgen::CertificateParams::new(vec!["localhost".to_owned()]).unwrap();
-    params.not_before = rcgen::date_time_ymd(2019, 1, 1);
-    params.not_after = rcgen::date_time_ymd(2020, 1, 1);
-    let certificate = params.signed_by(&key, &issuer).unwrap();
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let key = rustls::pki_types::PrivateKeyDer::try_from(key.serialize_der()).unwrap();
-    let config = rustls::ServerConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .unwrap()
-        .with_no_client_auth()
-        .with_single_cert(vec![certificate.der().clone()], key)
-        .unwrap();
-    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    let port = listener.local_addr().unwrap().port();
-    std::thread::spawn(move || {
-        let (mut stream, _) = listener.accept().unwrap();
-        let mut tls = rustls::ServerConnection::new(Arc::new(config)).unwrap();
-        // It ends with the client's alert.
-        while tls.is_handshaking() && tls.complete_io(&mut stream).is_ok() {}
+/// An authority that makes certificates for `localhost`.
+struct Authority(rcgen::CertifiedIssuer<'static, rcgen::KeyPair>);
+
+impl Authority {
+    fn new() -> Self {
+        let mut params = rcgen::CertificateParams::new(Vec::<String>::new()).unwrap();
+        params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+        Self(rcgen::CertifiedIssuer::self_signed(params, rcgen::KeyPair::generate().unwrap()).unwrap())
+    }
+
+    /// A server whose certificate is good until the end of this year.
+    fn server(&self, year: i32) -> Arc<rustls::ServerConfig> {
+        let key = rcgen::KeyPair::generate().unwrap();
+        let mut params = rcgen::CertificateParams::new(vec!["localhost".to_owned()]).unwrap();
+        params.not_before = rcgen::date_time_ymd(2019, 1, 1);
+        params.not_after = rcgen::date_time_ymd(year, 12, 31);
+        let certificate = params.signed_by(&key, &self.0).unwrap();
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let key = rustls::pki_types::PrivateKeyDer::try_from(key.serialize_der()).unwrap();
+        let config = rustls::ServerConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_no_client_auth()
+            .with_single_cert(vec![certificate.der().clone()], key)
+            .unwrap();
+        Arc::new(config)
+    }
+
+    /// Its own certificate as a file.
+    fn file(&self, folder: &std::path::Path) -> std::path::PathBuf {
+        let file = folder.join("ca.pem");
+        std::fs::write(&file, self.0.pem()).unwrap();
+        file
+    }
+}
+
+const PAST: i32 = 2020;
+const FUTURE: i32 = 4000;
+
+#[tokio::test]
+async fn a_certificate_that_expires_stops_what_is_new_until_it_is_replaced() {
+    let folder = tempfile::tempdir().unwrap();
+    let authority = Authority::new();
+    let (good, expired) = (authority.server(FUTURE), authority.server(PAST));
+    let cloud = Cloud::start_tls(Arc::clone(&good)).await;
+    cloud.set(|state| state.ports = vec![guests_port(1)]);
+    let access =
+        NeutronAccess { authorities: Some(authority.file(folder.path())), insecure: false, ..cloud.access() };
+    let mut world = World::of(cloud, access);
+    world.show([interface(1)]);
+    assert_eq!(world.next().await, says(1));
+    world.sound().await;
+
+    world.cloud.set(|state| {
+        state.tls = Some(expired);
+        state.ports = vec![guests_port(1), guests_port(2)];
     });
-    (port, authority.pem())
+    world.show([interface(1), interface(2)]);
+    world.fault("invalid peer certificate: Expired").await;
+    let told = world.state.borrow().faults.clone();
+    assert!(told.values().all(|fault| !fault.contains("verified at")), "each attempt looks alike: {told:?}");
+    assert!(world.events.try_recv().is_err(), "what was said holds, and nothing new is");
+
+    world.cloud.set(|state| state.tls = Some(good));
+    assert_eq!(world.next().await, says(2));
+    world.sound().await;
+    world.stop().await;
 }
 
 #[tokio::test]
 async fn an_expired_certificate_is_a_fault_that_says_so() {
-    let (port, authority) = outdated_keystone();
     let folder = tempfile::tempdir().unwrap();
-    let file = folder.path().join("ca.pem");
-    std::fs::write(&file, authority).unwrap();
-    let cloud = Cloud::start().await;
-    let url = crate::config::HttpUrl::parse(&format!("https://localhost:{port}")).unwrap();
-    let NeutronAuth::Keystone { credentials, .. } = cloud.access().auth else { panic!("with Keystone") };
-    let access = NeutronAccess {
-        auth: NeutronAuth::Keystone { url, credentials },
-        authorities: Some(file.clone()),
-        insecure: false,
-        ..cloud.access()
-    };
+    let authority = Authority::new();
+    let file = authority.file(folder.path());
+    let cloud = Cloud::start_tls(authority.server(PAST)).await;
+    let access = NeutronAccess { authorities: Some(file.clone()), insecure: false, ..cloud.access() };
     let mut settings = Settings { access, host: HOST.to_owned(), tasks: TaskTracker::new() };
     let error = probe(&settings).await.unwrap_err().to_string();
     assert!(error.contains("certificate") && error.contains("xpired"), "{error}");

@@ -13,6 +13,7 @@ use hyper_util::rt::TokioIo;
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
+use tokio_rustls::TlsAcceptor;
 
 use crate::config::{Credentials, Domain, HttpUrl, NeutronAccess, NeutronAuth, NeutronInterface};
 use secrecy::SecretString;
@@ -30,6 +31,8 @@ pub(super) struct State {
     /// Ports on a page.
     pub(super) page: Option<usize>,
     pub(super) logins: usize,
+    /// Its certificate, if it speaks TLS.
+    pub(super) tls: Option<Arc<rustls::ServerConfig>>,
     /// The queries that Neutron was asked.
     pub(super) asked: Vec<String>,
 }
@@ -49,16 +52,37 @@ impl Drop for Cloud {
 impl Cloud {
     pub(super) async fn start() -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let url = HttpUrl::parse(&format!("http://{}", listener.local_addr().unwrap())).unwrap();
-        let state = Arc::new(Mutex::new(State::default()));
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        Self::serve(listener, &url, State::default())
+    }
+
+    /// With TLS and this certificate, as `localhost`.
+    pub(super) async fn start_tls(tls: Arc<rustls::ServerConfig>) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("https://localhost:{}", listener.local_addr().unwrap().port());
+        Self::serve(listener, &url, State { tls: Some(tls), ..State::default() })
+    }
+
+    fn serve(listener: TcpListener, url: &str, state: State) -> Self {
+        let url = HttpUrl::parse(url).unwrap();
+        let state = Arc::new(Mutex::new(state));
         let (shared, base) = (Arc::clone(&state), url.clone());
         let server = tokio::spawn(async move {
             loop {
                 let (stream, _) = listener.accept().await.unwrap();
                 let (shared, base) = (Arc::clone(&shared), base.clone());
+                let tls = shared.lock().unwrap().tls.clone();
                 tokio::spawn(async move {
                     let service = service_fn(|request| answer(Arc::clone(&shared), base.clone(), request));
-                    drop(http1::Builder::new().serve_connection(TokioIo::new(stream), service).await);
+                    let mut http = http1::Builder::new();
+                    let Some(tls) = tls else {
+                        return drop(http.serve_connection(TokioIo::new(stream), service).await);
+                    };
+                    // Each question looks at the certificate.
+                    http.keep_alive(false);
+                    if let Ok(stream) = TlsAcceptor::from(tls).accept(stream).await {
+                        drop(http.serve_connection(TokioIo::new(stream), service).await);
+                    }
                 });
             }
         });

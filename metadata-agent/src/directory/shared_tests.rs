@@ -50,7 +50,7 @@ fn one_that_was_shared_is_gone_with_its_namespace_and_one_that_is_not_told_yet_i
 fn neither_part_of_the_table_loses_by_news_of_the_other() {
     let directory = Directory::default();
     directory.publish_shared(shared(&[1]));
-    directory.publish(HashMap::new());
+    directory.publish(&Change::default());
     assert!(matches!(standing(&directory, 1, [10, 0, 0, 5]), Standing::Shared(_)));
     let changes = directory.changes();
     directory.publish_shared(HashMap::new());

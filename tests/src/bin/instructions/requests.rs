@@ -4,13 +4,12 @@
 //! Proxy, directory and upstream are the agent's, on real sockets and one thread, so that everything happens in the same order
 //! each time. Guest and Nova do their part between what is counted.
 
-use std::collections::HashMap;
 use std::io;
 use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::{Context as _, ensure};
-use metadata_agent::directory::{Binding, Directory, Owner};
+use metadata_agent::directory::{Binding, Change, Directory, Owner};
 use metadata_agent::ids::IfIndex;
 use metadata_agent::inventory::Port;
 use metadata_agent::metrics::Metrics;
@@ -177,7 +176,7 @@ fn is_whole(answer: &[u8]) -> bool {
 /// What the agent knows, as its guests would have told it.
 fn directory() -> anyhow::Result<Directory> {
     let signer = Signer::new("secret".into());
-    let mut bindings = HashMap::new();
+    let mut change = Change::default();
     for number in 1..=OTHERS + 1 {
         let attachment = AttachmentId::new(number).context("attachments count from 1")?;
         let port = Port {
@@ -194,10 +193,10 @@ fn directory() -> anyhow::Result<Directory> {
         let owner = Owner::Known { port: Arc::new(port), requester: Arc::new(requester) };
         let interface = format!("tap{number}");
         let binding = Binding { interface, index: IfIndex(number), vlan: None, since: Instant::now(), owner };
-        bindings.insert(attachment, binding);
+        change.now.push((attachment, Arc::new(binding)));
     }
     let directory = Directory::default();
-    directory.publish(bindings);
+    directory.publish(&change);
     Ok(directory)
 }
 

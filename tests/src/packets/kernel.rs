@@ -156,8 +156,8 @@ impl Kernel {
 fn load(loader: &mut EbpfLoader<'_>, object: &[u8]) -> Ebpf {
     let mut ebpf = loader.load(object).expect("the object loads");
     for name in PROGRAMS {
-        let loaded = classifier(&mut ebpf, name).load();
-        loaded.unwrap_or_else(|error| panic!("the verifier refuses {name}: {error:?}"));
+        let accepted = classifier(&mut ebpf, name).load();
+        accepted.unwrap_or_else(|error| panic!("the verifier refuses {name}: {error:?}"));
     }
     ebpf
 }

@@ -80,15 +80,15 @@ fn guests_of_other_hosts_are_known_by_network_and_by_router_and_by_nothing_while
     assert!(process.attachments().is_empty());
 
     // The dozen requests of a boot are one question, as long as they take less than the five seconds that an answer holds.
-    let begin = Instant::now();
+    let since = Instant::now();
     let asked = plane.neutron.port_questions().len();
     let mut connection = on_network.connect();
     for _ in 0..20 {
         assert_eq!(connection.request("GET", HOSTNAME, &[], b"").expect("an answer").status, 200);
     }
     let asked = plane.neutron.port_questions().len() - asked;
-    let begun = begin.elapsed().as_secs() / 5 + 1;
-    assert!(asked as u64 <= begun, "{asked} questions in {:?}", begin.elapsed());
+    let begun = since.elapsed().as_secs() / 5 + 1;
+    assert!(asked as u64 <= begun, "{asked} questions in {:?}", since.elapsed());
 
     // Nobody's port, and a port that is no instance's.
     let stranger = red.guest([10, 0, 0, 66]);

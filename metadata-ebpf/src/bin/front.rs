@@ -19,7 +19,6 @@ use metadata_ebpf::abi::{Site, slots};
 static MD_SITE: Site = Site { netns: 0, portal_ifindex: 0, portal_nsid: 0, legacy_port: 0 };
 
 #[map]
-#[expect(unsafe_code, reason = "the macro gives the map a name to find it by")]
 static MD_PROGRAMS: ProgramArray = ProgramArray::pinned(slots::COUNT, 0);
 
 /// Without the programs it is as if nothing were on the hook.

@@ -164,7 +164,7 @@ impl Pair {
     fn on_the_host(&mut self, program: Program, frame: &[u8]) -> (Option<Reason>, Made) {
         self.world.clients_full = self.world.clients.borrow().len() >= CLIENTS as usize;
         // In the kernel's runs all of it is linear. Here every other frame has the head alone there, which is the same to the guest.
-        let linear = if frame.len() % 2 == 0 { HEAD } else { usize::MAX };
+        let linear = if frame.len().is_multiple_of(2) { HEAD } else { usize::MAX };
         let mut skb = HostSkb { linear, ..HostSkb::new(frame.to_vec(), IFINDEX) };
         let outcome = match program {
             Program::FromGuest => from_guest(&mut skb, &self.world),

@@ -2,6 +2,7 @@
 //! must be where the interface is.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use metadata_ebpf::abi::names;
 
@@ -39,16 +40,18 @@ impl Datapath {
     }
 }
 
-/// The interfaces that lack their program, for each of `all`. One that cannot be asked, as it is going, lacks nothing.
+/// The interfaces that lack their program, for each of `all` to which it comes until then. One that cannot be asked, as it is
+/// going, lacks nothing.
 ///
 /// # Errors
 /// No thread is to be had, or it may not enter namespaces.
-pub fn look_for(all: &[Expected]) -> Result<Vec<Vec<IfIndex>>, NetnsError> {
+pub fn look_for(all: &[Expected], until: Instant) -> Result<Vec<Vec<IfIndex>>, NetnsError> {
     let missing = |expected: &Expected| {
         let is_missing = |(_, name): &&(IfIndex, String)| {
             is_on(expected.program, names::FROM_GUEST, name).is_ok_and(|is_on| !is_on)
         };
         expected.interfaces.iter().filter(is_missing).map(|(index, _)| *index).collect()
     };
-    Netns::tour(all.iter().map(|expected| (&*expected.netns, expected)), missing)
+    let stops = all.iter().take_while(|_| Instant::now() < until);
+    Netns::tour(stops.map(|expected| (&*expected.netns, expected)), missing)
 }

@@ -21,10 +21,10 @@ use crate::ids::IfIndex;
 use crate::netlink::HookEvent;
 use crate::portal;
 
-/// How often links are looked for, and how many at once: a look takes some microseconds and the lock of all network
-/// configuration, so a host with more interfaces has them looked at in turns.
+/// How often links are looked for, and for how long at once. A look takes some microseconds, and the lock of all network
+/// configuration: while others hold that, as when many guests boot, fewer are looked at in a turn, and no guest waits for it.
 pub(super) const PATROL: Duration = Duration::from_millis(500);
-const PATROL_SIZE: usize = 500;
+const PATROL_TURN: Duration = Duration::from_millis(10);
 /// How often it is looked whether something is due.
 pub(super) const PUT_BACK: Duration = Duration::from_millis(50);
 /// How long whoever deleted a qdisc has for making another: libvirt runs some eight commands between, each a process that
@@ -96,21 +96,33 @@ impl Guests {
         if self.datapath.hook() != Hook::Tcx {
             return;
         }
+        if let Some(portal) = self.datapath.portal() {
+            self.look_for(portal);
+        }
+        let until = Instant::now() + PATROL_TURN;
         let after = self.lost.seen.map_or(Bound::Unbounded, Bound::Excluded);
-        let turn = self.attached.range((after, Bound::Unbounded)).take(PATROL_SIZE);
-        let turn: Vec<IfIndex> = turn.map(|(index, _)| *index).collect();
-        self.lost.seen = turn.last().copied().filter(|_| turn.len() == PATROL_SIZE);
-        for index in turn.into_iter().chain(self.datapath.portal()) {
-            match self.datapath.is_on(index, &self.name_of(index)) {
-                Ok(true) => {}
-                Ok(false) => {
-                    self.is_lost(index);
-                    let put_back = self.datapath.put_back(index, &self.name_of(index));
-                    self.tried(index, put_back.map_err(GuestsError::from));
-                }
-                // Of an interface that is going; the watch over links tells.
-                Err(error) => debug!(ifindex = %index, %error, "cannot look for the program"),
+        let turn: Vec<IfIndex> =
+            self.attached.range((after, Bound::Unbounded)).map(|(index, _)| *index).collect();
+        for index in turn {
+            if Instant::now() >= until {
+                return;
             }
+            self.look_for(index);
+            self.lost.seen = Some(index);
+        }
+        self.lost.seen = None;
+    }
+
+    fn look_for(&mut self, index: IfIndex) {
+        match self.datapath.is_on(index, &self.name_of(index)) {
+            Ok(true) => {}
+            Ok(false) => {
+                self.is_lost(index);
+                let put_back = self.datapath.put_back(index, &self.name_of(index));
+                self.tried(index, put_back.map_err(GuestsError::from));
+            }
+            // Of an interface that is going; the watch over links tells.
+            Err(error) => debug!(ifindex = %index, %error, "cannot look for the program"),
         }
     }
 

@@ -17,9 +17,9 @@ use crate::datapath::{self, Hook};
 use crate::ids::IfIndex;
 use crate::portal::HOST_END;
 
-/// How often programs are looked for, and in how many namespaces at once: it takes some microseconds for each.
+/// How often programs are looked for, and for how long at once.
 pub(super) const PATROL: Duration = Duration::from_millis(500);
-const PATROL_SIZE: usize = 500;
+const PATROL_TURN: Duration = Duration::from_millis(20);
 /// How long whoever deleted a qdisc has for making another before we do, which would be in its way.
 const GRACE: Duration = Duration::from_millis(400);
 
@@ -37,24 +37,24 @@ impl Missing {
     }
 }
 
-/// Looks for TCX links in the namespaces whose turn it is, after `seen`. Gives the names of those where some were put back or
-/// cannot be, and of the last one looked at unless it is the last one of all.
+/// Looks for TCX links in the namespaces whose turn it is, after `seen`. Gives the name of the last one looked at, unless it is
+/// the last one of all.
 pub(super) fn patrol(
     sites: &mut BTreeMap<Arc<str>, Site>,
     seen: Option<&Arc<str>>,
 ) -> Result<Option<Arc<str>>, SiteError> {
     let after = seen.map_or(Bound::Unbounded, Bound::Excluded);
-    let turn: Vec<_> = sites.range::<Arc<str>, _>((after, Bound::Unbounded)).take(PATROL_SIZE).collect();
-    let last = turn.last().filter(|_| turn.len() == PATROL_SIZE).map(|(name, _)| Arc::clone(name));
     let mut asked = Vec::new();
     let mut expected = Vec::new();
-    for (name, site) in turn {
+    for (name, site) in sites.range::<Arc<str>, _>((after, Bound::Unbounded)) {
         if let Some(of_site) = site.datapath.expected()? {
             asked.push(Arc::clone(name));
             expected.push(of_site);
         }
     }
-    for (name, missing) in asked.iter().zip(datapath::look_for(&expected)?) {
+    let found = datapath::look_for(&expected, Instant::now() + PATROL_TURN)?;
+    let last = if found.len() == asked.len() { None } else { asked[..found.len()].last().or(seen).cloned() };
+    for (name, missing) in asked.iter().zip(found) {
         let Some(site) = sites.get_mut(name).filter(|_| !missing.is_empty()) else { continue };
         for index in missing {
             site.is_missing(index);

@@ -3,8 +3,10 @@
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// How long the rig waits for anything before it gives up, unless a caller says otherwise.
-pub const PATIENCE: Duration = Duration::from_secs(10);
+/// How long the rig waits for anything before it gives up, unless a caller says otherwise. Generous, as a wait ends with
+/// what it waits for and only a failure takes all of it; and shorter than the minute after which a source looks again by
+/// itself, so that what is seen in time was noticed.
+pub const PATIENCE: Duration = Duration::from_secs(45);
 
 /// Asks `probe` until it has an answer. `None` once `deadline` has passed.
 #[must_use]

@@ -13,7 +13,7 @@ use metadata_tests::tenants::{ADDRESS, HOSTNAME};
 use metadata_tests::wait::PATIENCE;
 use metadata_tests::{Tenant, Tenants, privileged};
 
-/// Long enough for an answer, and shorter than the kernel's first retransmission of a SYN.
+/// How long it is waited for an answer that does not come: shorter than the kernel's first retransmission of a SYN.
 const UNANSWERED: Duration = Duration::from_millis(400);
 /// Not the guest's own.
 const FORGED_ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 9);
@@ -61,24 +61,25 @@ fn checked_by(source_check: &str) -> Tenants {
 }
 
 /// Gets the host name from another address than the guest's own.
-fn get_from_forged_address(guest: &Tenant) -> Result<String, ErrorKind> {
+fn get_from_forged_address(guest: &Tenant, patience: Duration) -> Result<String, ErrorKind> {
     guest.netns().ip(&format!("address add {FORGED_ADDRESS}/24 dev eth0"));
-    get_from(guest, (FORGED_ADDRESS, 0).into())
+    get_from(guest, (FORGED_ADDRESS, 0).into(), patience)
 }
 
 /// Gets the host name from another MAC address than the guest's own.
-fn get_from_forged_mac(guest: &Tenant) -> Result<String, ErrorKind> {
+fn get_from_forged_mac(guest: &Tenant, patience: Duration) -> Result<String, ErrorKind> {
     // A new address makes the kernel forget its neighbours.
     guest.netns().ip(&format!(
         "link set eth0 address {FORGED_MAC}\n\
          neighbour replace {} lladdr {} nud permanent dev eth0",
         guest.network.gateway, guest.network.gateway_mac
     ));
-    get_from(guest, (ADDRESS, 0).into())
+    get_from(guest, (ADDRESS, 0).into(), patience)
 }
 
-fn get_from(guest: &Tenant, source: SocketAddr) -> Result<String, ErrorKind> {
-    let connected = guest.dial(guest.metadata_ipv4(), Some(source), UNANSWERED);
+/// Gives up if it is not connected within `patience`.
+fn get_from(guest: &Tenant, source: SocketAddr, patience: Duration) -> Result<String, ErrorKind> {
+    let connected = guest.dial(guest.metadata_ipv4(), Some(source), patience);
     let mut connection = connected.map_err(|e| e.kind())?;
     connection.stream().set_read_timeout(Some(PATIENCE)).expect("be patient again");
     let answer = connection.request("GET", HOSTNAME, &[], b"").expect("an answer to who is connected");
@@ -93,7 +94,7 @@ fn a_forged_source_address_is_dropped_and_counted() {
     let tenants = Tenants::new();
     let Tenants { process, nova, red, blue, .. } = &tenants;
     let legacy = red.network.legacy();
-    assert_eq!(get_from_forged_address(red), Err(ErrorKind::TimedOut));
+    assert_eq!(get_from_forged_address(red, UNANSWERED), Err(ErrorKind::TimedOut));
     assert!(process.packets(Reason::ForgedAddress) >= 1);
     assert_eq!((nova.requests().len(), legacy.requests().len()), (0, 0));
     red.assert_served();
@@ -108,7 +109,7 @@ fn a_forged_source_mac_is_dropped_and_counted() {
     let tenants = Tenants::new();
     let Tenants { process, nova, red, blue, .. } = &tenants;
     let legacy = red.network.legacy();
-    assert_eq!(get_from_forged_mac(red), Err(ErrorKind::TimedOut));
+    assert_eq!(get_from_forged_mac(red, UNANSWERED), Err(ErrorKind::TimedOut));
     assert!(process.packets(Reason::ForgedMac) >= 1);
     assert_eq!((nova.requests().len(), legacy.requests().len()), (0, 0));
     blue.assert_served();
@@ -121,10 +122,10 @@ fn where_only_macs_are_checked_another_address_is_served_as_the_same_guest() {
     }
     let tenants = checked_by("mac");
     let Tenants { process, nova, red, .. } = &tenants;
-    assert_eq!(get_from_forged_address(red), Ok(red.hostname()));
+    assert_eq!(get_from_forged_address(red, PATIENCE), Ok(red.hostname()));
     // Nova is told the port's address, whatever the guest made of it.
     assert_eq!(nova.requests()[0].header("x-forwarded-for").as_deref(), Some("10.0.0.5"));
-    assert_eq!(get_from_forged_mac(red), Err(ErrorKind::TimedOut));
+    assert_eq!(get_from_forged_mac(red, UNANSWERED), Err(ErrorKind::TimedOut));
     assert_eq!(process.packets(Reason::ForgedAddress), 0);
     assert!(process.packets(Reason::ForgedMac) >= 1);
 }
@@ -136,8 +137,8 @@ fn where_nothing_is_checked_a_guest_is_still_who_its_interface_says() {
     }
     let tenants = checked_by("off");
     let Tenants { process, red, blue, .. } = &tenants;
-    assert_eq!(get_from_forged_address(red), Ok(red.hostname()));
-    assert_eq!(get_from_forged_mac(red), Ok(red.hostname()));
+    assert_eq!(get_from_forged_address(red, PATIENCE), Ok(red.hostname()));
+    assert_eq!(get_from_forged_mac(red, PATIENCE), Ok(red.hostname()));
     let forged = process.packets(Reason::ForgedAddress) + process.packets(Reason::ForgedMac);
     assert_eq!(forged, 0);
     blue.assert_served();

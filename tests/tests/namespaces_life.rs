@@ -175,7 +175,7 @@ fn many_namespaces_are_served_in_time() {
     let status = fs::read_to_string(format!("/proc/{}/status", process.pid())).expect("the agent lives");
     let resident = status.lines().find(|line| line.starts_with("VmRSS")).unwrap_or_default();
     println!("{count} namespaces: ready after {took:?}, {resident}");
-    assert!(took < Duration::from_secs(30) * count.max(100) / 100, "{took:?}");
+    assert!(took < Duration::from_mins(2) * count.max(100) / 100, "{took:?}");
     assert_eq!(process.stop().code(), Some(0));
     drop(routers);
 }

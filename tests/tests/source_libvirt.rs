@@ -4,16 +4,13 @@
 
 use std::fs;
 use std::net::Ipv4Addr;
-use std::time::Duration;
 
 use metadata_agent::ids::NetworkId;
 use metadata_tests::libvirt::{Libvirt, NovaMetadata};
-use metadata_tests::wait;
+use metadata_tests::wait::{self, PATIENCE};
 use metadata_tests::{AgentProcess, Host, NovaStandIn, Port, privileged};
 use serde_json::Value;
 
-/// The longest pause that the agent makes by itself is one of eight seconds; the rest is for a machine that is slow.
-const PATIENCE: Duration = Duration::from_secs(45);
 /// A host whose agent has nothing but libvirt to learn from.
 struct World {
     process: AgentProcess,

@@ -9,13 +9,12 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
-use std::time::Duration;
 
 use metadata_agent::ids::InstanceId;
 use metadata_tests::nova::Instance;
 use metadata_tests::ovsdb::server::Server;
 use metadata_tests::pki::Pair;
-use metadata_tests::wait;
+use metadata_tests::wait::{self, PATIENCE};
 use metadata_tests::{
     Agent, AgentProcess, Guest, Host, Network, NovaStandIn, Ovsdb, Pki, Plug, Port, Southbound, privileged,
 };
@@ -23,8 +22,6 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 use uuid::Uuid;
 
-/// The longest pause that the agent makes by itself is one of eight seconds; the rest is for a machine that is slow.
-const PATIENCE: Duration = Duration::from_secs(45);
 const HOSTNAME: &str = "/latest/meta-data/hostname";
 const READY: &str = "metadata_source_ready{source=\"ovn_southbound\"}";
 

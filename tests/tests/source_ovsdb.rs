@@ -6,18 +6,15 @@ use std::fs;
 use std::io::{Read as _, Write as _};
 use std::os::unix::net::UnixListener;
 use std::thread;
-use std::time::Duration;
 
 use metadata_agent::ids::{InstanceId, MacAddress, NetworkId, PortId, VlanId};
 use metadata_tests::nova::Instance;
-use metadata_tests::wait;
+use metadata_tests::wait::{self, PATIENCE};
 use metadata_tests::{
     Agent, AgentProcess, Guest, Host, Network, NovaStandIn, Ovsdb, Plug, Port, Subport, privileged,
 };
 use serde_json::Value;
 
-/// The longest pause that the agent makes by itself is one of eight seconds; the rest is for a machine that is slow.
-const PATIENCE: Duration = Duration::from_secs(45);
 const HOSTNAME: &str = "/latest/meta-data/hostname";
 const READY: &str = "metadata_source_ready{source=\"ovsdb\"}";
 const FAULTS: &str = "metadata_source_faults{source=\"ovsdb\"}";
@@ -322,7 +319,7 @@ fn a_server_of_garbage_is_a_fault_and_hinders_no_other_source() {
         for answer in ["HTTP/1.1 400 Bad Request\r\n\r\n", "{\"id\": 1, \"result\": [\"Open_vSw", "{\"id\":}"]
         {
             let (mut stream, _) = listener.accept().expect("the agent comes");
-            stream.set_read_timeout(Some(Duration::from_secs(10))).expect("a deadline");
+            stream.set_read_timeout(Some(PATIENCE)).expect("a deadline");
             assert!(stream.read(&mut [0; 1024]).expect("its request") > 0);
             stream.write_all(answer.as_bytes()).expect("answer it");
         }

@@ -2,22 +2,17 @@
 
 #![expect(clippy::panic, reason = "helpers of tests fail the test")]
 
-use std::time::Duration;
-
 use metadata_agent::ids::{InstanceId, MacAddress};
 use metadata_tests::nova::Instance;
 use metadata_tests::vswitch::Vswitch;
-use metadata_tests::{
-    Agent, AgentProcess, Guest, Host, Network, NovaStandIn, Port, domain, privileged, wait,
-};
+use metadata_tests::wait::{self, PATIENCE};
+use metadata_tests::{Agent, AgentProcess, Guest, Host, Network, NovaStandIn, Port, domain, privileged};
 use nix::net::if_::if_nametoindex;
 use serde_json::Value;
 use uuid::Uuid;
 
 /// It bears the instance's id.
 const DOCUMENT: &str = "/openstack/latest/meta_data.json";
-/// Both the agent and the switch follow at once; the rest is for a machine that is slow.
-const PATIENCE: Duration = Duration::from_secs(45);
 
 /// A host whose agent knows instances from the switch, and their projects from libvirt.
 struct World {

@@ -24,7 +24,7 @@ pub const SIGNATURE: &str = "8030f3b14d8b9256158b93785c622be3b4c20daf8bbc1deacd3
 
 /// Fails a test that hangs.
 pub async fn soon<F: Future>(what: &str, future: F) -> F::Output {
-    let Ok(output) = tokio::time::timeout(Duration::from_secs(20), future).await else {
+    let Ok(output) = tokio::time::timeout(Duration::from_mins(1), future).await else {
         panic!("{what} took too long")
     };
     output

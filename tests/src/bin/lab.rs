@@ -24,7 +24,7 @@ const GUESTS: [(&str, &str, [u8; 4]); 4] = [
     ("blue", "blue-2", [10, 0, 0, 6]),
 ];
 const DOCUMENT: &str = "/openstack/latest/meta_data.json";
-const READY_WITHIN: Duration = Duration::from_secs(30);
+const READY_WITHIN: Duration = Duration::from_mins(1);
 
 /// Runs the metadata agent on a hypervisor made of network namespaces until Ctrl-C.
 #[derive(Parser)]

@@ -10,7 +10,7 @@ use crate::topology::Host;
 use crate::wait;
 
 /// How long a call may take, and how long a service may be busy. Each call makes a token and has it checked.
-const PATIENCE: Duration = Duration::from_mins(1);
+const PATIENCE: Duration = Duration::from_mins(3);
 
 /// What an API answers.
 pub(super) struct Answer {

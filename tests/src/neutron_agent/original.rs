@@ -20,7 +20,7 @@ use crate::wait;
 const PYTHON: &str = "/usr/bin/python3";
 const SCRIPT: &str = include_str!("original.py");
 /// It imports half of OpenStack.
-const START: Duration = Duration::from_mins(1);
+const START: Duration = Duration::from_mins(3);
 
 /// A running metadata agent of Neutron's.
 #[derive(Debug)]

@@ -22,7 +22,7 @@ const SCRIPT: &str = include_str!("ovn.py");
 const SCRIPT_OF_TODAY: &str = include_str!("ovn_current.py");
 const NEUTRON_OF_TODAY: &str = "neutron==29.0.0";
 /// It imports half of OpenStack.
-const START: Duration = Duration::from_mins(1);
+const START: Duration = Duration::from_mins(3);
 
 /// Which one.
 #[derive(Clone, Debug)]

@@ -14,7 +14,7 @@ use nix::unistd::Pid;
 use crate::wait;
 
 /// How long a server may take to listen: most of them read some thousand Python modules.
-const START: Duration = Duration::from_mins(2);
+const START: Duration = Duration::from_mins(4);
 /// What is shown of a log.
 const LAST_LINES: usize = 40;
 

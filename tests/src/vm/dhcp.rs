@@ -12,7 +12,7 @@ use crate::netns::Netns;
 use crate::port::Port;
 use crate::topology::Network;
 
-const START: Duration = Duration::from_secs(20);
+const START: Duration = Duration::from_mins(1);
 
 /// A running DHCP server. Dropped, it is killed.
 pub struct Dhcp {

@@ -11,9 +11,9 @@ use super::qemu::{Machine, Nic, Offloads, Qemu};
 use crate::port::Port;
 use crate::topology::{Network, NextHop};
 
-const BOOT: Duration = Duration::from_mins(1);
+const BOOT: Duration = Duration::from_mins(3);
 /// Above the limit that `tests/vm/fetch` sets itself, so that its own words come first.
-const TASK: Duration = Duration::from_secs(90);
+const TASK: Duration = Duration::from_mins(4);
 
 /// `VIRTIO_NET_F_CSUM`, `_GUEST_CSUM`, `_GUEST_TSO4`, `_HOST_TSO4` (virtio 1.1, 5.1.3).
 const OFFLOAD_BITS: [usize; 4] = [0, 1, 7, 11];

@@ -18,7 +18,7 @@ use crate::presence::{Need, Present};
 use crate::sources::SourceState;
 use cloud::Cloud;
 
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_mins(1);
 const HOST: &str = "hypervisor-1";
 const NETWORK: NetworkId = NetworkId::new(Uuid::from_u128(7));
 

@@ -11,7 +11,7 @@ use super::*;
 use crate::ovsdb::Framer;
 use crate::presence::{Need, Present};
 
-const PATIENCE: Duration = Duration::from_secs(10);
+const PATIENCE: Duration = Duration::from_mins(1);
 const ONE: &str = "11111111-77c1-4e55-9d0c-2b6f4f1f0a01";
 const TWO: &str = "22222222-77c1-4e55-9d0c-2b6f4f1f0a02";
 const INSTANCE: &str = "7d3c6e2e-5e0b-4f0e-8a44-0d4e6c7b1f10";

@@ -13,7 +13,7 @@ use super::*;
 use crate::ovsdb::{FIRST_PAUSE, Framer};
 use uuid::Uuid;
 
-const PATIENCE: Duration = Duration::from_secs(10);
+const PATIENCE: Duration = Duration::from_mins(1);
 const ROW: Uuid = Uuid::from_u128(1);
 const INSTANCE: &str = "7d3c6e2e-5e0b-4f0e-8a44-0d4e6c7b1f10";
 

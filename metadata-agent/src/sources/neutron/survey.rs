@@ -164,12 +164,10 @@ impl Survey {
             self.host = self.host.map(|at| at.min(now + GATHER));
         }
         let mut gone = Vec::new();
+        let there: BTreeMap<IfIndex, &Present> = presence.iter().map(|one| (one.index, one)).collect();
         let is_there = |interface: &Interface| {
-            let same = |one: &Present| {
-                let was = &interface.present;
-                (one.index, &one.device, one.mac) == (was.index, &was.device, was.mac)
-            };
-            presence.iter().any(same)
+            let was = &interface.present;
+            there.get(&was.index).is_some_and(|one| (&one.device, one.mac) == (&was.device, was.mac))
         };
         for (_, interface) in self.interfaces.extract_if(.., |_, interface| !is_there(interface)) {
             gone.extend(interface.said.into_keys());

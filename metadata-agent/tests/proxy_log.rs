@@ -1,4 +1,4 @@
-//! The shared secret is in no log, however much is logged.
+//! What the log tells: the shared secret never, however much is logged, and why Nova cannot be asked.
 //!
 //! A program of its own: tracing caches for the whole process who listens, so tests without a subscriber would
 //! silence this one.
@@ -12,14 +12,20 @@
 #[expect(dead_code, reason = "one of its Novas and guests is enough here")]
 #[path = "proxy/rig.rs"]
 mod rig;
+#[expect(dead_code, reason = "one Nova is enough here")]
+#[path = "proxy/tls_nova.rs"]
+mod tls_nova;
 
 use std::io;
 use std::sync::{Arc, Mutex};
 
 use tracing_subscriber::fmt::MakeWriter;
 
-use metadata_agent::proxy::ProxyConfig;
+use metadata_agent::proxy::{Endpoint, ProxyConfig, Scheme, TlsConfig, UpstreamConfig};
 use rig::*;
+use tempfile::TempDir;
+use tls_nova::{Authority, Files, PAST, TlsNova};
+use tracing::subscriber::DefaultGuard;
 
 #[derive(Clone, Default)]
 struct Log(Arc<Mutex<Vec<u8>>>);
@@ -43,15 +49,26 @@ impl<'a> MakeWriter<'a> for Log {
     }
 }
 
+impl Log {
+    /// All that is logged from now on, as long as the guard lives.
+    fn begin() -> (Self, DefaultGuard) {
+        let log = Self::default();
+        let subscriber = tracing_subscriber::fmt()
+            .with_max_level(tracing::Level::TRACE)
+            .with_ansi(false)
+            .with_writer(log.clone())
+            .finish();
+        (log, tracing::subscriber::set_default(subscriber))
+    }
+
+    fn text(&self) -> String {
+        String::from_utf8(self.0.lock().unwrap().clone()).unwrap()
+    }
+}
+
 #[tokio::test]
 async fn a_trace_log_holds_the_access_line_and_no_secret() {
-    let log = Log::default();
-    let subscriber = tracing_subscriber::fmt()
-        .with_max_level(tracing::Level::TRACE)
-        .with_ansi(false)
-        .with_writer(log.clone())
-        .finish();
-    let _here = tracing::subscriber::set_default(subscriber);
+    let (log, _here) = Log::begin();
 
     let nova = Nova::saying(OK).await;
     let agent = Agent::before(&nova).await;
@@ -59,7 +76,7 @@ async fn a_trace_log_holds_the_access_line_and_no_secret() {
     let agent = Agent::with(ProxyConfig::default(), upstream(closed_port().await), Desk::with(known())).await;
     assert_status(&agent.ask(GET).await, 503);
 
-    let text = String::from_utf8(log.0.lock().unwrap().clone()).unwrap();
+    let text = log.text();
     let access = text.lines().find(|line| line.contains(" access: ")).expect("an access line");
     for field in [
         "method=GET",
@@ -74,4 +91,23 @@ async fn a_trace_log_holds_the_access_line_and_no_secret() {
     }
     // The word itself, not as part of `metadata_proxy_shared_secret`; nor the signature, which is as good.
     assert!(!text.contains("secret") && !text.contains(SIGNATURE), "{text}");
+}
+
+#[tokio::test]
+async fn a_certificate_of_novas_that_has_expired_is_named() {
+    let (log, _here) = Log::begin();
+    let files = Files(TempDir::new().unwrap());
+    let authority = Authority::new();
+    let nova = TlsNova::start(authority.server("localhost", PAST, None)).await;
+    let endpoint = Endpoint::new(Scheme::Https, "localhost", nova.nova.port).unwrap();
+    let tls = TlsConfig { authorities: Some(files.put("ca.pem", &authority.pem)), ..TlsConfig::default() };
+    let upstream = UpstreamConfig { tls, ..UpstreamConfig::new(vec![endpoint]) };
+    let agent = Agent::with(ProxyConfig::default(), upstream, Desk::with(known())).await;
+    for _ in 0..3 {
+        assert_status(&agent.ask(GET).await, 503);
+    }
+    let text = log.text();
+    let warnings: Vec<_> = text.lines().filter(|line| line.contains(" WARN ")).collect();
+    let [warning] = &warnings[..] else { panic!("one warning: {warnings:?}") };
+    assert!(warning.contains("invalid peer certificate: Expired"), "{warning}");
 }

@@ -16,4 +16,5 @@ mod rate;
 mod rig;
 mod rotation;
 mod tls;
+mod tls_nova;
 mod upstream;

@@ -10,7 +10,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 
 use crate::rig::*;
-use crate::tls::{Authority, Files, tls_nova};
+use crate::tls_nova::{Authority, Files, PAST, TlsNova, tls_nova};
 
 const VERSIONS: &str = "HTTP/1.1 200 OK\r\nContent-Length: 18\r\n\r\n1.0\n2007\nlatest\n\n\n";
 
@@ -81,6 +81,8 @@ async fn each_fault_of_tls_is_named() {
     assert_eq!(of(unknown, &ours).await, TlsFault::UnknownAuthority);
     let misnamed = tls_nova(&authority, "other.example", None).await;
     assert_eq!(of(misnamed, &ours).await, TlsFault::OtherName);
+    let expired = TlsNova::start(authority.server("localhost", PAST, None)).await;
+    assert_eq!(of(expired.nova.port, &ours).await, TlsFault::OutOfDate);
     let asking = tls_nova(&authority, "localhost", Some(&authority)).await;
     assert_eq!(of(asking, &ours).await, TlsFault::OurCertificate);
     assert_eq!(of(asking, &TlsConfig { identity, ..ours.clone() }).await, TlsFault::OurCertificate);

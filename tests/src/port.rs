@@ -3,6 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr};
 
 use metadata_agent::ids::{InstanceId, MacAddress, NetworkId, PortId, ProjectId, VlanId};
+use metadata_agent::inventory::AddressPrefix;
 use serde::Serialize;
 use uuid::Uuid;
 
@@ -24,6 +25,9 @@ pub struct Port {
     pub mac: MacAddress,
     /// The guest's addresses.
     pub fixed_ips: Vec<IpAddr>,
+    /// The addresses that it may have besides (allowed-address-pairs).
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub allowed_addresses: Vec<AddressPrefix>,
     /// The other ports of the trunk whose parent it is.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub subports: Vec<Subport>,
@@ -71,6 +75,7 @@ impl Port {
             network,
             mac: MacAddress([0xfa, 0x16, 0x3e, a, b, c]),
             fixed_ips: vec![address.into()],
+            allowed_addresses: Vec::new(),
             subports: Vec::new(),
         }
     }

@@ -10,8 +10,8 @@ use metadata_agent::ids::MacAddress;
 use metadata_ebpf::reason::Reason;
 use metadata_tests::nova::{SECRET, signature};
 use metadata_tests::tenants::{ADDRESS, HOSTNAME};
-use metadata_tests::wait::PATIENCE;
-use metadata_tests::{Tenant, Tenants, privileged};
+use metadata_tests::wait::{self, PATIENCE};
+use metadata_tests::{Port, Tenant, Tenants, privileged};
 
 /// How long it is waited for an answer that does not come: shorter than the kernel's first retransmission of a SYN.
 const UNANSWERED: Duration = Duration::from_millis(400);
@@ -97,6 +97,42 @@ fn a_forged_source_address_is_dropped_and_counted() {
     assert_eq!(get_from_forged_address(red, UNANSWERED), Err(ErrorKind::TimedOut));
     assert!(process.packets(Reason::ForgedAddress) >= 1);
     assert_eq!((nova.requests().len(), legacy.requests().len()), (0, 0));
+    red.assert_served();
+    blue.assert_served();
+}
+
+#[test]
+fn every_address_within_an_allowed_prefix_is_a_guests_own_and_its_neighbours_are_not() {
+    if !privileged() {
+        return;
+    }
+    let tenants = Tenants::with(|installer, red, blue| {
+        let allowed_addresses = vec!["10.0.0.96/28".parse().expect("a prefix")];
+        installer.port(&Port { allowed_addresses, ..red.port.clone() }).port(&blue.port)
+    });
+    let Tenants { process, agent, nova, red, blue, .. } = &tenants;
+    let [below, first, last, above] = [95, 96, 111, 112].map(|octet| Ipv4Addr::new(10, 0, 0, octet));
+    for guest in [red, blue] {
+        for address in [below, first, last, above] {
+            guest.netns().ip(&format!("address add {address}/24 dev eth0"));
+        }
+    }
+    let get = |guest, address: Ipv4Addr, patience| get_from(guest, (address, 0).into(), patience);
+    for address in [first, last] {
+        assert_eq!(get(red, address, PATIENCE), Ok(red.hostname()), "{address}");
+    }
+    assert_eq!(process.packets(Reason::ForgedAddress), 0);
+    for (guest, address) in [(red, below), (red, above), (blue, first), (blue, last)] {
+        let forged = process.packets(Reason::ForgedAddress);
+        assert_eq!(get(guest, address, UNANSWERED), Err(ErrorKind::TimedOut), "{address}");
+        assert!(process.packets(Reason::ForgedAddress) > forged, "{address}");
+    }
+    let asked = nova.requests();
+    assert_eq!(asked.len(), 2);
+    assert!(asked.iter().all(|request| request.header("x-forwarded-for").as_deref() == Some("10.0.0.5")));
+
+    agent.set_ports([&red.port, &blue.port]);
+    wait::until("it is allowed no more", PATIENCE, || get(red, first, UNANSWERED).is_err().then_some(()));
     red.assert_served();
     blue.assert_served();
 }

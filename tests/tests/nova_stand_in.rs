@@ -65,6 +65,7 @@ fn recorded_instance() -> Instance {
         network: "71aa4019-943c-4df1-ad1d-460c7818897d".parse().expect("a network id"),
         mac: "fa:16:3e:01:00:00".parse().expect("a MAC address"),
         fixed_ips: vec![Ipv4Addr::new(10, 0, 0, 10).into()],
+        allowed_addresses: Vec::new(),
         subports: Vec::new(),
     };
     let key = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIPeerLabPeerLabPeerLabPeerLabPeerLabPeerLabPe peer@lab";

@@ -2,18 +2,19 @@
 //! conditional monitor.
 //!
 //! A [`Session`] is one conversation with one server, over a unix socket, TCP or TLS; a [`Replica`] is the copy of what it
-//! monitors. Which rows are wanted, what they mean, and when to come back after a conversation ended, is its user's
-//! business; [`Backoff`] tells how long to wait.
+//! monitors. Which rows are wanted, and what they mean, is its user's business: a [`Reader`], which [`follow`] leads from
+//! server to server.
 
 mod backoff;
+mod follow;
 mod framing;
 mod replica;
 mod session;
 mod tls;
 
-pub use backoff::Backoff;
 #[cfg(test)]
 pub(crate) use backoff::FIRST_PAUSE;
+pub(crate) use follow::{End, NobodyListens, Reader, follow};
 pub use framing::FramingError;
 pub use replica::UpdateError;
 pub(crate) use replica::{

@@ -29,7 +29,7 @@
 mod bindings;
 mod member;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::convert::Infallible;
 use std::future::{Future, pending};
 use std::pin::pin;
@@ -37,16 +37,17 @@ use std::time::Duration;
 
 use serde_json::Value;
 use tokio::sync::{mpsc, watch};
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
-use uuid::Uuid;
 
 use super::Reporter;
-use super::rows::{NobodyListens, Rows};
+use super::rows::Rows;
 use crate::config::{Config, OvsdbRemote};
 use crate::ids::PortId;
 use crate::inventory::{Event, SourceKind};
-use crate::ovsdb::{Backoff, Dial, Form, News, Session, SessionError, TlsFiles, shape};
+use crate::ovsdb::{
+    Dial, End, Form, News, NobodyListens, Reader, Session, SessionError, TlsFiles, follow, shape,
+};
 use crate::presence::Presence;
 use bindings::{Bindings, DATABASE, MONITOR};
 use member::{Clusters, Member};
@@ -97,9 +98,8 @@ impl Access {
         let mut answers = Vec::new();
         let nobody = BTreeSet::new();
         for server in &self.servers {
-            let asked = timeout(self.patience, Conversation::begin(server, &dial, &nobody)).await;
-            let answer = asked.unwrap_or(Err(SessionError::Late { limit: self.patience }));
-            let answer = answer.and_then(|told| Clusters::default().admit(&told.member));
+            let asked = dial.in_time(Conversation::begin(server, &dial, &nobody)).await;
+            let answer = asked.and_then(|told| Clusters::default().admit(&told.member));
             answers.push((server.clone(), answer));
         }
         answers
@@ -126,26 +126,19 @@ pub async fn run(
     let source = Source {
         dial: access.dial(),
         present,
-        reporter,
-        ready: false,
-        lost: BTreeMap::new(),
         clusters: Clusters::default(),
         bindings: Bindings::new(),
         answered: BTreeSet::new(),
-        rows: Rows::new(SourceKind::OvnSouthbound, events),
+        rows: Rows::new(SourceKind::OvnSouthbound, events, reporter),
     };
     // Nothing is lost by stopping anywhere: the next start reads all rows.
-    let follow = Box::pin(source.follow(&access.servers, access.longest_pause.min(LONGEST_PAUSE)));
-    let _stopped = cancel.run_until_cancelled_owned(follow).await;
+    let reading = Box::pin(follow(source, &access.servers, access.longest_pause.min(LONGEST_PAUSE)));
+    let _stopped = cancel.run_until_cancelled_owned(reading).await;
 }
 
 struct Source {
     dial: Dial,
     present: watch::Receiver<Presence>,
-    reporter: Reporter,
-    ready: bool,
-    /// What is wrong with servers, as long as none does.
-    lost: BTreeMap<String, String>,
     clusters: Clusters,
     /// As the present server told it, or the last one.
     bindings: Bindings,
@@ -154,65 +147,12 @@ struct Source {
     rows: Rows<RowError>,
 }
 
-/// Why a conversation ended.
-enum End {
-    Lost(SessionError),
-    NobodyListens,
-}
-
-impl<E: Into<SessionError>> From<E> for End {
-    fn from(error: E) -> Self {
-        Self::Lost(error.into())
-    }
-}
-
-impl From<NobodyListens> for End {
-    fn from(_: NobodyListens) -> Self {
-        Self::NobodyListens
-    }
-}
-
-impl Source {
-    async fn follow(
-        mut self,
-        servers: &[OvsdbRemote],
-        longest_pause: Duration,
-    ) -> Result<Infallible, NobodyListens> {
-        let [chance, ..] = *Uuid::new_v4().as_bytes();
-        let mut backoff = Backoff::new(longest_pause);
-        let mut tried = 0;
-        loop {
-            for server in servers.iter().cycle().skip(usize::from(chance) % servers.len().max(1)) {
-                let begin = Instant::now();
-                let error = match self.converse(server).await {
-                    End::Lost(error) => error,
-                    End::NobodyListens => return Err(NobodyListens),
-                };
-                self.lost.insert(server.to_string(), error.to_string());
-                self.report();
-                tried = if backoff.held(begin.elapsed()) { 1 } else { tried + 1 };
-                if tried >= servers.len() {
-                    tried = 0;
-                    self.meanwhile(sleep(backoff.pause())).await?;
-                }
-            }
-            // Only without any server.
-            pending::<()>().await;
-        }
-    }
-
-    async fn converse(&mut self, server: &OvsdbRemote) -> End {
-        let Err(end) = self.keep_in_step(server).await;
-        end
-    }
-
-    async fn keep_in_step(&mut self, server: &OvsdbRemote) -> Result<Infallible, End> {
+impl Reader for Source {
+    async fn converse(&mut self, server: &OvsdbRemote) -> Result<Infallible, End> {
         let (dial, mut asked) = (self.dial.clone(), ports(&self.present.borrow_and_update()));
         self.keep_only(&asked).await?;
-        let begin = timeout(dial.patience, Conversation::begin(server, &dial, &asked));
-        let late = Err(SessionError::Late { limit: dial.patience });
-        let conversation = self.meanwhile(begin).await?.unwrap_or(late)?;
-        let Conversation { mut session, mut member, rows } = conversation;
+        let begin = dial.in_time(Conversation::begin(server, &dial, &asked));
+        let Conversation { mut session, mut member, rows } = self.meanwhile(begin).await??;
         self.clusters.admit(&member)?;
 
         let mut bindings = Bindings::new();
@@ -220,12 +160,11 @@ impl Source {
         drop(rows);
         self.bindings = bindings;
         self.answered = ports(&self.present.borrow_and_update());
-        self.ready = true;
-        self.lost.clear();
+        self.rows.found();
         let mut change = None;
         loop {
             self.rows.become_all(self.bindings.read(&self.answered)).await?;
-            self.report();
+            self.rows.report();
             if change.is_none() && asked != self.answered {
                 asked.clone_from(&self.answered);
                 change = Some(session.change(MONITOR, &bindings::clauses(&asked)));
@@ -259,6 +198,16 @@ impl Source {
         }
     }
 
+    fn lose(&mut self, server: &OvsdbRemote, error: &SessionError) {
+        self.rows.lose(server, error);
+    }
+
+    async fn rest(&mut self, pause: Duration) -> Result<(), NobodyListens> {
+        self.meanwhile(sleep(pause)).await
+    }
+}
+
+impl Source {
     /// Does something that takes time while there is no server, and lets go the rows of ports that leave.
     async fn meanwhile<T>(&mut self, work: impl Future<Output = T>) -> Result<T, NobodyListens> {
         let mut work = pin!(work);
@@ -275,12 +224,8 @@ impl Source {
     async fn keep_only(&mut self, ports: &BTreeSet<PortId>) -> Result<(), NobodyListens> {
         self.answered.retain(|port| ports.contains(port));
         self.rows.become_all(self.bindings.read(&self.answered)).await?;
-        self.report();
+        self.rows.report();
         Ok(())
-    }
-
-    fn report(&self) {
-        self.rows.report(&self.reporter, self.ready, self.lost.clone());
     }
 }
 

@@ -21,19 +21,21 @@
 mod interfaces;
 mod trunks;
 
-use std::collections::BTreeMap;
+use std::convert::Infallible;
 use std::path::Path;
 use std::time::Duration;
 
 use tokio::sync::mpsc;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
 use super::Reporter;
-use super::rows::{NobodyListens, Rows};
+use super::rows::Rows;
 use crate::config::{Config, OvsdbRemote};
 use crate::inventory::{Event, SourceKind};
-use crate::ovsdb::{Backoff, Dial, Monitor, News, Session, SessionError, TlsFiles, shape};
+use crate::ovsdb::{
+    Dial, End, Monitor, News, NobodyListens, Reader, Session, SessionError, TlsFiles, follow, shape,
+};
 use interfaces::{Interfaces, TABLES};
 
 pub use interfaces::RowError;
@@ -86,8 +88,7 @@ impl Access {
         let remote = self.connection.clone().or_else(usual)?;
         let dial = self.dial();
         let asked = async { Session::open(&remote, &dial).await?.expect_database(DATABASE, DATABASE).await };
-        let late = Err(SessionError::Late { limit: self.patience });
-        let answer = timeout(self.patience, asked).await.unwrap_or(late);
+        let answer = dial.in_time(asked).await;
         Some((remote, answer.map(|_there| ())))
     }
 
@@ -103,10 +104,28 @@ impl Access {
 
 /// Sends what the database says, until cancelled or until nobody listens.
 pub async fn run(access: Access, events: mpsc::Sender<Event>, reporter: Reporter, cancel: CancellationToken) {
-    let rows = Rows::new(SourceKind::Ovsdb, events);
-    let source = Source { dial: access.dial(), reporter, ready: false, rows };
+    let rows = Rows::new(SourceKind::Ovsdb, events, reporter);
+    let dial = access.dial();
+    let reading = async {
+        let server = match access.connection {
+            Some(server) => server,
+            None => look_for_usual(&rows).await,
+        };
+        follow(Source { dial, rows }, &[server], LONGEST_PAUSE).await
+    };
     // Nothing is lost by stopping anywhere: the next start reads all rows.
-    let _stopped = cancel.run_until_cancelled_owned(source.follow(access.connection)).await;
+    let _stopped = cancel.run_until_cancelled_owned(reading).await;
+}
+
+/// The first of the usual servers that is there. One that goes again will be back.
+async fn look_for_usual(rows: &Rows<RowError>) -> OvsdbRemote {
+    loop {
+        if let Some(server) = usual() {
+            return server;
+        }
+        rows.report_no_server();
+        sleep(LOOK_AGAIN).await;
+    }
 }
 
 fn usual() -> Option<OvsdbRemote> {
@@ -116,70 +135,25 @@ fn usual() -> Option<OvsdbRemote> {
 
 struct Source {
     dial: Dial,
-    reporter: Reporter,
-    ready: bool,
     rows: Rows<RowError>,
 }
 
-/// Why a conversation ended.
-enum End {
-    Lost(SessionError),
-    NobodyListens,
-}
-
-impl<E: Into<SessionError>> From<E> for End {
-    fn from(error: E) -> Self {
-        Self::Lost(error.into())
-    }
-}
-
-impl From<NobodyListens> for End {
-    fn from(_: NobodyListens) -> Self {
-        Self::NobodyListens
-    }
-}
-
-impl Source {
-    async fn follow(mut self, connection: Option<OvsdbRemote>) -> Option<()> {
-        let mut known = connection;
-        let mut backoff = Backoff::new(LONGEST_PAUSE);
-        loop {
-            // A socket that was there and is gone is that of a server that will be back.
-            known = known.or_else(usual);
-            let Some(remote) = &known else {
-                self.reporter.report(true, 0, 0, BTreeMap::new());
-                sleep(LOOK_AGAIN).await;
-                continue;
-            };
-            let begin = Instant::now();
-            let End::Lost(error) = self.converse(remote).await else { return None };
-            backoff.held(begin.elapsed());
-            self.rows.report(&self.reporter, self.ready, [(remote.to_string(), error.to_string())]);
-            sleep(backoff.pause()).await;
-        }
-    }
-
-    async fn converse(&mut self, remote: &OvsdbRemote) -> End {
-        let Err(end) = self.keep_in_step(remote).await;
-        end
-    }
-
-    async fn keep_in_step(&mut self, remote: &OvsdbRemote) -> Result<std::convert::Infallible, End> {
+impl Reader for Source {
+    async fn converse(&mut self, server: &OvsdbRemote) -> Result<Infallible, End> {
         let begin = async {
-            let mut session = Session::open(remote, &self.dial).await?;
+            let mut session = Session::open(server, &self.dial).await?;
             session.expect_database(DATABASE, DATABASE).await?;
             let (form, rows) = session.monitor(MONITOR).await?;
-            Ok::<_, SessionError>((session, form, rows))
+            Ok((session, form, rows))
         };
-        let late = SessionError::Late { limit: self.dial.patience };
-        let (mut session, form, rows) = timeout(self.dial.patience, begin).await.unwrap_or(Err(late))?;
+        let (mut session, form, rows) = self.dial.in_time(begin).await?;
 
         let mut interfaces = Interfaces::new();
         self.rows.become_all(interfaces.apply(form, &rows)?).await?;
         drop(rows);
-        self.ready = true;
+        self.rows.found();
         loop {
-            self.rows.report(&self.reporter, self.ready, []);
+            self.rows.report();
             match session.next().await? {
                 News::Update { monitor, form, rows } if monitor == MONITOR.id => {
                     self.rows.tell(interfaces.apply(form, &rows)?).await?;
@@ -190,6 +164,15 @@ impl Source {
                 News::Answer { .. } => {}
             }
         }
+    }
+
+    fn lose(&mut self, server: &OvsdbRemote, error: &SessionError) {
+        self.rows.lose(server, error);
+    }
+
+    async fn rest(&mut self, pause: Duration) -> Result<(), NobodyListens> {
+        sleep(pause).await;
+        Ok(())
     }
 }
 

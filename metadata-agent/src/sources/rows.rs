@@ -1,4 +1,4 @@
-//! What a source has made of each row of a database, and how news of rows become events.
+//! What a source has made of each row of a database, how news of rows become events, and what the source says of itself.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
@@ -6,7 +6,9 @@ use tokio::sync::mpsc;
 use uuid::Uuid;
 
 use super::Reporter;
+use crate::config::OvsdbRemote;
 use crate::inventory::{Event, Facts, SourceKind};
+use crate::ovsdb::{NobodyListens, SessionError};
 
 /// What a row says now.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -26,23 +28,45 @@ pub(super) enum Reading<E> {
     },
 }
 
-/// Nobody takes events any more.
-#[derive(Debug)]
-pub(super) struct NobodyListens;
-
 /// What was made of each row.
 #[derive(Debug)]
 pub(super) struct Rows<E> {
     source: SourceKind,
     events: mpsc::Sender<Event>,
+    reporter: Reporter,
+    /// All rows were read once.
+    ready: bool,
+    /// What is wrong with servers, as long as none does.
+    lost: BTreeMap<String, String>,
     ports: HashMap<Uuid, Facts>,
     nobodys: BTreeSet<Uuid>,
     faults: BTreeMap<Uuid, (String, E)>,
 }
 
 impl<E: std::error::Error> Rows<E> {
-    pub(super) fn new(source: SourceKind, events: mpsc::Sender<Event>) -> Self {
-        Self { source, events, ports: HashMap::new(), nobodys: BTreeSet::new(), faults: BTreeMap::new() }
+    pub(super) fn new(source: SourceKind, events: mpsc::Sender<Event>, reporter: Reporter) -> Self {
+        Self {
+            source,
+            events,
+            reporter,
+            ready: false,
+            lost: BTreeMap::new(),
+            ports: HashMap::new(),
+            nobodys: BTreeSet::new(),
+            faults: BTreeMap::new(),
+        }
+    }
+
+    /// There is a server, and it has told its rows.
+    pub(super) fn found(&mut self) {
+        self.ready = true;
+        self.lost.clear();
+    }
+
+    /// There is nothing to be had from a server.
+    pub(super) fn lose(&mut self, server: &OvsdbRemote, error: &SessionError) {
+        self.lost.insert(server.to_string(), error.to_string());
+        self.report();
     }
 
     /// Takes these rows for all there are.
@@ -91,14 +115,15 @@ impl<E: std::error::Error> Rows<E> {
     }
 
     /// Reports the state of the rows, and what is wrong with servers, by their names.
-    pub(super) fn report(
-        &self,
-        reporter: &Reporter,
-        ready: bool,
-        servers: impl IntoIterator<Item = (String, String)>,
-    ) {
+    pub(super) fn report(&self) {
         let rows = self.faults.values().map(|(name, error)| (name.clone(), error.to_string()));
-        reporter.report(ready, self.ports.len(), self.nobodys.len(), rows.chain(servers).collect());
+        let faults = rows.chain(self.lost.clone()).collect();
+        self.reporter.report(self.ready, self.ports.len(), self.nobodys.len(), faults);
+    }
+
+    /// Reports that there is no server to be asked, and that this is well.
+    pub(super) fn report_no_server(&self) {
+        self.reporter.report(true, 0, 0, BTreeMap::new());
     }
 
     /// Forgets a row, and hands back what was told of it.

@@ -4,6 +4,8 @@ use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::task::JoinHandle;
+use tokio::time::timeout;
+use uuid::Uuid;
 
 use super::super::SourceState;
 use super::bindings::clauses;

@@ -1,8 +1,8 @@
 //! Debian's own libvirtd, in a host's network namespace and with a file system view in which everything it writes is in a
 //! folder of ours.
 //!
-//! Its domains are emulated, paused and without a disk: what counts is what libvirtd writes of them, and the taps that
-//! they open.
+//! Its domains are emulated and without a disk, and but for one that migrates they are paused: what counts is what libvirtd
+//! writes of them, and the taps that they open. Two daemons take each other for daemons of two machines.
 
 use std::fs;
 use std::os::unix::fs::FileTypeExt as _;
@@ -13,14 +13,17 @@ use std::thread;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tempfile::TempDir;
+use uuid::Uuid;
 
 use crate::netns::output_of;
 use crate::port::Port;
 use crate::topology::Host;
 use crate::wait::{self, PATIENCE};
 
-/// Where libvirtd writes, each a folder of ours. It reads its configuration from the last one.
+/// Where libvirtd writes, each a folder of ours. It reads its configuration from the last one. It does not migrate a domain
+/// to a machine of its own name.
 const VIEW: &str = "set -e
+echo \"$NAME\" > /proc/sys/kernel/hostname
 for place in run var/lib var/log var/cache etc/libvirt; do mount --bind \"$FOLDER/$place\" /$place; done
 for file in passwd group; do mount --bind \"$FOLDER/$file\" /etc/$file; done
 exec libvirtd";
@@ -75,11 +78,14 @@ impl Libvirt {
             let machine = fs::read_to_string(format!("/etc/{file}")).unwrap_or_default();
             write(&path(file), &(machine + account));
         }
-        write(&path("etc/libvirt/libvirtd.conf"), DAEMON);
+        // The other thing by which it knows its own machine.
+        let daemon = format!("{DAEMON}host_uuid = \"{}\"\n", Uuid::new_v4());
+        write(&path("etc/libvirt/libvirtd.conf"), &daemon);
         write(&path("etc/libvirt/qemu.conf"), QEMU);
         let log = fs::File::create(path("stderr")).unwrap_or_else(|e| panic!("make libvirtd's log: {e}"));
         let mut command = host.netns().command("unshare");
-        command.args(["--mount", "sh", "-c", VIEW]).env("FOLDER", folder.path());
+        command.args(["--mount", "--uts", "sh", "-c", VIEW]);
+        command.env("FOLDER", folder.path()).env("NAME", host.netns().name());
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
         let server = command.spawn().unwrap_or_else(|e| panic!("run {command:?}: {e}"));
         let libvirt = Self { folder, server };
@@ -100,6 +106,17 @@ impl Libvirt {
     /// Starts a domain with this port, as Nova describes it.
     pub fn create(&self, port: &Port, metadata: NovaMetadata) {
         self.virsh(&["create", "--paused", &self.file(port, &domain_xml(port, metadata))]);
+    }
+
+    /// Starts a domain with this port that runs, so that it can migrate.
+    pub fn run(&self, port: &Port, metadata: NovaMetadata) {
+        self.virsh(&["create", &self.file(port, &domain_xml(port, metadata))]);
+    }
+
+    /// Migrates the domain of `port` to another daemon while it runs.
+    pub fn migrate(&self, port: &Port, to: &Self) {
+        let stream = format!("unix://{}", to.folder.path().join("domains/stream").display());
+        self.virsh(&["migrate", "--live", &name(port), &to.uri(), "--migrateuri", &stream]);
     }
 
     /// Plugs one more interface into the domain of `port`: on USB, which needs no help of the guest to unplug.
@@ -148,8 +165,11 @@ impl Libvirt {
     }
 
     fn virsh(&self, args: &[&str]) -> String {
-        let uri = format!("qemu+unix:///system?socket={}", self.socket().display());
-        output_of(Command::new("virsh").args(["--quiet", "--connect", &uri]).args(args))
+        output_of(Command::new("virsh").args(["--quiet", "--connect", &self.uri()]).args(args))
+    }
+
+    fn uri(&self) -> String {
+        format!("qemu+unix:///system?socket={}", self.socket().display())
     }
 
     fn socket(&self) -> PathBuf {

@@ -4,6 +4,7 @@
 
 use std::fs;
 use std::net::Ipv4Addr;
+use std::thread;
 
 use metadata_agent::ids::NetworkId;
 use metadata_tests::libvirt::{Libvirt, NovaMetadata};
@@ -38,9 +39,14 @@ impl World {
     /// A port whose tap is there, as Nova and os-vif leave it before the domain starts.
     fn port(&self, last: u8) -> Port {
         let port = Port::new(NetworkId::new(uuid::Uuid::new_v4()), Ipv4Addr::new(10, 0, 0, last));
-        self.host.tap(&port.tap());
-        self.until(&port, "unknown");
+        self.plug(&port);
         port
+    }
+
+    /// The same on the host to which the port moves.
+    fn plug(&self, port: &Port) {
+        self.host.tap(&port.tap());
+        self.until(port, "unknown");
     }
 
     fn attachment(&self, port: &Port) -> Value {
@@ -147,4 +153,37 @@ fn a_domain_that_left_is_unknown_and_one_that_comes_in_is_known() {
     assert_eq!(known["port"]["instance"], other.instance.to_string());
     fs::remove_file(file("incoming.xml")).expect("end it");
     world.until(&other, "unknown");
+}
+
+#[test]
+fn a_domain_that_migrates_is_let_go_here_and_known_there() {
+    if !privileged() {
+        return;
+    }
+    let (here, there) = thread::scope(|scope| {
+        let there = scope.spawn(World::new);
+        (World::new(), there.join().expect("another host"))
+    });
+    let [port, other] = [5, 6].map(|last| here.port(last));
+    here.libvirt.create(&other, NovaMetadata::V1_1);
+    here.libvirt.run(&port, NovaMetadata::V1_1);
+    here.until_known(&port, &port);
+    there.plug(&port);
+
+    here.libvirt.migrate(&port, &there.libvirt);
+    here.until(&port, "unknown");
+    there.until_known(&port, &port);
+    here.until_known(&other, &other);
+
+    there.libvirt.migrate(&port, &here.libvirt);
+    there.until(&port, "unknown");
+    here.until_known(&port, &port);
+    for (world, ports) in [(&here, 2), (&there, 0)] {
+        let source = world.source();
+        assert_eq!(
+            (&source["ports"], &source["faults"]),
+            (&ports.into(), &serde_json::json!({})),
+            "{source}"
+        );
+    }
 }

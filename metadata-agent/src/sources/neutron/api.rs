@@ -121,6 +121,7 @@ impl Api {
     async fn page(&self, query: &str, limit: usize) -> Result<(Page, String), Arc<ApiError>> {
         let turn = self.gate.enter(Instant::now())?;
         sleep_until(turn).await;
+        self.gate.look(Instant::now())?;
         let mut token = self.tokens.get().await.map_err(|error| self.unauthorised(error))?;
         let mut answer = self.ask(&token, query, limit).await;
         if let Ok((StatusCode::UNAUTHORIZED, _)) = answer {

@@ -15,6 +15,8 @@ const INTERVAL: Duration = Duration::from_millis(50);
 const BURST: u32 = 40;
 /// The pause after the first fault. It doubles with each further one.
 const FIRST_PAUSE: Duration = Duration::from_millis(500);
+/// No pause is shorter.
+pub(super) const SHORTEST_PAUSE: Duration = Duration::from_millis(250);
 /// The longest pause.
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 
@@ -38,16 +40,17 @@ impl<E: Clone> Gate<E> {
     /// When a question may be asked, or what is wrong so that it may not.
     pub(super) fn enter(&self, now: Instant) -> Result<Instant, E> {
         self.with(|state| {
-            if let Some((until, error)) = &state.closed
-                && now < *until
-            {
-                return Err(error.clone());
-            }
+            state.look(now)?;
             let earliest = now.checked_sub(INTERVAL * BURST).unwrap_or(now);
             let turn = state.even.map_or(earliest, |even| even.max(earliest));
             state.even = Some(turn + INTERVAL);
             Ok(turn.max(now))
         })
+    }
+
+    /// What is wrong, if it was closed on those who wait for their turn.
+    pub(super) fn look(&self, now: Instant) -> Result<(), E> {
+        self.with(|state| state.look(now))
     }
 
     /// When it opens, if it is closed.
@@ -63,7 +66,7 @@ impl<E: Clone> Gate<E> {
         });
     }
 
-    /// A question, asked at `asked`, was not. What was asked before the last fault showed is no further fault.
+    /// A question was not. What was asked before the last fault showed is no further fault.
     pub(super) fn failed(&self, error: E, now: Instant) {
         self.with(|state| {
             if state.closed.as_ref().is_some_and(|(until, _)| now < *until) {
@@ -76,6 +79,15 @@ impl<E: Clone> Gate<E> {
 
     fn with<T>(&self, work: impl FnOnce(&mut State<E>) -> T) -> T {
         work(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+impl<E: Clone> State<E> {
+    fn look(&self, now: Instant) -> Result<(), E> {
+        match &self.closed {
+            Some((until, error)) if now < *until => Err(error.clone()),
+            Some(_) | None => Ok(()),
+        }
     }
 }
 
@@ -111,10 +123,13 @@ mod tests {
             // Others that were under way fail as well.
             gate.failed(99, now);
             assert_eq!(gate.enter(now), Err(fault));
+            assert_eq!(gate.look(now), Err(fault), "who waits for a turn is told as well");
             let until = gate.opens().unwrap();
             assert!(until >= now + pause / 2 && until <= now + pause, "{fault}");
             pause = LONGEST_PAUSE.min(2 * pause);
+            assert!(until >= now + SHORTEST_PAUSE);
             now = until;
+            assert_eq!(gate.look(now), Ok(()));
         }
         gate.passed();
         gate.failed(0, now);

@@ -13,6 +13,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 use tracing::debug;
 
+use super::gate::SHORTEST_PAUSE;
 use super::http::Http;
 use super::keystone::{Grant, Keystone, KeystoneError};
 use crate::config::HttpUrl;
@@ -167,7 +168,8 @@ impl Session {
         }
         let old = self.token.as_ref().filter(|token| usable(token, |times| times.end)).cloned();
         if let Some((at, error)) = &self.failure
-            && *at >= since
+            // Whoever passed the gate before it was closed on that failure, which it is for at least as long.
+            && since < *at + SHORTEST_PAUSE
         {
             return old.ok_or_else(|| Arc::clone(error));
         }

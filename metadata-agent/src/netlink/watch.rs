@@ -1,18 +1,25 @@
 //! What the kernel tells of unasked: links, addresses and hooks that change.
 
-use futures_util::StreamExt;
+use futures_util::{Stream, StreamExt, stream};
 use netlink_packet_route::link::LinkMessage;
 use netlink_packet_route::tc::TcMessage;
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
+use nix::sys::socket::{setsockopt, sockopt};
 use rtnetlink::packet_core::{NetlinkMessage, NetlinkPayload};
+use rtnetlink::sys::AsyncSocket as _;
 use rtnetlink::{MulticastGroup, new_multicast_connection};
 use tokio::runtime;
+use tokio::sync::mpsc;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::qdisc::has_ingress_hook;
 use super::{Link, NetlinkError};
 use crate::ids::IfIndex;
 use crate::netns::Netns;
+
+/// Bytes of messages that the kernel keeps until they are read. An attachment takes ten milliseconds, in which nothing is,
+/// and what is lost costs a look at all links.
+const BACKLOG: usize = 8 << 20;
 
 /// What happens to the links of a namespace.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -42,11 +49,8 @@ pub enum HookEvent {
 ///
 /// # Errors
 /// No socket is to be had.
-pub fn watch_links() -> Result<impl futures_util::Stream<Item = LinkEvent> + Unpin, NetlinkError> {
-    let (connection, _, messages) = new_multicast_connection(&[MulticastGroup::Link])
-        .map_err(|source| NetlinkError::Socket { source })?;
-    tokio::spawn(connection);
-    Ok(messages.filter_map(|(message, _)| std::future::ready(link_event(message))))
+pub fn watch_links() -> Result<impl Stream<Item = LinkEvent> + Unpin, NetlinkError> {
+    follow(MulticastGroup::Link, link_event)
 }
 
 /// Tells that something about links, IPv4 addresses or filters of another namespace has changed.
@@ -55,7 +59,7 @@ pub fn watch_links() -> Result<impl futures_util::Stream<Item = LinkEvent> + Unp
 /// No socket is to be had, or the namespace cannot be entered.
 pub fn watch_changes_in(
     netns: &Netns,
-) -> Result<impl futures_util::Stream<Item = ()> + Unpin + Send + use<>, NetlinkError> {
+) -> Result<impl Stream<Item = ()> + Unpin + Send + use<>, NetlinkError> {
     let runtime = runtime::Handle::current();
     netns.run(|| {
         let _on_runtime = runtime.enter();
@@ -68,6 +72,28 @@ pub fn watch_changes_in(
             let _lasts = &connection;
         }))
     })?
+}
+
+/// Turns messages into events as soon as they come. A message is some kilobytes large and an event some dozen bytes; while an
+/// agent attaches a thousand interfaces at its start nobody takes either.
+fn follow<E: Send + 'static>(
+    group: MulticastGroup,
+    event: impl Fn(NetlinkMessage<RouteNetlinkMessage>) -> Option<E> + Send + 'static,
+) -> Result<impl Stream<Item = E> + Unpin, NetlinkError> {
+    let (mut connection, _, mut messages) =
+        new_multicast_connection(&[group]).map_err(|source| NetlinkError::Socket { source })?;
+    setsockopt(connection.socket_mut().socket_ref(), sockopt::RcvBufForce, &BACKLOG)
+        .map_err(|errno| NetlinkError::Socket { source: errno.into() })?;
+    tokio::spawn(connection);
+    let (sender, mut events) = mpsc::unbounded_channel();
+    tokio::spawn(async move {
+        while let Some((message, _)) = messages.next().await {
+            if event(message).is_some_and(|event| sender.send(event).is_err()) {
+                return;
+            }
+        }
+    });
+    Ok(stream::poll_fn(move |cx| events.poll_recv(cx)))
 }
 
 /// A bridge tells of its ports in the same group (family `AF_BRIDGE`), also when a port merely leaves it
@@ -91,11 +117,8 @@ fn link_event(message: NetlinkMessage<RouteNetlinkMessage>) -> Option<LinkEvent>
 ///
 /// # Errors
 /// No socket is to be had.
-pub fn watch_hooks() -> Result<impl futures_util::Stream<Item = HookEvent> + Unpin, NetlinkError> {
-    let (connection, _, messages) =
-        new_multicast_connection(&[MulticastGroup::Tc]).map_err(|source| NetlinkError::Socket { source })?;
-    tokio::spawn(connection);
-    Ok(messages.filter_map(|(message, _)| std::future::ready(hook_event(&message))))
+pub fn watch_hooks() -> Result<impl Stream<Item = HookEvent> + Unpin, NetlinkError> {
+    follow(MulticastGroup::Tc, |message| hook_event(&message))
 }
 
 fn hook_event(message: &NetlinkMessage<RouteNetlinkMessage>) -> Option<HookEvent> {

@@ -34,8 +34,8 @@ impl Pool {
         Self { capacity, idle_timeout, idle: Mutex::new(VecDeque::with_capacity(capacity)) }
     }
 
-    /// Takes the connection that was used last.
-    pub(super) fn take(&self) -> Option<Sender> {
+    /// Takes the connection that was used last, if that was within this time.
+    pub(super) fn take(&self, used_within: Duration) -> Option<Sender> {
         let now = Instant::now();
         let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
         let mut at = idle.len();
@@ -45,6 +45,9 @@ impl Pool {
             if now.duration_since(candidate.since) >= self.idle_timeout {
                 // Those in front are idle for longer still.
                 idle.drain(..=at);
+                return None;
+            }
+            if now.duration_since(candidate.since) >= used_within {
                 return None;
             }
             if candidate.sender.is_closed() {

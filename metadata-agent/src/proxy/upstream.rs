@@ -2,8 +2,9 @@
 //! its unix socket, with no more requests at once than it takes.
 //!
 //! A pooled connection may have been closed by Nova a moment ago, and from outside that looks like a crash in
-//! mid-request. So only a request that may be repeated goes out on one, and is repeated once, on a new
-//! connection. Everything else (the password's POST) gets a connection of its own from the start.
+//! mid-request. So a request that may be repeated goes out on one, and is repeated once, on a new connection. Everything
+//! else (the password's POST) gets a connection of its own, unless Nova has shown that it keeps connections and one answered
+//! within [`WARM`]: a guest that makes one such request after the other shall not take a port of the host with each.
 //!
 //! Nothing of the environment is read: no proxy, no netrc. Redirects are answers like others.
 
@@ -11,7 +12,7 @@ use std::error::Error;
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use http_body_util::Full;
@@ -36,6 +37,9 @@ use super::tls::{self, TlsConfig, TlsSetupError};
 use super::unix;
 use crate::metrics::Metrics;
 
+/// Who keeps connections and answered so lately has not closed for want of work: no server's keep-alive time-out is that short
+/// (Apache's, which has the shortest default, is 5 s).
+const WARM: Duration = Duration::from_secs(1);
 /// Finds out that Nova's host is gone although nothing was closed.
 const TCP_KEEPALIVE: Duration = Duration::from_mins(1);
 
@@ -175,6 +179,9 @@ impl Lease {
 struct Route {
     endpoint: Endpoint,
     pool: Pool,
+    /// A connection that had answered before answered again, the last time one was tried. uWSGI's `http-socket` closes each
+    /// and does not say so.
+    keeps: AtomicBool,
 }
 
 /// The way to Nova.
@@ -220,7 +227,7 @@ impl Upstream {
             .wrap_connector(tcp);
         let route = |endpoint| {
             let pool = Pool::new(config.idle_connections, config.idle_timeout);
-            Arc::new(Route { endpoint, pool })
+            Arc::new(Route { endpoint, pool, keeps: AtomicBool::new(false) })
         };
         Ok(Self {
             routes: config.endpoints.into_iter().map(route).collect(),
@@ -249,14 +256,23 @@ impl Upstream {
             Some(places) => Some(self.place(places).await?),
             None => None,
         };
-        if question.repeatable() {
-            let route = &self.routes[self.preferred.load(Ordering::Relaxed)];
-            if let Some(sender) = route.pool.take() {
-                match self.ask_on(route, sender, question).await {
-                    Err(UpstreamError::Broken { .. }) => self.metrics.upstream_retry(),
-                    answer => return answer,
-                }
+        let repeatable = question.repeatable();
+        let route = &self.routes[self.preferred.load(Ordering::Relaxed)];
+        let used_within = match (repeatable, route.keeps.load(Ordering::Relaxed)) {
+            (true, _) => Duration::MAX,
+            (false, true) => WARM,
+            (false, false) => Duration::ZERO,
+        };
+        if let Some(sender) = route.pool.take(used_within) {
+            let answer = self.ask_on(route, sender, question).await;
+            let broken = matches!(answer, Err(UpstreamError::Broken { .. }));
+            if route.keeps.load(Ordering::Relaxed) == broken {
+                route.keeps.store(!broken, Ordering::Relaxed);
             }
+            if !broken || !repeatable {
+                return answer;
+            }
+            self.metrics.upstream_retry();
         }
         let (route, sender) = self.connect_to_any().await?;
         self.ask_on(&route, sender, question).await

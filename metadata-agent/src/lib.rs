@@ -34,6 +34,7 @@ pub mod rights;
 pub mod secrets;
 mod shards;
 pub mod show;
+pub mod socket;
 pub mod socket_file;
 pub mod sources;
 pub mod status;

@@ -4,7 +4,6 @@ use futures_util::{Stream, StreamExt, stream};
 use netlink_packet_route::link::LinkMessage;
 use netlink_packet_route::tc::TcMessage;
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
-use nix::sys::socket::{setsockopt, sockopt};
 use rtnetlink::packet_core::{NetlinkMessage, NetlinkPayload};
 use rtnetlink::sys::AsyncSocket as _;
 use rtnetlink::{MulticastGroup, new_multicast_connection};
@@ -16,6 +15,7 @@ use super::qdisc::has_ingress_hook;
 use super::{Link, NetlinkError};
 use crate::ids::IfIndex;
 use crate::netns::Netns;
+use crate::socket;
 
 /// Bytes of messages that the kernel keeps until they are read. An attachment takes ten milliseconds, in which nothing is,
 /// and what is lost costs a look at all links.
@@ -82,8 +82,8 @@ fn follow<E: Send + 'static>(
 ) -> Result<impl Stream<Item = E> + Unpin, NetlinkError> {
     let (mut connection, _, mut messages) =
         new_multicast_connection(&[group]).map_err(|source| NetlinkError::Socket { source })?;
-    setsockopt(connection.socket_mut().socket_ref(), sockopt::RcvBufForce, &BACKLOG)
-        .map_err(|errno| NetlinkError::Socket { source: errno.into() })?;
+    socket::set_receive_buffer(connection.socket_mut().socket_ref(), BACKLOG)
+        .map_err(|source| NetlinkError::Socket { source })?;
     tokio::spawn(connection);
     let (sender, mut events) = mpsc::unbounded_channel();
     tokio::spawn(async move {

@@ -77,7 +77,8 @@ impl UpstreamConfig {
             stall_timeout: Duration::from_mins(1),
             // Apache in front of Nova, the usual deployment, closes after 5 s.
             idle_timeout: Duration::from_secs(4),
-            idle_connections: 64,
+            // As many as there were at once go on to be used; a storm of boots is over before they time out.
+            idle_connections: 256,
             waiting_requests: None,
         }
     }

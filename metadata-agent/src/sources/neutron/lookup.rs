@@ -8,11 +8,11 @@
 //! # The cache
 //!
 //! An address may pass to another instance, and no event tells this host of a port elsewhere. So an answer holds for
-//! [`FRESH`] alone, which is less than what lies between the deletion of a port and the first request of another guest
-//! with its address, for that has to be created, plugged and booted; it spares the questions of one guest's boot, which
-//! makes its dozen requests within a second or two. That there is nobody, or several, holds for [`FRESH_NOBODY`]. Events
-//! end an answer at once ([`Lookup::forget`], [`Lookup::forget_network`]). The networks of a router hold for
-//! [`FRESH_ROUTER`].
+//! [`FRESH`] alone; it spares the questions of one guest's boot, which makes its dozen requests within a second or two. A
+//! guest that is created takes longer to boot than that. Where an address moves between two instances that run, on other
+//! hosts, the new one may be answered as the old one until then. That there is nobody, or several, holds for
+//! [`FRESH_NOBODY`]. What Neutron says anew of a port that is asked about here ends the answer at once ([`Lookup::forget`]).
+//! The networks of a router hold for [`FRESH_ROUTER`].
 //!
 //! # Limits
 //!
@@ -143,7 +143,6 @@ type Outcome = Result<Answer, LookupError>;
 enum Message {
     Ask(Key, oneshot::Sender<Outcome>),
     Forget(PortId),
-    ForgetNetwork(NetworkId),
 }
 
 /// By which addresses are looked up. Cheap to clone.
@@ -181,11 +180,6 @@ impl Lookup {
     /// A port has changed: what is known of it is of no use any more.
     pub async fn forget(&self, port: PortId) {
         drop(self.0.send(Message::Forget(port)).await);
-    }
-
-    /// A network's ports have changed.
-    pub async fn forget_network(&self, network: NetworkId) {
-        drop(self.0.send(Message::ForgetNetwork(network)).await);
     }
 
     async fn ask(&self, key: Key) -> Outcome {
@@ -238,13 +232,6 @@ impl Lookups {
                     Some(Message::Ask(key, reply)) => self.begin(key, reply),
                     Some(Message::Forget(port)) => {
                         self.forget(|answer| matches!(answer, Answer::Instance(found) if found.port == port));
-                    }
-                    Some(Message::ForgetNetwork(network)) => {
-                        self.routers = Cache::default();
-                        self.forget(|answer| match answer {
-                            Answer::Instance(found) => found.network == network,
-                            Answer::NotAnInstance | Answer::NotFound | Answer::Ambiguous => true,
-                        });
                     }
                     None => return,
                 },

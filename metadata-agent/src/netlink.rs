@@ -4,15 +4,17 @@ mod address;
 mod error;
 mod link;
 mod qdisc;
+mod turns;
 mod watch;
 
 pub use error::NetlinkError;
 pub use link::{Link, VethPair};
 pub use watch::{HookEvent, LinkEvent, watch_changes_in, watch_hooks, watch_links};
 
-use rtnetlink::{Handle, new_connection};
+use rtnetlink::{Handle, new_connection_with_socket};
 use tokio::runtime;
 
+use self::turns::Connection;
 use crate::netns::Netns;
 
 /// A netlink socket in one namespace.
@@ -27,7 +29,8 @@ impl Netlink {
     /// # Errors
     /// No socket is to be had.
     pub fn connect() -> Result<Self, NetlinkError> {
-        let (connection, handle, _) = new_connection().map_err(|source| NetlinkError::Socket { source })?;
+        let (connection, handle, _): (Connection, _, _) =
+            new_connection_with_socket().map_err(|source| NetlinkError::Socket { source })?;
         tokio::spawn(connection);
         Ok(Self { handle })
     }

@@ -1,9 +1,10 @@
 //! Links: what the kernel says of one, and making, changing and deleting them.
 
 use futures_util::TryStreamExt;
+use netlink_packet_route::AddressFamily;
 use netlink_packet_route::link::{
-    AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoData, InfoKind, InfoVeth, LinkAttribute, LinkFlags,
-    LinkInfo, LinkMessage,
+    AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoData, InfoKind, InfoVeth, LinkAttribute, LinkExtentMask,
+    LinkFlags, LinkInfo, LinkMessage,
 };
 use rtnetlink::{LinkMessageBuilder, LinkUnspec, LinkVeth};
 
@@ -88,7 +89,10 @@ impl Netlink {
     /// # Errors
     /// The kernel refuses the dump.
     pub async fn links(&self) -> Result<Vec<Link>, NetlinkError> {
-        let dump = self.handle.link().get().execute().map_ok(Link::from).try_collect().await;
+        // Statistics are half of what the kernel would write.
+        let all =
+            self.handle.link().get().set_filter_mask(AddressFamily::Unspec, vec![LinkExtentMask::SkipStats]);
+        let dump = all.execute().map_ok(Link::from).try_collect().await;
         dump.map_err(|source| refused("list", "links", source))
     }
 

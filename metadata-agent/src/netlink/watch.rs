@@ -6,12 +6,13 @@ use netlink_packet_route::tc::TcMessage;
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use rtnetlink::packet_core::{NetlinkMessage, NetlinkPayload};
 use rtnetlink::sys::AsyncSocket as _;
-use rtnetlink::{MulticastGroup, new_multicast_connection};
+use rtnetlink::{MulticastGroup, new_multicast_connection_with_socket};
 use tokio::runtime;
 use tokio::sync::mpsc;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::qdisc::has_ingress_hook;
+use super::turns::Connection;
 use super::{Link, NetlinkError};
 use crate::ids::IfIndex;
 use crate::netns::Netns;
@@ -64,8 +65,8 @@ pub fn watch_changes_in(
     netns.run(|| {
         let _on_runtime = runtime.enter();
         let groups = [MulticastGroup::Link, MulticastGroup::Ipv4Ifaddr, MulticastGroup::Tc];
-        let (connection, _, messages) =
-            new_multicast_connection(&groups).map_err(|source| NetlinkError::Socket { source })?;
+        let (connection, _, messages): (Connection, _, _) = new_multicast_connection_with_socket(&groups)
+            .map_err(|source| NetlinkError::Socket { source })?;
         // An open socket would keep the namespace alive, and the connection alone does not notice that nobody listens.
         let connection = AbortOnDropHandle::new(tokio::spawn(connection));
         Ok(messages.map(move |_| {
@@ -80,8 +81,8 @@ fn follow<E: Send + 'static>(
     group: MulticastGroup,
     event: impl Fn(NetlinkMessage<RouteNetlinkMessage>) -> Option<E> + Send + 'static,
 ) -> Result<impl Stream<Item = E> + Unpin, NetlinkError> {
-    let (mut connection, _, mut messages) =
-        new_multicast_connection(&[group]).map_err(|source| NetlinkError::Socket { source })?;
+    let (mut connection, _, mut messages): (Connection, _, _) =
+        new_multicast_connection_with_socket(&[group]).map_err(|source| NetlinkError::Socket { source })?;
     socket::set_receive_buffer(connection.socket_mut().socket_ref(), BACKLOG)
         .map_err(|source| NetlinkError::Socket { source })?;
     tokio::spawn(connection);

@@ -13,6 +13,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, anyhow};
+use metadata_ebpf::identity::ClientAddress;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use prometheus_client::registry::Registry;
 use tokio::runtime::{Builder, Runtime};
@@ -22,15 +23,16 @@ use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 use crate::admin::{AdminSocket, AdminState};
 use crate::callers::{HostCallers, LocalCallers, RemoteCallers};
 use crate::config::Config;
-use crate::datapath::{Datapath, Hook};
+use crate::datapath::{Counters, Datapath, Hook};
 use crate::directory::{Directory, WithCallers};
 use crate::guests::{GuestRules, Guests};
 use crate::heartbeat::{self, LastBeat};
+use crate::ids::MacAddress;
 use crate::inventory::Inventory;
 use crate::metrics::Metrics;
 use crate::namespaces::{NamespaceRules, Namespaces, Tallies};
@@ -218,7 +220,7 @@ impl HostSide<'_> {
             data,
             config,
             &portal,
-            WithCallers::new(Arc::clone(&directory), Arc::clone(&callers)),
+            WithCallers::new(Arc::clone(&directory), Arc::clone(&callers), seen_by(&counters)),
             &metrics,
             vital,
         )?;
@@ -268,6 +270,18 @@ impl HostSide<'_> {
         let guests = tasks.spawn(vital.task("the watch over guests' interfaces", guests));
         tasks.spawn(vital.task("the portal's interface", leave.clone().run_until_cancelled_owned(lost)));
         Ok(Serving { data_plane, guests, namespaces, leave, heart, beating })
+    }
+}
+
+/// Tells from which MAC address a client sent its last SYN.
+fn seen_by(counters: &Arc<Counters>) -> impl Fn(&ClientAddress) -> Option<MacAddress> + use<> {
+    let counters = Arc::clone(counters);
+    move |client| match counters.client(client) {
+        Ok(record) => record.map(|record| MacAddress(record.guest_mac)),
+        Err(error) => {
+            debug!(%error, "a client's MAC address cannot be told");
+            None
+        }
     }
 }
 

@@ -6,18 +6,17 @@
 //! for it.
 
 use std::collections::HashMap;
-use std::net::IpAddr;
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 use tokio::sync::watch;
 
 use crate::directory::Owner;
-use crate::ids::{MacAddress, NetworkId};
+use crate::ids::NetworkId;
 use crate::inventory::{Entry, Inventory, Port, Snapshot};
-use crate::proxy::{self, Caller, CallerPlace, Found, Introduction};
+use crate::proxy::{self, Caller, CallerPlace, Found, Introduction, Mark};
 use crate::sources::SourceState;
-use crate::sources::neutron::{self, Answer, Lookup, Whom};
+use crate::sources::neutron::{self, Answer, Lookup, Place, Query, Whom};
 
 /// The ports of this host, by where haproxies meet them.
 #[derive(Debug)]
@@ -47,12 +46,7 @@ impl LocalCallers {
             index = Arc::new(Index::of(&snapshot));
             self.index.store(Arc::clone(&index));
         }
-        let name = if caller.is_link_local() {
-            caller.mac().map(Name::Mac)
-        } else {
-            Some(Name::Address(caller.address))
-        };
-        name.and_then(|name| index.entries.get(&(network, name)).cloned()).unwrap_or_default()
+        caller.mark().and_then(|mark| index.entries.get(&(network, mark)).cloned()).unwrap_or_default()
     }
 
     /// Nobody is there, or is not told of yet.
@@ -118,17 +112,16 @@ impl RemoteCallers {
 
 impl proxy::Callers for RemoteCallers {
     async fn find(&self, caller: &Caller) -> Found {
-        let whom = match caller.mac() {
-            Some(mac) if caller.is_link_local() => Whom::Mac(mac),
-            // Of a link-local address that was made of no MAC address, Neutron knows nothing.
-            None if caller.is_link_local() => return Found::Nobody,
-            Some(_) | None => Whom::Address(caller.address),
+        let whom = match caller.mark() {
+            Some(Mark::Address(address)) => Whom::Address(address, caller.mac),
+            Some(Mark::Mac(mac)) => Whom::Mac(mac),
+            None => return Found::Nobody,
         };
-        let answer = match caller.place {
-            CallerPlace::Network(network) => self.lookup.by_network(network, whom).await,
-            CallerPlace::Router(router) => self.lookup.by_router(router, whom).await,
+        let place = match caller.place {
+            CallerPlace::Network(network) => Place::Network(network),
+            CallerPlace::Router(router) => Place::Router(router),
         };
-        match answer {
+        match self.lookup.ask(Query { place, whom }).await {
             Ok(Answer::Instance(found)) => self.found(&found),
             Ok(Answer::NotAnInstance) => Found::NotAnInstance,
             Ok(Answer::NotFound) => Found::Nobody,
@@ -159,18 +152,11 @@ impl proxy::Callers for HostCallers {
     }
 }
 
-/// By what a port is found on its network.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-enum Name {
-    Address(IpAddr),
-    Mac(MacAddress),
-}
-
 /// The ports of one snapshot. A disputed one has no address that could be believed.
 #[derive(Debug, Default)]
 struct Index {
     version: u64,
-    entries: HashMap<(NetworkId, Name), Vec<Entry>>,
+    entries: HashMap<(NetworkId, Mark), Vec<Entry>>,
 }
 
 impl Index {
@@ -185,9 +171,9 @@ impl Index {
                 Entry::Disputed(_) => continue,
             };
             let Some(network) = network else { continue };
-            let addresses = addresses.iter().copied().map(Name::Address);
-            for name in addresses.chain(mac.map(Name::Mac)) {
-                index.entries.entry((network, name)).or_default().push(entry.clone());
+            let addresses = addresses.iter().copied().map(Mark::Address);
+            for mark in addresses.chain(mac.map(Mark::Mac)) {
+                index.entries.entry((network, mark)).or_default().push(entry.clone());
             }
         }
         index
@@ -237,7 +223,7 @@ mod tests {
 
     async fn found(callers: &LocalCallers, network: &str, address: &str) -> String {
         let place = CallerPlace::Network(network.parse().unwrap());
-        match callers.find(&Caller { place, address: address.parse().unwrap() }).await {
+        match callers.find(&Caller { place, address: address.parse().unwrap(), mac: None }).await {
             Found::Known(requester) => requester.instance().map_or("network".to_owned(), |id| id.to_string()),
             nobody @ (Found::Nobody | Found::Several | Found::NotAnInstance | Found::Unavailable) => {
                 format!("{nobody:?}")
@@ -279,7 +265,7 @@ mod tests {
         callers.sources.clear();
         assert_eq!(found(&callers, RED, "10.0.0.5").await, "Nobody");
         let router = CallerPlace::Router(RED.parse().unwrap());
-        let caller = Caller { place: router, address: "10.0.0.5".parse().unwrap() };
+        let caller = Caller { place: router, address: "10.0.0.5".parse().unwrap(), mac: None };
         assert!(matches!(callers.find(&caller).await, Found::Nobody));
     }
 }

@@ -11,7 +11,7 @@ use arc_swap::ArcSwap;
 use metadata_ebpf::identity::{AttachmentId, ClientAddress};
 use tokio::sync::watch;
 
-use crate::ids::{IfIndex, NetworkId, VlanId};
+use crate::ids::{IfIndex, MacAddress, NetworkId, VlanId};
 use crate::inventory::{Entry, Facts, Port};
 use crate::proxy::{self, Caller, CallerPlace, Callers, Found, Introduction, Requester, Standing};
 use crate::shards::Shards;
@@ -276,19 +276,27 @@ impl proxy::Directory for Directory {
 
 /// The directory, with whoever knows the guests that share an attachment.
 #[derive(Debug)]
-pub struct WithCallers<C> {
+pub struct WithCallers<C, S> {
     directory: Arc<Directory>,
     callers: C,
+    seen: S,
 }
 
-impl<C> WithCallers<C> {
-    /// Puts them together.
-    pub const fn new(directory: Arc<Directory>, callers: C) -> Self {
-        Self { directory, callers }
+impl<C, S> WithCallers<C, S>
+where
+    S: Fn(&ClientAddress) -> Option<MacAddress>,
+{
+    /// Puts them together with whoever tells from which MAC address the kernel saw a client send.
+    pub const fn new(directory: Arc<Directory>, callers: C, seen: S) -> Self {
+        Self { directory, callers, seen }
     }
 }
 
-impl<C: Callers> proxy::Directory for WithCallers<C> {
+impl<C, S> proxy::Directory for WithCallers<C, S>
+where
+    C: Callers,
+    S: Fn(&ClientAddress) -> Option<MacAddress> + Send + Sync + 'static,
+{
     fn lookup(&self, client: &ClientAddress) -> Standing {
         self.directory.lookup(client)
     }
@@ -297,8 +305,8 @@ impl<C: Callers> proxy::Directory for WithCallers<C> {
         self.directory.changes()
     }
 
-    fn find(&self, caller: &Caller) -> impl Future<Output = Found> + Send {
-        self.callers.find(caller)
+    async fn find(&self, place: CallerPlace, client: &ClientAddress) -> Found {
+        self.callers.find(&Caller::of(place, client, (self.seen)(client))).await
     }
 }
 

@@ -185,6 +185,12 @@ impl ControlPlane {
         self.network_api("PUT", &format!("/ports/{port}"), &body);
     }
 
+    /// Gives a port this address instead of those that it has.
+    pub fn readdress_port(&self, port: PortId, address: Ipv4Addr) {
+        let body = json!({ "port": { "fixed_ips": [{ "ip_address": address }] } });
+        self.network_api("PUT", &format!("/ports/{port}"), &body);
+    }
+
     /// Deletes a port.
     pub fn delete_port(&self, port: PortId) {
         self.network_api("DELETE", &format!("/ports/{port}"), &Value::Null);

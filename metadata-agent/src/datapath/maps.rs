@@ -199,6 +199,15 @@ impl Counters {
         Reason::ALL.iter().map(count).collect()
     }
 
+    /// What is on record of one client.
+    ///
+    /// # Errors
+    /// The map refuses.
+    pub fn client(&self, address: &ClientAddress) -> Result<Option<Client>, DatapathError> {
+        let key = ClientKey { identity: address.identity() };
+        optional(self.clients.get(&key, 0)).map_err(fault("read", names::CLIENTS))
+    }
+
     /// The clients on record, in no order.
     ///
     /// # Errors

@@ -28,6 +28,8 @@ pub struct Caller {
     pub place: CallerPlace,
     /// From which address it was asked; an IPv4 address that it saw as an IPv6 one is an IPv4 address.
     pub address: IpAddr,
+    /// From which MAC address, if the kernel saw that.
+    pub mac: Option<MacAddress>,
 }
 
 /// Where a haproxy listens.
@@ -37,6 +39,15 @@ pub enum CallerPlace {
     Network(NetworkId),
     /// In this router, on all of its networks.
     Router(RouterId),
+}
+
+/// By what a port is known on its network.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Mark {
+    /// One of its fixed addresses.
+    Address(IpAddr),
+    /// Its MAC address.
+    Mac(MacAddress),
 }
 
 /// Knows whose request a haproxy passes on. May ask elsewhere and take its time, within limits of its own.
@@ -105,31 +116,37 @@ pub enum CallerFault {
 }
 
 impl Caller {
-    /// A client of an attachment that all guests at a place share.
-    pub(super) fn of(place: CallerPlace, client: &ClientAddress) -> Self {
+    /// A client of an attachment that all guests at a place share, with the MAC address that the kernel saw it send from.
+    #[must_use]
+    pub fn of(place: CallerPlace, client: &ClientAddress, mac: Option<MacAddress>) -> Self {
         let address = match client.guest {
             GuestAddress::Ipv4(octets) => IpAddr::from(octets),
             GuestAddress::Ipv6LinkLocal([a, b, c, d, e, f, g, h]) => {
                 IpAddr::from([0xfe, 0x80, 0, 0, 0, 0, 0, 0, a, b, c, d, e, f, g, h])
             }
         };
-        Self { place, address }
+        Self { place, address, mac }
     }
 
     /// Reads the headers of a request that came from a haproxy.
     pub(super) fn read(headers: &HeaderMap) -> Result<Self, CallerFault> {
-        Ok(Self { place: CallerPlace::read(headers)?, address: address(headers)? })
+        Ok(Self { place: CallerPlace::read(headers)?, address: address(headers)?, mac: None })
     }
 
-    /// Whether the address is of one link alone, which no port's fixed address is.
+    /// By what its port is known at the place, if by anything.
     #[must_use]
-    pub fn is_link_local(&self) -> bool {
-        matches!(self.address, IpAddr::V6(address) if address.is_unicast_link_local())
+    pub fn mark(&self) -> Option<Mark> {
+        match self.address {
+            // No port has it among its fixed addresses.
+            IpAddr::V6(address) if address.is_unicast_link_local() => {
+                self.mac.or_else(|| self.mac_in_address()).map(Mark::Mac)
+            }
+            address @ (IpAddr::V4(_) | IpAddr::V6(_)) => Some(Mark::Address(address)),
+        }
     }
 
-    /// The MAC address of a link-local address that was made from one (RFC 4291, appendix A): all that Neutron knows of it.
-    #[must_use]
-    pub fn mac(&self) -> Option<MacAddress> {
+    /// The MAC address of a link-local address that was made from one (RFC 4291, appendix A).
+    fn mac_in_address(&self) -> Option<MacAddress> {
         let IpAddr::V6(address) = self.address else { return None };
         match address.octets() {
             [0xfe, 0x80, 0, 0, 0, 0, 0, 0, a, b, c, 0xff, 0xfe, d, e, f] => {
@@ -248,7 +265,8 @@ mod tests {
     fn a_mac_address_is_read_from_a_link_local_address_that_was_made_of_it() {
         let mac = |address: &str| {
             let place = CallerPlace::Network(NETWORK.parse().unwrap());
-            Caller { place, address: address.parse().unwrap() }.mac().map(|mac| mac.to_string())
+            let caller = Caller { place, address: address.parse().unwrap(), mac: None };
+            caller.mac_in_address().map(|mac| mac.to_string())
         };
         assert_eq!(mac("fe80::f816:3eff:fe0a:b0c").as_deref(), Some("fa:16:3e:0a:0b:0c"));
         for other in ["fe80::1", "fe80:0:0:1:f816:3eff:fe0a:b0c", "fd00::f816:3eff:fe0a:b0c", "10.0.0.5"] {
@@ -268,7 +286,7 @@ mod tests {
     #[tokio::test]
     async fn the_second_is_asked_only_where_the_first_does_not_know() {
         let place = CallerPlace::Network(NETWORK.parse().unwrap());
-        let caller = Caller { place, address: "10.0.0.5".parse().unwrap() };
+        let caller = Caller { place, address: "10.0.0.5".parse().unwrap(), mac: None };
         for (first, asks) in [
             (Found::Nobody, true),
             (Found::Unavailable, true),

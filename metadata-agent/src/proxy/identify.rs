@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use metadata_ebpf::identity::ClientAddress;
 use tokio::sync::watch;
 
-use super::caller::{Caller, CallerPlace, Found};
+use super::caller::{CallerPlace, Found};
 use super::fault::Fault;
 use super::requester::Requester;
 use crate::metrics::Metrics;
@@ -20,8 +20,8 @@ pub trait Directory: Send + Sync + 'static {
     /// Ticks whenever any standing may have changed.
     fn changes(&self) -> watch::Receiver<u64>;
 
-    /// Who has an address at a place of [`Standing::Shared`]. Nobody, where there are no such places.
-    fn find(&self, _caller: &Caller) -> impl Future<Output = Found> + Send {
+    /// Who a client at a place of [`Standing::Shared`] is. Nobody, where there are no such places.
+    fn find(&self, _place: CallerPlace, _client: &ClientAddress) -> impl Future<Output = Found> + Send {
         std::future::ready(Found::Nobody)
     }
 }
@@ -35,8 +35,8 @@ impl<T: Directory + ?Sized> Directory for Arc<T> {
         (**self).changes()
     }
 
-    fn find(&self, caller: &Caller) -> impl Future<Output = Found> + Send {
-        (**self).find(caller)
+    fn find(&self, place: CallerPlace, client: &ClientAddress) -> impl Future<Output = Found> + Send {
+        (**self).find(place, client)
     }
 }
 

@@ -40,7 +40,7 @@ mod upstream;
 
 use std::time::Duration;
 
-pub use caller::{Caller, CallerPlace, Callers, Found};
+pub use caller::{Caller, CallerPlace, Callers, Found, Mark};
 pub use connection::GuestStream;
 pub use endpoint::{Endpoint, EndpointError, Scheme};
 pub use identify::{Directory, Standing};

@@ -61,7 +61,7 @@ impl Guest {
         if let Some(requester) = self.found.get() {
             return Ok(Arc::clone(requester));
         }
-        let requester = known(directory.find(&Caller::of(place, &self.client)).await)?;
+        let requester = known(directory.find(place, &self.client).await)?;
         Ok(Arc::clone(self.found.get_or_init(|| requester)))
     }
 }

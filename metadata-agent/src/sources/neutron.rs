@@ -46,7 +46,7 @@ pub use api::{ApiError, ApiErrorKind};
 pub use catalog::CatalogError;
 pub use http::{HttpError, HttpSetupError};
 pub use keystone::KeystoneError;
-pub use lookup::{Answer, Found, Lookup, LookupError, Questions, Whom};
+pub use lookup::{Answer, Found, Lookup, LookupError, Place, Query, Questions, Whom};
 pub use ports::RowError;
 pub use session::AuthError;
 
@@ -102,7 +102,7 @@ async fn serve(settings: Settings, channels: Channels) {
             }
         }
     };
-    let lookups = Lookups::new(api.clone(), questions);
+    let lookups = Lookups::new(api.unpaced(), questions);
     let survey = Survey::new(Instant::now());
     let host = settings.host;
     let source = Source { host, api, present, events, reporter, lookup, survey, ready: false, fault: None };

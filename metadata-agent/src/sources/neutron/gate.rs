@@ -1,4 +1,5 @@
-//! When Neutron may be asked: at most so often, and after a fault not before a pause that grows with each further one.
+//! When Neutron may be asked: by those whom nobody waits for at most so often, and after a fault by nobody before a pause that
+//! grows with each further one.
 //!
 //! One gate stands before everything that this host asks, so that however many ports are unknown and however many guests
 //! knock, a Neutron or a Keystone in trouble hears from it as if it had one question.

@@ -1,18 +1,20 @@
 //! The source and its lookups against servers whose every word the test chooses. The real ones stand in the scenarios.
 
 mod cloud;
+mod lookups;
 
 use std::net::IpAddr;
 use std::time::Duration;
 
 use hyper::StatusCode;
 use serde_json::{Value, json};
+use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use uuid::Uuid;
 
 use super::*;
-use crate::ids::{IfIndex, InstanceId, NetworkId, PortId, RouterId};
+use crate::ids::{IfIndex, InstanceId, MacAddress, NetworkId, PortId, RouterId};
 use crate::inventory::{DeviceName, SourceKind};
 use crate::presence::{Need, Present};
 use crate::sources::SourceState;
@@ -233,7 +235,14 @@ async fn a_keystone_that_refuses_is_asked_ever_more_seldom_however_much_is_unkno
     let asks: Vec<_> = (0..100)
         .map(|last| {
             let lookup = world.lookup.clone();
-            tokio::spawn(async move { lookup.by_network(NETWORK, IpAddr::from([10, 9, 9, last])).await })
+            tokio::spawn(async move {
+                lookup
+                    .ask(Query {
+                        place: Place::Network(NETWORK),
+                        whom: Whom::Address(IpAddr::from([10, 9, 9, last]), None),
+                    })
+                    .await
+            })
         })
         .collect();
     for ask in asks {
@@ -302,79 +311,6 @@ async fn a_neutron_that_is_not_there_at_the_start_is_found_when_it_comes() {
     cloud.set(|state| state.ports = vec![guests_port(1)]);
     assert_eq!(probe(&settings(cloud.url.to_string())).await.unwrap(), Reached::Ports);
     world.sound().await;
-    world.stop().await;
-}
-
-fn address(last: u8) -> IpAddr {
-    IpAddr::from([10, 0, 0, last])
-}
-
-#[tokio::test]
-async fn an_address_is_looked_up_in_a_network_once_for_all_who_ask_and_again_after_an_event() {
-    let world = World::start(|state| {
-        state.ports = vec![
-            guests_port(1),
-            guests_port(2),
-            row(3, "compute:nova", &instance(3).to_string(), "10.0.0.2"),
-        ];
-        state.ports.push(row(4, "Octavia", "x", "10.0.0.4"));
-    })
-    .await;
-    world.until_cloud(|state| state.asked.len() == 1).await;
-    world.asked();
-    let asks: Vec<_> = (0..50)
-        .map(|_| {
-            let lookup = world.lookup.clone();
-            tokio::spawn(async move { lookup.by_network(NETWORK, address(1)).await })
-        })
-        .collect();
-    for ask in asks {
-        let Answer::Instance(found) = ask.await.unwrap().unwrap() else { panic!("an instance") };
-        assert_eq!((found.instance, found.port, found.network), (instance(1), port(1), NETWORK));
-        assert_eq!((found.project.as_str(), &found.fixed_ips[..]), ("project", &[address(1)][..]));
-    }
-    assert_eq!(world.asked().len(), 1);
-    for (last, want) in [(2, Answer::Ambiguous), (4, Answer::NotAnInstance), (9, Answer::NotFound)] {
-        for _ in 0..3 {
-            assert_eq!(world.lookup.by_network(NETWORK, address(last)).await.unwrap(), want);
-        }
-        assert_eq!(world.asked().len(), 1);
-    }
-    let elsewhere = NetworkId::new(Uuid::from_u128(8));
-    assert_eq!(world.lookup.by_network(elsewhere, address(1)).await.unwrap(), Answer::NotFound);
-
-    world.cloud.set(|state| state.ports[0]["device_id"] = json!(instance(9)));
-    world.lookup.forget(port(1)).await;
-    let Answer::Instance(found) = world.lookup.by_network(NETWORK, address(1)).await.unwrap() else {
-        panic!()
-    };
-    assert_eq!(found.instance, instance(9));
-    world.stop().await;
-}
-
-#[tokio::test]
-async fn behind_a_router_an_address_is_looked_up_in_its_networks_alone() {
-    let router = RouterId::new(Uuid::from_u128(77));
-    let mut interface_port = row(50, "network:router_interface", &router.to_string(), "10.0.0.254");
-    let mut foreign = guests_port(1);
-    foreign["id"] = json!(port(60));
-    foreign["network_id"] = json!(NetworkId::new(Uuid::from_u128(8)));
-    interface_port["binding:host_id"] = json!("");
-    let world = World::start(|state| state.ports = vec![guests_port(1), foreign, interface_port]).await;
-    world.until_cloud(|state| state.asked.len() == 1).await;
-    world.asked();
-    let Answer::Instance(found) = world.lookup.by_router(router, address(1)).await.unwrap() else { panic!() };
-    assert_eq!(found.instance, instance(1));
-    let asked = world.asked();
-    assert_eq!(asked.len(), 2, "{asked:?}");
-    assert!(asked[0].contains("device_owner=network:ha_router_replicated_interface"), "{asked:?}");
-    // The router's networks are known by now.
-    assert_eq!(world.lookup.by_router(router, address(2)).await.unwrap(), Answer::NotFound);
-    assert_eq!(world.asked().len(), 1);
-    assert_eq!(
-        world.lookup.by_router(RouterId::new(Uuid::nil()), address(1)).await.unwrap(),
-        Answer::NotFound
-    );
     world.stop().await;
 }
 

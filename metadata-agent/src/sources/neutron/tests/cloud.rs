@@ -12,6 +12,7 @@ use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
+use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
 use tokio_rustls::TlsAcceptor;
 
@@ -33,6 +34,8 @@ pub(super) struct State {
     pub(super) logins: usize,
     /// Its certificate, if it speaks TLS.
     pub(super) tls: Option<Arc<rustls::ServerConfig>>,
+    /// If there is one, each answer of Neutron's takes a permit of it on its way back.
+    pub(super) way_back: Option<Arc<Semaphore>>,
     /// The queries that Neutron was asked.
     pub(super) asked: Vec<String>,
 }
@@ -122,16 +125,22 @@ async fn answer(
 ) -> Result<Response<Full<Bytes>>, Infallible> {
     let (head, body) = request.into_parts();
     let body = body.collect().await.unwrap().to_bytes();
-    let mut state = state.lock().unwrap();
-    let (status, token, text) = match head.uri.path() {
-        "/v3/auth/tokens" => login(&mut state, &base, &body),
-        "/v2.0/ports" => {
-            let token = head.headers.get("x-auth-token").map_or("", |value| value.to_str().unwrap());
-            let (status, text) = list(&mut state, head.uri.query().unwrap(), token);
-            (status, None, text)
-        }
-        path => panic!("{path}"),
+    let (way_back, (status, token, text)) = {
+        let mut state = state.lock().unwrap();
+        let answer = match head.uri.path() {
+            "/v3/auth/tokens" => login(&mut state, &base, &body),
+            "/v2.0/ports" => {
+                let token = head.headers.get("x-auth-token").map_or("", |value| value.to_str().unwrap());
+                let (status, text) = list(&mut state, head.uri.query().unwrap(), token);
+                (status, None, text)
+            }
+            path => panic!("{path}"),
+        };
+        (state.way_back.clone(), answer)
     };
+    if let Some(way_back) = way_back {
+        way_back.acquire().await.unwrap().forget();
+    }
     let mut response = Response::new(Full::from(text));
     *response.status_mut() = status;
     if let Some(token) = token {

@@ -3,7 +3,7 @@
 use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 
-use super::port::DeviceName;
+use super::device::DeviceName;
 
 /// Snapshots that are remembered. Who follows them is at most a few behind: while it attaches an interface, some ten
 /// milliseconds, sources tell something more.

@@ -1,4 +1,4 @@
-//! Who said what, and what follows from it.
+//! Who said what, and of which port.
 //!
 //! The ledger takes events in any order and settles, per batch, only the ports and names that they touch. What
 //! follows is a function of the last event of each key, never of the order in which keys came.
@@ -12,18 +12,11 @@ use std::sync::Arc;
 
 use tracing::{info, warn};
 
-use super::port::{DeviceName, Event, Facts, SourceKind};
-use super::snapshot::{Answering, Dispute, Entry, Ownership, PortKey, Snapshot};
-use super::trunk::subports;
-use crate::ids::{IfIndex, InstanceId, PortId};
-
-/// One record and where it is from. Sorts by trust, then by key.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct Claim {
-    source: SourceKind,
-    key: Arc<str>,
-    pub(super) facts: Arc<Facts>,
-}
+use super::claim::{Claim, combine, subports};
+use super::device::DeviceName;
+use super::port::{Event, Facts, SourceKind};
+use super::snapshot::{Answering, Entry, PortKey, Snapshot};
+use crate::ids::{IfIndex, PortId};
 
 /// The state behind the snapshots.
 #[derive(Debug, Default)]
@@ -228,57 +221,6 @@ impl Ledger {
             *counts.of(entry) += 1;
         }
     }
-}
-
-/// Makes one entry of the claims about one port, the most trusted first; `None` of no claim.
-fn combine(claims: &BTreeSet<&Claim>) -> Option<Entry> {
-    let judgement = judgement(claims);
-    let overruled = |facts: &Facts| {
-        judgement.is_some_and(|judged| facts.tenant.as_ref().is_some_and(|tenant| tenant.instance != judged))
-    };
-    let mut valid = claims.iter().filter(|claim| !overruled(&claim.facts));
-    let mut facts = Facts::clone(&valid.next()?.facts);
-    let mut agreed = true;
-    for claim in valid {
-        agreed &= facts.complete_with(&claim.facts);
-    }
-    let not_an_instance = facts.device_owner.as_ref().is_some_and(|owner| !owner.is_instance());
-    if agreed && not_an_instance && facts.tenant.is_none() {
-        return Some(Entry::NoInstance(Arc::new(facts)));
-    }
-    if agreed && !not_an_instance {
-        return Some(match facts.port() {
-            Some(port) => Entry::Agreed(Arc::new(port)),
-            None => Entry::Incomplete(Arc::new(facts)),
-        });
-    }
-    let claims = claims.iter().filter_map(|claim| {
-        let tenant = claim.facts.tenant.as_ref()?;
-        Some(Ownership {
-            source: claim.source,
-            key: claim.key.as_ref().to_owned(),
-            instance: tenant.instance,
-            project: tenant.project.clone(),
-        })
-    });
-    Some(Entry::Disputed(Arc::new(Dispute { id: facts.id, device: facts.device, claims: claims.collect() })))
-}
-
-/// The instance that a source decided for which was asked about exactly this dispute. It does not count if it names one
-/// that no other source names, or if it was asked before one of the others was named: then it may be out of date.
-fn judgement(claims: &BTreeSet<&Claim>) -> Option<InstanceId> {
-    let judge = claims.iter().find(|claim| !claim.facts.judged.is_empty())?;
-    let decided = judge.facts.tenant.as_ref()?.instance;
-    let mut confirmed = false;
-    for tenant in
-        claims.iter().filter(|claim| *claim != judge).filter_map(|claim| claim.facts.tenant.as_ref())
-    {
-        if !judge.facts.judged.contains(&tenant.instance) {
-            return None;
-        }
-        confirmed |= tenant.instance == decided;
-    }
-    confirmed.then_some(decided)
 }
 
 fn take_out<K: Hash + Eq, V: Ord>(map: &mut HashMap<K, BTreeSet<V>>, key: &K, value: &V) {

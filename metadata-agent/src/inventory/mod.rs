@@ -17,6 +17,8 @@
 //! This module knows nothing of where events come from, nor of who asks.
 
 mod changes;
+mod claim;
+mod device;
 mod ledger;
 mod port;
 mod prefix;
@@ -29,8 +31,9 @@ use arc_swap::{ArcSwap, Guard};
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
+pub use device::{DeviceName, DeviceNameError};
 use ledger::Ledger;
-pub use port::{DeviceName, DeviceNameError, DeviceOwner, Event, Facts, Port, SourceKind, Tenant};
+pub use port::{DeviceOwner, Event, Facts, Port, SourceKind, Tenant};
 pub use prefix::{AddressPrefix, AddressPrefixError};
 pub use snapshot::{Ambiguous, Counts, Dispute, Entry, Ownership, PortKey, Resolution, Snapshot};
 pub use trunk::{Seat, Subport};

@@ -1,87 +1,15 @@
 //! What sources say: a port, and the event that carries it.
 
-use std::borrow::Borrow;
 use std::collections::BTreeSet;
 use std::fmt;
 use std::net::IpAddr;
-use std::str::FromStr;
-use std::sync::Arc;
 
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 
+use super::device::DeviceName;
 use super::prefix::AddressPrefix;
 use super::trunk::Seat;
 use crate::ids::{IfIndex, InstanceId, MacAddress, NetworkId, PortId, ProjectId};
-
-/// Not usable as the name of a kernel interface.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{text:?} is not an interface name: 1 to 15 visible ASCII characters without `/` and `:`")]
-pub struct DeviceNameError {
-    /// What was given.
-    pub text: String,
-}
-
-/// The name of a kernel interface. Cheap to clone.
-#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
-pub struct DeviceName(Arc<str>);
-
-impl DeviceName {
-    /// The tap that Nova makes for a port: `tap` and the first eleven characters of the port id.
-    #[must_use]
-    pub fn tap_of(port: &PortId) -> Self {
-        Self(format!("tap{}", port.device_suffix()).into())
-    }
-
-    /// The name as text.
-    pub fn as_str(&self) -> &str {
-        &self.0
-    }
-}
-
-impl FromStr for DeviceName {
-    type Err = DeviceNameError;
-    fn from_str(text: &str) -> Result<Self, DeviceNameError> {
-        // dev_valid_name() of the kernel, narrowed to ASCII that can be printed.
-        let fits = (1..=15).contains(&text.len()) && text != "." && text != "..";
-        if fits && text.bytes().all(|b| b.is_ascii_graphic() && b != b'/' && b != b':') {
-            Ok(Self(text.into()))
-        } else {
-            Err(DeviceNameError { text: text.to_owned() })
-        }
-    }
-}
-
-impl TryFrom<String> for DeviceName {
-    type Error = DeviceNameError;
-    fn try_from(text: String) -> Result<Self, DeviceNameError> {
-        text.parse()
-    }
-}
-
-impl From<DeviceName> for String {
-    fn from(name: DeviceName) -> Self {
-        name.0.as_ref().to_owned()
-    }
-}
-
-impl Borrow<str> for DeviceName {
-    fn borrow(&self) -> &str {
-        &self.0
-    }
-}
-
-impl fmt::Display for DeviceName {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.fmt(f)
-    }
-}
-
-impl fmt::Debug for DeviceName {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Display::fmt(self, f)
-    }
-}
 
 /// A port of an instance. Whose it is, is always known.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -290,14 +218,6 @@ pub struct Event {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_device_name_is_what_the_kernel_takes() {
-        assert_eq!("tap3f2a9d10-77".parse::<DeviceName>().unwrap().as_str(), "tap3f2a9d10-77");
-        for bad in ["", ".", "..", "a/b", "a:1", "a b", "a\n", "0123456789abcdef", "\u{fc}"] {
-            assert!(bad.parse::<DeviceName>().is_err(), "{bad:?}");
-        }
-    }
 
     #[test]
     fn sources_are_listed_in_order_of_trust_and_labelled_as_they_are_dumped() {

@@ -5,7 +5,8 @@ use std::sync::Arc;
 use serde::{Serialize, Serializer};
 
 use super::changes::Changes;
-use super::port::{DeviceName, Facts, Port, SourceKind};
+use super::device::DeviceName;
+use super::port::{Facts, Port, SourceKind};
 use super::trunk::Subport;
 use crate::ids::{IfIndex, InstanceId, MacAddress, PortId, ProjectId};
 use crate::shards::Shards;

@@ -1,14 +1,10 @@
 //! Subports of trunks: ports that reach their guest as VLANs on another port's interface. Whose they are follows from
 //! their parent, so a source that tells of a subport need not know the instance.
 
-use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
-use std::sync::Arc;
 
 use serde::Serialize;
 
-use super::ledger::Claim;
-use super::port::Facts;
 use super::prefix::AddressPrefix;
 use crate::ids::{MacAddress, NetworkId, PortId, VlanId};
 
@@ -36,26 +32,4 @@ pub struct Subport {
     pub fixed_ips: Vec<IpAddr>,
     /// Further addresses that the guest may send from.
     pub allowed_addresses: Vec<AddressPrefix>,
-}
-
-/// The subports of one parent, by tag. A tag under which sources place different ports is nobody's.
-pub(super) fn subports(claims: &BTreeSet<Claim>) -> Arc<[Subport]> {
-    let mut by_vlan: BTreeMap<VlanId, Option<Facts>> = BTreeMap::new();
-    for claim in claims {
-        let Some(seat) = claim.facts.seat else { continue };
-        let merged = by_vlan.entry(seat.vlan).or_insert_with(|| Some(Facts::default()));
-        if let Some(facts) = merged {
-            let differ = facts.id.zip(claim.facts.id).is_some_and(|(ours, theirs)| ours != theirs);
-            if differ {
-                *merged = None;
-            } else {
-                facts.complete_with(&claim.facts);
-            }
-        }
-    }
-    let known = by_vlan.into_iter().filter_map(|(vlan, facts)| {
-        let Facts { id, network, mac, fixed_ips, allowed_addresses, .. } = facts?;
-        Some(Subport { vlan, id, network, mac, fixed_ips, allowed_addresses })
-    });
-    known.collect()
 }

@@ -19,6 +19,7 @@
 //!   withdrawn, it shows as a fault, and it touches no other row.
 
 mod interfaces;
+mod tables;
 mod trunks;
 
 use std::convert::Infallible;
@@ -36,9 +37,10 @@ use crate::inventory::{Event, SourceKind};
 use crate::ovsdb::{
     Dial, End, Monitor, News, NobodyListens, Reader, Session, SessionError, TlsFiles, follow, shape,
 };
-use interfaces::{Interfaces, TABLES};
+use interfaces::Interfaces;
+use tables::TABLES;
 
-pub use interfaces::RowError;
+pub use tables::RowError;
 
 /// Where packages and Open vSwitch itself put the server's socket.
 pub const USUAL_SOCKETS: [&str; 3] =

@@ -34,67 +34,11 @@ use serde_json::Value;
 use uuid::Uuid;
 
 use super::super::rows;
-use super::trunks::{BRIDGE, Trunks};
-use crate::ids::{IdError, IfIndex, InstanceId, NetworkId, PortId};
+use super::tables::{BRIDGE, INTERFACE, PORT, RowError, TABLES, id};
+use super::trunks::Trunks;
+use crate::ids::{IfIndex, InstanceId, NetworkId, PortId};
 use crate::inventory::{DeviceName, Facts, Tenant};
-use crate::ovsdb::{Form, Kind, Replica, Row, Table, UpdateError, entry, integer, references, text};
-
-pub(super) const INTERFACE: &str = "Interface";
-pub(super) const PORT: &str = "Port";
-
-/// What is asked of the server.
-pub(super) const TABLES: &[Table] = &[
-    Table {
-        name: INTERFACE,
-        columns: &[
-            ("name", Kind::One),
-            ("type", Kind::One),
-            ("external_ids", Kind::Map),
-            ("options", Kind::Map),
-            ("ifindex", Kind::One),
-        ],
-    },
-    Table {
-        name: PORT,
-        columns: &[("interfaces", Kind::Set), ("other_config", Kind::Map), ("tag", Kind::One)],
-    },
-    Table { name: BRIDGE, columns: &[("name", Kind::One), ("ports", Kind::Set)] },
-];
-
-/// Why a row that names an instance says nothing.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum RowError {
-    /// An identifier is none.
-    #[error("{column}:{key}: {source}")]
-    BadId {
-        /// The column.
-        column: &'static str,
-        /// The key in it.
-        key: &'static str,
-        /// Why.
-        source: IdError,
-    },
-    /// os-vif and libvirt name different instances.
-    #[error("external_ids names two instances, {os_vif} (vm-uuid) and {libvirt} (vm-id)")]
-    TwoInstances {
-        /// The one of `vm-uuid`.
-        os_vif: InstanceId,
-        /// The one of `vm-id`.
-        libvirt: InstanceId,
-    },
-    /// Several ports hold the interface, and they are on different networks.
-    #[error("is in ports of different networks")]
-    TwoNetworks,
-    /// The tag of a subport's port is one that no VLAN can have.
-    #[error("has the tag {tag} on its trunk's bridge, which is not a VLAN id: 1 to 4094")]
-    BadTag {
-        /// The tag.
-        tag: i64,
-    },
-    /// The bridge of a trunk has interfaces of several guests.
-    #[error("is on the bridge of a trunk with more than one parent")]
-    TwoParents,
-}
+use crate::ovsdb::{Form, Replica, Row, UpdateError, entry, integer, references, text};
 
 /// What a row of `Interface` says now; a fault bears the interface's name.
 pub(super) type Reading = rows::Reading<RowError>;
@@ -167,7 +111,7 @@ impl Interfaces {
         let Some(row) = self.replica.row(INTERFACE, interface) else { return Reading::Gone };
         let name = text(row, "name");
         let kind = text(row, "type");
-        let facts = guest(name, kind == "internal", |key| entry(row, "external_ids", key));
+        let facts = guest(row, name, kind);
         let facts = facts.map(|facts| {
             facts.map(|facts| Facts { index: index(row, name, kind, facts.device.as_ref()), ..facts })
         });
@@ -199,9 +143,8 @@ impl Interfaces {
     fn network(&self, interface: Uuid) -> Result<Option<NetworkId>, RowError> {
         let mut network = None;
         for port in self.ports_of.get(&interface).into_iter().flatten() {
-            let row = self.replica.row(PORT, *port);
-            let Some(told) = row.and_then(|row| entry(row, "other_config", "net_uuid")) else { continue };
-            let told: NetworkId = id("other_config", "net_uuid", told)?;
+            let Some(row) = self.replica.row(PORT, *port) else { continue };
+            let Some(told) = id(row, "other_config", "net_uuid")? else { continue };
             if network.replace(told).is_some_and(|other| other != told) {
                 return Err(RowError::TwoNetworks);
             }
@@ -211,37 +154,30 @@ impl Interfaces {
 }
 
 /// What a row of `Interface` says by itself; `None` if it is no guest's.
-fn guest<'a>(
-    name: &str,
-    is_internal: bool,
-    external_id: impl Fn(&str) -> Option<&'a str>,
-) -> Result<Option<Facts>, RowError> {
-    let told = |key: &'static str| external_id(key).map(|text| (key, text));
-    let os_vif =
-        told("vm-uuid").map(|(key, text)| id::<InstanceId>("external_ids", key, text)).transpose()?;
-    let libvirt: Option<InstanceId> = external_id("vm-id").and_then(|text| text.parse().ok());
+fn guest(row: &Row, name: &str, kind: &str) -> Result<Option<Facts>, RowError> {
+    let told = |key: &str| entry(row, "external_ids", key);
+    let os_vif: Option<InstanceId> = id(row, "external_ids", "vm-uuid")?;
+    let libvirt: Option<InstanceId> = told("vm-id").and_then(|text| text.parse().ok());
     let instance = match (os_vif, libvirt) {
         (Some(os_vif), Some(libvirt)) if os_vif != libvirt => {
             return Err(RowError::TwoInstances { os_vif, libvirt });
         }
         (os_vif, libvirt) => os_vif.or(libvirt),
     };
-    let status = external_id("iface-status");
+    let status = told("iface-status");
     let is_plugged = match instance {
         Some(_) => status.is_none_or(|status| status == "active"),
-        None => !is_internal && status == Some("active") && external_id("iface-id").is_some(),
+        None => kind != "internal" && status == Some("active") && told("iface-id").is_some(),
     };
     if !is_plugged {
         return Ok(None);
     }
-    let port: Option<PortId> =
-        told("iface-id").map(|(key, text)| id("external_ids", key, text)).transpose()?;
-    let mac = told("attached-mac").map(|(key, text)| id("external_ids", key, text)).transpose()?;
+    let port: Option<PortId> = id(row, "external_ids", "iface-id")?;
     Ok(Some(Facts {
         id: port,
         device: device(name, port),
         tenant: instance.map(|instance| Tenant { instance, project: None }),
-        mac,
+        mac: id(row, "external_ids", "attached-mac")?,
         ..Facts::default()
     }))
 }
@@ -258,14 +194,6 @@ fn index(row: &Row, name: &str, kind: &str, device: Option<&DeviceName>) -> Opti
     let is_itself = device.is_some_and(|device| device.as_str() == name);
     let index = integer(row, "ifindex").filter(|index| *index > 0 && is_the_kernels && is_itself)?;
     u32::try_from(index).ok().map(IfIndex)
-}
-
-pub(super) fn id<T: std::str::FromStr<Err = IdError>>(
-    column: &'static str,
-    key: &'static str,
-    text: &str,
-) -> Result<T, RowError> {
-    text.parse().map_err(|source| RowError::BadId { column, key, source })
 }
 
 fn interfaces_in(port: &Row) -> BTreeSet<Uuid> {

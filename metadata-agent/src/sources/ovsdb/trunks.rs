@@ -17,12 +17,10 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use uuid::Uuid;
 
-use super::interfaces::{INTERFACE, PORT, RowError, id};
+use super::tables::{BRIDGE, INTERFACE, PORT, RowError, id, parse};
 use crate::ids::{PortId, VlanId};
 use crate::inventory::{Facts, Seat};
 use crate::ovsdb::{Change, Replica, Row, entry, integer, references, text};
-
-pub(super) const BRIDGE: &str = "Bridge";
 
 const TRUNK_BRIDGE: &str = "tbr-";
 const SUBPORT: &str = "spi-";
@@ -131,17 +129,16 @@ fn is_patch(row: &Row, prefix: &str) -> bool {
 }
 
 fn subport(row: &Row, tag: i64, parents: &BTreeSet<&str>) -> Result<Facts, RowError> {
-    let read = |key: &'static str| entry(row, "external_ids", key).map(|text| (key, text));
     let parent: PortId = match parents.iter().collect::<Vec<_>>().as_slice() {
-        [parent] => id("external_ids", "iface-id", parent)?,
+        [parent] => parse("external_ids", "iface-id", parent)?,
         _ => return Err(RowError::TwoParents),
     };
     let vlan = u64::try_from(tag).ok().and_then(|tag| VlanId::try_from(tag).ok());
     let seat = Seat { parent, vlan: vlan.ok_or(RowError::BadTag { tag })? };
     Ok(Facts {
-        id: read("iface-id").map(|(key, text)| id("external_ids", key, text)).transpose()?,
+        id: id(row, "external_ids", "iface-id")?,
         seat: Some(seat),
-        mac: read("attached-mac").map(|(key, text)| id("external_ids", key, text)).transpose()?,
+        mac: id(row, "external_ids", "attached-mac")?,
         ..Facts::default()
     })
 }

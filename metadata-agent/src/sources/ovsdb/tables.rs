@@ -1,0 +1,82 @@
+//! Which tables and columns are read, and what can be wrong in them.
+
+use std::str::FromStr;
+
+use crate::ids::{IdError, InstanceId};
+use crate::ovsdb::{Kind, Row, Table, entry};
+
+pub(super) const INTERFACE: &str = "Interface";
+pub(super) const PORT: &str = "Port";
+pub(super) const BRIDGE: &str = "Bridge";
+
+/// What is asked of the server.
+pub(super) const TABLES: &[Table] = &[
+    Table {
+        name: INTERFACE,
+        columns: &[
+            ("name", Kind::One),
+            ("type", Kind::One),
+            ("external_ids", Kind::Map),
+            ("options", Kind::Map),
+            ("ifindex", Kind::One),
+        ],
+    },
+    Table {
+        name: PORT,
+        columns: &[("interfaces", Kind::Set), ("other_config", Kind::Map), ("tag", Kind::One)],
+    },
+    Table { name: BRIDGE, columns: &[("name", Kind::One), ("ports", Kind::Set)] },
+];
+
+/// Why a row that names an instance says nothing.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum RowError {
+    /// An identifier is none.
+    #[error("{column}:{key}: {source}")]
+    BadId {
+        /// The column.
+        column: &'static str,
+        /// The key in it.
+        key: &'static str,
+        /// Why.
+        source: IdError,
+    },
+    /// os-vif and libvirt name different instances.
+    #[error("external_ids names two instances, {os_vif} (vm-uuid) and {libvirt} (vm-id)")]
+    TwoInstances {
+        /// The one of `vm-uuid`.
+        os_vif: InstanceId,
+        /// The one of `vm-id`.
+        libvirt: InstanceId,
+    },
+    /// Several ports hold the interface, and they are on different networks.
+    #[error("is in ports of different networks")]
+    TwoNetworks,
+    /// The tag of a subport's port is one that no VLAN can have.
+    #[error("has the tag {tag} on its trunk's bridge, which is not a VLAN id: 1 to 4094")]
+    BadTag {
+        /// The tag.
+        tag: i64,
+    },
+    /// The bridge of a trunk has interfaces of several guests.
+    #[error("is on the bridge of a trunk with more than one parent")]
+    TwoParents,
+}
+
+/// The identifier under a key of a column of texts by text.
+pub(super) fn id<T: FromStr<Err = IdError>>(
+    row: &Row,
+    column: &'static str,
+    key: &'static str,
+) -> Result<Option<T>, RowError> {
+    entry(row, column, key).map(|text| parse(column, key, text)).transpose()
+}
+
+/// The same of a text that was read before.
+pub(super) fn parse<T: FromStr<Err = IdError>>(
+    column: &'static str,
+    key: &'static str,
+    text: &str,
+) -> Result<T, RowError> {
+    text.parse().map_err(|source| RowError::BadId { column, key, source })
+}

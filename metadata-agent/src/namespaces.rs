@@ -14,6 +14,7 @@
 
 mod lost;
 mod place;
+mod reconcile;
 mod site;
 
 use std::collections::{BTreeMap, BTreeSet};

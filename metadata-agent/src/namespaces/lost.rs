@@ -23,20 +23,6 @@ const PATROL_TURN: Duration = Duration::from_millis(20);
 /// How long whoever deleted a qdisc has for making another before we do, which would be in its way.
 const GRACE: Duration = Duration::from_millis(400);
 
-/// Interfaces of a site that lack their program, and since when.
-#[derive(Debug, Default)]
-pub(super) struct Missing(BTreeMap<IfIndex, Instant>);
-
-impl Missing {
-    pub(super) fn is_empty(&self) -> bool {
-        self.0.is_empty()
-    }
-
-    pub(super) fn forget(&mut self, index: IfIndex) {
-        self.0.remove(&index);
-    }
-}
-
 /// Looks for TCX links in the namespaces whose turn it is, after `seen`. Gives the name of the last one looked at, unless it is
 /// the last one of all.
 pub(super) fn patrol(
@@ -76,7 +62,7 @@ impl Site {
         for index in guests.chain(self.datapath.portal()).collect::<Vec<_>>() {
             let programs = self.netlink.filter_programs(index).await?;
             if programs.contains(&self.datapath.program_id(index)?) {
-                self.missing.forget(index);
+                self.missing.remove(&index);
                 continue;
             }
             let since = self.is_missing(index);
@@ -95,7 +81,7 @@ impl Site {
 
     /// Since when. The qdisc may be somebody else's by now: we never delete it.
     fn is_missing(&mut self, index: IfIndex) -> Instant {
-        if let Some(since) = self.missing.0.get(&index) {
+        if let Some(since) = self.missing.get(&index) {
             return *since;
         }
         let interface = self.interface(index);
@@ -106,7 +92,7 @@ impl Site {
             warn!(namespace = %self.name, interface, %error, "a qdisc that is gone is still noted");
         }
         let now = Instant::now();
-        self.missing.0.insert(index, now);
+        self.missing.insert(index, now);
         now
     }
 
@@ -116,7 +102,7 @@ impl Site {
         if self.datapath.put_back(index, &interface).is_err() {
             return false;
         }
-        let after = self.missing.0.remove(&index).map(|since| since.elapsed());
+        let after = self.missing.remove(&index).map(|since| since.elapsed());
         info!(namespace = %self.name, interface, ?after, "our program is back");
         true
     }

@@ -1,11 +1,6 @@
-//! One namespace that guests are served in: its way into the portal, the fronts of its programs, and its attachments, brought
-//! in step with its links and their addresses whenever something there changes.
-//!
-//! The subnets that guests may send from are those that the interface itself has an address in: whoever is behind it
-//! cannot pass for a guest of another network of the same router.
+//! One namespace that guests are served in: its way into the portal, the fronts of its programs, and its attachments.
 
 use std::collections::BTreeMap;
-use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -16,7 +11,6 @@ use tokio::sync::mpsc;
 use tokio_util::task::AbortOnDropHandle;
 use tracing::{info, warn};
 
-use super::lost::Missing;
 use super::place::Place;
 use crate::classifier::{self, ClassifierError};
 use crate::datapath::{Branches, Datapath, DatapathError, Hook, PortPolicy, PortalLink};
@@ -73,14 +67,15 @@ pub(super) struct Workshop {
 pub(super) struct Site {
     pub(super) inode: u32,
     pub(super) name: Arc<str>,
-    place: Place,
-    confined: bool,
+    pub(super) place: Place,
+    pub(super) confined: bool,
     netns: Arc<Netns>,
     pub(super) netlink: Netlink,
-    annex: Annex,
+    pub(super) annex: Annex,
     pub(super) datapath: Datapath,
     pub(super) attached: BTreeMap<IfIndex, Attached>,
-    pub(super) missing: Missing,
+    /// Interfaces that lack their program, and since when.
+    pub(super) missing: BTreeMap<IfIndex, Instant>,
     _watch: AbortOnDropHandle<()>,
 }
 
@@ -119,66 +114,13 @@ impl Site {
             annex,
             datapath,
             attached: BTreeMap::new(),
-            missing: Missing::default(),
+            missing: BTreeMap::new(),
             _watch: AbortOnDropHandle::new(watch),
         })
     }
 
-    /// Attaches, lets go and tells the kernel what there is to tell. What cannot be attached holds up nothing else; the
-    /// last of those errors is told.
-    pub(super) async fn reconcile(&mut self) -> Result<(), SiteError> {
-        let links = self.netlink.links().await?;
-        if !links.iter().any(|link| link.index == self.annex.outer && link.name == HOST_END) {
-            return Err(SiteError::WayLost);
-        }
-        let addresses = self.netlink.ipv4_addresses().await?;
-        let (wanted, others): (Vec<Link>, Vec<Link>) =
-            links.into_iter().partition(|link| self.place.admits(link));
-        let is_gone = |index: &IfIndex| !wanted.iter().any(|link| link.index == *index);
-        for index in self.attached.keys().copied().filter(is_gone).collect::<Vec<_>>() {
-            self.let_go(index, &others).await?;
-        }
-        let mut outcome = Ok(());
-        for link in &wanted {
-            let policy = self.policy(link, &addresses);
-            let kept = match self.attached.get_mut(&link.index) {
-                Some(attached) => {
-                    attached.link.clone_from(link);
-                    Ok(self.datapath.set_policy(link.index, None, &policy)?)
-                }
-                None => self.attach(link, &policy).await,
-            };
-            outcome = outcome.and(kept).and(fits(link, &policy));
-        }
-        outcome = outcome.and(self.keep_filters().await);
-        self.datapath.forget_strays()?;
-        for mark in self.datapath.filters()? {
-            if !self.attached.contains_key(&mark.index) || self.datapath.hook() == Hook::Tcx {
-                self.take_filter_off(mark.index, &wanted).await?;
-            }
-        }
-        outcome
-    }
-
-    /// No network that is not the interface's own, and none of the metadata service's itself, which a DHCP server's has.
-    fn policy(&self, link: &Link, addresses: &[(IfIndex, Ipv4Addr, u8)]) -> PortPolicy {
-        let own =
-            addresses.iter().filter(|(index, address, _)| *index == link.index && !address.is_link_local());
-        let network = match self.place.0 {
-            CallerPlace::Network(network) => Some(network),
-            CallerPlace::Router(_) => None,
-        };
-        PortPolicy {
-            network,
-            mac: None,
-            addresses: Some(own.map(|(_, address, len)| (*address, *len)).collect()),
-            shared: true,
-            confined: self.confined,
-        }
-    }
-
     /// The way back stands before the first packet comes.
-    async fn attach(&mut self, link: &Link, policy: &PortPolicy) -> Result<(), SiteError> {
+    pub(super) async fn attach(&mut self, link: &Link, policy: &PortPolicy) -> Result<(), SiteError> {
         let adopted = self.datapath.adopt(link.index, &link.name)?;
         let id = if let Some(id) = adopted {
             self.annex.lead(id).await?;
@@ -213,9 +155,9 @@ impl Site {
         Ok(attached?)
     }
 
-    async fn let_go(&mut self, index: IfIndex, links: &[Link]) -> Result<(), SiteError> {
+    pub(super) async fn let_go(&mut self, index: IfIndex, links: &[Link]) -> Result<(), SiteError> {
         let Some(attached) = self.attached.remove(&index) else { return Ok(()) };
-        self.missing.forget(index);
+        self.missing.remove(&index);
         info!(
             namespace = %self.name, interface = attached.link.name, attachment = %attached.id,
             "shared interface let go"
@@ -225,7 +167,7 @@ impl Site {
         Ok(self.annex.forget(attached.id).await?)
     }
 
-    async fn take_filter_off(&self, index: IfIndex, links: &[Link]) -> Result<(), SiteError> {
+    pub(super) async fn take_filter_off(&self, index: IfIndex, links: &[Link]) -> Result<(), SiteError> {
         let Some(mark) = self.datapath.filter(index) else { return Ok(()) };
         classifier::take_off_in(&self.netns, &self.netlink, links, mark).await?;
         Ok(self.datapath.forget_filter(index)?)
@@ -251,15 +193,6 @@ impl Site {
             };
             (*id, binding)
         })
-    }
-}
-
-fn fits(link: &Link, policy: &PortPolicy) -> Result<(), SiteError> {
-    let count = policy.addresses.as_ref().map_or(0, Vec::len);
-    if count <= MAX_PORT_IPV4 {
-        Ok(())
-    } else {
-        Err(SiteError::Subnets { interface: link.name.clone(), count })
     }
 }
 

@@ -4,6 +4,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use futures_util::TryStreamExt;
 use netlink_packet_route::address::{AddressAttribute, AddressFlags, AddressHeaderFlags, AddressMessage};
+use netlink_packet_route::route::RouteMessage;
 use rtnetlink::RouteMessageBuilder;
 
 use super::error::{absent_is_fine, refused};
@@ -72,12 +73,7 @@ impl Netlink {
         gateway: Ipv6Addr,
         index: IfIndex,
     ) -> Result<(), NetlinkError> {
-        let message = RouteMessageBuilder::<Ipv6Addr>::new()
-            .destination_prefix(prefix.0, prefix.1)
-            .gateway(gateway)
-            .output_interface(index.0)
-            .build();
-        let set = self.handle.route().add(message).replace().execute().await;
+        let set = self.handle.route().add(route(prefix, gateway, index)).replace().execute().await;
         set.map_err(|source| refused("set route", format_args!("{}/{}", prefix.0, prefix.1), source))
     }
 
@@ -91,13 +87,16 @@ impl Netlink {
         gateway: Ipv6Addr,
         index: IfIndex,
     ) -> Result<(), NetlinkError> {
-        let message = RouteMessageBuilder::<Ipv6Addr>::new()
-            .destination_prefix(prefix.0, prefix.1)
-            .gateway(gateway)
-            .output_interface(index.0)
-            .build();
-        let deleted = self.handle.route().del(message).execute().await;
+        let deleted = self.handle.route().del(route(prefix, gateway, index)).execute().await;
         absent_is_fine(deleted)
             .map_err(|source| refused("delete route", format_args!("{}/{}", prefix.0, prefix.1), source))
     }
+}
+
+fn route((destination, length): (Ipv6Addr, u8), gateway: Ipv6Addr, index: IfIndex) -> RouteMessage {
+    RouteMessageBuilder::<Ipv6Addr>::new()
+        .destination_prefix(destination, length)
+        .gateway(gateway)
+        .output_interface(index.0)
+        .build()
 }

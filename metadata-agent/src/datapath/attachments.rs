@@ -66,24 +66,6 @@ impl Datapath {
         made_qdisc: bool,
         policy: &PortPolicy,
     ) -> Result<(), DatapathError> {
-        self.attach_anew(id, index, interface, made_qdisc, policy)?;
-        self.note(id, index, interface);
-        Ok(())
-    }
-
-    fn note(&mut self, id: AttachmentId, index: IfIndex, interface: &str) {
-        let attachment = Attachment { id, interface: interface.to_owned(), subports: BTreeMap::new() };
-        self.attachments.insert(index, attachment);
-    }
-
-    fn attach_anew(
-        &mut self,
-        id: AttachmentId,
-        index: IfIndex,
-        interface: &str,
-        made_qdisc: bool,
-        policy: &PortPolicy,
-    ) -> Result<(), DatapathError> {
         let pin = self.pins.guest(index);
         Pins::remove(&pin)?;
         let key = self.place.key(index, None);
@@ -97,8 +79,15 @@ impl Datapath {
         });
         if attached.is_err() {
             self.maps().remove_port(key, id)?;
+            return attached;
         }
-        attached
+        self.note(id, index, interface);
+        Ok(())
+    }
+
+    fn note(&mut self, id: AttachmentId, index: IfIndex, interface: &str) {
+        let attachment = Attachment { id, interface: interface.to_owned(), subports: BTreeMap::new() };
+        self.attachments.insert(index, attachment);
     }
 
     /// Whether the program of an interface, a guest's or the portal's, is on it by TCX. `interface` is its name now.

@@ -6,6 +6,7 @@ use metadata_ebpf::host::{HostSkb, HostWorld};
 use metadata_ebpf::reason::Reason;
 use metadata_ebpf::skb::{HEAD, Vlan};
 use metadata_ebpf::to_guest::to_guest;
+use metadata_tests::packets::control_block;
 use metadata_tests::packets::table::{self, assert_outcome, assert_recorded};
 use metadata_tests::packets::world::{IFINDEX, STALE_AFTER_NS, host_world};
 use metadata_tests::packets::{Program, cases};
@@ -120,5 +121,12 @@ fn a_full_client_map_admits_only_clients_on_record() {
 fn every_case_holds_in_the_kernel() {
     if metadata_tests::privileged() {
         table::holds_in_the_kernel();
+    }
+}
+
+#[test]
+fn what_the_control_block_held_is_of_no_consequence() {
+    if metadata_tests::privileged() {
+        control_block::is_of_no_consequence();
     }
 }

@@ -268,8 +268,8 @@ fn position(reason: Option<Reason>) -> usize {
     reason.map_or(Reason::COUNT, |reason| reason.index() as usize)
 }
 
-/// The host build's clock stands.
-fn timeless(mut clients: HashMap<ClientKey, Client>) -> HashMap<ClientKey, Client> {
+/// Without what the clock says: the host build's stands.
+pub(super) fn timeless(mut clients: HashMap<ClientKey, Client>) -> HashMap<ClientKey, Client> {
     for client in clients.values_mut() {
         (client.first_seen_ns, client.last_seen_ns) = (0, 0);
     }

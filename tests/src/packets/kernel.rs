@@ -2,6 +2,7 @@
 
 use std::collections::HashMap as StdHashMap;
 use std::net::{SocketAddrV6, TcpListener, TcpStream};
+use std::ops::Range;
 use std::path::Path;
 
 use aya::maps::{Array, HashMap, MapData, PerCpuArray, ProgramArray};
@@ -11,7 +12,7 @@ use metadata_agent::datapath::{Clock, FRONT, OBJECT, PROGRAMS};
 use metadata_agent::netlink::Netlink;
 use metadata_agent::netns::Netns;
 use metadata_agent::portal::Portal;
-use metadata_ebpf::abi::{Client, ClientKey, Gate, Port, PortKey, Settings, names, slots};
+use metadata_ebpf::abi::{self, Client, ClientKey, Gate, Port, PortKey, Settings, names, slots};
 use metadata_ebpf::identity::PORTAL_ADDRESS;
 use metadata_ebpf::reason::{Reason, Verdict};
 use tokio::runtime::{Builder, Runtime};
@@ -23,6 +24,14 @@ use crate::netns::Netns as RigNetns;
 
 /// Clients that [`Kernel`]'s map has room for: few, so that it can be filled.
 pub const CLIENTS: u32 = 8;
+
+/// The five words of a packet (`skb->cb`) that whoever has it may use, and that nobody clears for the next one.
+pub type ControlBlock = [u32; 5];
+
+/// Where they lie in the context of a run, `struct __sk_buff` of linux/bpf.h.
+const CONTROL_BLOCK: Range<usize> = 48..68;
+/// Longer than any kernel's context: what is beyond it is to be zero.
+const CONTEXT: usize = 256;
 
 /// The programs and their maps.
 pub struct Kernel {
@@ -75,6 +84,12 @@ impl Kernel {
         }
     }
 
+    /// `MD_SITE` in the router's namespace or on the host.
+    #[must_use]
+    pub fn site(&self, routed: bool) -> abi::Site {
+        world::site(routed, self.nsid)
+    }
+
     /// Brings the maps into a state, whatever they held.
     pub fn set(&mut self, state: &State) {
         let now = Clock::now_ns();
@@ -101,16 +116,45 @@ impl Kernel {
     /// Runs a program on a frame. What becomes of the frame is written into `out`; gives the verdict, as
     /// linux/pkt_cls.h numbers it, and the frame's length.
     pub fn test_run(&mut self, program: Program, frame: &[u8], out: &mut [u8]) -> (i32, usize) {
+        let options =
+            TestRunOptions { data_in: Some(frame), data_out: Some(out), ..TestRunOptions::default() };
+        self.test_run_with(program, options)
+    }
+
+    /// The same behind somebody who left this in the packet's control block, where the run leaves what it wrote.
+    pub fn test_run_behind(
+        &mut self,
+        block: &mut ControlBlock,
+        program: Program,
+        frame: &[u8],
+        out: &mut [u8],
+    ) -> (i32, usize) {
+        let (mut before, mut after) = ([0; CONTEXT], [0; CONTEXT]);
+        before[CONTROL_BLOCK].copy_from_slice(&block.map(u32::to_ne_bytes).concat());
+        let options = TestRunOptions {
+            data_in: Some(frame),
+            data_out: Some(out),
+            ctx_in: Some(&before),
+            ctx_out: Some(&mut after),
+            ..TestRunOptions::default()
+        };
+        let made = self.test_run_with(program, options);
+        let (words, _) = after[CONTROL_BLOCK].as_chunks();
+        for (word, bytes) in block.iter_mut().zip(words) {
+            *word = u32::from_ne_bytes(*bytes);
+        }
+        made
+    }
+
+    fn test_run_with(&mut self, program: Program, options: TestRunOptions<'_>) -> (i32, usize) {
         let name = match program {
             Program::FromGuest => names::FROM_GUEST,
             Program::ToGuest => names::TO_GUEST,
         };
         let ebpf = if self.is_routed { &mut self.routed } else { &mut self.ebpf };
-        let program = classifier(ebpf, name);
-        let options =
-            TestRunOptions { data_in: Some(frame), data_out: Some(out), ..TestRunOptions::default() };
-        let result =
-            program.test_run(options).unwrap_or_else(|error| panic!("{name} on {frame:02x?}: {error:?}"));
+        let frame = options.data_in;
+        let result = classifier(ebpf, name).test_run(options);
+        let result = result.unwrap_or_else(|error| panic!("{name} on {frame:02x?}: {error:?}"));
         (result.return_value.cast_signed(), usize::try_from(result.data_size_out).expect("a length"))
     }
 
@@ -119,6 +163,13 @@ impl Kernel {
     pub fn counters(&self) -> Vec<u64> {
         let count = |reason: &Reason| self.stats.get(&reason.index(), 0).expect("a counter").iter().sum();
         Reason::ALL.iter().map(count).collect()
+    }
+
+    /// What was counted since the counters were `before`.
+    #[must_use]
+    pub fn counted_since(&self, before: &[u64]) -> Vec<Reason> {
+        let pairs = Reason::ALL.iter().zip(before.iter().zip(self.counters()));
+        pairs.flat_map(|(reason, (before, after))| (*before..after).map(|_| *reason)).collect()
     }
 
     /// What the kernel says of each program that it accepted, and whose it is.

@@ -3,6 +3,7 @@
 //! Expected frames are built by etherparse, header by header and with checksums of its own, and never by the code under test.
 #![expect(clippy::expect_used, reason = "a row that cannot be built fails the test that reads it")]
 
+pub mod control_block;
 pub mod differential;
 mod frames;
 mod ipv6;

@@ -10,7 +10,12 @@ use super::{Case, GUEST_MAC, NETWORK, cases};
 
 /// Runs every row through the programs in the kernel.
 pub fn holds_in_the_kernel() {
-    Site::set_up("packets", |site| {
+    each_in_the_kernel("packets", run);
+}
+
+/// Does this with each row, in a kernel whose portal listens or does not, as the row says.
+pub(super) fn each_in_the_kernel(label: &str, mut run: impl FnMut(&mut Kernel, &Case) + Send) {
+    Site::set_up(label, |site| {
         let mut kernel = site.load();
         let (listening, deaf): (Vec<_>, Vec<_>) = cases().into_iter().partition(|case| case.state.listening);
         let ends = site.listen();
@@ -30,11 +35,7 @@ fn run(kernel: &mut Kernel, case: &Case) {
     let mut frame = vec![0; 4096];
     let (verdict, len) = kernel.test_run(case.program, &case.frame, &mut frame);
     frame.truncate(len);
-    let counted: Vec<Reason> = Reason::ALL
-        .iter()
-        .zip(before.iter().zip(kernel.counters()))
-        .flat_map(|(reason, (before, after))| (*before..after).map(|_| *reason))
-        .collect();
+    let counted = kernel.counted_since(&before);
     assert!(counted.len() <= 1, "{}: counted once, not as {counted:?}", case.name);
     assert_eq!(verdict, verdict_of(case.reason), "{}: the verdict", case.name);
     assert_outcome(case, counted.first().copied(), &frame);

@@ -1,0 +1,68 @@
+//! What a packet's control block (`skb->cb`) holds when it comes: whatever others on the way wrote there. To the host's
+//! programs it is nothing, and a front writes its namespace's site over it.
+
+use std::collections::HashMap;
+
+use metadata_ebpf::abi::{Client, ClientKey, Site};
+use metadata_ebpf::reason::Reason;
+
+use super::differential::timeless;
+use super::kernel::{ControlBlock, Kernel};
+use super::table::each_in_the_kernel;
+use super::{Case, NETWORK, State};
+
+/// Runs every row on the host and behind a front, each with several control blocks.
+pub fn is_of_no_consequence() {
+    let mut opened = [0; 2];
+    each_in_the_kernel("block", |kernel, case| {
+        for routed in [false, true] {
+            let state = State { routed, ..case.state };
+            let (clean, _) = run(kernel, case, &state, [0; 5]);
+            for block in dirty(kernel) {
+                let (made, left) = run(kernel, case, &state, block);
+                assert_eq!(made, clean, "{}, {routed}: {block:x?}", case.name);
+                let expected = if routed { control_block(kernel.site(true), 0) } else { block };
+                assert_eq!(left, expected, "{}, {routed}: what is behind it finds", case.name);
+            }
+            if clean.counted == [Reason::ConnectionOpened] {
+                let recorded = (kernel.site(routed).netns, NETWORK);
+                let is_right = |client: &Client| (client.netns, client.network) == recorded;
+                assert!(clean.clients.values().any(is_right), "{}, {routed}: {clean:?}", case.name);
+                opened[usize::from(routed)] += 1;
+            }
+        }
+    });
+    assert!(opened.iter().all(|cases| *cases > 0), "clients are recorded on both sides: {opened:?}");
+}
+
+/// What is no number of anything, and the site of a namespace that is served.
+fn dirty(kernel: &Kernel) -> [ControlBlock; 2] {
+    [[u32::MAX; 5], control_block(kernel.site(true), 1)]
+}
+
+/// The control block with this site and this last word.
+fn control_block(site: Site, last: u32) -> ControlBlock {
+    let [netns, portal_ifindex, portal_nsid, legacy_port] = site.words();
+    [netns, portal_ifindex, portal_nsid, legacy_port, last]
+}
+
+/// What became of a packet, and what the maps hold then.
+#[derive(Debug, PartialEq, Eq)]
+struct Made {
+    verdict: i32,
+    frame: Vec<u8>,
+    counted: Vec<Reason>,
+    clients: HashMap<ClientKey, Client>,
+}
+
+/// Also gives the control block as it is left.
+fn run(kernel: &mut Kernel, case: &Case, state: &State, mut block: ControlBlock) -> (Made, ControlBlock) {
+    kernel.set(state);
+    let before = kernel.counters();
+    let mut frame = vec![0; 4096];
+    let (verdict, len) = kernel.test_run_behind(&mut block, case.program, &case.frame, &mut frame);
+    frame.truncate(len);
+    let made =
+        Made { verdict, frame, counted: kernel.counted_since(&before), clients: timeless(kernel.clients()) };
+    (made, block)
+}

@@ -57,3 +57,24 @@ fn neither_part_of_the_table_loses_by_news_of_the_other() {
     assert!(changes.has_changed().unwrap(), "who waits is woken");
     assert!(matches!(standing(&directory, 1, [10, 0, 0, 5]), Standing::Gone));
 }
+
+/// Knows one guest, by its address and the MAC address that it sends from.
+struct Guest(Caller);
+
+impl Callers for Guest {
+    fn find(&self, caller: &Caller) -> impl Future<Output = Found> + Send {
+        std::future::ready(if *caller == self.0 { Found::NotAnInstance } else { Found::Nobody })
+    }
+}
+
+#[tokio::test]
+async fn who_a_guest_is_is_asked_with_the_mac_address_that_the_kernel_saw() {
+    let mac = MacAddress([0xfa, 0x16, 0x3e, 0, 0, 1]);
+    let client = ClientAddress::ipv4(attachment(1), [10, 0, 0, 5]);
+    let guest = Guest(Caller { place: place(), address: [10, 0, 0, 5].into(), mac: Some(mac) });
+    let seen = move |address: &ClientAddress| (*address == client).then_some(mac);
+    let directory = WithCallers::new(Arc::new(Directory::default()), guest, seen);
+    assert!(matches!(directory.find(place(), &client).await, Found::NotAnInstance));
+    let other = ClientAddress::ipv4(attachment(2), [10, 0, 0, 5]);
+    assert!(matches!(directory.find(place(), &other).await, Found::Nobody), "of it no MAC address is known");
+}

@@ -5,7 +5,10 @@ use metadata_ebpf::identity::METADATA_IPV6;
 use metadata_ebpf::reason::Reason;
 
 use super::frames::{Segment6, advertisement, answer_v6, icmpv6, patched, solicitation};
-use super::{Case, GUEST_IPV6, GUEST_MAC, NORMAL, Program, ROUTER_MAC, State, refused, row};
+use super::{
+    Case, GUEST_IPV6, GUEST_MAC, KNOWN_CLIENT, NORMAL, ROUTER_MAC, State, UNKNOWN_PORT, answered, refused,
+    row, undelivered,
+};
 
 /// The group that everybody who looks for fe80::a9fe:a9fe asks (RFC 4291 section 2.7.1).
 const SOLICITED_NODE: [u8; 16] = [0xff, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0xff, 0xfe, 0xa9, 0xfe];
@@ -19,8 +22,6 @@ const TO_ROUTER: ([u8; 6], [u8; 6]) = (GUEST_MAC, ROUTER_MAC);
 const NEXT_HEADER: usize = 20;
 const HOP_LIMIT: usize = 21;
 const ICMP_CODE: usize = 55;
-
-const UNKNOWN: State = State { port_known: false, ..NORMAL };
 
 pub(super) fn cases() -> Vec<Case> {
     [untouched(), served(), left_alone(), dropped(), out_of_the_portal()].concat()
@@ -76,8 +77,8 @@ fn served() -> Vec<Case> {
     let ping = |from, to, macs, kind| icmpv6(macs, (from, to), kind, [0, 77, 0, 1], b"0123456789");
     vec![
         opens("a SYN over IPv6", NORMAL, Segment6::syn()),
-        opens("a SYN over IPv6 of a known client", State { client_known: true, ..NORMAL }, Segment6::syn()),
-        opens("a SYN over IPv6 of a port that no source knows", UNKNOWN, Segment6::syn()),
+        opens("a SYN over IPv6 of a known client", KNOWN_CLIENT, Segment6::syn()),
+        opens("a SYN over IPv6 of a port that no source knows", UNKNOWN_PORT, Segment6::syn()),
         opens(
             "a SYN over IPv6 to the MAC address of our advertisement",
             NORMAL,
@@ -88,22 +89,17 @@ fn served() -> Vec<Case> {
         goes_on("a request over IPv6", Segment6::data(b"GET / HTTP/1.1\r\n\r\n")),
         goes_on("a segment of odd length over IPv6", Segment6::data(b"odd")),
         goes_on("a segment of a full frame over IPv6", Segment6::data(&[0x5a; 1428])),
-        told(
-            "a solicitation by multicast",
-            NORMAL,
-            solicitation(GUEST_IPV6, SOLICITED_NODE, METADATA_IPV6),
-            to_guest.clone(),
-        ),
+        told("a solicitation by multicast", NORMAL, asks(GUEST_IPV6), to_guest.clone()),
         told(
             "a solicitation from an EUI-64 address",
-            UNKNOWN,
-            solicitation(eui64, SOLICITED_NODE, METADATA_IPV6),
+            UNKNOWN_PORT,
+            asks(eui64),
             advertisement(GUEST_MAC, eui64, 0x60),
         ),
         told(
             "a solicitation from a global address",
             NORMAL,
-            solicitation(GLOBAL, SOLICITED_NODE, METADATA_IPV6),
+            asks(GLOBAL),
             advertisement(GUEST_MAC, GLOBAL, 0x60),
         ),
         told(
@@ -127,7 +123,7 @@ fn served() -> Vec<Case> {
         told(
             "a guest that tries the address out for itself",
             NORMAL,
-            solicitation(UNSPECIFIED, SOLICITED_NODE, METADATA_IPV6),
+            asks(UNSPECIFIED),
             advertisement(ALL_NODES_MAC, ALL_NODES, 0x20),
         ),
         row(
@@ -140,6 +136,11 @@ fn served() -> Vec<Case> {
     ]
 }
 
+/// A solicitation for the address, by multicast.
+fn asks(source: [u8; 16]) -> Vec<u8> {
+    solicitation(source, SOLICITED_NODE, METADATA_IPV6)
+}
+
 /// TCP behind an extension header.
 fn extended(destination: [u8; 16], next_header: u8) -> Vec<u8> {
     patched(Segment6::syn().with(|s| s.ip.destination = destination).frame(), NEXT_HEADER, &[next_header])
@@ -147,11 +148,10 @@ fn extended(destination: [u8; 16], next_header: u8) -> Vec<u8> {
 
 fn left_alone() -> Vec<Case> {
     let syn = || Segment6::syn().frame();
-    let solicited = || solicitation(GUEST_IPV6, SOLICITED_NODE, METADATA_IPV6);
     let dead = State { alive: false, ..NORMAL };
     vec![
         refused("a SYN over IPv6 while the heartbeat is stale", dead, syn(), Reason::AgentAbsent),
-        refused("a solicitation while the heartbeat is stale", dead, solicited(), Reason::AgentAbsent),
+        refused("a solicitation while the heartbeat is stale", dead, asks(GUEST_IPV6), Reason::AgentAbsent),
         refused(
             "a SYN over IPv6 while nobody listens",
             State { listening: false, ..NORMAL },
@@ -214,15 +214,10 @@ fn left_alone() -> Vec<Case> {
         refused(
             "a solicitation that came by a router",
             NORMAL,
-            patched(solicited(), HOP_LIMIT, &[254]),
+            patched(asks(GUEST_IPV6), HOP_LIMIT, &[254]),
             Reason::Malformed,
         ),
-        refused(
-            "a solicitation from a group",
-            NORMAL,
-            solicitation(ALL_NODES, SOLICITED_NODE, METADATA_IPV6),
-            Reason::Malformed,
-        ),
+        refused("a solicitation from a group", NORMAL, asks(ALL_NODES), Reason::Malformed),
         refused(
             "an echo message shorter than its header",
             NORMAL,
@@ -257,14 +252,14 @@ fn dropped() -> Vec<Case> {
         ),
         refused(
             "the metadata address for source of TCP",
-            UNKNOWN,
+            UNKNOWN_PORT,
             Segment6::syn().with(|s| s.ip.source = METADATA_IPV6).frame(),
             Reason::ForgedAddress,
         ),
         refused(
             "a solicitation from a forged MAC address",
             NORMAL,
-            patched(solicitation(GUEST_IPV6, SOLICITED_NODE, METADATA_IPV6), 6, &ROUTER_MAC),
+            patched(asks(GUEST_IPV6), 6, &ROUTER_MAC),
             Reason::ForgedMac,
         ),
         refused(
@@ -283,29 +278,15 @@ fn dropped() -> Vec<Case> {
 }
 
 fn out_of_the_portal() -> Vec<Case> {
-    let known = State { client_known: true, ..NORMAL };
-    let row = |name, state, frame, reason, rewritten| Case {
-        name,
-        program: Program::ToGuest,
-        state,
-        frame,
-        reason: Some(reason),
-        rewritten,
-    };
-    let answered = |name, payload: &[u8]| {
-        let (out, back) = answer_v6(payload);
-        row(name, known, out, Reason::Reply, Some(back))
-    };
     vec![
-        answered("an answer over IPv6", b"HTTP/1.1 200 OK\r\n\r\n"),
-        answered("an answer of odd length over IPv6", b"odd"),
-        answered("an answer of a full frame over IPv6", &[0xa5; 1400]),
-        row(
+        answered("an answer over IPv6", answer_v6(b"HTTP/1.1 200 OK\r\n\r\n")),
+        answered("an answer of odd length over IPv6", answer_v6(b"odd")),
+        answered("an answer of a full frame over IPv6", answer_v6(&[0xa5; 1400])),
+        undelivered(
             "an answer over IPv6 to a client that is not on record",
             NORMAL,
             answer_v6(b"x").0,
             Reason::NoClient,
-            None,
         ),
     ]
 }

@@ -82,6 +82,9 @@ pub const NORMAL: State = State {
     routed: false,
 };
 
+const KNOWN_CLIENT: State = State { client_known: true, ..NORMAL };
+const UNKNOWN_PORT: State = State { port_known: false, ..NORMAL };
+
 /// One row.
 #[derive(Clone, Debug)]
 pub struct Case {
@@ -207,7 +210,6 @@ fn untouched() -> Vec<Case> {
 }
 
 fn served() -> Vec<Case> {
-    let unknown = State { port_known: false, ..NORMAL };
     let opens = |name, state, segment: Segment| {
         row(name, state, segment.clone().frame(), Some(Reason::ConnectionOpened), Some(segment.in_portal()))
     };
@@ -222,13 +224,13 @@ fn served() -> Vec<Case> {
     let request = || echo(GUEST_IP, METADATA_IPV4, (GUEST_MAC, ROUTER_MAC), false);
     vec![
         opens("a SYN", NORMAL, Segment::syn()),
-        opens("a SYN of a known client", State { client_known: true, ..NORMAL }, Segment::syn()),
+        opens("a SYN of a known client", KNOWN_CLIENT, Segment::syn()),
         opens(
             "a SYN of a known client when no other may come",
-            State { client_known: true, client_quota: 1, ..NORMAL },
+            State { client_quota: 1, ..KNOWN_CLIENT },
             Segment::syn(),
         ),
-        opens("a SYN of a port that no source knows", unknown, Segment::syn()),
+        opens("a SYN of a port that no source knows", UNKNOWN_PORT, Segment::syn()),
         opens(
             "a SYN with ECN",
             NORMAL,
@@ -263,11 +265,11 @@ fn served() -> Vec<Case> {
         ),
         arp_answered("ARP for the address", NORMAL, GUEST_IP),
         arp_answered("an ARP probe, before the guest has an address", NORMAL, [0; 4]),
-        arp_answered("ARP of a port that no source knows", unknown, GUEST_IP),
+        arp_answered("ARP of a port that no source knows", UNKNOWN_PORT, GUEST_IP),
         row("an echo request", NORMAL, request(), Some(Reason::EchoReply), Some(answer())),
         row(
             "an echo request of a port that no source knows",
-            unknown,
+            UNKNOWN_PORT,
             request(),
             Some(Reason::EchoReply),
             Some(answer()),
@@ -320,7 +322,7 @@ fn absent_or_foreign() -> Vec<Case> {
         ),
         refused(
             "the same from a client that we know",
-            State { client_known: true, ..NORMAL },
+            KNOWN_CLIENT,
             Segment::data(b"x").with(|s| s.tcp.source_port = 5).frame(),
             Reason::ForeignConnection,
         ),
@@ -414,13 +416,13 @@ fn dropped() -> Vec<Case> {
         ),
         refused(
             "the metadata address for source, on a port that no source knows",
-            State { port_known: false, ..NORMAL },
+            UNKNOWN_PORT,
             Segment::syn().with(|s| s.ip.source = METADATA_IPV4).frame(),
             Reason::ForgedAddress,
         ),
         refused(
             "a multicast source, on a port that no source knows",
-            State { port_known: false, ..NORMAL },
+            UNKNOWN_PORT,
             Segment::syn().with(|s| s.ip.source = [224, 0, 0, 1]).frame(),
             Reason::ForgedAddress,
         ),
@@ -451,52 +453,45 @@ fn dropped() -> Vec<Case> {
     ]
 }
 
+/// An answer out of the portal, and what the guest gets of it.
+fn answered(name: &'static str, (frame, back): (Vec<u8>, Vec<u8>)) -> Case {
+    let (reason, rewritten) = (Some(Reason::Reply), Some(back));
+    Case { name, program: Program::ToGuest, state: KNOWN_CLIENT, frame, reason, rewritten }
+}
+
+/// What comes out of the portal and does not reach the guest.
+fn undelivered(name: &'static str, state: State, frame: Vec<u8>, reason: Reason) -> Case {
+    Case { program: Program::ToGuest, ..refused(name, state, frame, reason) }
+}
+
 fn out_of_the_portal() -> Vec<Case> {
-    let known = State { client_known: true, ..NORMAL };
-    let row = |name, state, frame, reason, rewritten| Case {
-        name,
-        program: Program::ToGuest,
-        state,
-        frame,
-        reason: Some(reason),
-        rewritten,
-    };
-    let answered = |name, payload: &[u8]| {
-        let (out, back) = answer(payload);
-        row(name, known, out, Reason::Reply, Some(back))
-    };
     let out = || answer(b"HTTP/1.1 200 OK\r\n").0;
     let to_other = identity_of(ATTACHMENT + 1);
+    let no_answer = |name, offset, bytes: &[u8]| {
+        undelivered(name, KNOWN_CLIENT, patched(out(), offset, bytes), Reason::NotAnAnswer)
+    };
     vec![
-        answered("an answer", b"HTTP/1.1 200 OK\r\n\r\n"),
-        answered("an empty answer", &[]),
-        answered("an answer of odd length", b"odd"),
-        answered("an answer of a full frame", &[0xa5; 1400]),
-        row("an answer to a client that is not on record", NORMAL, out(), Reason::NoClient, None),
-        row(
+        answered("an answer", answer(b"HTTP/1.1 200 OK\r\n\r\n")),
+        answered("an empty answer", answer(&[])),
+        answered("an answer of odd length", answer(b"odd")),
+        answered("an answer of a full frame", answer(&[0xa5; 1400])),
+        undelivered("an answer to a client that is not on record", NORMAL, out(), Reason::NoClient),
+        undelivered(
             "an answer to the same address behind another attachment",
-            known,
+            KNOWN_CLIENT,
             patched(out(), 38, &to_other),
             Reason::NoClient,
-            None,
         ),
-        row(
+        undelivered(
             "an answer to no identity address",
-            known,
+            KNOWN_CLIENT,
             patched(out(), 38, &[0x20, 1]),
             Reason::NoClient,
-            None,
         ),
-        row("a packet from another port", known, patched(out(), 54, &[0, 81]), Reason::NotAnAnswer, None),
-        row("a packet from another address", known, patched(out(), 37, &[9]), Reason::NotAnAnswer, None),
-        row("UDP out of the portal", known, patched(out(), 20, &[17]), Reason::NotAnAnswer, None),
-        row("IPv4 out of the portal", known, patched(out(), 12, &[8, 0]), Reason::NotAnAnswer, None),
-        row(
-            "a payload length beyond the frame",
-            known,
-            patched(out(), 18, &[0x40, 0]),
-            Reason::NotAnAnswer,
-            None,
-        ),
+        no_answer("a packet from another port", 54, &[0, 81]),
+        no_answer("a packet from another address", 37, &[9]),
+        no_answer("UDP out of the portal", 20, &[17]),
+        no_answer("IPv4 out of the portal", 12, &[8, 0]),
+        no_answer("a payload length beyond the frame", 18, &[0x40, 0]),
     ]
 }

@@ -16,6 +16,7 @@ use crate::http_server::Answer;
 
 mod original;
 mod ovn;
+mod script;
 
 pub use original::OriginalAgent;
 pub use ovn::{OvnAgent, OvnRelease};

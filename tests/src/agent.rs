@@ -182,6 +182,16 @@ impl Installer {
         self
     }
 
+    /// Attaches nothing in the host's own namespace: guests are met in the namespaces of these names alone.
+    #[must_use]
+    pub fn only_in(self, namespaces: &str) -> Self {
+        self.set("metadata_agent", "guest_interfaces", "none*").set(
+            "metadata_agent",
+            "namespaces",
+            namespaces,
+        )
+    }
+
     /// Sets a variable in the agent's environment.
     #[must_use]
     pub fn env(mut self, key: &str, value: &str) -> Self {

@@ -1,7 +1,7 @@
 //! Guests behind routers and DHCP servers: each is served as itself, however alike they are, and nobody as another one.
 
 use std::io::ErrorKind;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use metadata_ebpf::abi::MAX_PORT_IPV4;
@@ -9,19 +9,15 @@ use metadata_ebpf::reason::Reason;
 use metadata_tests::agent::Installer;
 use metadata_tests::twins::assert_served;
 use metadata_tests::wait::{self, PATIENCE};
-use metadata_tests::{Agent, Guest, Host, Instance, NovaStandIn, Port, Router, privileged};
+use metadata_tests::{Agent, Guest, Host, Instance, NovaStandIn, Port, Routed, Router, privileged};
 
 /// How long nobody answers.
 const SILENCE: Duration = Duration::from_millis(1500);
 
-/// An agent that attaches nothing in the host's own namespace: guests are met behind these routers alone.
+/// An agent that meets guests behind these routers alone.
 fn agent(host: &Host, nova: &NovaStandIn, routers: &[&Router], ports: &[&Port]) -> Installer {
     let names: Vec<&str> = routers.iter().map(|router| router.netns().name()).collect();
-    let installer = Agent::on(host, nova).set("metadata_agent", "guest_interfaces", "none*").set(
-        "metadata_agent",
-        "namespaces",
-        &names.join(","),
-    );
+    let installer = Agent::on(host, nova).only_in(&names.join(","));
     ports.iter().fold(installer, |installer, port| installer.port(port))
 }
 
@@ -29,6 +25,12 @@ fn known(nova: &NovaStandIn, guests: &[&Guest]) {
     for guest in guests {
         nova.add(Instance::of(&guest.port));
     }
+}
+
+/// What comes of a new connection, from this address where one is given.
+fn dial(guest: &Guest, from: Option<IpAddr>) -> Result<(), ErrorKind> {
+    let source = from.map(|address| SocketAddr::new(address, 0));
+    guest.dial(guest.metadata_ipv4(), source, SILENCE).map(|_| ()).map_err(|error| error.kind())
 }
 
 #[test]
@@ -89,13 +91,12 @@ fn an_address_of_another_network_is_forged_and_one_of_a_neighbour_gains_nothing(
     let ports = [&interfaces[0], &interfaces[1], &thief.port, &neighbour.port, &other.port];
     let process = agent(&host, &nova, &[&router], &ports).install().start();
     assert_served(&thief);
-    for (stolen, owner) in [("10.0.1.5", &other), ("10.0.0.6", &neighbour)] {
+    for (stolen, owner) in [([10, 0, 1, 5], &other), ([10, 0, 0, 6], &neighbour)] {
+        let stolen = IpAddr::from(stolen);
         // A second address, so that the guest's own kernel lets the packet go.
         thief.netns().ip(&format!("address add {stolen}/32 dev eth0"));
         thief.netns().sysctl("ipv4/conf/all/arp_ignore", "8");
-        let source = SocketAddr::new(stolen.parse().expect("an address"), 0);
-        let refused = thief.dial(thief.metadata_ipv4(), Some(source), SILENCE).map(|_| ());
-        assert_eq!(refused.map_err(|e| e.kind()), Err(ErrorKind::TimedOut), "{stolen}");
+        assert_eq!(dial(&thief, Some(stolen)), Err(ErrorKind::TimedOut), "{stolen}");
         assert_served(owner);
     }
     let packets = process.state()["datapath"]["packets"].clone();
@@ -134,26 +135,20 @@ fn of_a_highly_available_router_the_master_serves_and_the_backup_does_not() {
     if !privileged() {
         return;
     }
-    let host = Host::new();
-    let nova = NovaStandIn::start(host.netns());
-    let network = host.network();
-    let mut router = Router::new(&host);
-    let interface = router.add(&network);
-    let device = interface.device.clone().expect("a router's interface");
+    let routed = Routed::new();
     let address = |verb: &str| {
-        let (gateway, len) = (network.gateway, network.prefix);
-        router.netns().ip(&format!("address {verb} {gateway}/{len} dev {device}"));
+        let (gateway, len) = (routed.network.gateway, routed.network.prefix);
+        let device = routed.interface.tap();
+        routed.router.netns().ip(&format!("address {verb} {gateway}/{len} dev {device}"));
     };
-    let guest = network.guest([10, 0, 0, 5]);
-    known(&nova, &[&guest]);
     address("del");
-    let process = agent(&host, &nova, &[&router], &[&interface, &guest.port]).install().start();
-    let asks = || guest.dial(guest.metadata_ipv4(), None, SILENCE).map(|_| ()).map_err(|e| e.kind());
+    let process = routed.agent().install().start();
+    let asks = || dial(&routed.guest, None);
     assert_eq!(process.state()["namespaces"]["served"], 1);
     assert_eq!(asks(), Err(ErrorKind::TimedOut), "a backup");
     for _ in 0..2 {
         address("add");
-        assert_served(&guest);
+        assert_served(&routed.guest);
         address("del");
         wait::until("the backup serves nobody", PATIENCE, || {
             (asks() == Err(ErrorKind::TimedOut)).then_some(())
@@ -167,25 +162,17 @@ fn of_too_many_subnets_those_that_find_room_are_served_and_the_others_are_told_o
     if !privileged() {
         return;
     }
-    let host = Host::new();
-    let nova = NovaStandIn::start(host.netns());
-    let network = host.network();
-    let mut router = Router::new(&host);
-    let interface = router.add(&network);
-    let device = interface.device.clone().expect("a router's interface");
+    let routed = Routed::new();
+    let device = routed.interface.tap();
     for third in 1..=MAX_PORT_IPV4 {
-        router.netns().ip(&format!("address add 10.1.{third}.1/24 dev {device}"));
+        routed.router.netns().ip(&format!("address add 10.1.{third}.1/24 dev {device}"));
     }
-    let guest = network.guest([10, 0, 0, 5]);
-    known(&nova, &[&guest]);
-    let process = agent(&host, &nova, &[&router], &[&interface, &guest.port]).install().start();
-    assert_served(&guest);
+    let process = routed.agent().install().start();
+    assert_served(&routed.guest);
     let failed = process.state()["namespaces"]["failed"].to_string();
     assert!(failed.contains(&format!("{} IPv4 subnets", MAX_PORT_IPV4 + 1)), "{failed}");
-    let beyond = format!("10.1.{MAX_PORT_IPV4}.77");
-    guest.netns().ip(&format!("address add {beyond}/32 dev eth0"));
-    let source = SocketAddr::new(beyond.parse().expect("an address"), 0);
-    let refused = guest.dial(guest.metadata_ipv4(), Some(source), SILENCE).map(|_| ());
-    assert_eq!(refused.map_err(|e| e.kind()), Err(ErrorKind::TimedOut));
+    let beyond: IpAddr = format!("10.1.{MAX_PORT_IPV4}.77").parse().expect("an address");
+    routed.guest.netns().ip(&format!("address add {beyond}/32 dev eth0"));
+    assert_eq!(dial(&routed.guest, Some(beyond)), Err(ErrorKind::TimedOut));
     assert!(process.packets(Reason::ForgedAddress) > 0);
 }

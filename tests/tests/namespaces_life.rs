@@ -6,50 +6,13 @@ use std::time::{Duration, Instant};
 
 use metadata_tests::twins::assert_served;
 use metadata_tests::wait::{self, PATIENCE};
-use metadata_tests::{Agent, Guest, Host, HostState, Instance, Netns, NovaStandIn, Port, Router, privileged};
+use metadata_tests::{
+    Agent, Guest, Host, HostState, Instance, Netns, NovaStandIn, Routed, Router, privileged,
+};
 use uuid::Uuid;
 
 /// How long nobody answers.
 const SILENCE: Duration = Duration::from_millis(1500);
-
-/// A guest behind a router, and an agent that serves it there alone.
-struct Scene {
-    agent: Agent,
-    guest: Guest,
-    router: Router,
-    _nova: NovaStandIn,
-    host: Host,
-}
-
-impl Scene {
-    fn new(options: &[(&str, &str)]) -> Self {
-        let host = Host::new();
-        let nova = NovaStandIn::start(host.netns());
-        let network = host.network();
-        let mut router = Router::new(&host);
-        let interface = router.add(&network);
-        let guest = network.guest([10, 0, 0, 5]);
-        nova.add(Instance::of(&guest.port));
-        let agent = Self::agent(&host, &nova, router.netns().name(), &[&interface, &guest.port], options);
-        Self { agent, guest, router, _nova: nova, host }
-    }
-
-    fn agent(
-        host: &Host,
-        nova: &NovaStandIn,
-        namespaces: &str,
-        ports: &[&Port],
-        options: &[(&str, &str)],
-    ) -> Agent {
-        let installer = Agent::on(host, nova).set("metadata_agent", "guest_interfaces", "none*").set(
-            "metadata_agent",
-            "namespaces",
-            namespaces,
-        );
-        let installer = options.iter().fold(installer, |i, (key, value)| i.set("metadata_agent", key, value));
-        ports.iter().fold(installer, |installer, port| installer.port(port)).install()
-    }
-}
 
 fn text(guest: &Guest) -> Result<String, ErrorKind> {
     let mut connection = guest.dial(guest.metadata_ipv4(), None, SILENCE).map_err(|error| error.kind())?;
@@ -63,18 +26,19 @@ fn without_an_agent_a_routers_own_path_serves_and_without_that_nothing_leaves_it
         return;
     }
     for mode in ["tcx", "clsact"] {
-        let scene = Scene::new(&[("attach_mode", mode)]);
-        let _outside = scene.router.outside("leaked");
-        let process = scene.agent.start();
-        assert_served(&scene.guest);
+        let routed = Routed::new();
+        let agent = routed.agent().set("metadata_agent", "attach_mode", mode).install();
+        let _outside = routed.router.outside("leaked");
+        let process = agent.start();
+        assert_served(&routed.guest);
         process.kill9();
-        assert_eq!(text(&scene.guest), Err(ErrorKind::TimedOut), "{mode}");
-        let legacy = scene.router.legacy("legacy");
-        assert_eq!(text(&scene.guest).as_deref(), Ok("legacy"), "{mode}");
+        assert_eq!(text(&routed.guest), Err(ErrorKind::TimedOut), "{mode}");
+        let legacy = routed.router.legacy("legacy");
+        assert_eq!(text(&routed.guest).as_deref(), Ok("legacy"), "{mode}");
         drop(legacy);
         // Adopted, and served as before.
-        let process = scene.agent.start();
-        assert_served(&scene.guest);
+        let process = agent.start();
+        assert_served(&routed.guest);
         assert_eq!(process.stop().code(), Some(0), "{mode}");
     }
 }
@@ -86,15 +50,16 @@ fn a_stop_and_a_detach_leave_a_router_as_it_was() {
     }
     for mode in ["tcx", "clsact"] {
         for crashes in [false, true] {
-            let scene = Scene::new(&[("attach_mode", mode)]);
-            let links = || scene.router.netns().run(&["ip", "-o", "link"]);
-            let qdiscs = || scene.router.netns().run(&["tc", "qdisc", "show"]);
-            let before = (links(), qdiscs(), HostState::capture(&scene.host));
-            let process = scene.agent.start();
-            assert_served(&scene.guest);
+            let routed = Routed::new();
+            let agent = routed.agent().set("metadata_agent", "attach_mode", mode).install();
+            let links = || routed.router.netns().run(&["ip", "-o", "link"]);
+            let qdiscs = || routed.router.netns().run(&["tc", "qdisc", "show"]);
+            let before = (links(), qdiscs(), HostState::capture(&routed.host));
+            let process = agent.start();
+            assert_served(&routed.guest);
             if crashes {
                 process.kill9();
-                scene.agent.detach();
+                agent.detach();
             } else {
                 assert_eq!(process.stop().code(), Some(0), "{mode}");
             }
@@ -102,7 +67,7 @@ fn a_stop_and_a_detach_leave_a_router_as_it_was() {
             wait::until("the router is as it was", PATIENCE, || {
                 (links() == before.0 && qdiscs() == before.1).then_some(())
             });
-            before.2.assert_same(&HostState::capture(&scene.host));
+            before.2.assert_same(&HostState::capture(&routed.host));
         }
     }
 }
@@ -125,7 +90,7 @@ fn namespaces_are_served_as_they_come_and_freed_as_they_go_whatever_lies_beside_
     let foreign = Netns::named(&format!("qrouter-{prefix}-x"));
     fs::write(&stale, b"").expect("a stale file");
     let rules = format!("{name},qrouter-{prefix}*");
-    let agent = Scene::agent(&host, &nova, &rules, &[&guest.port], &[]);
+    let agent = Agent::on(&host, &nova).only_in(&rules).port(&guest.port).install();
     let process = agent.start();
     assert_eq!(process.state()["namespaces"]["passed_over"], 2);
     for _ in 0..2 {
@@ -164,7 +129,7 @@ fn many_namespaces_are_served_in_time() {
             netns
         })
         .collect();
-    let agent = Scene::agent(&host, &nova, &format!("qrouter-{prefix}*"), &[], &[]);
+    let agent = Agent::on(&host, &nova).only_in(&format!("qrouter-{prefix}*")).install();
     let began = Instant::now();
     let process = agent.spawn(&[]);
     process.ready_within(Duration::from_mins(5)).expect("the agent is ready");

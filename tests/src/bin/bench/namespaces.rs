@@ -65,10 +65,7 @@ fn measure(namespaces: u32) -> anyhow::Result<Row> {
             netns
         })
         .collect();
-    let agent = Agent::on(&host, &nova)
-        .set("metadata_agent", "guest_interfaces", "none*")
-        .set("metadata_agent", "namespaces", &format!("qrouter-{prefix}-*"))
-        .install();
+    let agent = Agent::on(&host, &nova).only_in(&format!("qrouter-{prefix}-*")).install();
     let before = kernel_kib()?;
     let began = Instant::now();
     let process = agent.spawn(&[]);

@@ -133,13 +133,15 @@ impl Caller {
         Ok(Self { place: CallerPlace::read(headers)?, address: address(headers)?, mac: None })
     }
 
-    /// By what its port is known at the place, if by anything.
+    /// By what its port is known at the place, if by anything. Of a link-local address that is the MAC address that it was
+    /// made of, and from which the caller must send where that was seen.
     #[must_use]
     pub fn mark(&self) -> Option<Mark> {
         match self.address {
             // No port has it among its fixed addresses.
             IpAddr::V6(address) if address.is_unicast_link_local() => {
-                self.mac.or_else(|| self.mac_in_address()).map(Mark::Mac)
+                let of_address = self.mac_in_address()?;
+                self.mac.is_none_or(|seen| seen == of_address).then_some(Mark::Mac(of_address))
             }
             address @ (IpAddr::V4(_) | IpAddr::V6(_)) => Some(Mark::Address(address)),
         }
@@ -271,6 +273,24 @@ mod tests {
         assert_eq!(mac("fe80::f816:3eff:fe0a:b0c").as_deref(), Some("fa:16:3e:0a:0b:0c"));
         for other in ["fe80::1", "fe80:0:0:1:f816:3eff:fe0a:b0c", "fd00::f816:3eff:fe0a:b0c", "10.0.0.5"] {
             assert_eq!(mac(other), None, "{other}");
+        }
+    }
+
+    #[test]
+    fn a_link_local_address_is_its_senders_only_if_it_was_made_of_the_mac_address_that_it_sends_from() {
+        let place = CallerPlace::Network(NETWORK.parse().unwrap());
+        let mac = |text: &str| -> MacAddress { text.parse().unwrap() };
+        let own = mac("fa:16:3e:0a:0b:0c");
+        let another = mac("fa:16:3e:0a:0b:0d");
+        let mark = |address: &str, mac| Caller { place, address: address.parse().unwrap(), mac }.mark();
+        for seen in [None, Some(own)] {
+            assert_eq!(mark("fe80::f816:3eff:fe0a:b0c", seen), Some(Mark::Mac(own)));
+        }
+        assert_eq!(mark("fe80::f816:3eff:fe0a:b0c", Some(another)), None);
+        assert_eq!(mark("fe80::1", Some(own)), None);
+        for seen in [None, Some(own), Some(another)] {
+            let address: IpAddr = "10.0.0.5".parse().unwrap();
+            assert_eq!(mark("10.0.0.5", seen), Some(Mark::Address(address)));
         }
     }
 

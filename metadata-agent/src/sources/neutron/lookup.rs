@@ -47,10 +47,8 @@ const FRESH_NOBODY: Duration = Duration::from_secs(1);
 const FRESH_ROUTER: Duration = Duration::from_secs(30);
 /// Questions under way.
 pub(super) const AT_ONCE: usize = 16;
-/// Questions that wait.
+/// Questions that wait, and those who ask while the task has no time to listen.
 const QUEUE: usize = 1024;
-/// What is told and not yet read.
-const BACKLOG: usize = 256;
 
 /// Why there is no answer.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -89,7 +87,7 @@ impl Lookup {
     /// A lookup, and what is asked of it.
     #[must_use]
     pub fn new() -> (Self, Questions) {
-        let (sender, receiver) = mpsc::channel(BACKLOG);
+        let (sender, receiver) = mpsc::channel(QUEUE);
         (Self(sender), Questions(receiver))
     }
 

@@ -3,9 +3,10 @@
 use std::process::ExitCode;
 
 use anyhow::{Context as _, Result};
-use metadata_agent::cli::{Cli, Command, ConfigCommand, EX_USAGE};
+use metadata_agent::app;
+use metadata_agent::commands::cli::{Cli, Command, ConfigCommand, EX_USAGE};
+use metadata_agent::commands::{check, config_show, detach, status};
 use metadata_agent::config::{Config, ConfigArgs};
-use metadata_agent::{app, check, detach, show, status};
 use tokio::runtime::Builder;
 
 fn main() -> ExitCode {
@@ -17,9 +18,9 @@ fn main() -> ExitCode {
         Command::Detach(args) => {
             with_config(&args.config, |config| blocking(detach::run(config)).map(|()| ExitCode::SUCCESS))
         }
-        Command::Config(ConfigCommand::Show(args)) => {
-            with_config(&args.config, |config| show::run(config, args.json).map(|()| ExitCode::SUCCESS))
-        }
+        Command::Config(ConfigCommand::Show(args)) => with_config(&args.config, |config| {
+            config_show::run(config, args.json).map(|()| ExitCode::SUCCESS)
+        }),
         Command::Status(args) => match metadata_agent::config::admin_socket(&args.config) {
             Ok(socket) => conclude(blocking(status::run(&socket, status::View::of(&args)))),
             Err(faults) => unusable(&faults),

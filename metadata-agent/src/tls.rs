@@ -20,7 +20,7 @@ use rustls_native_certs::CertificateResult;
 
 /// Our own certificate and its key, in PEM.
 #[derive(Debug, Clone)]
-pub struct ClientIdentity {
+pub struct ClientCertificate {
     /// The certificate, and those between it and an authority's.
     pub certificate: PathBuf,
     /// Its private key.
@@ -187,9 +187,9 @@ fn authorities(path: &Path) -> Result<RootCertStore, TlsSetupError> {
 /// Reads our own certificate, if we have one.
 pub(crate) fn with_identity(
     builder: ConfigBuilder<ClientConfig, WantsClientCert>,
-    identity: Option<&ClientIdentity>,
+    identity: Option<&ClientCertificate>,
 ) -> Result<ClientConfig, TlsSetupError> {
-    let Some(ClientIdentity { certificate, key }) = identity else {
+    let Some(ClientCertificate { certificate, key }) = identity else {
         return Ok(builder.with_no_client_auth());
     };
     let chain = certificates(certificate)?;

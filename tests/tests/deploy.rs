@@ -9,7 +9,7 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
 use metadata_agent::config::{Config, ConfigArgs, ConfigSource, Origin};
-use metadata_agent::rights;
+use metadata_agent::process::capabilities;
 use metadata_tests::deploy::{
     AgentContainer, Container, Manifest, SeccompProfile, build_image, deploy_dir, sample_configuration,
     seccomp_profile, unit_settings, validate, volume_folder,
@@ -94,7 +94,7 @@ fn the_unit_stays_in_the_hosts_mount_namespace() {
 
 #[test]
 fn unit_and_daemonset_grant_what_the_agent_checks_for() {
-    let wanted: BTreeSet<_> = rights::TO_RUN.map(|(capability, _)| capability.to_string()).into();
+    let wanted: BTreeSet<_> = capabilities::TO_RUN.map(|(capability, _)| capability.to_string()).into();
     let unit = unit();
     let of_unit = unit_settings(&unit).filter(|(name, _)| *name == "CapabilityBoundingSet");
     let of_unit = of_unit.flat_map(|(_, names)| names.split_whitespace().map(str::to_owned));
@@ -193,7 +193,7 @@ fn the_container_serves_guests_with_the_daemonsets_rights_and_leaves_no_trace() 
 
     let status = container.proc("status");
     let status: BTreeMap<_, _> = status.lines().filter_map(|line| line.split_once(":\t")).collect();
-    let granted = rights::TO_RUN.iter().fold(0, |mask, (capability, _)| mask | capability.bitmask());
+    let granted = capabilities::TO_RUN.iter().fold(0, |mask, (capability, _)| mask | capability.bitmask());
     for set in ["CapEff", "CapPrm", "CapBnd"] {
         assert_eq!(status[set], format!("{granted:016x}"), "{set}");
     }

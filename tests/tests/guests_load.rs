@@ -133,7 +133,8 @@ fn handshakes_by_syn_cookie_are_served_and_invented_ends_of_them_are_not() {
         return;
     }
     let scene = Tenants::new();
-    let portal = metadata_agent::netns::Netns::named(scene.agent.portal()).expect("readable").expect("there");
+    let portal =
+        metadata_agent::net::netns::Netns::named(scene.agent.portal()).expect("readable").expect("there");
     let in_portal = |work: fn() -> u64| portal.run(work).expect("the portal is entered");
     in_portal(|| {
         // 2: always, and not only when the queue is full.

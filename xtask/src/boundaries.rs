@@ -63,17 +63,17 @@ const RULES: &[Rule] = &[
         why: "the datapath alone loads and maps BPF objects",
     },
     Rule {
-        subject: Subject::Outside("netlink"),
+        subject: Subject::Outside("net/netlink"),
         forbidden: Forbidden::Names(&["rtnetlink", "netlink_packet_route"]),
         why: "rtnetlink breaks its API with every release; netlink alone speaks it",
     },
     Rule {
-        subject: Subject::Outside("netns"),
+        subject: Subject::Outside("net/netns"),
         forbidden: Forbidden::Names(&["setns"]),
         why: "a thread in the wrong namespace is a security hole; netns alone moves threads",
     },
     Rule {
-        subject: Subject::Outside("socket"),
+        subject: Subject::Outside("net/socket"),
         forbidden: Forbidden::Names(&["setsockopt"]),
         why: "raw socket options are set in socket alone",
     },
@@ -234,9 +234,9 @@ mod tests {
     fn each_dangerous_name_has_one_home() {
         for (home, text) in [
             ("datapath/load.rs", "use aya::Ebpf;"),
-            ("netlink.rs", "use rtnetlink::Handle;"),
-            ("netns.rs", "nix::sched::setns(fd, flags)?;"),
-            ("socket.rs", "setsockopt(&fd, option, &true)?;"),
+            ("net/netlink/mod.rs", "use rtnetlink::Handle;"),
+            ("net/netns.rs", "nix::sched::setns(fd, flags)?;"),
+            ("net/socket.rs", "setsockopt(&fd, option, &true)?;"),
         ] {
             assert_eq!(names(home, text), [], "{home}");
             assert_eq!(names("admin/mod.rs", text).len(), 1, "{home}");

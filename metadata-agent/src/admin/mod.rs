@@ -5,6 +5,8 @@
 //! ends. One client cannot hold up the others: connections are few, short, and serve one request each.
 
 pub mod client;
+pub mod logging;
+pub mod state;
 
 use std::convert::Infallible;
 use std::path::Path;
@@ -23,7 +25,7 @@ use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::socket_file::{SocketFile, SocketFileError};
+use crate::net::socket_file::{SocketFile, SocketFileError};
 
 /// Root and its group may ask.
 const SOCKET_MODE: u32 = 0o660;

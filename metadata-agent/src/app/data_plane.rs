@@ -14,10 +14,10 @@ use super::END;
 use super::haproxies::HaproxySocket;
 use super::settings::{proxy_config, upstream_config};
 use crate::config::Config;
-use crate::metrics::Metrics;
-use crate::portal::Portal;
+use crate::net::portal::Portal;
+use crate::process::supervisor::CriticalTasks;
+use crate::proxy::metrics::Metrics;
 use crate::proxy::{self, Callers, Proxy, Upstream};
-use crate::vital::Vital;
 
 /// The listeners and what is behind them.
 pub(super) struct DataPlane {
@@ -36,7 +36,7 @@ impl DataPlane {
         portal: &Portal,
         directory: impl proxy::Directory,
         metrics: &Arc<Metrics>,
-        vital: &Vital,
+        vital: &CriticalTasks,
     ) -> Result<Self> {
         let _on_data_runtime = data.enter();
         let (stop, guests, upstream_connections) =
@@ -59,7 +59,7 @@ impl DataPlane {
         mut socket: HaproxySocket,
         callers: impl Callers,
         metrics: Arc<Metrics>,
-        vital: &Vital,
+        vital: &CriticalTasks,
     ) -> Result<()> {
         let _on_data_runtime = data.enter();
         let proxy = Proxy::new(callers, Arc::clone(&self.upstream), proxy_config(config), metrics);

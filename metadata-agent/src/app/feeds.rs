@@ -5,40 +5,40 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::config::Config;
+use crate::directory::presence::Presence;
 use crate::inventory::{Event, SourceKind};
-use crate::presence::Presence;
+use crate::process::supervisor::CriticalTasks;
 use crate::sources::neutron::{Channels, Lookup, Settings};
 use crate::sources::{self, Reporter, SourceState};
-use crate::vital::Vital;
 
 /// What every source is given.
-pub(super) struct Feeds<'a> {
+pub(super) struct SourceTasks<'a> {
     events: mpsc::Sender<Event>,
     present: watch::Receiver<Presence>,
-    vital: &'a Vital,
+    vital: &'a CriticalTasks,
     tasks: &'a TaskTracker,
     stop: &'a CancellationToken,
-    fed: Fed,
+    fed: SourceHandles,
 }
 
 /// What is there of sources once they run.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Fed {
+pub(super) struct SourceHandles {
     /// Where the state of each can be read.
     pub(super) states: Vec<watch::Receiver<SourceState>>,
     /// Who knows guests of other hosts.
     pub(super) lookup: Option<Lookup>,
 }
 
-impl<'a> Feeds<'a> {
+impl<'a> SourceTasks<'a> {
     pub(super) fn new(
         events: mpsc::Sender<Event>,
         present: watch::Receiver<Presence>,
-        vital: &'a Vital,
+        vital: &'a CriticalTasks,
         tasks: &'a TaskTracker,
         stop: &'a CancellationToken,
     ) -> Self {
-        Self { events, present, vital, tasks, stop, fed: Fed::default() }
+        Self { events, present, vital, tasks, stop, fed: SourceHandles::default() }
     }
 
     pub(super) fn start(&mut self, config: &Config) {
@@ -49,7 +49,7 @@ impl<'a> Feeds<'a> {
         self.neutron(config);
     }
 
-    pub(super) fn fed(self) -> Fed {
+    pub(super) fn fed(self) -> SourceHandles {
         self.fed
     }
 

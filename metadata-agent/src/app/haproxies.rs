@@ -5,7 +5,7 @@ use tokio::net::UnixListener;
 use tracing::{info, warn};
 
 use crate::config::{Config, SocketMode};
-use crate::socket_file::{SocketFile, SocketFileError};
+use crate::net::socket_file::{SocketFile, SocketFileError};
 
 /// The modes of Neutron's metadata agent (neutron/agent/metadata/agent.py, `MODE_MAP`). Connecting takes the right to write.
 const USER: u32 = 0o644;

@@ -6,10 +6,10 @@ use anyhow::Result;
 
 use crate::config::{self, Config};
 use crate::datapath::{AttachMode, Limits, PortalLink};
-use crate::portal::Portal;
+use crate::net::portal::Portal;
 use crate::proxy::{
-    self, Endpoint, EndpointError, Introduction, NetworkHeader, ProxyConfig, RateLimit, RateWindow, Scheme,
-    Signer, TlsConfig, UpstreamConfig,
+    self, Endpoint, EndpointError, NetworkHeader, ProxyConfig, RateLimit, RateWindow, Scheme, Signer,
+    TlsConfig, UpstreamAuth, UpstreamConfig,
 };
 
 pub(super) fn attach_mode(config: &Config) -> AttachMode {
@@ -49,11 +49,11 @@ pub(super) fn proxy_config(config: &Config) -> ProxyConfig {
     }
 }
 
-pub(super) fn introduction(config: &Config, signer: Signer) -> Introduction {
+pub(super) fn introduction(config: &Config, signer: Signer) -> UpstreamAuth {
     match config.upstream {
-        config::Upstream::Nova => Introduction::Signed(signer),
-        config::Upstream::NeutronAgent => Introduction::ByNetwork(NetworkHeader::Neutron),
-        config::Upstream::OvnAgent => Introduction::ByNetwork(NetworkHeader::Ovn),
+        config::Upstream::Nova => UpstreamAuth::Signed(signer),
+        config::Upstream::NeutronAgent => UpstreamAuth::ByNetwork(NetworkHeader::Neutron),
+        config::Upstream::OvnAgent => UpstreamAuth::ByNetwork(NetworkHeader::Ovn),
     }
 }
 
@@ -103,11 +103,11 @@ pub(crate) fn endpoint(nova: &config::NovaEndpoint) -> Result<Endpoint, Endpoint
 /// An address does not make a URL.
 pub(crate) fn nova_config(config: &Config) -> Result<UpstreamConfig> {
     let endpoints = config.nova_endpoints().map(|nova| endpoint(&nova)).collect::<Result<_, _>>()?;
-    let client = config.client_identity();
+    let client = config.client_certificate();
     Ok(UpstreamConfig {
         tls: TlsConfig {
             authorities: config.auth_ca_cert.clone(),
-            identity: client.map(|client| proxy::ClientIdentity {
+            identity: client.map(|client| proxy::ClientCertificate {
                 certificate: client.certificate.to_owned(),
                 key: client.private_key.to_owned(),
             }),

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use tracing::warn;
 
-use crate::heartbeat::LastBeat;
+use crate::datapath::heartbeat::LastBeat;
 
 /// Tells systemd that the agent lives, as long as it does: a data runtime that stands still must not go unnoticed because
 /// this one runs.

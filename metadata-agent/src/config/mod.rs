@@ -32,7 +32,7 @@ pub use neutron::{Credentials, Domain, NeutronAccess, NeutronAuth};
 pub use notice::{Effect, Notice};
 pub use options::{Config, OPTIONS};
 pub use ovsdb::OvsdbRemote;
-pub use resolved::{ClientIdentity, ConfigWarning};
+pub use resolved::{ClientCertificate, ConfigWarning};
 pub use resolver::Flags;
 pub use setting::{Origin, Setting};
 pub use spec::{Access, OptionSpec};

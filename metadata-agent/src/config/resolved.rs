@@ -19,7 +19,7 @@ use super::value::{NovaEndpoint, Scheme, Upstream};
 
 /// A certificate and its key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct ClientIdentity<'a> {
+pub struct ClientCertificate<'a> {
     /// The certificate, PEM.
     pub certificate: &'a Path,
     /// The private key, PEM.
@@ -66,10 +66,10 @@ impl Config {
 
     /// What we show to Nova that asks for a certificate.
     #[must_use]
-    pub fn client_identity(&self) -> Option<ClientIdentity<'_>> {
+    pub fn client_certificate(&self) -> Option<ClientCertificate<'_>> {
         let (certificate, private_key) =
             (self.nova_client_cert.as_deref()?, self.nova_client_priv_key.as_deref()?);
-        Some(ClientIdentity { certificate, private_key })
+        Some(ClientCertificate { certificate, private_key })
     }
 
     /// How to reach Neutron's API, if it is to be asked.

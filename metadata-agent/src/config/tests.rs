@@ -77,7 +77,7 @@ fn endpoints(config: &Config) -> Vec<String> {
 fn nothing_given_means_the_defaults() {
     let config = Site::new().load().unwrap();
     assert_eq!(endpoints(&config), ["http://127.0.0.1:8775"]);
-    assert_eq!(config.client_identity(), None);
+    assert_eq!(config.client_certificate(), None);
     assert_eq!((config.metadata_workers, config.metadata_backlog, config.debug), (None, 4096, false));
     assert_eq!(config.libvirt_dir.as_deref(), Some(Path::new("/run/libvirt/qemu")));
     assert_eq!(config.static_inventory, None);
@@ -251,7 +251,7 @@ fn a_client_certificate_needs_its_key() {
         ]
     );
     let config = site.env("METADATA_AGENT_NOVA_CLIENT_PRIV_KEY", &key).load().unwrap();
-    assert_eq!(config.client_identity(), Some(ClientIdentity { certificate: &crt, private_key: &key }));
+    assert_eq!(config.client_certificate(), Some(ClientCertificate { certificate: &crt, private_key: &key }));
     assert!(config.warnings().contains(&ConfigWarning::TlsUnused));
 }
 

@@ -16,10 +16,10 @@ use super::maps::{self, Maps};
 use super::object::{self, Copy, Fronts};
 use super::pins::Pins;
 use super::{Datapath, DatapathError, Place, PortalLink, lock};
-use crate::netns::Netns;
+use crate::net::netns::Netns;
 
 /// Makes them, and removes what is left of those whose namespace is gone.
-pub struct Branches {
+pub struct NetnsDatapaths {
     maps: Arc<Mutex<Maps>>,
     directory: PathBuf,
     hook: Hook,
@@ -28,7 +28,7 @@ pub struct Branches {
     inherited: BTreeMap<u32, Vec<(PortKey, Port)>>,
 }
 
-impl Branches {
+impl NetnsDatapaths {
     pub(super) fn new(maps: Arc<Mutex<Maps>>, pins: &Pins, hook: Hook) -> Result<Self, DatapathError> {
         let mut fronts = Fronts::new(pins);
         let shared = Programs::load_by(object::load(pins, Copy::Fronted)?, hook)?;

@@ -1,7 +1,7 @@
 //! What can go wrong with the kernel side, always with the object that it went wrong with.
 
 use crate::ids::IfIndex;
-use crate::netns::NetnsError;
+use crate::net::netns::NetnsError;
 
 /// What can go wrong with the kernel side. Always with the object that it went wrong with.
 #[derive(Debug, thiserror::Error)]

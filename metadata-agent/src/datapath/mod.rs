@@ -5,13 +5,14 @@
 //! one way in, whatever was there before.
 //!
 //! A redirection works inside one network namespace, and interface indexes repeat between namespaces. So for each
-//! namespace but the host's there is a front that knows where it is ([`Branches`]), before one copy of the programs. All
+//! namespace but the host's there is a front that knows where it is ([`NetnsDatapaths`]), before one copy of the programs. All
 //! share the maps: an attachment id is of one interface on the host, and what is there is counted once.
 
 mod attachments;
 mod branches;
 mod error;
 mod filters;
+pub mod heartbeat;
 mod hook;
 mod maps;
 mod object;
@@ -25,14 +26,14 @@ mod tour;
 mod trace_log;
 
 pub use attachments::Attachment;
-pub use branches::Branches;
+pub use branches::NetnsDatapaths;
 pub use error::DatapathError;
 pub use hook::{AttachMode, Hook, remove_filter};
 pub use maps::{ClientRecord, Clock, Counters, Heartbeat};
 pub use object::{FRONT, OBJECT};
 pub use pins::FilterMark;
 pub use policy::PortPolicy;
-pub use remains::Remains;
+pub use remains::StaleState;
 pub use tour::{Expected, look_for};
 
 use std::collections::BTreeMap;
@@ -132,8 +133,8 @@ impl Datapath {
     ///
     /// # Errors
     /// When the verifier refuses the copy of the programs for them.
-    pub fn branches(&self) -> Result<Branches, DatapathError> {
-        Branches::new(Arc::clone(&self.maps), &self.pins, self.hook())
+    pub fn branches(&self) -> Result<NetnsDatapaths, DatapathError> {
+        NetnsDatapaths::new(Arc::clone(&self.maps), &self.pins, self.hook())
     }
 
     fn maps(&self) -> MutexGuard<'_, Maps> {

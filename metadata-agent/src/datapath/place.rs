@@ -6,7 +6,7 @@ use metadata_ebpf::abi::PortKey;
 
 use super::DatapathError;
 use crate::ids::{IfIndex, VlanId};
-use crate::netns::Netns;
+use crate::net::netns::Netns;
 
 /// The namespace that a datapath works in.
 pub(super) enum Place {

@@ -8,9 +8,9 @@ use crate::ids::IfIndex;
 
 /// Everything that agents of whatever version have left under a pin directory, for who removes it.
 #[derive(Debug)]
-pub struct Remains(Pins);
+pub struct StaleState(Pins);
 
-impl Remains {
+impl StaleState {
     /// `None` if there is no such directory on a BPF file system.
     ///
     /// # Errors

@@ -10,7 +10,7 @@ use super::hook::{Hook, is_on};
 use super::place::Place;
 use super::{Datapath, DatapathError};
 use crate::ids::IfIndex;
-use crate::netns::{Netns, NetnsError};
+use crate::net::netns::{Netns, NetnsError};
 
 /// What is to be found in a namespace: `md_from_guest` on its attached interfaces.
 #[derive(Debug)]

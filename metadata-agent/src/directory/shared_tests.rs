@@ -9,8 +9,8 @@ fn attachment(id: u32) -> AttachmentId {
     AttachmentId::new(id).unwrap()
 }
 
-fn place() -> CallerPlace {
-    CallerPlace::Network(NETWORK.parse().unwrap())
+fn place() -> NetworkOrRouter {
+    NetworkOrRouter::Network(NETWORK.parse().unwrap())
 }
 
 fn shared(ids: &[u32]) -> HashMap<AttachmentId, SharedBinding> {

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use super::port::{Facts, SourceKind};
+use super::port::{PortRecord, SourceKind};
 use super::snapshot::{Dispute, Entry, Ownership};
 use super::trunk::Subport;
 use crate::ids::{InstanceId, VlanId};
@@ -13,17 +13,17 @@ use crate::ids::{InstanceId, VlanId};
 pub(super) struct Claim {
     pub(super) source: SourceKind,
     pub(super) key: Arc<str>,
-    pub(super) facts: Arc<Facts>,
+    pub(super) facts: Arc<PortRecord>,
 }
 
 /// Makes one entry of the claims about one port, the most trusted first; `None` of no claim.
 pub(super) fn combine(claims: &BTreeSet<&Claim>) -> Option<Entry> {
     let judgement = judgement(claims);
-    let overruled = |facts: &Facts| {
+    let overruled = |facts: &PortRecord| {
         judgement.is_some_and(|judged| facts.tenant.as_ref().is_some_and(|tenant| tenant.instance != judged))
     };
     let mut valid = claims.iter().filter(|claim| !overruled(&claim.facts));
-    let mut facts = Facts::clone(&valid.next()?.facts);
+    let mut facts = PortRecord::clone(&valid.next()?.facts);
     let mut agreed = true;
     for claim in valid {
         agreed &= facts.complete_with(&claim.facts);
@@ -69,10 +69,10 @@ fn judgement(claims: &BTreeSet<&Claim>) -> Option<InstanceId> {
 
 /// The subports of one parent, by tag. A tag under which sources place different ports is nobody's.
 pub(super) fn subports(claims: &BTreeSet<Claim>) -> Arc<[Subport]> {
-    let mut by_vlan: BTreeMap<VlanId, Option<Facts>> = BTreeMap::new();
+    let mut by_vlan: BTreeMap<VlanId, Option<PortRecord>> = BTreeMap::new();
     for claim in claims {
         let Some(seat) = claim.facts.seat else { continue };
-        let merged = by_vlan.entry(seat.vlan).or_insert_with(|| Some(Facts::default()));
+        let merged = by_vlan.entry(seat.vlan).or_insert_with(|| Some(PortRecord::default()));
         if let Some(facts) = merged {
             let differ = facts.id.zip(claim.facts.id).is_some_and(|(ours, theirs)| ours != theirs);
             if differ {
@@ -83,7 +83,7 @@ pub(super) fn subports(claims: &BTreeSet<Claim>) -> Arc<[Subport]> {
         }
     }
     let known = by_vlan.into_iter().filter_map(|(vlan, facts)| {
-        let Facts { id, network, mac, fixed_ips, allowed_addresses, .. } = facts?;
+        let PortRecord { id, network, mac, fixed_ips, allowed_addresses, .. } = facts?;
         Some(Subport { vlan, id, network, mac, fixed_ips, allowed_addresses })
     });
     known.collect()

@@ -14,14 +14,14 @@ use tracing::{info, warn};
 
 use super::claim::{Claim, combine, subports};
 use super::device::DeviceName;
-use super::port::{Event, Facts, SourceKind};
+use super::port::{Event, PortRecord, SourceKind};
 use super::snapshot::{Answering, Entry, PortKey, Snapshot};
 use crate::ids::{IfIndex, PortId};
 
 /// The state behind the snapshots.
 #[derive(Debug, Default)]
 pub(super) struct Ledger {
-    said: HashMap<(SourceKind, Arc<str>), BTreeSet<Arc<Facts>>>,
+    said: HashMap<(SourceKind, Arc<str>), BTreeSet<Arc<PortRecord>>>,
     by_id: HashMap<PortId, BTreeSet<Claim>>,
     by_device: HashMap<DeviceName, BTreeSet<Claim>>,
     by_tap: HashMap<DeviceName, BTreeSet<PortId>>,
@@ -36,9 +36,9 @@ impl Ledger {
     /// Takes an event in. What follows from it shows after [`Self::settle`].
     pub(super) fn apply(&mut self, event: Event) {
         let origin = (event.source, Arc::from(event.key));
-        let now: BTreeSet<Arc<Facts>> = event.ports.into_iter().map(Arc::new).collect();
+        let now: BTreeSet<Arc<PortRecord>> = event.ports.into_iter().map(Arc::new).collect();
         let before = self.said.remove(&origin).unwrap_or_default();
-        let claim = |facts: &Arc<Facts>| Claim {
+        let claim = |facts: &Arc<PortRecord>| Claim {
             source: origin.0,
             key: Arc::clone(&origin.1),
             facts: Arc::clone(facts),
@@ -128,7 +128,7 @@ impl Ledger {
         }
     }
 
-    fn touch(&mut self, facts: &Facts) {
+    fn touch(&mut self, facts: &PortRecord) {
         if let Some(id) = facts.id {
             self.touched_ids.insert(id);
             self.touched_names.insert(DeviceName::tap_of(&id));

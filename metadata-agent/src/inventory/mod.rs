@@ -22,6 +22,7 @@ mod device;
 mod ledger;
 mod port;
 mod prefix;
+pub(crate) mod shards;
 mod snapshot;
 mod trunk;
 
@@ -33,10 +34,10 @@ use tokio_util::sync::CancellationToken;
 
 pub use device::{DeviceName, DeviceNameError};
 use ledger::Ledger;
-pub use port::{DeviceOwner, Event, Facts, Port, SourceKind, Tenant};
+pub use port::{DeviceOwner, Event, Port, PortRecord, SourceKind, Tenant};
 pub use prefix::{AddressPrefix, AddressPrefixError};
 pub use snapshot::{Ambiguous, Counts, Dispute, Entry, Ownership, PortKey, Resolution, Snapshot};
-pub use trunk::{Seat, Subport};
+pub use trunk::{Subport, TrunkBinding};
 
 /// Events that are folded before the outcome is published, at most.
 const MAX_BATCH: usize = 1024;

@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use super::device::DeviceName;
 use super::prefix::AddressPrefix;
-use super::trunk::Seat;
+use super::trunk::TrunkBinding;
 use crate::ids::{IfIndex, InstanceId, MacAddress, NetworkId, PortId, ProjectId};
 
 /// A port of an instance. Whose it is, is always known.
@@ -32,9 +32,9 @@ pub struct Port {
     pub allowed_addresses: Vec<AddressPrefix>,
 }
 
-/// What one source says of a port: as much as it knows. Facts with neither id nor device are of no port.
+/// What one source says of a port: as much as it knows. PortRecord with neither id nor device are of no port.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize)]
-pub struct Facts {
+pub struct PortRecord {
     /// Neutron's id.
     pub id: Option<PortId>,
     /// The kernel interface.
@@ -43,7 +43,7 @@ pub struct Facts {
     /// is another interface, of which these facts are not.
     pub index: Option<IfIndex>,
     /// Its place on a trunk, if it is a subport. Such facts are of no device and no tenant.
-    pub seat: Option<Seat>,
+    pub seat: Option<TrunkBinding>,
     /// Whose it is.
     pub tenant: Option<Tenant>,
     /// What Neutron says it is for.
@@ -98,7 +98,7 @@ pub struct Tenant {
     pub project: Option<ProjectId>,
 }
 
-impl Facts {
+impl PortRecord {
     /// Takes over what is not known yet. Whether both may speak of one tenant.
     pub(super) fn complete_with(&mut self, other: &Self) -> bool {
         self.id = self.id.or(other.id);
@@ -152,7 +152,7 @@ impl Facts {
     }
 }
 
-impl From<Port> for Facts {
+impl From<Port> for PortRecord {
     fn from(port: Port) -> Self {
         let Port { id, device, instance, project, network, mac, fixed_ips, allowed_addresses } = port;
         let tenant = Some(Tenant { instance, project: Some(project) });
@@ -212,7 +212,7 @@ pub struct Event {
     /// About what, in the source's own terms.
     pub key: String,
     /// What is so now; empty when the key is gone.
-    pub ports: Vec<Facts>,
+    pub ports: Vec<PortRecord>,
 }
 
 #[cfg(test)]

@@ -6,10 +6,10 @@ use serde::{Serialize, Serializer};
 
 use super::changes::Changes;
 use super::device::DeviceName;
-use super::port::{Facts, Port, SourceKind};
+use super::port::{Port, PortRecord, SourceKind};
 use super::trunk::Subport;
 use crate::ids::{IfIndex, InstanceId, MacAddress, PortId, ProjectId};
-use crate::shards::Shards;
+use crate::inventory::shards::Shards;
 
 /// What a port goes by.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -35,9 +35,9 @@ pub enum Entry {
     /// They agree whose it is; the other fields come from the most trusted source that knows them.
     Agreed(#[serde(serialize_with = "pointee")] Arc<Port>),
     /// They agree, but no source knows the instance, or none of those that name it knows its project.
-    Incomplete(#[serde(serialize_with = "pointee")] Arc<Facts>),
+    Incomplete(#[serde(serialize_with = "pointee")] Arc<PortRecord>),
     /// Neutron says that it is not an instance's, and no source that it is.
-    NoInstance(#[serde(serialize_with = "pointee")] Arc<Facts>),
+    NoInstance(#[serde(serialize_with = "pointee")] Arc<PortRecord>),
     /// They do not agree, so it is nobody's.
     Disputed(#[serde(serialize_with = "pointee")] Arc<Dispute>),
 }

@@ -36,7 +36,7 @@ fn the_device_goes_before_the_tap_name() {
 #[test]
 fn an_interface_of_another_index_than_a_source_tells_is_not_the_ports_whoever_else_names_it() {
     let placed = Port { device: device(TAP), ..port(Some(PORT), 1) };
-    let told = Facts { index: Some(IfIndex(7)), ..placed.clone().into() };
+    let told = PortRecord { index: Some(IfIndex(7)), ..placed.clone().into() };
     let snapshot = fold([
         says(SourceKind::Ovsdb, "row", [told.clone()]),
         says(SourceKind::Libvirt, "domain", [placed.clone()]),
@@ -52,7 +52,7 @@ fn an_interface_of_another_index_than_a_source_tells_is_not_the_ports_whoever_el
     assert_eq!(inventory.settle().unwrap().resolve_at(TAP, IfIndex(8), None), Resolution::Unknown);
     inventory.apply(says(SourceKind::Ovsdb, "row", [placed.clone()]));
     assert_eq!(inventory.settle().unwrap().resolve_at(TAP, IfIndex(8), None), known(&placed));
-    inventory.apply(says(SourceKind::Ovsdb, "row", [Facts { index: Some(IfIndex(8)), ..told }]));
+    inventory.apply(says(SourceKind::Ovsdb, "row", [PortRecord { index: Some(IfIndex(8)), ..told }]));
     assert_eq!(inventory.settle().unwrap().resolve_at(TAP, IfIndex(8), None), known(&placed));
 }
 
@@ -60,7 +60,7 @@ fn an_interface_of_another_index_than_a_source_tells_is_not_the_ports_whoever_el
 fn of_two_ports_with_one_name_an_interface_is_the_one_whose_index_it_has() {
     let one = Port { device: device(TAP), ..port(Some(PORT), 1) };
     let two = Port { device: device(TAP), ..port(Some(TWIN), 2) };
-    let told = Facts { index: Some(IfIndex(7)), ..one.clone().into() };
+    let told = PortRecord { index: Some(IfIndex(7)), ..one.clone().into() };
     let snapshot = fold([says(SourceKind::Ovsdb, "a", [told]), says(SourceKind::Ovsdb, "b", [two.clone()])]);
     assert_eq!(snapshot.resolve_at(TAP, IfIndex(7), None), known(&one));
     assert_eq!(snapshot.resolve_at(TAP, IfIndex(8), None), known(&two));
@@ -70,8 +70,10 @@ fn of_two_ports_with_one_name_an_interface_is_the_one_whose_index_it_has() {
 #[test]
 fn the_index_is_that_of_the_device_with_which_it_was_told() {
     let hybrid = Port { device: device(TAP), ..port(Some(PORT), 1) };
-    let other: Facts =
-        Facts { index: Some(IfIndex(7)), ..Port { device: device("vnet5"), ..port(Some(PORT), 1) }.into() };
+    let other: PortRecord = PortRecord {
+        index: Some(IfIndex(7)),
+        ..Port { device: device("vnet5"), ..port(Some(PORT), 1) }.into()
+    };
     let snapshot =
         fold([says(SourceKind::Ovsdb, "a", [hybrid.clone()]), says(SourceKind::Ovsdb, "b", [other])]);
     assert_eq!(snapshot.resolve_at(TAP, IfIndex(8), None), known(&hybrid));
@@ -162,12 +164,13 @@ fn a_port_is_known_once_sources_that_name_one_instance_know_its_project() {
 
 #[test]
 fn the_ports_own_project_stands_in_where_nobody_knows_the_instances() {
-    let ovn = Facts { port_project: Some("admin".parse().unwrap()), ..without_project(&port(Some(PORT), 1)) };
+    let ovn =
+        PortRecord { port_project: Some("admin".parse().unwrap()), ..without_project(&port(Some(PORT), 1)) };
     let stands_in = Port { project: "admin".parse().unwrap(), ..port(Some(PORT), 1) };
     let snapshot = fold([says(SourceKind::OvnSouthbound, "row", [ovn.clone()])]);
     assert_eq!(snapshot.resolve(TAP, None), known(&stands_in));
 
-    let libvirt = Facts::from(port(Some(PORT), 1));
+    let libvirt = PortRecord::from(port(Some(PORT), 1));
     let snapshot =
         fold([says(SourceKind::OvnSouthbound, "row", [ovn]), says(SourceKind::Libvirt, "d", [libvirt])]);
     assert_eq!(snapshot.resolve(TAP, None), known(&port(Some(PORT), 1)), "and is no dispute");
@@ -175,7 +178,7 @@ fn the_ports_own_project_stands_in_where_nobody_knows_the_instances() {
 
 #[test]
 fn a_port_that_is_for_something_else_is_no_instance_unless_somebody_names_one() {
-    let dhcp = Facts { device_owner: DeviceOwner::new("network:dhcp"), ..nobodys(PORT) };
+    let dhcp = PortRecord { device_owner: DeviceOwner::new("network:dhcp"), ..nobodys(PORT) };
     let row = says(SourceKind::OvnSouthbound, "row", [dhcp]);
     let snapshot = fold([row.clone()]);
     assert_eq!(snapshot.resolve(TAP, None), Resolution::NoInstance);
@@ -183,7 +186,7 @@ fn a_port_that_is_for_something_else_is_no_instance_unless_somebody_names_one() 
     let snapshot = fold([row, says(SourceKind::Libvirt, "d", [port(Some(PORT), 1)])]);
     assert_eq!(snapshot.resolve(TAP, None), Resolution::Conflict);
 
-    let compute = Facts { device_owner: DeviceOwner::new("compute:nova"), ..port(Some(PORT), 1).into() };
+    let compute = PortRecord { device_owner: DeviceOwner::new("compute:nova"), ..port(Some(PORT), 1).into() };
     let snapshot = fold([says(SourceKind::Neutron, "row", [compute])]);
     assert_eq!(snapshot.resolve(TAP, None), known(&port(Some(PORT), 1)));
     assert_eq!(DeviceOwner::new(""), None, "nobody uses the port yet");
@@ -195,7 +198,7 @@ fn a_dispute_is_settled_by_who_was_asked_about_it_and_agrees_with_a_party() {
     let libvirt = says(SourceKind::Libvirt, "d", [port(Some(PORT), 2)]);
     let neutron = |decides: u32, judged: &[u32]| {
         let judged = judged.iter().map(|n| instance(*n)).collect();
-        says(SourceKind::Neutron, "port", [Facts { judged, ..port(Some(PORT), decides).into() }])
+        says(SourceKind::Neutron, "port", [PortRecord { judged, ..port(Some(PORT), decides).into() }])
     };
     let resolve = |judge: Event| fold([ovsdb.clone(), libvirt.clone(), judge]).resolve(TAP, None);
     assert_eq!(resolve(neutron(1, &[1, 2])), known(&port(Some(PORT), 1)));
@@ -208,13 +211,13 @@ fn a_dispute_is_settled_by_who_was_asked_about_it_and_agrees_with_a_party() {
 #[test]
 fn subports_are_found_by_parent_and_tag_and_answer_to_no_device() {
     let parent: PortId = PORT.parse().unwrap();
-    let subport = |id: &str, vlan: u64| Facts {
-        seat: Some(Seat { parent, vlan: VlanId::try_from(vlan).unwrap() }),
+    let subport = |id: &str, vlan: u64| PortRecord {
+        seat: Some(TrunkBinding { parent, vlan: VlanId::try_from(vlan).unwrap() }),
         ..nobodys(id)
     };
     let (five, six) = ("aaaaaaaa-bb00-4000-8000-000000000005", "aaaaaaaa-bb00-4000-8000-000000000006");
-    let ovsdb = Facts { mac: mac("fa:16:3e:00:00:05"), ..subport(five, 5) };
-    let neutron = Facts { fixed_ips: vec!["10.5.0.5".parse().unwrap()], ..subport(five, 5) };
+    let ovsdb = PortRecord { mac: mac("fa:16:3e:00:00:05"), ..subport(five, 5) };
+    let neutron = PortRecord { fixed_ips: vec!["10.5.0.5".parse().unwrap()], ..subport(five, 5) };
     let snapshot = fold([
         says(SourceKind::Ovsdb, "5", [ovsdb]),
         says(SourceKind::Neutron, "5", [neutron]),
@@ -341,7 +344,7 @@ proptest! {
         let instances: BTreeSet<_> = tenants.iter().flatten().map(|tenant| tenant.instance).collect();
         let projects: BTreeSet<_> = tenants.iter().flatten().filter_map(|tenant| tenant.project.as_ref()).collect();
         let snapshot = fold(tenants.iter().enumerate().map(|(n, tenant)| {
-            let facts = Facts { tenant: tenant.clone(), ..nobodys(PORT) };
+            let facts = PortRecord { tenant: tenant.clone(), ..nobodys(PORT) };
             says(SourceKind::ALL[n % SourceKind::ALL.len()], &n.to_string(), [facts])
         }));
         let mut wanted = Counts::default();
@@ -471,8 +474,11 @@ fn event() -> impl Strategy<Value = Event> {
     let judged = proptest::collection::btree_set(0..2u32, 0..3);
     let seat = proptest::option::weighted(0.2, 1..3u64);
     let facts = (id, name, tenant(), mac, owner, judged, seat);
-    let facts = facts.prop_map(|(id, name, tenant, mac, owner, judged, seat)| Facts {
-        seat: seat.map(|vlan| Seat { parent: PORT.parse().unwrap(), vlan: VlanId::try_from(vlan).unwrap() }),
+    let facts = facts.prop_map(|(id, name, tenant, mac, owner, judged, seat)| PortRecord {
+        seat: seat.map(|vlan| TrunkBinding {
+            parent: PORT.parse().unwrap(),
+            vlan: VlanId::try_from(vlan).unwrap(),
+        }),
         device_owner: owner.and_then(DeviceOwner::new),
         port_project: owner.map(|_| "admin".parse().unwrap()),
         judged: judged.into_iter().map(instance).collect(),
@@ -480,7 +486,7 @@ fn event() -> impl Strategy<Value = Event> {
         device: name.and_then(device),
         tenant,
         mac: mac.map(|last| MacAddress([0xfa, 0x16, 0x3e, 0, 0, last])),
-        ..Facts::default()
+        ..PortRecord::default()
     });
     (kind, 0..3u8, proptest::collection::vec(facts, 0..3)).prop_map(|(source, key, ports)| Event {
         source,
@@ -506,7 +512,7 @@ fn fold(events: impl IntoIterator<Item = Event>) -> Snapshot {
     inventory.load().as_ref().clone()
 }
 
-fn says<T: Into<Facts>>(source: SourceKind, key: &str, ports: impl IntoIterator<Item = T>) -> Event {
+fn says<T: Into<PortRecord>>(source: SourceKind, key: &str, ports: impl IntoIterator<Item = T>) -> Event {
     Event { source, key: key.to_owned(), ports: ports.into_iter().map(Into::into).collect() }
 }
 
@@ -527,14 +533,14 @@ fn port(id: Option<&str>, owner: u32) -> Port {
     }
 }
 
-fn nobodys(id: &str) -> Facts {
-    Facts { id: Some(id.parse().unwrap()), ..Facts::default() }
+fn nobodys(id: &str) -> PortRecord {
+    PortRecord { id: Some(id.parse().unwrap()), ..PortRecord::default() }
 }
 
 /// As a source says it that does not know projects.
-fn without_project(port: &Port) -> Facts {
+fn without_project(port: &Port) -> PortRecord {
     let tenant = Some(Tenant { instance: port.instance, project: None });
-    Facts { tenant, ..port.clone().into() }
+    PortRecord { tenant, ..port.clone().into() }
 }
 
 fn numbered(n: u32) -> Port {

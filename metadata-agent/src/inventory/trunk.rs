@@ -10,7 +10,7 @@ use crate::ids::{MacAddress, NetworkId, PortId, VlanId};
 
 /// Where a subport is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
-pub struct Seat {
+pub struct TrunkBinding {
     /// The trunk's parent port.
     pub parent: PortId,
     /// The tag under which it is there.

@@ -12,10 +12,10 @@ use std::time::{Duration, Instant};
 use tracing::{info, warn};
 
 use super::site::{Site, SiteError};
-use crate::classifier;
+use crate::attach::qdisc;
 use crate::datapath::{self, Hook};
 use crate::ids::IfIndex;
-use crate::portal::HOST_END;
+use crate::net::portal::HOST_END;
 
 /// How often programs are looked for, and for how long at once.
 pub(super) const PATROL: Duration = Duration::from_millis(500);
@@ -70,7 +70,7 @@ impl Site {
                 continue;
             }
             if self.attached.contains_key(&index) {
-                classifier::provide_qdisc(&self.netlink, &self.datapath, index).await?;
+                qdisc::provide_qdisc(&self.netlink, &self.datapath, index).await?;
             } else {
                 self.netlink.add_ingress_qdisc(index).await?;
             }

@@ -4,8 +4,8 @@
 //! neutron/agent/linux/dhcp.py, `NS_PREFIX`); no guest has a say in them.
 
 use crate::ids::{NetworkId, RouterId};
-use crate::netlink::Link;
-use crate::proxy::CallerPlace;
+use crate::net::netlink::Link;
+use crate::proxy::NetworkOrRouter;
 
 /// Interfaces by which a router's networks reach it (neutron/agent/l3/router_info.py, `INTERNAL_DEV_PREFIX`).
 const ROUTER_INTERFACE: &str = "qr-";
@@ -14,26 +14,26 @@ const DHCP_INTERFACE: &str = "tap";
 
 /// A namespace that guests come by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Place(pub(super) CallerPlace);
+pub(super) struct Place(pub(super) NetworkOrRouter);
 
 impl Place {
     /// `None` for a namespace that is something else.
     pub(super) fn of(name: &str) -> Option<Self> {
-        let router = || name.strip_prefix("qrouter-")?.parse::<RouterId>().ok().map(CallerPlace::Router);
-        let network = || name.strip_prefix("qdhcp-")?.parse::<NetworkId>().ok().map(CallerPlace::Network);
+        let router = || name.strip_prefix("qrouter-")?.parse::<RouterId>().ok().map(NetworkOrRouter::Router);
+        let network = || name.strip_prefix("qdhcp-")?.parse::<NetworkId>().ok().map(NetworkOrRouter::Network);
         router().or_else(network).map(Self)
     }
 
     /// Whether guests come by an interface there.
     pub(super) fn admits(self, link: &Link) -> bool {
         link.name.starts_with(match self.0 {
-            CallerPlace::Router(_) => ROUTER_INTERFACE,
-            CallerPlace::Network(_) => DHCP_INTERFACE,
+            NetworkOrRouter::Router(_) => ROUTER_INTERFACE,
+            NetworkOrRouter::Network(_) => DHCP_INTERFACE,
         })
     }
 
     pub(super) fn is_router(self) -> bool {
-        matches!(self.0, CallerPlace::Router(_))
+        matches!(self.0, NetworkOrRouter::Router(_))
     }
 }
 
@@ -46,8 +46,8 @@ mod tests {
     #[test]
     fn only_routers_and_dhcp_servers_are_places() {
         let of = |name: &str| Place::of(name).map(|place| place.0);
-        assert_eq!(of(&format!("qrouter-{ID}")), Some(CallerPlace::Router(ID.parse().unwrap())));
-        assert_eq!(of(&format!("qdhcp-{ID}")), Some(CallerPlace::Network(ID.parse().unwrap())));
+        assert_eq!(of(&format!("qrouter-{ID}")), Some(NetworkOrRouter::Router(ID.parse().unwrap())));
+        assert_eq!(of(&format!("qdhcp-{ID}")), Some(NetworkOrRouter::Network(ID.parse().unwrap())));
         for other in ["", "qrouter-", "qdhcp-x", "snat-11111111-1111-4111-8111-111111111111", ID] {
             assert_eq!(of(other), None, "{other}");
         }

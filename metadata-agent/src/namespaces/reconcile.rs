@@ -10,9 +10,9 @@ use metadata_ebpf::abi::MAX_PORT_IPV4;
 use super::site::{Site, SiteError};
 use crate::datapath::{Hook, PortPolicy};
 use crate::ids::IfIndex;
-use crate::netlink::Link;
-use crate::portal::HOST_END;
-use crate::proxy::CallerPlace;
+use crate::net::netlink::Link;
+use crate::net::portal::HOST_END;
+use crate::proxy::NetworkOrRouter;
 
 impl Site {
     /// Attaches, lets go and tells the kernel what there is to tell. What cannot be attached holds up nothing else; the
@@ -56,8 +56,8 @@ impl Site {
         let own =
             addresses.iter().filter(|(index, address, _)| *index == link.index && !address.is_link_local());
         let network = match self.place.0 {
-            CallerPlace::Network(network) => Some(network),
-            CallerPlace::Router(_) => None,
+            NetworkOrRouter::Network(network) => Some(network),
+            NetworkOrRouter::Router(_) => None,
         };
         PortPolicy {
             network,

@@ -12,15 +12,15 @@ use tokio_util::task::AbortOnDropHandle;
 use tracing::{info, warn};
 
 use super::place::Place;
-use crate::classifier::{self, ClassifierError};
-use crate::datapath::{Branches, Datapath, DatapathError, Hook, PortPolicy, PortalLink};
+use crate::attach::qdisc::{self, ClassifierError};
+use crate::datapath::{Datapath, DatapathError, Hook, NetnsDatapaths, PortPolicy, PortalLink};
 use crate::directory::SharedBinding;
 use crate::ids::{IfIndex, NetworkId};
 use crate::inventory::{Entry, Snapshot};
-use crate::netlink::{Link, Netlink, NetlinkError, watch_changes_in};
-use crate::netns::{Netns, NetnsError};
-use crate::portal::{Annex, HOST_END, Portal, PortalError};
-use crate::proxy::CallerPlace;
+use crate::net::netlink::{Link, Netlink, NetlinkError, watch_changes_in};
+use crate::net::netns::{Netns, NetnsError};
+use crate::net::portal::{HOST_END, Portal, PortalError, PortalUplink};
+use crate::proxy::NetworkOrRouter;
 
 /// A step that could not be taken.
 #[derive(Debug, thiserror::Error)]
@@ -54,9 +54,9 @@ pub enum SiteError {
 }
 
 /// What all sites are made with.
-pub(super) struct Workshop {
+pub(super) struct NamespaceContext {
     pub(super) portal: Portal,
-    pub(super) branches: Branches,
+    pub(super) branches: NetnsDatapaths,
     pub(super) legacy_port: u16,
     pub(super) confine_routers: bool,
     /// Hears of the sites that something changed in.
@@ -71,7 +71,7 @@ pub(super) struct Site {
     pub(super) confined: bool,
     netns: Arc<Netns>,
     pub(super) netlink: Netlink,
-    pub(super) annex: Annex,
+    pub(super) annex: PortalUplink,
     pub(super) datapath: Datapath,
     pub(super) attached: BTreeMap<IfIndex, Attached>,
     /// Interfaces that lack their program, and since when.
@@ -90,7 +90,7 @@ impl Site {
         name: Arc<str>,
         place: Place,
         netns: Netns,
-        workshop: &mut Workshop,
+        workshop: &mut NamespaceContext,
     ) -> Result<Self, SiteError> {
         let (inode, netns) = (netns.inode()?, Arc::new(netns));
         let netlink = Netlink::connect_in(&netns)?;
@@ -147,10 +147,10 @@ impl Site {
         policy: &PortPolicy,
     ) -> Result<(), SiteError> {
         let made_qdisc = self.datapath.hook() == Hook::Clsact
-            && classifier::provide_qdisc(&self.netlink, &self.datapath, link.index).await?;
+            && qdisc::provide_qdisc(&self.netlink, &self.datapath, link.index).await?;
         let attached = self.datapath.attach_as(id, link.index, &link.name, made_qdisc, policy);
         if attached.is_err() && made_qdisc {
-            classifier::delete_unused_qdisc(&self.netlink, link.index).await?;
+            qdisc::delete_unused_qdisc(&self.netlink, link.index).await?;
         }
         Ok(attached?)
     }
@@ -169,7 +169,7 @@ impl Site {
 
     pub(super) async fn take_filter_off(&self, index: IfIndex, links: &[Link]) -> Result<(), SiteError> {
         let Some(mark) = self.datapath.filter(index) else { return Ok(()) };
-        classifier::take_off_in(&self.netns, &self.netlink, links, mark).await?;
+        qdisc::take_off_in(&self.netns, &self.netlink, links, mark).await?;
         Ok(self.datapath.forget_filter(index)?)
     }
 
@@ -181,15 +181,15 @@ impl Site {
         self.attached.iter().map(|(index, attached)| {
             let Attached { id, link, since } = attached;
             let network = match self.place.0 {
-                CallerPlace::Network(network) => Some(network),
-                CallerPlace::Router(_) => network_of(link, snapshot),
+                NetworkOrRouter::Network(network) => Some(network),
+                NetworkOrRouter::Router(_) => network_of(link, snapshot),
             };
             let binding = SharedBinding {
                 namespace: Arc::clone(&self.name),
                 interface: link.name.clone(),
                 index: *index,
                 since: *since,
-                place: network.map_or(self.place.0, CallerPlace::Network),
+                place: network.map_or(self.place.0, NetworkOrRouter::Network),
             };
             (*id, binding)
         })

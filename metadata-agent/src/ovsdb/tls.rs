@@ -20,7 +20,7 @@ use tokio_rustls::client::TlsStream;
 
 use super::SessionError;
 use crate::config::Host;
-use crate::tls::{self, ClientIdentity, Trust};
+use crate::tls::{self, ClientCertificate, Trust};
 
 /// Where our own certificate and those of the authorities are, PEM.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -55,7 +55,7 @@ fn client_config(files: TlsFiles) -> Result<ClientConfig, SessionError> {
     let TlsFiles { private_key, certificate, authorities } = files;
     let authorities = authorities.ok_or(SessionError::NoAuthorities)?;
     let identity = match (certificate, private_key) {
-        (Some(certificate), Some(key)) => Some(ClientIdentity { certificate, key }),
+        (Some(certificate), Some(key)) => Some(ClientCertificate { certificate, key }),
         (None, None) => None,
         (Some(_), None) | (None, Some(_)) => return Err(SessionError::HalfIdentity),
     };

@@ -16,7 +16,7 @@ use hyper::header::{HeaderMap, HeaderName, HeaderValue};
 use metadata_ebpf::identity::{ClientAddress, GuestAddress};
 
 use super::headers::X_FORWARDED_FOR;
-use super::requester::{NetworkHeader, Requester};
+use super::requester::{ClientIdentity, NetworkHeader};
 use crate::ids::{MacAddress, NetworkId, RouterId};
 
 const X_NEUTRON_ROUTER_ID: HeaderName = HeaderName::from_static("x-neutron-router-id");
@@ -25,7 +25,7 @@ const X_NEUTRON_ROUTER_ID: HeaderName = HeaderName::from_static("x-neutron-route
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Caller {
     /// Where the haproxy listens.
-    pub place: CallerPlace,
+    pub place: NetworkOrRouter,
     /// From which address it was asked; an IPv4 address that it saw as an IPv6 one is an IPv4 address.
     pub address: IpAddr,
     /// From which MAC address, if the kernel saw that.
@@ -34,7 +34,7 @@ pub struct Caller {
 
 /// Where a haproxy listens.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum CallerPlace {
+pub enum NetworkOrRouter {
     /// On this network.
     Network(NetworkId),
     /// In this router, on all of its networks.
@@ -66,7 +66,7 @@ impl<T: Callers + ?Sized> Callers for Arc<T> {
 #[derive(Debug, Clone)]
 pub enum Found {
     /// This one.
-    Known(Arc<Requester>),
+    Known(Arc<ClientIdentity>),
     /// No port has this address there.
     Nobody,
     /// Several ports have it. Never guessed.
@@ -118,7 +118,7 @@ pub enum CallerFault {
 impl Caller {
     /// A client of an attachment that all guests at a place share, with the MAC address that the kernel saw it send from.
     #[must_use]
-    pub fn of(place: CallerPlace, client: &ClientAddress, mac: Option<MacAddress>) -> Self {
+    pub fn of(place: NetworkOrRouter, client: &ClientAddress, mac: Option<MacAddress>) -> Self {
         let address = match client.guest {
             GuestAddress::Ipv4(octets) => IpAddr::from(octets),
             GuestAddress::Ipv6LinkLocal([a, b, c, d, e, f, g, h]) => {
@@ -130,7 +130,7 @@ impl Caller {
 
     /// Reads the headers of a request that came from a haproxy.
     pub(super) fn read(headers: &HeaderMap) -> Result<Self, CallerFault> {
-        Ok(Self { place: CallerPlace::read(headers)?, address: address(headers)?, mac: None })
+        Ok(Self { place: NetworkOrRouter::read(headers)?, address: address(headers)?, mac: None })
     }
 
     /// By what its port is known at the place, if by anything. Of a link-local address that is the MAC address that it was
@@ -159,7 +159,7 @@ impl Caller {
     }
 }
 
-impl CallerPlace {
+impl NetworkOrRouter {
     fn read(headers: &HeaderMap) -> Result<Self, CallerFault> {
         let mut found = None;
         for name in [NetworkHeader::Neutron.name(), NetworkHeader::Ovn.name(), X_NEUTRON_ROUTER_ID] {
@@ -237,10 +237,10 @@ mod tests {
         let of = |headers: &[(&'static str, &'static str)]| {
             read(&[headers, &[("x-forwarded-for", "10.0.0.5")]].concat()).map(|caller| caller.place)
         };
-        let network = CallerPlace::Network(NETWORK.parse().unwrap());
+        let network = NetworkOrRouter::Network(NETWORK.parse().unwrap());
         assert_eq!(of(&[("x-neutron-network-id", NETWORK)]), Ok(network));
         assert_eq!(of(&[("x-ovn-network-id", NETWORK)]), Ok(network));
-        let router = CallerPlace::Router(NETWORK.parse().unwrap());
+        let router = NetworkOrRouter::Router(NETWORK.parse().unwrap());
         assert_eq!(of(&[("x-neutron-router-id", NETWORK)]), Ok(router));
 
         assert_eq!(of(&[]), Err(CallerFault::NoPlace));
@@ -266,7 +266,7 @@ mod tests {
     #[test]
     fn a_mac_address_is_read_from_a_link_local_address_that_was_made_of_it() {
         let mac = |address: &str| {
-            let place = CallerPlace::Network(NETWORK.parse().unwrap());
+            let place = NetworkOrRouter::Network(NETWORK.parse().unwrap());
             let caller = Caller { place, address: address.parse().unwrap(), mac: None };
             caller.mac_in_address().map(|mac| mac.to_string())
         };
@@ -278,7 +278,7 @@ mod tests {
 
     #[test]
     fn a_link_local_address_is_its_senders_only_if_it_was_made_of_the_mac_address_that_it_sends_from() {
-        let place = CallerPlace::Network(NETWORK.parse().unwrap());
+        let place = NetworkOrRouter::Network(NETWORK.parse().unwrap());
         let mac = |text: &str| -> MacAddress { text.parse().unwrap() };
         let own = mac("fa:16:3e:0a:0b:0c");
         let another = mac("fa:16:3e:0a:0b:0d");
@@ -305,7 +305,7 @@ mod tests {
 
     #[tokio::test]
     async fn the_second_is_asked_only_where_the_first_does_not_know() {
-        let place = CallerPlace::Network(NETWORK.parse().unwrap());
+        let place = NetworkOrRouter::Network(NETWORK.parse().unwrap());
         let caller = Caller { place, address: "10.0.0.5".parse().unwrap(), mac: None };
         for (first, asks) in [
             (Found::Nobody, true),
@@ -313,7 +313,7 @@ mod tests {
             (Found::Several, false),
             (Found::NotAnInstance, false),
         ] {
-            let second = Oracle(Found::Known(Arc::new(Requester::on_network(
+            let second = Oracle(Found::Known(Arc::new(ClientIdentity::on_network(
                 NETWORK.parse().unwrap(),
                 Vec::new(),
                 NetworkHeader::Neutron,

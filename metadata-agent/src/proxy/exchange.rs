@@ -10,7 +10,7 @@ use tracing::{Level, enabled, event};
 
 use super::pulse::Pulse;
 use crate::ids::InstanceId;
-use crate::metrics::Metrics;
+use crate::proxy::metrics::Metrics;
 
 /// What the log shows for a request whose guest left before its answer, as other proxies write it.
 const GUEST_LEFT: u16 = 499;

@@ -12,7 +12,7 @@ use hyper::{Response, StatusCode};
 use super::caller::CallerFault;
 use super::target::TargetFault;
 use super::upstream::UpstreamError;
-use crate::metrics::Metrics;
+use crate::proxy::metrics::Metrics;
 
 /// What went wrong with one request.
 #[derive(Debug, thiserror::Error)]

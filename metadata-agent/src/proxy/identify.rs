@@ -7,10 +7,10 @@ use std::time::{Duration, Instant};
 use metadata_ebpf::identity::ClientAddress;
 use tokio::sync::watch;
 
-use super::caller::{CallerPlace, Found};
+use super::caller::{Found, NetworkOrRouter};
 use super::fault::Fault;
-use super::requester::Requester;
-use crate::metrics::Metrics;
+use super::requester::ClientIdentity;
+use crate::proxy::metrics::Metrics;
 
 /// Knows the requester behind a client. Look-ups never wait: they run on the path of each request.
 pub trait Directory: Send + Sync + 'static {
@@ -21,7 +21,7 @@ pub trait Directory: Send + Sync + 'static {
     fn changes(&self) -> watch::Receiver<u64>;
 
     /// Who a client at a place of [`Standing::Shared`] is. Nobody, where there are no such places.
-    fn find(&self, _place: CallerPlace, _client: &ClientAddress) -> impl Future<Output = Found> + Send {
+    fn find(&self, _place: NetworkOrRouter, _client: &ClientAddress) -> impl Future<Output = Found> + Send {
         std::future::ready(Found::Nobody)
     }
 }
@@ -35,7 +35,7 @@ impl<T: Directory + ?Sized> Directory for Arc<T> {
         (**self).changes()
     }
 
-    fn find(&self, place: CallerPlace, client: &ClientAddress) -> impl Future<Output = Found> + Send {
+    fn find(&self, place: NetworkOrRouter, client: &ClientAddress) -> impl Future<Output = Found> + Send {
         (**self).find(place, client)
     }
 }
@@ -44,23 +44,23 @@ impl<T: Directory + ?Sized> Directory for Arc<T> {
 #[derive(Debug, Clone)]
 pub(super) enum Identity {
     /// Its attachment: nobody else is there.
-    Own(Arc<Requester>),
+    Own(Arc<ClientIdentity>),
     /// Its address there, which [`Directory::find`] knows.
-    Shared(CallerPlace),
+    Shared(NetworkOrRouter),
 }
 
 /// What is known of a client.
 #[derive(Debug, Clone)]
 pub enum Standing {
     /// Whose requests can be made: an instance of Nova, or a port whose network is known where that is enough.
-    Known(Arc<Requester>),
+    Known(Arc<ClientIdentity>),
     /// The sources have not told yet.
     Pending {
         /// Since when its attachment waits for them.
         since: Instant,
     },
     /// Many guests share its attachment: [`Directory::find`] is asked who has its address there.
-    Shared(CallerPlace),
+    Shared(NetworkOrRouter),
     /// A source says that this is no instance of Nova.
     Refused,
     /// The attachment has vanished.
@@ -182,8 +182,8 @@ mod tests {
         ClientAddress::ipv4(AttachmentId::new(7).unwrap(), [10, 0, 0, 5])
     }
 
-    fn requester() -> Requester {
-        Requester::new(
+    fn requester() -> ClientIdentity {
+        ClientIdentity::new(
             "3b0e5c6e-9a1f-4d0a-8f0b-1c2d3e4f5a6b".parse().unwrap(),
             &"acme".parse().unwrap(),
             Vec::new(),

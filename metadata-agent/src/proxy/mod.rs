@@ -21,6 +21,7 @@ mod fragment;
 mod headers;
 mod identify;
 mod limits;
+pub mod metrics;
 mod peer;
 mod pool;
 mod probe;
@@ -40,17 +41,17 @@ mod upstream;
 
 use std::time::Duration;
 
-pub use caller::{Caller, CallerPlace, Callers, Found, Mark};
+pub use caller::{Caller, Callers, Found, Mark, NetworkOrRouter};
 pub use connection::GuestStream;
 pub use endpoint::{Endpoint, EndpointError, Scheme};
 pub use identify::{Directory, Standing};
 pub use probe::{ProbeError, TlsFault, probe};
 pub use rate::{RateLimit, RateWindow};
-pub use requester::{Introduction, NetworkHeader, Requester};
+pub use requester::{ClientIdentity, NetworkHeader, UpstreamAuth};
 pub use server::{serve, serve_haproxies};
 pub use shared::Proxy;
 pub use sign::Signer;
-pub use tls::{ClientIdentity, TlsConfig, TlsSetupError};
+pub use tls::{ClientCertificate, TlsConfig, TlsSetupError};
 pub use upstream::{Upstream, UpstreamConfig, UpstreamSetupError};
 
 /// Limits and deadlines on the guests' side.

@@ -8,10 +8,10 @@ use std::sync::{Arc, OnceLock};
 use hyper::header::HeaderMap;
 use metadata_ebpf::identity::{AttachmentId, ClientAddress};
 
-use super::caller::{Caller, CallerPlace, Callers, Found};
+use super::caller::{Caller, Callers, Found, NetworkOrRouter};
 use super::fault::Fault;
 use super::identify::{Directory, Identity, Patience, identify};
-use super::requester::{GuestOrigin, Requester};
+use super::requester::{ClientIdentity, GuestOrigin};
 use super::shared::Proxy;
 
 /// The other end of a connection.
@@ -35,7 +35,7 @@ pub(super) trait Peer<D>: fmt::Debug + Send + Sync + 'static {
 /// Who asks, and from where.
 #[derive(Debug)]
 pub(super) struct Asker<'a> {
-    pub(super) requester: Arc<Requester>,
+    pub(super) requester: Arc<ClientIdentity>,
     pub(super) origin: Cow<'a, GuestOrigin>,
 }
 
@@ -45,7 +45,7 @@ pub(super) struct Guest {
     client: ClientAddress,
     origin: GuestOrigin,
     /// Whoever it turned out to be by its address. Neither changes while the connection lasts.
-    found: OnceLock<Arc<Requester>>,
+    found: OnceLock<Arc<ClientIdentity>>,
 }
 
 impl Guest {
@@ -56,8 +56,8 @@ impl Guest {
     async fn look_up<D: Directory>(
         &self,
         directory: &D,
-        place: CallerPlace,
-    ) -> Result<Arc<Requester>, Fault> {
+        place: NetworkOrRouter,
+    ) -> Result<Arc<ClientIdentity>, Fault> {
         if let Some(requester) = self.found.get() {
             return Ok(Arc::clone(requester));
         }
@@ -97,7 +97,7 @@ impl<C: Callers> Peer<C> for Haproxy {
     }
 }
 
-fn known(found: Found) -> Result<Arc<Requester>, Fault> {
+fn known(found: Found) -> Result<Arc<ClientIdentity>, Fault> {
     match found {
         Found::Known(requester) => Ok(requester),
         Found::Nobody => Err(Fault::CallerUnknown),

@@ -17,7 +17,7 @@ use tokio::time::timeout;
 use tokio_util::task::TaskTracker;
 
 use super::upstream::{Question, Upstream, UpstreamConfig, UpstreamError, UpstreamSetupError};
-use crate::metrics::Metrics;
+use crate::proxy::metrics::Metrics;
 
 /// The list has some hundred bytes.
 const LONGEST_LIST: usize = 64 * 1024;

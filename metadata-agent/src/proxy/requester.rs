@@ -13,7 +13,7 @@ use crate::ids::{InstanceId, NetworkId, ProjectId};
 
 /// How the metadata API is told whose request it is.
 #[derive(Clone, Debug)]
-pub enum Introduction {
+pub enum UpstreamAuth {
     /// By instance and project, signed: to Nova.
     Signed(Signer),
     /// By network and address: to Neutron's metadata agent.
@@ -40,7 +40,7 @@ impl NetworkHeader {
 
 /// Whose request it is.
 #[derive(Debug)]
-pub struct Requester {
+pub struct ClientIdentity {
     credentials: Credentials,
     fixed_ips: Vec<IpAddr>,
     fixed_ip_values: Vec<HeaderValue>,
@@ -70,7 +70,7 @@ pub(super) struct Network {
     pub(super) value: HeaderValue,
 }
 
-impl Requester {
+impl ClientIdentity {
     /// An instance. Signs for it, once for as long as the signer's secrets stay the same.
     #[must_use]
     pub fn new(instance: InstanceId, project: &ProjectId, fixed_ips: Vec<IpAddr>, signer: &Signer) -> Self {
@@ -174,8 +174,8 @@ mod tests {
     use super::*;
     use metadata_ebpf::identity::AttachmentId;
 
-    fn requester(fixed_ips: &[&str]) -> Requester {
-        Requester::new(
+    fn requester(fixed_ips: &[&str]) -> ClientIdentity {
+        ClientIdentity::new(
             "3b0e5c6e-9a1f-4d0a-8f0b-1c2d3e4f5a6b".parse().unwrap(),
             &"acme".parse().unwrap(),
             fixed_ips.iter().map(|ip| ip.parse().unwrap()).collect(),

@@ -16,7 +16,7 @@ use super::caller::Callers;
 use super::identify::Directory;
 use super::limits::Ticket;
 use super::shared::Proxy;
-use crate::metrics::OpenConnection;
+use crate::proxy::metrics::OpenConnection;
 
 /// How long to wait for a file descriptor or memory to become free.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);

@@ -9,7 +9,7 @@ use super::limits::Admission;
 use super::rate::Rates;
 use super::seldom::Seldom;
 use super::upstream::Upstream;
-use crate::metrics::Metrics;
+use crate::proxy::metrics::Metrics;
 
 /// hyper's buffer for reading and writing; it takes none below 8 KiB.
 const BUFFER: usize = 64 * 1024;

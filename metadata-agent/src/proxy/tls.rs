@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use rustls::{ClientConfig, RootCertStore};
 
 use crate::tls::{self, Trust};
-pub use crate::tls::{ClientIdentity, TlsSetupError};
+pub use crate::tls::{ClientCertificate, TlsSetupError};
 
 /// How to speak TLS to Nova.
 #[derive(Debug, Clone, Default)]
@@ -13,7 +13,7 @@ pub struct TlsConfig {
     /// Certificates of the authorities to believe (`auth_ca_cert`); without it, the host's.
     pub authorities: Option<PathBuf>,
     /// Our own certificate, if Nova asks for one.
-    pub identity: Option<ClientIdentity>,
+    pub identity: Option<ClientCertificate>,
     /// Believe anybody (`nova_metadata_insecure`).
     pub insecure: bool,
 }

@@ -35,7 +35,7 @@ use super::endpoint::{Endpoint, Place};
 use super::pool::{Pool, Sender};
 use super::tls::{self, TlsConfig, TlsSetupError};
 use super::unix;
-use crate::metrics::Metrics;
+use crate::proxy::metrics::Metrics;
 
 /// Who keeps connections and answered so lately has not closed for want of work: no server's keep-alive time-out is that short
 /// (Apache's, which has the shortest default, is 5 s).

@@ -7,7 +7,7 @@ use uuid::Uuid;
 
 use super::Reporter;
 use crate::config::OvsdbRemote;
-use crate::inventory::{Event, Facts, SourceKind};
+use crate::inventory::{Event, PortRecord, SourceKind};
 use crate::ovsdb::{NobodyListens, SessionError};
 
 /// What a row says now.
@@ -19,7 +19,7 @@ pub(super) enum Reading<E> {
     /// It is none of ours.
     Nobodys,
     /// It is a port's.
-    Port(Facts),
+    Port(PortRecord),
     /// It is a port's but cannot be understood.
     Fault {
         /// The row's name for people.
@@ -38,7 +38,7 @@ pub(super) struct Rows<E> {
     ready: bool,
     /// What is wrong with servers, as long as none does.
     lost: BTreeMap<String, String>,
-    ports: HashMap<Uuid, Facts>,
+    ports: HashMap<Uuid, PortRecord>,
     nobodys: BTreeSet<Uuid>,
     faults: BTreeMap<Uuid, (String, E)>,
 }
@@ -127,13 +127,13 @@ impl<E: std::error::Error> Rows<E> {
     }
 
     /// Forgets a row, and hands back what was told of it.
-    fn take(&mut self, row: Uuid) -> Option<Facts> {
+    fn take(&mut self, row: Uuid) -> Option<PortRecord> {
         self.nobodys.remove(&row);
         self.faults.remove(&row);
         self.ports.remove(&row)
     }
 
-    async fn send(&self, row: Uuid, ports: Vec<Facts>) -> Result<(), NobodyListens> {
+    async fn send(&self, row: Uuid, ports: Vec<PortRecord>) -> Result<(), NobodyListens> {
         let event = Event { source: self.source, key: row.to_string(), ports };
         self.events.send(event).await.map_err(|_| NobodyListens)
     }

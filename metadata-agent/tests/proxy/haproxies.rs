@@ -5,9 +5,10 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use metadata_agent::metrics::Metrics;
+use metadata_agent::proxy::metrics::Metrics;
 use metadata_agent::proxy::{
-    Caller, CallerPlace, Callers, Found, Proxy, ProxyConfig, Requester, Signer, Upstream, serve_haproxies,
+    Caller, Callers, ClientIdentity, Found, NetworkOrRouter, Proxy, ProxyConfig, Signer, Upstream,
+    serve_haproxies,
 };
 use prometheus_client::registry::Registry;
 use tempfile::TempDir;
@@ -29,8 +30,8 @@ struct Book(HashMap<(String, IpAddr), Found>);
 impl Callers for Book {
     fn find(&self, caller: &Caller) -> impl Future<Output = Found> + Send {
         let place = match caller.place {
-            CallerPlace::Network(network) => network.to_string(),
-            CallerPlace::Router(router) => router.to_string(),
+            NetworkOrRouter::Network(network) => network.to_string(),
+            NetworkOrRouter::Router(router) => router.to_string(),
         };
         let found = self.0.get(&(place, caller.address)).cloned();
         std::future::ready(found.unwrap_or(Found::Nobody))
@@ -47,7 +48,12 @@ struct Site {
 fn instance(id: &str, address: &str) -> Found {
     let signer = Signer::new("secret".into());
     let fixed_ips = vec![address.parse().unwrap()];
-    Found::Known(Arc::new(Requester::new(id.parse().unwrap(), &"acme".parse().unwrap(), fixed_ips, &signer)))
+    Found::Known(Arc::new(ClientIdentity::new(
+        id.parse().unwrap(),
+        &"acme".parse().unwrap(),
+        fixed_ips,
+        &signer,
+    )))
 }
 
 impl Site {

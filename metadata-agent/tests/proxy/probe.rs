@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use metadata_agent::proxy::{
-    ClientIdentity, Endpoint, ProbeError, Scheme, TlsConfig, TlsFault, UpstreamConfig, probe,
+    ClientCertificate, Endpoint, ProbeError, Scheme, TlsConfig, TlsFault, UpstreamConfig, probe,
 };
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -65,7 +65,7 @@ async fn each_fault_of_tls_is_named() {
     let (authority, stranger) = (Authority::new(), Authority::new());
     let ours = TlsConfig { authorities: Some(files.put("ca.pem", &authority.pem)), ..TlsConfig::default() };
     let (certificate, key) = stranger.issue("agent");
-    let identity = Some(ClientIdentity {
+    let identity = Some(ClientCertificate {
         certificate: files.put("agent.pem", &certificate.pem()),
         key: files.put("agent.key", &key.serialize_pem()),
     });

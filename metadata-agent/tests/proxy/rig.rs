@@ -6,10 +6,10 @@ use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use metadata_agent::metrics::Metrics;
+use metadata_agent::proxy::metrics::Metrics;
 use metadata_agent::proxy::{
-    Directory, Endpoint, Proxy, ProxyConfig, Requester, Scheme, Signer, Standing, Upstream, UpstreamConfig,
-    serve,
+    ClientIdentity, Directory, Endpoint, Proxy, ProxyConfig, Scheme, Signer, Standing, Upstream,
+    UpstreamConfig, serve,
 };
 use metadata_ebpf::identity::{AttachmentId, ClientAddress};
 use prometheus_client::registry::Registry;
@@ -247,7 +247,7 @@ pub fn known() -> Standing {
 
 pub fn known_by(signer: &Signer) -> Standing {
     let fixed_ips = vec!["10.0.0.5".parse().unwrap()];
-    Standing::Known(Arc::new(Requester::new(
+    Standing::Known(Arc::new(ClientIdentity::new(
         INSTANCE.parse().unwrap(),
         &"acme".parse().unwrap(),
         fixed_ips,

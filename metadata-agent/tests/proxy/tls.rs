@@ -2,9 +2,9 @@
 
 use std::sync::Arc;
 
-use metadata_agent::metrics::Metrics;
+use metadata_agent::proxy::metrics::Metrics;
 use metadata_agent::proxy::{
-    ClientIdentity, Endpoint, ProxyConfig, Scheme, TlsConfig, Upstream, UpstreamConfig,
+    ClientCertificate, Endpoint, ProxyConfig, Scheme, TlsConfig, Upstream, UpstreamConfig,
 };
 use prometheus_client::registry::Registry;
 use tempfile::TempDir;
@@ -26,7 +26,7 @@ async fn nova_is_believed_by_our_authority_and_believes_our_certificate() {
     let (authority, clients) = (Authority::new(), Authority::new());
     let authorities = Some(files.put("ca.pem", &authority.pem));
     let (certificate, key) = clients.issue("agent");
-    let identity = Some(ClientIdentity {
+    let identity = Some(ClientCertificate {
         certificate: files.put("agent.pem", &certificate.pem()),
         key: files.put("agent.key", &key.serialize_pem()),
     });

@@ -1,4 +1,4 @@
-//! What Neutron's API says of ports, and what of it are [`Facts`].
+//! What Neutron's API says of ports, and what of it are [`PortRecord`].
 //!
 //! Of the parent of a trunk, `trunk_details` names the subports: which port is under which tag. The rest of a subport is told
 //! by its own row, which has to be asked for ([`Said::lacks`], [`Said::complete`]).
@@ -9,7 +9,7 @@ use std::net::IpAddr;
 use serde::Deserialize;
 
 use crate::ids::{IdError, NetworkId, PortId, ProjectId, VlanId};
-use crate::inventory::{AddressPrefix, DeviceOwner, Facts, Seat, Tenant};
+use crate::inventory::{AddressPrefix, DeviceOwner, PortRecord, Tenant, TrunkBinding};
 
 /// The attributes that are asked for, and no others: a port has three dozen.
 pub(super) const FIELDS: [&str; 9] = [
@@ -88,9 +88,9 @@ pub(super) type Told = (PortId, Result<Said, RowError>);
 /// What is said of a port.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Said {
-    pub(super) facts: Facts,
+    pub(super) facts: PortRecord,
     /// If it is a trunk's parent: the subports, which hold by their seats.
-    pub(super) subports: Option<Result<Vec<Facts>, RowError>>,
+    pub(super) subports: Option<Result<Vec<PortRecord>, RowError>>,
 }
 
 impl Said {
@@ -101,19 +101,19 @@ impl Said {
     }
 
     /// Takes over what rows of subports say. One that is not there any more is no subport.
-    pub(super) fn complete(&mut self, rows: &BTreeMap<PortId, Result<Facts, RowError>>) {
+    pub(super) fn complete(&mut self, rows: &BTreeMap<PortId, Result<PortRecord, RowError>>) {
         let Some(Ok(subports)) = &mut self.subports else { return };
         let known = subports.iter().filter_map(|subport| Some((subport.clone(), rows.get(&subport.id?)?)));
         let known = known.map(|(subport, row)| {
             let row = row.clone()?;
-            let Facts { network, mac, fixed_ips, allowed_addresses, .. } = row;
-            Ok(Facts { network, mac: mac.or(subport.mac), fixed_ips, allowed_addresses, ..subport })
+            let PortRecord { network, mac, fixed_ips, allowed_addresses, .. } = row;
+            Ok(PortRecord { network, mac: mac.or(subport.mac), fixed_ips, allowed_addresses, ..subport })
         });
         self.subports = Some(known.collect());
     }
 
     /// All that there is to tell.
-    pub(super) fn facts(&self) -> Vec<Facts> {
+    pub(super) fn facts(&self) -> Vec<PortRecord> {
         let subports = self.subports.iter().flatten().flatten();
         std::iter::once(&self.facts).chain(subports).cloned().collect()
     }
@@ -162,7 +162,7 @@ impl Page {
 }
 
 impl Row {
-    fn facts(&self) -> Result<Facts, RowError> {
+    fn facts(&self) -> Result<PortRecord, RowError> {
         fn read<T: std::str::FromStr<Err = IdError>>(
             field: &'static str,
             text: Option<&String>,
@@ -175,7 +175,7 @@ impl Row {
         // What stands there of another owner's is a router, a network's DHCP server or anything at all.
         let device_id = self.device_id.as_ref().filter(|_| is_instance);
         let instance = read("device_id", device_id)?;
-        Ok(Facts {
+        Ok(PortRecord {
             id: read("id", Some(&self.id))?,
             tenant: instance.map(|instance| Tenant { instance, project: None }),
             device_owner,
@@ -184,12 +184,12 @@ impl Row {
             mac: read("mac_address", self.mac_address.as_ref())?,
             fixed_ips: self.fixed_ips()?,
             allowed_addresses: self.allowed_addresses(),
-            ..Facts::default()
+            ..PortRecord::default()
         })
     }
 
     /// Neutron knows no other kind of segmentation than VLANs, but may come to.
-    fn subports(&self, parent: PortId) -> Option<Result<Vec<Facts>, RowError>> {
+    fn subports(&self, parent: PortId) -> Option<Result<Vec<PortRecord>, RowError>> {
         let subports = self.trunk_details.as_ref()?.sub_ports.iter();
         let vlans = subports.filter(|subport| subport.segmentation_type == "vlan");
         Some(vlans.map(|subport| subport.facts(parent)).collect())
@@ -208,12 +208,12 @@ impl Row {
 }
 
 impl Subport {
-    fn facts(&self, parent: PortId) -> Result<Facts, RowError> {
+    fn facts(&self, parent: PortId) -> Result<PortRecord, RowError> {
         let fault = |source| RowError::Id { field: "trunk_details", source };
         let mac = self.mac_address.as_deref().map(str::parse).transpose().map_err(fault)?;
         let vlan = VlanId::try_from(self.segmentation_id).map_err(fault)?;
         let id = Some(self.port_id.parse().map_err(fault)?);
-        Ok(Facts { id, seat: Some(Seat { parent, vlan }), mac, ..Facts::default() })
+        Ok(PortRecord { id, seat: Some(TrunkBinding { parent, vlan }), mac, ..PortRecord::default() })
     }
 }
 
@@ -305,7 +305,7 @@ mod tests {
             told(&row).pop().unwrap().1.unwrap()
         };
         let id: PortId = SUBPORT.parse().unwrap();
-        let seat = Seat { parent: ID.parse().unwrap(), vlan: VlanId::try_from(7).unwrap() };
+        let seat = TrunkBinding { parent: ID.parse().unwrap(), vlan: VlanId::try_from(7).unwrap() };
         let mut said = trunk(7, "vlan");
         assert_eq!(said.lacks().collect::<Vec<_>>(), [id]);
         let mut row = port("trunk:subport", "");

@@ -10,8 +10,8 @@ use uuid::Uuid;
 use super::super::SourceState;
 use super::bindings::clauses;
 use super::*;
+use crate::directory::presence::{Need, Present};
 use crate::ovsdb::Framer;
-use crate::presence::{Need, Present};
 
 const PATIENCE: Duration = Duration::from_mins(1);
 const ONE: &str = "11111111-77c1-4e55-9d0c-2b6f4f1f0a01";

@@ -10,7 +10,7 @@ use super::*;
 
 #[test]
 fn the_example_of_the_documentation_is_read_as_it_says() {
-    let source = include_str!("../static_file.rs");
+    let source = include_str!("mod.rs");
     let lines = source.lines().skip_while(|line| *line != "//! ```json").skip(1);
     let example: String = lines.take_while(|line| *line != "//! ```").map(|line| &line[3..]).collect();
     let wanted = Port {
@@ -23,13 +23,13 @@ fn the_example_of_the_documentation_is_read_as_it_says() {
         fixed_ips: vec!["10.0.0.5".parse().unwrap(), "2001:db8::5".parse().unwrap()],
         allowed_addresses: vec!["10.0.0.100".parse().unwrap()],
     };
-    let subport = Facts {
+    let subport = PortRecord {
         id: Some("aa06d8e9-0a1b-4c2d-8e3f-4a5b6c7d8e9f".parse().unwrap()),
-        seat: Some(Seat { parent: wanted.id.unwrap(), vlan: VlanId::try_from(5).unwrap() }),
+        seat: Some(TrunkBinding { parent: wanted.id.unwrap(), vlan: VlanId::try_from(5).unwrap() }),
         network: Some("c7d8e9f0-1b2c-4d3e-8f4a-5b6c7d8e9fa0".parse().unwrap()),
         mac: Some("fa:16:3e:11:22:34".parse().unwrap()),
         fixed_ips: vec!["10.5.0.5".parse().unwrap()],
-        ..Facts::default()
+        ..PortRecord::default()
     };
     assert_eq!(parse(&example).unwrap(), [wanted.into(), subport]);
 }

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
 use metadata_agent::ids::{InstanceId, MacAddress, NetworkId, PortId};
-use metadata_agent::inventory::{DeviceName, Event, Facts, Inventory, Resolution, SourceKind, Tenant};
+use metadata_agent::inventory::{DeviceName, Event, Inventory, PortRecord, Resolution, SourceKind, Tenant};
 use nix::sys::resource::{UsageWho, getrusage};
 use nix::sys::time::TimeValLike as _;
 use serde::Serialize;
@@ -174,28 +174,28 @@ async fn change(inventory: &Inventory, events: &mpsc::Sender<Event>) -> anyhow::
 }
 
 /// As Open vSwitch tells it.
-fn interface(number: u32, edition: u8) -> Facts {
-    Facts {
+fn interface(number: u32, edition: u8) -> PortRecord {
+    PortRecord {
         id: Some(port_id(number)),
         device: Some(DeviceName::tap_of(&port_id(number))),
         tenant: Some(Tenant { instance: instance(number), project: None }),
         network: Some(network(number)),
         mac: Some(mac(number, edition)),
-        ..Facts::default()
+        ..PortRecord::default()
     }
 }
 
 /// As Neutron tells it.
-fn port(number: u32) -> Facts {
+fn port(number: u32) -> PortRecord {
     let [.., a, b] = number.to_be_bytes();
-    Facts {
+    PortRecord {
         id: Some(port_id(number)),
         tenant: Some(Tenant { instance: instance(number), project: None }),
         port_project: format!("project{}", number % 100).parse().ok(),
         network: Some(network(number)),
         mac: Some(mac(number, 0)),
         fixed_ips: vec![[10, 0, a, b].into()],
-        ..Facts::default()
+        ..PortRecord::default()
     }
 }
 

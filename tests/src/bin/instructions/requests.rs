@@ -12,9 +12,9 @@ use anyhow::{Context as _, ensure};
 use metadata_agent::directory::{Binding, Change, Directory, Owner};
 use metadata_agent::ids::IfIndex;
 use metadata_agent::inventory::Port;
-use metadata_agent::metrics::Metrics;
+use metadata_agent::proxy::metrics::Metrics;
 use metadata_agent::proxy::{
-    Endpoint, Proxy, ProxyConfig, Requester, Scheme, Signer, Upstream, UpstreamConfig,
+    ClientIdentity, Endpoint, Proxy, ProxyConfig, Scheme, Signer, Upstream, UpstreamConfig,
 };
 use metadata_ebpf::identity::{AttachmentId, ClientAddress};
 use prometheus_client::registry::Registry;
@@ -189,7 +189,7 @@ fn directory() -> anyhow::Result<Directory> {
             fixed_ips: vec![[10, 0, 0, 5].into()],
             allowed_addresses: Vec::new(),
         };
-        let requester = Requester::new(port.instance, &port.project, port.fixed_ips.clone(), &signer);
+        let requester = ClientIdentity::new(port.instance, &port.project, port.fixed_ips.clone(), &signer);
         let owner = Owner::Known { port: Arc::new(port), requester: Arc::new(requester) };
         let interface = format!("tap{number}");
         let binding = Binding { interface, index: IfIndex(number), vlan: None, since: Instant::now(), owner };

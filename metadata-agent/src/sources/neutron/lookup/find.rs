@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::query::{Answer, Found, Place, Query, Whom};
 use crate::ids::{NetworkId, RouterId};
-use crate::inventory::Facts;
+use crate::inventory::PortRecord;
 use crate::sources::neutron::api::{Api, ApiError, Filter, SOME};
 use crate::sources::neutron::ports::Told;
 
@@ -76,12 +76,13 @@ fn filter(whom: Whom) -> Filter {
 
 /// What does not fit the question is left out, whatever the server makes of filters.
 fn judge(there: Vec<Told>, networks: &[NetworkId], whom: Whom) -> Answer {
-    let is_whom = |facts: &Facts| match whom {
+    let is_whom = |facts: &PortRecord| match whom {
         Whom::Address(address, _) => facts.fixed_ips.contains(&address),
         Whom::Mac(mac) => facts.mac == Some(mac),
     };
-    let fits =
-        |facts: &Facts| facts.network.is_some_and(|network| networks.contains(&network)) && is_whom(facts);
+    let fits = |facts: &PortRecord| {
+        facts.network.is_some_and(|network| networks.contains(&network)) && is_whom(facts)
+    };
     let understood = there
         .into_iter()
         .map(|(id, row)| row.ok().map(|said| said.facts).filter(fits).map(|facts| (id, facts)));
@@ -90,7 +91,7 @@ fn judge(there: Vec<Told>, networks: &[NetworkId], whom: Whom) -> Answer {
     if fitting.next().is_some() {
         return Answer::Ambiguous;
     }
-    let Facts {
+    let PortRecord {
         tenant: Some(tenant),
         port_project: Some(project),
         network: Some(network),

@@ -1,7 +1,7 @@
 use super::*;
 
 use crate::ids::InstanceId;
-use crate::inventory::{Facts, Seat};
+use crate::inventory::{PortRecord, TrunkBinding};
 
 const PORT: &str = "3f2a9d10-77c1-4e55-9d0c-2b6f4f1f0a01";
 const TWIN: &str = "3f2a9d10-77ff-4e55-9d0c-2b6f4f1f0a02";
@@ -21,7 +21,7 @@ fn present(index: u32, need: Need) -> Present {
 
 fn told(id: &str) -> Told {
     let id = id.parse().unwrap();
-    let facts = Facts { id: Some(id), ..Facts::default() };
+    let facts = PortRecord { id: Some(id), ..PortRecord::default() };
     (id, Ok(Said { facts, subports: None }))
 }
 
@@ -29,7 +29,7 @@ fn told_trunk(subports: u64) -> Told {
     let (id, said) = told(PORT);
     let subport = |tag| {
         let vlan = crate::ids::VlanId::try_from(tag).unwrap();
-        Facts { seat: Some(Seat { parent: id, vlan }), ..Facts::default() }
+        PortRecord { seat: Some(TrunkBinding { parent: id, vlan }), ..PortRecord::default() }
     };
     (id, said.map(|said| Said { subports: Some(Ok((1..=subports).map(subport).collect())), ..said }))
 }

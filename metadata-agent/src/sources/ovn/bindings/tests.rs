@@ -46,7 +46,7 @@ fn says(row: &Value) -> Reading {
     readings(row, &[PORT]).remove(&ROW).expect("the row is of a port here")
 }
 
-fn told(row: &Value) -> Facts {
+fn told(row: &Value) -> PortRecord {
     let reading = says(row);
     let Reading::Port(facts) = reading else { panic!("{reading:?}") };
     facts
@@ -54,7 +54,7 @@ fn told(row: &Value) -> Facts {
 
 #[test]
 fn a_guests_row_tells_all_but_the_instances_project() {
-    let wanted = Facts {
+    let wanted = PortRecord {
         id: Some(PORT.parse().unwrap()),
         tenant: Some(Tenant { instance: INSTANCE.parse().unwrap(), project: None }),
         device_owner: DeviceOwner::new("compute:nova"),
@@ -62,7 +62,7 @@ fn a_guests_row_tells_all_but_the_instances_project() {
         network: Some(NETWORK_ID.parse().unwrap()),
         mac: Some("fa:16:3e:11:22:33".parse().unwrap()),
         fixed_ips: vec!["10.0.0.5".parse().unwrap(), "fd00::5".parse().unwrap()],
-        ..Facts::default()
+        ..PortRecord::default()
     };
     assert_eq!(told(&row(|_| ())), wanted);
     assert_eq!(told(&row(|row| row["type"] = "external".into())), wanted);
@@ -143,13 +143,13 @@ fn subport(change: impl FnOnce(&mut Value)) -> Value {
 
 #[test]
 fn a_vlan_on_a_port_is_told_by_its_place_and_is_nobodys_by_itself() {
-    let wanted = Facts {
+    let wanted = PortRecord {
         id: Some(OTHER.parse().unwrap()),
-        seat: Some(Seat { parent: PORT.parse().unwrap(), vlan: VlanId::try_from(7).unwrap() }),
+        seat: Some(TrunkBinding { parent: PORT.parse().unwrap(), vlan: VlanId::try_from(7).unwrap() }),
         network: Some(NETWORK_ID.parse().unwrap()),
         mac: Some("fa:16:3e:11:22:33".parse().unwrap()),
         fixed_ips: vec!["10.0.0.5".parse().unwrap(), "fd00::5".parse().unwrap()],
-        ..Facts::default()
+        ..PortRecord::default()
     };
     assert_eq!(told(&subport(|_| ())), wanted);
     // The VLAN's own port has no interface of its own, whatever another source says.

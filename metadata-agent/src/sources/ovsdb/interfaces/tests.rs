@@ -21,13 +21,13 @@ fn read_typed(name: &str, kind: &str, ids: &[(&str, &str)]) -> Reading {
     Interfaces::new().apply(Form::Difference, &update).unwrap().remove(&ROW).unwrap()
 }
 
-fn facts(device: Option<&str>) -> Facts {
-    Facts {
+fn facts(device: Option<&str>) -> PortRecord {
+    PortRecord {
         id: Some(ID.parse().unwrap()),
         device: device.map(|name| name.parse().unwrap()),
         tenant: Some(Tenant { instance: INSTANCE.parse().unwrap(), project: None }),
         mac: Some("fa:16:3e:11:22:33".parse().unwrap()),
-        ..Facts::default()
+        ..PortRecord::default()
     }
 }
 
@@ -100,7 +100,7 @@ fn rows_of_nobody_are_no_guests() {
 #[test]
 fn a_plugged_interface_that_names_no_instance_tells_which_port_it_is() {
     let plugged = [("iface-id", ID), ("attached-mac", "fa:16:3e:11:22:33"), ("iface-status", "active")];
-    let wanted = Facts { tenant: None, ..facts(Some("tap3f2a9d10-77")) };
+    let wanted = PortRecord { tenant: None, ..facts(Some("tap3f2a9d10-77")) };
     assert_eq!(read("tap3f2a9d10-77", &plugged), Reading::Port(wanted));
 }
 

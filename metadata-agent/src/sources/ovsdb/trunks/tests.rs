@@ -76,13 +76,13 @@ impl World {
     }
 }
 
-fn seated() -> Facts {
-    Facts {
+fn seated() -> PortRecord {
+    PortRecord {
         id: Some(SUBPORT_ID.parse().unwrap()),
-        seat: Some(Seat { parent: PARENT.parse().unwrap(), vlan: VlanId::try_from(7).unwrap() }),
+        seat: Some(TrunkBinding { parent: PARENT.parse().unwrap(), vlan: VlanId::try_from(7).unwrap() }),
         network: Some(NETWORK.parse().unwrap()),
         mac: Some("fa:16:3e:11:22:33".parse().unwrap()),
-        ..Facts::default()
+        ..PortRecord::default()
     }
 }
 
@@ -107,7 +107,7 @@ proptest! {
 fn a_change_on_the_way_is_noticed() {
     let mut world = World::whole();
     world.apply(PORT, TRUNK_PORT, &json!({ "modify": { "tag": 8 } }));
-    let Reading::Port(Facts { seat: Some(seat), .. }) = &world.said else { panic!("{:?}", world.said) };
+    let Reading::Port(PortRecord { seat: Some(seat), .. }) = &world.said else { panic!("{:?}", world.said) };
     assert_eq!(seat.vlan.get(), 8);
     world.apply(PORT, TRUNK_PORT, &json!({ "modify": { "tag": ["set", []] } }));
     assert_eq!(world.said, Reading::Nobodys, "the agent has not written the tag yet");

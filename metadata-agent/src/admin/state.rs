@@ -1,0 +1,343 @@
+//! What the admin socket tells about the agent: readiness, metrics, state. Reads what others keep, when it is asked.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use metadata_ebpf::identity::GuestAddress;
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric, text};
+use prometheus_client::metrics::counter::ConstCounter;
+use prometheus_client::metrics::gauge::ConstGauge;
+use prometheus_client::registry::Registry;
+use serde_json::{Value, json};
+use tokio::sync::watch;
+use tracing::warn;
+
+use crate::admin::AdminState;
+use crate::attach::{Failure, Failures};
+use crate::config::Config;
+use crate::datapath::heartbeat::LastBeat;
+use crate::datapath::{Clock, Counters, Hook};
+use crate::directory::{Binding, Directory, Owner, SharedBinding};
+use crate::inventory::Inventory;
+use crate::namespaces::Tallies;
+use crate::proxy::NetworkOrRouter;
+use crate::sources::SourceState;
+
+/// Steps of the start that are not done yet.
+#[derive(Clone, Debug, Default)]
+pub struct Startup(Arc<Mutex<Vec<&'static str>>>);
+
+impl Startup {
+    /// Names a step that readiness waits for.
+    pub fn awaits(&self, step: &'static str) {
+        self.steps(|steps| steps.push(step));
+    }
+
+    /// Strikes a step out.
+    pub fn is_done(&self, step: &'static str) {
+        self.steps(|steps| steps.retain(|other| *other != step));
+    }
+
+    fn steps<T>(&self, of: impl FnOnce(&mut Vec<&'static str>) -> T) -> T {
+        of(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+/// What is there once guests are served.
+#[derive(Clone)]
+pub struct Running {
+    /// Packet counters and clients.
+    pub counters: Arc<Counters>,
+    /// Attachments and their ports.
+    pub directory: Arc<Directory>,
+    /// Interfaces that could not be attached.
+    pub failures: Failures,
+    /// Namespaces that are served.
+    pub tallies: Tallies,
+    /// How programs are attached.
+    pub hook: Hook,
+}
+
+/// All that the admin socket reads from.
+pub struct Overview {
+    config: Config,
+    startup: Startup,
+    last_beat: LastBeat,
+    inventory: Arc<Inventory>,
+    sources: Vec<watch::Receiver<SourceState>>,
+    registry: Registry,
+    running: watch::Receiver<Option<Running>>,
+    since: Instant,
+}
+
+impl Overview {
+    /// Adds the kernel's counters and the gauges of this module to the registry.
+    pub fn new(
+        config: Config,
+        startup: Startup,
+        last_beat: LastBeat,
+        inventory: Arc<Inventory>,
+        sources: Vec<watch::Receiver<SourceState>>,
+        mut registry: Registry,
+        running: watch::Receiver<Option<Running>>,
+    ) -> Self {
+        let gauges =
+            Gauges { running: running.clone(), inventory: Arc::clone(&inventory), sources: sources.clone() };
+        registry.register_collector(Box::new(gauges));
+        Self { config, startup, last_beat, inventory, sources, registry, running, since: Instant::now() }
+    }
+}
+
+impl AdminState for Overview {
+    /// Before the first beat the agent starts; after it, it must go on.
+    fn live(&self) -> bool {
+        self.running.borrow().is_none() || self.last_beat.is_within(self.config.heartbeat_stale_after)
+    }
+
+    fn waiting_for(&self) -> Vec<String> {
+        let steps = self.startup.steps(|steps| steps.iter().map(ToString::to_string).collect::<Vec<_>>());
+        let sources = self.sources.iter().map(|source| source.borrow());
+        let silent = sources.filter(|source| !source.ready).map(|source| format!("source {}", source.source));
+        steps.into_iter().chain(silent).collect()
+    }
+
+    fn metrics(&self) -> String {
+        let mut out = String::new();
+        if let Err(error) = text::encode(&mut out, &self.registry) {
+            warn!(%error, "metrics cannot be written");
+        }
+        out
+    }
+
+    fn state(&self) -> Value {
+        let running = self.running.borrow().clone();
+        json!({
+            "version": env!("CARGO_PKG_VERSION"),
+            "pid": std::process::id(),
+            "uptime_seconds": self.since.elapsed().as_secs(),
+            "waiting_for": self.waiting_for(),
+            "config": self.config.settings(),
+            "sources": self.sources.iter().map(|source| json!(*source.borrow())).collect::<Vec<_>>(),
+            "inventory": self.inventory.load().counts(),
+            "datapath": running.as_ref().map(datapath_state),
+            "attachments": running.as_ref().map(attachments_state),
+            "failed": running.as_ref().map(failures_state),
+            "namespaces": running.as_ref().map(namespaces_state),
+        })
+    }
+}
+
+fn datapath_state(running: &Running) -> Value {
+    let packets = running.counters.packets().unwrap_or_default();
+    let packets: BTreeMap<_, _> =
+        packets.into_iter().map(|(reason, count)| (reason.label(), count)).collect();
+    json!({ "hook": hook_label(running.hook), "packets": packets })
+}
+
+fn hook_label(hook: Hook) -> &'static str {
+    match hook {
+        Hook::Tcx => "tcx",
+        Hook::Clsact => "clsact",
+    }
+}
+
+fn attachments_state(running: &Running) -> Value {
+    let now = Clock::now_ns();
+    let mut clients: BTreeMap<u32, Vec<Value>> = BTreeMap::new();
+    for record in running.counters.clients().unwrap_or_default() {
+        let age = |ns: u64| Duration::from_nanos(now.saturating_sub(ns)).as_secs_f64();
+        clients.entry(record.address.attachment.get()).or_default().push(json!({
+            "address": shown(record.address.guest),
+            "mac": crate::ids::MacAddress(record.client.guest_mac),
+            "metadata_mac": crate::ids::MacAddress(record.client.metadata_mac),
+            "connections": record.client.connections,
+            "first_seen_seconds_ago": age(record.client.first_seen_ns),
+            "last_seen_seconds_ago": age(record.client.last_seen_ns),
+        }));
+    }
+    let mut shown = Vec::new();
+    for (id, binding) in running.directory.bindings() {
+        shown.push(attachment_state(id.get(), &binding, clients.remove(&id.get())));
+    }
+    for (id, binding) in running.directory.shared() {
+        shown.push(shared_state(id.get(), &binding, clients.remove(&id.get())));
+    }
+    Value::Array(shown)
+}
+
+fn shared_state(id: u32, binding: &SharedBinding, clients: Option<Vec<Value>>) -> Value {
+    let (network, router) = match binding.place {
+        NetworkOrRouter::Network(network) => (Some(network), None),
+        NetworkOrRouter::Router(router) => (None, Some(router)),
+    };
+    json!({
+        "attachment": id,
+        "namespace": *binding.namespace,
+        "interface": binding.interface,
+        "ifindex": binding.index,
+        "attached_seconds_ago": binding.since.elapsed().as_secs(),
+        "identity": "shared",
+        "network": network,
+        "router": router,
+        "clients": clients.unwrap_or_default(),
+    })
+}
+
+fn attachment_state(id: u32, binding: &Binding, clients: Option<Vec<Value>>) -> Value {
+    json!({
+        "attachment": id,
+        "interface": binding.interface,
+        "ifindex": binding.index,
+        "vlan": binding.vlan,
+        "attached_seconds_ago": binding.since.elapsed().as_secs(),
+        "identity": match binding.owner {
+            Owner::Known { .. } => "known",
+            Owner::OnNetwork { .. } => "on_network",
+            Owner::Unknown => "unknown",
+            Owner::Disputed => "disputed",
+        },
+        "port": match &binding.owner {
+            Owner::Known { port, .. } => json!(**port),
+            Owner::OnNetwork { facts, .. } => json!(**facts),
+            Owner::Unknown | Owner::Disputed => Value::Null,
+        },
+        "clients": clients.unwrap_or_default(),
+    })
+}
+
+fn failures_state(running: &Running) -> Value {
+    let failed = running.failures.load();
+    failed.iter().map(|failure| json!({ "interface": failure.interface, "error": failure.error })).collect()
+}
+
+fn namespaces_state(running: &Running) -> Value {
+    let tally = running.tallies.load();
+    let failure = |failure: &Failure| json!({ "namespace": failure.interface, "error": failure.error });
+    json!({
+        "served": tally.served,
+        "passed_over": tally.passed_over,
+        "failed": tally.failures.iter().map(failure).collect::<Vec<_>>(),
+    })
+}
+
+fn shown(guest: GuestAddress) -> String {
+    match guest {
+        GuestAddress::Ipv4(octets) => std::net::Ipv4Addr::from(octets).to_string(),
+        GuestAddress::Ipv6LinkLocal(interface) => {
+            let mut octets = [0; 16];
+            octets[..2].copy_from_slice(&[0xfe, 0x80]);
+            octets[8..].copy_from_slice(&interface);
+            std::net::Ipv6Addr::from(octets).to_string()
+        }
+    }
+}
+
+/// Reads counters and gauges at each scrape.
+struct Gauges {
+    running: watch::Receiver<Option<Running>>,
+    inventory: Arc<Inventory>,
+    sources: Vec<watch::Receiver<SourceState>>,
+}
+
+impl fmt::Debug for Gauges {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Gauges")
+    }
+}
+
+impl Collector for Gauges {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
+        let counts = self.inventory.load().counts();
+        gauge(&mut encoder, "ports", "Ports that sources know", counts.ports)?;
+        gauge(
+            &mut encoder,
+            "ports_incomplete",
+            "Ports of which no source knows the instance or its project yet",
+            counts.incomplete,
+        )?;
+        gauge(
+            &mut encoder,
+            "ports_no_instance",
+            "Ports that Neutron says are not an instance's",
+            counts.no_instance,
+        )?;
+        gauge(
+            &mut encoder,
+            "ports_disputed",
+            "Ports about which sources contradict each other",
+            counts.disputed,
+        )?;
+        let by_source = |of: fn(&SourceState) -> usize| -> Vec<(&str, usize)> {
+            let states = self.sources.iter().map(watch::Receiver::borrow);
+            states.map(|state| (state.source.label(), of(&state))).collect()
+        };
+        let ready = by_source(|state| usize::from(state.ready));
+        let faults = by_source(|state| state.faults.len());
+        gauges(&mut encoder, "source_ready", "Whether the source has told all it knows", &ready)?;
+        gauges(&mut encoder, "source_faults", "What is wrong with the source now", &faults)?;
+        let Some(running) = self.running.borrow().clone() else {
+            return Ok(());
+        };
+        gauge(&mut encoder, "attachments", "Guest interfaces attached", running.directory.len())?;
+        let tally = running.tallies.load();
+        gauge(
+            &mut encoder,
+            "namespaces",
+            "Namespaces of routers and DHCP servers that are served",
+            tally.served,
+        )?;
+        let failed = tally.failures.len();
+        gauge(&mut encoder, "namespaces_failed", "Namespaces that are not served as they should be", failed)?;
+        let failed = running.failures.load().len();
+        gauge(&mut encoder, "attachments_failed", "Guest interfaces that could not be attached", failed)?;
+        packets(&mut encoder, &running.counters)
+    }
+}
+
+fn gauge(
+    encoder: &mut DescriptorEncoder<'_>,
+    name: &str,
+    help: &str,
+    value: usize,
+) -> Result<(), fmt::Error> {
+    let gauge = ConstGauge::new(i64::try_from(value).unwrap_or(i64::MAX));
+    let name = format!("metadata_{name}");
+    let metric = encoder.encode_descriptor(&name, help, None, gauge.metric_type())?;
+    gauge.encode(metric)
+}
+
+/// One gauge for each source.
+fn gauges(
+    encoder: &mut DescriptorEncoder<'_>,
+    name: &str,
+    help: &str,
+    values: &[(&str, usize)],
+) -> Result<(), fmt::Error> {
+    let name = format!("metadata_{name}");
+    let mut family = encoder.encode_descriptor(&name, help, None, ConstGauge::new(0_i64).metric_type())?;
+    for (source, value) in values {
+        let labels = [("source", *source)];
+        let metric = family.encode_family(&labels)?;
+        ConstGauge::new(i64::try_from(*value).unwrap_or(i64::MAX)).encode(metric)?;
+    }
+    Ok(())
+}
+
+fn packets(encoder: &mut DescriptorEncoder<'_>, counters: &Counters) -> Result<(), fmt::Error> {
+    let packets = counters.packets().map_err(|error| {
+        warn!(%error, "packet counters cannot be read");
+        fmt::Error
+    })?;
+    let help = "Metadata packets that the programs decided about, by reason";
+    let kind = ConstCounter::new(0_u64).metric_type();
+    let mut family = encoder.encode_descriptor("metadata_packets", help, None, kind)?;
+    for (reason, count) in packets {
+        let labels = [("reason", reason.label())];
+        let metric = family.encode_family(&labels)?;
+        ConstCounter::new(count).encode(metric)?;
+    }
+    Ok(())
+}

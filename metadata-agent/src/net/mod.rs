@@ -1,0 +1,7 @@
+//! Network primitives of the host: netlink, network namespaces, the portal, sockets.
+
+pub mod netlink;
+pub mod netns;
+pub mod portal;
+pub mod socket;
+pub mod socket_file;

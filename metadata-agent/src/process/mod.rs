@@ -1,0 +1,4 @@
+//! The agent as a process: its critical tasks and its capabilities.
+
+pub mod capabilities;
+pub mod supervisor;

@@ -1,0 +1,147 @@
+//! Subports of trunks, as Neutron's OVS agent wires them (neutron/services/trunk/drivers/openvswitch/agent/trunk_manager.py).
+//!
+//! ```text
+//!   tbr-<trunk>                                              br-int
+//!     tap<parent>   external_ids:iface-id = the parent
+//!     tpt-<parent>  ------------- patch ------------------   tpi-<parent>   external_ids:iface-id = the parent
+//!                                                                           Port.other_config:net_uuid = its network
+//!     spt-<subport> ------------- patch ------------------   spi-<subport>  external_ids:iface-id = the subport
+//!       Port.tag = the VLAN                                                 Port.other_config:net_uuid = its network
+//! ```
+//!
+//! A subport is told of by the row of its `spi-`, once everything between that and the parent is there: patch ports that name
+//! each other, a tag, and one interface of a guest on the trunk's bridge. What this says is a function of the rows alone, so
+//! in which order they come is of no consequence. There are few: all are read anew with every change.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+use uuid::Uuid;
+
+use super::tables::{BRIDGE, INTERFACE, PORT, RowError, id, parse};
+use crate::ids::{PortId, VlanId};
+use crate::inventory::{PortRecord, TrunkBinding};
+use crate::ovsdb::{Change, Replica, Row, entry, integer, references, text};
+
+const TRUNK_BRIDGE: &str = "tbr-";
+const SUBPORT: &str = "spi-";
+const PARENT: &str = "tpi-";
+
+/// Which rows are of trunks.
+#[derive(Debug, Default)]
+pub(super) struct Trunks {
+    bridges: BTreeSet<Uuid>,
+    subports: BTreeSet<Uuid>,
+    /// The patch ports by which parents are on the integration bridge.
+    parents: BTreeSet<Uuid>,
+}
+
+/// The trunk's end of a patch.
+struct End<'a> {
+    peer: Option<&'a str>,
+    tag: Option<i64>,
+    bridge: Uuid,
+}
+
+impl Trunks {
+    /// Takes in that a row is not what it was.
+    pub(super) fn follow(&mut self, change: &Change, replica: &Replica) {
+        let row = replica.row(change.table, change.row);
+        let keep = |rows: &mut BTreeSet<Uuid>, is_one: bool| {
+            if is_one {
+                rows.insert(change.row);
+            } else {
+                rows.remove(&change.row);
+            }
+        };
+        match change.table {
+            BRIDGE => {
+                let is_trunk = row.is_some_and(|row| text(row, "name").starts_with(TRUNK_BRIDGE));
+                keep(&mut self.bridges, is_trunk);
+            }
+            INTERFACE => {
+                keep(&mut self.subports, row.is_some_and(|row| is_patch(row, SUBPORT)));
+                keep(&mut self.parents, row.is_some_and(|row| is_patch(row, PARENT)));
+            }
+            _ => {}
+        }
+    }
+
+    /// What is on the bridges of trunks.
+    pub(super) fn interfaces(&self, replica: &Replica) -> BTreeSet<Uuid> {
+        let bridges = self.bridges.iter().filter_map(|bridge| replica.row(BRIDGE, *bridge));
+        let ports =
+            bridges.flat_map(|row| references(row, "ports")).filter_map(|port| replica.row(PORT, port));
+        ports.flat_map(|port| references(port, "interfaces")).collect()
+    }
+
+    /// The patch port by which a parent is on the integration bridge.
+    pub(super) fn patch_of(&self, parent: PortId, replica: &Replica) -> Option<Uuid> {
+        let mut rows = self.parents.iter().filter_map(|row| Some((*row, replica.row(INTERFACE, *row)?)));
+        let id = |row| entry(row, "external_ids", "iface-id").and_then(|id| id.parse::<PortId>().ok());
+        rows.find(|(_, row)| id(row) == Some(parent)).map(|(uuid, _)| uuid)
+    }
+
+    /// The subports' interfaces, and what they say: where it is, or `None` if that is not told yet. Its network is for the
+    /// reader of interfaces to add.
+    pub(super) fn read(
+        &self,
+        replica: &Replica,
+    ) -> BTreeMap<Uuid, (String, Result<Option<PortRecord>, RowError>)> {
+        if self.subports.is_empty() {
+            return BTreeMap::new();
+        }
+        let mut ends = HashMap::new();
+        let mut parents = BTreeMap::new();
+        for bridge in &self.bridges {
+            let ports = replica.row(BRIDGE, *bridge).into_iter().flat_map(|row| references(row, "ports"));
+            for port in ports.filter_map(|port| replica.row(PORT, port)) {
+                let tag = integer(port, "tag");
+                for row in references(port, "interfaces").filter_map(|one| replica.row(INTERFACE, one)) {
+                    match (text(row, "type"), entry(row, "external_ids", "iface-id")) {
+                        ("patch", _) => {
+                            let end = End { peer: entry(row, "options", "peer"), tag, bridge: *bridge };
+                            ends.insert(text(row, "name"), end);
+                        }
+                        ("internal", _) | (_, None) => {}
+                        (_, Some(parent)) => {
+                            parents.entry(*bridge).or_insert_with(BTreeSet::new).insert(parent);
+                        }
+                    }
+                }
+            }
+        }
+        let rows = self.subports.iter().filter_map(|row| Some((*row, replica.row(INTERFACE, *row)?)));
+        let read = rows.map(|(uuid, row)| {
+            let name = text(row, "name");
+            let end = entry(row, "options", "peer").and_then(|peer| ends.get(peer));
+            let seat = end.filter(|end| end.peer == Some(name)).and_then(|end| {
+                let parents = parents.get(&end.bridge)?;
+                Some(subport(row, end.tag?, parents))
+            });
+            (uuid, (name.to_owned(), seat.transpose()))
+        });
+        read.collect()
+    }
+}
+
+fn is_patch(row: &Row, prefix: &str) -> bool {
+    text(row, "type") == "patch" && text(row, "name").starts_with(prefix)
+}
+
+fn subport(row: &Row, tag: i64, parents: &BTreeSet<&str>) -> Result<PortRecord, RowError> {
+    let parent: PortId = match parents.iter().collect::<Vec<_>>().as_slice() {
+        [parent] => parse("external_ids", "iface-id", parent)?,
+        _ => return Err(RowError::TwoParents),
+    };
+    let vlan = u64::try_from(tag).ok().and_then(|tag| VlanId::try_from(tag).ok());
+    let seat = TrunkBinding { parent, vlan: vlan.ok_or(RowError::BadTag { tag })? };
+    Ok(PortRecord {
+        id: id(row, "external_ids", "iface-id")?,
+        seat: Some(seat),
+        mac: id(row, "external_ids", "attached-mac")?,
+        ..PortRecord::default()
+    })
+}
+
+#[cfg(test)]
+mod tests;

@@ -116,7 +116,7 @@ fn idle_clients_and_those_of_gone_interfaces_are_forgotten() {
         assert_eq!(ids.map(|id| counted(host, id)), [1, 1]);
 
         // One goes with its interface, however fresh.
-        datapath.let_go(index(&twins.guests[0])).expect("let go");
+        datapath.detach(index(&twins.guests[0])).expect("let go");
         assert_eq!(datapath.sweep(LONG).expect("sweep"), 1);
         assert!(clients(host).keys().eq([&identity(ids[1])]));
         assert_eq!(counted(host, ids[1]), 1);

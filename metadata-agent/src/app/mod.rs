@@ -241,7 +241,7 @@ impl HostSide<'_> {
             kinds: config.guest_link_kinds.clone(),
             source_check: config.source_check,
         };
-        let branches = config.namespaces.is_some().then(|| datapath.branches()).transpose()?;
+        let branches = config.namespaces.is_some().then(|| datapath.netns_datapaths()).transpose()?;
         let mut guests = Guests::new(
             datapath,
             netlink.clone(),
@@ -253,7 +253,7 @@ impl HostSide<'_> {
         );
         guests.resync().await?;
         let failures = guests.failures();
-        let lost = portal::lost(portal.host_ifindex, portal_events, netlink);
+        let lost = portal::wait_until_lost(portal.host_ifindex, portal_events, netlink);
         let (mut namespaces, mut tallies) = (None, Tallies::default());
         if let (Some(names), Some(branches)) = (config.namespaces.clone(), branches) {
             let rules = NamespaceRules {

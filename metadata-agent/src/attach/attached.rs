@@ -96,7 +96,7 @@ impl Attached {
         for vlan in subports.keys().copied().filter(gone).collect::<Vec<_>>() {
             subports.remove(&vlan);
             info!(interface = link.name, %vlan, "trunk subport let go");
-            if let Err(error) = kernel.datapath.let_go_subport(index, vlan) {
+            if let Err(error) = kernel.datapath.detach_subport(index, vlan) {
                 warn!(interface = link.name, %vlan, %error, "something of the subport stays behind");
             }
         }

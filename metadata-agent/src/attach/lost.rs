@@ -114,11 +114,11 @@ impl Guests {
     }
 
     fn look_for(&mut self, index: IfIndex) {
-        match self.datapath.is_on(index, &self.name_of(index)) {
+        match self.datapath.is_attached(index, &self.name_of(index)) {
             Ok(true) => {}
             Ok(false) => {
                 self.is_lost(index);
-                let put_back = self.datapath.put_back(index, &self.name_of(index));
+                let put_back = self.datapath.reattach(index, &self.name_of(index));
                 self.tried(index, put_back.map_err(GuestsError::from));
             }
             // Of an interface that is going; the watch over links tells.
@@ -133,7 +133,7 @@ impl Guests {
                 if self.datapath.hook() == Hook::Clsact {
                     self.provide_qdisc(index).await?;
                 }
-                Ok(self.datapath.put_back(index, &self.name_of(index))?)
+                Ok(self.datapath.reattach(index, &self.name_of(index))?)
             }
             .await;
             self.tried(index, put_back);
@@ -162,7 +162,7 @@ impl Guests {
             Ok(true) => self.lost.forget(index),
             Ok(false) => {
                 self.is_lost(index);
-                let put_back = self.datapath.put_back(index, &self.name_of(index));
+                let put_back = self.datapath.reattach(index, &self.name_of(index));
                 // Else there is no qdisc, mostly; that is not worth telling until it is ours to make one.
                 if put_back.is_ok() {
                     self.tried(index, put_back.map_err(GuestsError::from));
@@ -174,7 +174,7 @@ impl Guests {
 
     fn disown_qdisc(&self, index: IfIndex) {
         if self.attached.contains_key(&index)
-            && let Err(error) = self.datapath.own_qdisc(index, false)
+            && let Err(error) = self.datapath.set_qdisc_owned(index, false)
         {
             warn!(ifindex = %index, %error, "a qdisc that is gone is still noted");
         }

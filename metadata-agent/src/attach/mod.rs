@@ -210,7 +210,7 @@ impl Guests {
             yield_now().await;
         }
         self.many = false;
-        self.datapath.forget_strays()?;
+        self.datapath.remove_orphans()?;
         for mark in self.datapath.filters()? {
             if !self.attached.contains_key(&mark.index) || self.datapath.hook() == Hook::Tcx {
                 self.take_filter_off(mark.index).await;
@@ -363,7 +363,7 @@ impl Guests {
         if let Some(id) = self.datapath.adopt(link.index, &link.name)? {
             return Ok(id);
         }
-        let id = self.datapath.reserve()?;
+        let id = self.datapath.reserve_id()?;
         self.tell_ahead(id, link);
         self.attach_as(id, link).await?;
         Ok(id)
@@ -383,7 +383,7 @@ impl Guests {
         let made_qdisc = self.datapath.hook() == Hook::Clsact && self.provide_qdisc(link.index).await?;
         let policy = self.attached.get(&link.index).map(|attached| attached.policy(&self.rules));
         let policy = policy.unwrap_or_default();
-        let attached = self.datapath.attach_as(id, link.index, &link.name, made_qdisc, &policy);
+        let attached = self.datapath.attach(id, link.index, &link.name, made_qdisc, &policy);
         if attached.is_err() {
             if made_qdisc {
                 qdisc::delete_unused_qdisc(&self.netlink, link.index).await?;
@@ -402,7 +402,7 @@ impl Guests {
         };
         self.lost.forget(index);
         info!(interface = attached.link.name, attachment = %attached.id, "guest interface let go");
-        if let Err(error) = self.datapath.let_go(index) {
+        if let Err(error) = self.datapath.detach(index) {
             warn!(interface = attached.link.name, %error, "something of the attachment stays behind");
         }
         self.take_filter_off(index).await;

@@ -3,7 +3,7 @@
 
 use metadata_ebpf::abi::names;
 
-use crate::datapath::{self, Datapath, DatapathError, FilterMark};
+use crate::datapath::{self, Datapath, DatapathError, FilterRecord};
 use crate::ids::IfIndex;
 use crate::net::netlink::{Link, Netlink, NetlinkError};
 use crate::net::netns::{Netns, NetnsError};
@@ -26,7 +26,7 @@ pub enum ClassifierError {
 ///
 /// # Errors
 /// The kernel refuses. To be tried again: nothing is forgotten here.
-pub async fn take_off(netlink: &Netlink, links: &[Link], mark: FilterMark) -> Result<(), ClassifierError> {
+pub async fn take_off(netlink: &Netlink, links: &[Link], mark: FilterRecord) -> Result<(), ClassifierError> {
     take_off_by(netlink, links, mark, |link| Ok(datapath::remove_filter(link, names::FROM_GUEST)?)).await
 }
 
@@ -38,7 +38,7 @@ pub async fn take_off_in(
     netns: &Netns,
     netlink: &Netlink,
     links: &[Link],
-    mark: FilterMark,
+    mark: FilterRecord,
 ) -> Result<(), ClassifierError> {
     let remove = |link: &str| Ok(netns.run(|| datapath::remove_filter(link, names::FROM_GUEST))??);
     take_off_by(netlink, links, mark, remove).await
@@ -47,7 +47,7 @@ pub async fn take_off_in(
 async fn take_off_by(
     netlink: &Netlink,
     links: &[Link],
-    mark: FilterMark,
+    mark: FilterRecord,
     remove: impl FnOnce(&str) -> Result<bool, ClassifierError>,
 ) -> Result<(), ClassifierError> {
     let Some(link) = links.iter().find(|link| link.index == mark.index) else {
@@ -72,12 +72,12 @@ pub async fn provide_qdisc(
     index: IfIndex,
 ) -> Result<bool, ClassifierError> {
     let noted = datapath.filter(index);
-    datapath.own_qdisc(index, true)?;
+    datapath.set_qdisc_owned(index, true)?;
     let made = netlink.add_ingress_qdisc(index).await;
     match (&made, noted) {
         (Ok(true), _) => {}
         (Err(_), None) => datapath.forget_filter(index)?,
-        (_, noted) => datapath.own_qdisc(index, noted.is_some_and(|mark| mark.owns_qdisc))?,
+        (_, noted) => datapath.set_qdisc_owned(index, noted.is_some_and(|mark| mark.owns_qdisc))?,
     }
     Ok(made?)
 }

@@ -50,7 +50,7 @@ async fn remove_programs(config: &Config) -> Result<()> {
         let forgotten = taken.and_then(|()| Ok(remains.forget_filter(mark.index)?));
         outcome = outcome.and(forgotten);
     }
-    for (inode, branch) in remains.branches()? {
+    for (inode, branch) in remains.in_namespaces()? {
         outcome = outcome.and(remove_filters_in(inode, &branch).await);
     }
     outcome.and(remains.remove().context("take the programs off"))

@@ -7,7 +7,7 @@ use metadata_ebpf::abi::names;
 use metadata_ebpf::identity::AttachmentId;
 
 use super::hook::{Hook, Programs, remove_filter};
-use super::pins::{FilterMark, Pins};
+use super::pins::{FilterRecord, Pins};
 use super::policy::{PortPolicy, port_entry};
 use super::{Datapath, DatapathError, lock};
 use crate::ids::{IfIndex, VlanId};
@@ -43,22 +43,22 @@ impl Datapath {
         Ok(id)
     }
 
-    /// An id for [`Self::attach_as`], so that whoever needs it can prepare.
+    /// An id for [`Self::attach`], so that whoever needs it can prepare.
     ///
     /// # Errors
     /// The map refuses.
-    pub fn reserve(&mut self) -> Result<AttachmentId, DatapathError> {
+    pub fn reserve_id(&mut self) -> Result<AttachmentId, DatapathError> {
         self.maps().next_attachment()
     }
 
-    /// Attaches `md_from_guest` to an interface that carries none, under an id from [`Self::reserve`], and with a policy from
+    /// Attaches `md_from_guest` to an interface that carries none, under an id from [`Self::reserve_id`], and with a policy from
     /// the first packet on. Where that takes a qdisc it must be there; `made_qdisc`: the caller made it just now.
     ///
     /// A filter of an earlier agent stays where programs are attached by TCX now: see [`Self::filter`].
     ///
     /// # Errors
     /// The interface is gone, or the kernel refuses. Only what [`Self::filter`] tells can be left behind then.
-    pub fn attach_as(
+    pub fn attach(
         &mut self,
         id: AttachmentId,
         index: IfIndex,
@@ -94,8 +94,8 @@ impl Datapath {
     ///
     /// # Errors
     /// The kernel does not tell, as of an interface that is gone.
-    pub fn is_on(&self, index: IfIndex, interface: &str) -> Result<bool, DatapathError> {
-        self.place.run(|| self.programs.is_on(self.program_of(index), interface))
+    pub fn is_attached(&self, index: IfIndex, interface: &str) -> Result<bool, DatapathError> {
+        self.place.run(|| self.programs.is_attached(self.program_of(index), interface))
     }
 
     /// The kernel's id of the program of an interface, a guest's or the portal's.
@@ -115,7 +115,7 @@ impl Datapath {
     ///
     /// # Errors
     /// The interface is gone or has no qdisc where the program needs one, or the kernel refuses otherwise.
-    pub fn put_back(&mut self, index: IfIndex, interface: &str) -> Result<(), DatapathError> {
+    pub fn reattach(&mut self, index: IfIndex, interface: &str) -> Result<(), DatapathError> {
         let Self { place, programs, pins, portal, attachments, .. } = self;
         if *portal == Some(index) {
             let pin = pins.portal();
@@ -127,7 +127,7 @@ impl Datapath {
         let pin = pins.guest(index);
         Pins::remove(&pin)?;
         if programs.hook() == Hook::Clsact {
-            pins.mark_filter(FilterMark { index, owns_qdisc: false })?;
+            pins.record_filter(FilterRecord { index, owns_qdisc: false })?;
         }
         place.run(|| programs.attach_from_guest(interface, index, &pin))
     }
@@ -158,7 +158,7 @@ impl Datapath {
     ///
     /// # Errors
     /// A pin or an entry cannot be removed.
-    pub fn let_go(&mut self, index: IfIndex) -> Result<Option<Attachment>, DatapathError> {
+    pub fn detach(&mut self, index: IfIndex) -> Result<Option<Attachment>, DatapathError> {
         let Some(attachment) = self.attachments.remove(&index) else {
             return Ok(None);
         };
@@ -174,7 +174,7 @@ impl Datapath {
     ///
     /// # Errors
     /// A pin or an entry cannot be removed.
-    pub fn forget_strays(&mut self) -> Result<(), DatapathError> {
+    pub fn remove_orphans(&mut self) -> Result<(), DatapathError> {
         let attached: BTreeMap<(u32, u32), AttachmentId> = self.ids().collect();
         let inherited = std::mem::take(&mut self.inherited);
         let mut maps = lock(&self.maps);
@@ -223,7 +223,7 @@ fn attach_filter(
     made_qdisc: bool,
     pin: &Path,
 ) -> Result<(), DatapathError> {
-    pins.mark_filter(FilterMark { index, owns_qdisc: made_qdisc })?;
+    pins.record_filter(FilterRecord { index, owns_qdisc: made_qdisc })?;
     // An agent of another ABI may have left its filter in the same place. Not replaced but removed, by its name: what
     // stands there may be somebody else's.
     let had_filter = remove_filter(interface, names::FROM_GUEST)?;

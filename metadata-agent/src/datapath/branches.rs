@@ -74,7 +74,7 @@ impl NetnsDatapaths {
     ///
     /// # Errors
     /// The pin directory cannot be read.
-    pub fn known(&self) -> Result<Vec<u32>, DatapathError> {
+    pub fn inodes(&self) -> Result<Vec<u32>, DatapathError> {
         Pins::unlocked(&self.directory).netns()
     }
 
@@ -82,7 +82,7 @@ impl NetnsDatapaths {
     ///
     /// # Errors
     /// A pin or an entry cannot be removed.
-    pub fn forget(&mut self, inode: u32) -> Result<(), DatapathError> {
+    pub fn remove(&mut self, inode: u32) -> Result<(), DatapathError> {
         let pins = Pins::of_netns(&self.directory, inode)?;
         for mark in pins.filters()? {
             pins.forget_filter(mark.index)?;

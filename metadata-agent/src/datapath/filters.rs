@@ -1,6 +1,6 @@
 //! The notes of filters and of qdiscs, which no pin holds.
 
-use super::pins::FilterMark;
+use super::pins::FilterRecord;
 use super::{Datapath, DatapathError};
 use crate::ids::IfIndex;
 
@@ -9,9 +9,9 @@ impl Datapath {
     ///
     /// # Errors
     /// The note cannot be made or removed.
-    pub fn own_qdisc(&self, index: IfIndex, owned: bool) -> Result<(), DatapathError> {
+    pub fn set_qdisc_owned(&self, index: IfIndex, owned: bool) -> Result<(), DatapathError> {
         if owned {
-            self.pins.mark_filter(FilterMark { index, owns_qdisc: true })
+            self.pins.record_filter(FilterRecord { index, owns_qdisc: true })
         } else {
             self.pins.disown_qdisc(index)
         }
@@ -21,13 +21,13 @@ impl Datapath {
     ///
     /// # Errors
     /// The pin directory cannot be read.
-    pub fn filters(&self) -> Result<Vec<FilterMark>, DatapathError> {
+    pub fn filters(&self) -> Result<Vec<FilterRecord>, DatapathError> {
         self.pins.filters()
     }
 
     /// The filter on one interface.
     #[must_use]
-    pub fn filter(&self, index: IfIndex) -> Option<FilterMark> {
+    pub fn filter(&self, index: IfIndex) -> Option<FilterRecord> {
         self.pins.filter(index)
     }
 

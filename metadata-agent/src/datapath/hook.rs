@@ -100,7 +100,7 @@ impl Programs {
     }
 
     /// Whether a program is on an interface by TCX.
-    pub fn is_on(&self, name: &'static str, interface: &str) -> Result<bool, DatapathError> {
+    pub fn is_attached(&self, name: &'static str, interface: &str) -> Result<bool, DatapathError> {
         is_on(self.id(name)?, name, interface)
     }
 

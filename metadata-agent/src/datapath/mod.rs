@@ -31,10 +31,10 @@ pub use error::DatapathError;
 pub use hook::{AttachMode, Hook, remove_filter};
 pub use maps::{ClientRecord, Clock, Counters, Heartbeat};
 pub use object::{FRONT, OBJECT};
-pub use pins::FilterMark;
+pub use pins::FilterRecord;
 pub use policy::PortPolicy;
 pub use remains::StaleState;
-pub use tour::{Expected, look_for};
+pub use tour::{ExpectedPrograms, find_detached};
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -133,7 +133,7 @@ impl Datapath {
     ///
     /// # Errors
     /// When the verifier refuses the copy of the programs for them.
-    pub fn branches(&self) -> Result<NetnsDatapaths, DatapathError> {
+    pub fn netns_datapaths(&self) -> Result<NetnsDatapaths, DatapathError> {
         NetnsDatapaths::new(Arc::clone(&self.maps), &self.pins, self.hook())
     }
 

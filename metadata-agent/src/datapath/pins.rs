@@ -41,7 +41,7 @@ pub(super) struct Pins {
 
 /// A filter of ours on a guest's interface, in the namespace of whoever tells.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct FilterMark {
+pub struct FilterRecord {
     /// The interface's index.
     pub index: IfIndex,
     /// Whether its qdisc was made by us.
@@ -137,24 +137,24 @@ impl Pins {
     }
 
     /// Notes a filter before it is made, and a qdisc of ours that goes with it.
-    pub fn mark_filter(&self, mark: FilterMark) -> Result<(), DatapathError> {
+    pub fn record_filter(&self, mark: FilterRecord) -> Result<(), DatapathError> {
         self.make(FILTER, mark.index)?;
         if mark.owns_qdisc { self.make(CLSACT, mark.index) } else { Ok(()) }
     }
 
     /// All filters noted.
-    pub fn filters(&self) -> Result<Vec<FilterMark>, DatapathError> {
+    pub fn filters(&self) -> Result<Vec<FilterRecord>, DatapathError> {
         let names = self.ours()?;
         let marked = names.iter().filter_map(|name| index_in(name, FILTER));
         Ok(marked
-            .map(|index| FilterMark { index, owns_qdisc: names.contains(&format!("{CLSACT}{index}")) })
+            .map(|index| FilterRecord { index, owns_qdisc: names.contains(&format!("{CLSACT}{index}")) })
             .collect())
     }
 
     /// The filter noted for an interface.
-    pub fn filter(&self, index: IfIndex) -> Option<FilterMark> {
+    pub fn filter(&self, index: IfIndex) -> Option<FilterRecord> {
         let is_marked = |prefix| self.directory.join(format!("{prefix}{index}")).is_dir();
-        is_marked(FILTER).then(|| FilterMark { index, owns_qdisc: is_marked(CLSACT) })
+        is_marked(FILTER).then(|| FilterRecord { index, owns_qdisc: is_marked(CLSACT) })
     }
 
     /// Forgets a filter that is gone; fine if it was not noted. The qdisc goes first: it is only looked for with the filter.

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use super::pins::Pins;
-use super::{DatapathError, FilterMark};
+use super::{DatapathError, FilterRecord};
 use crate::ids::IfIndex;
 
 /// Everything that agents of whatever version have left under a pin directory, for who removes it.
@@ -23,7 +23,7 @@ impl StaleState {
     ///
     /// # Errors
     /// The directory cannot be read.
-    pub fn filters(&self) -> Result<Vec<FilterMark>, DatapathError> {
+    pub fn filters(&self) -> Result<Vec<FilterRecord>, DatapathError> {
         self.0.filters()
     }
 
@@ -39,7 +39,7 @@ impl StaleState {
     ///
     /// # Errors
     /// The directory cannot be read.
-    pub fn branches(&self) -> Result<Vec<(u32, Self)>, DatapathError> {
+    pub fn in_namespaces(&self) -> Result<Vec<(u32, Self)>, DatapathError> {
         let of = |inode| Ok((inode, Self(Pins::of_netns(self.0.directory(), inode)?)));
         self.0.netns()?.into_iter().map(of).collect()
     }

@@ -29,7 +29,7 @@ impl Datapath {
     ///
     /// # Errors
     /// A map refuses.
-    pub fn let_go_subport(&mut self, index: IfIndex, vlan: VlanId) -> Result<(), DatapathError> {
+    pub fn detach_subport(&mut self, index: IfIndex, vlan: VlanId) -> Result<(), DatapathError> {
         let attachment = self.attachments.get_mut(&index);
         let id = attachment.and_then(|attachment| attachment.subports.remove(&vlan));
         id.map_or(Ok(()), |id| self.maps().remove_port(self.place.key(index, Some(vlan)), id))

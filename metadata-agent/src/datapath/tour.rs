@@ -14,25 +14,25 @@ use crate::net::netns::{Netns, NetnsError};
 
 /// What is to be found in a namespace: `md_from_guest` on its attached interfaces.
 #[derive(Debug)]
-pub struct Expected {
+pub struct ExpectedPrograms {
     netns: Arc<Netns>,
     program: u32,
     interfaces: Vec<(IfIndex, String)>,
 }
 
 impl Datapath {
-    /// What [`look_for`] shall find; `None` of the host's own namespace, and where programs are filters.
+    /// What [`find_detached`] shall find; `None` of the host's own namespace, and where programs are filters.
     ///
     /// # Errors
     /// The object lacks the program.
-    pub fn expected(&self) -> Result<Option<Expected>, DatapathError> {
+    pub fn expected_programs(&self) -> Result<Option<ExpectedPrograms>, DatapathError> {
         let Place::Netns { netns, .. } = &self.place else { return Ok(None) };
         if self.hook() != Hook::Tcx {
             return Ok(None);
         }
         let interface =
             |(index, attachment): (&IfIndex, &super::Attachment)| (*index, attachment.interface.clone());
-        Ok(Some(Expected {
+        Ok(Some(ExpectedPrograms {
             netns: Arc::clone(netns),
             program: self.programs.id(names::FROM_GUEST)?,
             interfaces: self.attachments.iter().map(interface).collect(),
@@ -45,13 +45,13 @@ impl Datapath {
 ///
 /// # Errors
 /// No thread is to be had, or it may not enter namespaces.
-pub fn look_for(all: &[Expected], until: Instant) -> Result<Vec<Vec<IfIndex>>, NetnsError> {
-    let missing = |expected: &Expected| {
+pub fn find_detached(all: &[ExpectedPrograms], until: Instant) -> Result<Vec<Vec<IfIndex>>, NetnsError> {
+    let missing = |expected: &ExpectedPrograms| {
         let is_missing = |(_, name): &&(IfIndex, String)| {
             is_on(expected.program, names::FROM_GUEST, name).is_ok_and(|is_on| !is_on)
         };
         expected.interfaces.iter().filter(is_missing).map(|(index, _)| *index).collect()
     };
     let stops = all.iter().take_while(|_| Instant::now() < until);
-    Netns::tour(stops.map(|expected| (&*expected.netns, expected)), missing)
+    Netns::run_in_each(stops.map(|expected| (&*expected.netns, expected)), missing)
 }

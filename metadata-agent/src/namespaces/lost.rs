@@ -33,12 +33,12 @@ pub(super) fn patrol(
     let mut asked = Vec::new();
     let mut expected = Vec::new();
     for (name, site) in sites.range::<Arc<str>, _>((after, Bound::Unbounded)) {
-        if let Some(of_site) = site.datapath.expected()? {
+        if let Some(of_site) = site.datapath.expected_programs()? {
             asked.push(Arc::clone(name));
             expected.push(of_site);
         }
     }
-    let found = datapath::look_for(&expected, Instant::now() + PATROL_TURN)?;
+    let found = datapath::find_detached(&expected, Instant::now() + PATROL_TURN)?;
     let last = if found.len() == asked.len() { None } else { asked[..found.len()].last().or(seen).cloned() };
     for (name, missing) in asked.iter().zip(found) {
         let Some(site) = sites.get_mut(name).filter(|_| !missing.is_empty()) else { continue };
@@ -87,7 +87,7 @@ impl Site {
         let interface = self.interface(index);
         warn!(namespace = %self.name, interface, "somebody took our program off; putting it back");
         if self.datapath.filter(index).is_some()
-            && let Err(error) = self.datapath.own_qdisc(index, false)
+            && let Err(error) = self.datapath.set_qdisc_owned(index, false)
         {
             warn!(namespace = %self.name, interface, %error, "a qdisc that is gone is still noted");
         }
@@ -99,7 +99,7 @@ impl Site {
     /// Whether it worked. Without a qdisc it does not, which is not worth telling; what keeps failing is tried again and again.
     fn put_back(&mut self, index: IfIndex) -> bool {
         let interface = self.interface(index);
-        if self.datapath.put_back(index, &interface).is_err() {
+        if self.datapath.reattach(index, &interface).is_err() {
             return false;
         }
         let after = self.missing.remove(&index).map(|since| since.elapsed());

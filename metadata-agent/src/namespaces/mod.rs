@@ -299,7 +299,7 @@ impl Namespaces {
     }
 
     fn forget(&mut self, inode: u32) {
-        if let Err(error) = self.workshop.branches.forget(inode) {
+        if let Err(error) = self.workshop.branches.remove(inode) {
             warn!(inode, %error, "something of a namespace that is gone stays behind");
         }
     }
@@ -307,7 +307,7 @@ impl Namespaces {
     /// What a dead agent left of namespaces that went meanwhile.
     fn forget_strays(&mut self) {
         let served: BTreeSet<u32> = self.sites.values().map(|site| site.inode).collect();
-        match self.workshop.branches.known() {
+        match self.workshop.branches.inodes() {
             Ok(known) => {
                 for inode in known.into_iter().filter(|inode| !served.contains(inode)) {
                     self.forget(inode);

@@ -42,7 +42,7 @@ impl Site {
             outcome = outcome.and(kept).and(fits(link, &policy));
         }
         outcome = outcome.and(self.keep_filters().await);
-        self.datapath.forget_strays()?;
+        self.datapath.remove_orphans()?;
         for mark in self.datapath.filters()? {
             if !self.attached.contains_key(&mark.index) || self.datapath.hook() == Hook::Tcx {
                 self.take_filter_off(mark.index, &wanted).await?;

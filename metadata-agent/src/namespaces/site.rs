@@ -95,7 +95,7 @@ impl Site {
         let (inode, netns) = (netns.inode()?, Arc::new(netns));
         let netlink = Netlink::connect_in(&netns)?;
         let mut events = watch_changes_in(&netns)?;
-        let annex = workshop.portal.annex(&netlink, inode).await?;
+        let annex = workshop.portal.add_uplink(&netlink, inode).await?;
         netlink.add_ingress_qdisc(annex.outer).await?;
         let link = PortalLink { ifindex: annex.outer, nsid: annex.nsid, mac: annex.mac };
         let datapath = workshop.branches.open(Arc::clone(&netns), HOST_END, link, workshop.legacy_port)?;
@@ -123,14 +123,14 @@ impl Site {
     pub(super) async fn attach(&mut self, link: &Link, policy: &PortPolicy) -> Result<(), SiteError> {
         let adopted = self.datapath.adopt(link.index, &link.name)?;
         let id = if let Some(id) = adopted {
-            self.annex.lead(id).await?;
+            self.annex.add_routes(id).await?;
             self.datapath.set_policy(link.index, None, policy)?;
             id
         } else {
-            let id = self.datapath.reserve()?;
-            self.annex.lead(id).await?;
+            let id = self.datapath.reserve_id()?;
+            self.annex.add_routes(id).await?;
             if let Err(error) = self.attach_as(id, link, policy).await {
-                self.annex.forget(id).await?;
+                self.annex.remove_routes(id).await?;
                 return Err(error);
             }
             id
@@ -148,7 +148,7 @@ impl Site {
     ) -> Result<(), SiteError> {
         let made_qdisc = self.datapath.hook() == Hook::Clsact
             && qdisc::provide_qdisc(&self.netlink, &self.datapath, link.index).await?;
-        let attached = self.datapath.attach_as(id, link.index, &link.name, made_qdisc, policy);
+        let attached = self.datapath.attach(id, link.index, &link.name, made_qdisc, policy);
         if attached.is_err() && made_qdisc {
             qdisc::delete_unused_qdisc(&self.netlink, link.index).await?;
         }
@@ -162,9 +162,9 @@ impl Site {
             namespace = %self.name, interface = attached.link.name, attachment = %attached.id,
             "shared interface let go"
         );
-        self.datapath.let_go(index)?;
+        self.datapath.detach(index)?;
         self.take_filter_off(index, links).await?;
-        Ok(self.annex.forget(attached.id).await?)
+        Ok(self.annex.remove_routes(attached.id).await?)
     }
 
     pub(super) async fn take_filter_off(&self, index: IfIndex, links: &[Link]) -> Result<(), SiteError> {

@@ -124,7 +124,7 @@ impl Netns {
     ///
     /// # Errors
     /// As [`Self::run`].
-    pub fn tour<'a, S: Send, T: Send>(
+    pub fn run_in_each<'a, S: Send, T: Send>(
         stops: impl Iterator<Item = (&'a Self, S)> + Send,
         work: impl Fn(S) -> T + Sync,
     ) -> Result<Vec<T>, NetnsError> {

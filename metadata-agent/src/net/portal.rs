@@ -12,7 +12,7 @@
 //! the neighbour table holds one entry however many guests ask.
 //!
 //! Guests that are met in another namespace, a router's or a DHCP server's, come by a veth pair of that namespace's own
-//! ([`Portal::annex`]), and routes of their attachments lead the answers back by it ([`PortalUplink::lead`]).
+//! ([`Portal::add_uplink`]), and routes of their attachments lead the answers back by it ([`PortalUplink::add_routes`]).
 
 use std::net::{Ipv6Addr, SocketAddrV6, TcpListener};
 use std::{fs, io};
@@ -121,7 +121,7 @@ impl Portal {
         netns.run(settle_sysctls)??;
         let mac = portal_end.mac.ok_or(PortalError::Vanished { name: PORTAL_END })?;
         let nsid = host_end.peer_nsid.and_then(|id| u32::try_from(id).ok()).ok_or(PortalError::NoNsid)?;
-        host.forgo_link_local(host_end.index).await?;
+        host.disable_link_local(host_end.index).await?;
         host.set_up(host_end.index, mtu).await?;
         let lo = inside.link("lo").await?.ok_or(PortalError::Vanished { name: "lo" })?;
         inside.set_up(lo.index, lo.mtu).await?;
@@ -136,14 +136,14 @@ impl Portal {
     ///
     /// # Errors
     /// The kernel refuses, or the namespace goes away meanwhile.
-    pub async fn annex(&self, outside: &Netlink, number: u32) -> Result<PortalUplink, PortalError> {
+    pub async fn add_uplink(&self, outside: &Netlink, number: u32) -> Result<PortalUplink, PortalError> {
         let peer = format!("md{number}");
         let (mtu, peer_mac) = (self.mtu, Some(self.mac));
         let pair = VethPair { name: HOST_END, peer: &peer, peer_netns: &self.netns, mtu, peer_mac };
         let (outer, inner) = establish_veth(outside, &self.inside, &pair).await?;
         let nsid = outer.peer_nsid.and_then(|id| u32::try_from(id).ok()).ok_or(PortalError::NoNsid)?;
         // Frames are taken before any stack sees them, so it does not matter whether that namespace has IPv6.
-        if let Err(error) = outside.forgo_link_local(outer.index).await {
+        if let Err(error) = outside.disable_link_local(outer.index).await {
             debug!(%error, "the portal's interface there may have a link-local address");
         }
         outside.set_up(outer.index, self.mtu).await?;
@@ -209,7 +209,7 @@ impl PortalUplink {
     ///
     /// # Errors
     /// The way is gone.
-    pub async fn lead(&self, attachment: AttachmentId) -> Result<(), PortalError> {
+    pub async fn add_routes(&self, attachment: AttachmentId) -> Result<(), PortalError> {
         for prefix in ClientAddress::prefixes(attachment) {
             self.inside.set_route((prefix.into(), 64), GATEWAY, self.inner).await?;
         }
@@ -220,7 +220,7 @@ impl PortalUplink {
     ///
     /// # Errors
     /// The kernel refuses.
-    pub async fn forget(&self, attachment: AttachmentId) -> Result<(), PortalError> {
+    pub async fn remove_routes(&self, attachment: AttachmentId) -> Result<(), PortalError> {
         for prefix in ClientAddress::prefixes(attachment) {
             self.inside.delete_route((prefix.into(), 64), GATEWAY, self.inner).await?;
         }
@@ -230,14 +230,18 @@ impl PortalUplink {
 
 /// The portal's end of a veth pair, up and with a gateway that needs no resolving.
 async fn ready_for_clients(inside: &Netlink, end: IfIndex, mtu: u32) -> Result<(), PortalError> {
-    inside.forgo_link_local(end).await?;
+    inside.disable_link_local(end).await?;
     inside.set_up(end, mtu).await?;
     Ok(inside.set_neighbour(end, GATEWAY, MacAddress(METADATA_MAC)).await?)
 }
 
 /// Waits until the host end of the portal is no more: deleted by somebody, or moved away. Without it guests' packets lead
 /// nowhere.
-pub async fn lost(index: IfIndex, mut events: impl Stream<Item = LinkEvent> + Unpin, netlink: Netlink) {
+pub async fn wait_until_lost(
+    index: IfIndex,
+    mut events: impl Stream<Item = LinkEvent> + Unpin,
+    netlink: Netlink,
+) {
     while let Some(event) = events.next().await {
         let is_lost = match event {
             LinkEvent::Present(_) => false,

@@ -137,7 +137,7 @@ impl Netlink {
     ///
     /// # Errors
     /// The link is gone, or IPv6 is off there.
-    pub async fn forgo_link_local(&self, index: IfIndex) -> Result<(), NetlinkError> {
+    pub async fn disable_link_local(&self, index: IfIndex) -> Result<(), NetlinkError> {
         let mode = AfSpecUnspec::Inet6(vec![AfSpecInet6::AddrGenMode(In6AddrGenMode::None)]);
         let message = LinkUnspec::new_with_index(index.0)
             .append_extra_attribute(LinkAttribute::AfSpecUnspec(vec![mode]))

@@ -15,15 +15,15 @@ use rtnetlink::sys::{AsyncSocket, Socket, SocketAddr, TokioSocket};
 use tokio::task::yield_now;
 
 /// What drives a socket. To be spawned.
-pub(super) type Connection = proto::Connection<RouteNetlinkMessage, TakingTurns>;
+pub(super) type Connection = proto::Connection<RouteNetlinkMessage, CooperativeSocket>;
 
 /// Gives way after each datagram: one holds the links that fit into 32 KiB, which their readers take before the next.
-pub(super) struct TakingTurns {
+pub(super) struct CooperativeSocket {
     socket: TokioSocket,
     gives_way: Cell<bool>,
 }
 
-impl TakingTurns {
+impl CooperativeSocket {
     fn read<T>(
         &self,
         cx: &mut Context<'_>,
@@ -39,7 +39,7 @@ impl TakingTurns {
     }
 }
 
-impl AsyncSocket for TakingTurns {
+impl AsyncSocket for CooperativeSocket {
     fn socket_ref(&self) -> &Socket {
         self.socket.socket_ref()
     }
@@ -86,7 +86,7 @@ mod tests {
     const DATAGRAMS: usize = 8;
 
     /// Asks as often, and returns when all is answered: the kernel serves netlink in the caller's own time.
-    async fn asked() -> TakingTurns {
+    async fn asked() -> CooperativeSocket {
         let mut about = LinkMessage::default();
         about.header.index = LOOPBACK;
         let mut request = NetlinkMessage::from(RouteNetlinkMessage::GetLink(about));
@@ -94,7 +94,7 @@ mod tests {
         request.finalize();
         let mut octets = vec![0; request.buffer_len()];
         request.serialize(&mut octets);
-        let socket = TakingTurns::new(NETLINK_ROUTE).unwrap();
+        let socket = CooperativeSocket::new(NETLINK_ROUTE).unwrap();
         for _ in 0..DATAGRAMS {
             poll_fn(|cx| socket.poll_send_to(cx, &octets, &SocketAddr::new(0, 0))).await.unwrap();
         }

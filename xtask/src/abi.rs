@@ -9,8 +9,8 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail};
 
-use crate::boundaries::tokens;
 use crate::command::workspace_root;
+use crate::tokens;
 
 /// The files that say what stands in maps.
 const SOURCES: [&str; 3] =

@@ -3,8 +3,6 @@
 //! It reads tokens, not types: comments and literals are left out, and a name counts wherever it stands in a
 //! path. That is coarser than the compiler and cannot be circumvented by a re-export under the same name.
 
-pub mod tokens;
-
 use std::fmt;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -12,7 +10,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 
 use crate::command::workspace_root;
-use tokens::Token;
+use crate::tokens::{self, Token};
 
 /// Whom a rule binds, by module path under `metadata-agent/src`.
 enum Subject {

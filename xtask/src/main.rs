@@ -18,6 +18,7 @@ mod requirements;
 mod run;
 mod setup;
 mod test;
+mod tokens;
 
 use std::process::ExitCode;
 
@@ -75,11 +76,13 @@ enum Command {
         passed_on: PassedOn,
     },
 
-    /// Check format, clippy, the modules' boundaries and the kernel ABI's version
+    /// Run every check that does not run the code, or the checks that `--only` selects
     Lint {
-        /// Write down the ABI of a new ABI_VERSION, instead of comparing it
+        /// Record the ABI of a new ABI_VERSION, instead of comparing it
         #[arg(long)]
         record_abi: bool,
+        #[command(flatten)]
+        options: lint::Options,
     },
 
     /// Build the BPF programs and print their sizes
@@ -118,8 +121,8 @@ fn carry_out(command: Command) -> Result<()> {
         Command::Setup { scope } => setup::setup(scope, setup::Report::Always),
         Command::Run(passed_on) => run::run(passed_on.args),
         Command::Test { stage, release, passed_on } => test::test(stage, release, &passed_on.args),
-        Command::Lint { record_abi: true } => abi::record(),
-        Command::Lint { record_abi: false } => lint::lint(),
+        Command::Lint { record_abi: true, .. } => abi::record(),
+        Command::Lint { record_abi: false, options } => lint::run(&options),
         Command::BuildEbpf => build_ebpf::build_ebpf(),
         Command::Bench { args } => bench::bench(args),
         Command::Image(options) => image::image(options),

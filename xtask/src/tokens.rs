@@ -1,38 +1,57 @@
-//! Rust source cut into words and marks; comments and literals are left out.
+//! Splits Rust source text into words, punctuation and line comments.
+//!
+//! It is a lexer without a parser: literals, lifetimes and block comments are dropped. Text that is
+//! not valid Rust yields arbitrary tokens, but never a panic.
 
-/// A word, `::`, or a single other character, and the line it stands in.
+/// A word, `::`, another single character, or a line comment, with its line number from 1.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Token<'a> {
-    /// Its text.
     pub text: &'a str,
-    /// Counted from 1.
     pub line: usize,
 }
 
-/// Cuts a source file. What is not Rust gives some tokens or other, never a panic.
+/// Returns the words and punctuation of a source file.
 pub fn read(source: &str) -> Vec<Token<'_>> {
+    lex(source).into_iter().filter(|(kind, _)| *kind == Kind::Code).map(|(_, token)| token).collect()
+}
+
+/// Returns the line comments of a source file, from their `//` to the end of the line.
+pub fn line_comments(source: &str) -> Vec<Token<'_>> {
+    lex(source).into_iter().filter(|(kind, _)| *kind == Kind::LineComment).map(|(_, token)| token).collect()
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Code,
+    LineComment,
+    Dropped,
+}
+
+fn lex(source: &str) -> Vec<(Kind, Token<'_>)> {
     let mut tokens = Vec::new();
     let mut line = 1;
     let mut rest = source;
     while let Some(first) = rest.chars().next() {
-        let skipped = blank(rest);
-        let (length, is_token) = match skipped {
-            Some(length) => (length, false),
-            None if rest.starts_with("::") => (2, true),
-            None if is_word_part(first) => (rest.find(|c| !is_word_part(c)).unwrap_or(rest.len()), true),
-            None => (first.len_utf8(), true),
+        let (kind, length) = if rest.starts_with("//") {
+            (Kind::LineComment, rest.find('\n').unwrap_or(rest.len()))
+        } else if let Some(length) = dropped(rest) {
+            (Kind::Dropped, length)
+        } else if rest.starts_with("::") {
+            (Kind::Code, 2)
+        } else if is_word_part(first) {
+            (Kind::Code, rest.find(|c| !is_word_part(c)).unwrap_or(rest.len()))
+        } else {
+            (Kind::Code, first.len_utf8())
         };
         let (text, tail) = rest.split_at(length);
-        if is_token {
-            tokens.push(Token { text, line });
-        }
+        tokens.push((kind, Token { text, line }));
         line += text.matches('\n').count();
         rest = tail;
     }
     tokens
 }
 
-/// Whether a token is an identifier or a keyword.
+/// Returns true for an identifier, a keyword or a number.
 pub fn is_word(text: &str) -> bool {
     text.chars().all(is_word_part)
 }
@@ -41,14 +60,11 @@ fn is_word_part(c: char) -> bool {
     c.is_alphanumeric() || c == '_'
 }
 
-/// The length of what `text` begins with and nobody needs: white space, a comment, a literal, a lifetime.
-fn blank(text: &str) -> Option<usize> {
+/// Length of the white space, block comment, literal or lifetime at the start of `text`.
+fn dropped(text: &str) -> Option<usize> {
     let spaces = text.len() - text.trim_start().len();
     if spaces > 0 {
         return Some(spaces);
-    }
-    if text.starts_with("//") {
-        return Some(text.find('\n').unwrap_or(text.len()));
     }
     if text.starts_with("/*") {
         return Some(block_comment(text));
@@ -76,7 +92,7 @@ fn block_comment(text: &str) -> usize {
     text.len()
 }
 
-/// `r"..."`, `r#"..."#`, and the same with `b` or `c` before.
+/// `r"..."`, `r#"..."#`, and both with a prefix `b` or `c`.
 fn raw_string(text: &str) -> Option<usize> {
     let body = text.strip_prefix(['b', 'c']).unwrap_or(text).strip_prefix('r')?;
     let hashes = body.len() - body.trim_start_matches('#').len();
@@ -86,7 +102,7 @@ fn raw_string(text: &str) -> Option<usize> {
     Some(body.find(&end).map_or(text.len(), |at| start + at + end.len()))
 }
 
-/// `"..."`; a `b` or `c` before it is a word of its own and does no harm.
+/// `"..."`. A prefix `b` or `c` remains as a separate word, which does no harm.
 fn quoted(text: &str) -> Option<usize> {
     let body = text.strip_prefix('"')?;
     let mut escaped = false;
@@ -126,12 +142,12 @@ mod tests {
     }
 
     #[test]
-    fn paths_fall_into_words_and_colons() {
+    fn paths_split_into_words_and_colons() {
         assert_eq!(words("use crate::{a, b};"), ["use", "crate", "::", "{", "a", ",", "b", "}", ";"]);
     }
 
     #[test]
-    fn comments_and_literals_vanish() {
+    fn comments_and_literals_are_dropped() {
         let cases = [
             "x // y\n z",
             "x /* y /* y */ y */ z",
@@ -148,13 +164,20 @@ mod tests {
     }
 
     #[test]
-    fn lines_are_counted_through_everything() {
+    fn dropped_text_counts_its_lines() {
         let tokens = read("/* a\n b */ \"c\n\" x");
         assert_eq!(tokens, [Token { text: "x", line: 3 }]);
     }
 
     #[test]
-    fn what_never_ends_ends_with_the_file() {
+    fn line_comments_are_not_found_in_literals() {
+        let source = "let x = \"http://a\"; // one\n/* // no */ //! two\n";
+        let comments: Vec<_> = line_comments(source).into_iter().map(|c| (c.line, c.text)).collect();
+        assert_eq!(comments, [(1, "// one"), (2, "//! two")]);
+    }
+
+    #[test]
+    fn unterminated_text_ends_with_the_file() {
         for text in ["/* a", "\"a", "r#\"a\"", "'\\", "'", "\u{fc}'\u{fc}"] {
             assert!(read(text).len() <= 2, "{text}");
         }

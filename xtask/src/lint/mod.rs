@@ -1,0 +1,125 @@
+//! `cargo xtask lint`: every check that does not run the code.
+
+mod comments;
+mod commits;
+mod names;
+mod sources;
+
+use std::fmt;
+use std::path::PathBuf;
+
+use anyhow::{Result, bail};
+use clap::{Args, ValueEnum};
+
+use crate::command::Invocation;
+use crate::requirements::Scope;
+use crate::setup::{Report, setup};
+use crate::{abi, boundaries};
+
+/// One check. `cargo xtask lint` runs all of them in this order, the quick ones first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Check {
+    /// Comments are at most 100 columns wide; doc comments start with a verb or a noun phrase
+    Comments,
+    /// Names of functions, and so of tests, have at most 60 characters
+    Names,
+    /// Subjects of new commits have at most 72 characters
+    Commits,
+    /// Modules of the agent import only what their layer may use
+    Boundaries,
+    /// A change of the kernel ABI comes with a new ABI_VERSION
+    Abi,
+    /// The code is formatted by rustfmt
+    Format,
+    /// Clippy has no warnings
+    Clippy,
+}
+
+/// Selects checks and files.
+#[derive(Args)]
+pub struct Options {
+    /// Run only these checks
+    #[arg(long, value_enum, value_delimiter = ',', value_name = "CHECKS")]
+    only: Vec<Check>,
+    /// Limit the checks `comments` and `names` to these files and folders
+    #[arg(value_name = "PATH")]
+    paths: Vec<PathBuf>,
+}
+
+/// Runs the selected checks.
+///
+/// # Errors
+/// Returns the findings of the first check that fails.
+pub fn run(options: &Options) -> Result<()> {
+    let checks = if options.only.is_empty() { DEFAULT } else { options.only.as_slice() };
+    if checks.iter().any(|check| check.needs_toolchain()) {
+        setup(Scope::Build, Report::OnlyChanges)?;
+    }
+    for check in checks {
+        check.run(&options.paths)?;
+    }
+    Ok(())
+}
+
+/// Runs all checks.
+///
+/// # Errors
+/// Returns the findings of the first check that fails.
+pub fn lint() -> Result<()> {
+    run(&Options { only: Vec::new(), paths: Vec::new() })
+}
+
+/// The checks that the tree passes.
+const DEFAULT: &[Check] = &[Check::Commits, Check::Boundaries, Check::Abi, Check::Format, Check::Clippy];
+
+impl Check {
+    fn run(self, paths: &[PathBuf]) -> Result<()> {
+        match self {
+            Self::Comments => report("comments", &sources::check(paths, comments::findings)?),
+            Self::Names => report("names", &sources::check(paths, names::findings)?),
+            Self::Commits => commits::check(),
+            Self::Boundaries => boundaries::check(),
+            Self::Abi => abi::check(),
+            Self::Format => Invocation::cargo(["fmt", "--all", "--check"]).run(),
+            Self::Clippy => clippy(),
+        }
+    }
+
+    const fn needs_toolchain(self) -> bool {
+        matches!(self, Self::Format | Self::Clippy)
+    }
+}
+
+/// One line of a source file that a check rejects.
+#[derive(Debug, PartialEq, Eq)]
+struct Finding {
+    line: usize,
+    problem: String,
+}
+
+impl fmt::Display for Finding {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.line, self.problem)
+    }
+}
+
+fn report(check: &str, findings: &[(PathBuf, Finding)]) -> Result<()> {
+    eprintln!("+ check {check}");
+    if findings.is_empty() {
+        return Ok(());
+    }
+    let list: Vec<_> =
+        findings.iter().map(|(file, finding)| format!("{}:{finding}", file.display())).collect();
+    bail!("{check}: {} findings:\n{}", findings.len(), list.join("\n"))
+}
+
+fn clippy() -> Result<()> {
+    let clippy = |selection: &[&str]| {
+        let clippy = Invocation::cargo(["clippy", "--quiet"]).args(selection.iter().copied());
+        clippy.args(["--all-targets", "--", "--deny", "warnings"]).run()
+    };
+    clippy(&["--workspace"])?;
+    clippy(&["--package", "metadata-agent", "--features", "trace-log"])?;
+    // No other package builds the entry points, and the BPF build itself runs no lints.
+    clippy(&["--package", "metadata-ebpf", "--features", "program"])
+}

@@ -102,6 +102,20 @@ uuid_newtype! {
     RouterId;
 }
 
+/// A network, or a router with all of its networks: the scope in which a client's address is unique.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum NetworkOrRouter {
+    Network(NetworkId),
+    Router(RouterId),
+}
+
+impl NetworkOrRouter {
+    #[must_use]
+    pub const fn is_router(self) -> bool {
+        matches!(self, Self::Router(_))
+    }
+}
+
 impl PortId {
     /// The first eleven characters, of which Nova makes the interface's name (nova/network/model.py, `get_devname`).
     #[must_use]

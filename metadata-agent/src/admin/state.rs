@@ -21,9 +21,9 @@ use crate::config::Config;
 use crate::datapath::heartbeat::LastBeat;
 use crate::datapath::{Clock, Counters, Hook};
 use crate::directory::{Binding, Directory, Owner, SharedBinding};
+use crate::ids::NetworkOrRouter;
 use crate::inventory::Inventory;
 use crate::namespaces::Tallies;
-use crate::proxy::NetworkOrRouter;
 use crate::sources::SourceState;
 
 /// Steps of the start that are not done yet.
@@ -169,7 +169,7 @@ fn attachments_state(running: &Running) -> Value {
 }
 
 fn shared_state(id: u32, binding: &SharedBinding, clients: Option<Vec<Value>>) -> Value {
-    let (network, router) = match binding.place {
+    let (network, router) = match binding.scope {
         NetworkOrRouter::Network(network) => (Some(network), None),
         NetworkOrRouter::Router(router) => (None, Some(router)),
     };

@@ -17,7 +17,7 @@ use crate::config::Config;
 use crate::net::portal::Portal;
 use crate::process::supervisor::CriticalTasks;
 use crate::proxy::metrics::Metrics;
-use crate::proxy::{self, Callers, Proxy, Upstream};
+use crate::proxy::{self, ClientLookup, Proxy, Upstream};
 
 /// The listeners and what is behind them.
 pub(super) struct DataPlane {
@@ -57,7 +57,7 @@ impl DataPlane {
         data: &Runtime,
         config: &Config,
         mut socket: HaproxySocket,
-        callers: impl Callers,
+        callers: impl ClientLookup,
         metrics: Arc<Metrics>,
         vital: &CriticalTasks,
     ) -> Result<()> {

@@ -33,9 +33,9 @@ use crate::commands::detach;
 use crate::config::Config;
 use crate::datapath::heartbeat::{self, LastBeat};
 use crate::datapath::{Counters, Datapath, Hook};
-use crate::directory::clients::{HostCallers, LocalCallers, RemoteCallers};
+use crate::directory::clients::{HostLookup, InventoryLookup, NeutronLookup};
 use crate::directory::presence::Presence;
-use crate::directory::{Directory, WithCallers};
+use crate::directory::{ClientDirectory, Directory};
 use crate::ids::MacAddress;
 use crate::inventory::Inventory;
 use crate::namespaces::{NamespaceRules, Namespaces, Tallies};
@@ -222,7 +222,7 @@ impl HostSide<'_> {
             data,
             config,
             &portal,
-            WithCallers::new(Arc::clone(&directory), Arc::clone(&callers), seen_by(&counters)),
+            ClientDirectory::new(Arc::clone(&directory), Arc::clone(&callers), seen_by(&counters)),
             &metrics,
             vital,
         )?;
@@ -288,11 +288,11 @@ fn seen_by(counters: &Arc<Counters>) -> impl Fn(&ClientAddress) -> Option<MacAdd
 }
 
 /// Who knows the guests that are told by a place and an address.
-fn callers(fed: SourceHandles, inventory: &Arc<Inventory>, introduction: &UpstreamAuth) -> HostCallers {
-    let local = LocalCallers::new(Arc::clone(inventory), fed.states, introduction.clone());
+fn callers(fed: SourceHandles, inventory: &Arc<Inventory>, introduction: &UpstreamAuth) -> HostLookup {
+    let local = InventoryLookup::new(Arc::clone(inventory), fed.states, introduction.clone());
     match fed.lookup {
-        None => HostCallers::Local(local),
-        Some(lookup) => HostCallers::Anywhere((local, RemoteCallers::new(lookup, introduction.clone()))),
+        None => HostLookup::Local(local),
+        Some(lookup) => HostLookup::Anywhere((local, NeutronLookup::new(lookup, introduction.clone()))),
     }
 }
 

@@ -466,8 +466,9 @@ impl Guests {
                 account.bindings = attached.bindings(index);
                 link = Some(&attached.link);
             }
-            account.present = link
-                .and_then(|link| Some(Present::of(link.name.parse().ok()?, link.index, link.mac, &snapshot)));
+            account.present = link.and_then(|link| {
+                Some(Present::from_snapshot(link.name.parse().ok()?, link.index, link.mac, &snapshot))
+            });
             accounts.insert(index, account);
         }
         self.told.tell(accounts);

@@ -9,7 +9,7 @@ use metadata_ebpf::identity::AttachmentId;
 use tokio::sync::watch;
 
 use crate::directory::presence::{Presence, Present};
-use crate::directory::{Binding, Change, Directory};
+use crate::directory::{Binding, BindingChanges, Directory};
 use crate::ids::IfIndex;
 
 /// All that is told of one interface; by default that there is none.
@@ -34,17 +34,17 @@ impl Told {
 
     /// Guests first: who is asked about a port has time.
     pub(super) fn tell(&mut self, accounts: BTreeMap<IfIndex, Account>) {
-        let (mut change, mut presence_changed) = (Change::default(), false);
+        let (mut change, mut presence_changed) = (BindingChanges::default(), false);
         for (index, Account { bindings, present }) in accounts {
             let ids: Vec<_> = bindings.iter().map(|(id, _)| *id).collect();
             let before =
                 replace(&mut self.attachments, index, Some(ids.clone()).filter(|ids| !ids.is_empty()));
-            change.gone.extend(before.unwrap_or_default().into_iter().filter(|id| !ids.contains(id)));
-            change.now.extend(bindings.into_iter().map(|(id, binding)| (id, Arc::new(binding))));
+            change.removed.extend(before.unwrap_or_default().into_iter().filter(|id| !ids.contains(id)));
+            change.updated.extend(bindings.into_iter().map(|(id, binding)| (id, Arc::new(binding))));
             presence_changed |= self.present.get(&index) != present.as_ref();
             replace(&mut self.present, index, present);
         }
-        if !change.gone.is_empty() || !change.now.is_empty() {
+        if !change.removed.is_empty() || !change.updated.is_empty() {
             self.directory.publish(&change);
         }
         // Most hosts have no source that must be asked.

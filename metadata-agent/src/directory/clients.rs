@@ -1,5 +1,5 @@
-//! Whose requests Neutron's haproxies pass on: [`LocalCallers`], as far as the inventory of this host tells, which knows ports
-//! by network and address, but no router, and no port of another host; and [`RemoteCallers`], as Neutron tells, for a guest
+//! Whose requests Neutron's haproxies pass on: [`InventoryLookup`], as far as the inventory of this host tells, which knows ports
+//! by network and address, but no router, and no port of another host; and [`NeutronLookup`], as Neutron tells, for a guest
 //! of another host whose router, or whose DHCP server, is on this one.
 //!
 //! The local look-up has an index of its own, made of a snapshot when the first caller comes after it, so that nobody else pays
@@ -12,22 +12,22 @@ use arc_swap::ArcSwap;
 use tokio::sync::watch;
 
 use crate::directory::Owner;
-use crate::ids::NetworkId;
+use crate::ids::{NetworkId, NetworkOrRouter};
 use crate::inventory::{Entry, Inventory, Port, Snapshot};
-use crate::proxy::{self, Caller, Found, Mark, NetworkOrRouter, UpstreamAuth};
+use crate::proxy::{self, ClientQuery, LookupOutcome, PortMatch, UpstreamAuth};
 use crate::sources::SourceState;
-use crate::sources::neutron::{self, Answer, Lookup, Place, Query, Whom};
+use crate::sources::neutron::{self, Answer, Lookup, Query, Whom};
 
 /// The ports of this host, by where haproxies meet them.
 #[derive(Debug)]
-pub struct LocalCallers {
+pub struct InventoryLookup {
     inventory: Arc<Inventory>,
     sources: Vec<watch::Receiver<SourceState>>,
     introduction: UpstreamAuth,
     index: ArcSwap<Index>,
 }
 
-impl LocalCallers {
+impl InventoryLookup {
     /// Looks into the inventory, which is complete once all sources are ready.
     #[must_use]
     pub fn new(
@@ -39,7 +39,7 @@ impl LocalCallers {
     }
 
     /// What the index of the present snapshot has.
-    fn entries(&self, network: NetworkId, caller: &Caller) -> Vec<Entry> {
+    fn entries(&self, network: NetworkId, caller: &ClientQuery) -> Vec<Entry> {
         let snapshot = self.inventory.load();
         let mut index = self.index.load_full();
         if index.version != snapshot.version() {
@@ -50,27 +50,27 @@ impl LocalCallers {
     }
 
     /// Nobody is there, or is not told of yet.
-    fn absent(&self) -> Found {
+    fn absent(&self) -> LookupOutcome {
         let complete = self.sources.iter().all(|source| source.borrow().ready);
-        if complete { Found::Nobody } else { Found::Unavailable }
+        if complete { LookupOutcome::NotFound } else { LookupOutcome::Unavailable }
     }
 }
 
-impl proxy::Callers for LocalCallers {
-    fn find(&self, caller: &Caller) -> impl Future<Output = Found> + Send {
-        let found = match caller.place {
+impl proxy::ClientLookup for InventoryLookup {
+    fn find(&self, caller: &ClientQuery) -> impl Future<Output = LookupOutcome> + Send {
+        let found = match caller.scope {
             NetworkOrRouter::Router(router) => {
                 tracing::debug!(%router, "no source knows the networks of a router");
                 self.absent()
             }
             NetworkOrRouter::Network(network) => match self.entries(network, caller).as_slice() {
                 [] => self.absent(),
-                [Entry::NoInstance(_)] => Found::NotAnInstance,
-                [entry] => match Owner::of(entry, &self.introduction).requester() {
-                    Some(requester) => Found::Known(Arc::clone(requester)),
-                    None => Found::Unavailable,
+                [Entry::NoInstance(_)] => LookupOutcome::NotAnInstance,
+                [entry] => match Owner::from_entry(entry, &self.introduction).identity() {
+                    Some(identity) => LookupOutcome::Identified(Arc::clone(identity)),
+                    None => LookupOutcome::Unavailable,
                 },
-                [_, _, ..] => Found::Several,
+                [_, _, ..] => LookupOutcome::Ambiguous,
             },
         };
         std::future::ready(found)
@@ -79,12 +79,12 @@ impl proxy::Callers for LocalCallers {
 
 /// The ports that Neutron knows, wherever they are.
 #[derive(Debug)]
-pub struct RemoteCallers {
+pub struct NeutronLookup {
     lookup: Lookup,
     introduction: UpstreamAuth,
 }
 
-impl RemoteCallers {
+impl NeutronLookup {
     /// Asks by this look-up.
     #[must_use]
     pub fn new(lookup: Lookup, introduction: UpstreamAuth) -> Self {
@@ -92,7 +92,7 @@ impl RemoteCallers {
     }
 
     /// As Neutron's agent does it, the project is the port's.
-    fn found(&self, found: &neutron::Found) -> Found {
+    fn found(&self, found: &neutron::Found) -> LookupOutcome {
         let port = Port {
             id: Some(found.port),
             device: None,
@@ -103,32 +103,28 @@ impl RemoteCallers {
             fixed_ips: found.fixed_ips.clone(),
             allowed_addresses: Vec::new(),
         };
-        match Owner::of(&Entry::Agreed(Arc::new(port)), &self.introduction).requester() {
-            Some(requester) => Found::Known(Arc::clone(requester)),
-            None => Found::Unavailable,
+        match Owner::from_entry(&Entry::Agreed(Arc::new(port)), &self.introduction).identity() {
+            Some(identity) => LookupOutcome::Identified(Arc::clone(identity)),
+            None => LookupOutcome::Unavailable,
         }
     }
 }
 
-impl proxy::Callers for RemoteCallers {
-    async fn find(&self, caller: &Caller) -> Found {
+impl proxy::ClientLookup for NeutronLookup {
+    async fn find(&self, caller: &ClientQuery) -> LookupOutcome {
         let whom = match caller.mark() {
-            Some(Mark::Address(address)) => Whom::Address(address, caller.mac),
-            Some(Mark::Mac(mac)) => Whom::Mac(mac),
-            None => return Found::Nobody,
+            Some(PortMatch::Address(address)) => Whom::Address(address, caller.mac),
+            Some(PortMatch::Mac(mac)) => Whom::Mac(mac),
+            None => return LookupOutcome::NotFound,
         };
-        let place = match caller.place {
-            NetworkOrRouter::Network(network) => Place::Network(network),
-            NetworkOrRouter::Router(router) => Place::Router(router),
-        };
-        match self.lookup.ask(Query { place, whom }).await {
+        match self.lookup.ask(Query { scope: caller.scope, whom }).await {
             Ok(Answer::Instance(found)) => self.found(&found),
-            Ok(Answer::NotAnInstance) => Found::NotAnInstance,
-            Ok(Answer::NotFound) => Found::Nobody,
-            Ok(Answer::Ambiguous) => Found::Several,
+            Ok(Answer::NotAnInstance) => LookupOutcome::NotAnInstance,
+            Ok(Answer::NotFound) => LookupOutcome::NotFound,
+            Ok(Answer::Ambiguous) => LookupOutcome::Ambiguous,
             Err(error) => {
                 tracing::debug!(%error, "Neutron cannot tell who asks");
-                Found::Unavailable
+                LookupOutcome::Unavailable
             }
         }
     }
@@ -136,15 +132,15 @@ impl proxy::Callers for RemoteCallers {
 
 /// As much as can be known on this host.
 #[derive(Debug)]
-pub enum HostCallers {
+pub enum HostLookup {
     /// Without Neutron.
-    Local(LocalCallers),
+    Local(InventoryLookup),
     /// With Neutron, which is asked of whomever this host does not know.
-    Anywhere((LocalCallers, RemoteCallers)),
+    Anywhere((InventoryLookup, NeutronLookup)),
 }
 
-impl proxy::Callers for HostCallers {
-    async fn find(&self, caller: &Caller) -> Found {
+impl proxy::ClientLookup for HostLookup {
+    async fn find(&self, caller: &ClientQuery) -> LookupOutcome {
         match self {
             Self::Local(local) => local.find(caller).await,
             Self::Anywhere(both) => both.find(caller).await,
@@ -156,7 +152,7 @@ impl proxy::Callers for HostCallers {
 #[derive(Debug, Default)]
 struct Index {
     version: u64,
-    entries: HashMap<(NetworkId, Mark), Vec<Entry>>,
+    entries: HashMap<(NetworkId, PortMatch), Vec<Entry>>,
 }
 
 impl Index {
@@ -171,8 +167,8 @@ impl Index {
                 Entry::Disputed(_) => continue,
             };
             let Some(network) = network else { continue };
-            let addresses = addresses.iter().copied().map(Mark::Address);
-            for mark in addresses.chain(mac.map(Mark::Mac)) {
+            let addresses = addresses.iter().copied().map(PortMatch::Address);
+            for mark in addresses.chain(mac.map(PortMatch::Mac)) {
                 index.entries.entry((network, mark)).or_default().push(entry.clone());
             }
         }
@@ -184,7 +180,7 @@ impl Index {
 mod tests {
     use super::*;
     use crate::inventory::{DeviceOwner, Event, PortRecord, SourceKind};
-    use crate::proxy::{Callers as _, NetworkHeader, Signer};
+    use crate::proxy::{ClientLookup as _, NetworkHeader, Signer};
     use crate::sources::Reporter;
     use tokio::sync::mpsc;
     use tokio_util::sync::CancellationToken;
@@ -207,25 +203,30 @@ mod tests {
         }
     }
 
-    async fn callers(ports: Vec<PortRecord>, introduction: UpstreamAuth) -> LocalCallers {
+    async fn callers(ports: Vec<PortRecord>, introduction: UpstreamAuth) -> InventoryLookup {
         let (inventory, publisher) = Inventory::new();
         let (events, queue) = mpsc::channel(1);
         let event = Event { source: SourceKind::StaticFile, key: "f".to_owned(), ports };
         events.send(event).await.unwrap();
         drop(events);
         publisher.run(queue, CancellationToken::new()).await;
-        LocalCallers::new(inventory, Vec::new(), introduction)
+        InventoryLookup::new(inventory, Vec::new(), introduction)
     }
 
-    async fn signed(ports: impl IntoIterator<Item = PortRecord>) -> LocalCallers {
+    async fn signed(ports: impl IntoIterator<Item = PortRecord>) -> InventoryLookup {
         callers(ports.into_iter().collect(), UpstreamAuth::Signed(Signer::new("secret".into()))).await
     }
 
-    async fn found(callers: &LocalCallers, network: &str, address: &str) -> String {
-        let place = NetworkOrRouter::Network(network.parse().unwrap());
-        match callers.find(&Caller { place, address: address.parse().unwrap(), mac: None }).await {
-            Found::Known(requester) => requester.instance().map_or("network".to_owned(), |id| id.to_string()),
-            nobody @ (Found::Nobody | Found::Several | Found::NotAnInstance | Found::Unavailable) => {
+    async fn found(callers: &InventoryLookup, network: &str, address: &str) -> String {
+        let scope = NetworkOrRouter::Network(network.parse().unwrap());
+        match callers.find(&ClientQuery { scope, address: address.parse().unwrap(), mac: None }).await {
+            LookupOutcome::Identified(identity) => {
+                identity.instance().map_or("network".to_owned(), |id| id.to_string())
+            }
+            nobody @ (LookupOutcome::NotFound
+            | LookupOutcome::Ambiguous
+            | LookupOutcome::NotAnInstance
+            | LookupOutcome::Unavailable) => {
                 format!("{nobody:?}")
             }
         }
@@ -240,14 +241,14 @@ mod tests {
         assert_eq!(found(&callers, BLUE, "10.0.0.5").await, blue.instance.to_string());
         assert_eq!(found(&callers, RED, LINK_LOCAL).await, red.instance.to_string());
         for (network, address) in [(BLUE, LINK_LOCAL), (RED, "10.0.0.6"), (RED, "fe80::1")] {
-            assert_eq!(found(&callers, network, address).await, "Nobody", "{network} {address}");
+            assert_eq!(found(&callers, network, address).await, "NotFound", "{network} {address}");
         }
     }
 
     #[tokio::test]
     async fn neither_two_of_a_kind_nor_half_a_port_is_guessed() {
         let twice = [port(1, RED, "10.0.0.5").into(), port(2, RED, "10.0.0.5").into()];
-        assert_eq!(found(&signed(twice).await, RED, "10.0.0.5").await, "Several");
+        assert_eq!(found(&signed(twice).await, RED, "10.0.0.5").await, "Ambiguous");
         let half = PortRecord { tenant: None, ..port(1, RED, "10.0.0.5").into() };
         assert_eq!(found(&signed([half.clone()]).await, RED, "10.0.0.5").await, "Unavailable");
         let router = PortRecord { device_owner: DeviceOwner::new("network:dhcp"), ..half.clone() };
@@ -263,9 +264,9 @@ mod tests {
         callers.sources.push(state);
         assert_eq!(found(&callers, RED, "10.0.0.5").await, "Unavailable");
         callers.sources.clear();
-        assert_eq!(found(&callers, RED, "10.0.0.5").await, "Nobody");
+        assert_eq!(found(&callers, RED, "10.0.0.5").await, "NotFound");
         let router = NetworkOrRouter::Router(RED.parse().unwrap());
-        let caller = Caller { place: router, address: "10.0.0.5".parse().unwrap(), mac: None };
-        assert!(matches!(callers.find(&caller).await, Found::Nobody));
+        let caller = ClientQuery { scope: router, address: "10.0.0.5".parse().unwrap(), mac: None };
+        assert!(matches!(callers.find(&caller).await, LookupOutcome::NotFound));
     }
 }

@@ -1,6 +1,6 @@
 //! Who is behind each attachment: where attachments of the datapath and ports of the inventory meet, as one immutable
-//! table that each request reads without waiting. A change of one attachment costs the same however many there are. Behind an attachment that many guests share is a place; who a guest
-//! there is, is told by its address, and by whoever knows the addresses of the place ([`WithCallers`]).
+//! table that each request reads without waiting. A change of one attachment costs the same however many there are. Behind an attachment that many guests share is a scope; who a guest
+//! there is, is told by its address, and by whoever knows the addresses of the scope ([`ClientDirectory`]).
 
 pub mod clients;
 pub mod presence;
@@ -14,10 +14,12 @@ use arc_swap::ArcSwap;
 use metadata_ebpf::identity::{AttachmentId, ClientAddress};
 use tokio::sync::watch;
 
-use crate::ids::{IfIndex, MacAddress, NetworkId, VlanId};
+use crate::ids::{IfIndex, MacAddress, NetworkId, NetworkOrRouter, VlanId};
 use crate::inventory::shards::Shards;
 use crate::inventory::{Entry, Port, PortRecord};
-use crate::proxy::{self, Caller, Callers, ClientIdentity, Found, NetworkOrRouter, Standing, UpstreamAuth};
+use crate::proxy::{
+    self, ClientIdentity, ClientLookup, ClientQuery, LookupOutcome, LookupState, UpstreamAuth,
+};
 
 /// One attachment and the port behind it.
 #[derive(Clone, Debug)]
@@ -46,7 +48,7 @@ pub struct SharedBinding {
     /// Since when it is attached.
     pub since: Instant,
     /// Whose addresses its clients have.
-    pub place: NetworkOrRouter,
+    pub scope: NetworkOrRouter,
 }
 
 /// What the inventory says of an attachment.
@@ -57,14 +59,14 @@ pub enum Owner {
         /// The port.
         port: Arc<Port>,
         /// Its instance, signed.
-        requester: Arc<ClientIdentity>,
+        identity: Arc<ClientIdentity>,
     },
     /// A port of which the network is known, but not whose it is. Enough for Neutron's metadata agent, which finds that out.
     OnNetwork {
         /// What is known.
         facts: Arc<PortRecord>,
         /// What that agent is told.
-        requester: Arc<ClientIdentity>,
+        identity: Arc<ClientIdentity>,
     },
     /// No source knows the port.
     Unknown,
@@ -75,23 +77,23 @@ pub enum Owner {
 impl Owner {
     /// What an entry of the inventory means to whoever introduces guests so.
     #[must_use]
-    pub fn of(entry: &Entry, introduction: &UpstreamAuth) -> Self {
+    pub fn from_entry(entry: &Entry, introduction: &UpstreamAuth) -> Self {
         let on_network = |network: Option<NetworkId>, fixed_ips: &[IpAddr], header| {
             Some(Arc::new(ClientIdentity::on_network(network?, fixed_ips.to_vec(), header)))
         };
         let known = match (entry, introduction) {
             (Entry::Agreed(port), UpstreamAuth::Signed(signer)) => {
                 let addresses = port.fixed_ips.clone();
-                let requester = ClientIdentity::new(port.instance, &port.project, addresses, signer);
-                Some(Self::Known { port: Arc::clone(port), requester: Arc::new(requester) })
+                let identity = ClientIdentity::new(port.instance, &port.project, addresses, signer);
+                Some(Self::Known { port: Arc::clone(port), identity: Arc::new(identity) })
             }
             (Entry::Agreed(port), UpstreamAuth::ByNetwork(header)) => {
                 on_network(port.network, &port.fixed_ips, *header)
-                    .map(|requester| Self::Known { port: Arc::clone(port), requester })
+                    .map(|identity| Self::Known { port: Arc::clone(port), identity })
             }
             (Entry::Incomplete(facts), UpstreamAuth::ByNetwork(header)) => {
                 on_network(facts.network, &facts.fixed_ips, *header)
-                    .map(|requester| Self::OnNetwork { facts: Arc::clone(facts), requester })
+                    .map(|identity| Self::OnNetwork { facts: Arc::clone(facts), identity })
             }
             (Entry::Disputed(_), _) => Some(Self::Disputed),
             (Entry::Incomplete(_), UpstreamAuth::Signed(_)) | (Entry::NoInstance(_), _) => None,
@@ -101,7 +103,7 @@ impl Owner {
 
     /// Whether it was made of an entry like this one.
     #[must_use]
-    pub fn is_of(&self, entry: &Entry) -> bool {
+    pub fn matches(&self, entry: &Entry) -> bool {
         match (self, entry) {
             (Self::Known { port, .. }, Entry::Agreed(now)) => port == now,
             (Self::OnNetwork { facts, .. }, Entry::Incomplete(now)) => facts == now,
@@ -109,11 +111,11 @@ impl Owner {
         }
     }
 
-    /// The requester, if requests can be made.
+    /// The identity, if requests can be made.
     #[must_use]
-    pub fn requester(&self) -> Option<&Arc<ClientIdentity>> {
+    pub fn identity(&self) -> Option<&Arc<ClientIdentity>> {
         match self {
-            Self::Known { requester, .. } | Self::OnNetwork { requester, .. } => Some(requester),
+            Self::Known { identity, .. } | Self::OnNetwork { identity, .. } => Some(identity),
             Self::Unknown | Self::Disputed => None,
         }
     }
@@ -153,11 +155,11 @@ impl<T> Default for Part<T> {
 }
 
 impl<T> Part<T> {
-    fn change(&mut self, change: &Change<T>) {
-        for id in &change.gone {
+    fn change(&mut self, change: &BindingChanges<T>) {
+        for id in &change.removed {
             self.bindings.put(id, None);
         }
-        for (id, binding) in &change.now {
+        for (id, binding) in &change.updated {
             self.bindings.put(id, Some(Arc::clone(binding)));
             self.newest = self.newest.max(Some(*id));
         }
@@ -172,16 +174,16 @@ impl<T> Part<T> {
 
 /// What changes of a part. The rest stays.
 #[derive(Clone, Debug)]
-pub struct Change<T> {
+pub struct BindingChanges<T> {
     /// Attachments that are no more.
-    pub gone: Vec<AttachmentId>,
+    pub removed: Vec<AttachmentId>,
     /// Attachments that are new, or known anew.
-    pub now: Vec<(AttachmentId, Arc<T>)>,
+    pub updated: Vec<(AttachmentId, Arc<T>)>,
 }
 
-impl<T> Default for Change<T> {
+impl<T> Default for BindingChanges<T> {
     fn default() -> Self {
-        Self { gone: Vec::new(), now: Vec::new() }
+        Self { removed: Vec::new(), updated: Vec::new() }
     }
 }
 
@@ -203,16 +205,16 @@ impl Default for Directory {
 
 impl Directory {
     /// Changes the part of attachments that have one guest each, and wakes the requests that wait for it.
-    pub fn publish(&self, change: &Change<Binding>) {
+    pub fn publish(&self, change: &BindingChanges<Binding>) {
         self.change(|table| table.own.change(change));
     }
 
     /// Replaces the part of attachments that many guests share.
     pub fn publish_shared(&self, bindings: HashMap<AttachmentId, SharedBinding>) {
-        let now: Vec<_> = bindings.into_iter().map(|(id, binding)| (id, Arc::new(binding))).collect();
+        let updated: Vec<_> = bindings.into_iter().map(|(id, binding)| (id, Arc::new(binding))).collect();
         self.change(|table| {
             table.shared.bindings = Shards::default();
-            table.shared.change(&Change { gone: Vec::new(), now: now.clone() });
+            table.shared.change(&BindingChanges { removed: Vec::new(), updated: updated.clone() });
         });
     }
 
@@ -255,19 +257,19 @@ impl proxy::Directory for Directory {
     /// A dispute is no answer: it is waited for like an unknown port, and never guessed. So is an attachment that is not in
     /// the table yet: the kernel runs the program some milliseconds before it says so (`tcx_entry_sync` waits for an RCU
     /// grace period), and a guest may ask at once.
-    fn lookup(&self, client: &ClientAddress) -> Standing {
+    fn lookup(&self, client: &ClientAddress) -> LookupState {
         let table = self.table.load();
         if let Some(shared) = table.shared.bindings.get(&client.attachment) {
-            return Standing::Shared(shared.place);
+            return LookupState::Shared(shared.scope);
         }
         match table.own.bindings.get(&client.attachment) {
-            None if !table.had(client.attachment) => Standing::Pending { since: Instant::now() },
-            None => Standing::Gone,
+            None if !table.had(client.attachment) => LookupState::Pending { since: Instant::now() },
+            None => LookupState::Gone,
             Some(binding) => match &binding.owner {
-                Owner::Known { requester, .. } | Owner::OnNetwork { requester, .. } => {
-                    Standing::Known(Arc::clone(requester))
+                Owner::Known { identity, .. } | Owner::OnNetwork { identity, .. } => {
+                    LookupState::Known(Arc::clone(identity))
                 }
-                Owner::Unknown | Owner::Disputed => Standing::Pending { since: binding.since },
+                Owner::Unknown | Owner::Disputed => LookupState::Pending { since: binding.since },
             },
         }
     }
@@ -279,13 +281,13 @@ impl proxy::Directory for Directory {
 
 /// The directory, with whoever knows the guests that share an attachment.
 #[derive(Debug)]
-pub struct WithCallers<C, S> {
+pub struct ClientDirectory<C, S> {
     directory: Arc<Directory>,
     callers: C,
     seen: S,
 }
 
-impl<C, S> WithCallers<C, S>
+impl<C, S> ClientDirectory<C, S>
 where
     S: Fn(&ClientAddress) -> Option<MacAddress>,
 {
@@ -295,12 +297,12 @@ where
     }
 }
 
-impl<C, S> proxy::Directory for WithCallers<C, S>
+impl<C, S> proxy::Directory for ClientDirectory<C, S>
 where
-    C: Callers,
+    C: ClientLookup,
     S: Fn(&ClientAddress) -> Option<MacAddress> + Send + Sync + 'static,
 {
-    fn lookup(&self, client: &ClientAddress) -> Standing {
+    fn lookup(&self, client: &ClientAddress) -> LookupState {
         self.directory.lookup(client)
     }
 
@@ -308,8 +310,8 @@ where
         self.directory.changes()
     }
 
-    async fn find(&self, place: NetworkOrRouter, client: &ClientAddress) -> Found {
-        self.callers.find(&Caller::of(place, client, (self.seen)(client))).await
+    async fn find(&self, scope: NetworkOrRouter, client: &ClientAddress) -> LookupOutcome {
+        self.callers.find(&ClientQuery::of(scope, client, (self.seen)(client))).await
     }
 }
 
@@ -324,7 +326,7 @@ mod tests {
         AttachmentId::new(id).unwrap()
     }
 
-    fn change(gone: &[u32], now: &[u32]) -> Change<Binding> {
+    fn change(gone: &[u32], now: &[u32]) -> BindingChanges<Binding> {
         let binding = |id: &u32| Binding {
             interface: format!("tap{id}"),
             index: IfIndex(*id),
@@ -332,24 +334,24 @@ mod tests {
             since: Instant::now(),
             owner: Owner::Unknown,
         };
-        Change {
-            gone: gone.iter().copied().map(attachment).collect(),
-            now: now.iter().map(|id| (attachment(*id), Arc::new(binding(id)))).collect(),
+        BindingChanges {
+            removed: gone.iter().copied().map(attachment).collect(),
+            updated: now.iter().map(|id| (attachment(*id), Arc::new(binding(id)))).collect(),
         }
     }
 
-    fn standing(directory: &Directory, id: u32) -> Standing {
+    fn standing(directory: &Directory, id: u32) -> LookupState {
         directory.lookup(&ClientAddress::ipv4(attachment(id), [10, 0, 0, 5]))
     }
 
     #[test]
     fn an_attachment_that_is_not_told_yet_is_waited_for_and_one_that_was_is_gone() {
         let directory = Directory::default();
-        assert!(matches!(standing(&directory, 1), Standing::Pending { .. }), "before anything is told");
+        assert!(matches!(standing(&directory, 1), LookupState::Pending { .. }), "before anything is told");
         directory.publish(&change(&[], &[1, 2]));
-        assert!(matches!(standing(&directory, 3), Standing::Pending { .. }));
+        assert!(matches!(standing(&directory, 3), LookupState::Pending { .. }));
         directory.publish(&change(&[2], &[]));
-        assert!(matches!(standing(&directory, 2), Standing::Gone));
-        assert!(matches!(standing(&directory, 3), Standing::Pending { .. }));
+        assert!(matches!(standing(&directory, 2), LookupState::Gone));
+        assert!(matches!(standing(&directory, 3), LookupState::Pending { .. }));
     }
 }

@@ -30,7 +30,7 @@ pub enum Need {
     /// The port, or its instance, or its project.
     Identity,
     /// Somebody who decides which of these instances it is.
-    Judgement(BTreeSet<InstanceId>),
+    Arbitration(BTreeSet<InstanceId>),
 }
 
 /// All of them, by index.
@@ -39,14 +39,19 @@ pub type Presence = Arc<[Present]>;
 impl Present {
     /// What a snapshot says of an interface.
     #[must_use]
-    pub fn of(device: DeviceName, index: IfIndex, mac: Option<MacAddress>, snapshot: &Snapshot) -> Self {
+    pub fn from_snapshot(
+        device: DeviceName,
+        index: IfIndex,
+        mac: Option<MacAddress>,
+        snapshot: &Snapshot,
+    ) -> Self {
         let (port, need) = match snapshot.find_at(device.as_str(), index, mac) {
             Ok(Some(Entry::Agreed(port))) => (port.id, Need::Nothing),
             Ok(Some(Entry::NoInstance(facts))) => (facts.id, Need::Nothing),
             Ok(Some(Entry::Incomplete(facts))) => (facts.id, Need::Identity),
             Ok(Some(Entry::Disputed(dispute))) => {
                 let instances = dispute.claims.iter().map(|claim| claim.instance).collect();
-                (dispute.id, Need::Judgement(instances))
+                (dispute.id, Need::Arbitration(instances))
             }
             // Which of several ports it is, is told by a MAC address: nobody who is asked about one of them knows better.
             Ok(None) | Err(_) => (None, Need::Identity),

@@ -36,10 +36,11 @@ use crate::attach::Failure;
 use crate::config::NamePattern;
 use crate::datapath::{DatapathError, NetnsDatapaths};
 use crate::directory::Directory;
+use crate::ids::NetworkOrRouter;
 use crate::inventory::Inventory;
 use crate::net::netns::Netns;
 use crate::net::portal::Portal;
-use place::Place;
+use place::scope_of;
 use site::{NamespaceContext, Site};
 
 /// How often everything is looked at without an event, and what failed is tried again.
@@ -206,13 +207,13 @@ impl Namespaces {
         let mut found = BTreeMap::new();
         self.passed_over = 0;
         for name in fitting {
-            match (Place::of(name), Netns::named(name)) {
-                (Some(place), Ok(Some(netns))) => {
-                    found.insert(Arc::<str>::from(name.as_str()), (place, netns));
+            match (scope_of(name), Netns::named(name)) {
+                (Some(scope), Ok(Some(netns))) => {
+                    found.insert(Arc::<str>::from(name.as_str()), (scope, netns));
                 }
-                (place, netns) => {
+                (scope, netns) => {
                     self.passed_over += 1;
-                    debug!(name, ?place, ?netns, "not a namespace that guests come by");
+                    debug!(name, ?scope, ?netns, "not a namespace that guests come by");
                 }
             }
         }
@@ -224,9 +225,9 @@ impl Namespaces {
             self.close(&name);
         }
         self.failed.retain(|name, _| found.contains_key(name));
-        for (name, (place, netns)) in found {
+        for (name, (scope, netns)) in found {
             if !self.sites.contains_key(&name) {
-                self.open(name, place, netns).await;
+                self.open(name, scope, netns).await;
                 // Signals and the admin socket have their turn between two.
                 yield_now().await;
             }
@@ -234,8 +235,8 @@ impl Namespaces {
         self.publish();
     }
 
-    async fn open(&mut self, name: Arc<str>, place: Place, netns: Netns) {
-        match Site::open(Arc::clone(&name), place, netns, &mut self.workshop).await {
+    async fn open(&mut self, name: Arc<str>, scope: NetworkOrRouter, netns: Netns) {
+        match Site::open(Arc::clone(&name), scope, netns, &mut self.workshop).await {
             Ok(site) => {
                 info!(namespace = %name, "namespace served");
                 self.sites.insert(Arc::clone(&name), site);

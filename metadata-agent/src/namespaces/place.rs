@@ -3,38 +3,27 @@
 //! Neutron's agents, which are root, make the names (neutron/agent/l3/namespaces.py, `NS_PREFIX`;
 //! neutron/agent/linux/dhcp.py, `NS_PREFIX`); no guest has a say in them.
 
-use crate::ids::{NetworkId, RouterId};
+use crate::ids::NetworkOrRouter;
 use crate::net::netlink::Link;
-use crate::proxy::NetworkOrRouter;
 
 /// Interfaces by which a router's networks reach it (neutron/agent/l3/router_info.py, `INTERNAL_DEV_PREFIX`).
 const ROUTER_INTERFACE: &str = "qr-";
 /// The interface of a DHCP server (neutron/agent/linux/interface.py, `DEV_NAME_PREFIX`).
 const DHCP_INTERFACE: &str = "tap";
 
-/// A namespace that guests come by.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Place(pub(super) NetworkOrRouter);
+/// Returns the router or network that a namespace serves by its name, or `None` for another namespace.
+pub(super) fn scope_of(name: &str) -> Option<NetworkOrRouter> {
+    let router = || name.strip_prefix("qrouter-")?.parse().ok().map(NetworkOrRouter::Router);
+    let network = || name.strip_prefix("qdhcp-")?.parse().ok().map(NetworkOrRouter::Network);
+    router().or_else(network)
+}
 
-impl Place {
-    /// `None` for a namespace that is something else.
-    pub(super) fn of(name: &str) -> Option<Self> {
-        let router = || name.strip_prefix("qrouter-")?.parse::<RouterId>().ok().map(NetworkOrRouter::Router);
-        let network = || name.strip_prefix("qdhcp-")?.parse::<NetworkId>().ok().map(NetworkOrRouter::Network);
-        router().or_else(network).map(Self)
-    }
-
-    /// Whether guests come by an interface there.
-    pub(super) fn admits(self, link: &Link) -> bool {
-        link.name.starts_with(match self.0 {
-            NetworkOrRouter::Router(_) => ROUTER_INTERFACE,
-            NetworkOrRouter::Network(_) => DHCP_INTERFACE,
-        })
-    }
-
-    pub(super) fn is_router(self) -> bool {
-        matches!(self.0, NetworkOrRouter::Router(_))
-    }
+/// Returns whether guests reach the router or DHCP server through this interface.
+pub(super) fn faces_guests(scope: NetworkOrRouter, link: &Link) -> bool {
+    link.name.starts_with(match scope {
+        NetworkOrRouter::Router(_) => ROUTER_INTERFACE,
+        NetworkOrRouter::Network(_) => DHCP_INTERFACE,
+    })
 }
 
 #[cfg(test)]
@@ -45,11 +34,10 @@ mod tests {
 
     #[test]
     fn only_routers_and_dhcp_servers_are_places() {
-        let of = |name: &str| Place::of(name).map(|place| place.0);
-        assert_eq!(of(&format!("qrouter-{ID}")), Some(NetworkOrRouter::Router(ID.parse().unwrap())));
-        assert_eq!(of(&format!("qdhcp-{ID}")), Some(NetworkOrRouter::Network(ID.parse().unwrap())));
+        assert_eq!(scope_of(&format!("qrouter-{ID}")), Some(NetworkOrRouter::Router(ID.parse().unwrap())));
+        assert_eq!(scope_of(&format!("qdhcp-{ID}")), Some(NetworkOrRouter::Network(ID.parse().unwrap())));
         for other in ["", "qrouter-", "qdhcp-x", "snat-11111111-1111-4111-8111-111111111111", ID] {
-            assert_eq!(of(other), None, "{other}");
+            assert_eq!(scope_of(other), None, "{other}");
         }
     }
 }

@@ -7,12 +7,12 @@ use std::net::Ipv4Addr;
 
 use metadata_ebpf::abi::MAX_PORT_IPV4;
 
+use super::place::faces_guests;
 use super::site::{Site, SiteError};
 use crate::datapath::{Hook, PortPolicy};
-use crate::ids::IfIndex;
+use crate::ids::{IfIndex, NetworkOrRouter};
 use crate::net::netlink::Link;
 use crate::net::portal::HOST_END;
-use crate::proxy::NetworkOrRouter;
 
 impl Site {
     /// Attaches, lets go and tells the kernel what there is to tell. What cannot be attached holds up nothing else; the
@@ -24,7 +24,7 @@ impl Site {
         }
         let addresses = self.netlink.ipv4_addresses().await?;
         let (wanted, others): (Vec<Link>, Vec<Link>) =
-            links.into_iter().partition(|link| self.place.admits(link));
+            links.into_iter().partition(|link| faces_guests(self.scope, link));
         let is_gone = |index: &IfIndex| !wanted.iter().any(|link| link.index == *index);
         for index in self.attached.keys().copied().filter(is_gone).collect::<Vec<_>>() {
             self.let_go(index, &others).await?;
@@ -55,7 +55,7 @@ impl Site {
     fn policy(&self, link: &Link, addresses: &[(IfIndex, Ipv4Addr, u8)]) -> PortPolicy {
         let own =
             addresses.iter().filter(|(index, address, _)| *index == link.index && !address.is_link_local());
-        let network = match self.place.0 {
+        let network = match self.scope {
             NetworkOrRouter::Network(network) => Some(network),
             NetworkOrRouter::Router(_) => None,
         };

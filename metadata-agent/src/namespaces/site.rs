@@ -11,16 +11,14 @@ use tokio::sync::mpsc;
 use tokio_util::task::AbortOnDropHandle;
 use tracing::{info, warn};
 
-use super::place::Place;
 use crate::attach::qdisc::{self, ClassifierError};
 use crate::datapath::{Datapath, DatapathError, Hook, NetnsDatapaths, PortPolicy, PortalLink};
 use crate::directory::SharedBinding;
-use crate::ids::{IfIndex, NetworkId};
+use crate::ids::{IfIndex, NetworkId, NetworkOrRouter};
 use crate::inventory::{Entry, Snapshot};
 use crate::net::netlink::{Link, Netlink, NetlinkError, watch_changes_in};
 use crate::net::netns::{Netns, NetnsError};
 use crate::net::portal::{HOST_END, Portal, PortalError, PortalUplink};
-use crate::proxy::NetworkOrRouter;
 
 /// A step that could not be taken.
 #[derive(Debug, thiserror::Error)]
@@ -67,7 +65,7 @@ pub(super) struct NamespaceContext {
 pub(super) struct Site {
     pub(super) inode: u32,
     pub(super) name: Arc<str>,
-    pub(super) place: Place,
+    pub(super) scope: NetworkOrRouter,
     pub(super) confined: bool,
     netns: Arc<Netns>,
     pub(super) netlink: Netlink,
@@ -88,7 +86,7 @@ pub(super) struct Attached {
 impl Site {
     pub(super) async fn open(
         name: Arc<str>,
-        place: Place,
+        scope: NetworkOrRouter,
         netns: Netns,
         workshop: &mut NamespaceContext,
     ) -> Result<Self, SiteError> {
@@ -103,11 +101,11 @@ impl Site {
         let watch = tokio::spawn(async move {
             while events.next().await.is_some() && changes.send(Arc::clone(&site)).await.is_ok() {}
         });
-        let confined = workshop.confine_routers && place.is_router();
+        let confined = workshop.confine_routers && scope.is_router();
         Ok(Self {
             inode,
             name,
-            place,
+            scope,
             confined,
             netns,
             netlink,
@@ -180,7 +178,7 @@ impl Site {
     ) -> impl Iterator<Item = (AttachmentId, SharedBinding)> {
         self.attached.iter().map(|(index, attached)| {
             let Attached { id, link, since } = attached;
-            let network = match self.place.0 {
+            let network = match self.scope {
                 NetworkOrRouter::Network(network) => Some(network),
                 NetworkOrRouter::Router(_) => network_of(link, snapshot),
             };
@@ -189,7 +187,7 @@ impl Site {
                 interface: link.name.clone(),
                 index: *index,
                 since: *since,
-                place: network.map_or(self.place.0, NetworkOrRouter::Network),
+                scope: network.map_or(self.scope, NetworkOrRouter::Network),
             };
             (*id, binding)
         })

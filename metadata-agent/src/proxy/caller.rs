@@ -1,6 +1,6 @@
 //! Whom a haproxy of Neutron's says that it asks for: the headers that it sets on each request, and whoever knows the
 //! instance behind them. A client that came through a router's or a DHCP server's namespace is named in the same way: by
-//! that place and its own address.
+//! that scope and its own address.
 //!
 //! A guest writes headers as well, and haproxy leaves most of them in. What is its own: `X-Forwarded-For`, which it adds
 //! behind those of the guest, so the last one counts and no other; and one of `X-Neutron-Network-ID` and
@@ -17,33 +17,24 @@ use metadata_ebpf::identity::{ClientAddress, GuestAddress};
 
 use super::headers::X_FORWARDED_FOR;
 use super::requester::{ClientIdentity, NetworkHeader};
-use crate::ids::{MacAddress, NetworkId, RouterId};
+use crate::ids::{MacAddress, NetworkOrRouter};
 
 const X_NEUTRON_ROUTER_ID: HeaderName = HeaderName::from_static("x-neutron-router-id");
 
 /// Who asks, as a haproxy knows it, or we do where many guests share an attachment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Caller {
+pub struct ClientQuery {
     /// Where the haproxy listens.
-    pub place: NetworkOrRouter,
+    pub scope: NetworkOrRouter,
     /// From which address it was asked; an IPv4 address that it saw as an IPv6 one is an IPv4 address.
     pub address: IpAddr,
     /// From which MAC address, if the kernel saw that.
     pub mac: Option<MacAddress>,
 }
 
-/// Where a haproxy listens.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum NetworkOrRouter {
-    /// On this network.
-    Network(NetworkId),
-    /// In this router, on all of its networks.
-    Router(RouterId),
-}
-
 /// By what a port is known on its network.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Mark {
+pub enum PortMatch {
     /// One of its fixed addresses.
     Address(IpAddr),
     /// Its MAC address.
@@ -51,26 +42,26 @@ pub enum Mark {
 }
 
 /// Knows whose request a haproxy passes on. May ask elsewhere and take its time, within limits of its own.
-pub trait Callers: Send + Sync + 'static {
+pub trait ClientLookup: Send + Sync + 'static {
     /// Who it is.
-    fn find(&self, caller: &Caller) -> impl Future<Output = Found> + Send;
+    fn find(&self, caller: &ClientQuery) -> impl Future<Output = LookupOutcome> + Send;
 }
 
-impl<T: Callers + ?Sized> Callers for Arc<T> {
-    fn find(&self, caller: &Caller) -> impl Future<Output = Found> + Send {
+impl<T: ClientLookup + ?Sized> ClientLookup for Arc<T> {
+    fn find(&self, caller: &ClientQuery) -> impl Future<Output = LookupOutcome> + Send {
         (**self).find(caller)
     }
 }
 
-/// Who a [`Caller`] is.
+/// Who a [`ClientQuery`] is.
 #[derive(Debug, Clone)]
-pub enum Found {
+pub enum LookupOutcome {
     /// This one.
-    Known(Arc<ClientIdentity>),
+    Identified(Arc<ClientIdentity>),
     /// No port has this address there.
-    Nobody,
+    NotFound,
     /// Several ports have it. Never guessed.
-    Several,
+    Ambiguous,
     /// A port that is not an instance's.
     NotAnInstance,
     /// That cannot be told now.
@@ -78,27 +69,29 @@ pub enum Found {
 }
 
 /// Asks the second where the first does not know; then its word is the last.
-impl<A: Callers, B: Callers> Callers for (A, B) {
-    async fn find(&self, caller: &Caller) -> Found {
+impl<A: ClientLookup, B: ClientLookup> ClientLookup for (A, B) {
+    async fn find(&self, caller: &ClientQuery) -> LookupOutcome {
         match self.0.find(caller).await {
-            Found::Nobody | Found::Unavailable => self.1.find(caller).await,
-            certain @ (Found::Known(_) | Found::Several | Found::NotAnInstance) => certain,
+            LookupOutcome::NotFound | LookupOutcome::Unavailable => self.1.find(caller).await,
+            certain @ (LookupOutcome::Identified(_)
+            | LookupOutcome::Ambiguous
+            | LookupOutcome::NotAnInstance) => certain,
         }
     }
 }
 
 /// Why a request does not tell who asks.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum CallerFault {
+pub enum ClientQueryError {
     /// None of the three headers.
     #[error("the request names neither a network nor a router")]
-    NoPlace,
+    NoScope,
     /// More than one of the three headers.
     #[error("the request names more than one network or router")]
-    SeveralPlaces,
+    AmbiguousScope,
     /// One of the three headers is no UUID.
     #[error("{header}: {value:?} is not a UUID")]
-    PlaceUnreadable {
+    InvalidScope {
         /// The header.
         header: HeaderName,
         /// Its value.
@@ -109,41 +102,41 @@ pub enum CallerFault {
     NoAddress,
     /// The last of `X-Forwarded-For` is no address.
     #[error("X-Forwarded-For: {value:?} does not end in an address")]
-    AddressUnreadable {
+    InvalidAddress {
         /// Its value.
         value: HeaderValue,
     },
 }
 
-impl Caller {
-    /// A client of an attachment that all guests at a place share, with the MAC address that the kernel saw it send from.
+impl ClientQuery {
+    /// A client of an attachment that all guests at a scope share, with the MAC address that the kernel saw it send from.
     #[must_use]
-    pub fn of(place: NetworkOrRouter, client: &ClientAddress, mac: Option<MacAddress>) -> Self {
+    pub fn of(scope: NetworkOrRouter, client: &ClientAddress, mac: Option<MacAddress>) -> Self {
         let address = match client.guest {
             GuestAddress::Ipv4(octets) => IpAddr::from(octets),
             GuestAddress::Ipv6LinkLocal([a, b, c, d, e, f, g, h]) => {
                 IpAddr::from([0xfe, 0x80, 0, 0, 0, 0, 0, 0, a, b, c, d, e, f, g, h])
             }
         };
-        Self { place, address, mac }
+        Self { scope, address, mac }
     }
 
     /// Reads the headers of a request that came from a haproxy.
-    pub(super) fn read(headers: &HeaderMap) -> Result<Self, CallerFault> {
-        Ok(Self { place: NetworkOrRouter::read(headers)?, address: address(headers)?, mac: None })
+    pub(super) fn read(headers: &HeaderMap) -> Result<Self, ClientQueryError> {
+        Ok(Self { scope: scope(headers)?, address: address(headers)?, mac: None })
     }
 
-    /// By what its port is known at the place, if by anything. Of a link-local address that is the MAC address that it was
+    /// By what its port is known at the scope, if by anything. Of a link-local address that is the MAC address that it was
     /// made of, and from which the caller must send where that was seen.
     #[must_use]
-    pub fn mark(&self) -> Option<Mark> {
+    pub fn mark(&self) -> Option<PortMatch> {
         match self.address {
             // No port has it among its fixed addresses.
             IpAddr::V6(address) if address.is_unicast_link_local() => {
                 let of_address = self.mac_in_address()?;
-                self.mac.is_none_or(|seen| seen == of_address).then_some(Mark::Mac(of_address))
+                self.mac.is_none_or(|seen| seen == of_address).then_some(PortMatch::Mac(of_address))
             }
-            address @ (IpAddr::V4(_) | IpAddr::V6(_)) => Some(Mark::Address(address)),
+            address @ (IpAddr::V4(_) | IpAddr::V6(_)) => Some(PortMatch::Address(address)),
         }
     }
 
@@ -159,35 +152,33 @@ impl Caller {
     }
 }
 
-impl NetworkOrRouter {
-    fn read(headers: &HeaderMap) -> Result<Self, CallerFault> {
-        let mut found = None;
-        for name in [NetworkHeader::Neutron.name(), NetworkHeader::Ovn.name(), X_NEUTRON_ROUTER_ID] {
-            for value in headers.get_all(&name) {
-                if found.replace((name.clone(), value)).is_some() {
-                    return Err(CallerFault::SeveralPlaces);
-                }
+fn scope(headers: &HeaderMap) -> Result<NetworkOrRouter, ClientQueryError> {
+    let mut found = None;
+    for name in [NetworkHeader::Neutron.name(), NetworkHeader::Ovn.name(), X_NEUTRON_ROUTER_ID] {
+        for value in headers.get_all(&name) {
+            if found.replace((name.clone(), value)).is_some() {
+                return Err(ClientQueryError::AmbiguousScope);
             }
         }
-        let (header, value) = found.ok_or(CallerFault::NoPlace)?;
-        if header == X_NEUTRON_ROUTER_ID {
-            id(header, value).map(Self::Router)
-        } else {
-            id(header, value).map(Self::Network)
-        }
+    }
+    let (header, value) = found.ok_or(ClientQueryError::NoScope)?;
+    if header == X_NEUTRON_ROUTER_ID {
+        id(header, value).map(NetworkOrRouter::Router)
+    } else {
+        id(header, value).map(NetworkOrRouter::Network)
     }
 }
 
-fn id<T: FromStr>(header: HeaderName, value: &HeaderValue) -> Result<T, CallerFault> {
+fn id<T: FromStr>(header: HeaderName, value: &HeaderValue) -> Result<T, ClientQueryError> {
     let id = value.to_str().ok().and_then(|text| text.parse().ok());
-    id.ok_or_else(|| CallerFault::PlaceUnreadable { header, value: value.clone() })
+    id.ok_or_else(|| ClientQueryError::InvalidScope { header, value: value.clone() })
 }
 
-fn address(headers: &HeaderMap) -> Result<IpAddr, CallerFault> {
-    let value = headers.get_all(X_FORWARDED_FOR).iter().next_back().ok_or(CallerFault::NoAddress)?;
+fn address(headers: &HeaderMap) -> Result<IpAddr, ClientQueryError> {
+    let value = headers.get_all(X_FORWARDED_FOR).iter().next_back().ok_or(ClientQueryError::NoAddress)?;
     let last = value.to_str().ok().and_then(|text| text.rsplit(',').next());
     let address = last.and_then(|last| last.trim().parse::<IpAddr>().ok());
-    let address = address.ok_or_else(|| CallerFault::AddressUnreadable { value: value.clone() })?;
+    let address = address.ok_or_else(|| ClientQueryError::InvalidAddress { value: value.clone() })?;
     // A haproxy that listens on `::` sees IPv4 addresses so.
     Ok(address.to_canonical())
 }
@@ -199,13 +190,13 @@ mod tests {
     const NETWORK: &str = "11111111-1111-4111-8111-111111111111";
     const OTHER: &str = "22222222-2222-4222-8222-222222222222";
 
-    fn read(headers: &[(&str, &str)]) -> Result<Caller, CallerFault> {
+    fn read(headers: &[(&str, &str)]) -> Result<ClientQuery, ClientQueryError> {
         let mut map = HeaderMap::new();
         for (name, value) in headers {
             let value = HeaderValue::from_bytes(value.as_bytes()).unwrap();
             map.append(name.parse::<HeaderName>().unwrap(), value);
         }
-        Caller::read(&map)
+        ClientQuery::read(&map)
     }
 
     fn address_of(values: &[&str]) -> Option<String> {
@@ -235,7 +226,7 @@ mod tests {
     #[test]
     fn exactly_one_header_names_a_place() {
         let of = |headers: &[(&'static str, &'static str)]| {
-            read(&[headers, &[("x-forwarded-for", "10.0.0.5")]].concat()).map(|caller| caller.place)
+            read(&[headers, &[("x-forwarded-for", "10.0.0.5")]].concat()).map(|caller| caller.scope)
         };
         let network = NetworkOrRouter::Network(NETWORK.parse().unwrap());
         assert_eq!(of(&[("x-neutron-network-id", NETWORK)]), Ok(network));
@@ -243,7 +234,7 @@ mod tests {
         let router = NetworkOrRouter::Router(NETWORK.parse().unwrap());
         assert_eq!(of(&[("x-neutron-router-id", NETWORK)]), Ok(router));
 
-        assert_eq!(of(&[]), Err(CallerFault::NoPlace));
+        assert_eq!(of(&[]), Err(ClientQueryError::NoScope));
         for (one, other) in [
             ("x-neutron-network-id", "x-neutron-router-id"),
             ("x-neutron-network-id", "x-ovn-network-id"),
@@ -253,21 +244,21 @@ mod tests {
         ] {
             assert_eq!(
                 of(&[(one, NETWORK), (other, OTHER)]),
-                Err(CallerFault::SeveralPlaces),
+                Err(ClientQueryError::AmbiguousScope),
                 "{one} {other}"
             );
         }
         for bad in ["", "x", "\u{fc}", "11111111-1111-4111-8111-111111111111,"] {
             let got = of(&[("x-neutron-network-id", bad)]);
-            assert!(matches!(got, Err(CallerFault::PlaceUnreadable { .. })), "{bad:?}");
+            assert!(matches!(got, Err(ClientQueryError::InvalidScope { .. })), "{bad:?}");
         }
     }
 
     #[test]
     fn a_mac_address_is_read_from_a_link_local_address_that_was_made_of_it() {
         let mac = |address: &str| {
-            let place = NetworkOrRouter::Network(NETWORK.parse().unwrap());
-            let caller = Caller { place, address: address.parse().unwrap(), mac: None };
+            let scope = NetworkOrRouter::Network(NETWORK.parse().unwrap());
+            let caller = ClientQuery { scope, address: address.parse().unwrap(), mac: None };
             caller.mac_in_address().map(|mac| mac.to_string())
         };
         assert_eq!(mac("fe80::f816:3eff:fe0a:b0c").as_deref(), Some("fa:16:3e:0a:0b:0c"));
@@ -278,48 +269,48 @@ mod tests {
 
     #[test]
     fn a_link_local_address_is_its_senders_only_if_it_was_made_of_the_mac_address_that_it_sends_from() {
-        let place = NetworkOrRouter::Network(NETWORK.parse().unwrap());
+        let scope = NetworkOrRouter::Network(NETWORK.parse().unwrap());
         let mac = |text: &str| -> MacAddress { text.parse().unwrap() };
         let own = mac("fa:16:3e:0a:0b:0c");
         let another = mac("fa:16:3e:0a:0b:0d");
-        let mark = |address: &str, mac| Caller { place, address: address.parse().unwrap(), mac }.mark();
+        let mark = |address: &str, mac| ClientQuery { scope, address: address.parse().unwrap(), mac }.mark();
         for seen in [None, Some(own)] {
-            assert_eq!(mark("fe80::f816:3eff:fe0a:b0c", seen), Some(Mark::Mac(own)));
+            assert_eq!(mark("fe80::f816:3eff:fe0a:b0c", seen), Some(PortMatch::Mac(own)));
         }
         assert_eq!(mark("fe80::f816:3eff:fe0a:b0c", Some(another)), None);
         assert_eq!(mark("fe80::1", Some(own)), None);
         for seen in [None, Some(own), Some(another)] {
             let address: IpAddr = "10.0.0.5".parse().unwrap();
-            assert_eq!(mark("10.0.0.5", seen), Some(Mark::Address(address)));
+            assert_eq!(mark("10.0.0.5", seen), Some(PortMatch::Address(address)));
         }
     }
 
     /// Says the same to everybody.
-    struct Oracle(Found);
+    struct Oracle(LookupOutcome);
 
-    impl Callers for Oracle {
-        fn find(&self, _: &Caller) -> impl Future<Output = Found> + Send {
+    impl ClientLookup for Oracle {
+        fn find(&self, _: &ClientQuery) -> impl Future<Output = LookupOutcome> + Send {
             std::future::ready(self.0.clone())
         }
     }
 
     #[tokio::test]
     async fn the_second_is_asked_only_where_the_first_does_not_know() {
-        let place = NetworkOrRouter::Network(NETWORK.parse().unwrap());
-        let caller = Caller { place, address: "10.0.0.5".parse().unwrap(), mac: None };
+        let scope = NetworkOrRouter::Network(NETWORK.parse().unwrap());
+        let caller = ClientQuery { scope, address: "10.0.0.5".parse().unwrap(), mac: None };
         for (first, asks) in [
-            (Found::Nobody, true),
-            (Found::Unavailable, true),
-            (Found::Several, false),
-            (Found::NotAnInstance, false),
+            (LookupOutcome::NotFound, true),
+            (LookupOutcome::Unavailable, true),
+            (LookupOutcome::Ambiguous, false),
+            (LookupOutcome::NotAnInstance, false),
         ] {
-            let second = Oracle(Found::Known(Arc::new(ClientIdentity::on_network(
+            let second = Oracle(LookupOutcome::Identified(Arc::new(ClientIdentity::on_network(
                 NETWORK.parse().unwrap(),
                 Vec::new(),
                 NetworkHeader::Neutron,
             ))));
             let found = (Oracle(first.clone()), second).find(&caller).await;
-            assert_eq!(matches!(found, Found::Known(_)), asks, "{first:?}");
+            assert_eq!(matches!(found, LookupOutcome::Identified(_)), asks, "{first:?}");
         }
     }
 }

@@ -17,7 +17,7 @@ use tokio::net::{TcpStream, UnixStream};
 use tokio::time::{Instant, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 
-use super::caller::Callers;
+use super::caller::ClientLookup;
 use super::fault::HEAD_TIMEOUT_ANSWER;
 use super::identify::Directory;
 use super::peer::{Guest, Haproxy, Peer};
@@ -67,7 +67,7 @@ impl<D: Directory> Proxy<D> {
     }
 }
 
-impl<C: Callers> Proxy<C> {
+impl<C: ClientLookup> Proxy<C> {
     /// Serves one connection of a haproxy in the same way.
     pub(super) async fn serve_haproxy(self: Arc<Self>, stream: UnixStream, cancel: CancellationToken) {
         self.converse(stream, Haproxy, cancel).await;

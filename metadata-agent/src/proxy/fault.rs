@@ -9,7 +9,7 @@ use hyper::body::Bytes;
 use hyper::header::{CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, HeaderValue, RETRY_AFTER};
 use hyper::{Response, StatusCode};
 
-use super::caller::CallerFault;
+use super::caller::ClientQueryError;
 use super::target::TargetFault;
 use super::upstream::UpstreamError;
 use crate::proxy::metrics::Metrics;
@@ -36,7 +36,7 @@ pub(super) enum Fault {
     #[error("the attachment is gone")]
     AttachmentGone,
     #[error(transparent)]
-    Caller(#[from] CallerFault),
+    ClientQuery(#[from] ClientQueryError),
     #[error("the request comes from nobody that is known")]
     CallerUnknown,
     #[error("the request comes from several ports alike")]
@@ -65,12 +65,12 @@ impl Fault {
                 | TargetFault::Fragment
                 | TargetFault::NoPath,
             )
-            | Self::Caller(
-                CallerFault::NoPlace
-                | CallerFault::SeveralPlaces
-                | CallerFault::PlaceUnreadable { .. }
-                | CallerFault::NoAddress
-                | CallerFault::AddressUnreadable { .. },
+            | Self::ClientQuery(
+                ClientQueryError::NoScope
+                | ClientQueryError::AmbiguousScope
+                | ClientQueryError::InvalidScope { .. }
+                | ClientQueryError::NoAddress
+                | ClientQueryError::InvalidAddress { .. },
             )
             | Self::BodyBroken { .. } => {
                 Reply { close: true, ..reply(StatusCode::BAD_REQUEST, "The request is malformed.\n") }
@@ -129,7 +129,7 @@ impl Fault {
             Self::IdentityUnknown => metrics.rejected_request("identity_unknown"),
             Self::NotAnInstance => metrics.rejected_request("not_an_instance"),
             Self::AttachmentGone => metrics.rejected_request("attachment_gone"),
-            Self::Caller(_) => metrics.rejected_request("caller_unreadable"),
+            Self::ClientQuery(_) => metrics.rejected_request("caller_unreadable"),
             Self::CallerUnknown => metrics.rejected_request("caller_unknown"),
             Self::CallerAmbiguous => metrics.rejected_request("caller_ambiguous"),
         }

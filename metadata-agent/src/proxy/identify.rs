@@ -7,27 +7,32 @@ use std::time::{Duration, Instant};
 use metadata_ebpf::identity::ClientAddress;
 use tokio::sync::watch;
 
-use super::caller::{Found, NetworkOrRouter};
+use super::caller::LookupOutcome;
 use super::fault::Fault;
 use super::requester::ClientIdentity;
+use crate::ids::NetworkOrRouter;
 use crate::proxy::metrics::Metrics;
 
 /// Knows the requester behind a client. Look-ups never wait: they run on the path of each request.
 pub trait Directory: Send + Sync + 'static {
     /// What is known of a client now.
-    fn lookup(&self, client: &ClientAddress) -> Standing;
+    fn lookup(&self, client: &ClientAddress) -> LookupState;
 
     /// Ticks whenever any standing may have changed.
     fn changes(&self) -> watch::Receiver<u64>;
 
-    /// Who a client at a place of [`Standing::Shared`] is. Nobody, where there are no such places.
-    fn find(&self, _place: NetworkOrRouter, _client: &ClientAddress) -> impl Future<Output = Found> + Send {
-        std::future::ready(Found::Nobody)
+    /// Who a client at a place of [`LookupState::Shared`] is. Nobody, where there are no such places.
+    fn find(
+        &self,
+        _place: NetworkOrRouter,
+        _client: &ClientAddress,
+    ) -> impl Future<Output = LookupOutcome> + Send {
+        std::future::ready(LookupOutcome::NotFound)
     }
 }
 
 impl<T: Directory + ?Sized> Directory for Arc<T> {
-    fn lookup(&self, client: &ClientAddress) -> Standing {
+    fn lookup(&self, client: &ClientAddress) -> LookupState {
         (**self).lookup(client)
     }
 
@@ -35,8 +40,12 @@ impl<T: Directory + ?Sized> Directory for Arc<T> {
         (**self).changes()
     }
 
-    fn find(&self, place: NetworkOrRouter, client: &ClientAddress) -> impl Future<Output = Found> + Send {
-        (**self).find(place, client)
+    fn find(
+        &self,
+        scope: NetworkOrRouter,
+        client: &ClientAddress,
+    ) -> impl Future<Output = LookupOutcome> + Send {
+        (**self).find(scope, client)
     }
 }
 
@@ -51,7 +60,7 @@ pub(super) enum Identity {
 
 /// What is known of a client.
 #[derive(Debug, Clone)]
-pub enum Standing {
+pub enum LookupState {
     /// Whose requests can be made: an instance of Nova, or a port whose network is known where that is enough.
     Known(Arc<ClientIdentity>),
     /// The sources have not told yet.
@@ -62,7 +71,7 @@ pub enum Standing {
     /// Many guests share its attachment: [`Directory::find`] is asked who has its address there.
     Shared(NetworkOrRouter),
     /// A source says that this is no instance of Nova.
-    Refused,
+    NotAnInstance,
     /// The attachment has vanished.
     Gone,
 }
@@ -89,7 +98,7 @@ pub(super) async fn identify<D: Directory>(
 ) -> Result<Identity, Fault> {
     // The common case takes no receiver.
     let first = directory.lookup(client);
-    if !matches!(first, Standing::Pending { .. }) {
+    if !matches!(first, LookupState::Pending { .. }) {
         return settle(first, Instant::now(), patience.grace);
     }
     let held = hold(directory, client, patience).await;
@@ -125,20 +134,20 @@ async fn hold<D: Directory>(
     }
 }
 
-fn still_waits(standing: &Standing, now: Instant, grace: Duration) -> bool {
-    matches!(standing, Standing::Pending { since } if now.saturating_duration_since(*since) < grace)
+fn still_waits(standing: &LookupState, now: Instant, grace: Duration) -> bool {
+    matches!(standing, LookupState::Pending { since } if now.saturating_duration_since(*since) < grace)
 }
 
-fn settle(standing: Standing, now: Instant, grace: Duration) -> Result<Identity, Fault> {
+fn settle(standing: LookupState, now: Instant, grace: Duration) -> Result<Identity, Fault> {
     match standing {
-        Standing::Known(requester) => Ok(Identity::Own(requester)),
-        Standing::Shared(place) => Ok(Identity::Shared(place)),
-        Standing::Pending { since } if now.saturating_duration_since(since) < grace => {
+        LookupState::Known(requester) => Ok(Identity::Own(requester)),
+        LookupState::Shared(scope) => Ok(Identity::Shared(scope)),
+        LookupState::Pending { since } if now.saturating_duration_since(since) < grace => {
             Err(Fault::IdentityPending)
         }
-        Standing::Pending { .. } => Err(Fault::IdentityUnknown),
-        Standing::Refused => Err(Fault::NotAnInstance),
-        Standing::Gone => Err(Fault::AttachmentGone),
+        LookupState::Pending { .. } => Err(Fault::IdentityUnknown),
+        LookupState::NotAnInstance => Err(Fault::NotAnInstance),
+        LookupState::Gone => Err(Fault::AttachmentGone),
     }
 }
 
@@ -153,23 +162,23 @@ mod tests {
     const PATIENCE: Patience = Patience { hold: Duration::from_secs(5), grace: Duration::from_mins(2) };
 
     struct Desk {
-        standing: Mutex<Standing>,
+        standing: Mutex<LookupState>,
         tick: watch::Sender<u64>,
     }
 
     impl Desk {
-        fn with(standing: Standing) -> Self {
+        fn with(standing: LookupState) -> Self {
             Self { standing: Mutex::new(standing), tick: watch::Sender::new(0) }
         }
 
-        fn tell(&self, standing: Standing) {
+        fn tell(&self, standing: LookupState) {
             *self.standing.lock().unwrap() = standing;
             self.tick.send_modify(|tick| *tick += 1);
         }
     }
 
     impl Directory for Desk {
-        fn lookup(&self, _: &ClientAddress) -> Standing {
+        fn lookup(&self, _: &ClientAddress) -> LookupState {
             self.standing.lock().unwrap().clone()
         }
 
@@ -201,12 +210,12 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_late_identity_wakes_the_request() {
-        let desk = Desk::with(Standing::Pending { since: now() });
+        let desk = Desk::with(LookupState::Pending { since: now() });
         let began = now();
         let (asked, ()) = tokio::join!(ask(&desk), async {
             tokio::time::sleep(Duration::from_secs(3)).await;
-            desk.tell(Standing::Pending { since: began });
-            desk.tell(Standing::Known(Arc::new(requester())));
+            desk.tell(LookupState::Pending { since: began });
+            desk.tell(LookupState::Known(Arc::new(requester())));
         });
         assert!(asked.is_ok(), "{asked:?}");
         assert_eq!(now() - began, Duration::from_secs(3));
@@ -214,7 +223,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_hold_ends_after_its_time_with_come_back() {
-        let desk = Desk::with(Standing::Pending { since: now() });
+        let desk = Desk::with(LookupState::Pending { since: now() });
         let began = now();
         assert!(matches!(ask(&desk).await, Err(Fault::IdentityPending)));
         assert_eq!(now() - began, PATIENCE.hold);
@@ -224,7 +233,7 @@ mod tests {
     async fn after_the_grace_a_port_counts_as_no_instance_at_once() {
         let since = now();
         tokio::time::advance(PATIENCE.grace).await;
-        let desk = Desk::with(Standing::Pending { since });
+        let desk = Desk::with(LookupState::Pending { since });
         let began = now();
         assert!(matches!(ask(&desk).await, Err(Fault::IdentityUnknown)));
         assert_eq!(now(), began);
@@ -232,8 +241,8 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_refusal_and_a_vanished_attachment_end_the_hold() {
-        for (told, refused) in [(Standing::Refused, true), (Standing::Gone, false)] {
-            let desk = Desk::with(Standing::Pending { since: now() });
+        for (told, refused) in [(LookupState::NotAnInstance, true), (LookupState::Gone, false)] {
+            let desk = Desk::with(LookupState::Pending { since: now() });
             let (asked, ()) = tokio::join!(ask(&desk), async { desk.tell(told) });
             match asked {
                 Err(Fault::NotAnInstance) => assert!(refused),

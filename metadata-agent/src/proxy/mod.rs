@@ -41,11 +41,11 @@ mod upstream;
 
 use std::time::Duration;
 
-pub use caller::{Caller, Callers, Found, Mark, NetworkOrRouter};
+pub use caller::{ClientLookup, ClientQuery, LookupOutcome, PortMatch};
 pub use connection::GuestStream;
 pub use endpoint::{Endpoint, EndpointError, Scheme};
-pub use identify::{Directory, Standing};
-pub use probe::{ProbeError, TlsFault, probe};
+pub use identify::{Directory, LookupState};
+pub use probe::{ProbeError, TlsErrorKind, probe};
 pub use rate::{RateLimit, RateWindow};
 pub use requester::{ClientIdentity, NetworkHeader, UpstreamAuth};
 pub use server::{serve, serve_haproxies};

@@ -8,11 +8,12 @@ use std::sync::{Arc, OnceLock};
 use hyper::header::HeaderMap;
 use metadata_ebpf::identity::{AttachmentId, ClientAddress};
 
-use super::caller::{Caller, Callers, Found, NetworkOrRouter};
+use super::caller::{ClientLookup, ClientQuery, LookupOutcome};
 use super::fault::Fault;
 use super::identify::{Directory, Identity, Patience, identify};
 use super::requester::{ClientIdentity, GuestOrigin};
 use super::shared::Proxy;
+use crate::ids::NetworkOrRouter;
 
 /// The other end of a connection.
 pub(super) trait Peer<D>: fmt::Debug + Send + Sync + 'static {
@@ -56,12 +57,12 @@ impl Guest {
     async fn look_up<D: Directory>(
         &self,
         directory: &D,
-        place: NetworkOrRouter,
+        scope: NetworkOrRouter,
     ) -> Result<Arc<ClientIdentity>, Fault> {
         if let Some(requester) = self.found.get() {
             return Ok(Arc::clone(requester));
         }
-        let requester = known(directory.find(place, &self.client).await)?;
+        let requester = known(directory.find(scope, &self.client).await)?;
         Ok(Arc::clone(self.found.get_or_init(|| requester)))
     }
 }
@@ -71,7 +72,7 @@ impl<D: Directory> Peer<D> for Guest {
         let patience = Patience { hold: proxy.config.identity_hold, grace: proxy.config.identity_grace };
         let requester = match identify(&proxy.directory, &self.client, patience, &proxy.metrics).await? {
             Identity::Own(requester) => requester,
-            Identity::Shared(place) => self.look_up(&proxy.directory, place).await?,
+            Identity::Shared(scope) => self.look_up(&proxy.directory, scope).await?,
         };
         Ok(Asker { requester, origin: Cow::Borrowed(&self.origin) })
     }
@@ -85,9 +86,9 @@ impl<D: Directory> Peer<D> for Guest {
 #[derive(Debug)]
 pub(super) struct Haproxy;
 
-impl<C: Callers> Peer<C> for Haproxy {
+impl<C: ClientLookup> Peer<C> for Haproxy {
     async fn identify(&self, proxy: &Proxy<C>, headers: &HeaderMap) -> Result<Asker<'_>, Fault> {
-        let caller = Caller::read(headers)?;
+        let caller = ClientQuery::read(headers)?;
         let requester = known(proxy.directory.find(&caller).await)?;
         Ok(Asker { requester, origin: Cow::Owned(GuestOrigin::at(caller.address)) })
     }
@@ -97,12 +98,12 @@ impl<C: Callers> Peer<C> for Haproxy {
     }
 }
 
-fn known(found: Found) -> Result<Arc<ClientIdentity>, Fault> {
+fn known(found: LookupOutcome) -> Result<Arc<ClientIdentity>, Fault> {
     match found {
-        Found::Known(requester) => Ok(requester),
-        Found::Nobody => Err(Fault::CallerUnknown),
-        Found::Several => Err(Fault::CallerAmbiguous),
-        Found::NotAnInstance => Err(Fault::NotAnInstance),
-        Found::Unavailable => Err(Fault::IdentityPending),
+        LookupOutcome::Identified(requester) => Ok(requester),
+        LookupOutcome::NotFound => Err(Fault::CallerUnknown),
+        LookupOutcome::Ambiguous => Err(Fault::CallerAmbiguous),
+        LookupOutcome::NotAnInstance => Err(Fault::NotAnInstance),
+        LookupOutcome::Unavailable => Err(Fault::IdentityPending),
     }
 }

@@ -41,7 +41,7 @@ pub enum ProbeError {
     #[error("no TLS ({text})")]
     Tls {
         /// What is wrong.
-        fault: TlsFault,
+        fault: TlsErrorKind,
         /// In the words of the TLS library.
         text: String,
     },
@@ -55,7 +55,7 @@ pub enum ProbeError {
 
 /// Why there is no TLS.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum TlsFault {
+pub enum TlsErrorKind {
     /// The other side does not speak it.
     NotTls,
     /// Its certificate is signed by somebody unknown.
@@ -65,7 +65,7 @@ pub enum TlsFault {
     /// Its certificate is not valid at this time.
     OutOfDate,
     /// It wants a certificate of ours, or another one.
-    OurCertificate,
+    ClientCertificate,
     /// Anything else.
     Other,
 }
@@ -114,7 +114,7 @@ fn told(error: UpstreamError) -> ProbeError {
         | UpstreamError::AnswerTimeout { limit, .. }
         | UpstreamError::Busy { limit } => ProbeError::Silent(limit),
         UpstreamError::Tls { source, .. } => {
-            ProbeError::Tls { fault: TlsFault::NotTls, text: text(&*source) }
+            ProbeError::Tls { fault: TlsErrorKind::NotTls, text: text(&*source) }
         }
         UpstreamError::Handshake { source, .. }
         | UpstreamError::Broken { source, .. }
@@ -124,21 +124,23 @@ fn told(error: UpstreamError) -> ProbeError {
 }
 
 #[expect(clippy::wildcard_enum_match_arm, reason = "what no option mends is told in the library's own words")]
-fn kind(error: &rustls::Error) -> TlsFault {
+fn kind(error: &rustls::Error) -> TlsErrorKind {
     match error {
         rustls::Error::InvalidCertificate(certificate) => match certificate {
             // A bad signature: an authority that was made anew under its old name.
-            CertificateError::UnknownIssuer | CertificateError::BadSignature => TlsFault::UnknownAuthority,
+            CertificateError::UnknownIssuer | CertificateError::BadSignature => {
+                TlsErrorKind::UnknownAuthority
+            }
             CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => {
-                TlsFault::OtherName
+                TlsErrorKind::OtherName
             }
             CertificateError::Expired
             | CertificateError::ExpiredContext { .. }
             | CertificateError::NotValidYet
-            | CertificateError::NotValidYetContext { .. } => TlsFault::OutOfDate,
-            _ => TlsFault::Other,
+            | CertificateError::NotValidYetContext { .. } => TlsErrorKind::OutOfDate,
+            _ => TlsErrorKind::Other,
         },
-        rustls::Error::InvalidMessage(_) => TlsFault::NotTls,
+        rustls::Error::InvalidMessage(_) => TlsErrorKind::NotTls,
         rustls::Error::AlertReceived(
             AlertDescription::CertificateRequired
             | AlertDescription::BadCertificate
@@ -147,8 +149,8 @@ fn kind(error: &rustls::Error) -> TlsFault {
             | AlertDescription::CertificateExpired
             | AlertDescription::DecryptError
             | AlertDescription::HandshakeFailure,
-        ) => TlsFault::OurCertificate,
-        _ => TlsFault::Other,
+        ) => TlsErrorKind::ClientCertificate,
+        _ => TlsErrorKind::Other,
     }
 }
 

@@ -12,7 +12,7 @@ use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::caller::Callers;
+use super::caller::ClientLookup;
 use super::identify::Directory;
 use super::limits::Ticket;
 use super::shared::Proxy;
@@ -45,7 +45,7 @@ impl<D: Directory> Proxy<D> {
     }
 }
 
-impl<C: Callers> Proxy<C> {
+impl<C: ClientLookup> Proxy<C> {
     fn welcome_haproxy(
         self: &Arc<Self>,
         stream: UnixStream,
@@ -81,7 +81,7 @@ pub async fn serve<D: Directory>(
 }
 
 /// The same for haproxies of Neutron's, which say for whom they ask. Whoever can open this socket is believed.
-pub async fn serve_haproxies<C: Callers>(
+pub async fn serve_haproxies<C: ClientLookup>(
     listener: UnixListener,
     proxy: Arc<Proxy<C>>,
     cancel: CancellationToken,

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use metadata_agent::proxy::{ClientIdentity, NetworkHeader, ProxyConfig, Standing, UpstreamConfig};
+use metadata_agent::proxy::{ClientIdentity, LookupState, NetworkHeader, ProxyConfig, UpstreamConfig};
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixListener;
@@ -39,9 +39,9 @@ impl Site {
     }
 }
 
-fn on_network(fixed_ips: &[&str], header: NetworkHeader) -> Standing {
+fn on_network(fixed_ips: &[&str], header: NetworkHeader) -> LookupState {
     let fixed_ips = fixed_ips.iter().map(|ip| ip.parse().unwrap()).collect();
-    Standing::Known(Arc::new(ClientIdentity::on_network(NETWORK.parse().unwrap(), fixed_ips, header)))
+    LookupState::Known(Arc::new(ClientIdentity::on_network(NETWORK.parse().unwrap(), fixed_ips, header)))
 }
 
 /// A request's head, without its first line, in order of names.

@@ -328,7 +328,7 @@ async fn a_late_identity_is_waited_for() {
 
 #[tokio::test]
 async fn an_unknown_port_is_told_to_come_back_until_its_grace_is_over() {
-    use metadata_agent::proxy::Standing;
+    use metadata_agent::proxy::LookupState;
     let nova = Nova::saying(OK).await;
     let desk = Desk::with(pending());
     let config = ProxyConfig { identity_hold: Duration::from_millis(30), ..config() };
@@ -340,7 +340,8 @@ async fn an_unknown_port_is_told_to_come_back_until_its_grace_is_over() {
     assert!(answer.contains("retry-after: 1\r\n"), "{answer}");
 
     let long_ago = std::time::Instant::now().checked_sub(Duration::from_secs(121)).unwrap();
-    for standing in [Standing::Pending { since: long_ago }, Standing::Refused, Standing::Gone] {
+    for standing in [LookupState::Pending { since: long_ago }, LookupState::NotAnInstance, LookupState::Gone]
+    {
         desk.tell(standing);
         guest.send(GET).await;
         let answer = guest.answer().await;

@@ -5,9 +5,10 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use metadata_agent::ids::NetworkOrRouter;
 use metadata_agent::proxy::metrics::Metrics;
 use metadata_agent::proxy::{
-    Caller, Callers, ClientIdentity, Found, NetworkOrRouter, Proxy, ProxyConfig, Signer, Upstream,
+    ClientIdentity, ClientLookup, ClientQuery, LookupOutcome, Proxy, ProxyConfig, Signer, Upstream,
     serve_haproxies,
 };
 use prometheus_client::registry::Registry;
@@ -24,17 +25,17 @@ const BLUE: &str = "22222222-2222-4222-8222-222222222222";
 const ROUTER: &str = "33333333-3333-4333-8333-333333333333";
 const BLUE_INSTANCE: &str = "00000000-9a1f-4d0a-8f0b-1c2d3e4f5a6b";
 
-/// What is found by place and address; everything else is nobody.
-struct Book(HashMap<(String, IpAddr), Found>);
+/// What is found by scope and address; everything else is nobody.
+struct Book(HashMap<(String, IpAddr), LookupOutcome>);
 
-impl Callers for Book {
-    fn find(&self, caller: &Caller) -> impl Future<Output = Found> + Send {
-        let place = match caller.place {
+impl ClientLookup for Book {
+    fn find(&self, caller: &ClientQuery) -> impl Future<Output = LookupOutcome> + Send {
+        let scope = match caller.scope {
             NetworkOrRouter::Network(network) => network.to_string(),
             NetworkOrRouter::Router(router) => router.to_string(),
         };
-        let found = self.0.get(&(place, caller.address)).cloned();
-        std::future::ready(found.unwrap_or(Found::Nobody))
+        let found = self.0.get(&(scope, caller.address)).cloned();
+        std::future::ready(found.unwrap_or(LookupOutcome::NotFound))
     }
 }
 
@@ -45,10 +46,10 @@ struct Site {
     tracker: TaskTracker,
 }
 
-fn instance(id: &str, address: &str) -> Found {
+fn instance(id: &str, address: &str) -> LookupOutcome {
     let signer = Signer::new("secret".into());
     let fixed_ips = vec![address.parse().unwrap()];
-    Found::Known(Arc::new(ClientIdentity::new(
+    LookupOutcome::Identified(Arc::new(ClientIdentity::new(
         id.parse().unwrap(),
         &"acme".parse().unwrap(),
         fixed_ips,
@@ -66,11 +67,11 @@ impl Site {
             (RED, "10.0.0.5", instance(INSTANCE, "10.0.0.5")),
             (BLUE, "10.0.0.5", instance(BLUE_INSTANCE, "10.0.0.5")),
             (ROUTER, "10.0.0.9", instance(BLUE_INSTANCE, "10.0.0.9")),
-            (RED, "10.0.0.6", Found::Several),
-            (RED, "10.0.0.7", Found::NotAnInstance),
-            (RED, "10.0.0.8", Found::Unavailable),
+            (RED, "10.0.0.6", LookupOutcome::Ambiguous),
+            (RED, "10.0.0.7", LookupOutcome::NotAnInstance),
+            (RED, "10.0.0.8", LookupOutcome::Unavailable),
         ];
-        let book = book.map(|(place, address, found)| ((place.to_owned(), address.parse().unwrap()), found));
+        let book = book.map(|(scope, address, found)| ((scope.to_owned(), address.parse().unwrap()), found));
         let metrics = Arc::new(Metrics::register(&mut Registry::default()));
         let upstream = Upstream::new(upstream(nova.port), Arc::clone(&metrics), TaskTracker::new()).unwrap();
         let proxy = Proxy::new(Book(book.into()), Arc::new(upstream), config, metrics);
@@ -108,15 +109,15 @@ async fn each_request_of_one_connection_is_for_whom_it_says() {
     let mut nova = Nova::saying(OK).await;
     let site = Site::before(&nova);
     let mut haproxy = site.connect().await;
-    for (name, place, address, instance) in [
+    for (name, scope, address, instance) in [
         ("X-Neutron-Network-ID", RED, "10.0.0.5", INSTANCE),
         ("X-Neutron-Network-ID", BLUE, "10.0.0.5", BLUE_INSTANCE),
         ("X-Neutron-Router-ID", ROUTER, "10.0.0.9", BLUE_INSTANCE),
         ("X-OVN-Network-ID", RED, "::ffff:10.0.0.5", INSTANCE),
     ] {
-        assert_status(&request(&mut haproxy, &[(name, place), ("X-Forwarded-For", address)]).await, 200);
+        assert_status(&request(&mut haproxy, &[(name, scope), ("X-Forwarded-For", address)]).await, 200);
         let asked = nova.next().await.1;
-        assert_eq!(header(&asked, "x-instance-id").as_deref(), Some(instance), "{name} {place} {address}");
+        assert_eq!(header(&asked, "x-instance-id").as_deref(), Some(instance), "{name} {scope} {address}");
         let canonical = address.trim_start_matches("::ffff:");
         assert_eq!(header(&asked, "x-forwarded-for").as_deref(), Some(canonical));
         assert_eq!(header(&asked, "x-neutron-network-id").or(header(&asked, "x-ovn-network-id")), None);

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use metadata_agent::proxy::{
-    ClientCertificate, Endpoint, ProbeError, Scheme, TlsConfig, TlsFault, UpstreamConfig, probe,
+    ClientCertificate, Endpoint, ProbeError, Scheme, TlsConfig, TlsErrorKind, UpstreamConfig, probe,
 };
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -30,7 +30,7 @@ async fn a_nova_lists_its_versions_to_whoever_asks() {
 async fn what_is_no_nova_is_told_apart() {
     let other = Nova::saying(OK).await;
     assert!(matches!(fault_of(upstream(other.port)).await, ProbeError::NotNova(status) if status == 200));
-    let refusing = Nova::saying("HTTP/1.1 404 Not Found\r\nContent-Length: 7\r\n\r\nlatest\n").await;
+    let refusing = Nova::saying("HTTP/1.1 404 Not LookupOutcome\r\nContent-Length: 7\r\n\r\nlatest\n").await;
     assert!(matches!(fault_of(upstream(refusing.port)).await, ProbeError::NotNova(status) if status == 404));
     let mute = Nova::saying("SSH-2.0-OpenSSH_9.2\r\n\r\n").await;
     assert!(matches!(fault_of(upstream(mute.port)).await, ProbeError::NotHttp(_)));
@@ -76,16 +76,16 @@ async fn each_fault_of_tls_is_named() {
         let ProbeError::Tls { fault, .. } = fault else { panic!("no fault of TLS: {fault}") };
         fault
     };
-    assert_eq!(of(plain_server().await, &ours).await, TlsFault::NotTls);
+    assert_eq!(of(plain_server().await, &ours).await, TlsErrorKind::NotTls);
     let unknown = tls_nova(&stranger, "localhost", None).await;
-    assert_eq!(of(unknown, &ours).await, TlsFault::UnknownAuthority);
+    assert_eq!(of(unknown, &ours).await, TlsErrorKind::UnknownAuthority);
     let misnamed = tls_nova(&authority, "other.example", None).await;
-    assert_eq!(of(misnamed, &ours).await, TlsFault::OtherName);
+    assert_eq!(of(misnamed, &ours).await, TlsErrorKind::OtherName);
     let expired = TlsNova::start(authority.server("localhost", PAST, None)).await;
-    assert_eq!(of(expired.nova.port, &ours).await, TlsFault::OutOfDate);
+    assert_eq!(of(expired.nova.port, &ours).await, TlsErrorKind::OutOfDate);
     let asking = tls_nova(&authority, "localhost", Some(&authority)).await;
-    assert_eq!(of(asking, &ours).await, TlsFault::OurCertificate);
-    assert_eq!(of(asking, &TlsConfig { identity, ..ours.clone() }).await, TlsFault::OurCertificate);
+    assert_eq!(of(asking, &ours).await, TlsErrorKind::ClientCertificate);
+    assert_eq!(of(asking, &TlsConfig { identity, ..ours.clone() }).await, TlsErrorKind::ClientCertificate);
     // The other way round: it speaks TLS and we do not.
     let endpoint = Endpoint::new(Scheme::Http, "localhost", unknown).unwrap();
     let fault = fault_of(UpstreamConfig::new(vec![endpoint])).await;

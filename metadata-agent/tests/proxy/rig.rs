@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use metadata_agent::proxy::metrics::Metrics;
 use metadata_agent::proxy::{
-    ClientIdentity, Directory, Endpoint, Proxy, ProxyConfig, Scheme, Signer, Standing, Upstream,
+    ClientIdentity, Directory, Endpoint, LookupState, Proxy, ProxyConfig, Scheme, Signer, Upstream,
     UpstreamConfig, serve,
 };
 use metadata_ebpf::identity::{AttachmentId, ClientAddress};
@@ -202,18 +202,18 @@ pub fn header(head: &[u8], name: &str) -> Option<String> {
 
 /// What the agent knows of its one client.
 pub struct Desk {
-    standing: Mutex<Standing>,
+    standing: Mutex<LookupState>,
     tick: watch::Sender<u64>,
     asked: watch::Sender<u64>,
 }
 
 impl Desk {
-    pub fn with(standing: Standing) -> Arc<Self> {
+    pub fn with(standing: LookupState) -> Arc<Self> {
         let (tick, asked) = (watch::Sender::new(0), watch::Sender::new(0));
         Arc::new(Self { standing: Mutex::new(standing), tick, asked })
     }
 
-    pub fn tell(&self, standing: Standing) {
+    pub fn tell(&self, standing: LookupState) {
         *self.standing.lock().unwrap() = standing;
         self.tick.send_modify(|tick| *tick += 1);
     }
@@ -225,7 +225,7 @@ impl Desk {
 }
 
 impl Directory for Desk {
-    fn lookup(&self, client: &ClientAddress) -> Standing {
+    fn lookup(&self, client: &ClientAddress) -> LookupState {
         assert_eq!(*client, CLIENT());
         self.asked.send_modify(|asked| *asked += 1);
         self.standing.lock().unwrap().clone()
@@ -241,13 +241,13 @@ pub fn CLIENT() -> ClientAddress {
     ClientAddress::ipv4(AttachmentId::new(7).unwrap(), [10, 0, 0, 5])
 }
 
-pub fn known() -> Standing {
+pub fn known() -> LookupState {
     known_by(&Signer::new("secret".into()))
 }
 
-pub fn known_by(signer: &Signer) -> Standing {
+pub fn known_by(signer: &Signer) -> LookupState {
     let fixed_ips = vec!["10.0.0.5".parse().unwrap()];
-    Standing::Known(Arc::new(ClientIdentity::new(
+    LookupState::Known(Arc::new(ClientIdentity::new(
         INSTANCE.parse().unwrap(),
         &"acme".parse().unwrap(),
         fixed_ips,
@@ -255,8 +255,8 @@ pub fn known_by(signer: &Signer) -> Standing {
     )))
 }
 
-pub fn pending() -> Standing {
-    Standing::Pending { since: Instant::now() }
+pub fn pending() -> LookupState {
+    LookupState::Pending { since: Instant::now() }
 }
 
 pub struct Agent {

@@ -8,7 +8,7 @@ use tokio::time::timeout;
 use super::{Finding, finding};
 use crate::app;
 use crate::config::{Config, NovaEndpoint, Scheme, Upstream};
-use crate::proxy::{self, ProbeError, TlsFault, UpstreamConfig};
+use crate::proxy::{self, ProbeError, TlsErrorKind, UpstreamConfig};
 
 /// Each endpoint, asked for itself; or the agent of Neutron's that guests are passed on to.
 pub(super) async fn look(config: &Config) -> Vec<Finding> {
@@ -69,14 +69,16 @@ fn remedy(error: &ProbeError, scheme: Scheme) -> Option<&'static str> {
             Some("it is no metadata API of Nova; correct nova_metadata_host and nova_metadata_port")
         }
         ProbeError::Tls { fault, .. } => Some(match fault {
-            TlsFault::NotTls => "if it does not speak TLS, set nova_metadata_protocol = http",
-            TlsFault::UnknownAuthority => "name the authority that signed its certificate in auth_ca_cert",
-            TlsFault::OtherName => "set nova_metadata_host to a name that its certificate is for",
-            TlsFault::OutOfDate => "renew its certificate, or set this host's clock",
-            TlsFault::OurCertificate => {
+            TlsErrorKind::NotTls => "if it does not speak TLS, set nova_metadata_protocol = http",
+            TlsErrorKind::UnknownAuthority => {
+                "name the authority that signed its certificate in auth_ca_cert"
+            }
+            TlsErrorKind::OtherName => "set nova_metadata_host to a name that its certificate is for",
+            TlsErrorKind::OutOfDate => "renew its certificate, or set this host's clock",
+            TlsErrorKind::ClientCertificate => {
                 "give nova_client_cert and nova_client_priv_key a certificate that it accepts"
             }
-            TlsFault::Other => "look at its certificate and at auth_ca_cert",
+            TlsErrorKind::Other => "look at its certificate and at auth_ca_cert",
         }),
     }
 }

@@ -46,7 +46,7 @@ pub use api::{ApiError, ApiErrorKind};
 pub use catalog::CatalogError;
 pub use http::{HttpError, HttpSetupError};
 pub use keystone::KeystoneError;
-pub use lookup::{Answer, Found, Lookup, LookupError, Place, Query, Questions, Whom};
+pub use lookup::{Answer, Found, Lookup, LookupError, Query, Questions, Whom};
 pub use ports::RowError;
 pub use session::AuthError;
 

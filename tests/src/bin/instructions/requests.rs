@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::{Context as _, ensure};
-use metadata_agent::directory::{Binding, Change, Directory, Owner};
+use metadata_agent::directory::{Binding, BindingChanges, Directory, Owner};
 use metadata_agent::ids::IfIndex;
 use metadata_agent::inventory::Port;
 use metadata_agent::proxy::metrics::Metrics;
@@ -176,7 +176,7 @@ fn is_whole(answer: &[u8]) -> bool {
 /// What the agent knows, as its guests would have told it.
 fn directory() -> anyhow::Result<Directory> {
     let signer = Signer::new("secret".into());
-    let mut change = Change::default();
+    let mut change = BindingChanges::default();
     for number in 1..=OTHERS + 1 {
         let attachment = AttachmentId::new(number).context("attachments count from 1")?;
         let port = Port {
@@ -189,11 +189,11 @@ fn directory() -> anyhow::Result<Directory> {
             fixed_ips: vec![[10, 0, 0, 5].into()],
             allowed_addresses: Vec::new(),
         };
-        let requester = ClientIdentity::new(port.instance, &port.project, port.fixed_ips.clone(), &signer);
-        let owner = Owner::Known { port: Arc::new(port), requester: Arc::new(requester) };
+        let identity = ClientIdentity::new(port.instance, &port.project, port.fixed_ips.clone(), &signer);
+        let owner = Owner::Known { port: Arc::new(port), identity: Arc::new(identity) };
         let interface = format!("tap{number}");
         let binding = Binding { interface, index: IfIndex(number), vlan: None, since: Instant::now(), owner };
-        change.now.push((attachment, Arc::new(binding)));
+        change.updated.push((attachment, Arc::new(binding)));
     }
     let directory = Directory::default();
     directory.publish(&change);

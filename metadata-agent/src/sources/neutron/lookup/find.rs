@@ -3,8 +3,8 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use super::query::{Answer, Found, Place, Query, Whom};
-use crate::ids::{NetworkId, RouterId};
+use super::query::{Answer, Found, Query, Whom};
+use crate::ids::{NetworkId, NetworkOrRouter, RouterId};
 use crate::inventory::PortRecord;
 use crate::sources::neutron::api::{Api, ApiError, Filter, SOME};
 use crate::sources::neutron::ports::Told;
@@ -27,12 +27,12 @@ pub(super) struct Finding {
 /// Asks Neutron. Networks that a router had a while ago are good enough for an answer that is proven, and for no other: the
 /// router may have another network with the same addresses by now.
 pub(super) async fn find(api: &Api, query: Query, known: Option<Arc<[NetworkId]>>) -> Finding {
-    let Query { place, whom } = query;
-    let router = match place {
-        Place::Network(network) => {
+    let Query { scope, whom } = query;
+    let router = match scope {
+        NetworkOrRouter::Network(network) => {
             return Finding { answer: at(api, &[network], whom).await, networks: None };
         }
-        Place::Router(router) => router,
+        NetworkOrRouter::Router(router) => router,
     };
     if let Some(networks) = known
         && whom.mac().is_some()

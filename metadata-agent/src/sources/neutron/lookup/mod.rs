@@ -35,9 +35,9 @@ use tokio::time::Instant;
 
 use self::cache::Cache;
 use self::find::{Finding, find};
-pub use self::query::{Answer, Found, Place, Query, Whom};
+pub use self::query::{Answer, Found, Query, Whom};
 use super::api::{Api, ApiError};
-use crate::ids::{NetworkId, PortId, RouterId};
+use crate::ids::{NetworkId, NetworkOrRouter, PortId, RouterId};
 
 /// How long the instance of a port stays its instance.
 const FRESH: Duration = Duration::from_secs(2);
@@ -197,9 +197,9 @@ impl Lookups {
             }
             askers.asked_for = std::mem::take(&mut askers.late);
             let (api, forgotten) = (self.api.clone(), self.forgotten);
-            let known = match query.place {
-                Place::Network(_) => None,
-                Place::Router(router) => self.routers.get(&router, Instant::now()).cloned(),
+            let known = match query.scope {
+                NetworkOrRouter::Network(_) => None,
+                NetworkOrRouter::Router(router) => self.routers.get(&router, Instant::now()).cloned(),
             };
             self.under_way.spawn(async move { (query, find(&api, query, known).await, forgotten) });
         }
@@ -223,7 +223,7 @@ impl Lookups {
     fn keep(&mut self, query: Query, answer: Option<&Answer>, networks: Option<Arc<[NetworkId]>>) {
         let now = Instant::now();
         // A router that is in no network yet is asked about again.
-        if let (Place::Router(router), Some(networks)) = (query.place, networks)
+        if let (NetworkOrRouter::Router(router), Some(networks)) = (query.scope, networks)
             && !networks.is_empty()
         {
             self.routers.put(router, networks, now + FRESH_ROUTER, now);

@@ -3,24 +3,15 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use crate::ids::{InstanceId, MacAddress, NetworkId, PortId, ProjectId, RouterId};
+use crate::ids::{InstanceId, MacAddress, NetworkId, NetworkOrRouter, PortId, ProjectId};
 
 /// Who a guest is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Query {
     /// Where it was met.
-    pub place: Place,
+    pub scope: NetworkOrRouter,
     /// What shows it there.
     pub whom: Whom,
-}
-
-/// Where a guest was met.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Place {
-    /// On this network.
-    Network(NetworkId),
-    /// On one of this router's networks.
-    Router(RouterId),
 }
 
 /// By what a port is known on its network.

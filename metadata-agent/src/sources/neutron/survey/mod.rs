@@ -306,7 +306,7 @@ fn said_of(its: &[&Told], asked: &Present, before: &BTreeMap<PortId, Said>) -> B
     understood
         .map(|(id, mut said)| {
             said.facts.judged = match &asked.need {
-                Need::Judgement(instances) => instances.clone(),
+                Need::Arbitration(instances) => instances.clone(),
                 Need::Nothing => before.get(&id).map(|said| said.facts.judged.clone()).unwrap_or_default(),
                 Need::Identity => BTreeSet::new(),
             };

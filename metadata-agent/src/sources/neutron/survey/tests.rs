@@ -161,7 +161,7 @@ fn a_judgement_names_the_instances_that_were_asked_about_and_outlives_a_fault() 
     survey.follow(&[known(Need::Nothing)], now);
     let [one, other] = [1, 2].map(|number| InstanceId::new(uuid::Uuid::from_u128(number)));
     let named = BTreeSet::from([one, other]);
-    survey.follow(&[known(Need::Judgement(named.clone()))], now);
+    survey.follow(&[known(Need::Arbitration(named.clone()))], now);
     let question = survey.question(now + GATHER).unwrap();
     assert_eq!(question.ports, Wanted::Ids([id].into()));
     let events = survey.answer(&question, &[told(PORT)], now);

@@ -12,11 +12,11 @@ fn mac(number: u8) -> MacAddress {
 }
 
 fn on_network(last: u8, mac: impl Into<Option<MacAddress>>) -> Query {
-    Query { place: Place::Network(NETWORK), whom: Whom::Address(address(last), mac.into()) }
+    Query { scope: NetworkOrRouter::Network(NETWORK), whom: Whom::Address(address(last), mac.into()) }
 }
 
 fn behind(router: RouterId, last: u8, mac: impl Into<Option<MacAddress>>) -> Query {
-    Query { place: Place::Router(router), whom: Whom::Address(address(last), mac.into()) }
+    Query { scope: NetworkOrRouter::Router(router), whom: Whom::Address(address(last), mac.into()) }
 }
 
 impl World {
@@ -66,8 +66,8 @@ async fn a_guest_with_its_ports_mac_address_is_looked_up_once_for_all_who_ask_an
         }
         assert_eq!(world.asked().len(), 1);
     }
-    let elsewhere = Place::Network(NetworkId::new(Uuid::from_u128(8)));
-    assert_eq!(world.who(Query { place: elsewhere, ..on_network(1, mac(1)) }).await, Answer::NotFound);
+    let elsewhere = NetworkOrRouter::Network(NetworkId::new(Uuid::from_u128(8)));
+    assert_eq!(world.who(Query { scope: elsewhere, ..on_network(1, mac(1)) }).await, Answer::NotFound);
     let by_mac = Query { whom: Whom::Mac(mac(2)), ..on_network(2, None) };
     assert_eq!(world.instance(by_mac).await, instance(2));
     world.asked();

@@ -15,7 +15,7 @@ use uuid::Uuid;
 
 use super::*;
 use crate::directory::presence::{Need, Present};
-use crate::ids::{IfIndex, InstanceId, MacAddress, NetworkId, PortId, RouterId};
+use crate::ids::{IfIndex, InstanceId, MacAddress, NetworkId, NetworkOrRouter, PortId, RouterId};
 use crate::inventory::{DeviceName, SourceKind};
 use crate::sources::SourceState;
 use cloud::Cloud;
@@ -238,7 +238,7 @@ async fn a_keystone_that_refuses_is_asked_ever_more_seldom_however_much_is_unkno
             tokio::spawn(async move {
                 lookup
                     .ask(Query {
-                        place: Place::Network(NETWORK),
+                        scope: NetworkOrRouter::Network(NETWORK),
                         whom: Whom::Address(IpAddr::from([10, 9, 9, last]), None),
                     })
                     .await

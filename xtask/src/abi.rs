@@ -1,8 +1,8 @@
-//! The kernel ABI's version: when what stands in BPF maps changes and `ABI_VERSION` does not, a new agent would
-//! adopt maps that it misreads.
+//! Checks that a change of the kernel ABI comes with a new `ABI_VERSION`. Otherwise a new agent
+//! would adopt the maps of an old one and misread them.
 //!
-//! `abi.lock` beside this crate's manifest remembers, for the current version, a fingerprint of the code that
-//! makes up the ABI: without comments, white space and tests, which change nothing.
+//! `xtask/abi.lock` records a fingerprint of the code that defines the ABI. Comments, white space
+//! and tests do not count.
 
 use std::fs;
 use std::path::PathBuf;
@@ -12,11 +12,11 @@ use anyhow::{Context, Result, bail};
 use crate::command::workspace_root;
 use crate::tokens;
 
-/// The files that say what stands in maps.
+/// The files that define the contents of maps.
 const SOURCES: [&str; 3] =
     ["metadata-ebpf/src/abi.rs", "metadata-ebpf/src/identity.rs", "metadata-ebpf/src/reason.rs"];
 
-/// A version and the fingerprint of what it stands for: one line, `<version> <16 hex digits>`.
+/// A version and the fingerprint of its code. The lock file holds `<version> <16 hex digits>`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Abi {
     version: u32,
@@ -26,33 +26,33 @@ struct Abi {
 /// Compares the sources with the lock file.
 ///
 /// # Errors
-/// When they differ; says what to do about it.
+/// Fails if they differ, and names the remedy.
 pub fn check() -> Result<()> {
     eprintln!("+ check ABI_VERSION against {}", lock_file().display());
-    judge(current()?, recorded()?)
+    compare(current()?, recorded()?)
 }
 
-/// Writes down the ABI of a version that is newer than the recorded one.
+/// Records the ABI of a version that is newer than the recorded one.
 ///
 /// # Errors
-/// When the version has not grown.
+/// Fails if the ABI changed and the version did not increase.
 pub fn record() -> Result<()> {
     let (current, recorded) = (current()?, recorded()?);
     if current.version <= recorded.version && current != recorded {
-        judge(current, recorded)?;
+        compare(current, recorded)?;
     }
     fs::write(lock_file(), current.line()).with_context(|| format!("write {}", lock_file().display()))
 }
 
-fn judge(current: Abi, recorded: Abi) -> Result<()> {
+fn compare(current: Abi, recorded: Abi) -> Result<()> {
     if current == recorded {
         Ok(())
     } else if current.version > recorded.version {
         bail!("ABI_VERSION is {} now: run `cargo xtask lint --record-abi`", current.version)
     } else {
         bail!(
-            "the kernel ABI changed and ABI_VERSION is still {}: raise it in {} and run `cargo xtask lint \
-             --record-abi`. Only if no agent was ever released with this version, put `{}` into {} instead",
+            "the kernel ABI changed, but ABI_VERSION is still {}: increment it in {} and run `cargo xtask \
+             lint --record-abi`. Only if no agent was released with this version, write `{}` to {} instead",
             current.version,
             SOURCES[0],
             current.line().trim(),
@@ -67,7 +67,7 @@ fn current() -> Result<Abi> {
         let path = workspace_root().join(source);
         texts.push(fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?);
     }
-    Abi::of(&texts).with_context(|| format!("find ABI_VERSION in {}", SOURCES[0]))
+    Abi::from_sources(&texts).with_context(|| format!("find ABI_VERSION in {}", SOURCES[0]))
 }
 
 fn recorded() -> Result<Abi> {
@@ -81,7 +81,7 @@ fn lock_file() -> PathBuf {
 }
 
 impl Abi {
-    fn of(sources: &[String]) -> Option<Self> {
+    fn from_sources(sources: &[String]) -> Option<Self> {
         let tokens: Vec<_> = sources.iter().flat_map(|source| tokens::read(without_tests(source))).collect();
         let declared = ["ABI_VERSION", ":", "u32", "="];
         let at = tokens.windows(declared.len()).position(|w| w.iter().map(|t| t.text).eq(declared))?;
@@ -103,7 +103,7 @@ fn without_tests(source: &str) -> &str {
     source.find("#[cfg(test)]").map_or(source, |at| &source[..at])
 }
 
-/// FNV-1a, 64 bits: against accidents, not against malice.
+/// FNV-1a with 64 bits. It protects against accidents, not against intent.
 fn fnv1a<'a>(words: impl Iterator<Item = &'a str>) -> u64 {
     let bytes = words.flat_map(|word| word.bytes().chain([0]));
     bytes.fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
@@ -114,11 +114,11 @@ mod tests {
     use super::*;
 
     fn abi(text: &str) -> Abi {
-        Abi::of(&[format!("pub const ABI_VERSION: u32 = 7;\n{text}")]).unwrap()
+        Abi::from_sources(&[format!("pub const ABI_VERSION: u32 = 7;\n{text}")]).unwrap()
     }
 
     #[test]
-    fn comments_and_tests_are_no_part_of_it_and_fields_are() {
+    fn fields_count_and_comments_and_tests_do_not() {
         let plain = abi("pub struct Port { pub flags: u32 }");
         assert_eq!(
             plain,
@@ -129,12 +129,12 @@ mod tests {
     }
 
     #[test]
-    fn a_change_needs_a_new_version_and_a_new_version_a_record() {
+    fn a_change_needs_a_new_version_that_is_recorded() {
         let old = Abi { version: 2, fingerprint: 1 };
-        assert!(judge(old, old).is_ok());
-        let changed = judge(Abi { fingerprint: 9, ..old }, old).unwrap_err().to_string();
+        assert!(compare(old, old).is_ok());
+        let changed = compare(Abi { fingerprint: 9, ..old }, old).unwrap_err().to_string();
         assert!(changed.contains("still 2"), "{changed}");
-        let raised = judge(Abi { version: 3, fingerprint: 9 }, old).unwrap_err().to_string();
+        let raised = compare(Abi { version: 3, fingerprint: 9 }, old).unwrap_err().to_string();
         assert!(raised.contains("--record-abi"), "{raised}");
     }
 

@@ -1,4 +1,4 @@
-//! `cargo xtask bench`: the benches of `metadata-tests`, on release builds alone.
+//! `cargo xtask bench`: runs the benches of `metadata-tests` on release builds.
 
 use anyhow::Result;
 
@@ -7,14 +7,15 @@ use crate::preflight;
 use crate::requirements::Scope;
 use crate::setup::{Report, setup};
 
-/// Builds what the bench needs, and becomes it. Its command line is its own.
+/// Builds the bench and the agent, and replaces this process by the bench. The bench parses its
+/// own command line.
 ///
 /// # Errors
-/// When the set-up or a build fails, a privilege is missing, or the bench cannot be started.
+/// Fails if the set-up or a build fails, a privilege is missing, or the bench cannot be started.
 pub fn bench(args: Vec<String>) -> Result<()> {
     let release = target_dir().join("release");
     let build = |package, binary| {
-        Invocation::cargo(["build", "--quiet", "--release", "--package", package, "--bin", binary]).run()
+        Invocation::cargo(["build", "--release", "--package", package, "--bin", binary]).run()
     };
     if measures(&args) {
         setup(Scope::Test, Report::OnlyChanges)?;
@@ -28,7 +29,8 @@ pub fn bench(args: Vec<String>) -> Result<()> {
         .exec()
 }
 
-/// Whether this machine is to be measured, which takes an agent and rights; help, comparisons and reports of earlier results take neither.
+/// Returns true if the bench measures this machine, which needs the agent and privileges. Help and
+/// reports of earlier results need neither.
 fn measures(args: &[String]) -> bool {
     !args.iter().any(|arg| ["compare", "report", "help", "--help", "-h"].contains(&arg.as_str()))
 }
@@ -36,7 +38,7 @@ fn measures(args: &[String]) -> bool {
 #[cfg(test)]
 mod tests {
     #[test]
-    fn to_read_takes_no_rights() {
+    fn reading_results_needs_no_privileges() {
         let measures =
             |args: &[&str]| super::measures(&args.iter().map(ToString::to_string).collect::<Vec<_>>());
         assert!(measures(&[]) && measures(&["--quick", "--peers", "ours"]));

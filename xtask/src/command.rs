@@ -1,14 +1,17 @@
-//! Starting other programs, always in sight: each is printed as it could be typed, and its failure names it.
+//! Starts other programs. Each is printed as a user could type it, and a failure names it.
 
 use std::ffi::OsStr;
 use std::fmt;
+use std::fs::File;
+use std::io::Write;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Command, ExitStatus, Stdio};
 
 use anyhow::{Context, Result, bail};
 
-/// One program with its arguments and additions to the environment, at the workspace's root.
+/// A program with its arguments and additional environment variables. It runs in the workspace
+/// root.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Invocation {
     words: Vec<String>,
@@ -16,45 +19,56 @@ pub struct Invocation {
 }
 
 impl Invocation {
-    /// A program and its arguments.
     pub fn new<I: IntoIterator<Item: Into<String>>>(words: I) -> Self {
         Self { words: words.into_iter().map(Into::into).collect(), environment: Vec::new() }
     }
 
-    /// The cargo that runs this tool.
+    /// Starts the same cargo that started this tool.
     pub fn cargo<I: IntoIterator<Item: Into<String>>>(arguments: I) -> Self {
         Self::new(["cargo"]).args(arguments)
     }
 
-    /// Adds arguments.
     pub fn args<I: IntoIterator<Item: Into<String>>>(mut self, arguments: I) -> Self {
         self.words.extend(arguments.into_iter().map(Into::into));
         self
     }
 
-    /// Adds one variable to the environment.
     pub fn env(mut self, name: &str, value: impl Into<String>) -> Self {
         self.environment.push((name.to_owned(), value.into()));
         self
     }
 
-    /// Prints it and runs it to its end.
+    /// Prints the command line and waits for the program to exit.
     ///
     /// # Errors
-    /// When the program cannot be started or does not exit with 0.
+    /// Fails if the program cannot be started or does not exit with 0.
     pub fn run(&self) -> Result<()> {
         eprintln!("+ {self}");
         let status = self.command()?.status().with_context(|| format!("start `{self}`"))?;
-        if !status.success() {
-            bail!("`{self}` failed: {status}");
-        }
-        Ok(())
+        self.succeeded(status)
     }
 
-    /// Runs it to its end without printing it, and returns what it wrote to its standard output.
+    /// Waits for the program to exit. The command line and all output go to `log`.
     ///
     /// # Errors
-    /// When the program cannot be started or does not exit with 0.
+    /// Fails if the log cannot be written, or the program cannot be started or does not exit with
+    /// 0.
+    pub fn run_logged(&self, mut log: &File) -> Result<()> {
+        writeln!(log, "+ {self}").context("write the log")?;
+        let status = self
+            .command()?
+            .stdin(Stdio::null())
+            .stdout(log.try_clone().context("share the log")?)
+            .stderr(log.try_clone().context("share the log")?)
+            .status()
+            .with_context(|| format!("start `{self}`"))?;
+        self.succeeded(status)
+    }
+
+    /// Waits for the program to exit and returns its standard output. Prints nothing.
+    ///
+    /// # Errors
+    /// Fails if the program cannot be started, does not exit with 0 or prints invalid UTF-8.
     pub fn output(&self) -> Result<String> {
         let output = self
             .command()?
@@ -62,26 +76,32 @@ impl Invocation {
             .stderr(Stdio::inherit())
             .output()
             .with_context(|| format!("start `{self}`"))?;
-        if !output.status.success() {
-            bail!("`{self}` failed: {}", output.status);
-        }
+        self.succeeded(output.status)?;
         String::from_utf8(output.stdout).with_context(|| format!("read the output of `{self}`"))
     }
 
-    /// Prints it and becomes it, so that signals go straight to the program.
+    /// Prints the command line and replaces this process by the program, which then receives all
+    /// signals itself.
     ///
     /// # Errors
-    /// Returns only when the program cannot be started.
+    /// Returns only if the program cannot be started.
     pub fn exec(&self) -> Result<()> {
         eprintln!("+ {self}");
         Err(self.command()?.exec()).with_context(|| format!("start `{self}`"))
+    }
+
+    fn succeeded(&self, status: ExitStatus) -> Result<()> {
+        if !status.success() {
+            bail!("`{self}` failed: {status}");
+        }
+        Ok(())
     }
 
     fn command(&self) -> Result<Command> {
         let [program, arguments @ ..] = self.words.as_slice() else { bail!("an empty command") };
         let mut command = match program.as_str() {
             "cargo" => cargo(),
-            _ => Command::new(program),
+            _ => Command::new(lint_tool(program).as_deref().unwrap_or(Path::new(program))),
         };
         command.args(arguments).current_dir(workspace_root());
         command.envs(self.environment.iter().map(|(name, value)| (name, value)));
@@ -89,7 +109,7 @@ impl Invocation {
     }
 }
 
-/// As a shell would take it.
+/// Formats the command line with the quotes that a shell needs.
 impl fmt::Display for Invocation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (name, value) in &self.environment {
@@ -103,19 +123,36 @@ impl fmt::Display for Invocation {
     }
 }
 
-/// The folder of the workspace's `Cargo.toml`.
+/// Folder of the workspace's `Cargo.toml`.
 pub fn workspace_root() -> PathBuf {
     let own = Path::new(env!("CARGO_MANIFEST_DIR"));
     own.parent().unwrap_or(own).to_path_buf()
 }
 
-/// Where cargo puts what it builds, seen from the workspace's root or absolute.
+/// Folder for cargo's output: absolute, or relative to the workspace root.
 pub fn target_dir() -> PathBuf {
     std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| PathBuf::from("target"), PathBuf::from)
 }
 
-/// The cargo that started this tool, without what cargo told us about this very package: a `build.rs` or a
-/// second toolchain further down would take it for its own.
+/// Folder for everything that this tool itself installs and writes. `cargo clean` removes it.
+pub fn tool_dir() -> PathBuf {
+    workspace_root().join(target_dir()).join("xtask")
+}
+
+/// Virtual environment of the lint tools that come from PyPI.
+pub fn lint_tools_dir() -> PathBuf {
+    tool_dir().join("lint-tools")
+}
+
+/// Path of a program in [`lint_tools_dir`], if it is installed there. It takes precedence over a
+/// program on the PATH, which may have another version.
+pub fn lint_tool(program: &str) -> Option<PathBuf> {
+    let path = lint_tools_dir().join("bin").join(program);
+    (!program.contains('/') && path.is_file()).then_some(path)
+}
+
+/// Starts the cargo that started this tool, without the variables that describe this package. A
+/// build script or a second toolchain would take them for its own.
 fn cargo() -> Command {
     let mut command = Command::new(std::env::var_os("CARGO").as_deref().unwrap_or(OsStr::new("cargo")));
     for (name, _) in std::env::vars_os() {
@@ -140,7 +177,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn it_reads_as_one_would_type_it() {
+    fn a_command_line_is_printed_as_typed() {
         let invocation = Invocation::cargo(["build", "--target", "x"]).env("RUSTFLAGS", "-C a=b");
         assert_eq!(invocation.to_string(), "RUSTFLAGS='-C a=b' cargo build --target x");
         assert_eq!(Invocation::new(["echo", "it's", ""]).to_string(), r"echo 'it'\''s' ''");
@@ -153,7 +190,24 @@ mod tests {
     }
 
     #[test]
-    fn additions_to_the_environment_reach_the_program() {
+    fn a_log_holds_the_command_line_and_its_output() {
+        let path = std::env::temp_dir().join(format!("xtask-run-logged-{}", std::process::id()));
+        let log = File::create(&path).unwrap();
+        Invocation::new(["sh", "-c", "echo out; echo err >&2"]).run_logged(&log).unwrap();
+        assert!(Invocation::new(["sh", "-c", "exit 3"]).run_logged(&log).is_err());
+        let text = std::fs::read_to_string(&path).unwrap();
+        std::fs::remove_file(&path).unwrap();
+        assert_eq!(text, "+ sh -c 'echo out; echo err >&2'\nout\nerr\n+ sh -c 'exit 3'\n");
+    }
+
+    #[test]
+    fn lint_tools_are_found_by_name_alone() {
+        assert_eq!(lint_tool("no-such-tool-here"), None);
+        assert_eq!(lint_tool("/bin/sh"), None);
+    }
+
+    #[test]
+    fn environment_variables_reach_the_program() {
         let invocation = Invocation::new(["sh", "-c", "printf %s \"$MD_XTASK\""]).env("MD_XTASK", "here");
         assert_eq!(invocation.output().unwrap(), "here");
     }

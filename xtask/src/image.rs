@@ -1,4 +1,4 @@
-//! `cargo xtask image`: the static agent, and the container image that holds nothing else.
+//! `cargo xtask image`: builds the static agent and the container image around it.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -10,30 +10,29 @@ use crate::command::{Invocation, target_dir, workspace_root};
 use crate::requirements::Scope;
 use crate::setup::{Report, setup};
 
-/// The program's name.
 const AGENT: &str = "metadata-agent";
 
-/// What the DaemonSet asks for.
+/// The image that the DaemonSet refers to.
 const DEFAULT_TAG: &str = "localhost/metadata-agent:latest";
 
-/// What of the two steps to do.
+/// Selects the steps.
 #[derive(Args)]
 pub struct Options {
     /// Name of the image
     #[arg(long, default_value = DEFAULT_TAG)]
     tag: String,
-    /// Only build the static agent, and put it into this folder
+    /// Only build the static agent, and copy it to this folder
     #[arg(long, value_name = "DIR")]
     agent_only: Option<PathBuf>,
-    /// Take the debug build: large and slow, but made in seconds where the agent was built before
+    /// Use the debug build: large and slow, but ready in seconds if the agent was built before
     #[arg(long)]
     debug: bool,
 }
 
-/// Builds agent and image.
+/// Builds the agent and the image.
 ///
 /// # Errors
-/// When the set-up, the agent's build or the image's build fails.
+/// Fails if the set-up or one of the builds fails.
 pub fn image(options: Options) -> Result<()> {
     if let Some(folder) = options.agent_only {
         setup(Scope::Build, Report::OnlyChanges)?;
@@ -43,11 +42,11 @@ pub fn image(options: Options) -> Result<()> {
     let folder = workspace_root().join(target_dir()).join("image");
     fs::create_dir_all(&folder).with_context(|| format!("create {}", folder.display()))?;
     static_agent(options.debug, &folder)?;
-    image_of(&folder, &options.tag).run()
+    build_image(&folder, &options.tag).run()
 }
 
-/// Puts the agent without shared libraries into a folder. Only its last step differs from the usual build, so all
-/// libraries are taken from there: what they link to is decided when the program is linked.
+/// Builds the agent without shared libraries and copies it to a folder. Only the last step differs
+/// from the usual build, whose compiled libraries are reused: linking happens with the program.
 fn static_agent(debug: bool, folder: &Path) -> Result<()> {
     let (profile, output) = if debug { ("dev", "debug") } else { ("release", "release") };
     link_static(profile).run()?;
@@ -58,7 +57,7 @@ fn static_agent(debug: bool, folder: &Path) -> Result<()> {
 }
 
 fn link_static(profile: &str) -> Invocation {
-    Invocation::cargo(["rustc", "--quiet", "--profile", profile, "--package", "metadata-agent"]).args([
+    Invocation::cargo(["rustc", "--profile", profile, "--package", "metadata-agent"]).args([
         "--bin",
         AGENT,
         "--",
@@ -67,9 +66,9 @@ fn link_static(profile: &str) -> Invocation {
     ])
 }
 
-/// The recipe is the Containerfile's last stage; the stage `build`, which makes the agent from the sources, is
-/// replaced by the folder of the agent that is already there, and so nothing is pulled or run.
-fn image_of(folder: &Path, tag: &str) -> Invocation {
+/// Builds the last stage of the Containerfile. The folder with the agent replaces the stage
+/// `build`, which would compile the sources, so nothing is pulled from a registry.
+fn build_image(folder: &Path, tag: &str) -> Invocation {
     let build = format!("build={}", folder.display());
     Invocation::new(["buildah", "build", "--build-context", &build, "--file", "deploy/Containerfile"])
         .args(["--tag", tag, "deploy"])
@@ -80,18 +79,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_the_program_itself_is_built_in_another_way() {
+    fn only_the_program_itself_is_linked_statically() {
         assert_eq!(
             link_static("dev").to_string(),
-            "cargo rustc --quiet --profile dev --package metadata-agent --bin metadata-agent -- \
+            "cargo rustc --profile dev --package metadata-agent --bin metadata-agent -- \
              -C target-feature=+crt-static"
         );
     }
 
     #[test]
-    fn the_builder_stage_is_replaced_by_the_folder() {
+    fn the_folder_replaces_the_builder_stage() {
         assert_eq!(
-            image_of(Path::new("target/image"), "localhost/a:1").to_string(),
+            build_image(Path::new("target/image"), "localhost/a:1").to_string(),
             "buildah build --build-context build=target/image --file deploy/Containerfile --tag localhost/a:1 deploy"
         );
     }

@@ -1,4 +1,4 @@
-//! `cargo xtask`: every command that a person or CI runs in this repository.
+//! `cargo xtask`: every command that developers and CI run in this repository.
 #![expect(
     clippy::print_stdout,
     clippy::print_stderr,
@@ -34,9 +34,9 @@ struct Cli {
     command: Command,
 }
 
-/// What is passed on, word for word, to the program that the command starts.
+/// Arguments that are passed on unchanged to the program that the command starts.
 #[derive(Args)]
-struct PassedOn {
+struct PassedOnArgs {
     /// Arguments for the program itself, after `--`
     #[arg(last = true, value_name = "ARGS")]
     args: Vec<String>,
@@ -46,34 +46,33 @@ struct PassedOn {
 enum Command {
     /// Install what the project needs and this machine lacks
     ///
-    /// Looks for each requirement, says what is missing and why it is needed, and installs it. Changes nothing
-    /// when nothing is missing. Installs by itself as root on Debian 12; elsewhere it prints the commands and
-    /// fails when something is missing.
+    /// Lists each missing requirement with its purpose, then installs it. Packages are installed
+    /// only as root on Debian 12. Elsewhere the command prints what to run, and fails.
     Setup {
-        /// For what: `build` is all that building and running the agent takes, `test` adds the test tools
+        /// Purpose of the machine. Each scope includes the ones before it
         #[arg(long = "for", value_enum, default_value_t = Scope::Test, value_name = "SCOPE")]
         scope: Scope,
     },
 
-    /// Build the agent and run it; without a configuration, run it in a lab of its own
+    /// Build the agent and run it on this host or, without a configuration, in a lab
     ///
-    /// With `--config-file` or `--config-dir` after `--`, or with Neutron's files in /etc/neutron, this starts
-    /// the agent on this host. Otherwise it starts the lab: guests, networks and a Nova in namespaces, and the
-    /// agent between them. Needs root, as the agent does.
-    Run(PassedOn),
+    /// Starts the agent on this host if `--config-file` or `--config-dir` follows `--`, or if
+    /// Neutron's files are in /etc/neutron. Otherwise starts the lab: guests, networks and a fake
+    /// Nova in network namespaces, with the agent between them. Needs root, as the agent does.
+    Run(PassedOnArgs),
 
     /// Check and test everything, or one stage
     ///
-    /// A stage that lacks a privilege or a kernel feature fails and says what is missing; nothing is skipped.
+    /// Skips nothing: a stage that lacks a privilege or a kernel feature fails and names it.
     Test {
-        /// Which stages
+        /// Stage to run
         #[arg(value_enum, default_value_t = test::Selection::All)]
         stage: test::Selection,
         /// Test the release build of the agent instead of the debug build
         #[arg(long)]
         release: bool,
         #[command(flatten)]
-        passed_on: PassedOn,
+        passed_on: PassedOnArgs,
     },
 
     /// Run every check that does not run the code, or the checks that `--only` selects
@@ -88,10 +87,10 @@ enum Command {
     /// Build the BPF programs and print their sizes
     BuildEbpf,
 
-    /// Measure the release build against the paths that it replaces, and write a report
+    /// Measure the release build and the paths that it replaces, and write a report
     ///
-    /// Takes some twenty-five minutes; `--quick` takes three. `compare OLD NEW` holds two reports against each other.
-    /// `cargo xtask bench --help` lists everything.
+    /// Takes about 25 minutes, or 3 with `--quick`. `compare OLD NEW` compares two reports. `cargo
+    /// xtask bench --help` lists all options.
     #[command(disable_help_flag = true)]
     Bench {
         /// Options and subcommand of the bench
@@ -99,15 +98,15 @@ enum Command {
         args: Vec<String>,
     },
 
-    /// Build the container image around a static agent
+    /// Build the container image
     ///
-    /// Builds the agent for this machine without shared libraries, and puts it into an image with the recipe
-    /// deploy/Containerfile, whose own builder stage is left out. No registry is needed.
+    /// Builds the agent without shared libraries, and an image around it with the last stage of
+    /// deploy/Containerfile. Needs no registry.
     Image(image::Options),
 }
 
 fn main() -> ExitCode {
-    match carry_out(Cli::parse().command) {
+    match execute(Cli::parse().command) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("xtask: {error:#}");
@@ -116,7 +115,7 @@ fn main() -> ExitCode {
     }
 }
 
-fn carry_out(command: Command) -> Result<()> {
+fn execute(command: Command) -> Result<()> {
     match command {
         Command::Setup { scope } => setup::setup(scope, setup::Report::Always),
         Command::Run(passed_on) => run::run(passed_on.args),

@@ -1,5 +1,5 @@
-//! What privileged tests need of the running system beyond installed programs. Whatever is missing is named, all of it at
-//! once, and nothing starts.
+//! Checks what privileged tests need from the running system, beyond installed programs. All
+//! missing items are listed at once, before any test starts.
 
 use std::path::Path;
 
@@ -8,41 +8,41 @@ use anyhow::{Result, bail};
 use crate::command::Invocation;
 use crate::probe::{Host, Probe};
 
-/// Where BPF objects are pinned.
+/// Mount point of the BPF file system.
 const BPFFS: &str = "/sys/fs/bpf";
-/// Where taps come from.
+/// Device that creates taps.
 const TUN: &str = "/dev/net/tun";
 
-/// Mounts the BPF file system where it is absent, and checks the rest.
+/// Mounts the BPF file system if it is not mounted, and checks the rest.
 ///
 /// # Errors
-/// Names everything that is missing.
+/// Lists everything that is missing.
 pub fn check() -> Result<()> {
     if Host.is_root() && !is_mounted(&mounts(), BPFFS) {
         Invocation::new(["mount", "-t", "bpf", "bpf", BPFFS]).run()?;
     }
-    let faults = faults(&Host, &mounts());
-    if !faults.is_empty() {
-        bail!("this system cannot run the tests asked for:\n  {}", faults.join("\n  "));
+    let missing = missing(&Host, &mounts());
+    if !missing.is_empty() {
+        bail!("this system cannot run the selected tests:\n  {}", missing.join("\n  "));
     }
     Ok(())
 }
 
-fn faults(probe: &impl Probe, mounts: &str) -> Vec<&'static str> {
-    let mut faults = Vec::new();
+fn missing(probe: &impl Probe, mounts: &str) -> Vec<&'static str> {
+    let mut missing = Vec::new();
     if !probe.is_root() {
-        faults.push("not root: the tests load BPF programs and make network namespaces");
+        missing.push("not root: the tests load BPF programs and create network namespaces");
     }
     if !is_mounted(mounts, BPFFS) {
-        faults.push("no BPF file system: mount -t bpf bpf /sys/fs/bpf");
+        missing.push("no BPF file system: mount -t bpf bpf /sys/fs/bpf");
     }
-    if !probe.file(Path::new(TUN)) {
-        faults.push("no /dev/net/tun: modprobe tun, or a kernel with CONFIG_TUN");
+    if !probe.has_file(Path::new(TUN)) {
+        missing.push("no /dev/net/tun: modprobe tun, or a kernel with CONFIG_TUN");
     }
-    faults
+    missing
 }
 
-/// The mount table; empty where it cannot be read, as then nothing is known to be mounted.
+/// Returns the mount table, which is empty if it cannot be read.
 fn mounts() -> String {
     std::fs::read_to_string("/proc/self/mounts").unwrap_or_default()
 }
@@ -62,14 +62,14 @@ mod tests {
     const MOUNTED: &str = "sysfs /sys sysfs rw 0 0\nbpf /sys/fs/bpf bpf rw,relatime 0 0\n";
 
     #[test]
-    fn every_fault_is_named_at_once() {
-        let faults = faults(&FakeProbe::default(), "tmpfs /sys/fs/bpf tmpfs rw 0 0\n");
-        assert_eq!(faults.len(), 3, "{faults:?}");
+    fn all_missing_items_are_listed_at_once() {
+        let missing = missing(&FakeProbe::default(), "tmpfs /sys/fs/bpf tmpfs rw 0 0\n");
+        assert_eq!(missing.len(), 3, "{missing:?}");
     }
 
     #[test]
-    fn a_ready_system_has_no_fault() {
+    fn a_ready_system_lacks_nothing() {
         let probe = FakeProbe { root: true, files: [TUN].into(), ..FakeProbe::default() };
-        assert_eq!(faults(&probe, MOUNTED), [""; 0]);
+        assert_eq!(missing(&probe, MOUNTED), [""; 0]);
     }
 }

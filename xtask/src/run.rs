@@ -1,4 +1,5 @@
-//! `cargo xtask run`: the agent on this host where there is a configuration for it, in a lab where there is none.
+//! `cargo xtask run`: starts the agent on this host if there is a configuration for it, and in a
+//! lab otherwise.
 
 use std::path::Path;
 
@@ -8,14 +9,14 @@ use crate::command::{Invocation, target_dir};
 use crate::requirements::Scope;
 use crate::setup::{Report, setup};
 
-/// The files that the agent reads when none is named.
+/// The files that the agent reads if the command line names none.
 const NEUTRON_FILES: [&str; 3] = [
     "/etc/neutron/neutron.conf",
     "/etc/neutron/metadata_agent.ini",
     "/etc/neutron/neutron_ovn_metadata_agent.ini",
 ];
 
-/// What `run` starts.
+/// The program that `run` starts.
 #[derive(Debug, PartialEq, Eq)]
 enum Target {
     /// The agent on this host, with these arguments after `run`.
@@ -24,22 +25,22 @@ enum Target {
     Lab(Vec<String>),
 }
 
-/// Builds what is needed and becomes it.
+/// Builds a program and replaces this process by it. cargo reports the progress of the builds.
 ///
 /// # Errors
-/// When the set-up or a build fails, or the program cannot be started.
+/// Fails if the set-up or a build fails, or the program cannot be started.
 pub fn run(args: Vec<String>) -> Result<()> {
     setup(Scope::Build, Report::OnlyChanges)?;
     let release = target_dir().join("release");
     let agent = release.join("metadata-agent").display().to_string();
     let build = |package, binary| {
-        Invocation::cargo(["build", "--quiet", "--release", "--package", package, "--bin", binary]).run()
+        Invocation::cargo(["build", "--release", "--package", package, "--bin", binary]).run()
     };
     build("metadata-agent", "metadata-agent")?;
     match target(args, Path::exists) {
         Target::Agent(args) => Invocation::new([agent.as_str(), "run"]).args(args).exec(),
         Target::Lab(args) => {
-            eprintln!("no --config-file given and none of Neutron's files in /etc/neutron: starting the lab");
+            eprintln!("no --config-file, and no Neutron configuration in /etc/neutron: starting the lab");
             build("metadata-tests", "lab")?;
             let lab = Invocation::new([release.join("lab").display().to_string()]).args(["--agent", &agent]);
             if args.is_empty() { lab.exec() } else { lab.args(["--"]).args(args).exec() }
@@ -76,13 +77,13 @@ mod tests {
     }
 
     #[test]
-    fn one_of_neutrons_files_means_the_agent() {
+    fn a_neutron_file_means_the_agent() {
         let ovn = |path: &Path| path.ends_with("neutron_ovn_metadata_agent.ini");
         assert_eq!(target(words("--x"), ovn), Target::Agent(words("--x")));
     }
 
     #[test]
-    fn nothing_configured_means_the_lab() {
+    fn no_configuration_means_the_lab() {
         assert_eq!(target(words("--config-filer x"), |_| false), Target::Lab(words("--config-filer x")));
     }
 }

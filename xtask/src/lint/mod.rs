@@ -25,6 +25,10 @@ pub enum Check {
     Names,
     /// Subjects of new commits have at most 72 characters
     Commits,
+    /// `typos` finds no misspelt word
+    Spelling,
+    /// Licences, sources and versions of the dependencies follow deny.toml
+    Dependencies,
     /// Modules of the agent import only what their layer may use
     Boundaries,
     /// A change of the kernel ABI comes with a new ABI_VERSION
@@ -52,8 +56,8 @@ pub struct Options {
 /// Returns the findings of the first check that fails.
 pub fn run(options: &Options) -> Result<()> {
     let checks = if options.only.is_empty() { DEFAULT } else { options.only.as_slice() };
-    if checks.iter().any(|check| check.needs_toolchain()) {
-        setup(Scope::Build, Report::OnlyChanges)?;
+    if checks.iter().any(|check| check.needs_tools()) {
+        setup(Scope::Lint, Report::OnlyChanges)?;
     }
     for check in checks {
         check.run(&options.paths)?;
@@ -70,7 +74,15 @@ pub fn lint() -> Result<()> {
 }
 
 /// The checks that the tree passes.
-const DEFAULT: &[Check] = &[Check::Commits, Check::Boundaries, Check::Abi, Check::Format, Check::Clippy];
+const DEFAULT: &[Check] = &[
+    Check::Commits,
+    Check::Spelling,
+    Check::Dependencies,
+    Check::Boundaries,
+    Check::Abi,
+    Check::Format,
+    Check::Clippy,
+];
 
 impl Check {
     fn run(self, paths: &[PathBuf]) -> Result<()> {
@@ -78,6 +90,8 @@ impl Check {
             Self::Comments => report("comments", &sources::check(paths, comments::findings)?),
             Self::Names => report("names", &sources::check(paths, names::findings)?),
             Self::Commits => commits::check(),
+            Self::Spelling => Invocation::new(["typos"]).run(),
+            Self::Dependencies => dependencies(),
             Self::Boundaries => boundaries::check(),
             Self::Abi => abi::check(),
             Self::Format => Invocation::cargo(["fmt", "--all", "--check"]).run(),
@@ -85,8 +99,9 @@ impl Check {
         }
     }
 
-    const fn needs_toolchain(self) -> bool {
-        matches!(self, Self::Format | Self::Clippy)
+    /// Returns false for checks that this program does by itself, which need no set-up.
+    const fn needs_tools(self) -> bool {
+        matches!(self, Self::Spelling | Self::Dependencies | Self::Format | Self::Clippy)
     }
 }
 
@@ -111,6 +126,14 @@ fn report(check: &str, findings: &[(PathBuf, Finding)]) -> Result<()> {
     let list: Vec<_> =
         findings.iter().map(|(file, finding)| format!("{}:{finding}", file.display())).collect();
     bail!("{check}: {} findings:\n{}", findings.len(), list.join("\n"))
+}
+
+fn dependencies() -> Result<()> {
+    // cargo-deny reads the manifests of all dependencies, also of those for other systems, which no
+    // build has downloaded.
+    Invocation::cargo(["fetch", "--locked"]).run()?;
+    let deny = ["cargo-deny", "--offline", "--locked", "check", "--hide-inclusion-graph"];
+    Invocation::new(deny).args(["bans", "licenses", "sources"]).run()
 }
 
 fn clippy() -> Result<()> {

@@ -19,7 +19,7 @@ use rustls::{
 use rustls_native_certs::CertificateResult;
 
 /// Our own certificate and its key, in PEM.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ClientCertificate {
     /// The certificate, and those between it and an authority's.
     pub certificate: PathBuf,

@@ -11,10 +11,16 @@ use tracing_subscriber::EnvFilter;
 use tracing_subscriber::fmt::MakeWriter;
 use tracing_subscriber::util::{SubscriberInitExt as _, TryInitError};
 
-use crate::config::LogFormat;
-
 /// The target of the line that each request leaves.
 pub const ACCESS: &str = "access";
+
+/// Format of log lines.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogFormat {
+    Text,
+    /// One JSON object per line.
+    Json,
+}
 
 /// Why there will be no log.
 #[derive(Debug, thiserror::Error)]

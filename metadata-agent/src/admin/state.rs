@@ -17,7 +17,6 @@ use tracing::warn;
 
 use crate::admin::AdminState;
 use crate::attach::{Failure, Failures};
-use crate::config::Config;
 use crate::datapath::heartbeat::LastBeat;
 use crate::datapath::{Clock, Counters, Hook};
 use crate::directory::{Binding, Directory, Owner, SharedBinding};
@@ -61,11 +60,24 @@ pub struct Running {
     pub hook: Hook,
 }
 
+/// The last heartbeat, and its age at which the agent does not count as live any more.
+#[derive(Clone, Debug)]
+pub struct Liveness {
+    pub last_beat: LastBeat,
+    pub stale_after: Duration,
+}
+
+impl Liveness {
+    fn is_live(&self) -> bool {
+        self.last_beat.is_within(self.stale_after)
+    }
+}
+
 /// All that the admin socket reads from.
 pub struct Overview {
-    config: Config,
+    settings: Value,
     startup: Startup,
-    last_beat: LastBeat,
+    liveness: Liveness,
     inventory: Arc<Inventory>,
     sources: Vec<watch::Receiver<SourceState>>,
     registry: Registry,
@@ -76,9 +88,9 @@ pub struct Overview {
 impl Overview {
     /// Adds the kernel's counters and the gauges of this module to the registry.
     pub fn new(
-        config: Config,
+        settings: Value,
         startup: Startup,
-        last_beat: LastBeat,
+        liveness: Liveness,
         inventory: Arc<Inventory>,
         sources: Vec<watch::Receiver<SourceState>>,
         mut registry: Registry,
@@ -87,14 +99,14 @@ impl Overview {
         let gauges =
             Gauges { running: running.clone(), inventory: Arc::clone(&inventory), sources: sources.clone() };
         registry.register_collector(Box::new(gauges));
-        Self { config, startup, last_beat, inventory, sources, registry, running, since: Instant::now() }
+        Self { settings, startup, liveness, inventory, sources, registry, running, since: Instant::now() }
     }
 }
 
 impl AdminState for Overview {
     /// Before the first beat the agent starts; after it, it must go on.
     fn live(&self) -> bool {
-        self.running.borrow().is_none() || self.last_beat.is_within(self.config.heartbeat_stale_after)
+        self.running.borrow().is_none() || self.liveness.is_live()
     }
 
     fn waiting_for(&self) -> Vec<String> {
@@ -119,7 +131,7 @@ impl AdminState for Overview {
             "pid": std::process::id(),
             "uptime_seconds": self.since.elapsed().as_secs(),
             "waiting_for": self.waiting_for(),
-            "config": self.config.settings(),
+            "config": self.settings,
             "sources": self.sources.iter().map(|source| json!(*source.borrow())).collect::<Vec<_>>(),
             "inventory": self.inventory.load().counts(),
             "datapath": running.as_ref().map(datapath_state),

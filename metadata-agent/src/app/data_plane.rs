@@ -12,7 +12,6 @@ use tracing::warn;
 
 use super::END;
 use super::haproxies::HaproxySocket;
-use super::settings::{proxy_config, upstream_config};
 use crate::config::Config;
 use crate::net::portal::Portal;
 use crate::process::supervisor::CriticalTasks;
@@ -42,9 +41,9 @@ impl DataPlane {
         let (stop, guests, upstream_connections) =
             (CancellationToken::new(), TaskTracker::new(), TaskTracker::new());
         let upstream =
-            Upstream::new(upstream_config(config)?, Arc::clone(metrics), upstream_connections.clone())?;
+            Upstream::new(config.upstream_config()?, Arc::clone(metrics), upstream_connections.clone())?;
         let upstream = Arc::new(upstream);
-        let proxy = Proxy::new(directory, Arc::clone(&upstream), proxy_config(config), Arc::clone(metrics));
+        let proxy = Proxy::new(directory, Arc::clone(&upstream), config.proxy(), Arc::clone(metrics));
         let listener = portal.listen(config.metadata_backlog)?;
         let listener = tokio::net::TcpListener::from_std(listener).context("watch the listener")?;
         guests.spawn(vital.task("the listener", proxy::serve(listener, proxy, stop.clone(), guests.clone())));
@@ -62,7 +61,7 @@ impl DataPlane {
         vital: &CriticalTasks,
     ) -> Result<()> {
         let _on_data_runtime = data.enter();
-        let proxy = Proxy::new(callers, Arc::clone(&self.upstream), proxy_config(config), metrics);
+        let proxy = Proxy::new(callers, Arc::clone(&self.upstream), config.proxy(), metrics);
         let serving =
             proxy::serve_haproxies(socket.listener()?, proxy, self.stop.clone(), self.guests.clone());
         self.guests.spawn(vital.task("the listener for haproxies", serving));

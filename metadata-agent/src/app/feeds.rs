@@ -8,7 +8,7 @@ use crate::config::Config;
 use crate::directory::presence::Presence;
 use crate::inventory::{Event, SourceKind};
 use crate::process::supervisor::CriticalTasks;
-use crate::sources::neutron::{Channels, Lookup, Settings};
+use crate::sources::neutron::{Channels, Lookup};
 use crate::sources::{self, Reporter, SourceState};
 
 /// What every source is given.
@@ -67,7 +67,7 @@ impl<'a> SourceTasks<'a> {
     }
 
     fn ovsdb(&mut self, config: &Config) {
-        let access = sources::ovsdb::Access::from(config);
+        let access = config.open_vswitch();
         let reporter = self.reporter(SourceKind::Ovsdb);
         let source = sources::ovsdb::run(access, self.events.clone(), reporter, self.stop.clone());
         self.tasks.spawn(self.vital.task("the source ovsdb", source));
@@ -81,7 +81,7 @@ impl<'a> SourceTasks<'a> {
     }
 
     fn ovn(&mut self, config: &Config) {
-        let Some(access) = sources::ovn::Access::of(config) else { return };
+        let Some(access) = config.ovn() else { return };
         let reporter = self.reporter(SourceKind::OvnSouthbound);
         let (present, events) = (self.present.clone(), self.events.clone());
         let source = sources::ovn::run(access, present, events, reporter, self.stop.clone());
@@ -89,7 +89,7 @@ impl<'a> SourceTasks<'a> {
     }
 
     fn neutron(&mut self, config: &Config) {
-        let Some(settings) = Settings::of(config, self.tasks.clone()) else { return };
+        let Some(settings) = config.neutron_source(self.tasks.clone()) else { return };
         let (lookup, questions) = Lookup::new();
         self.fed.lookup = Some(lookup.clone());
         let channels = Channels {

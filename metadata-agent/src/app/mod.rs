@@ -6,7 +6,6 @@
 mod data_plane;
 mod feeds;
 mod haproxies;
-mod settings;
 mod systemd;
 
 use std::sync::Arc;
@@ -16,6 +15,7 @@ use anyhow::{Context as _, Result, anyhow};
 use metadata_ebpf::identity::ClientAddress;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use prometheus_client::registry::Registry;
+use serde_json::json;
 use tokio::runtime::{Builder, Runtime};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, watch};
@@ -26,19 +26,19 @@ use tokio_util::task::TaskTracker;
 use tracing::{debug, info, warn};
 
 use crate::admin::logging;
-use crate::admin::state::{Overview, Running, Startup};
+use crate::admin::state::{Liveness, Overview, Running, Startup};
 use crate::admin::{AdminSocket, AdminState};
-use crate::attach::{GuestRules, Guests};
+use crate::attach::Guests;
 use crate::commands::detach;
 use crate::config::Config;
 use crate::datapath::heartbeat::{self, LastBeat};
-use crate::datapath::{Counters, Datapath, Hook};
+use crate::datapath::{Counters, Datapath, Hook, PortalLink};
 use crate::directory::clients::{HostLookup, InventoryLookup, NeutronLookup};
 use crate::directory::presence::Presence;
 use crate::directory::{ClientDirectory, Directory};
 use crate::ids::MacAddress;
 use crate::inventory::Inventory;
-use crate::namespaces::{NamespaceRules, Namespaces, Tallies};
+use crate::namespaces::{Namespaces, Tallies};
 use crate::net::netlink::{self, Netlink};
 use crate::net::portal::{self, Portal};
 use crate::process::capabilities;
@@ -49,8 +49,6 @@ use crate::secrets::SecretFiles;
 use data_plane::DataPlane;
 use feeds::{SourceHandles, SourceTasks};
 use haproxies::HaproxySocket;
-use settings::{attach_mode, introduction, limits, portal_link};
-pub(crate) use settings::{endpoint, nova_config};
 use systemd::{feed_watchdog, notify};
 
 /// Events that sources may be ahead of the inventory.
@@ -128,9 +126,9 @@ async fn serve(config: &Config, data: &Runtime) -> Result<()> {
     let last_beat = LastBeat::default();
     let (running, running_now) = watch::channel(None);
     let overview: Arc<dyn AdminState> = Arc::new(Overview::new(
-        config.clone(),
+        json!(config.settings()),
         startup.clone(),
-        last_beat.clone(),
+        Liveness { last_beat: last_beat.clone(), stale_after: config.heartbeat_stale_after },
         Arc::clone(&inventory),
         source_states,
         registry,
@@ -197,7 +195,7 @@ impl HostSide<'_> {
         running: &watch::Sender<Option<Running>>,
     ) -> Result<Serving> {
         let Self { config, data, vital, tasks, startup, fed } = self;
-        let mut datapath = Datapath::open(&config.bpffs_dir, attach_mode(config))?;
+        let mut datapath = Datapath::open(&config.bpffs_dir, config.attach_mode)?;
         if !datapath.is_adopted() {
             Portal::remove(&config.portal_namespace).await?;
         }
@@ -207,7 +205,7 @@ impl HostSide<'_> {
         if datapath.hook() == Hook::Clsact {
             netlink.add_ingress_qdisc(portal.host_ifindex).await?;
         }
-        datapath.connect_portal(portal::HOST_END, portal_link(&portal), limits(config))?;
+        datapath.connect_portal(portal::HOST_END, portal_link(&portal), config.datapath_limits())?;
         let (mut heartbeat, counters) = (datapath.heartbeat()?, Arc::new(datapath.counters()?));
 
         let directory = Arc::new(Directory::default());
@@ -216,7 +214,7 @@ impl HostSide<'_> {
         let signer = secrets.signer();
         let (beating, leave) = (CancellationToken::new(), CancellationToken::new());
         tasks.spawn(secrets.keep(signer.clone(), leave.clone()));
-        let introduction = introduction(config, signer);
+        let introduction = config.upstream_auth(signer);
         let callers = Arc::new(callers(fed, &inventory, &introduction));
         let mut data_plane = DataPlane::start(
             data,
@@ -236,11 +234,7 @@ impl HostSide<'_> {
 
         let (link_events, hook_events) = (netlink::watch_links()?, netlink::watch_hooks()?);
         let hook = datapath.hook();
-        let rules = GuestRules {
-            names: config.guest_interfaces.clone(),
-            kinds: config.guest_link_kinds.clone(),
-            source_check: config.source_check,
-        };
+        let rules = config.guest_rules();
         let branches = config.namespaces.is_some().then(|| datapath.netns_datapaths()).transpose()?;
         let mut guests = Guests::new(
             datapath,
@@ -255,12 +249,7 @@ impl HostSide<'_> {
         let failures = guests.failures();
         let lost = portal::wait_until_lost(portal.host_ifindex, portal_events, netlink);
         let (mut namespaces, mut tallies) = (None, Tallies::default());
-        if let (Some(names), Some(branches)) = (config.namespaces.clone(), branches) {
-            let rules = NamespaceRules {
-                names,
-                legacy_port: config.metadata_port,
-                confine_routers: config.confine_routers,
-            };
+        if let (Some(rules), Some(branches)) = (config.namespace_rules(), branches) {
             let watch = Namespaces::new(rules, portal, branches, inventory, Arc::clone(&directory))?;
             tallies = watch.tallies();
             let startup = startup.clone();
@@ -273,6 +262,10 @@ impl HostSide<'_> {
         tasks.spawn(vital.task("the portal's interface", leave.clone().run_until_cancelled_owned(lost)));
         Ok(Serving { data_plane, guests, namespaces, leave, heart, beating })
     }
+}
+
+fn portal_link(portal: &Portal) -> PortalLink {
+    PortalLink { ifindex: portal.host_ifindex, nsid: portal.nsid, mac: portal.mac }
 }
 
 /// Tells from which MAC address a client sent its last SYN.

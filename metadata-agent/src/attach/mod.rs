@@ -28,12 +28,12 @@ use tokio::time::{MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info, warn};
 
-use crate::config::{LinkKind, NamePattern, SourceCheck};
 use crate::datapath::{Datapath, DatapathError, Hook, PortPolicy};
 use crate::directory::presence::{Presence, Present};
 use crate::directory::{Directory, Owner};
 use crate::ids::IfIndex;
 use crate::inventory::{AddressPrefix, Inventory, Resolution};
+use crate::net::name_pattern::NamePattern;
 use crate::net::netlink::{HookEvent, Link, LinkEvent, Netlink, NetlinkError};
 use crate::proxy::UpstreamAuth;
 use attached::{Attached, Kernel};
@@ -51,6 +51,34 @@ const SWEEP: Duration = Duration::from_secs(30);
 /// A client that was not heard of for so long is forgotten. Far longer than any connection may be idle.
 const CLIENT_IDLE: Duration = Duration::from_mins(10);
 
+/// A kind of network interface, as `ip -details link` names it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LinkKind {
+    /// A tap of a virtual machine.
+    Tun,
+    /// One end of a pair, as containers have.
+    Veth,
+}
+
+impl LinkKind {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Tun => "tun",
+            Self::Veth => "veth",
+        }
+    }
+}
+
+/// How strictly the source addresses of a guest's packets are compared with its port.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SourceCheck {
+    /// MAC address and IPv4 addresses.
+    Strict,
+    /// MAC address only.
+    Mac,
+    Off,
+}
+
 /// Which interfaces are guests', and what is asked of their packets.
 #[derive(Clone, Debug)]
 pub struct GuestRules {
@@ -66,7 +94,7 @@ impl GuestRules {
     /// Whether a link faces a guest.
     #[must_use]
     pub fn admit(&self, link: &Link) -> bool {
-        let kind = self.kinds.iter().any(|kind| kind.to_string() == link.kind);
+        let kind = self.kinds.iter().any(|kind| kind.as_str() == link.kind);
         kind && self.names.iter().any(|pattern| pattern.matches(&link.name))
     }
 

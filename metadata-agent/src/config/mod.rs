@@ -6,21 +6,20 @@
 //! raw (what files say) -> interpolate -> resolver (which text wins) -> rule (text to value) -> options -> resolved (what
 //! the values mean together).
 
-mod access;
+mod components;
 pub mod fault;
 pub mod interpolate;
-pub mod neutron;
+mod neutron;
 pub mod notice;
 mod notices;
 pub mod options;
-pub mod ovsdb;
 pub mod raw;
 pub mod resolved;
 mod resolver;
 pub mod rule;
+mod rules;
 pub mod setting;
 pub mod spec;
-pub mod url;
 pub mod value;
 
 use std::ffi::OsString;
@@ -28,19 +27,13 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 pub use fault::{ConfigFaults, Fault};
-pub use neutron::{Credentials, Domain, NeutronAccess, NeutronAuth};
 pub use notice::{Effect, Notice};
 pub use options::{Config, OPTIONS};
-pub use ovsdb::OvsdbRemote;
-pub use resolved::{ClientCertificate, ConfigWarning};
+pub use resolved::ConfigWarning;
 pub use resolver::Flags;
 pub use setting::{Origin, Setting};
 pub use spec::{Access, OptionSpec};
-pub use url::HttpUrl;
-pub use value::{
-    AttachMode, Host, IpVersion, LinkKind, LogFormat, NamePattern, NeutronAuthType, NeutronInterface,
-    NovaEndpoint, Scheme, SocketMode, SourceCheck, Upstream,
-};
+pub use value::{IpVersion, NovaEndpoint, SocketMode, Upstream};
 
 use options::spec as option;
 use resolver::Resolver;

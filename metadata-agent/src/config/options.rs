@@ -10,22 +10,24 @@ use std::time::Duration;
 
 use secrecy::SecretString;
 
-use super::neutron::NeutronAccess;
 use super::notice::Notice;
-use super::ovsdb::{OvsdbRemote, Remote};
 use super::raw::DEFAULT;
 use super::resolver::Resolver;
 use super::rule::{
-    AbsolutePath, Added, AnyPath, FileName, HostName, Line, ListOf, Mark, Number, NumberOr, OneOf, Pattern,
-    ReadableFile, Rule, Seconds, Secret, SecretFile, SocketPath, Switch, Unset,
+    AbsolutePath, Added, AnyPath, FileName, Line, ListOf, Mark, Number, NumberOr, OneOf, ReadableFile, Rule,
+    Seconds, Secret, SocketPath, Switch, Unset,
 };
+use super::rules::{HostName, Pattern, Remote, SecretFile, Web};
 use super::setting::Setting;
 use super::spec::{Access, OptionSpec, Table};
-use super::url::{HttpUrl, Web};
-use super::value::{
-    AttachMode, Host, IpVersion, LinkKind, LogFormat, NamePattern, NeutronAuthType, NeutronInterface, Scheme,
-    SocketMode, SourceCheck, Upstream,
-};
+use super::value::{IpVersion, NeutronAuthType, SocketMode, Upstream};
+use crate::admin::logging::LogFormat;
+use crate::attach::{LinkKind, SourceCheck};
+use crate::datapath::AttachMode;
+use crate::net::name_pattern::NamePattern;
+use crate::ovsdb::{Host, OvsdbRemote};
+use crate::proxy::Scheme;
+use crate::sources::neutron::{HttpUrl, NeutronAccess, NeutronInterface};
 
 /// Our own section.
 pub const OWN: &str = "metadata_agent";

@@ -1,30 +1,21 @@
 //! The checked [`Config`] as a whole: what its options mean, and forbid, together.
 
 use std::fmt;
-use std::path::Path;
 
 use nix::sys::utsname::uname;
 use secrecy::ExposeSecret;
 
-use super::access::access;
 use super::fault::{ConfigFaults, Fault};
-use super::neutron::NeutronAccess;
+use super::neutron::access;
 use super::notice::Notice;
 use super::notices;
 use super::options::{Config, spec};
-use super::ovsdb::OvsdbRemote;
 use super::resolver::Resolver;
 use super::setting::{Origin, Setting};
-use super::value::{NovaEndpoint, Scheme, Upstream};
-
-/// A certificate and its key.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct ClientCertificate<'a> {
-    /// The certificate, PEM.
-    pub certificate: &'a Path,
-    /// The private key, PEM.
-    pub private_key: &'a Path,
-}
+use super::value::{NovaEndpoint, Upstream};
+use crate::ovsdb::OvsdbRemote;
+use crate::proxy::Scheme;
+use crate::sources::neutron::NeutronAccess;
 
 impl Config {
     /// The configuration, unless there was a fault anywhere.
@@ -62,14 +53,6 @@ impl Config {
     pub fn host_name(&self) -> String {
         let own = || uname().map(|name| name.nodename().to_string_lossy().into_owned()).unwrap_or_default();
         self.host.clone().unwrap_or_else(own)
-    }
-
-    /// What we show to Nova that asks for a certificate.
-    #[must_use]
-    pub fn client_certificate(&self) -> Option<ClientCertificate<'_>> {
-        let (certificate, private_key) =
-            (self.nova_client_cert.as_deref()?, self.nova_client_priv_key.as_deref()?);
-        Some(ClientCertificate { certificate, private_key })
     }
 
     /// How to reach Neutron's API, if it is to be asked.

@@ -12,8 +12,14 @@ use std::time::Duration;
 
 use secrecy::SecretString;
 
-use super::value::{Host, NamePattern, Words};
-use crate::secrets;
+/// An enumeration whose values have names in configuration files.
+pub trait Words: Copy + Sized + 'static {
+    /// Every value with its name.
+    const WORDS: &'static [(&'static str, Self)];
+
+    /// Returns the value's name.
+    fn word(self) -> &'static str;
+}
 
 /// Turns text into a `T`.
 pub trait Rule<T> {
@@ -63,19 +69,6 @@ impl Rule<String> for Line {
 
     fn accepts(&self) -> String {
         "a text of one line".to_owned()
-    }
-}
-
-/// A host name or address.
-pub struct HostName;
-
-impl Rule<Host> for HostName {
-    fn read(&self, text: &str) -> Result<Host, Rejected> {
-        accepted(Host::parse(text.trim()))
-    }
-
-    fn accepts(&self) -> String {
-        "a host name, an IPv4 address or an IPv6 address".to_owned()
     }
 }
 
@@ -161,19 +154,6 @@ impl<T: Words> Rule<T> for OneOf {
     fn accepts(&self) -> String {
         let words: Vec<_> = T::WORDS.iter().map(|(word, _)| *word).collect();
         format!("one of {}", words.join(", "))
-    }
-}
-
-/// A pattern for names.
-pub struct Pattern;
-
-impl Rule<NamePattern> for Pattern {
-    fn read(&self, text: &str) -> Result<NamePattern, Rejected> {
-        accepted(NamePattern::parse(text))
-    }
-
-    fn accepts(&self) -> String {
-        "a name in which * stands for any characters and ? for one".to_owned()
     }
 }
 
@@ -285,21 +265,6 @@ fn check_readable(path: &Path) -> io::Result<()> {
     if metadata.is_dir() { Err(io::ErrorKind::IsADirectory.into()) } else { Ok(()) }
 }
 
-/// The path of a file that holds a secret now.
-pub struct SecretFile;
-
-impl Rule<PathBuf> for SecretFile {
-    fn read(&self, text: &str) -> Result<PathBuf, Rejected> {
-        let path = AbsolutePath.read(text)?;
-        secrets::read(&path).map_err(Rejected::Unreadable)?;
-        Ok(path)
-    }
-
-    fn accepts(&self) -> String {
-        "the absolute path of a readable file that is not empty".to_owned()
-    }
-}
-
 /// A file name without a directory.
 pub struct FileName;
 
@@ -350,7 +315,20 @@ impl Rule<SecretString> for Secret {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::value::LinkKind;
+
+    #[derive(Clone, Copy, Debug, PartialEq)]
+    enum LinkKind {
+        Tun,
+        Veth,
+    }
+
+    impl Words for LinkKind {
+        const WORDS: &'static [(&'static str, Self)] = &[("tun", Self::Tun), ("veth", Self::Veth)];
+
+        fn word(self) -> &'static str {
+            unreachable!("unused")
+        }
+    }
 
     fn check<T: PartialEq + Debug>(rule: &impl Rule<T>, good: &[(&str, T)], bad: &[&str]) {
         for (text, want) in good {

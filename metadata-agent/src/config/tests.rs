@@ -9,6 +9,10 @@ use secrecy::ExposeSecret;
 use tempfile::TempDir;
 
 use super::*;
+use crate::attach::{LinkKind, SourceCheck};
+use crate::datapath::AttachMode;
+use crate::proxy::ClientCertificate;
+use crate::sources::neutron::{Credentials, Domain, NeutronAuth};
 
 const SECRET: &str = "hunter2-xyzzy";
 
@@ -251,7 +255,7 @@ fn a_client_certificate_needs_its_key() {
         ]
     );
     let config = site.env("METADATA_AGENT_NOVA_CLIENT_PRIV_KEY", &key).load().unwrap();
-    assert_eq!(config.client_certificate(), Some(ClientCertificate { certificate: &crt, private_key: &key }));
+    assert_eq!(config.client_certificate(), Some(ClientCertificate { certificate: crt, key }));
     assert!(config.warnings().contains(&ConfigWarning::TlsUnused));
 }
 

@@ -33,11 +33,11 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
 use crate::attach::Failure;
-use crate::config::NamePattern;
 use crate::datapath::{DatapathError, NetnsDatapaths};
 use crate::directory::Directory;
 use crate::ids::NetworkOrRouter;
 use crate::inventory::Inventory;
+use crate::net::name_pattern::NamePattern;
 use crate::net::netns::Netns;
 use crate::net::portal::Portal;
 use place::scope_of;

@@ -11,8 +11,8 @@ use tokio::time::{Instant, timeout};
 use uuid::Uuid;
 
 use super::backoff::Backoff;
+use super::remote::OvsdbRemote;
 use super::session::{Dial, SessionError};
-use crate::config::OvsdbRemote;
 
 /// Nobody takes any more what is read.
 #[derive(Debug)]

@@ -8,6 +8,7 @@
 mod backoff;
 mod follow;
 mod framing;
+mod remote;
 mod replica;
 mod session;
 mod tls;
@@ -16,6 +17,7 @@ mod tls;
 pub(crate) use backoff::FIRST_PAUSE;
 pub(crate) use follow::{End, NobodyListens, Reader, follow};
 pub use framing::FramingError;
+pub use remote::{Host, OvsdbRemote};
 pub use replica::UpdateError;
 pub(crate) use replica::{
     Atom, Change, Datum, Form, Kind, Replica, Row, Table, entry, integer, references, shape, text, texts,

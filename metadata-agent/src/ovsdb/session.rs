@@ -15,9 +15,9 @@ use tokio::net::{TcpStream, UnixStream};
 use tokio::time::{Instant, timeout, timeout_at};
 
 use super::framing::{Framer, FramingError};
+use super::remote::{Host, OvsdbRemote};
 use super::replica::{Form, Table, UpdateError, shape};
 use super::tls::{self, TlsFiles};
-use crate::config::{Host, OvsdbRemote};
 use crate::tls::TlsSetupError;
 
 /// How long a connection may take, and how long a server may take nothing that is written to it.

@@ -19,7 +19,7 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
 use super::SessionError;
-use crate::config::Host;
+use super::remote::Host;
 use crate::tls::{self, ClientCertificate, Trust};
 
 /// Where our own certificate and those of the authorities are, PEM.

@@ -6,8 +6,8 @@ use tokio::sync::mpsc;
 use uuid::Uuid;
 
 use super::Reporter;
-use crate::config::OvsdbRemote;
 use crate::inventory::{Event, PortRecord, SourceKind};
+use crate::ovsdb::OvsdbRemote;
 use crate::ovsdb::{NobodyListens, SessionError};
 
 /// What a row says now.

@@ -6,9 +6,8 @@ use tokio::net::UnixStream;
 use tokio::time::timeout;
 
 use super::{Finding, finding};
-use crate::app;
-use crate::config::{Config, NovaEndpoint, Scheme, Upstream};
-use crate::proxy::{self, ProbeError, TlsErrorKind, UpstreamConfig};
+use crate::config::{Config, NovaEndpoint, Upstream};
+use crate::proxy::{self, ProbeError, Scheme, TlsErrorKind, UpstreamConfig};
 
 /// Each endpoint, asked for itself; or the agent of Neutron's that guests are passed on to.
 pub(super) async fn look(config: &Config) -> Vec<Finding> {
@@ -44,9 +43,8 @@ async fn nova(config: &Config) -> Vec<Finding> {
 }
 
 async fn ask(config: &Config, endpoint: &NovaEndpoint, limit: Duration) -> Result<(), String> {
-    let route = app::endpoint(endpoint).map_err(|error| error.to_string())?;
-    let upstream = app::nova_config(config).map_err(|error| error.to_string())?;
-    let upstream = UpstreamConfig { endpoints: vec![route], answer_timeout: limit, ..upstream };
+    let upstream = config.nova_config([endpoint.clone()]).map_err(|error| error.to_string())?;
+    let upstream = UpstreamConfig { answer_timeout: limit, ..upstream };
     proxy::probe(upstream).await.map_err(|error| match remedy(&error, endpoint.scheme) {
         Some(remedy) => format!("{error}; {remedy}"),
         None => error.to_string(),

@@ -107,7 +107,7 @@ fn libvirt_in(directory: &std::path::Path) -> State {
 
 /// Its database knows instances and networks but no projects, which Nova has to be told and Neutron's agent finds out.
 async fn open_vswitch(config: &Config) -> Source {
-    let access = ovsdb::Access::from(config);
+    let access = config.open_vswitch();
     let access = ovsdb::Access { patience: access.patience.min(ANSWER), ..access };
     let state = match access.probe().await {
         None => State::Absent(format!("none here: {} are not there", ovsdb::USUAL_SOCKETS.join(", "))),
@@ -119,7 +119,7 @@ async fn open_vswitch(config: &Config) -> Source {
 
 /// One server that answers is enough; the others are told.
 async fn southbound(config: &Config) -> Source {
-    let state = match ovn::Access::of(config) {
+    let state = match config.ovn() {
         None => State::Absent("none is configured (ovn_sb_connection)".to_owned()),
         Some(access) => {
             let access = ovn::Access { patience: access.patience.min(ANSWER), ..access };
@@ -137,7 +137,7 @@ async fn southbound(config: &Config) -> Source {
 }
 
 async fn neutron(config: &Config) -> Source {
-    let state = match neutron::Settings::of(config, TaskTracker::new()) {
+    let state = match config.neutron_source(TaskTracker::new()) {
         None => State::Absent("none is configured (neutron_auth_url)".to_owned()),
         Some(settings) => match neutron::probe(&settings).await {
             Ok(Reached::Ports) => State::Works(format!("it tells the ports of host {}", settings.host)),

@@ -12,11 +12,11 @@ use hyper::{Request, StatusCode, header};
 use secrecy::ExposeSecret;
 use tokio::time::{Instant, sleep_until};
 
+use super::access::HttpUrl;
 use super::gate::Gate;
 use super::http::{Http, HttpError};
 use super::ports::{FIELDS, Page, Told};
 use super::session::{AuthError, Token, Tokens};
-use crate::config::HttpUrl;
 use crate::ids::PortId;
 
 /// Ports in one answer.

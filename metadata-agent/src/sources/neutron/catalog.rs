@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use serde::Deserialize;
 
-use crate::config::{HttpUrl, NeutronInterface};
+use super::access::{HttpUrl, NeutronInterface};
 
 /// The type of Neutron's service.
 const NETWORK: &str = "network";

@@ -9,10 +9,10 @@ use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
+use super::access::{Credentials, Domain, HttpUrl, NeutronInterface};
 use super::catalog::{CatalogError, Service, network_endpoint};
 use super::http::{Http, HttpError};
 use super::timestamp;
-use crate::config::{Credentials, Domain, HttpUrl, NeutronInterface};
 
 /// The longest answer. A catalogue of a large cloud, with fifty services in ten regions, takes about 300 KiB.
 const LIMIT: usize = 4 * 1024 * 1024;

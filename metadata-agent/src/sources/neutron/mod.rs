@@ -10,6 +10,7 @@
 //!
 //! [`Lookup`] answers for guests that are not on this host.
 
+mod access;
 mod api;
 mod catalog;
 mod gate;
@@ -31,7 +32,6 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::{RECHECK_FAULTY, Reporter};
-use crate::config::{Config, NeutronAccess, NeutronAuth};
 use crate::directory::presence::Presence;
 use crate::inventory::Event;
 use api::{Api, Filter};
@@ -42,6 +42,7 @@ use ports::{Said, Told};
 use session::{Session, Tokens};
 use survey::{Question, Survey, Wanted};
 
+pub use access::{Credentials, Domain, HttpUrl, NeutronAccess, NeutronAuth, NeutronInterface};
 pub use api::{ApiError, ApiErrorKind};
 pub use catalog::CatalogError;
 pub use http::{HttpError, HttpSetupError};
@@ -59,14 +60,6 @@ pub struct Settings {
     pub host: String,
     /// The tasks that connections are.
     pub tasks: TaskTracker,
-}
-
-impl Settings {
-    /// As it is configured, if it is.
-    #[must_use]
-    pub fn of(config: &Config, tasks: TaskTracker) -> Option<Self> {
-        Some(Self { access: config.neutron()?.clone(), host: config.host_name(), tasks })
-    }
 }
 
 /// What the source speaks with.

@@ -13,10 +13,10 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 use tracing::debug;
 
+use super::access::HttpUrl;
 use super::gate::SHORTEST_PAUSE;
 use super::http::Http;
 use super::keystone::{Grant, Keystone, KeystoneError};
-use crate::config::HttpUrl;
 
 /// Those who may wait for a token.
 const QUEUE: usize = 64;

@@ -42,12 +42,11 @@ use tokio_util::sync::CancellationToken;
 
 use super::Reporter;
 use super::rows::Rows;
-use crate::config::{Config, OvsdbRemote};
 use crate::directory::presence::Presence;
 use crate::ids::PortId;
 use crate::inventory::{Event, SourceKind};
 use crate::ovsdb::{
-    Dial, End, Form, News, NobodyListens, Reader, Session, SessionError, TlsFiles, follow, shape,
+    Dial, End, Form, News, NobodyListens, OvsdbRemote, Reader, Session, SessionError, TlsFiles, follow, shape,
 };
 use bindings::{Bindings, DATABASE, MONITOR};
 use member::{Clusters, Member};
@@ -75,23 +74,6 @@ pub struct Access {
 }
 
 impl Access {
-    /// As it is configured, if it is.
-    #[must_use]
-    pub fn of(config: &Config) -> Option<Self> {
-        let probe = Duration::from_millis(config.ovn_ovsdb_probe_interval.into());
-        Some(Self {
-            servers: config.ovn_southbound()?.to_vec(),
-            tls: TlsFiles {
-                private_key: config.ovn_sb_private_key.clone(),
-                certificate: config.ovn_sb_certificate.clone(),
-                authorities: config.ovn_sb_ca_cert.clone(),
-            },
-            patience: config.ovn_ovsdb_connection_timeout,
-            longest_pause: config.ovn_ovsdb_retry_max_interval,
-            probe: (!probe.is_zero()).then_some(probe),
-        })
-    }
-
     /// Asks each server, in turn, whether it would do.
     pub async fn probe(&self) -> Vec<(OvsdbRemote, Result<(), SessionError>)> {
         let dial = self.dial();

@@ -32,10 +32,10 @@ use tokio_util::sync::CancellationToken;
 
 use super::Reporter;
 use super::rows::Rows;
-use crate::config::{Config, OvsdbRemote};
 use crate::inventory::{Event, SourceKind};
 use crate::ovsdb::{
-    Dial, End, Monitor, News, NobodyListens, Reader, Session, SessionError, TlsFiles, follow, shape,
+    Dial, End, Monitor, News, NobodyListens, OvsdbRemote, Reader, Session, SessionError, TlsFiles, follow,
+    shape,
 };
 use interfaces::Interfaces;
 use tables::TABLES;
@@ -68,20 +68,6 @@ pub struct Access {
     pub tls: TlsFiles,
     /// How long it may take to connect and to read the rows.
     pub patience: Duration,
-}
-
-impl From<&Config> for Access {
-    fn from(config: &Config) -> Self {
-        Self {
-            connection: config.ovsdb_connection.clone(),
-            tls: TlsFiles {
-                private_key: config.ovs_ssl_key_file.clone(),
-                certificate: config.ovs_ssl_cert_file.clone(),
-                authorities: config.ovs_ssl_ca_cert_file.clone(),
-            },
-            patience: config.ovsdb_connection_timeout,
-        }
-    }
 }
 
 impl Access {

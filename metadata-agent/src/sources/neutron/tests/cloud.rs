@@ -16,7 +16,7 @@ use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
 use tokio_rustls::TlsAcceptor;
 
-use crate::config::{Credentials, Domain, HttpUrl, NeutronAccess, NeutronAuth, NeutronInterface};
+use super::super::access::{Credentials, Domain, HttpUrl, NeutronAccess, NeutronAuth, NeutronInterface};
 use secrecy::SecretString;
 use std::time::Duration;
 

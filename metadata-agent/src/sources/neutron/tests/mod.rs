@@ -297,7 +297,7 @@ async fn a_neutron_that_is_not_there_at_the_start_is_found_when_it_comes() {
         listener.local_addr().unwrap()
     };
     let settings = |url: String| {
-        let endpoint = crate::config::HttpUrl::parse(&url).unwrap();
+        let endpoint = HttpUrl::parse(&url).unwrap();
         let access = NeutronAccess { auth: NeutronAuth::Nobody { endpoint }, ..cloud.access() };
         Settings { access, host: HOST.to_owned(), tasks: world.tasks.clone() }
     };

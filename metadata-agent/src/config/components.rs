@@ -1,0 +1,161 @@
+//! Settings of each component, made from the options. The components do not know the configuration.
+
+use std::num::NonZero;
+use std::time::Duration;
+
+use tokio_util::task::TaskTracker;
+
+use super::options::Config;
+use super::value::{IpVersion, NovaEndpoint, Upstream};
+use crate::attach::GuestRules;
+use crate::datapath::Limits;
+use crate::namespaces::NamespaceRules;
+use crate::ovsdb::TlsFiles;
+use crate::proxy::{
+    ClientCertificate, Endpoint, EndpointError, NetworkHeader, ProxyConfig, RateLimit, RateWindow, Signer,
+    TlsConfig, UpstreamAuth, UpstreamConfig,
+};
+use crate::sources::{neutron, ovn, ovsdb};
+
+impl Config {
+    pub(crate) fn datapath_limits(&self) -> Limits {
+        Limits {
+            heartbeat_stale_after: self.heartbeat_stale_after,
+            syn_rate: self.syn_rate_limit.map_or(0, NonZero::get),
+            syn_burst: self.syn_burst,
+        }
+    }
+
+    pub(crate) fn guest_rules(&self) -> GuestRules {
+        GuestRules {
+            names: self.guest_interfaces.clone(),
+            kinds: self.guest_link_kinds.clone(),
+            source_check: self.source_check,
+        }
+    }
+
+    /// Returns the rules for network namespaces, if any are to be served.
+    pub(crate) fn namespace_rules(&self) -> Option<NamespaceRules> {
+        Some(NamespaceRules {
+            names: self.namespaces.clone()?,
+            legacy_port: self.metadata_port,
+            confine_routers: self.confine_routers,
+        })
+    }
+
+    pub(crate) fn proxy(&self) -> ProxyConfig {
+        ProxyConfig {
+            request_head_limit: self.request_head_limit,
+            request_body_limit: self.request_body_limit,
+            request_head_timeout: self.request_head_timeout,
+            request_body_timeout: self.request_head_timeout,
+            keep_alive_timeout: self.keep_alive_timeout,
+            write_timeout: self.guest_write_timeout,
+            identity_hold: self.identity_hold,
+            identity_grace: self.identity_grace,
+            drain_timeout: self.drain_timeout,
+            connections_per_attachment: self.connections_per_port,
+            connections: self.connections,
+            rate_limit: self.rate_limit(),
+        }
+    }
+
+    fn rate_limit(&self) -> Option<RateLimit> {
+        let window =
+            |requests, seconds| RateWindow { requests, length: Duration::from_secs(u64::from(seconds)) };
+        let names = |version| self.rate_limit_ip_versions.contains(&version);
+        self.rate_limit_enabled.then(|| RateLimit {
+            windows: [
+                window(self.rate_limit_base_requests, self.rate_limit_base_window),
+                window(self.rate_limit_burst_requests, self.rate_limit_burst_window),
+            ],
+            ipv4: names(IpVersion::V4),
+            ipv6: names(IpVersion::V6),
+        })
+    }
+
+    pub(crate) fn upstream_auth(&self, signer: Signer) -> UpstreamAuth {
+        match self.upstream {
+            Upstream::Nova => UpstreamAuth::Signed(signer),
+            Upstream::NeutronAgent => UpstreamAuth::ByNetwork(NetworkHeader::Neutron),
+            Upstream::OvnAgent => UpstreamAuth::ByNetwork(NetworkHeader::Ovn),
+        }
+    }
+
+    /// Returns how the proxy reaches the service that answers guests.
+    ///
+    /// # Errors
+    /// An address of Nova does not make a URL.
+    pub(crate) fn upstream_config(&self) -> Result<UpstreamConfig, EndpointError> {
+        let base = match self.upstream {
+            Upstream::Nova => self.nova_config(self.nova_endpoints())?,
+            Upstream::NeutronAgent | Upstream::OvnAgent => {
+                UpstreamConfig::neutron_agent(&self.neutron_agent_socket, self.neutron_agent_requests)
+            }
+        };
+        Ok(UpstreamConfig {
+            connect_timeout: self.nova_connect_timeout,
+            answer_timeout: self.nova_response_timeout,
+            ..base
+        })
+    }
+
+    /// Returns how to reach some of Nova's endpoints, with default timeouts.
+    ///
+    /// # Errors
+    /// An address does not make a URL.
+    pub(crate) fn nova_config(
+        &self,
+        endpoints: impl IntoIterator<Item = NovaEndpoint>,
+    ) -> Result<UpstreamConfig, EndpointError> {
+        let endpoint = |nova: NovaEndpoint| Endpoint::new(nova.scheme, &nova.host.to_string(), nova.port);
+        let endpoints = endpoints.into_iter().map(endpoint).collect::<Result<_, _>>()?;
+        let tls = TlsConfig {
+            authorities: self.auth_ca_cert.clone(),
+            identity: self.client_certificate(),
+            insecure: self.nova_metadata_insecure,
+        };
+        Ok(UpstreamConfig { tls, ..UpstreamConfig::new(endpoints) })
+    }
+
+    /// Returns the client certificate for Nova, if one is configured.
+    #[must_use]
+    pub fn client_certificate(&self) -> Option<ClientCertificate> {
+        let (certificate, key) = (self.nova_client_cert.clone()?, self.nova_client_priv_key.clone()?);
+        Some(ClientCertificate { certificate, key })
+    }
+
+    pub(crate) fn open_vswitch(&self) -> ovsdb::Access {
+        ovsdb::Access {
+            connection: self.ovsdb_connection.clone(),
+            tls: TlsFiles {
+                private_key: self.ovs_ssl_key_file.clone(),
+                certificate: self.ovs_ssl_cert_file.clone(),
+                authorities: self.ovs_ssl_ca_cert_file.clone(),
+            },
+            patience: self.ovsdb_connection_timeout,
+        }
+    }
+
+    /// Returns how to reach OVN's Southbound database, if its servers are configured.
+    pub(crate) fn ovn(&self) -> Option<ovn::Access> {
+        let probe = Duration::from_millis(self.ovn_ovsdb_probe_interval.into());
+        Some(ovn::Access {
+            servers: self.ovn_southbound()?.to_vec(),
+            tls: TlsFiles {
+                private_key: self.ovn_sb_private_key.clone(),
+                certificate: self.ovn_sb_certificate.clone(),
+                authorities: self.ovn_sb_ca_cert.clone(),
+            },
+            patience: self.ovn_ovsdb_connection_timeout,
+            longest_pause: self.ovn_ovsdb_retry_max_interval,
+            probe: (!probe.is_zero()).then_some(probe),
+        })
+    }
+
+    /// Returns the settings of the Neutron source, if Neutron's API is configured. Its connections run
+    /// as `tasks`.
+    pub(crate) fn neutron_source(&self, tasks: TaskTracker) -> Option<neutron::Settings> {
+        Some(neutron::Settings { access: self.neutron()?.clone(), host: self.host_name(), tasks })
+    }
+}

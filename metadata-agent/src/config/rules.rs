@@ -1,0 +1,76 @@
+//! Rules for options whose values are types of the agent's components.
+
+use std::path::PathBuf;
+
+use super::rule::{AbsolutePath, Rejected, Rule};
+use crate::net::name_pattern::NamePattern;
+use crate::ovsdb::{Host, OvsdbRemote};
+use crate::secrets;
+use crate::sources::neutron::HttpUrl;
+
+/// A host name or address.
+pub struct HostName;
+
+impl Rule<Host> for HostName {
+    fn read(&self, text: &str) -> Result<Host, Rejected> {
+        Host::parse(text.trim()).ok_or(Rejected::NotAccepted)
+    }
+
+    fn accepts(&self) -> String {
+        "a host name, an IPv4 address or an IPv6 address".to_owned()
+    }
+}
+
+/// A pattern for names.
+pub struct Pattern;
+
+impl Rule<NamePattern> for Pattern {
+    fn read(&self, text: &str) -> Result<NamePattern, Rejected> {
+        NamePattern::parse(text).ok_or(Rejected::NotAccepted)
+    }
+
+    fn accepts(&self) -> String {
+        "a name in which * stands for any characters and ? for one".to_owned()
+    }
+}
+
+/// The path of a file that holds a secret now.
+pub struct SecretFile;
+
+impl Rule<PathBuf> for SecretFile {
+    fn read(&self, text: &str) -> Result<PathBuf, Rejected> {
+        let path = AbsolutePath.read(text)?;
+        secrets::read(&path).map_err(Rejected::Unreadable)?;
+        Ok(path)
+    }
+
+    fn accepts(&self) -> String {
+        "the absolute path of a readable file that is not empty".to_owned()
+    }
+}
+
+/// An [`HttpUrl`].
+pub struct Web;
+
+impl Rule<HttpUrl> for Web {
+    fn read(&self, text: &str) -> Result<HttpUrl, Rejected> {
+        HttpUrl::parse(text).ok_or(Rejected::NotAccepted)
+    }
+
+    fn accepts(&self) -> String {
+        "a URL that begins with http:// or https://, without user and query".to_owned()
+    }
+}
+
+/// An OVSDB server.
+pub struct Remote;
+
+impl Rule<OvsdbRemote> for Remote {
+    fn read(&self, text: &str) -> Result<OvsdbRemote, Rejected> {
+        OvsdbRemote::parse(text).ok_or(Rejected::NotAccepted)
+    }
+
+    fn accepts(&self) -> String {
+        "unix:/path, tcp:host:port or ssl:host:port".to_owned()
+    }
+}

@@ -75,11 +75,13 @@ impl Attached {
     ) {
         // One that is no instance's is let go with the next snapshot, and not known until then.
         let owner = match entry {
-            Ok(Some(entry)) if self.owner.matches(entry) => return,
             Ok(Some(entry)) => Owner::from_entry(entry, kernel.introduction),
             Ok(None) => Owner::Unknown,
             Err(Ambiguous) => Owner::Disputed,
         };
+        if matches!(owner, Owner::Known { .. } | Owner::OnNetwork { .. }) && owner == self.owner {
+            return;
+        }
         kernel.tell(&self.link, index, None, &owner);
         tell_of(&self.link, &self.owner, &owner);
         self.owner = owner;
@@ -103,7 +105,8 @@ impl Attached {
         for subport in wanted {
             let vlan = subport.vlan;
             let Some(entry) = entry_of(owner, subport) else { continue };
-            if subports.get(&vlan).is_some_and(|seated| seated.owner.matches(&entry)) {
+            let owner = Owner::from_entry(&entry, kernel.introduction);
+            if subports.get(&vlan).is_some_and(|seated| seated.owner == owner) {
                 continue;
             }
             let id = match kernel.datapath.attach_subport(index, vlan) {
@@ -114,7 +117,6 @@ impl Attached {
                 }
             };
             let since = subports.get(&vlan).map_or_else(Instant::now, |seated| seated.since);
-            let owner = Owner::from_entry(&entry, kernel.introduction);
             kernel.tell(link, index, Some(vlan), &owner);
             info!(interface = link.name, %vlan, attachment = %id, "trunk subport known");
             subports.insert(vlan, Seated { id, since, owner });

@@ -5,7 +5,6 @@
 pub mod clients;
 pub mod presence;
 
-use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Instant;
@@ -101,22 +100,24 @@ impl Owner {
         known.unwrap_or(Self::Unknown)
     }
 
-    /// Whether it was made of an entry like this one.
-    #[must_use]
-    pub fn matches(&self, entry: &Entry) -> bool {
-        match (self, entry) {
-            (Self::Known { port, .. }, Entry::Agreed(now)) => port == now,
-            (Self::OnNetwork { facts, .. }, Entry::Incomplete(now)) => facts == now,
-            _ => false,
-        }
-    }
-
     /// The identity, if requests can be made.
     #[must_use]
     pub fn identity(&self) -> Option<&Arc<ClientIdentity>> {
         match self {
             Self::Known { identity, .. } | Self::OnNetwork { identity, .. } => Some(identity),
             Self::Unknown | Self::Disputed => None,
+        }
+    }
+}
+
+/// Two owners are equal if they were made from the same port: the identity follows from it.
+impl PartialEq for Owner {
+    fn eq(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Known { port, .. }, Self::Known { port: other, .. }) => port == other,
+            (Self::OnNetwork { facts, .. }, Self::OnNetwork { facts: other, .. }) => facts == other,
+            (Self::Unknown, Self::Unknown) | (Self::Disputed, Self::Disputed) => true,
+            _ => false,
         }
     }
 }
@@ -209,13 +210,9 @@ impl Directory {
         self.change(|table| table.own.change(change));
     }
 
-    /// Replaces the part of attachments that many guests share.
-    pub fn publish_shared(&self, bindings: HashMap<AttachmentId, SharedBinding>) {
-        let updated: Vec<_> = bindings.into_iter().map(|(id, binding)| (id, Arc::new(binding))).collect();
-        self.change(|table| {
-            table.shared.bindings = Shards::default();
-            table.shared.change(&BindingChanges { removed: Vec::new(), updated: updated.clone() });
-        });
+    /// Changes the part of attachments that many guests share, and wakes the requests that wait for it.
+    pub fn publish_shared(&self, change: &BindingChanges<SharedBinding>) {
+        self.change(|table| table.shared.change(change));
     }
 
     fn change(&self, change: impl Fn(&mut Table)) {

@@ -13,7 +13,7 @@ fn scope() -> NetworkOrRouter {
     NetworkOrRouter::Network(NETWORK.parse().unwrap())
 }
 
-fn shared(ids: &[u32]) -> HashMap<AttachmentId, SharedBinding> {
+fn change(gone: &[u32], now: &[u32]) -> BindingChanges<SharedBinding> {
     let binding = |id: &u32| SharedBinding {
         namespace: format!("qdhcp-{NETWORK}").into(),
         interface: format!("tap{id}"),
@@ -21,7 +21,10 @@ fn shared(ids: &[u32]) -> HashMap<AttachmentId, SharedBinding> {
         since: Instant::now(),
         scope: scope(),
     };
-    ids.iter().map(|id| (attachment(*id), binding(id))).collect()
+    BindingChanges {
+        removed: gone.iter().copied().map(attachment).collect(),
+        updated: now.iter().map(|id| (attachment(*id), Arc::new(binding(id)))).collect(),
+    }
 }
 
 fn standing(directory: &Directory, id: u32, address: [u8; 4]) -> LookupState {
@@ -31,7 +34,7 @@ fn standing(directory: &Directory, id: u32, address: [u8; 4]) -> LookupState {
 #[test]
 fn all_guests_of_a_shared_attachment_stand_at_its_place() {
     let directory = Directory::default();
-    directory.publish_shared(shared(&[1]));
+    directory.publish_shared(&change(&[], &[1]));
     for address in [[10, 0, 0, 5], [10, 0, 0, 6]] {
         assert!(matches!(standing(&directory, 1, address), LookupState::Shared(found) if found == scope()));
     }
@@ -40,8 +43,8 @@ fn all_guests_of_a_shared_attachment_stand_at_its_place() {
 #[test]
 fn one_that_was_shared_is_gone_with_its_namespace_and_one_that_is_not_told_yet_is_waited_for() {
     let directory = Directory::default();
-    directory.publish_shared(shared(&[1, 2]));
-    directory.publish_shared(shared(&[1]));
+    directory.publish_shared(&change(&[], &[1, 2]));
+    directory.publish_shared(&change(&[2], &[]));
     assert!(matches!(standing(&directory, 2, [10, 0, 0, 5]), LookupState::Gone));
     assert!(matches!(standing(&directory, 3, [10, 0, 0, 5]), LookupState::Pending { .. }));
 }
@@ -49,11 +52,11 @@ fn one_that_was_shared_is_gone_with_its_namespace_and_one_that_is_not_told_yet_i
 #[test]
 fn neither_part_of_the_table_loses_by_news_of_the_other() {
     let directory = Directory::default();
-    directory.publish_shared(shared(&[1]));
+    directory.publish_shared(&change(&[], &[1]));
     directory.publish(&BindingChanges::default());
     assert!(matches!(standing(&directory, 1, [10, 0, 0, 5]), LookupState::Shared(_)));
     let changes = directory.changes();
-    directory.publish_shared(HashMap::new());
+    directory.publish_shared(&change(&[1], &[]));
     assert!(changes.has_changed().unwrap(), "who waits is woken");
     assert!(matches!(standing(&directory, 1, [10, 0, 0, 5]), LookupState::Gone));
 }

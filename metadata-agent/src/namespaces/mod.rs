@@ -34,7 +34,7 @@ use tracing::{debug, info, warn};
 
 use crate::attach::Failure;
 use crate::datapath::{DatapathError, NetnsDatapaths};
-use crate::directory::Directory;
+use crate::directory::{BindingChanges, Directory};
 use crate::ids::NetworkOrRouter;
 use crate::inventory::Inventory;
 use crate::net::name_pattern::NamePattern;
@@ -320,8 +320,11 @@ impl Namespaces {
 
     fn publish(&self) {
         let snapshot = self.inventory.load();
-        let bindings = self.sites.values().flat_map(|site| site.bindings(&snapshot)).collect();
-        self.directory.publish_shared(bindings);
+        let bindings = self.sites.values().flat_map(|site| site.bindings(&snapshot));
+        let now: BTreeMap<_, _> = bindings.map(|(id, binding)| (id, Arc::new(binding))).collect();
+        let before = self.directory.shared();
+        let gone = before.into_iter().map(|(id, _)| id).filter(|id| !now.contains_key(id)).collect();
+        self.directory.publish_shared(&BindingChanges { removed: gone, updated: now.into_iter().collect() });
         let failure = |(name, error): (&Arc<str>, &String)| Failure {
             interface: name.to_string(),
             error: error.clone(),

@@ -2,6 +2,7 @@
 
 mod comments;
 mod commits;
+mod docs;
 mod names;
 mod sources;
 
@@ -29,6 +30,8 @@ pub enum Check {
     Spelling,
     /// Licences, sources and versions of the dependencies follow deny.toml
     Dependencies,
+    /// Links in documents lead somewhere, and the front pages are short
+    Docs,
     /// Modules of the agent import only what their layer may use
     Boundaries,
     /// A change of the kernel ABI comes with a new ABI_VERSION
@@ -92,6 +95,7 @@ impl Check {
             Self::Commits => commits::check(),
             Self::Spelling => Invocation::new(["typos"]).run(),
             Self::Dependencies => dependencies(),
+            Self::Docs => report("documents", &docs::check()?),
             Self::Boundaries => boundaries::check(),
             Self::Abi => abi::check(),
             Self::Format => Invocation::cargo(["fmt", "--all", "--check"]).run(),

@@ -10,7 +10,7 @@ use std::{env, fs};
 
 const TARGET: &str = "bpfel-unknown-none";
 /// What `datapath/object.rs` embeds.
-const OBJECTS: [&str; 2] = ["datapath", "front"];
+const OBJECTS: [&str; 2] = ["datapath", "dispatcher"];
 
 fn main() -> Result<(), Box<dyn Error>> {
     let package = PathBuf::from(env::var("CARGO_MANIFEST_DIR")?);

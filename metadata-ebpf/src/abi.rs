@@ -6,7 +6,7 @@
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 /// Grows with every change in this file or of [`crate::reason::Reason`]. The agent rebuilds pins of another version.
-pub const ABI_VERSION: u32 = 4;
+pub const ABI_VERSION: u32 = 5;
 
 /// Names of the maps and programs; 15 characters at most, which is what the kernel keeps.
 pub mod names {
@@ -16,18 +16,18 @@ pub mod names {
     pub const HEARTBEAT: &str = "MD_HEARTBEAT";
     /// `HashMap<PortKey, Port>`.
     pub const PORTS: &str = "MD_PORTS";
-    /// `HashMap<u32, Gate>`, by attachment id.
-    pub const GATES: &str = "MD_GATES";
+    /// `HashMap<u32, AttachmentState>`, by attachment id.
+    pub const ATTACHMENTS: &str = "MD_ATTACH";
     /// `HashMap<ClientKey, Client>`.
     pub const CLIENTS: &str = "MD_CLIENTS";
     /// `PerCpuArray<u64>`, by [`crate::reason::Reason::index`].
     pub const STATS: &str = "MD_STATS";
     /// `ProgramArray`: the copy of the programs that all namespaces but the host's share, by [`super::slots`].
     pub const PROGRAMS: &str = "MD_PROGRAMS";
-    /// `u32`, a constant of each copy of the programs: 0 on the host, else a front tells the [`super::Site`].
-    pub const FRONTED: &str = "MD_FRONTED";
-    /// [`super::Site`], a constant of each front.
-    pub const SITE: &str = "MD_SITE";
+    /// `u32`, a constant of each copy of the programs: 0 on the host, else a front tells the [`super::NetnsContext`].
+    pub const DISPATCHED: &str = "MD_DISPATCHED";
+    /// [`super::NetnsContext`], a constant of each front.
+    pub const NETNS_CONTEXT: &str = "MD_NETNS";
     /// TC ingress on guest-facing interfaces; its fronts are called so as well.
     pub const FROM_GUEST: &str = "md_from_guest";
     /// TC ingress on the host end of the portal's veth; its fronts are called so as well.
@@ -44,7 +44,7 @@ pub mod slots {
     pub const COUNT: u32 = 2;
 }
 
-/// Attachments that a host can have; the size of `MD_PORTS` and `MD_GATES`.
+/// Attachments that a host can have; the size of `MD_PORTS` and `MD_ATTACH`.
 pub const MAX_PORTS: u32 = 16_384;
 /// Clients that a host can have; the size of `MD_CLIENTS`.
 pub const MAX_CLIENTS: u32 = 131_072;
@@ -88,7 +88,7 @@ pub struct Settings {
 /// leaves to programs on this hook, and goes on in the copy that all namespaces share.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, FromBytes, IntoBytes, Immutable)]
 #[repr(C)]
-pub struct Site {
+pub struct NetnsContext {
     /// Inode of the namespace's nsfs file; 0 for the host's own.
     pub netns: u32,
     /// Interface index of this end of the veth pair into the portal.
@@ -99,7 +99,7 @@ pub struct Site {
     pub legacy_port: u32,
 }
 
-impl Site {
+impl NetnsContext {
     /// As the control block of a packet holds it.
     #[must_use]
     #[inline(always)]
@@ -119,7 +119,7 @@ impl Site {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, FromBytes, IntoBytes, Immutable)]
 #[repr(C)]
 pub struct PortKey {
-    /// [`Site::netns`] of the program.
+    /// [`NetnsContext::netns`] of the program.
     pub netns: u32,
     /// Interface index in the namespace of the program.
     pub ifindex: u32,
@@ -191,11 +191,11 @@ impl Ipv4Prefix {
     }
 }
 
-/// Value of `MD_GATES`: what the kernel counts per attachment. Apart from [`Port`], because the agent rewrites
+/// Value of `MD_ATTACH`: what the kernel counts per attachment. Apart from [`Port`], because the agent rewrites
 /// that one whole.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable)]
 #[repr(C)]
-pub struct Gate {
+pub struct AttachmentState {
     /// Theoretical arrival time of the next new connection ([`crate::rate`]), `CLOCK_MONOTONIC` nanoseconds.
     pub syn_tat_ns: u64,
     /// Clients recorded. The agent corrects it when it removes idle ones.
@@ -230,7 +230,7 @@ pub struct Client {
     pub guest_mac: [u8; 6],
     /// The MAC address that the guest sent to: router, DHCP port, OVN metadata port or our own. Answers bear it.
     pub metadata_mac: [u8; 6],
-    /// [`Site::netns`] of the namespace that the interface is in.
+    /// [`NetnsContext::netns`] of the namespace that the interface is in.
     pub netns: u32,
 }
 
@@ -242,13 +242,13 @@ mod user {
     // pattern is a value (`FromBytes` is derived).
     unsafe impl aya::Pod for super::Settings {}
     // SAFETY: as above.
-    unsafe impl aya::Pod for super::Site {}
+    unsafe impl aya::Pod for super::NetnsContext {}
     // SAFETY: as above.
     unsafe impl aya::Pod for super::PortKey {}
     // SAFETY: as above.
     unsafe impl aya::Pod for super::Port {}
     // SAFETY: as above.
-    unsafe impl aya::Pod for super::Gate {}
+    unsafe impl aya::Pod for super::AttachmentState {}
     // SAFETY: as above.
     unsafe impl aya::Pod for super::ClientKey {}
     // SAFETY: as above.
@@ -261,20 +261,20 @@ mod tests {
     use core::mem::{offset_of, size_of};
 
     #[test]
-    fn sizes_and_offsets_are_those_of_abi_version_4() {
-        assert_eq!(ABI_VERSION, 4, "a new version needs new figures below");
+    fn sizes_and_offsets_are_those_of_abi_version_5() {
+        assert_eq!(ABI_VERSION, 5, "a new version needs new figures below");
         assert_eq!(size_of::<Settings>(), 48);
         assert_eq!(offset_of!(Settings, abi_version), 0);
         assert_eq!(offset_of!(Settings, stale_after_ns), 16);
         assert_eq!(offset_of!(Settings, portal_mac), 40);
-        assert_eq!(size_of::<Site>(), 16);
-        assert_eq!(offset_of!(Site, legacy_port), 12);
+        assert_eq!(size_of::<NetnsContext>(), 16);
+        assert_eq!(offset_of!(NetnsContext, legacy_port), 12);
         assert_eq!(size_of::<PortKey>(), 12);
         assert_eq!(size_of::<Port>(), 296);
         assert_eq!(offset_of!(Port, network), 16);
         assert_eq!(offset_of!(Port, ipv4), 32);
         assert_eq!(offset_of!(Port, mac), 288);
-        assert_eq!(size_of::<Gate>(), 16);
+        assert_eq!(size_of::<AttachmentState>(), 16);
         assert_eq!(size_of::<ClientKey>(), 16);
         assert_eq!(size_of::<Client>(), 64);
         assert_eq!(offset_of!(Client, first_seen_ns), 16);
@@ -286,9 +286,9 @@ mod tests {
 
     #[test]
     fn a_site_reads_back_from_its_words() {
-        let site = Site { netns: 1, portal_ifindex: 2, portal_nsid: 3, legacy_port: 4 };
+        let site = NetnsContext { netns: 1, portal_ifindex: 2, portal_nsid: 3, legacy_port: 4 };
         assert_eq!(site.words(), [1, 2, 3, 4]);
-        assert_eq!(Site::from_words(site.words()), site);
+        assert_eq!(NetnsContext::from_words(site.words()), site);
     }
 
     #[test]

@@ -4,8 +4,8 @@
 use core::cell::{Cell, RefCell};
 use std::collections::HashMap;
 
-use crate::abi::{Client, ClientKey, Gate, Port, PortKey, Settings, Site};
-use crate::skb::{HEAD, Skb, SkbFault, Vlan};
+use crate::abi::{AttachmentState, Client, ClientKey, NetnsContext, Port, PortKey, Settings};
+use crate::skb::{HEAD, Skb, SkbError, Vlan};
 use crate::wire::{self, ETH_LEN, IPV4_LEN, IPV6_LEN};
 use crate::world::{PortalPeer, PortalSocket, Version, World};
 
@@ -29,12 +29,12 @@ impl HostSkb {
         Self { frame, ifindex, vlan: Vlan::Untagged, linear: usize::MAX }
     }
 
-    fn range(&self, offset: u32, len: usize) -> Result<core::ops::Range<usize>, SkbFault> {
+    fn range(&self, offset: u32, len: usize) -> Result<core::ops::Range<usize>, SkbError> {
         let start = offset as usize;
-        if start + len <= self.frame.len() { Ok(start..start + len) } else { Err(SkbFault) }
+        if start + len <= self.frame.len() { Ok(start..start + len) } else { Err(SkbError) }
     }
 
-    fn resize_header(&mut self, from: u32, to: u32) -> Result<(), SkbFault> {
+    fn resize_header(&mut self, from: u32, to: u32) -> Result<(), SkbError> {
         let header = self.range(ETH_LEN, from as usize)?;
         self.frame.splice(header, core::iter::repeat_n(0, to as usize));
         Ok(())
@@ -63,48 +63,48 @@ impl Skb for HostSkb {
         self.frame[range].first_chunk()
     }
 
-    fn load<const N: usize>(&self, offset: u32) -> Result<[u8; N], SkbFault> {
-        self.frame[self.range(offset, N)?].try_into().map_err(|_| SkbFault)
+    fn load<const N: usize>(&self, offset: u32) -> Result<[u8; N], SkbError> {
+        self.frame[self.range(offset, N)?].try_into().map_err(|_| SkbError)
     }
 
-    fn store<const N: usize>(&mut self, offset: u32, bytes: &[u8; N]) -> Result<(), SkbFault> {
+    fn store<const N: usize>(&mut self, offset: u32, bytes: &[u8; N]) -> Result<(), SkbError> {
         let range = self.range(offset, N)?;
         self.frame[range].copy_from_slice(bytes);
         Ok(())
     }
 
-    fn change_to_ipv6(&mut self) -> Result<(), SkbFault> {
+    fn change_to_ipv6(&mut self) -> Result<(), SkbError> {
         self.resize_header(IPV4_LEN, IPV6_LEN)
     }
 
-    fn change_to_ipv4(&mut self) -> Result<(), SkbFault> {
+    fn change_to_ipv4(&mut self) -> Result<(), SkbError> {
         self.resize_header(IPV6_LEN, IPV4_LEN)
     }
 
-    fn adjust_tcp_checksum(&mut self, offset: u32, difference: u32) -> Result<(), SkbFault> {
+    fn adjust_tcp_checksum(&mut self, offset: u32, difference: u32) -> Result<(), SkbError> {
         let adjusted = wire::apply_difference(self.load(offset)?, difference);
         self.store(offset, &adjusted)
     }
 
-    fn adjust_icmp_checksum(&mut self, offset: u32, from: [u8; 2], to: [u8; 2]) -> Result<(), SkbFault> {
+    fn adjust_icmp_checksum(&mut self, offset: u32, from: [u8; 2], to: [u8; 2]) -> Result<(), SkbError> {
         self.adjust_tcp_checksum(offset, wire::checksum_difference(&from, &to))
     }
 
-    fn mark_for_host(&mut self) -> Result<(), SkbFault> {
+    fn mark_for_host(&mut self) -> Result<(), SkbError> {
         Ok(())
     }
 
-    fn pop_vlan(&mut self) -> Result<(), SkbFault> {
+    fn pop_vlan(&mut self) -> Result<(), SkbError> {
         self.vlan = Vlan::Untagged;
         Ok(())
     }
 
-    fn push_vlan(&mut self, id: u16) -> Result<(), SkbFault> {
+    fn push_vlan(&mut self, id: u16) -> Result<(), SkbError> {
         self.vlan = Vlan::Tagged(id);
         Ok(())
     }
 
-    fn resize(&mut self, len: u32) -> Result<(), SkbFault> {
+    fn resize(&mut self, len: u32) -> Result<(), SkbError> {
         self.frame.resize(len as usize, 0);
         Ok(())
     }
@@ -116,7 +116,7 @@ pub struct HostWorld {
     /// `CLOCK_MONOTONIC`, nanoseconds.
     pub now_ns: u64,
     /// Where the programs work.
-    pub site: Site,
+    pub netns_context: NetnsContext,
     /// Whether somebody listens at the metadata address in the programs' own namespace.
     pub legacy_listening: bool,
     /// `MD_CONFIG[0]`.
@@ -125,8 +125,8 @@ pub struct HostWorld {
     pub heartbeat_ns: u64,
     /// `MD_PORTS`.
     pub ports: HashMap<PortKey, Port>,
-    /// `MD_GATES`.
-    pub gates: RefCell<HashMap<u32, Gate>>,
+    /// `MD_ATTACH`.
+    pub attachments: RefCell<HashMap<u32, AttachmentState>>,
     /// `MD_CLIENTS`.
     pub clients: RefCell<HashMap<ClientKey, Client>>,
     /// Whether `MD_CLIENTS` takes no more.
@@ -136,12 +136,12 @@ pub struct HostWorld {
     /// Connections of the portal: identity address and guest port.
     pub connections: Vec<([u8; 16], u16)>,
     /// How often a map was looked into.
-    pub look_ups: Cell<usize>,
+    pub lookups: Cell<usize>,
 }
 
 impl HostWorld {
     fn look<T>(&self, value: T) -> T {
-        self.look_ups.set(self.look_ups.get() + 1);
+        self.lookups.set(self.lookups.get() + 1);
         value
     }
 }
@@ -151,8 +151,8 @@ impl World for HostWorld {
         self.now_ns
     }
 
-    fn site<T: Copy>(&self, field: impl Fn(&Site) -> &T) -> T {
-        *field(&self.site)
+    fn netns_context<T: Copy>(&self, field: impl Fn(&NetnsContext) -> &T) -> T {
+        *field(&self.netns_context)
     }
 
     fn settings(&self) -> Option<&Settings> {
@@ -167,13 +167,13 @@ impl World for HostWorld {
         self.look(self.ports.get(key))
     }
 
-    fn gate(&self, attachment: u32) -> Option<Gate> {
-        self.look(self.gates.borrow().get(&attachment).copied())
+    fn attachment_state(&self, attachment: u32) -> Option<AttachmentState> {
+        self.look(self.attachments.borrow().get(&attachment).copied())
     }
 
-    fn put_gate(&self, attachment: u32, gate: Gate) {
-        if let Some(entry) = self.gates.borrow_mut().get_mut(&attachment) {
-            *entry = gate;
+    fn put_attachment_state(&self, attachment: u32, state: AttachmentState) {
+        if let Some(entry) = self.attachments.borrow_mut().get_mut(&attachment) {
+            *entry = state;
         }
     }
 

@@ -7,7 +7,7 @@ use core::mem::MaybeUninit;
 use aya_ebpf::bindings::{__sk_buff, BPF_F_PSEUDO_HDR};
 use aya_ebpf::helpers::generated as helpers;
 use aya_ebpf::programs::TcContext;
-use metadata_ebpf::skb::{HEAD, Skb, SkbFault, Vlan};
+use metadata_ebpf::skb::{HEAD, Skb, SkbError, Vlan};
 use metadata_ebpf::wire::ethertype;
 
 /// `PACKET_HOST` of linux/if_packet.h.
@@ -31,8 +31,8 @@ impl KernelSkb {
 }
 
 #[inline(always)]
-fn done(result: i64) -> Result<(), SkbFault> {
-    if result == 0 { Ok(()) } else { Err(SkbFault) }
+fn done(result: i64) -> Result<(), SkbError> {
+    if result == 0 { Ok(()) } else { Err(SkbError) }
 }
 
 impl Skb for KernelSkb {
@@ -60,7 +60,7 @@ impl Skb for KernelSkb {
         if protocol == u32::from(u16::from_ne_bytes(ethertype::VLAN)) && id != 0 {
             Vlan::Tagged(id)
         } else {
-            Vlan::Strange
+            Vlan::Unsupported
         }
     }
 
@@ -88,7 +88,7 @@ impl Skb for KernelSkb {
     }
 
     #[inline(always)]
-    fn load<const N: usize>(&self, offset: u32) -> Result<[u8; N], SkbFault> {
+    fn load<const N: usize>(&self, offset: u32) -> Result<[u8; N], SkbError> {
         let mut words = MaybeUninit::<Words<N>>::uninit();
         // SAFETY: the helper writes N bytes, or fails.
         unsafe {
@@ -98,32 +98,32 @@ impl Skb for KernelSkb {
     }
 
     #[inline(always)]
-    fn store<const N: usize>(&mut self, offset: u32, bytes: &[u8; N]) -> Result<(), SkbFault> {
+    fn store<const N: usize>(&mut self, offset: u32, bytes: &[u8; N]) -> Result<(), SkbError> {
         // SAFETY: the helper reads N bytes of `bytes` and checks the frame's end itself.
         done(unsafe { helpers::bpf_skb_store_bytes(self.skb, offset, bytes.as_ptr().cast(), N as u32, 0) })
     }
 
     #[inline(always)]
-    fn change_to_ipv6(&mut self) -> Result<(), SkbFault> {
+    fn change_to_ipv6(&mut self) -> Result<(), SkbError> {
         // SAFETY: takes the context and plain numbers.
         done(unsafe { helpers::bpf_skb_change_proto(self.skb, u16::from_ne_bytes(ethertype::IPV6), 0) })
     }
 
     #[inline(always)]
-    fn change_to_ipv4(&mut self) -> Result<(), SkbFault> {
+    fn change_to_ipv4(&mut self) -> Result<(), SkbError> {
         // SAFETY: takes the context and plain numbers.
         done(unsafe { helpers::bpf_skb_change_proto(self.skb, u16::from_ne_bytes(ethertype::IPV4), 0) })
     }
 
     #[inline(always)]
-    fn adjust_tcp_checksum(&mut self, offset: u32, difference: u32) -> Result<(), SkbFault> {
+    fn adjust_tcp_checksum(&mut self, offset: u32, difference: u32) -> Result<(), SkbError> {
         let flags = u64::from(BPF_F_PSEUDO_HDR);
         // SAFETY: takes the context and plain numbers.
         done(unsafe { helpers::bpf_l4_csum_replace(self.skb, offset, 0, u64::from(difference), flags) })
     }
 
     #[inline(always)]
-    fn adjust_icmp_checksum(&mut self, offset: u32, from: [u8; 2], to: [u8; 2]) -> Result<(), SkbFault> {
+    fn adjust_icmp_checksum(&mut self, offset: u32, from: [u8; 2], to: [u8; 2]) -> Result<(), SkbError> {
         let (from, to) = (u16::from_ne_bytes(from), u16::from_ne_bytes(to));
         let size = size_of::<u16>() as u64;
         // SAFETY: takes the context and plain numbers.
@@ -131,25 +131,25 @@ impl Skb for KernelSkb {
     }
 
     #[inline(always)]
-    fn mark_for_host(&mut self) -> Result<(), SkbFault> {
+    fn mark_for_host(&mut self) -> Result<(), SkbError> {
         // SAFETY: takes the context and plain numbers.
         done(unsafe { helpers::bpf_skb_change_type(self.skb, PACKET_HOST) })
     }
 
     #[inline(always)]
-    fn pop_vlan(&mut self) -> Result<(), SkbFault> {
+    fn pop_vlan(&mut self) -> Result<(), SkbError> {
         // SAFETY: takes the context.
         done(unsafe { helpers::bpf_skb_vlan_pop(self.skb) })
     }
 
     #[inline(always)]
-    fn push_vlan(&mut self, id: u16) -> Result<(), SkbFault> {
+    fn push_vlan(&mut self, id: u16) -> Result<(), SkbError> {
         // SAFETY: takes the context and plain numbers.
         done(unsafe { helpers::bpf_skb_vlan_push(self.skb, u16::from_ne_bytes(ethertype::VLAN), id) })
     }
 
     #[inline(always)]
-    fn resize(&mut self, len: u32) -> Result<(), SkbFault> {
+    fn resize(&mut self, len: u32) -> Result<(), SkbError> {
         // SAFETY: takes the context and plain numbers.
         done(unsafe { helpers::bpf_skb_change_tail(self.skb, len, 0) })
     }

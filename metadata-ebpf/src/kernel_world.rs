@@ -7,14 +7,16 @@ use aya_ebpf::helpers::generated as helpers;
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, HashMap, PerCpuArray};
 use aya_ebpf::programs::TcContext;
-use metadata_ebpf::abi::{Client, ClientKey, Gate, MAX_CLIENTS, MAX_PORTS, Port, PortKey, Settings, Site};
+use metadata_ebpf::abi::{
+    AttachmentState, Client, ClientKey, MAX_CLIENTS, MAX_PORTS, NetnsContext, Port, PortKey, Settings,
+};
 use metadata_ebpf::identity::{METADATA_IPV4, METADATA_IPV6, METADATA_PORT, PORTAL_ADDRESS};
 use metadata_ebpf::reason::Reason;
 use metadata_ebpf::world::{PortalPeer, PortalSocket, Version, World};
 
 /// Written by the loader. Where it is not 0 the programs are only ever entered by a front, which has written the site.
 #[unsafe(no_mangle)]
-static MD_FRONTED: u32 = 0;
+static MD_DISPATCHED: u32 = 0;
 
 #[map]
 static MD_CONFIG: Array<Settings> = Array::pinned(1, 0);
@@ -23,7 +25,7 @@ static MD_HEARTBEAT: Array<u64> = Array::pinned(1, 0);
 #[map]
 static MD_PORTS: HashMap<PortKey, Port> = HashMap::pinned(MAX_PORTS, BPF_F_NO_PREALLOC);
 #[map]
-static MD_GATES: HashMap<u32, Gate> = HashMap::pinned(MAX_PORTS, BPF_F_NO_PREALLOC);
+static MD_ATTACH: HashMap<u32, AttachmentState> = HashMap::pinned(MAX_PORTS, BPF_F_NO_PREALLOC);
 #[map]
 static MD_CLIENTS: HashMap<ClientKey, Client> = HashMap::pinned(MAX_CLIENTS, BPF_F_NO_PREALLOC);
 #[map]
@@ -57,14 +59,14 @@ impl World for KernelWorld {
     }
 
     #[inline(always)]
-    fn site<T: Copy>(&self, field: impl Fn(&Site) -> &T) -> T {
+    fn netns_context<T: Copy>(&self, field: impl Fn(&NetnsContext) -> &T) -> T {
         // SAFETY: a valid pointer; volatile, as the compiler does not know that the loader writes there.
-        if unsafe { core::ptr::read_volatile(&raw const MD_FRONTED) } == 0 {
-            return *field(&Site { netns: 0, portal_ifindex: 0, portal_nsid: 0, legacy_port: 0 });
+        if unsafe { core::ptr::read_volatile(&raw const MD_DISPATCHED) } == 0 {
+            return *field(&NetnsContext { netns: 0, portal_ifindex: 0, portal_nsid: 0, legacy_port: 0 });
         }
         // SAFETY: the kernel hands a valid context to the program.
         let [netns, portal_ifindex, portal_nsid, legacy_port, _] = unsafe { (*self.skb).cb };
-        *field(&Site::from_words([netns, portal_ifindex, portal_nsid, legacy_port]))
+        *field(&NetnsContext::from_words([netns, portal_ifindex, portal_nsid, legacy_port]))
     }
 
     #[inline(always)]
@@ -84,16 +86,16 @@ impl World for KernelWorld {
     }
 
     #[inline(always)]
-    fn gate(&self, attachment: u32) -> Option<Gate> {
+    fn attachment_state(&self, attachment: u32) -> Option<AttachmentState> {
         // SAFETY: as in `port`; a word that another CPU writes meanwhile is one count off at worst.
-        unsafe { MD_GATES.get(attachment).copied() }
+        unsafe { MD_ATTACH.get(attachment).copied() }
     }
 
     #[inline(always)]
-    fn put_gate(&self, attachment: u32, gate: Gate) {
-        if let Some(entry) = MD_GATES.get_ptr_mut(attachment) {
-            // SAFETY: as in `gate`.
-            unsafe { *entry = gate };
+    fn put_attachment_state(&self, attachment: u32, state: AttachmentState) {
+        if let Some(entry) = MD_ATTACH.get_ptr_mut(attachment) {
+            // SAFETY: as in `state`.
+            unsafe { *entry = state };
         }
     }
 

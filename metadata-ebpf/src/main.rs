@@ -23,7 +23,7 @@ pub fn md_from_guest(ctx: TcContext) -> i32 {
     let world = KernelWorld::new(&ctx);
     match from_guest(&mut KernelSkb::new(&ctx), &world) {
         None => TC_ACT_UNSPEC,
-        Some(outcome) => conclude(&ctx, outcome),
+        Some(outcome) => apply_verdict(&ctx, outcome),
     }
 }
 
@@ -32,7 +32,7 @@ pub fn md_from_guest(ctx: TcContext) -> i32 {
 pub fn md_to_guest(ctx: TcContext) -> i32 {
     let world = KernelWorld::new(&ctx);
     let outcome = to_guest(&mut KernelSkb::new(&ctx), &world);
-    conclude(&ctx, outcome)
+    apply_verdict(&ctx, outcome)
 }
 
 /// `TC_ACT_UNSPEC` is `TCX_NEXT` as well: other programs on the hook, and the host's own path, go on as if we were
@@ -40,7 +40,7 @@ pub fn md_to_guest(ctx: TcContext) -> i32 {
 #[inline(always)]
 #[expect(unsafe_code, reason = "helpers are unsafe to call")]
 #[expect(clippy::cast_possible_truncation, reason = "the helpers return a verdict")]
-fn conclude(ctx: &TcContext, outcome: Outcome) -> i32 {
+fn apply_verdict(ctx: &TcContext, outcome: Outcome) -> i32 {
     count(outcome.reason);
     trace(ctx, outcome);
     // SAFETY: the helpers take plain numbers; a wrong interface index makes the kernel drop the frame.

@@ -13,7 +13,7 @@ use crate::identity::{
     ClientAddress, GuestAddress, METADATA_IPV4, METADATA_IPV6, METADATA_PORT, PORTAL_ADDRESS,
 };
 use crate::reason::Reason;
-use crate::skb::{Skb, SkbFault};
+use crate::skb::{Skb, SkbError};
 use crate::wire::{
     self, ETH_LEN, IPV4_LEN, IPV6_LEN, Ipv4Header, Ipv6Header, TCP_CHECKSUM, TCP_LEN, TcpHeader,
 };
@@ -27,10 +27,10 @@ pub fn to_guest<S: Skb, W: World>(skb: &mut S, world: &W) -> Outcome {
 
 #[inline(always)]
 fn answer<S: Skb, W: World>(skb: &mut S, world: &W) -> Result<Outcome, Reason> {
-    let not_an_answer = |SkbFault| Reason::NotAnAnswer;
-    let ethertype: [u8; 2] = skb.load(12).map_err(not_an_answer)?;
-    let ip = Ipv6Header(skb.load(ETH_LEN).map_err(not_an_answer)?);
-    let tcp = TcpHeader(skb.load(ETH_LEN + IPV6_LEN).map_err(not_an_answer)?);
+    let not_a_reply = |SkbError| Reason::NotAnAnswer;
+    let ethertype: [u8; 2] = skb.load(12).map_err(not_a_reply)?;
+    let ip = Ipv6Header(skb.load(ETH_LEN).map_err(not_a_reply)?);
+    let tcp = TcpHeader(skb.load(ETH_LEN + IPV6_LEN).map_err(not_a_reply)?);
     let is_an_answer = ethertype == wire::ethertype::IPV6
         && ip.0[6] == wire::protocol::TCP
         && ip.source() == PORTAL_ADDRESS
@@ -46,17 +46,17 @@ fn answer<S: Skb, W: World>(skb: &mut S, world: &W) -> Result<Outcome, Reason> {
     let guest = ClientAddress::from_identity(identity).ok_or(Reason::NoClient)?.guest;
     let client = world.touch_client(&ClientKey { identity }, world.now_ns()).ok_or(Reason::NoClient)?;
     // An interface index says nothing in another namespace.
-    let netns = world.site(|site| &site.netns);
+    let netns = world.netns_context(|netns| &netns.netns);
     if client.netns != netns {
         return Err(Reason::NoClient);
     }
     let ethertype = match guest {
         GuestAddress::Ipv4(guest) => {
-            renumber_ipv4(skb, &ip, guest)?;
+            translate_ipv4(skb, &ip, guest)?;
             wire::ethertype::IPV4
         }
         GuestAddress::Ipv6LinkLocal(interface_id) => {
-            renumber_ipv6(skb, identity, interface_id)?;
+            translate_ipv6(skb, identity, interface_id)?;
             wire::ethertype::IPV6
         }
     };
@@ -69,7 +69,7 @@ fn answer<S: Skb, W: World>(skb: &mut S, world: &W) -> Result<Outcome, Reason> {
 }
 
 #[inline(always)]
-fn renumber_ipv4<S: Skb>(skb: &mut S, ip: &Ipv6Header, guest: [u8; 4]) -> Result<(), SkbFault> {
+fn translate_ipv4<S: Skb>(skb: &mut S, ip: &Ipv6Header, guest: [u8; 4]) -> Result<(), SkbError> {
     let header = Ipv4Header::answer(METADATA_IPV4, guest, ip.payload_len(), ip.traffic_class(), ip.0[7]);
     let difference = wire::checksum_difference(&PORTAL_ADDRESS, &METADATA_IPV4)
         + wire::checksum_difference(&ip.destination(), &guest);
@@ -80,7 +80,7 @@ fn renumber_ipv4<S: Skb>(skb: &mut S, ip: &Ipv6Header, guest: [u8; 4]) -> Result
 }
 
 #[inline(always)]
-fn renumber_ipv6<S: Skb>(skb: &mut S, identity: [u8; 16], interface_id: [u8; 8]) -> Result<(), SkbFault> {
+fn translate_ipv6<S: Skb>(skb: &mut S, identity: [u8; 16], interface_id: [u8; 8]) -> Result<(), SkbError> {
     let [a, b, c, d, e, f, g, h] = interface_id;
     let guest = [0xfe, 0x80, 0, 0, 0, 0, 0, 0, a, b, c, d, e, f, g, h];
     let difference = wire::checksum_difference(&PORTAL_ADDRESS, &METADATA_IPV6)

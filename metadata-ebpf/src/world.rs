@@ -1,6 +1,6 @@
 //! What the programs need besides the packet: maps, the clock and the portal's sockets.
 
-use crate::abi::{Client, ClientKey, Gate, Port, PortKey, Settings, Site};
+use crate::abi::{AttachmentState, Client, ClientKey, NetnsContext, Port, PortKey, Settings};
 
 /// The connection table of the portal is the connection table of the programs: the kernel's own sockets tell
 /// which segment belongs to a connection that began with us, so nothing of our own can fill up or go stale.
@@ -37,8 +37,8 @@ pub trait World {
     /// `CLOCK_MONOTONIC`, nanoseconds.
     fn now_ns(&self) -> u64;
 
-    /// A field of the [`Site`] that the program works in, as scalars: a copy of the whole would fill the stack.
-    fn site<T: Copy>(&self, field: impl Fn(&Site) -> &T) -> T;
+    /// A field of the [`NetnsContext`] that the program works in, as scalars: a copy of the whole would fill the stack.
+    fn netns_context<T: Copy>(&self, field: impl Fn(&NetnsContext) -> &T) -> T;
 
     /// `MD_CONFIG[0]`.
     fn settings(&self) -> Option<&Settings>;
@@ -49,11 +49,11 @@ pub trait World {
     /// A look into `MD_PORTS`.
     fn port(&self, key: &PortKey) -> Option<&Port>;
 
-    /// A look into `MD_GATES`.
-    fn gate(&self, attachment: u32) -> Option<Gate>;
+    /// A look into `MD_ATTACH`.
+    fn attachment_state(&self, attachment: u32) -> Option<AttachmentState>;
 
-    /// Overwrites an entry of `MD_GATES`; without effect where there is none.
-    fn put_gate(&self, attachment: u32, gate: Gate);
+    /// Overwrites an entry of `MD_ATTACH`; without effect where there is none.
+    fn put_attachment_state(&self, attachment: u32, state: AttachmentState);
 
     /// A look into `MD_CLIENTS` for `first_seen_ns` and `connections`. A copy of the whole would fill the stack.
     fn known_client(&self, key: &ClientKey) -> Option<(u64, u64)>;

@@ -8,7 +8,7 @@ use std::time::Duration;
 use aya::maps::{HashMap, Map, MapData};
 use metadata_agent::datapath::{AttachMode, Clock, Datapath};
 use metadata_agent::ids::IfIndex;
-use metadata_ebpf::abi::{Client, ClientKey, Gate, names};
+use metadata_ebpf::abi::{AttachmentState, Client, ClientKey, names};
 use metadata_ebpf::identity::{AttachmentId, ClientAddress};
 use metadata_tests::twins::ADDRESS;
 use metadata_tests::{Guest, Host, Twins, privileged};
@@ -28,8 +28,9 @@ fn clients(host: &Host) -> BTreeMap<[u8; 16], Client> {
 
 /// The count of clients that holds an attachment to its quota.
 fn counted(host: &Host, attachment: u64) -> u64 {
-    let gates = HashMap::<_, u32, Gate>::try_from(map(host, names::GATES)).expect("MD_GATES");
-    gates.get(&u32::try_from(attachment).expect("an id"), 0).expect("its gate").clients
+    let attachments =
+        HashMap::<_, u32, AttachmentState>::try_from(map(host, names::ATTACHMENTS)).expect("MD_ATTACH");
+    attachments.get(&u32::try_from(attachment).expect("an id"), 0).expect("its state").clients
 }
 
 fn identity(attachment: u64) -> [u8; 16] {

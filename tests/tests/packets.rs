@@ -23,7 +23,7 @@ fn every_case_holds_on_the_host() {
         assert_outcome(&case, outcome.map(|outcome| outcome.reason), &skb.frame);
         assert_recorded(&case, world.clients.borrow().get(&ClientKey { identity: case.identity() }).copied());
         if case.reason.is_none() {
-            assert_eq!(world.look_ups.get(), 0, "{}: a bystander costs no map look-up", case.name);
+            assert_eq!(world.lookups.get(), 0, "{}: a bystander costs no map look-up", case.name);
         }
     }
 }
@@ -35,7 +35,7 @@ fn where_a_packets_bytes_lie_is_of_no_consequence() {
         let [whole, fragmented] = [usize::MAX, HEAD].map(|linear| {
             let world = host_world(&case.state);
             let mut skb = HostSkb { linear, ..HostSkb::new(case.frame.clone(), IFINDEX) };
-            (from_guest(&mut skb, &world), skb.frame, world.look_ups.get())
+            (from_guest(&mut skb, &world), skb.frame, world.lookups.get())
         });
         assert_eq!(whole, fragmented, "{}", case.name);
     }
@@ -77,7 +77,7 @@ fn a_subports_packets_lose_their_tag_on_the_way_in_and_get_it_back() {
         for (vlan, reason) in [
             (Vlan::Tagged(5), Reason::ConnectionOpened),
             (Vlan::Tagged(6), Reason::Vlan),
-            (Vlan::Strange, Reason::Vlan),
+            (Vlan::Unsupported, Reason::Vlan),
             (Vlan::Untagged, Reason::NotAttached),
         ] {
             let mut skb = with_tag(vlan);

@@ -70,7 +70,7 @@ impl Datapath {
         Pins::remove(&pin)?;
         let key = self.place.key(index, None);
         // The entry stands before the program runs: no packet of the guest meets an unknown interface.
-        self.maps().put_gate(id)?;
+        self.maps().put_attachment_state(id)?;
         self.maps().put_port(key, &port_entry(id, policy))?;
         let Self { place, programs, pins, .. } = self;
         let attached = place.run(|| match programs.hook() {

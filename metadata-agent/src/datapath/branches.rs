@@ -1,6 +1,6 @@
 //! Datapaths for network namespaces other than the host's own, all on the host's maps.
 //!
-//! They share one copy of the programs, which is in slots of a pinned map. Each has [fronts](super::object) of a few
+//! They share one copy of the programs, which is in slots of a pinned map. Each has [dispatchers](super::object) of a few
 //! instructions that say which namespace it is and go on there. A new agent puts its own copy into the slots; were the map
 //! not pinned, the kernel would empty it as the agent dies.
 
@@ -8,12 +8,12 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 
-use metadata_ebpf::abi::{Port, PortKey, Site};
+use metadata_ebpf::abi::{NetnsContext, Port, PortKey};
 use metadata_ebpf::identity::AttachmentId;
 
 use super::hook::{Hook, Programs};
 use super::maps::{self, Maps};
-use super::object::{self, Copy, Fronts};
+use super::object::{self, Dispatchers, ProgramSet};
 use super::pins::Pins;
 use super::{Datapath, DatapathError, Place, PortalLink, lock};
 use crate::net::netns::Netns;
@@ -23,21 +23,21 @@ pub struct NetnsDatapaths {
     maps: Arc<Mutex<Maps>>,
     directory: PathBuf,
     hook: Hook,
-    fronts: Fronts,
+    dispatchers: Dispatchers,
     /// Entries that an earlier agent left, by namespace.
     inherited: BTreeMap<u32, Vec<(PortKey, Port)>>,
 }
 
 impl NetnsDatapaths {
     pub(super) fn new(maps: Arc<Mutex<Maps>>, pins: &Pins, hook: Hook) -> Result<Self, DatapathError> {
-        let mut fronts = Fronts::new(pins);
-        let shared = Programs::load_by(object::load(pins, Copy::Fronted)?, hook)?;
-        shared.put_into(&mut maps::slots(&mut fronts.load(Site::default())?)?)?;
+        let mut dispatchers = Dispatchers::new(pins);
+        let shared = Programs::load_by(object::load(pins, ProgramSet::Shared)?, hook)?;
+        shared.put_into(&mut maps::slots(&mut dispatchers.load(NetnsContext::default())?)?)?;
         let mut inherited = BTreeMap::<_, Vec<_>>::new();
         for (key, port) in lock(&maps).ports()?.into_iter().filter(|(key, _)| key.netns != 0) {
             inherited.entry(key.netns).or_default().push((key, port));
         }
-        Ok(Self { maps, directory: pins.directory().to_owned(), hook, fronts, inherited })
+        Ok(Self { maps, directory: pins.directory().to_owned(), hook, dispatchers, inherited })
     }
 
     /// A datapath in a namespace, connected to the portal by the interface that `portal` tells. `legacy_port` is where a
@@ -53,13 +53,13 @@ impl NetnsDatapaths {
         legacy_port: u16,
     ) -> Result<Datapath, DatapathError> {
         let inode = netns.inode()?;
-        let site = Site {
+        let context = NetnsContext {
             netns: inode,
             portal_ifindex: portal.ifindex.0,
             portal_nsid: portal.nsid,
             legacy_port: legacy_port.into(),
         };
-        let mut programs = Programs::load_by(self.fronts.load(site)?, self.hook)?;
+        let mut programs = Programs::load_by(self.dispatchers.load(context)?, self.hook)?;
         let pins = Pins::of_netns(&self.directory, inode)?;
         let place = Place::Netns { netns, inode };
         let pin = pins.portal();

@@ -84,7 +84,7 @@ impl Programs {
         Ok(Self { ebpf, hook, portal_hook: Hook::Clsact, ids })
     }
 
-    /// Puts the programs where fronts find them.
+    /// Puts the programs where dispatchers find them.
     pub fn put_into(mut self, slots: &mut Slots) -> Result<(), DatapathError> {
         for (slot, name) in [(slots::FROM_GUEST, names::FROM_GUEST), (slots::TO_GUEST, names::TO_GUEST)] {
             let program = program(&mut self.ebpf, name)?.fd();

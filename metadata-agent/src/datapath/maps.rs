@@ -6,7 +6,7 @@ use std::time::Duration;
 use aya::Ebpf;
 use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, ProgramArray};
 use aya::programs::ProgramFd;
-use metadata_ebpf::abi::{Client, ClientKey, Gate, Port, PortKey, Settings, names};
+use metadata_ebpf::abi::{AttachmentState, Client, ClientKey, Port, PortKey, Settings, names};
 use metadata_ebpf::identity::{AttachmentId, ClientAddress};
 use metadata_ebpf::reason::Reason;
 use nix::time::{ClockId, clock_gettime};
@@ -33,7 +33,7 @@ impl Clock {
 pub(super) struct Maps {
     config: Array<MapData, Settings>,
     ports: HashMap<MapData, PortKey, Port>,
-    gates: HashMap<MapData, u32, Gate>,
+    attachments: HashMap<MapData, u32, AttachmentState>,
     clients: HashMap<MapData, ClientKey, Client>,
 }
 
@@ -42,7 +42,7 @@ impl Maps {
         Ok(Self {
             config: typed(take(ebpf, names::CONFIG)?, names::CONFIG)?,
             ports: typed(take(ebpf, names::PORTS)?, names::PORTS)?,
-            gates: typed(take(ebpf, names::GATES)?, names::GATES)?,
+            attachments: typed(take(ebpf, names::ATTACHMENTS)?, names::ATTACHMENTS)?,
             clients: typed(take(ebpf, names::CLIENTS)?, names::CLIENTS)?,
         })
     }
@@ -76,20 +76,20 @@ impl Maps {
         self.ports.insert(key, port, ANY).map_err(fault("write", names::PORTS))
     }
 
-    pub fn put_gate(&mut self, id: AttachmentId) -> Result<(), DatapathError> {
-        let gate = Gate { syn_tat_ns: 0, clients: 0 };
-        self.gates.insert(id.get(), gate, ANY).map_err(fault("write", names::GATES))
+    pub fn put_attachment_state(&mut self, id: AttachmentId) -> Result<(), DatapathError> {
+        let state = AttachmentState { syn_tat_ns: 0, clients: 0 };
+        self.attachments.insert(id.get(), state, ANY).map_err(fault("write", names::ATTACHMENTS))
     }
 
     pub fn remove_port(&mut self, key: PortKey, id: AttachmentId) -> Result<(), DatapathError> {
         absent_is_fine(self.ports.remove(&key)).map_err(fault("remove from", names::PORTS))?;
-        absent_is_fine(self.gates.remove(&id.get())).map_err(fault("remove from", names::GATES))
+        absent_is_fine(self.attachments.remove(&id.get())).map_err(fault("remove from", names::ATTACHMENTS))
     }
 
     pub fn sweep(&mut self, idle: Duration) -> Result<usize, DatapathError> {
         let idle_ns = u64::try_from(idle.as_nanos()).unwrap_or(u64::MAX);
         let now = Clock::now_ns();
-        let mut stale = Vec::new();
+        let mut idle_keys = Vec::new();
         let ports = self.ports()?;
         let attached = ports.iter().filter_map(|(_, port)| AttachmentId::new(port.attachment));
         let mut kept: BTreeMap<AttachmentId, u64> = attached.map(|id| (id, 0)).collect();
@@ -99,27 +99,28 @@ impl Maps {
             let fresh = now.saturating_sub(client.last_seen_ns) < idle_ns;
             match attachment.and_then(|id| kept.get_mut(&id)).filter(|_| fresh) {
                 Some(count) => *count += 1,
-                None => stale.push(key),
+                None => idle_keys.push(key),
             }
         }
-        for key in &stale {
+        for key in &idle_keys {
             absent_is_fine(self.clients.remove(key)).map_err(fault("remove from", names::CLIENTS))?;
         }
         for (id, clients) in kept {
-            let Some(gate) = optional(self.gates.get(&id.get(), 0)).map_err(fault("read", names::GATES))?
+            let Some(state) =
+                optional(self.attachments.get(&id.get(), 0)).map_err(fault("read", names::ATTACHMENTS))?
             else {
                 continue;
             };
-            if gate.clients != clients {
-                let gate = Gate { clients, ..gate };
-                self.gates.insert(id.get(), gate, ANY).map_err(fault("write", names::GATES))?;
+            if state.clients != clients {
+                let state = AttachmentState { clients, ..state };
+                self.attachments.insert(id.get(), state, ANY).map_err(fault("write", names::ATTACHMENTS))?;
             }
         }
-        Ok(stale.len())
+        Ok(idle_keys.len())
     }
 }
 
-/// The slots of the programs that fronts lead to.
+/// The slots of the programs that dispatchers lead to.
 pub(super) struct Slots(ProgramArray<MapData>);
 
 pub(super) fn slots(ebpf: &mut Ebpf) -> Result<Slots, DatapathError> {

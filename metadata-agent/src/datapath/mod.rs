@@ -30,7 +30,7 @@ pub use branches::NetnsDatapaths;
 pub use error::DatapathError;
 pub use hook::{AttachMode, Hook, remove_filter};
 pub use maps::{ClientRecord, Clock, Counters, Heartbeat};
-pub use object::{FRONT, OBJECT};
+pub use object::{DISPATCHER, OBJECT};
 pub use pins::FilterRecord;
 pub use policy::PortPolicy;
 pub use remains::StaleState;
@@ -46,7 +46,7 @@ use metadata_ebpf::abi::{ABI_VERSION, Port, PortKey, Settings, names};
 use crate::ids::{IfIndex, MacAddress};
 use hook::Programs;
 use maps::Maps;
-use object::Copy;
+use object::ProgramSet;
 use pins::Pins;
 use place::Place;
 
@@ -99,7 +99,7 @@ impl Datapath {
         if !is_adopted {
             pins.clear()?;
         }
-        let mut ebpf = object::load(&pins, Copy::Host)?;
+        let mut ebpf = object::load(&pins, ProgramSet::Host)?;
         #[cfg(feature = "trace-log")]
         trace_log::follow(&mut ebpf);
         let maps = Maps::take(&mut ebpf)?;

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use aya::maps::{Array, Map, MapData};
 use aya::{Ebpf, EbpfLoader, include_bytes_aligned};
-use metadata_ebpf::abi::{ABI_VERSION, Settings, Site, names};
+use metadata_ebpf::abi::{ABI_VERSION, NetnsContext, Settings, names};
 
 use super::DatapathError;
 use super::pins::Pins;
@@ -12,45 +12,45 @@ use super::pins::Pins;
 /// The programs and maps as the build script compiled them, for who loads them by other means.
 pub static OBJECT: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/datapath.o"));
 /// What stands in front of the programs in other namespaces than the host's.
-pub static FRONT: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/front.o"));
+pub static DISPATCHER: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/dispatcher.o"));
 
 /// Whose copy of the programs it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Copy {
+pub(super) enum ProgramSet {
     /// The host's own.
     Host,
-    /// That of all other namespaces, which fronts lead to.
-    Fronted,
+    /// That of all other namespaces, which dispatchers lead to.
+    Shared,
 }
 
 /// Loads programs and maps; maps that are pinned already are used as they are.
-pub(super) fn load(pins: &Pins, copy: Copy) -> Result<Ebpf, DatapathError> {
-    let fronted = match copy {
-        Copy::Host => 0_u32,
-        Copy::Fronted => 1,
+pub(super) fn load(pins: &Pins, set: ProgramSet) -> Result<Ebpf, DatapathError> {
+    let dispatched = match set {
+        ProgramSet::Host => 0_u32,
+        ProgramSet::Shared => 1,
     };
-    let loaded = loader(pins).override_global(names::FRONTED, &fronted, true).load(OBJECT);
+    let loaded = loader(pins).override_global(names::DISPATCHED, &dispatched, true).load(OBJECT);
     loaded.map_err(|source| DatapathError::Load { source: Box::new(source) })
 }
 
-/// Loads fronts.
-pub(super) struct Fronts {
+/// Loads dispatchers.
+pub(super) struct Dispatchers {
     loader: EbpfLoader<'static>,
-    /// What fronts were told, at most one for each way to the portal that there ever was. aya's loader wants it to live as
+    /// What dispatchers were told, at most one for each way to the portal that there ever was. aya's loader wants it to live as
     /// long as itself.
-    sites: HashMap<Site, &'static Site>,
+    contexts: HashMap<NetnsContext, &'static NetnsContext>,
 }
 
-impl Fronts {
+impl Dispatchers {
     pub(super) fn new(pins: &Pins) -> Self {
-        Self { loader: loader(pins), sites: HashMap::new() }
+        Self { loader: loader(pins), contexts: HashMap::new() }
     }
 
-    pub(super) fn load(&mut self, site: Site) -> Result<Ebpf, DatapathError> {
-        let site = *self.sites.entry(site).or_insert_with(|| Box::leak(Box::new(site)));
+    pub(super) fn load(&mut self, context: NetnsContext) -> Result<Ebpf, DatapathError> {
+        let context = *self.contexts.entry(context).or_insert_with(|| Box::leak(Box::new(context)));
         self.loader
-            .override_global(names::SITE, site, true)
-            .load(FRONT)
+            .override_global(names::NETNS_CONTEXT, context, true)
+            .load(DISPATCHER)
             .map_err(|source| DatapathError::Load { source: Box::new(source) })
     }
 }

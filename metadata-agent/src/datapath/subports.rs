@@ -19,7 +19,7 @@ impl Datapath {
         }
         let mut maps = lock(&self.maps);
         let id = maps.next_attachment()?;
-        maps.put_gate(id)?;
+        maps.put_attachment_state(id)?;
         maps.put_port(self.place.key(index, Some(vlan)), &port_entry(id, &PortPolicy::default()))?;
         attachment.subports.insert(vlan, id);
         Ok(id)

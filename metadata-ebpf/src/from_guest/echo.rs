@@ -2,7 +2,7 @@
 //!
 //! Not inlined, as in [`super::segment`].
 
-use super::{Scene, check_ipv6_source, check_source};
+use super::{PacketContext, check_ipv6_source, check_source};
 use crate::identity::{METADATA_IPV4, METADATA_IPV6};
 use crate::reason::Reason;
 use crate::skb::Skb;
@@ -13,16 +13,16 @@ const ECHO_LEN: u32 = 8;
 
 /// RFC 792. Swapping leaves the IPv4 checksum right.
 #[inline(never)]
-pub(super) fn answer_ipv4<S: Skb>(skb: &mut S, scene: &Scene<'_>) -> Result<(), Reason> {
+pub(super) fn answer_ipv4<S: Skb>(skb: &mut S, context: &PacketContext<'_>) -> Result<(), Reason> {
     const REQUEST: [u8; 2] = [8, 0];
     const REPLY: [u8; 2] = [0, 0];
     let ip = Ipv4Header(skb.load(ETH_LEN)?);
-    check_source(scene.port, ip.source())?;
+    check_source(context.port, ip.source())?;
     if ip.total_len() < IPV4_LEN + ECHO_LEN || ETH_LEN + ip.total_len() > skb.len() {
         return Err(Reason::Malformed);
     }
 
-    skb.store(0, &wire::ethernet(scene.macs.guest, scene.macs.metadata, wire::ethertype::IPV4))?;
+    skb.store(0, &wire::ethernet(context.macs.guest, context.macs.metadata, wire::ethertype::IPV4))?;
     skb.store(ETH_LEN + 12, &METADATA_IPV4)?;
     skb.store(ETH_LEN + 16, &ip.source())?;
     skb.adjust_icmp_checksum(ETH_LEN + IPV4_LEN + 2, REQUEST, REPLY)?;
@@ -32,7 +32,7 @@ pub(super) fn answer_ipv4<S: Skb>(skb: &mut S, scene: &Scene<'_>) -> Result<(), 
 
 /// RFC 4443 section 4. Swapping leaves the pseudo header's sum as it is.
 #[inline(never)]
-pub(super) fn answer_ipv6<S: Skb>(skb: &mut S, scene: &Scene<'_>) -> Result<(), Reason> {
+pub(super) fn answer_ipv6<S: Skb>(skb: &mut S, context: &PacketContext<'_>) -> Result<(), Reason> {
     const REQUEST: [u8; 2] = [icmpv6::ECHO_REQUEST, 0];
     const REPLY: [u8; 2] = [icmpv6::ECHO_REPLY, 0];
     let ip = Ipv6Header(skb.load(ETH_LEN)?);
@@ -42,7 +42,7 @@ pub(super) fn answer_ipv6<S: Skb>(skb: &mut S, scene: &Scene<'_>) -> Result<(), 
         return Err(Reason::Malformed);
     }
 
-    skb.store(0, &wire::ethernet(scene.macs.guest, scene.macs.metadata, wire::ethertype::IPV6))?;
+    skb.store(0, &wire::ethernet(context.macs.guest, context.macs.metadata, wire::ethertype::IPV6))?;
     skb.store(ETH_LEN + 8, &METADATA_IPV6)?;
     skb.store(ETH_LEN + 24, &ip.source())?;
     skb.adjust_icmp_checksum(ETH_LEN + IPV6_LEN + 2, REQUEST, REPLY)?;

@@ -1,6 +1,6 @@
 //! Who has the metadata address: ARP and neighbour solicitations, answered in place.
 
-use super::Scene;
+use super::PacketContext;
 use crate::identity::{METADATA_IPV4, METADATA_IPV6};
 use crate::reason::Reason;
 use crate::skb::Skb;
@@ -13,11 +13,11 @@ pub const METADATA_MAC: Mac = [0x02, 0x00, 169, 254, 169, 254];
 /// RFC 826: the answer to who asked, from the asked address. A probe (RFC 5227, sender 0.0.0.0) is answered too: the
 /// address is taken.
 #[inline(always)]
-pub(super) fn answer_arp<S: Skb>(skb: &mut S, scene: &Scene<'_>) -> Result<(), Reason> {
+pub(super) fn answer_arp<S: Skb>(skb: &mut S, context: &PacketContext<'_>) -> Result<(), Reason> {
     const REPLY: [u8; 8] = [0, 1, 8, 0, 6, 4, 0, 2];
     let asker: [u8; 10] = skb.load(ETH_LEN + 8)?;
 
-    skb.store(0, &wire::ethernet(scene.macs.guest, METADATA_MAC, wire::ethertype::ARP))?;
+    skb.store(0, &wire::ethernet(context.macs.guest, METADATA_MAC, wire::ethertype::ARP))?;
     skb.store(ETH_LEN, &REPLY)?;
     skb.store(ETH_LEN + 8, &METADATA_MAC)?;
     skb.store(ETH_LEN + 14, &METADATA_IPV4)?;
@@ -29,14 +29,14 @@ pub(super) fn answer_arp<S: Skb>(skb: &mut S, scene: &Scene<'_>) -> Result<(), R
 /// multicast as it has no address to be told at, that it is taken. The solicitation's checksum is not looked at: nothing
 /// of it but the source is used.
 #[inline(never)]
-pub(super) fn answer_solicitation<S: Skb>(skb: &mut S, scene: &Scene<'_>) -> Result<(), Reason> {
+pub(super) fn answer_solicitation<S: Skb>(skb: &mut S, context: &PacketContext<'_>) -> Result<(), Reason> {
     const ALL_NODES: [u8; 16] = [0xff, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1];
     const ALL_NODES_MAC: Mac = [0x33, 0x33, 0, 0, 0, 1];
 
     let asker: [u8; 16] = skb.load(ETH_LEN + 8)?;
     let (to, to_mac, flags) = match asker {
         [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0] => (ALL_NODES, ALL_NODES_MAC, icmpv6::OVERRIDE),
-        _ => (asker, scene.macs.guest, icmpv6::SOLICITED | icmpv6::OVERRIDE),
+        _ => (asker, context.macs.guest, icmpv6::SOLICITED | icmpv6::OVERRIDE),
     };
 
     // The target stays where it is, and the rest is written piece by piece: a whole message would fill the stack.

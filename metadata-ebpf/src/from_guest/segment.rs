@@ -2,14 +2,14 @@
 //! for its source.
 
 use super::neighbour::METADATA_MAC;
-use super::{Scene, check_ipv6_source, check_source};
+use super::{PacketContext, check_ipv6_source, check_source};
 use crate::abi::{Client, ClientKey};
 use crate::identity::{
     AttachmentId, ClientAddress, GuestAddress, METADATA_IPV4, METADATA_IPV6, PORTAL_ADDRESS,
 };
 use crate::rate;
 use crate::reason::Reason;
-use crate::skb::{Skb, SkbFault};
+use crate::skb::{Skb, SkbError};
 use crate::wire::{
     self, ETH_LEN, IPV4_LEN, IPV6_LEN, Ipv4Header, Ipv6Header, TCP_CHECKSUM, TCP_LEN, TcpHeader,
 };
@@ -17,37 +17,37 @@ use crate::world::{PortalPeer, PortalSocket, Version, World};
 
 /// A SYN goes wherever a listener is, and is recorded; any other segment only where its connection is.
 #[inline(always)]
-pub(super) fn lead_into_portal<S: Skb, W: World>(
+pub(super) fn redirect_to_portal<S: Skb, W: World>(
     skb: &mut S,
     world: &W,
-    scene: &Scene<'_>,
+    context: &PacketContext<'_>,
     version: Version,
 ) -> Result<Reason, Reason> {
     let mut peer = PortalPeer { identity: [0; 16], tcp: [0; 20] };
     match version {
-        Version::V4 => parse_ipv4(skb, scene, &mut peer)?,
-        Version::V6 => parse_ipv6(skb, scene, &mut peer)?,
+        Version::V4 => parse_ipv4(skb, context, &mut peer)?,
+        Version::V6 => parse_ipv6(skb, context, &mut peer)?,
     }
     let opens = TcpHeader::opens_by(peer.tcp[13]);
-    let nsid = match scene.key.netns {
-        0 => scene.settings.portal_nsid,
-        _ => world.site(|site| &site.portal_nsid),
+    let nsid = match context.key.netns {
+        0 => context.settings.portal_nsid,
+        _ => world.netns_context(|netns| &netns.portal_nsid),
     };
     let reason = match (opens, world.portal_socket(&peer, nsid)) {
         (true, PortalSocket::Absent) => return Err(Reason::AgentAbsent),
         (true, PortalSocket::Listening | PortalSocket::Connected) => {
-            record(world, scene, &peer.identity)?;
+            record_client(world, context, &peer.identity)?;
             Reason::ConnectionOpened
         }
         (false, PortalSocket::Connected) => Reason::Segment,
         (false, PortalSocket::Absent | PortalSocket::Listening) => return Err(Reason::ForeignConnection),
     };
-    if scene.key.vlan != 0 {
+    if context.key.vlan != 0 {
         skb.pop_vlan()?;
     }
     match version {
-        Version::V4 => renumber_ipv4(skb, scene, &peer.identity)?,
-        Version::V6 => renumber_ipv6(skb, scene, &peer.identity)?,
+        Version::V4 => translate_ipv4(skb, context, &peer.identity)?,
+        Version::V6 => translate_ipv6(skb, context, &peer.identity)?,
     }
     Ok(reason)
 }
@@ -55,10 +55,10 @@ pub(super) fn lead_into_portal<S: Skb, W: World>(
 /// Not inlined, like the other parts of the way: a program's stack holds 512 bytes, and what one part leaves there the
 /// next can use. What they find goes where they are told, as only plain numbers can be returned.
 #[inline(never)]
-fn parse_ipv4<S: Skb>(skb: &S, scene: &Scene<'_>, peer: &mut PortalPeer) -> Result<(), Reason> {
-    let attachment = AttachmentId::new(scene.port.attachment).ok_or(Reason::NotAttached)?;
+fn parse_ipv4<S: Skb>(skb: &S, context: &PacketContext<'_>, peer: &mut PortalPeer) -> Result<(), Reason> {
+    let attachment = AttachmentId::new(context.port.attachment).ok_or(Reason::NotAttached)?;
     let ip = Ipv4Header(skb.load(ETH_LEN)?);
-    let tcp = TcpHeader(skb.load(ETH_LEN + IPV4_LEN).map_err(|SkbFault| Reason::Malformed)?);
+    let tcp = TcpHeader(skb.load(ETH_LEN + IPV4_LEN).map_err(|SkbError| Reason::Malformed)?);
     let cut_short = ETH_LEN + ip.total_len() > skb.len();
     if cut_short || tcp.header_len() < TCP_LEN || IPV4_LEN + tcp.header_len() > ip.total_len() {
         return Err(Reason::Malformed);
@@ -66,7 +66,7 @@ fn parse_ipv4<S: Skb>(skb: &S, scene: &Scene<'_>, peer: &mut PortalPeer) -> Resu
     if !ip.checksum_is_right() {
         return Err(Reason::BadIpv4Checksum);
     }
-    check_source(scene.port, ip.source())?;
+    check_source(context.port, ip.source())?;
     peer.identity = ClientAddress::ipv4(attachment, ip.source()).identity();
     peer.tcp = tcp.0;
     Ok(())
@@ -74,10 +74,10 @@ fn parse_ipv4<S: Skb>(skb: &S, scene: &Scene<'_>, peer: &mut PortalPeer) -> Resu
 
 /// Which of its link-local addresses a guest sends from is its own affair, so there is nothing to compare it with.
 #[inline(never)]
-fn parse_ipv6<S: Skb>(skb: &S, scene: &Scene<'_>, peer: &mut PortalPeer) -> Result<(), Reason> {
-    let attachment = AttachmentId::new(scene.port.attachment).ok_or(Reason::NotAttached)?;
+fn parse_ipv6<S: Skb>(skb: &S, context: &PacketContext<'_>, peer: &mut PortalPeer) -> Result<(), Reason> {
+    let attachment = AttachmentId::new(context.port.attachment).ok_or(Reason::NotAttached)?;
     let ip = Ipv6Header(skb.load(ETH_LEN)?);
-    let tcp = TcpHeader(skb.load(ETH_LEN + IPV6_LEN).map_err(|SkbFault| Reason::Malformed)?);
+    let tcp = TcpHeader(skb.load(ETH_LEN + IPV6_LEN).map_err(|SkbError| Reason::Malformed)?);
     let payload_len = u32::from(ip.payload_len());
     let cut_short = ETH_LEN + IPV6_LEN + payload_len > skb.len();
     if cut_short || tcp.header_len() < TCP_LEN || tcp.header_len() > payload_len {
@@ -92,7 +92,11 @@ fn parse_ipv6<S: Skb>(skb: &S, scene: &Scene<'_>, peer: &mut PortalPeer) -> Resu
 /// IPv4 to IPv6, RFC 7915 in the small: no options, no fragments, addresses of our own. Protocol and length stand in both
 /// pseudo headers with the same weight.
 #[inline(never)]
-fn renumber_ipv4<S: Skb>(skb: &mut S, scene: &Scene<'_>, identity: &[u8; 16]) -> Result<(), Reason> {
+fn translate_ipv4<S: Skb>(
+    skb: &mut S,
+    context: &PacketContext<'_>,
+    identity: &[u8; 16],
+) -> Result<(), Reason> {
     let ip = Ipv4Header(skb.load(ETH_LEN)?);
     let (class, hop_limit) = (ip.0[1], ip.0[8]);
     let header =
@@ -103,12 +107,16 @@ fn renumber_ipv4<S: Skb>(skb: &mut S, scene: &Scene<'_>, identity: &[u8; 16]) ->
     skb.change_to_ipv6()?;
     skb.store(ETH_LEN, &header.0)?;
     skb.adjust_tcp_checksum(ETH_LEN + IPV6_LEN + TCP_CHECKSUM, difference)?;
-    hand_over(skb, scene)
+    address_to_portal(skb, context)
 }
 
 /// Other addresses, and nothing else.
 #[inline(never)]
-fn renumber_ipv6<S: Skb>(skb: &mut S, scene: &Scene<'_>, identity: &[u8; 16]) -> Result<(), Reason> {
+fn translate_ipv6<S: Skb>(
+    skb: &mut S,
+    context: &PacketContext<'_>,
+    identity: &[u8; 16],
+) -> Result<(), Reason> {
     let source: [u8; 16] = skb.load(ETH_LEN + 8)?;
     let difference = wire::checksum_difference(&source, identity)
         + wire::checksum_difference(&METADATA_IPV6, &PORTAL_ADDRESS);
@@ -116,30 +124,34 @@ fn renumber_ipv6<S: Skb>(skb: &mut S, scene: &Scene<'_>, identity: &[u8; 16]) ->
     skb.store(ETH_LEN + 8, identity)?;
     skb.store(ETH_LEN + 24, &PORTAL_ADDRESS)?;
     skb.adjust_tcp_checksum(ETH_LEN + IPV6_LEN + TCP_CHECKSUM, difference)?;
-    hand_over(skb, scene)
+    address_to_portal(skb, context)
 }
 
 /// To the portal's end, and for it.
 #[inline(always)]
-fn hand_over<S: Skb>(skb: &mut S, scene: &Scene<'_>) -> Result<(), Reason> {
-    skb.store(0, &wire::ethernet(scene.settings.portal_mac, METADATA_MAC, wire::ethertype::IPV6))?;
+fn address_to_portal<S: Skb>(skb: &mut S, context: &PacketContext<'_>) -> Result<(), Reason> {
+    skb.store(0, &wire::ethernet(context.settings.portal_mac, METADATA_MAC, wire::ethertype::IPV6))?;
     Ok(skb.mark_for_host()?)
 }
 
 /// Spends one of the attachment's new connections and remembers how to answer the client.
 #[inline(never)]
-fn record<W: World>(world: &W, scene: &Scene<'_>, identity: &[u8; 16]) -> Result<(), Reason> {
-    let Scene { settings, port, key, macs, now_ns, .. } = *scene;
+fn record_client<W: World>(
+    world: &W,
+    context: &PacketContext<'_>,
+    identity: &[u8; 16],
+) -> Result<(), Reason> {
+    let PacketContext { settings, port, key, macs, now_ns, .. } = *context;
     let client_key = ClientKey { identity: *identity };
-    let mut gate = world.gate(port.attachment).ok_or(Reason::NotAttached)?;
-    gate.syn_tat_ns = rate::admit(gate.syn_tat_ns, now_ns, settings.syn_interval_ns, settings.syn_burst_ns)
+    let mut state = world.attachment_state(port.attachment).ok_or(Reason::NotAttached)?;
+    state.syn_tat_ns = rate::admit(state.syn_tat_ns, now_ns, settings.syn_interval_ns, settings.syn_burst_ns)
         .ok_or(Reason::SynRate)?;
     let known = world.known_client(&client_key);
     if known.is_none() {
-        if gate.clients >= u64::from(port.client_quota) {
+        if state.clients >= u64::from(port.client_quota) {
             return Err(Reason::ClientQuota);
         }
-        gate.clients += 1;
+        state.clients += 1;
     }
     let client = Client {
         network: port.network,
@@ -155,6 +167,6 @@ fn record<W: World>(world: &W, scene: &Scene<'_>, identity: &[u8; 16]) -> Result
     if !world.put_client(&client_key, &client) {
         return Err(Reason::ClientsFull);
     }
-    world.put_gate(port.attachment, gate);
+    world.put_attachment_state(port.attachment, state);
     Ok(())
 }

@@ -1,9 +1,9 @@
 //! What a packet's control block (`skb->cb`) holds when it comes: whatever others on the way wrote there. To the host's
-//! programs it is nothing, and a front writes its namespace's site over it.
+//! programs it is nothing, and a dispatcher writes its namespace's context over it.
 
 use std::collections::HashMap;
 
-use metadata_ebpf::abi::{Client, ClientKey, Site};
+use metadata_ebpf::abi::{Client, ClientKey, NetnsContext};
 use metadata_ebpf::reason::Reason;
 
 use super::differential::timeless;
@@ -11,7 +11,7 @@ use super::kernel::{ControlBlock, Kernel};
 use super::table::each_in_the_kernel;
 use super::{Case, NETWORK, State};
 
-/// Runs every row on the host and behind a front, each with several control blocks.
+/// Runs every row on the host and behind a dispatcher, each with several control blocks.
 pub fn is_of_no_consequence() {
     let mut opened = [0; 2];
     each_in_the_kernel("block", |kernel, case| {
@@ -21,11 +21,11 @@ pub fn is_of_no_consequence() {
             for block in dirty(kernel) {
                 let (made, left) = run(kernel, case, &state, block);
                 assert_eq!(made, clean, "{}, {routed}: {block:x?}", case.name);
-                let expected = if routed { control_block(kernel.site(true), 0) } else { block };
+                let expected = if routed { control_block(kernel.netns_context(true), 0) } else { block };
                 assert_eq!(left, expected, "{}, {routed}: what is behind it finds", case.name);
             }
             if clean.counted == [Reason::ConnectionOpened] {
-                let recorded = (kernel.site(routed).netns, NETWORK);
+                let recorded = (kernel.netns_context(routed).netns, NETWORK);
                 let is_right = |client: &Client| (client.netns, client.network) == recorded;
                 assert!(clean.clients.values().any(is_right), "{}, {routed}: {clean:?}", case.name);
                 opened[usize::from(routed)] += 1;
@@ -37,12 +37,12 @@ pub fn is_of_no_consequence() {
 
 /// What is no number of anything, and the site of a namespace that is served.
 fn dirty(kernel: &Kernel) -> [ControlBlock; 2] {
-    [[u32::MAX; 5], control_block(kernel.site(true), 1)]
+    [[u32::MAX; 5], control_block(kernel.netns_context(true), 1)]
 }
 
 /// The control block with this site and this last word.
-fn control_block(site: Site, last: u32) -> ControlBlock {
-    let [netns, portal_ifindex, portal_nsid, legacy_port] = site.words();
+fn control_block(context: NetnsContext, last: u32) -> ControlBlock {
+    let [netns, portal_ifindex, portal_nsid, legacy_port] = context.words();
     [netns, portal_ifindex, portal_nsid, legacy_port, last]
 }
 

@@ -155,7 +155,7 @@ impl Pair {
             timeless(self.world.clients.borrow().clone()),
             "{batch:?}"
         );
-        assert_eq!(self.kernel.admitted(), self.world.gates.borrow()[&ATTACHMENT].clients, "{batch:?}");
+        assert_eq!(self.kernel.admitted(), self.world.attachments.borrow()[&ATTACHMENT].clients, "{batch:?}");
         for (sum, count) in self.tally.iter_mut().zip(counted) {
             *sum += count;
         }

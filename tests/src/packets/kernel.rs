@@ -8,11 +8,11 @@ use std::path::Path;
 use aya::maps::{Array, HashMap, MapData, PerCpuArray, ProgramArray};
 use aya::programs::{ProgramInfo, SchedClassifier, TestRun, TestRunOptions};
 use aya::{Ebpf, EbpfLoader};
-use metadata_agent::datapath::{Clock, FRONT, OBJECT, PROGRAMS};
+use metadata_agent::datapath::{Clock, DISPATCHER, OBJECT, PROGRAMS};
 use metadata_agent::net::netlink::Netlink;
 use metadata_agent::net::netns::Netns;
 use metadata_agent::net::portal::Portal;
-use metadata_ebpf::abi::{self, Client, ClientKey, Gate, Port, PortKey, Settings, names, slots};
+use metadata_ebpf::abi::{self, AttachmentState, Client, ClientKey, Port, PortKey, Settings, names, slots};
 use metadata_ebpf::identity::PORTAL_ADDRESS;
 use metadata_ebpf::reason::{Reason, Verdict};
 use tokio::runtime::{Builder, Runtime};
@@ -37,16 +37,16 @@ const CONTEXT: usize = 256;
 pub struct Kernel {
     /// On the host.
     ebpf: Ebpf,
-    /// In a router's namespace, on the same maps: the fronts, and what they lead to.
+    /// In a router's namespace, on the same maps: the dispatchers, and what they lead to.
     routed: Ebpf,
-    fronted: Ebpf,
+    dispatched: Ebpf,
     /// Whose turn it is.
     is_routed: bool,
     nsid: u32,
     config: Array<MapData, Settings>,
     heartbeat: Array<MapData, u64>,
     ports: HashMap<MapData, PortKey, Port>,
-    gates: HashMap<MapData, u32, Gate>,
+    attachments: HashMap<MapData, u32, AttachmentState>,
     clients: HashMap<MapData, ClientKey, Client>,
     stats: PerCpuArray<MapData, u64>,
 }
@@ -54,19 +54,23 @@ pub struct Kernel {
 impl Kernel {
     /// Loads the object with its maps pinned under `pins`, for the portal that has this id in the caller's namespace.
     fn load(pins: &Path, nsid: u32) -> Self {
-        let [mut ebpf, mut fronted] = [0_u32, 1].map(|fronted| {
+        let [mut ebpf, mut dispatched] = [0_u32, 1].map(|dispatched| {
             let mut loader = EbpfLoader::new();
-            loader.map_max_entries(names::CLIENTS, CLIENTS).override_global(names::FRONTED, &fronted, true);
+            loader.map_max_entries(names::CLIENTS, CLIENTS).override_global(
+                names::DISPATCHED,
+                &dispatched,
+                true,
+            );
             load(loader.default_map_pin_directory(pins), OBJECT)
         });
-        let site = world::site(true, nsid);
+        let site = world::netns_context(true, nsid);
         let mut loader = EbpfLoader::new();
-        loader.override_global(names::SITE, &site, true);
-        let mut routed = load(loader.default_map_pin_directory(pins), FRONT);
+        loader.override_global(names::NETNS_CONTEXT, &site, true);
+        let mut routed = load(loader.default_map_pin_directory(pins), DISPATCHER);
         let mut slots: ProgramArray<_> =
             routed.take_map(names::PROGRAMS).expect("slots").try_into().expect("a program array");
         for (slot, name) in [(slots::FROM_GUEST, names::FROM_GUEST), (slots::TO_GUEST, names::TO_GUEST)] {
-            slots.set(slot, classifier(&mut fronted, name).fd().expect(name), 0).expect("a slot");
+            slots.set(slot, classifier(&mut dispatched, name).fd().expect(name), 0).expect("a slot");
         }
         let mut take = |name| ebpf.take_map(name).unwrap_or_else(|| panic!("no map {name}"));
         Self {
@@ -74,20 +78,20 @@ impl Kernel {
             config: take(names::CONFIG).try_into().expect("an array"),
             heartbeat: take(names::HEARTBEAT).try_into().expect("an array"),
             ports: take(names::PORTS).try_into().expect("a hash table"),
-            gates: take(names::GATES).try_into().expect("a hash table"),
+            attachments: take(names::ATTACHMENTS).try_into().expect("a hash table"),
             clients: take(names::CLIENTS).try_into().expect("a hash table"),
             stats: take(names::STATS).try_into().expect("a per-CPU array"),
             ebpf,
             routed,
-            fronted,
+            dispatched,
             is_routed: false,
         }
     }
 
-    /// `MD_SITE` in the router's namespace or on the host.
+    /// `MD_NETNS` in the router's namespace or on the host.
     #[must_use]
-    pub fn site(&self, routed: bool) -> abi::Site {
-        world::site(routed, self.nsid)
+    pub fn netns_context(&self, routed: bool) -> abi::NetnsContext {
+        world::netns_context(routed, self.nsid)
     }
 
     /// Brings the maps into a state, whatever they held.
@@ -96,7 +100,9 @@ impl Kernel {
         self.is_routed = state.routed;
         self.config.set(0, world::settings(state, self.nsid), 0).expect("settings");
         self.heartbeat.set(0, world::heartbeat(state, now), 0).expect("a beat");
-        self.gates.insert(ATTACHMENT, world::gate(state, now), 0).expect("a gate");
+        self.attachments
+            .insert(ATTACHMENT, world::attachment_state(state, now), 0)
+            .expect("the attachment state");
         for routed in [false, true] {
             let _absent = self.ports.remove(&world::port_key(routed));
         }
@@ -180,7 +186,7 @@ impl Kernel {
             program.info().expect(name)
         };
         let copies =
-            [("of the host", &self.ebpf), ("of namespaces", &self.fronted), ("before it", &self.routed)];
+            [("of the host", &self.ebpf), ("of namespaces", &self.dispatched), ("before it", &self.routed)];
         let all = copies.iter().flat_map(|(whose, ebpf)| PROGRAMS.map(|name| (*whose, info(ebpf, name))));
         all.collect()
     }
@@ -197,10 +203,10 @@ impl Kernel {
         self.clients.iter().map(|entry| entry.expect("a client")).collect()
     }
 
-    /// Clients that the guest's gate counts.
+    /// Clients that the guest's attachment counts.
     #[must_use]
     pub fn admitted(&self) -> u64 {
-        self.gates.get(&ATTACHMENT, 0).expect("a gate").clients
+        self.attachments.get(&ATTACHMENT, 0).expect("the attachment state").clients
     }
 }
 

@@ -1,6 +1,6 @@
 //! A state of the table as the host build's world, and the values that both builds start from.
 
-use metadata_ebpf::abi::{ABI_VERSION, Client, ClientKey, Gate, PortKey, Settings, Site};
+use metadata_ebpf::abi::{ABI_VERSION, AttachmentState, Client, ClientKey, NetnsContext, PortKey, Settings};
 use metadata_ebpf::host::HostWorld;
 
 use super::{
@@ -40,12 +40,12 @@ pub fn heartbeat(state: &State, now: u64) -> u64 {
     if state.alive { now } else { 0 }
 }
 
-/// The guest's entry of `MD_GATES`.
+/// The guest's entry of `MD_ATTACH`.
 #[must_use]
-pub fn gate(state: &State, now: u64) -> Gate {
+pub fn attachment_state(state: &State, now: u64) -> AttachmentState {
     let far = now + STALE_AFTER_NS;
     let clients = if state.client_known { known().len() as u64 } else { 0 };
-    Gate { syn_tat_ns: if state.syn_exhausted { far } else { 0 }, clients }
+    AttachmentState { syn_tat_ns: if state.syn_exhausted { far } else { 0 }, clients }
 }
 
 /// The identity addresses of a client that is on record.
@@ -54,27 +54,27 @@ pub fn known() -> [[u8; 16]; 2] {
     [identity(), identity_v6()]
 }
 
-/// `MD_SITE`, in a router's namespace or the host's.
+/// `MD_NETNS`, in a router's namespace or the host's.
 #[must_use]
-pub fn site(routed: bool, nsid: u32) -> Site {
+pub fn netns_context(routed: bool, nsid: u32) -> NetnsContext {
     if routed {
         let (netns, portal_ifindex) = (ROUTER_NETNS, ANNEX_IFINDEX);
-        Site { netns, portal_ifindex, portal_nsid: nsid, legacy_port: 9697 }
+        NetnsContext { netns, portal_ifindex, portal_nsid: nsid, legacy_port: 9697 }
     } else {
-        Site::default()
+        NetnsContext::default()
     }
 }
 
 /// Where the guest's frames enter.
 #[must_use]
 pub fn port_key(routed: bool) -> PortKey {
-    PortKey { netns: site(routed, 0).netns, ..PortKey::untagged(IFINDEX) }
+    PortKey { netns: netns_context(routed, 0).netns, ..PortKey::untagged(IFINDEX) }
 }
 
 /// What is on record of it in a state.
 #[must_use]
 pub fn client_in(state: &State) -> Client {
-    Client { netns: site(state.routed, 0).netns, ..client() }
+    Client { netns: netns_context(state.routed, 0).netns, ..client() }
 }
 
 /// The same on the host.
@@ -99,7 +99,7 @@ pub fn host_world(state: &State) -> HostWorld {
     let now = 2 * STALE_AFTER_NS;
     let mut world = HostWorld {
         now_ns: now,
-        site: site(state.routed, 0),
+        netns_context: netns_context(state.routed, 0),
         settings: Some(settings(state, 0)),
         heartbeat_ns: heartbeat(state, now),
         listening: state.listening,
@@ -108,7 +108,7 @@ pub fn host_world(state: &State) -> HostWorld {
     if state.attached {
         world.ports.insert(port_key(state.routed), port(state));
     }
-    world.gates.borrow_mut().insert(ATTACHMENT, gate(state, now));
+    world.attachments.borrow_mut().insert(ATTACHMENT, attachment_state(state, now));
     if state.client_known {
         world.clients.borrow_mut().extend(known().map(|identity| (ClientKey { identity }, client_in(state))));
     }

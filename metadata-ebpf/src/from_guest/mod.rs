@@ -15,7 +15,7 @@ mod segment;
 use crate::abi::{CHECK_IPV4, CHECK_MAC, CONFINED, Port, PortKey, Settings};
 use crate::identity::{METADATA_IPV4, METADATA_IPV6, METADATA_PORT};
 use crate::reason::{Reason, Verdict};
-use crate::skb::{Skb, SkbFault, Vlan};
+use crate::skb::{Skb, SkbError, Vlan};
 use crate::wire::{self, Mac};
 use crate::world::{Version, World};
 use classify::{Request, classify};
@@ -37,9 +37,9 @@ impl From<Reason> for Outcome {
     }
 }
 
-impl From<SkbFault> for Reason {
+impl From<SkbError> for Reason {
     #[inline(always)]
-    fn from(_: SkbFault) -> Self {
+    fn from(_: SkbError) -> Self {
         Self::HelperFailed
     }
 }
@@ -64,7 +64,7 @@ pub fn from_guest<S: Skb, W: World>(skb: &mut S, world: &W) -> Option<Outcome> {
 /// gone. Not inlined, for the stack's sake.
 #[inline(never)]
 fn is_confined<S: Skb, W: World>(skb: &S, world: &W) -> bool {
-    let netns = world.site(|site| &site.netns);
+    let netns = world.netns_context(|netns| &netns.netns);
     let version = match skb.load(12) {
         Ok(wire::ethertype::IPV4) => Version::V4,
         Ok(wire::ethertype::IPV6) => Version::V6,
@@ -74,12 +74,12 @@ fn is_confined<S: Skb, W: World>(skb: &S, world: &W) -> bool {
     netns != 0
         && world.port(&key).is_some_and(|port| port.flags & CONFINED != 0)
         && !world.legacy_listens(version, METADATA_PORT.into())
-        && !world.legacy_listens(version, world.site(|site| &site.legacy_port))
+        && !world.legacy_listens(version, world.netns_context(|netns| &netns.legacy_port))
 }
 
 #[inline(always)]
 fn serve<S: Skb, W: World>(skb: &mut S, world: &W, request: Request) -> Result<Outcome, Reason> {
-    let netns = world.site(|site| &site.netns);
+    let netns = world.netns_context(|netns| &netns.netns);
     let key = PortKey {
         netns,
         ifindex: skb.ifindex(),
@@ -87,7 +87,7 @@ fn serve<S: Skb, W: World>(skb: &mut S, world: &W, request: Request) -> Result<O
             Vlan::Untagged => 0,
             Vlan::Tagged(id) => u32::from(id),
             // Of priority alone, or of a service provider: no subport of Neutron's has such a tag.
-            Vlan::Strange => return Err(Reason::Vlan),
+            Vlan::Unsupported => return Err(Reason::Vlan),
         },
     };
     let settings = world.settings().ok_or(Reason::AgentAbsent)?;
@@ -100,17 +100,17 @@ fn serve<S: Skb, W: World>(skb: &mut S, world: &W, request: Request) -> Result<O
     let port = world.port(&key).ok_or(missing)?;
     let mut macs = Macs { metadata: [0; 6], guest: [0; 6] };
     check_macs(port, skb, request, &mut macs)?;
-    let scene = Scene { settings, port, key: &key, macs: &macs, now_ns };
+    let context = PacketContext { settings, port, key: &key, macs: &macs, now_ns };
     let reason = match request {
-        Request::Arp => neighbour::answer_arp(skb, &scene).map(|()| Reason::ArpReply),
-        Request::Solicitation => neighbour::answer_solicitation(skb, &scene).map(|()| Reason::NdReply),
-        Request::Echo(Version::V4) => echo::answer_ipv4(skb, &scene).map(|()| Reason::EchoReply),
-        Request::Echo(Version::V6) => echo::answer_ipv6(skb, &scene).map(|()| Reason::EchoReply),
-        Request::Tcp(version) => segment::lead_into_portal(skb, world, &scene, version),
+        Request::Arp => neighbour::answer_arp(skb, &context).map(|()| Reason::ArpReply),
+        Request::Solicitation => neighbour::answer_solicitation(skb, &context).map(|()| Reason::NdReply),
+        Request::Echo(Version::V4) => echo::answer_ipv4(skb, &context).map(|()| Reason::EchoReply),
+        Request::Echo(Version::V6) => echo::answer_ipv6(skb, &context).map(|()| Reason::EchoReply),
+        Request::Tcp(version) => segment::redirect_to_portal(skb, world, &context, version),
     }?;
     let ifindex = match reason.verdict() {
         Verdict::ToPortal if netns == 0 => settings.portal_ifindex,
-        Verdict::ToPortal => world.site(|site| &site.portal_ifindex),
+        Verdict::ToPortal => world.netns_context(|netns| &netns.portal_ifindex),
         Verdict::ToGuest => key.ifindex,
         Verdict::Next | Verdict::Drop | Verdict::ToNeighbour => 0,
     };
@@ -118,7 +118,7 @@ fn serve<S: Skb, W: World>(skb: &mut S, world: &W, request: Request) -> Result<O
 }
 
 /// Where a request comes from, and when.
-struct Scene<'a> {
+struct PacketContext<'a> {
     settings: &'a Settings,
     port: &'a Port,
     key: &'a PortKey,

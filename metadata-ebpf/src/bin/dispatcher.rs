@@ -11,12 +11,12 @@ use aya_ebpf::bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC};
 use aya_ebpf::macros::{classifier, map};
 use aya_ebpf::maps::ProgramArray;
 use aya_ebpf::programs::TcContext;
-use metadata_ebpf::abi::{Site, slots};
+use metadata_ebpf::abi::{NetnsContext, slots};
 
 /// Written by the loader, once for each namespace.
 #[unsafe(no_mangle)]
 #[expect(unsafe_code, reason = "the loader finds it by its name")]
-static MD_SITE: Site = Site { netns: 0, portal_ifindex: 0, portal_nsid: 0, legacy_port: 0 };
+static MD_NETNS: NetnsContext = NetnsContext { netns: 0, portal_ifindex: 0, portal_nsid: 0, legacy_port: 0 };
 
 #[map]
 static MD_PROGRAMS: ProgramArray = ProgramArray::pinned(slots::COUNT, 0);
@@ -46,7 +46,7 @@ fn enter(ctx: &TcContext, slot: u32) {
     // context to the program, whose control block has five words. Nothing here is to be dropped.
     unsafe {
         let [netns, portal_ifindex, portal_nsid, legacy_port] =
-            core::ptr::read_volatile(&raw const MD_SITE).words();
+            core::ptr::read_volatile(&raw const MD_NETNS).words();
         (*ctx.skb.skb).cb = [netns, portal_ifindex, portal_nsid, legacy_port, 0];
         MD_PROGRAMS.tail_call(ctx, slot);
     }

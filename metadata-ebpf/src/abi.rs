@@ -1,18 +1,20 @@
 //! Keys and values of the BPF maps, byte for byte.
 //!
-//! Addresses are byte arrays in network order. Plain integers are in host order, as both sides run on one host.
-//! There is no implicit padding: `IntoBytes` would not compile.
+//! Addresses are byte arrays in network order. Plain integers are in host order, because both sides
+//! run on the same host. There is no implicit padding: `IntoBytes` would not compile.
 
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
-/// Grows with every change in this file or of [`crate::reason::Reason`]. The agent rebuilds pins of another version.
+/// Must grow with every change in this file or of [`crate::reason::Reason`]. The agent rebuilds
+/// pins of any other version.
 pub const ABI_VERSION: u32 = 5;
 
-/// Names of the maps and programs; 15 characters at most, which is what the kernel keeps.
+/// Names of the maps and programs. The kernel keeps at most 15 characters.
 pub mod names {
     /// `Array<Settings>` with one element.
     pub const CONFIG: &str = "MD_CONFIG";
-    /// `Array<u64>` with one element: `CLOCK_MONOTONIC` nanoseconds of the agent's last beat; 0 when it left.
+    /// `Array<u64>` with one element: the `CLOCK_MONOTONIC` nanoseconds of the agent's last
+    /// heartbeat, or 0 after the agent stopped.
     pub const HEARTBEAT: &str = "MD_HEARTBEAT";
     /// `HashMap<PortKey, Port>`.
     pub const PORTS: &str = "MD_PORTS";
@@ -22,25 +24,24 @@ pub mod names {
     pub const CLIENTS: &str = "MD_CLIENTS";
     /// `PerCpuArray<u64>`, by [`crate::reason::Reason::index`].
     pub const STATS: &str = "MD_STATS";
-    /// `ProgramArray`: the copy of the programs that all namespaces but the host's share, by [`super::slots`].
+    /// `ProgramArray`, indexed by [`super::slots`]: the programs that all namespaces except the
+    /// host's share. Dispatchers tail-call into it.
     pub const PROGRAMS: &str = "MD_PROGRAMS";
-    /// `u32`, a constant of each copy of the programs: 0 on the host, else a front tells the [`super::NetnsContext`].
+    /// `u32` constant of each copy of the programs: 0 on the host. Any other value means that a
+    /// dispatcher provides the [`super::NetnsContext`].
     pub const DISPATCHED: &str = "MD_DISPATCHED";
-    /// [`super::NetnsContext`], a constant of each front.
+    /// [`super::NetnsContext`] constant of each dispatcher.
     pub const NETNS_CONTEXT: &str = "MD_NETNS";
-    /// TC ingress on guest-facing interfaces; its fronts are called so as well.
+    /// TC ingress on guest-facing interfaces. Its dispatchers have the same name.
     pub const FROM_GUEST: &str = "md_from_guest";
-    /// TC ingress on the host end of the portal's veth; its fronts are called so as well.
+    /// TC ingress on the host end of the portal's veth pair. Its dispatchers have the same name.
     pub const TO_GUEST: &str = "md_to_guest";
 }
 
-/// Where in `MD_PROGRAMS` a program is.
+/// Indexes into `MD_PROGRAMS`.
 pub mod slots {
-    /// `md_from_guest`.
     pub const FROM_GUEST: u32 = 0;
-    /// `md_to_guest`.
     pub const TO_GUEST: u32 = 1;
-    /// How many there are.
     pub const COUNT: u32 = 2;
 }
 
@@ -48,66 +49,71 @@ pub mod slots {
 pub const MAX_PORTS: u32 = 16_384;
 /// Clients that a host can have; the size of `MD_CLIENTS`.
 pub const MAX_CLIENTS: u32 = 131_072;
-/// IPv4 prefixes of a port that the kernel checks. More than Neutron gives a port by default: five fixed addresses
-/// (`max_fixed_ips_per_port`) and ten allowed pairs (`max_allowed_address_pair`).
+/// IPv4 prefixes of a port that the kernel checks. This is more than Neutron gives a port by
+/// default: five fixed addresses (`max_fixed_ips_per_port`) and ten allowed pairs
+/// (`max_allowed_address_pair`).
 pub const MAX_PORT_IPV4: usize = 32;
 
-/// `Port::flags`: [`Port::mac`] is known, and other source MAC addresses are forged.
+/// Flag in `Port::flags`: [`Port::mac`] is known, so any other source MAC address is forged.
 pub const CHECK_MAC: u32 = 1;
-/// `Port::flags`: [`Port::ipv4`] is complete, and other source addresses are forged.
+/// Flag in `Port::flags`: [`Port::ipv4`] is complete, so any other source address is forged.
 pub const CHECK_IPV4: u32 = 1 << 1;
-/// `Port::flags`: where no legacy path listens, what would be left to it is dropped.
+/// Flag in `Port::flags`: drop packets meant for the legacy path if the legacy path is not
+/// listening.
 pub const CONFINED: u32 = 1 << 2;
 
-/// `MD_CONFIG[0]`: what the agent tells the programs once.
+/// `MD_CONFIG[0]`: settings that the agent writes and the programs read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable)]
 #[repr(C)]
 pub struct Settings {
-    /// [`ABI_VERSION`] of who wrote it. Stays the first field for ever.
+    /// [`ABI_VERSION`] of the agent that wrote this value. Always the first field.
     pub abi_version: u32,
     /// Interface index of the host end of the portal's veth pair.
     pub portal_ifindex: u32,
-    /// Network namespace id (`man 8 ip-netns`, `nsid`) of the portal, as seen from the host's namespace.
+    /// Network namespace id (`man 8 ip-netns`, `nsid`) of the portal, as seen from the host's
+    /// namespace.
     pub portal_nsid: u32,
-    /// The next attachment id that the agent will give out. The programs do not read it.
+    /// The next attachment id that the agent will assign. The programs do not read it.
     pub next_attachment: u32,
-    /// After so many nanoseconds without a beat the agent counts as absent.
+    /// Nanoseconds without a heartbeat after which the agent counts as absent.
     pub stale_after_ns: u64,
-    /// Allowance of new connections per attachment: one in so many nanoseconds. 0 switches the limit off.
+    /// Minimum nanoseconds between new connections of one attachment; 0 disables the limit.
     pub syn_interval_ns: u64,
-    /// How far, in nanoseconds, a burst may run ahead of [`Self::syn_interval_ns`].
+    /// Nanoseconds by which a burst may run ahead of [`Self::syn_interval_ns`].
     pub syn_burst_ns: u64,
     /// MAC address of the portal's end of every veth pair.
     pub portal_mac: [u8; 6],
-    /// Zero.
     pub _pad: [u8; 2],
 }
 
-/// Which network namespace a program works in, and the way to the portal from there. On the host all is zero, and the way
-/// in [`Settings`]. Elsewhere a front of each namespace writes it into the packet's control block, whose words the kernel
-/// leaves to programs on this hook, and goes on in the copy that all namespaces share.
+/// The network namespace that a program runs in, and the portal as seen from there.
+///
+/// On the host all fields are zero and [`Settings`] describes the portal. In any other namespace a
+/// dispatcher writes this value into the packet's control block (`skb->cb`, which the kernel leaves
+/// to programs on this hook) and tail-calls the programs that all namespaces share.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, FromBytes, IntoBytes, Immutable)]
 #[repr(C)]
 pub struct NetnsContext {
-    /// Inode of the namespace's nsfs file; 0 for the host's own.
+    /// Inode of the namespace's nsfs file; 0 for the host's own namespace.
     pub netns: u32,
-    /// Interface index of this end of the veth pair into the portal.
+    /// Interface index of this namespace's end of the veth pair into the portal.
     pub portal_ifindex: u32,
     /// Network namespace id of the portal, as seen from this namespace.
     pub portal_nsid: u32,
-    /// TCP port on which a legacy path of this namespace listens besides [`crate::identity::METADATA_PORT`].
+    /// TCP port, besides [`crate::identity::METADATA_PORT`], on which a legacy path of this
+    /// namespace listens.
     pub legacy_port: u32,
 }
 
 impl NetnsContext {
-    /// As the control block of a packet holds it.
+    /// Returns the fields in the order in which the packet's control block holds them.
     #[must_use]
     #[inline(always)]
     pub const fn words(self) -> [u32; 4] {
         [self.netns, self.portal_ifindex, self.portal_nsid, self.legacy_port]
     }
 
-    /// The way back.
+    /// Reads the fields back from the packet's control block.
     #[must_use]
     #[inline(always)]
     pub const fn from_words([netns, portal_ifindex, portal_nsid, legacy_port]: [u32; 4]) -> Self {
@@ -115,61 +121,48 @@ impl NetnsContext {
     }
 }
 
-/// Key of `MD_PORTS`: where a guest's packets enter.
+/// Key of `MD_PORTS`: the interface and VLAN by which a guest's packets enter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, FromBytes, IntoBytes, Immutable)]
 #[repr(C)]
 pub struct PortKey {
-    /// [`NetnsContext::netns`] of the program.
+    /// [`NetnsContext::netns`] of the program's namespace.
     pub netns: u32,
-    /// Interface index in the namespace of the program.
+    /// Interface index in the program's namespace.
     pub ifindex: u32,
-    /// VLAN id of a trunk's subport, in host order; 0 for untagged.
+    /// VLAN id of a trunk's subport, in host order; 0 for untagged packets.
     pub vlan: u32,
 }
 
-impl PortKey {
-    /// The untagged side of an interface in the host's own namespace.
-    #[must_use]
-    #[inline(always)]
-    pub const fn untagged(ifindex: u32) -> Self {
-        Self { netns: 0, ifindex, vlan: 0 }
-    }
-}
-
-/// Value of `MD_PORTS`: one attachment, and what is known of the port behind it.
+/// Value of `MD_PORTS`: one attachment and its port's addresses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable)]
 #[repr(C)]
 pub struct Port {
-    /// The attachment id, never 0.
+    /// Attachment id, never 0.
     pub attachment: u32,
-    /// [`CHECK_MAC`], [`CHECK_IPV4`] and [`CONFINED`].
+    /// Combination of [`CHECK_MAC`], [`CHECK_IPV4`] and [`CONFINED`].
     pub flags: u32,
-    /// How many source addresses may be recorded at the same time.
+    /// Maximum number of source addresses that may be recorded at the same time.
     pub client_quota: u32,
-    /// How many of [`Self::ipv4`] are meant.
+    /// Number of valid entries in [`Self::ipv4`].
     pub ipv4_count: u32,
     /// Neutron's network id; zero while unknown.
     pub network: [u8; 16],
-    /// The prefixes in which the port's addresses are: mask, and address under it. An address alone has 32 ones.
+    /// Prefixes that contain the port's addresses. A single address has a mask of 32 ones.
     pub ipv4: [Ipv4Prefix; MAX_PORT_IPV4],
-    /// The port's MAC address.
     pub mac: [u8; 6],
-    /// Zero.
     pub _pad: [u8; 2],
 }
 
-/// Addresses with a beginning in common.
+/// An IPv4 prefix as mask and masked address.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable)]
 #[repr(C)]
 pub struct Ipv4Prefix {
-    /// Ones where they agree.
     pub mask: [u8; 4],
-    /// What they agree in.
     pub address: [u8; 4],
 }
 
 impl Ipv4Prefix {
-    /// The prefix of this length that an address is in; a length above 32 counts as 32.
+    /// Returns the prefix of this length that contains the address. A length above 32 counts as 32.
     #[must_use]
     pub const fn new(address: [u8; 4], len: u8) -> Self {
         let ones = match 32_u32.checked_sub(len as u32) {
@@ -183,7 +176,7 @@ impl Ipv4Prefix {
         Self { mask: ones.to_be_bytes(), address: address.to_be_bytes() }
     }
 
-    /// Whether an address is in it.
+    /// Returns true if the address is in this prefix.
     #[must_use]
     #[inline(always)]
     pub const fn contains(&self, address: [u8; 4]) -> bool {
@@ -191,46 +184,48 @@ impl Ipv4Prefix {
     }
 }
 
-/// Value of `MD_ATTACH`: what the kernel counts per attachment. Apart from [`Port`], because the agent rewrites
-/// that one whole.
+/// Value of `MD_ATTACH`: the kernel's counters of one attachment. Kept apart from [`Port`], which
+/// the agent overwrites as a whole.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable)]
 #[repr(C)]
 pub struct AttachmentState {
-    /// Theoretical arrival time of the next new connection ([`crate::rate`]), `CLOCK_MONOTONIC` nanoseconds.
+    /// Theoretical arrival time of the next new connection ([`crate::rate`]), in `CLOCK_MONOTONIC`
+    /// nanoseconds.
     pub syn_tat_ns: u64,
-    /// Clients recorded. The agent corrects it when it removes idle ones.
+    /// Number of recorded clients. The agent corrects it when it removes idle clients.
     pub clients: u64,
 }
 
-/// Key of `MD_CLIENTS`: the identity address.
+/// Key of `MD_CLIENTS`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, FromBytes, IntoBytes, Immutable)]
 #[repr(C)]
 pub struct ClientKey {
-    /// [`crate::identity::ClientAddress::identity`].
+    /// Identity address, see [`crate::identity::ClientAddress::identity`].
     pub identity: [u8; 16],
 }
 
-/// Value of `MD_CLIENTS`: how to answer a client, and what was seen of it.
+/// Value of `MD_CLIENTS`: how to reply to a client, and statistics about it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable)]
 #[repr(C)]
 pub struct Client {
-    /// Neutron's network id, from the port at the last SYN; zero while unknown.
+    /// Neutron's network id, copied from the port at the last SYN; zero while unknown.
     pub network: [u8; 16],
     /// `CLOCK_MONOTONIC` nanoseconds of the first SYN.
     pub first_seen_ns: u64,
-    /// `CLOCK_MONOTONIC` nanoseconds of the last SYN or answer.
+    /// `CLOCK_MONOTONIC` nanoseconds of the last SYN or reply.
     pub last_seen_ns: u64,
-    /// SYNs led into the portal, retransmissions included.
+    /// SYNs redirected to the portal, including retransmissions.
     pub connections: u64,
-    /// The interface by which answers leave.
+    /// Interface that replies leave by.
     pub ifindex: u32,
-    /// The VLAN id by which answers leave, in host order; 0 for untagged.
+    /// VLAN id that replies leave with, in host order; 0 for untagged.
     pub vlan: u32,
-    /// The MAC address of the guest, as its last SYN bore it.
+    /// MAC address of the guest in its last SYN.
     pub guest_mac: [u8; 6],
-    /// The MAC address that the guest sent to: router, DHCP port, OVN metadata port or our own. Answers bear it.
+    /// MAC address that the guest sent to: router, DHCP port, OVN metadata port or our own. It is
+    /// the source MAC address of the replies.
     pub metadata_mac: [u8; 6],
-    /// [`NetnsContext::netns`] of the namespace that the interface is in.
+    /// [`NetnsContext::netns`] of the interface's namespace.
     pub netns: u32,
 }
 
@@ -238,8 +233,8 @@ pub struct Client {
 mod user {
     #![expect(unsafe_code, reason = "aya::Pod is an unsafe trait; this is its one home")]
 
-    // SAFETY: `repr(C)` without padding (zerocopy's `IntoBytes` would not derive otherwise) and every bit
-    // pattern is a value (`FromBytes` is derived).
+    // SAFETY: `repr(C)` without padding (otherwise zerocopy's `IntoBytes` would not derive), and
+    // every bit pattern is a valid value (`FromBytes` is derived).
     unsafe impl aya::Pod for super::Settings {}
     // SAFETY: as above.
     unsafe impl aya::Pod for super::NetnsContext {}
@@ -285,14 +280,14 @@ mod tests {
     }
 
     #[test]
-    fn a_site_reads_back_from_its_words() {
-        let site = NetnsContext { netns: 1, portal_ifindex: 2, portal_nsid: 3, legacy_port: 4 };
-        assert_eq!(site.words(), [1, 2, 3, 4]);
-        assert_eq!(NetnsContext::from_words(site.words()), site);
+    fn a_netns_context_reads_back_from_its_words() {
+        let context = NetnsContext { netns: 1, portal_ifindex: 2, portal_nsid: 3, legacy_port: 4 };
+        assert_eq!(context.words(), [1, 2, 3, 4]);
+        assert_eq!(NetnsContext::from_words(context.words()), context);
     }
 
     #[test]
-    fn a_prefix_holds_the_addresses_under_its_mask() {
+    fn a_prefix_contains_the_addresses_under_its_mask() {
         let subnet = Ipv4Prefix::new([10, 0, 1, 77], 23);
         assert_eq!(subnet, Ipv4Prefix { mask: [255, 255, 254, 0], address: [10, 0, 0, 0] });
         for (address, is_in) in [([10, 0, 0, 0], true), ([10, 0, 1, 255], true), ([10, 0, 2, 0], false)] {

@@ -1,5 +1,5 @@
-//! The host build's packet and world: a byte vector and hash tables. The tests run the programs on them, and hold them
-//! against what the kernel does with the same frame.
+//! Packet and world of the host build: a byte vector and hash tables. Tests run the programs on
+//! these and compare the results with what the kernel does with the same frame.
 
 use core::cell::{Cell, RefCell};
 use std::collections::HashMap;
@@ -12,18 +12,18 @@ use crate::world::{PortalPeer, PortalSocket, Version, World};
 /// A frame in a byte vector, with complete checksums (no GSO, no partial checksum).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HostSkb {
-    /// From the Ethernet header on.
+    /// Starts with the Ethernet header.
     pub frame: Vec<u8>,
-    /// The interface it came in by.
+    /// Ingress interface.
     pub ifindex: u32,
-    /// The VLAN tag that the kernel took off it.
+    /// VLAN tag that the kernel moved out of the frame.
     pub vlan: Vlan,
-    /// How many bytes lie in the linear part; the head always does once it was looked at.
+    /// Number of bytes in the linear part. The head is always linear after it was read.
     pub linear: usize,
 }
 
 impl HostSkb {
-    /// An untagged frame, all of it in the linear part.
+    /// Creates an untagged frame that is completely linear.
     #[must_use]
     pub fn new(frame: Vec<u8>, ifindex: u32) -> Self {
         Self { frame, ifindex, vlan: Vlan::Untagged, linear: usize::MAX }
@@ -115,9 +115,8 @@ impl Skb for HostSkb {
 pub struct HostWorld {
     /// `CLOCK_MONOTONIC`, nanoseconds.
     pub now_ns: u64,
-    /// Where the programs work.
     pub netns_context: NetnsContext,
-    /// Whether somebody listens at the metadata address in the programs' own namespace.
+    /// True if a process listens at the metadata address in the programs' own namespace.
     pub legacy_listening: bool,
     /// `MD_CONFIG[0]`.
     pub settings: Option<Settings>,
@@ -129,18 +128,18 @@ pub struct HostWorld {
     pub attachments: RefCell<HashMap<u32, AttachmentState>>,
     /// `MD_CLIENTS`.
     pub clients: RefCell<HashMap<ClientKey, Client>>,
-    /// Whether `MD_CLIENTS` takes no more.
+    /// True if `MD_CLIENTS` accepts no new keys.
     pub clients_full: bool,
-    /// Whether the agent listens in the portal.
+    /// True if the agent listens in the portal.
     pub listening: bool,
     /// Connections of the portal: identity address and guest port.
     pub connections: Vec<([u8; 16], u16)>,
-    /// How often a map was looked into.
+    /// Number of map look-ups.
     pub lookups: Cell<usize>,
 }
 
 impl HostWorld {
-    fn look<T>(&self, value: T) -> T {
+    fn count_lookup<T>(&self, value: T) -> T {
         self.lookups.set(self.lookups.get() + 1);
         value
     }
@@ -156,19 +155,19 @@ impl World for HostWorld {
     }
 
     fn settings(&self) -> Option<&Settings> {
-        self.look(self.settings.as_ref())
+        self.count_lookup(self.settings.as_ref())
     }
 
     fn heartbeat_ns(&self) -> u64 {
-        self.look(self.heartbeat_ns)
+        self.count_lookup(self.heartbeat_ns)
     }
 
     fn port(&self, key: &PortKey) -> Option<&Port> {
-        self.look(self.ports.get(key))
+        self.count_lookup(self.ports.get(key))
     }
 
     fn attachment_state(&self, attachment: u32) -> Option<AttachmentState> {
-        self.look(self.attachments.borrow().get(&attachment).copied())
+        self.count_lookup(self.attachments.borrow().get(&attachment).copied())
     }
 
     fn put_attachment_state(&self, attachment: u32, state: AttachmentState) {
@@ -179,12 +178,12 @@ impl World for HostWorld {
 
     fn known_client(&self, key: &ClientKey) -> Option<(u64, u64)> {
         let clients = self.clients.borrow();
-        self.look(clients.get(key).map(|client| (client.first_seen_ns, client.connections)))
+        self.count_lookup(clients.get(key).map(|client| (client.first_seen_ns, client.connections)))
     }
 
     fn touch_client(&self, key: &ClientKey, now_ns: u64) -> Option<Client> {
         let mut clients = self.clients.borrow_mut();
-        let client = self.look(clients.get_mut(key))?;
+        let client = self.count_lookup(clients.get_mut(key))?;
         client.last_seen_ns = now_ns;
         Some(*client)
     }

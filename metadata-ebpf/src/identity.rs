@@ -1,45 +1,44 @@
 //! The identity address: the IPv6 address under which the agent sees a client.
 //!
-//! It is computed from the attachment and the guest's own address, never allocated, so it cannot be exhausted,
-//! recycled or confused:
+//! It is computed from the attachment and the guest's own address and is never allocated. So it
+//! cannot be exhausted, recycled or confused:
 //!
 //! ```text
-//! IPv4 guest   fd6d:4:<attachment id, 32 bit>:0:0:<guest IPv4>
-//! IPv6 guest   fd6d:6:<attachment id, 32 bit>:<guest interface id, 64 bit>
+//!  IPv4 guest   fd6d:4:<attachment id, 32 bit>:0:0:<guest IPv4>
+//!  IPv6 guest   fd6d:6:<attachment id, 32 bit>:<guest interface id, 64 bit>
 //! ```
 //!
 //! All bytes are in network order.
 
-/// The portal's own address, `fd6d::a9fe:a9fe`: where every redirected guest connection ends.
+/// The portal's own address, `fd6d::a9fe:a9fe`: the destination of every redirected connection.
 pub const PORTAL_ADDRESS: [u8; 16] = [0xfd, 0x6d, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 169, 254, 169, 254];
 
-/// The prefix that all identity addresses share, `fd6d::/16`.
+/// The common prefix of all identity addresses, `fd6d::/16`.
 pub const IDENTITY_PREFIX: [u8; 2] = [0xfd, 0x6d];
 
-/// 169.254.169.254, which guests ask.
+/// The metadata address for IPv4, 169.254.169.254.
 pub const METADATA_IPV4: [u8; 4] = [169, 254, 169, 254];
 
-/// fe80::a9fe:a9fe, which IPv6 guests ask.
+/// The metadata address for IPv6, fe80::a9fe:a9fe.
 pub const METADATA_IPV6: [u8; 16] = [0xfe, 0x80, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 169, 254, 169, 254];
 
-/// The port of the metadata service, on the guests' side and in the portal.
+/// The port of the metadata service, both for guests and in the portal.
 pub const METADATA_PORT: u16 = 80;
 
 const FAMILY_IPV4: [u8; 2] = [0, 4];
 const FAMILY_IPV6: [u8; 2] = [0, 6];
 
-/// One guest-facing interface, or one VLAN on it. Never reused while the host is up; 0 is no attachment.
+/// Identifies a guest-facing interface, or one VLAN on it. Never reused while the host is up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct AttachmentId(u32);
 
 impl AttachmentId {
-    /// `None` for 0, which is no attachment.
+    /// Returns `None` for 0, which is not a valid id.
     #[must_use]
     pub const fn new(id: u32) -> Option<Self> {
         if id == 0 { None } else { Some(Self(id)) }
     }
 
-    /// The number itself.
     #[must_use]
     #[inline(always)]
     pub const fn get(self) -> u32 {
@@ -53,7 +52,7 @@ impl core::fmt::Display for AttachmentId {
     }
 }
 
-/// The address that a guest itself used.
+/// The guest's own address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum GuestAddress {
     /// An IPv4 source address.
@@ -62,24 +61,22 @@ pub enum GuestAddress {
     Ipv6LinkLocal([u8; 8]),
 }
 
-/// Who opened a connection: a guest address behind one attachment.
+/// Identifies a client: a guest address behind one attachment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct ClientAddress {
-    /// Where the guest's packets enter the host.
     pub attachment: AttachmentId,
-    /// The guest's address there.
     pub guest: GuestAddress,
 }
 
 impl ClientAddress {
-    /// A client with an IPv4 address.
+    /// Creates a client address from an IPv4 address.
     #[must_use]
     #[inline(always)]
     pub const fn ipv4(attachment: AttachmentId, address: [u8; 4]) -> Self {
         Self { attachment, guest: GuestAddress::Ipv4(address) }
     }
 
-    /// The identity address of this client.
+    /// Returns the identity address of this client.
     #[must_use]
     #[inline(always)]
     pub const fn identity(&self) -> [u8; 16] {
@@ -97,7 +94,8 @@ impl ClientAddress {
         }
     }
 
-    /// The prefixes of 64 bits in which the identity addresses of all clients of an attachment are.
+    /// Returns the two /64 prefixes that contain the identity addresses of all clients of an
+    /// attachment.
     #[must_use]
     pub const fn prefixes(attachment: AttachmentId) -> [[u8; 16]; 2] {
         let ipv4 = Self { attachment, guest: GuestAddress::Ipv4([0; 4]) };
@@ -105,7 +103,8 @@ impl ClientAddress {
         [ipv4.identity(), ipv6.identity()]
     }
 
-    /// Reads an identity address back. `None` for every address that [`Self::identity`] does not produce.
+    /// Parses an identity address. Returns `None` for every address that [`Self::identity`] does
+    /// not produce.
     #[must_use]
     #[inline(always)]
     pub const fn from_identity(address: [u8; 16]) -> Option<Self> {

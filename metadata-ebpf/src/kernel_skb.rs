@@ -1,4 +1,5 @@
-//! The real `sk_buff`. All pointer arithmetic on packets is in [`Skb::linear`]; everything else goes through helpers.
+//! The real `sk_buff`. All pointer arithmetic on packets is in [`Skb::linear`]; everything else
+//! uses helpers.
 #![expect(unsafe_code, reason = "packet memory and kernel helpers")]
 #![expect(clippy::cast_possible_truncation, reason = "all lengths are of headers")]
 
@@ -15,7 +16,7 @@ const PACKET_HOST: u32 = 0;
 /// `VLAN_VID_MASK` of linux/if_vlan.h.
 const VLAN_ID: u32 = 0x0fff;
 
-/// Bytes that lie such that they can be read by the word; else the compiler reads them one by one.
+/// Bytes with an alignment that allows word access; otherwise the compiler reads them one by one.
 #[repr(C, align(8))]
 struct Words<const N: usize>([u8; N]);
 
@@ -31,7 +32,7 @@ impl KernelSkb {
 }
 
 #[inline(always)]
-fn done(result: i64) -> Result<(), SkbError> {
+fn check(result: i64) -> Result<(), SkbError> {
     if result == 0 { Ok(()) } else { Err(SkbError) }
 }
 
@@ -70,8 +71,8 @@ impl Skb for KernelSkb {
             if self.len() < HEAD as u32 {
                 return None;
             }
-            // A driver left the headers in a fragment; rare, and worth one copy.
-            // SAFETY: the context is valid; packet pointers are read anew below.
+            // The driver left the headers in a fragment. This is rare and worth one copy. SAFETY:
+            // the context is valid; packet pointers are read again below.
             unsafe { helpers::bpf_skb_pull_data(self.skb, HEAD as u32) };
         }
         self.linear(0)
@@ -82,8 +83,8 @@ impl Skb for KernelSkb {
         // SAFETY: the kernel hands a valid context to the program.
         let (data, end) = unsafe { ((*self.skb).data as usize, (*self.skb).data_end as usize) };
         let at = data + offset as usize;
-        // SAFETY: compared with `data_end`. The borrow of `self` keeps helpers that move packet memory, which all take
-        // `&mut self`, away while the reference lives.
+        // SAFETY: the end was compared with `data_end`. Helpers that move packet memory take `&mut
+        // self`, so the borrow of `self` excludes them while the reference lives.
         if at + N > end { None } else { Some(unsafe { &*(at as *const [u8; N]) }) }
     }
 
@@ -92,7 +93,7 @@ impl Skb for KernelSkb {
         let mut words = MaybeUninit::<Words<N>>::uninit();
         // SAFETY: the helper writes N bytes, or fails.
         unsafe {
-            done(helpers::bpf_skb_load_bytes(self.skb.cast(), offset, words.as_mut_ptr().cast(), N as u32))?;
+            check(helpers::bpf_skb_load_bytes(self.skb.cast(), offset, words.as_mut_ptr().cast(), N as u32))?;
             Ok(words.assume_init().0)
         }
     }
@@ -100,26 +101,26 @@ impl Skb for KernelSkb {
     #[inline(always)]
     fn store<const N: usize>(&mut self, offset: u32, bytes: &[u8; N]) -> Result<(), SkbError> {
         // SAFETY: the helper reads N bytes of `bytes` and checks the frame's end itself.
-        done(unsafe { helpers::bpf_skb_store_bytes(self.skb, offset, bytes.as_ptr().cast(), N as u32, 0) })
+        check(unsafe { helpers::bpf_skb_store_bytes(self.skb, offset, bytes.as_ptr().cast(), N as u32, 0) })
     }
 
     #[inline(always)]
     fn change_to_ipv6(&mut self) -> Result<(), SkbError> {
         // SAFETY: takes the context and plain numbers.
-        done(unsafe { helpers::bpf_skb_change_proto(self.skb, u16::from_ne_bytes(ethertype::IPV6), 0) })
+        check(unsafe { helpers::bpf_skb_change_proto(self.skb, u16::from_ne_bytes(ethertype::IPV6), 0) })
     }
 
     #[inline(always)]
     fn change_to_ipv4(&mut self) -> Result<(), SkbError> {
         // SAFETY: takes the context and plain numbers.
-        done(unsafe { helpers::bpf_skb_change_proto(self.skb, u16::from_ne_bytes(ethertype::IPV4), 0) })
+        check(unsafe { helpers::bpf_skb_change_proto(self.skb, u16::from_ne_bytes(ethertype::IPV4), 0) })
     }
 
     #[inline(always)]
     fn adjust_tcp_checksum(&mut self, offset: u32, difference: u32) -> Result<(), SkbError> {
         let flags = u64::from(BPF_F_PSEUDO_HDR);
         // SAFETY: takes the context and plain numbers.
-        done(unsafe { helpers::bpf_l4_csum_replace(self.skb, offset, 0, u64::from(difference), flags) })
+        check(unsafe { helpers::bpf_l4_csum_replace(self.skb, offset, 0, u64::from(difference), flags) })
     }
 
     #[inline(always)]
@@ -127,30 +128,30 @@ impl Skb for KernelSkb {
         let (from, to) = (u16::from_ne_bytes(from), u16::from_ne_bytes(to));
         let size = size_of::<u16>() as u64;
         // SAFETY: takes the context and plain numbers.
-        done(unsafe { helpers::bpf_l4_csum_replace(self.skb, offset, u64::from(from), u64::from(to), size) })
+        check(unsafe { helpers::bpf_l4_csum_replace(self.skb, offset, u64::from(from), u64::from(to), size) })
     }
 
     #[inline(always)]
     fn mark_for_host(&mut self) -> Result<(), SkbError> {
         // SAFETY: takes the context and plain numbers.
-        done(unsafe { helpers::bpf_skb_change_type(self.skb, PACKET_HOST) })
+        check(unsafe { helpers::bpf_skb_change_type(self.skb, PACKET_HOST) })
     }
 
     #[inline(always)]
     fn pop_vlan(&mut self) -> Result<(), SkbError> {
         // SAFETY: takes the context.
-        done(unsafe { helpers::bpf_skb_vlan_pop(self.skb) })
+        check(unsafe { helpers::bpf_skb_vlan_pop(self.skb) })
     }
 
     #[inline(always)]
     fn push_vlan(&mut self, id: u16) -> Result<(), SkbError> {
         // SAFETY: takes the context and plain numbers.
-        done(unsafe { helpers::bpf_skb_vlan_push(self.skb, u16::from_ne_bytes(ethertype::VLAN), id) })
+        check(unsafe { helpers::bpf_skb_vlan_push(self.skb, u16::from_ne_bytes(ethertype::VLAN), id) })
     }
 
     #[inline(always)]
     fn resize(&mut self, len: u32) -> Result<(), SkbError> {
         // SAFETY: takes the context and plain numbers.
-        done(unsafe { helpers::bpf_skb_change_tail(self.skb, len, 0) })
+        check(unsafe { helpers::bpf_skb_change_tail(self.skb, len, 0) })
     }
 }

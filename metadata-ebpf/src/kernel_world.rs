@@ -14,7 +14,8 @@ use metadata_ebpf::identity::{METADATA_IPV4, METADATA_IPV6, METADATA_PORT, PORTA
 use metadata_ebpf::reason::Reason;
 use metadata_ebpf::world::{PortalPeer, PortalSocket, Version, World};
 
-/// Written by the loader. Where it is not 0 the programs are only ever entered by a front, which has written the site.
+/// Written by the loader. If it is not 0, the programs are entered only by a dispatcher, which has
+/// written the namespace's context.
 #[unsafe(no_mangle)]
 static MD_DISPATCHED: u32 = 0;
 
@@ -31,11 +32,12 @@ static MD_CLIENTS: HashMap<ClientKey, Client> = HashMap::pinned(MAX_CLIENTS, BPF
 #[map]
 static MD_STATS: PerCpuArray<u64> = PerCpuArray::pinned(Reason::COUNT as u32, 0);
 
-/// Counts one packet. The counter is this CPU's own, and a program cannot be preempted by itself on one CPU.
+/// Counts one packet. The counter belongs to this CPU, and a program cannot preempt itself on one
+/// CPU.
 #[inline(always)]
 pub fn count(reason: Reason) {
     if let Some(counter) = MD_STATS.get_ptr_mut(reason.index()) {
-        // SAFETY: a per-CPU element is written by this CPU alone, and lives as long as the map.
+        // SAFETY: only this CPU writes a per-CPU element, and it lives as long as the map.
         unsafe { *counter += 1 };
     }
 }
@@ -60,7 +62,8 @@ impl World for KernelWorld {
 
     #[inline(always)]
     fn netns_context<T: Copy>(&self, field: impl Fn(&NetnsContext) -> &T) -> T {
-        // SAFETY: a valid pointer; volatile, as the compiler does not know that the loader writes there.
+        // SAFETY: the pointer is valid. The read is volatile because the loader changes the value
+        // without the compiler's knowledge.
         if unsafe { core::ptr::read_volatile(&raw const MD_DISPATCHED) } == 0 {
             return *field(&NetnsContext { netns: 0, portal_ifindex: 0, portal_nsid: 0, legacy_port: 0 });
         }
@@ -81,20 +84,22 @@ impl World for KernelWorld {
 
     #[inline(always)]
     fn port(&self, key: &PortKey) -> Option<&Port> {
-        // SAFETY: RCU keeps the element alive while the program runs. The agent replaces elements whole.
+        // SAFETY: RCU keeps the element alive while the program runs. The agent replaces whole
+        // elements.
         unsafe { MD_PORTS.get(key) }
     }
 
     #[inline(always)]
     fn attachment_state(&self, attachment: u32) -> Option<AttachmentState> {
-        // SAFETY: as in `port`; a word that another CPU writes meanwhile is one count off at worst.
+        // SAFETY: as in `port`; a word that another CPU writes at the same time is off by one at
+        // worst.
         unsafe { MD_ATTACH.get(attachment).copied() }
     }
 
     #[inline(always)]
     fn put_attachment_state(&self, attachment: u32, state: AttachmentState) {
         if let Some(entry) = MD_ATTACH.get_ptr_mut(attachment) {
-            // SAFETY: as in `state`.
+            // SAFETY: as in `attachment_state`.
             unsafe { *entry = state };
         }
     }
@@ -137,7 +142,8 @@ impl World for KernelWorld {
 /// `BPF_F_CURRENT_NETNS` of linux/bpf.h.
 const CURRENT_NETNS: u64 = u64::MAX;
 
-/// A listener of the program's own namespace; a client without address and port has no connection.
+/// Looks up a listener in the program's own namespace. The client's address and port are zero, so
+/// no connection matches.
 #[inline(never)]
 fn listens_ipv4(skb: *mut __sk_buff, port: u16) -> bool {
     let [a, b, c, d] = METADATA_IPV4;
@@ -160,7 +166,7 @@ fn listens_ipv6(skb: *mut __sk_buff, port: u16) -> bool {
 
 #[inline(always)]
 fn has_socket(skb: *mut __sk_buff, tuple: *mut bpf_sock_tuple, len: u32) -> bool {
-    // SAFETY: the tuple has `len` bytes; the socket is released where one is found.
+    // SAFETY: the tuple has `len` bytes; a socket that was found is released.
     unsafe {
         let socket = helpers::bpf_skc_lookup_tcp(skb.cast(), tuple, len, CURRENT_NETNS, 0);
         if socket.is_null() {
@@ -174,10 +180,13 @@ fn has_socket(skb: *mut __sk_buff, tuple: *mut bpf_sock_tuple, len: u32) -> bool
 #[repr(C, align(4))]
 struct Aligned<const N: usize>([u8; N]);
 
-/// `bpf_skc_lookup_tcp` finds full, request and TIME-WAIT sockets, and else the listener; for the listener
-/// `bpf_tcp_check_syncookie` tells whether the segment completes a handshake that was answered with a cookie.
+/// Looks up the portal's socket for a segment.
 ///
-/// Not inlined: a program's stack holds 512 bytes, and each of these calls has its own share of them.
+/// `bpf_skc_lookup_tcp` finds full, request and TIME-WAIT sockets, or else the listener. For the
+/// listener `bpf_tcp_check_syncookie` decides if the segment completes a handshake that was
+/// answered with a SYN cookie.
+///
+/// Not inlined: a program has 512 bytes of stack, and consecutive calls reuse the same bytes.
 #[inline(never)]
 fn find_socket(skb: *mut __sk_buff, peer: &PortalPeer, nsid: u32) -> PortalSocket {
     /// `TCP_LISTEN` of net/tcp_states.h.
@@ -209,7 +218,7 @@ fn find_socket(skb: *mut __sk_buff, peer: &PortalPeer, nsid: u32) -> PortalSocke
     } else {
         PortalSocket::Listening
     };
-    // SAFETY: the reference that the look-up took.
+    // SAFETY: releases the reference that the look-up took.
     unsafe { helpers::bpf_sk_release(socket.cast()) };
     found
 }

@@ -1,12 +1,12 @@
-//! What the BPF programs and the agent agree upon, and the decisions of the programs themselves.
+//! The contract between the BPF programs and the agent, and the decisions of the programs.
 //!
-//! * [`abi`]: keys and values of the maps, byte for byte. [`identity`]: the address under which the agent
-//!   sees a guest. [`reason`]: why a packet went where it went.
-//! * [`from_guest`] and [`to_guest`]: the two programs, written against [`skb::Skb`] and [`world::World`]. The
-//!   kernel build hands them a real `sk_buff` and real maps; the host build hands them a byte vector and a
-//!   hash table, so the tests run the very code that the kernel runs.
+//! * [`abi`]: keys and values of the maps, byte for byte. [`identity`]: the address under which the
+//!   agent sees a guest. [`reason`]: the reasons for verdicts.
+//! * [`from_guest`] and [`to_guest`]: the two programs, written against [`skb::Skb`] and
+//!   [`world::World`]. The kernel build passes a real `sk_buff` and real maps. The host build
+//!   passes a byte vector and hash tables, so tests run the same code as the kernel.
 //!
-//! Nothing here allocates, blocks, or knows the agent.
+//! Nothing here allocates, blocks, or depends on the agent.
 #![cfg_attr(target_arch = "bpf", no_std)]
 
 pub mod abi;

@@ -1,7 +1,6 @@
-//! The programs: two entry points, each a table from reason to verdict, and the maps.
+//! The programs: the maps and two entry points, each a table from reason to verdict.
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
 #![expect(clippy::needless_pass_by_value, reason = "the signature that the macro asks for")]
-#![expect(missing_docs, reason = "statics that the map macro writes; metadata_ebpf::abi documents each")]
 
 mod kernel_skb;
 mod kernel_world;
@@ -35,15 +34,16 @@ pub fn md_to_guest(ctx: TcContext) -> i32 {
     apply_verdict(&ctx, outcome)
 }
 
-/// `TC_ACT_UNSPEC` is `TCX_NEXT` as well: other programs on the hook, and the host's own path, go on as if we were
-/// not there.
+/// `TC_ACT_UNSPEC` equals `TCX_NEXT`: other programs on the hook, and the host's own path, continue
+/// as if no program of ours were attached.
 #[inline(always)]
 #[expect(unsafe_code, reason = "helpers are unsafe to call")]
 #[expect(clippy::cast_possible_truncation, reason = "the helpers return a verdict")]
 fn apply_verdict(ctx: &TcContext, outcome: Outcome) -> i32 {
     count(outcome.reason);
     trace(ctx, outcome);
-    // SAFETY: the helpers take plain numbers; a wrong interface index makes the kernel drop the frame.
+    // SAFETY: the helpers take plain numbers; for a wrong interface index the kernel drops the
+    // frame.
     let redirected = unsafe {
         match outcome.reason.verdict() {
             Verdict::Next => return TC_ACT_UNSPEC,

@@ -1,10 +1,14 @@
-//! The allowance of new connections: the generic cell rate algorithm in one 64-bit word.
+//! Rate limit for new connections: the generic cell rate algorithm in one 64-bit word.
 //!
-//! Two CPUs that race on the word may admit one connection too many; no lock is worth less than that.
+//! The word is read and written without a lock. CPUs that race on it may each admit a connection
+//! for the same slot, so under contention the limit is approximate. A lock would cost more than
+//! this error.
 
-/// Whether a new connection may pass now, and the theoretical arrival time to store if so. An interval of 0 admits all.
+/// Returns the theoretical arrival time to store if a new connection may pass now, `None`
+/// otherwise. An interval of 0 admits all connections.
 ///
-/// All arguments are nanoseconds of one clock; `tat` is what the last admitted connection stored, or 0.
+/// All arguments are nanoseconds of one clock. `tat` is the value that the last admitted connection
+/// stored, or 0.
 #[must_use]
 #[inline(always)]
 pub const fn admit(tat: u64, now: u64, interval: u64, burst: u64) -> Option<u64> {

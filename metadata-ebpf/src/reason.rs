@@ -1,27 +1,28 @@
-//! Why a packet went where it went: the closed list that counts in the kernel, labels in Prometheus and rows in
-//! the operations page share.
+//! The reasons for verdicts: one closed list, which indexes the kernel's counters and labels the
+//! metrics.
 
-/// What a program tells the kernel to do with a packet.
+/// The action that the kernel takes on a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
-    /// Not ours, or not now: the next program, and the host's own path, see it untouched.
+    /// Leave it, unchanged, to the next program and to the host's own path.
     Next,
-    /// Forged, hostile, or meant for nobody.
+    /// Drop it: forged, hostile, or without a receiver.
     Drop,
-    /// Into the portal, where the agent listens.
+    /// Redirect it to the portal, where the agent listens.
     ToPortal,
-    /// Out of the guest's interface.
+    /// Send it out of the guest's interface.
     ToGuest,
-    /// Out of the guests' interface, to whoever has the destination address there by the kernel's neighbour table.
+    /// Send it out of the interface that guests share, to the owner of the destination address in
+    /// the kernel's neighbour table.
     ToNeighbour,
 }
 
 macro_rules! reasons {
     ($($(#[doc = $doc:literal])+ $name:ident = $label:literal => $verdict:ident,)+) => {
-        /// The reason for a verdict. Index into `MD_STATS`, label in the metrics.
+        /// The reason for a verdict: an index into `MD_STATS` and a label in the metrics.
         ///
-        /// A packet that is not metadata traffic has no reason: it leaves before any map is touched, and that
-        /// includes the counters.
+        /// A packet that is not metadata traffic has no reason: it leaves before any map is touched,
+        /// and that includes the counters.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
         #[repr(u32)]
         pub enum Reason {
@@ -32,20 +33,20 @@ macro_rules! reasons {
             /// Every reason, in the order of the counters.
             pub const ALL: &'static [Self] = &[$(Self::$name,)+];
 
-            /// The label in metrics and in `status`.
+            /// Returns the label in metrics and in `status`.
             #[must_use]
             pub const fn label(self) -> &'static str {
                 match self { $(Self::$name => $label,)+ }
             }
 
-            /// The policy, on one screen: what becomes of a packet for this reason.
+            /// Returns the verdict for packets with this reason.
             #[must_use]
             #[inline(always)]
             pub const fn verdict(self) -> Verdict {
                 match self { $(Self::$name => Verdict::$verdict,)+ }
             }
 
-            /// What an operator reads about it.
+            /// Returns the explanation for operators.
             #[must_use]
             pub const fn describe(self) -> &'static str {
                 match self { $(Self::$name => concat!($($doc),+),)+ }
@@ -55,13 +56,13 @@ macro_rules! reasons {
 }
 
 reasons! {
-    /// A new connection, led into the portal.
+    /// A new connection, redirected to the portal.
     ConnectionOpened = "connection_opened" => ToPortal,
-    /// A segment of a connection that the portal knows.
+    /// A segment of a connection that exists in the portal.
     Segment = "segment" => ToPortal,
-    /// An answer, led back to the guest.
+    /// A reply, sent to the guest.
     Reply = "reply" => ToGuest,
-    /// An answer, led back to a guest behind an interface that many share, by that namespace's neighbour table.
+    /// A reply, sent to a guest behind a shared interface by that namespace's neighbour table.
     RoutedReply = "routed_reply" => ToNeighbour,
     /// An ARP request for 169.254.169.254, answered in place.
     ArpReply = "arp_reply" => ToGuest,
@@ -70,56 +71,56 @@ reasons! {
     /// An ICMP echo request to a metadata address, answered in place.
     EchoReply = "echo_reply" => ToGuest,
 
-    /// The agent's heartbeat is stale or nobody listens in the portal: the host's own path serves.
+    /// The agent's heartbeat is stale or the portal has no listener, so the host's own path serves.
     AgentAbsent = "agent_absent" => Next,
-    /// The interface carries the program but no attachment is known for it.
+    /// The program runs on an interface that has no attachment.
     NotAttached = "not_attached" => Next,
-    /// A segment of a connection that did not begin with us.
+    /// A segment of a connection that was not opened through the portal.
     ForeignConnection = "foreign_connection" => Next,
-    /// A metadata packet with a VLAN tag that no trunk subport on this interface has.
+    /// A metadata packet whose VLAN tag does not match a trunk subport of this interface.
     Vlan = "vlan" => Next,
     /// A metadata packet over IPv6 whose source is not link-local.
     Ipv6Source = "ipv6_source" => Next,
-    /// A metadata packet over IPv6 with extension headers, which we do not look behind.
+    /// A metadata packet over IPv6 with extension headers, which are not parsed.
     Ipv6Extension = "ipv6_extension" => Next,
-    /// An IPv4 header with options, which we do not translate.
+    /// An IPv4 header with options, which are not translated.
     Ipv4Options = "ipv4_options" => Next,
-    /// A fragment, which has no ports to judge it by.
+    /// A fragment, which cannot be classified by its ports.
     Fragment = "fragment" => Next,
-    /// A header that is cut short or contradicts itself.
+    /// A truncated or inconsistent header.
     Malformed = "malformed" => Next,
-    /// An IPv4 header whose checksum is wrong; translation would hide that.
+    /// An IPv4 header with a wrong checksum, which translation would hide.
     BadIpv4Checksum = "bad_ipv4_checksum" => Next,
 
-    /// A packet in a router that would be left to a path that is not there, and would leave by the external gateway.
+    /// A packet in a router without a legacy path; it would leave by the external gateway.
     Confined = "confined" => Drop,
     /// The source MAC address is not the port's.
     ForgedMac = "forged_mac" => Drop,
-    /// The source IP address is none of the port's.
+    /// The source IP address is not one of the port's.
     ForgedAddress = "forged_address" => Drop,
-    /// The guest claims 169.254.169.254 for itself by ARP.
+    /// The guest claims 169.254.169.254 by ARP.
     ForgedArp = "forged_arp" => Drop,
-    /// The guest claims fe80::a9fe:a9fe for itself by neighbour discovery.
+    /// The guest claims fe80::a9fe:a9fe by neighbour discovery.
     ForgedNd = "forged_nd" => Drop,
-    /// More new connections than the attachment's allowance.
+    /// New connections above the attachment's rate limit.
     SynRate = "syn_rate" => Drop,
-    /// More source addresses than one attachment may use.
+    /// Source addresses above the attachment's quota.
     ClientQuota = "client_quota" => Drop,
     /// The client map is full.
     ClientsFull = "clients_full" => Drop,
-    /// A packet out of the portal that is addressed to no client.
+    /// A packet from the portal whose destination is not a known client.
     NoClient = "no_client" => Drop,
-    /// A packet out of the portal that is no answer of the metadata service.
+    /// A packet from the portal that is not a reply of the metadata service.
     NotAnAnswer = "not_an_answer" => Drop,
-    /// A kernel helper refused its work; the frame may be half rewritten and goes nowhere.
+    /// A kernel helper failed; the frame may be partly rewritten, so it is dropped.
     HelperFailed = "helper_failed" => Drop,
 }
 
 impl Reason {
-    /// How many there are: the size of `MD_STATS`.
+    /// Number of reasons, which is the size of `MD_STATS`.
     pub const COUNT: usize = Self::ALL.len();
 
-    /// Position in `MD_STATS`.
+    /// Returns the index into `MD_STATS`.
     #[must_use]
     #[inline(always)]
     pub const fn index(self) -> u32 {

@@ -1,11 +1,11 @@
 //! `md_to_guest`: TC ingress on the host end of the portal's veth pair.
 //!
-//! Every packet here comes from the portal, where no process lives but the agent's sockets. An answer of the
-//! metadata service goes to the client that its identity address names; everything else goes nowhere.
+//! Every packet here comes from the portal, which contains only the agent's sockets. A reply of the
+//! metadata service goes to the client that its identity address names; everything else is dropped.
 //!
-//! In a namespace that many guests share an interface of, it goes to whoever has the client's address by that namespace's
-//! own neighbour table, as the answer of a legacy path would: a guest that sends from the address of another one on its
-//! network never sees the answer.
+//! In a namespace whose interface many guests share, the reply goes to the node that has the
+//! client's address in that namespace's own neighbour table. A legacy path replies in the same way:
+//! a guest that forges the address of another guest on its network never sees the reply.
 
 use crate::abi::ClientKey;
 use crate::from_guest::Outcome;
@@ -19,33 +19,33 @@ use crate::wire::{
 };
 use crate::world::World;
 
-/// Decides about one frame out of the portal, and rewrites it for the guest.
+/// Decides about one frame from the portal and rewrites it for the guest.
 #[inline(always)]
 pub fn to_guest<S: Skb, W: World>(skb: &mut S, world: &W) -> Outcome {
-    answer(skb, world).unwrap_or_else(Outcome::from)
+    reply(skb, world).unwrap_or_else(Outcome::from)
 }
 
 #[inline(always)]
-fn answer<S: Skb, W: World>(skb: &mut S, world: &W) -> Result<Outcome, Reason> {
+fn reply<S: Skb, W: World>(skb: &mut S, world: &W) -> Result<Outcome, Reason> {
     let not_a_reply = |SkbError| Reason::NotAnAnswer;
     let ethertype: [u8; 2] = skb.load(12).map_err(not_a_reply)?;
     let ip = Ipv6Header(skb.load(ETH_LEN).map_err(not_a_reply)?);
     let tcp = TcpHeader(skb.load(ETH_LEN + IPV6_LEN).map_err(not_a_reply)?);
-    let is_an_answer = ethertype == wire::ethertype::IPV6
+    let is_reply = ethertype == wire::ethertype::IPV6
         && ip.0[6] == wire::protocol::TCP
         && ip.source() == PORTAL_ADDRESS
         && tcp.source_port() == METADATA_PORT
         && u32::from(ip.payload_len()) >= TCP_LEN
         && u32::from(ip.payload_len()) <= 0xffff - IPV4_LEN
         && ETH_LEN + IPV6_LEN + u32::from(ip.payload_len()) <= skb.len();
-    if !is_an_answer {
+    if !is_reply {
         return Err(Reason::NotAnAnswer);
     }
 
     let identity = ip.destination();
     let guest = ClientAddress::from_identity(identity).ok_or(Reason::NoClient)?.guest;
     let client = world.touch_client(&ClientKey { identity }, world.now_ns()).ok_or(Reason::NoClient)?;
-    // An interface index says nothing in another namespace.
+    // The interface index in the client record is valid only in the client's namespace.
     let netns = world.netns_context(|netns| &netns.netns);
     if client.netns != netns {
         return Err(Reason::NoClient);

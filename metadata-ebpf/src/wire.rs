@@ -1,4 +1,4 @@
-//! The headers as they stand on the wire, and the arithmetic of their checksums. Values in, values out.
+//! Packet headers and their checksum arithmetic. Pure functions.
 
 /// Length of an Ethernet header.
 pub const ETH_LEN: u32 = 14;
@@ -13,37 +13,27 @@ pub const TCP_CHECKSUM: u32 = 16;
 
 /// EtherTypes, in network order.
 pub mod ethertype {
-    /// 0x0800
     pub const IPV4: [u8; 2] = [0x08, 0x00];
-    /// 0x0806
     pub const ARP: [u8; 2] = [0x08, 0x06];
-    /// 0x86dd
     pub const IPV6: [u8; 2] = [0x86, 0xdd];
-    /// 0x8100, of IEEE 802.1Q
+    /// IEEE 802.1Q
     pub const VLAN: [u8; 2] = [0x81, 0x00];
 }
 
-/// Protocol numbers of IP.
+/// IP protocol numbers.
 pub mod protocol {
-    /// IPv6's hop-by-hop options
     pub const HOP_BY_HOP: u8 = 0;
-    /// ICMP
     pub const ICMP: u8 = 1;
-    /// TCP
     pub const TCP: u8 = 6;
-    /// IPv6's routing header
     pub const IPV6_ROUTING: u8 = 43;
-    /// IPv6's fragment header
     pub const IPV6_FRAGMENT: u8 = 44;
-    /// IPsec's authentication header
+    /// IPsec authentication header
     pub const AUTHENTICATION: u8 = 51;
-    /// ICMPv6
     pub const ICMPV6: u8 = 58;
-    /// IPv6's destination options
     pub const IPV6_DESTINATION: u8 = 60;
 }
 
-/// Messages of ICMPv6 (RFC 4443) and neighbour discovery (RFC 4861).
+/// ICMPv6 messages (RFC 4443) and neighbour discovery (RFC 4861).
 pub(crate) mod icmpv6 {
     use super::{Mac, fold, protocol, sum};
 
@@ -55,12 +45,12 @@ pub(crate) mod icmpv6 {
     const REDIRECT: u8 = 137;
     /// Offset of the target address in solicitations and advertisements.
     pub const TARGET: u32 = 8;
-    /// Flag of an advertisement: somebody asked for it.
+    /// Advertisement flag: this is the reply to a solicitation.
     pub const SOLICITED: u8 = 0x40;
-    /// Flag of an advertisement: what was known before no longer holds.
+    /// Advertisement flag: overrides an existing cache entry.
     pub const OVERRIDE: u8 = 0x20;
 
-    /// Whether a message may bear a link-layer address for its source, or for a target.
+    /// Returns true if a message may carry the link-layer address of its source or of a target.
     #[inline(always)]
     pub const fn is_neighbour_discovery(kind: u8) -> bool {
         kind >= ROUTER_SOLICITATION && kind <= REDIRECT
@@ -69,11 +59,12 @@ pub(crate) mod icmpv6 {
     /// Length of a neighbour advertisement with one option of eight bytes.
     pub const ADVERTISEMENT_LEN: u32 = 32;
 
-    /// The beginning of the IPv6 header of an advertisement, up to the addresses; its hop limit says that no router passed
-    /// it on.
+    /// The start of an advertisement's IPv6 header, up to the addresses. Its hop limit of 255
+    /// proves that no router forwarded it.
     pub const ADVERTISEMENT_IPV6_HEADER: [u8; 8] = [0x60, 0, 0, 0, 0, 32, protocol::ICMPV6, 255];
 
-    /// The beginning of an advertisement of `target`, up to the target, with the checksum over all of it.
+    /// Returns the start of an advertisement of `target`, up to the target, with the checksum of
+    /// the whole message.
     #[inline(always)]
     pub fn advertisement(flags: u8, target: [u8; 16], mac: Mac, to: [u8; 16]) -> [u8; 8] {
         // The rest of the pseudo header, RFC 8200 section 8.1: length and next header.
@@ -84,7 +75,7 @@ pub(crate) mod icmpv6 {
         [NEIGHBOUR_ADVERTISEMENT, 0, high, low, flags, 0, 0, 0]
     }
 
-    /// The option that tells the MAC address.
+    /// The option that carries the MAC address.
     #[inline(always)]
     pub const fn target_link_layer_address(mac: Mac) -> [u8; 8] {
         let [a, b, c, d, e, f] = mac;
@@ -92,16 +83,16 @@ pub(crate) mod icmpv6 {
     }
 }
 
-/// An Ethernet address.
 pub type Mac = [u8; 6];
 
-/// Whether an Ethernet address is a group address (IEEE 802: the low bit of the first octet).
+/// Returns true if an Ethernet address is a group address (IEEE 802: the low bit of the first
+/// octet).
 #[inline(always)]
 pub(crate) const fn is_group(mac: Mac) -> bool {
     mac[0] & 1 != 0
 }
 
-/// An Ethernet header.
+/// Builds an Ethernet header.
 #[inline(always)]
 pub(crate) const fn ethernet(to: Mac, from: Mac, ethertype: [u8; 2]) -> [u8; 14] {
     let [a, b, c, d, e, f] = to;
@@ -121,7 +112,8 @@ impl Ipv4Header {
         u16::from_be_bytes([self.0[2], self.0[3]]) as u32
     }
 
-    /// Bytes behind a header without options; 0 if the total length does not even cover that.
+    /// Number of bytes behind a header without options; 0 if the total length is even shorter than
+    /// that.
     #[inline(always)]
     pub const fn payload_len(&self) -> u16 {
         u16::from_be_bytes([self.0[2], self.0[3]]).saturating_sub(Self::LEN)
@@ -132,14 +124,14 @@ impl Ipv4Header {
         [self.0[12], self.0[13], self.0[14], self.0[15]]
     }
 
-    /// RFC 1071: a header whose checksum is right sums up to all ones.
+    /// RFC 1071: a header with a valid checksum sums up to all ones.
     #[inline(always)]
     pub fn checksum_is_right(&self) -> bool {
         fold(sum(&self.0, 0)) == 0xffff
     }
 
-    /// The header of an answer that carries `segment_len` bytes of TCP, checksum included. Don't Fragment is set, so the
-    /// identification may be zero (RFC 6864 section 4.1).
+    /// Builds the header of a reply that carries `segment_len` bytes of TCP, with its checksum.
+    /// Don't Fragment is set, so the identification may be zero (RFC 6864 section 4.1).
     #[inline(always)]
     pub fn answer(from: [u8; 4], to: [u8; 4], segment_len: u16, tos: u8, ttl: u8) -> Self {
         let [len_high, len_low] = (segment_len + Self::LEN).to_be_bytes();
@@ -160,12 +152,11 @@ impl Ipv4Header {
     }
 }
 
-/// An IPv6 header.
 #[derive(Clone, Copy)]
 pub(crate) struct Ipv6Header(pub [u8; 40]);
 
 impl Ipv6Header {
-    /// A header in front of `payload_len` bytes of `protocol`; the flow label is zero.
+    /// Builds a header for `payload_len` bytes of `protocol`; the flow label is zero.
     #[inline(always)]
     pub fn new(
         protocol: u8,
@@ -244,14 +235,15 @@ impl TcpHeader {
         (self.0[12] >> 4) as u32 * 4
     }
 
-    /// Whether a segment with these flags opens a connection: SYN, and neither ACK, RST nor FIN (which RFC 9293 calls no valid opening).
+    /// Returns true if a segment with these flags opens a connection: SYN without ACK, RST or FIN
+    /// (RFC 9293 does not allow these in an opening segment).
     #[inline(always)]
     pub const fn opens_by(flags: u8) -> bool {
         flags & (Self::SYN | Self::ACK | Self::RST | Self::FIN) == Self::SYN
     }
 }
 
-/// The one's complement difference that replacing `from` by `to` makes, as `bpf_csum_diff` gives it.
+/// Returns the one's complement difference of replacing `from` by `to`, like `bpf_csum_diff`.
 #[inline(always)]
 pub(crate) fn checksum_difference<const F: usize, const T: usize>(from: &[u8; F], to: &[u8; T]) -> u32 {
     let mut removed = *from;
@@ -264,7 +256,8 @@ pub(crate) fn checksum_difference<const F: usize, const T: usize>(from: &[u8; F]
     u32::from(fold(wide))
 }
 
-/// Sums 16-bit words as they lie in memory: the checksum does not care about byte order (RFC 1071 section 2, B).
+/// Sums 16-bit words in memory order: the checksum does not depend on byte order (RFC 1071 section
+/// 2, B).
 #[inline(always)]
 fn sum<const N: usize>(bytes: &[u8; N], start: u32) -> u32 {
     let mut total = start;
@@ -283,7 +276,7 @@ const fn fold(sum: u32) -> u16 {
     ((once & 0xffff) + (once >> 16)) as u16
 }
 
-/// Applies [`checksum_difference`] to a checksum as it stands in a header (RFC 1624, equation 3).
+/// Applies [`checksum_difference`] to a checksum in a header (RFC 1624, equation 3).
 #[inline(always)]
 pub(crate) fn apply_difference(checksum: [u8; 2], difference: u32) -> [u8; 2] {
     let complement = !u16::from_ne_bytes(checksum);

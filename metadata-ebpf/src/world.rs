@@ -1,12 +1,14 @@
-//! What the programs need besides the packet: maps, the clock and the portal's sockets.
+//! Everything that the programs need besides the packet: maps, the clock and the portal's sockets.
 
 use crate::abi::{AttachmentState, Client, ClientKey, NetnsContext, Port, PortKey, Settings};
 
-/// The connection table of the portal is the connection table of the programs: the kernel's own sockets tell
-/// which segment belongs to a connection that began with us, so nothing of our own can fill up or go stale.
+/// Result of a socket look-up in the portal.
+///
+/// The programs keep no connection table of their own: the kernel's sockets decide which segment
+/// belongs to a connection that began with us. So no table can fill up or become stale.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PortalSocket {
-    /// No connection and no listener: the agent is not there.
+    /// No connection and no listener: the agent is absent.
     Absent,
     /// Only the listener matches.
     Listening,
@@ -17,18 +19,15 @@ pub enum PortalSocket {
 /// The client's side of a connection into the portal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PortalPeer {
-    /// The identity address.
     pub identity: [u8; 16],
-    /// The TCP header as the guest sent it, without options; network order.
+    /// TCP header without options as the guest sent it, in network order.
     pub tcp: [u8; 20],
 }
 
-/// Version of IP.
+/// IP version.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Version {
-    /// IPv4.
     V4,
-    /// IPv6.
     V6,
 }
 
@@ -37,36 +36,39 @@ pub trait World {
     /// `CLOCK_MONOTONIC`, nanoseconds.
     fn now_ns(&self) -> u64;
 
-    /// A field of the [`NetnsContext`] that the program works in, as scalars: a copy of the whole would fill the stack.
+    /// Reads one scalar field of the program's [`NetnsContext`]. A copy of the whole struct would
+    /// not fit on the stack.
     fn netns_context<T: Copy>(&self, field: impl Fn(&NetnsContext) -> &T) -> T;
 
     /// `MD_CONFIG[0]`.
     fn settings(&self) -> Option<&Settings>;
 
-    /// `MD_HEARTBEAT[0]`, `CLOCK_MONOTONIC` nanoseconds; 0 when no agent is there.
+    /// `MD_HEARTBEAT[0]`, in `CLOCK_MONOTONIC` nanoseconds; 0 if no agent runs.
     fn heartbeat_ns(&self) -> u64;
 
-    /// A look into `MD_PORTS`.
+    /// Looks up a key in `MD_PORTS`.
     fn port(&self, key: &PortKey) -> Option<&Port>;
 
-    /// A look into `MD_ATTACH`.
+    /// Looks up an attachment in `MD_ATTACH`.
     fn attachment_state(&self, attachment: u32) -> Option<AttachmentState>;
 
-    /// Overwrites an entry of `MD_ATTACH`; without effect where there is none.
+    /// Overwrites an entry of `MD_ATTACH`; does nothing if there is none.
     fn put_attachment_state(&self, attachment: u32, state: AttachmentState);
 
-    /// A look into `MD_CLIENTS` for `first_seen_ns` and `connections`. A copy of the whole would fill the stack.
+    /// Returns `first_seen_ns` and `connections` of an entry of `MD_CLIENTS`. A copy of the whole
+    /// value would not fit on the stack.
     fn known_client(&self, key: &ClientKey) -> Option<(u64, u64)>;
 
-    /// A look into `MD_CLIENTS` that sets `last_seen_ns`.
+    /// Returns an entry of `MD_CLIENTS` after setting its `last_seen_ns`.
     fn touch_client(&self, key: &ClientKey, now_ns: u64) -> Option<Client>;
 
-    /// Inserts or overwrites an entry of `MD_CLIENTS`; `false` if the map is full.
+    /// Inserts or overwrites an entry of `MD_CLIENTS`. Returns false if the map is full.
     fn put_client(&self, key: &ClientKey, client: &Client) -> bool;
 
-    /// Looks for a socket of the portal that would receive a segment of this peer.
+    /// Looks up the portal's socket that would receive a segment of this peer.
     fn portal_socket(&self, peer: &PortalPeer, nsid: u32) -> PortalSocket;
 
-    /// Whether somebody in the program's own namespace listens at the metadata address of this version.
+    /// Returns true if a process in the program's own namespace listens at the metadata address of
+    /// this version.
     fn legacy_listens(&self, version: Version, port: u32) -> bool;
 }

@@ -71,7 +71,7 @@ fn a_subports_packets_lose_their_tag_on_the_way_in_and_get_it_back() {
     let tag = PortKey { netns: 0, ifindex: IFINDEX, vlan: 5 };
     for case in cases().into_iter().filter(|case| case.reason == Some(Reason::ConnectionOpened)) {
         let mut world = host_world(&case.state);
-        let untagged = world.ports.remove(&PortKey::untagged(IFINDEX)).expect(case.name);
+        let untagged = world.ports.remove(&PortKey { netns: 0, ifindex: IFINDEX, vlan: 0 }).expect(case.name);
         world.ports.insert(tag, untagged);
         let with_tag = |vlan| HostSkb { vlan, ..HostSkb::new(case.frame.clone(), IFINDEX) };
         for (vlan, reason) in [

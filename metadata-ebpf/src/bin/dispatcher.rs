@@ -1,11 +1,14 @@
-//! What stands in front of the programs in other namespaces than the host's: a few instructions that say which namespace it
-//! is and go on in the one copy of the programs that all of these share. A copy for each would have the kernel verify
-//! some ten thousand steps, and keep its machine code, a thousand times over.
+//! Dispatchers: tail-call stubs in front of the programs of every namespace except the host's.
 //!
-//! Every word of the site is written before anything reads it: what the control block held before may be a guest's.
+//! A dispatcher writes the context of its namespace into the packet's control block and tail-calls
+//! the one copy of the programs that all these namespaces share. With a copy per namespace, the
+//! kernel would verify over ten thousand instructions, and keep their machine code, a thousand
+//! times.
+//!
+//! Every word of the context is written before anything reads it, because a guest may have set the
+//! previous content of the control block.
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
 #![expect(clippy::needless_pass_by_value, reason = "the signature that the macro asks for")]
-#![expect(missing_docs, reason = "statics that the map macro writes; metadata_ebpf::abi documents each")]
 
 use aya_ebpf::bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC};
 use aya_ebpf::macros::{classifier, map};
@@ -13,7 +16,7 @@ use aya_ebpf::maps::ProgramArray;
 use aya_ebpf::programs::TcContext;
 use metadata_ebpf::abi::{NetnsContext, slots};
 
-/// Written by the loader, once for each namespace.
+/// Written by the loader, once per namespace.
 #[unsafe(no_mangle)]
 #[expect(unsafe_code, reason = "the loader finds it by its name")]
 static MD_NETNS: NetnsContext = NetnsContext { netns: 0, portal_ifindex: 0, portal_nsid: 0, legacy_port: 0 };
@@ -21,29 +24,31 @@ static MD_NETNS: NetnsContext = NetnsContext { netns: 0, portal_ifindex: 0, port
 #[map]
 static MD_PROGRAMS: ProgramArray = ProgramArray::pinned(slots::COUNT, 0);
 
-/// Without the programs it is as if nothing were on the hook.
+/// If the slot is empty, the packet continues as if no program were attached.
 #[classifier]
 pub fn md_from_guest(ctx: TcContext) -> i32 {
-    enter(&ctx, slots::FROM_GUEST);
+    dispatch(&ctx, slots::FROM_GUEST);
     TC_ACT_UNSPEC
 }
 
-/// Nothing but answers comes out of the portal, and without the programs those are nobody's.
+/// If the slot is empty, the packet is dropped: only replies come out of the portal, and nothing
+/// else could deliver them.
 #[classifier]
 pub fn md_to_guest(ctx: TcContext) -> i32 {
-    enter(&ctx, slots::TO_GUEST);
+    dispatch(&ctx, slots::TO_GUEST);
     TC_ACT_SHOT
 }
 
-/// Comes back only if the slot is empty.
+/// Tail-calls the program in a slot. Returns only if the slot is empty.
 #[inline(always)]
 #[expect(
     unsafe_code,
     reason = "the control block is the kernel's memory, and nothing returns from a tail call"
 )]
-fn enter(ctx: &TcContext, slot: u32) {
-    // SAFETY: a valid pointer; volatile, as the compiler does not know that the loader writes there. The kernel hands a valid
-    // context to the program, whose control block has five words. Nothing here is to be dropped.
+fn dispatch(ctx: &TcContext, slot: u32) {
+    // SAFETY: the pointer to the static is valid. The read is volatile because the loader changes
+    // the value without the compiler's knowledge. The kernel passes a valid context, whose control
+    // block has five words. No destructor is skipped by the tail call.
     unsafe {
         let [netns, portal_ifindex, portal_nsid, legacy_port] =
             core::ptr::read_volatile(&raw const MD_NETNS).words();
@@ -61,7 +66,7 @@ fn panic(_info: &core::panic::PanicInfo<'_>) -> ! {
     loop {}
 }
 
-/// The same as of the programs that it stands before.
+/// The same licence as that of the programs behind the dispatchers.
 #[cfg(target_arch = "bpf")]
 #[unsafe(link_section = "license")]
 #[unsafe(no_mangle)]

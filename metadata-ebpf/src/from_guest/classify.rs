@@ -1,4 +1,4 @@
-//! What a frame is, as far as it concerns us. Runs for every packet of every guest and touches no map.
+//! Classifies a frame. Runs for every packet of every guest and does not touch any map.
 
 use crate::identity::{METADATA_IPV4, METADATA_IPV6, METADATA_PORT};
 use crate::reason::Reason;
@@ -6,7 +6,7 @@ use crate::skb::{HEAD, Skb};
 use crate::wire::{self, ETH_LEN, IPV6_LEN, icmpv6};
 use crate::world::Version;
 
-/// What the guest wants.
+/// The kinds of packets that the programs serve.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Request {
     Arp,
@@ -15,17 +15,17 @@ pub(super) enum Request {
     Tcp(Version),
 }
 
-/// `None`: not metadata traffic.
+/// Returns `None` if the packet is not metadata traffic.
 #[inline(always)]
 pub(super) fn classify<S: Skb>(skb: &mut S) -> Option<Result<Request, Reason>> {
     let head = skb.head()?;
     match [head[12], head[13]] {
         wire::ethertype::IPV4 => ipv4(head),
         wire::ethertype::ARP => arp(head),
-        wire::ethertype::IPV6 => match Ipv6Kind::of(head)? {
+        wire::ethertype::IPV6 => match Ipv6Kind::from_head(head)? {
             Ipv6Kind::Tcp => tcp_over_ipv6(skb),
             Ipv6Kind::Icmp(sender) => icmp_over_ipv6(skb, sender),
-            Ipv6Kind::Other(refused) => other_over_ipv6(skb, refused),
+            Ipv6Kind::Other(rejection) => other_over_ipv6(skb, rejection),
         },
         _ => None,
     }
@@ -47,7 +47,7 @@ fn ipv4(head: &[u8; HEAD]) -> Option<Result<Request, Reason>> {
         _ => return None,
     };
     if head[14] != 0x45 {
-        // Longer headers carry options; others are no IPv4 at all.
+        // Longer headers carry options; any other value is not IPv4.
         return Some(Err(if head[14] > 0x45 && head[14] < 0x50 {
             Reason::Ipv4Options
         } else {
@@ -75,35 +75,35 @@ fn arp(head: &[u8; HEAD]) -> Option<Result<Request, Reason>> {
     (asked && [head[20], head[21]] == REQUEST).then_some(Ok(Request::Arp))
 }
 
-/// What the head of an IPv6 packet leaves open.
+/// Classification of an IPv6 packet by its first bytes alone.
 #[derive(Clone, Copy)]
 enum Ipv6Kind {
     Tcp,
-    Icmp(Sender),
-    /// What it is refused for, should it be for us.
+    Icmp(NdSender),
+    /// Reason to reject the packet if it turns out to be for the metadata address.
     Other(Reason),
 }
 
-/// Who sends a message of neighbour discovery, as far as it matters.
+/// Validity of the sender of a neighbour discovery message.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Sender {
+enum NdSender {
     /// A node on the link.
     OnLink,
-    /// Somebody who calls itself by our address.
-    Ourselves,
-    /// A group, or somebody behind a router.
-    Impossible,
+    /// A sender that uses the metadata address as its own.
+    MetadataAddress,
+    /// A group address, or a sender behind a router.
+    Invalid,
 }
 
-impl Sender {
+impl NdSender {
     #[inline(always)]
-    fn of(head: &[u8; HEAD]) -> Self {
-        const NEVER_ROUTED: u8 = 255;
+    fn from_head(head: &[u8; HEAD]) -> Self {
+        const NEVER_FORWARDED: u8 = 255;
 
         if is_metadata_at(head, 22) {
-            Self::Ourselves
-        } else if head[21] != NEVER_ROUTED || head[22] == 0xff {
-            Self::Impossible
+            Self::MetadataAddress
+        } else if head[21] != NEVER_FORWARDED || head[22] == 0xff {
+            Self::Invalid
         } else {
             Self::OnLink
         }
@@ -111,13 +111,14 @@ impl Sender {
 }
 
 impl Ipv6Kind {
-    /// The head shows four bytes of the destination. Neighbour discovery may be sent anywhere.
+    /// The first bytes contain only four bytes of the destination. Neighbour discovery messages may
+    /// be sent to any address.
     #[inline(always)]
-    fn of(head: &[u8; HEAD]) -> Option<Self> {
+    fn from_head(head: &[u8; HEAD]) -> Option<Self> {
         let [p0, p1, p2, p3, ..] = METADATA_IPV6;
         let next_header = head[20];
         if next_header == wire::protocol::ICMPV6 {
-            return Some(Self::Icmp(Sender::of(head)));
+            return Some(Self::Icmp(NdSender::from_head(head)));
         }
         if [head[38], head[39], head[40], head[41]] != [p0, p1, p2, p3] {
             return None;
@@ -134,7 +135,8 @@ impl Ipv6Kind {
     }
 }
 
-/// Whether the address in there is ours. From its end on: that is where addresses of one link differ.
+/// Returns true if the address at `offset` is the metadata address. Compares from the end, because
+/// addresses of one link differ there.
 #[inline(always)]
 fn is_metadata_at<const N: usize>(bytes: &[u8; N], offset: usize) -> bool {
     let mut at = METADATA_IPV6.len();
@@ -147,21 +149,22 @@ fn is_metadata_at<const N: usize>(bytes: &[u8; N], offset: usize) -> bool {
     true
 }
 
-/// Where the destination address lies.
+/// Offset of the destination address.
 const DESTINATION: u32 = ETH_LEN + 24;
 
-/// Bytes behind the head, without a helper's call where they lie in the linear part, as mostly they do.
+/// Reads bytes behind the head: in place if they are in the linear part of the packet, as they
+/// usually are, and by a helper call otherwise.
 #[inline(always)]
-fn look<S: Skb, const N: usize, T>(skb: &S, offset: u32, at: impl FnOnce(&[u8; N]) -> T) -> Option<T> {
+fn read<S: Skb, const N: usize, T>(skb: &S, offset: u32, parse: impl FnOnce(&[u8; N]) -> T) -> Option<T> {
     match skb.linear(offset) {
-        Some(bytes) => Some(at(bytes)),
-        None => skb.load(offset).ok().as_ref().map(at),
+        Some(bytes) => Some(parse(bytes)),
+        None => skb.load(offset).ok().as_ref().map(parse),
     }
 }
 
 #[inline(always)]
 fn tcp_over_ipv6<S: Skb>(skb: &S) -> Option<Result<Request, Reason>> {
-    let ours = look(skb, DESTINATION, |destination_and_ports: &[u8; 20]| {
+    let ours = read(skb, DESTINATION, |destination_and_ports: &[u8; 20]| {
         let port = [destination_and_ports[18], destination_and_ports[19]];
         u16::from_be_bytes(port) == METADATA_PORT && is_metadata_at(destination_and_ports, 0)
     })?;
@@ -169,8 +172,8 @@ fn tcp_over_ipv6<S: Skb>(skb: &S) -> Option<Result<Request, Reason>> {
 }
 
 #[inline(always)]
-fn other_over_ipv6<S: Skb>(skb: &S, refused: Reason) -> Option<Result<Request, Reason>> {
-    look(skb, DESTINATION, is_metadata)?.then_some(Err(refused))
+fn other_over_ipv6<S: Skb>(skb: &S, rejection: Reason) -> Option<Result<Request, Reason>> {
+    read(skb, DESTINATION, is_metadata)?.then_some(Err(rejection))
 }
 
 #[inline(always)]
@@ -178,18 +181,19 @@ fn is_metadata(address: &[u8; 16]) -> bool {
     is_metadata_at(address, 0)
 }
 
-/// Who claims our address, by whatever message of neighbour discovery, is stopped here; RFC 4861, section 4.
+/// Rejects every neighbour discovery message that claims the metadata address (RFC 4861, section
+/// 4).
 #[inline(always)]
-fn icmp_over_ipv6<S: Skb>(skb: &S, sender: Sender) -> Option<Result<Request, Reason>> {
-    let (kind, code) = look(skb, ETH_LEN + IPV6_LEN, |[kind, code]: &[u8; 2]| (*kind, *code))?;
-    let is_ours = |at: u32| look(skb, at, is_metadata).unwrap_or(false);
+fn icmp_over_ipv6<S: Skb>(skb: &S, sender: NdSender) -> Option<Result<Request, Reason>> {
+    let (kind, code) = read(skb, ETH_LEN + IPV6_LEN, |[kind, code]: &[u8; 2]| (*kind, *code))?;
+    let is_ours = |at: u32| read(skb, at, is_metadata).unwrap_or(false);
     if kind == icmpv6::ECHO_REQUEST {
         return (code == 0 && is_ours(DESTINATION)).then_some(Ok(Request::Echo(Version::V6)));
     }
     if !icmpv6::is_neighbour_discovery(kind) {
         return None;
     }
-    if sender == Sender::Ourselves {
+    if sender == NdSender::MetadataAddress {
         return Some(Err(Reason::ForgedNd));
     }
     let solicits = kind == icmpv6::NEIGHBOUR_SOLICITATION;
@@ -199,7 +203,7 @@ fn icmp_over_ipv6<S: Skb>(skb: &S, sender: Sender) -> Option<Result<Request, Rea
     }
     Some(if !solicits {
         Err(Reason::ForgedNd)
-    } else if sender == Sender::Impossible || code != 0 {
+    } else if sender == NdSender::Invalid || code != 0 {
         Err(Reason::Malformed)
     } else {
         Ok(Request::Solicitation)

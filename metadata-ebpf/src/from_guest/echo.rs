@@ -1,6 +1,6 @@
-//! ICMP echo, answered in place: addresses swapped, the type changed, the rest as it came.
+//! Answers ICMP echo requests in place: swaps the addresses and changes the type.
 //!
-//! Not inlined, as in [`super::segment`].
+//! Not inlined, for the reason given in [`super::segment`].
 
 use super::{PacketContext, check_ipv6_source, check_source};
 use crate::identity::{METADATA_IPV4, METADATA_IPV6};
@@ -11,7 +11,7 @@ use crate::wire::{self, ETH_LEN, IPV4_LEN, IPV6_LEN, Ipv4Header, Ipv6Header, icm
 /// Length of an echo message without data.
 const ECHO_LEN: u32 = 8;
 
-/// RFC 792. Swapping leaves the IPv4 checksum right.
+/// RFC 792. Swapping the addresses does not change the IPv4 checksum.
 #[inline(never)]
 pub(super) fn answer_ipv4<S: Skb>(skb: &mut S, context: &PacketContext<'_>) -> Result<(), Reason> {
     const REQUEST: [u8; 2] = [8, 0];
@@ -30,7 +30,7 @@ pub(super) fn answer_ipv4<S: Skb>(skb: &mut S, context: &PacketContext<'_>) -> R
     Ok(())
 }
 
-/// RFC 4443 section 4. Swapping leaves the pseudo header's sum as it is.
+/// RFC 4443 section 4. Swapping the addresses does not change the pseudo header's sum.
 #[inline(never)]
 pub(super) fn answer_ipv6<S: Skb>(skb: &mut S, context: &PacketContext<'_>) -> Result<(), Reason> {
     const REQUEST: [u8; 2] = [icmpv6::ECHO_REQUEST, 0];

@@ -1,11 +1,14 @@
 //! `md_from_guest`: TC ingress on a guest-facing interface.
 //!
-//! * What is not metadata traffic leaves at once, before any map is touched: a few loads and compares are the tax
-//!   that every packet of every guest pays ([`classify`]).
-//! * ARP, neighbour solicitations and ICMP echo for the metadata addresses are answered in place ([`neighbour`], [`echo`]).
-//! * TCP to port 80 there is led into the portal, with the identity address for its source ([`segment`]).
-//! * In doubt a packet is left to the host's own path; a forged one is dropped. In a router that has no such path it is
-//!   dropped as well, or it would leave by the external gateway.
+//! * A packet that is not metadata traffic leaves at once, before any map is touched. Every packet
+//!   of every guest pays only these few loads and compares ([`classify`]).
+//! * ARP requests, neighbour solicitations and ICMP echo requests for the metadata addresses are
+//!   answered in place ([`neighbour`], [`echo`]).
+//! * TCP to port 80 of these addresses is redirected to the portal, with the identity address as
+//!   its source ([`segment`]).
+//! * A doubtful packet is left to the host's own path; a forged packet is dropped. In a router
+//!   namespace without such a path doubtful packets are dropped too, because they would leave by
+//!   the external gateway.
 
 mod classify;
 mod echo;
@@ -21,12 +24,12 @@ use crate::world::{Version, World};
 use classify::{Request, classify};
 pub use neighbour::METADATA_MAC;
 
-/// What became of a packet, and by which interface it goes where the verdict moves it.
+/// The decision about a packet, and the interface to redirect it to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Outcome {
     /// Counted, and mapped to the verdict.
     pub reason: Reason,
-    /// Interface to redirect to; 0 where the verdict is not a redirection.
+    /// Interface to redirect to; 0 if the verdict is not a redirection.
     pub ifindex: u32,
 }
 
@@ -44,24 +47,24 @@ impl From<SkbError> for Reason {
     }
 }
 
-/// Decides about one frame of a guest and rewrites it where it is served. `None`: not metadata traffic, untouched and
-/// uncounted.
+/// Decides about one frame of a guest and rewrites it if it is served. Returns `None`, with the
+/// frame unchanged and uncounted, if it is not metadata traffic.
 #[inline(always)]
 pub fn from_guest<S: Skb, W: World>(skb: &mut S, world: &W) -> Option<Outcome> {
     let served = match classify(skb)? {
         Ok(request) => serve(skb, world, request),
-        Err(refused) => Err(refused),
+        Err(rejection) => Err(rejection),
     };
     let outcome = served.unwrap_or_else(Outcome::from);
-    // Whatever goes to the next program is untouched, so it can still be looked at.
+    // A packet for the next program is unchanged, so it can still be inspected.
     if matches!(outcome.reason.verdict(), Verdict::Next) && is_confined(skb, world) {
         return Some(Reason::Confined.into());
     }
     Some(outcome)
 }
 
-/// Whether a packet that is left alone would find nobody in its router. Only sockets tell: the agent, which could, may be
-/// gone. Not inlined, for the stack's sake.
+/// Returns true if a packet that we leave alone would find no listener in its router namespace.
+/// Only sockets show this, because the agent may have stopped. Not inlined, to save stack.
 #[inline(never)]
 fn is_confined<S: Skb, W: World>(skb: &S, world: &W) -> bool {
     let netns = world.netns_context(|netns| &netns.netns);
@@ -86,7 +89,7 @@ fn serve<S: Skb, W: World>(skb: &mut S, world: &W, request: Request) -> Result<O
         vlan: match skb.vlan() {
             Vlan::Untagged => 0,
             Vlan::Tagged(id) => u32::from(id),
-            // Of priority alone, or of a service provider: no subport of Neutron's has such a tag.
+            // A priority tag or a service provider tag: Neutron's subports never use these.
             Vlan::Unsupported => return Err(Reason::Vlan),
         },
     };
@@ -117,7 +120,7 @@ fn serve<S: Skb, W: World>(skb: &mut S, world: &W, request: Request) -> Result<O
     Ok(Outcome { reason, ifindex })
 }
 
-/// Where a request comes from, and when.
+/// Facts about a packet that all handlers need.
 struct PacketContext<'a> {
     settings: &'a Settings,
     port: &'a Port,
@@ -126,23 +129,23 @@ struct PacketContext<'a> {
     now_ns: u64,
 }
 
-/// The MAC addresses of a frame.
+/// MAC addresses of a frame.
 #[derive(Clone, Copy)]
 struct Macs {
-    /// What it is sent to: a router, a DHCP port, OVN's metadata port or our own answer.
+    /// Destination: a router, a DHCP port, OVN's metadata port or our own address.
     metadata: Mac,
-    /// What it is sent from.
+    /// Source.
     guest: Mac,
 }
 
-/// The source must be the port's own where that is known. Not inlined, for the stack's sake.
+/// Checks that the source MAC address is the port's, if that is known. Not inlined, to save stack.
 #[inline(never)]
 fn check_macs<S: Skb>(port: &Port, skb: &S, request: Request, macs: &mut Macs) -> Result<(), Reason> {
     let ethernet: [u8; 14] = skb.load(0)?;
     let [t0, t1, t2, t3, t4, t5, f0, f1, f2, f3, f4, f5, ..] = ethernet;
     *macs = Macs { metadata: [t0, t1, t2, t3, t4, t5], guest: [f0, f1, f2, f3, f4, f5] };
-    let asks_all = matches!(request, Request::Arp | Request::Solicitation);
-    if wire::is_group(macs.guest) || (!asks_all && wire::is_group(macs.metadata)) {
+    let is_broadcast_request = matches!(request, Request::Arp | Request::Solicitation);
+    if wire::is_group(macs.guest) || (!is_broadcast_request && wire::is_group(macs.metadata)) {
         return Err(Reason::Malformed);
     }
     if port.flags & CHECK_MAC != 0 && macs.guest != port.mac {
@@ -151,11 +154,12 @@ fn check_macs<S: Skb>(port: &Port, skb: &S, request: Request, macs: &mut Macs) -
     Ok(())
 }
 
-/// Whether the port may send from this address. Addresses that no host may send from count as forged on every port.
+/// Checks that the port may send from this address. Addresses that a host must not send from count
+/// as forged on every port.
 #[inline(always)]
 fn check_source(port: &Port, source: [u8; 4]) -> Result<(), Reason> {
-    let is_a_hosts = source[0] != 0 && source[0] != 127 && source[0] < 224 && source != METADATA_IPV4;
-    if !is_a_hosts {
+    let is_host_address = source[0] != 0 && source[0] != 127 && source[0] < 224 && source != METADATA_IPV4;
+    if !is_host_address {
         return Err(Reason::ForgedAddress);
     }
     if port.flags & CHECK_IPV4 == 0 {
@@ -165,8 +169,8 @@ fn check_source(port: &Port, source: [u8; 4]) -> Result<(), Reason> {
     if known.into_iter().any(|prefix| prefix.contains(source)) { Ok(()) } else { Err(Reason::ForgedAddress) }
 }
 
-/// The interface identifier of a source in fe80::/64. Any will do, since guests make them up as they like (RFC 7217, RFC
-/// 8981); but not ours.
+/// Returns the interface identifier of a source in fe80::/64. Guests choose it freely (RFC 7217,
+/// RFC 8981), so any value except that of the metadata address is accepted.
 #[inline(always)]
 fn check_ipv6_source(source: [u8; 16]) -> Result<[u8; 8], Reason> {
     let [p0, p1, p2, p3, p4, p5, p6, p7, interface_id @ ..] = source;

@@ -1,5 +1,5 @@
-//! TCP to the metadata service: recorded where it opens a connection, and led into the portal with the identity address
-//! for its source.
+//! TCP to the metadata service: recorded if it opens a connection, and redirected to the portal
+//! with the identity address as its source.
 
 use super::neighbour::METADATA_MAC;
 use super::{PacketContext, check_ipv6_source, check_source};
@@ -15,7 +15,8 @@ use crate::wire::{
 };
 use crate::world::{PortalPeer, PortalSocket, Version, World};
 
-/// A SYN goes wherever a listener is, and is recorded; any other segment only where its connection is.
+/// Redirects a SYN if the portal has a listener, and any other segment if the portal has its
+/// connection.
 #[inline(always)]
 pub(super) fn redirect_to_portal<S: Skb, W: World>(
     skb: &mut S,
@@ -52,15 +53,15 @@ pub(super) fn redirect_to_portal<S: Skb, W: World>(
     Ok(reason)
 }
 
-/// Not inlined, like the other parts of the way: a program's stack holds 512 bytes, and what one part leaves there the
-/// next can use. What they find goes where they are told, as only plain numbers can be returned.
+/// Not inlined, like the other steps: a program has 512 bytes of stack, and consecutive calls reuse
+/// the same bytes. BPF functions return only scalars, so results go through `peer`.
 #[inline(never)]
 fn parse_ipv4<S: Skb>(skb: &S, context: &PacketContext<'_>, peer: &mut PortalPeer) -> Result<(), Reason> {
     let attachment = AttachmentId::new(context.port.attachment).ok_or(Reason::NotAttached)?;
     let ip = Ipv4Header(skb.load(ETH_LEN)?);
     let tcp = TcpHeader(skb.load(ETH_LEN + IPV4_LEN).map_err(|SkbError| Reason::Malformed)?);
-    let cut_short = ETH_LEN + ip.total_len() > skb.len();
-    if cut_short || tcp.header_len() < TCP_LEN || IPV4_LEN + tcp.header_len() > ip.total_len() {
+    let is_truncated = ETH_LEN + ip.total_len() > skb.len();
+    if is_truncated || tcp.header_len() < TCP_LEN || IPV4_LEN + tcp.header_len() > ip.total_len() {
         return Err(Reason::Malformed);
     }
     if !ip.checksum_is_right() {
@@ -72,15 +73,15 @@ fn parse_ipv4<S: Skb>(skb: &S, context: &PacketContext<'_>, peer: &mut PortalPee
     Ok(())
 }
 
-/// Which of its link-local addresses a guest sends from is its own affair, so there is nothing to compare it with.
+/// A guest may use any of its link-local addresses, so the source is not compared with the port.
 #[inline(never)]
 fn parse_ipv6<S: Skb>(skb: &S, context: &PacketContext<'_>, peer: &mut PortalPeer) -> Result<(), Reason> {
     let attachment = AttachmentId::new(context.port.attachment).ok_or(Reason::NotAttached)?;
     let ip = Ipv6Header(skb.load(ETH_LEN)?);
     let tcp = TcpHeader(skb.load(ETH_LEN + IPV6_LEN).map_err(|SkbError| Reason::Malformed)?);
     let payload_len = u32::from(ip.payload_len());
-    let cut_short = ETH_LEN + IPV6_LEN + payload_len > skb.len();
-    if cut_short || tcp.header_len() < TCP_LEN || tcp.header_len() > payload_len {
+    let is_truncated = ETH_LEN + IPV6_LEN + payload_len > skb.len();
+    if is_truncated || tcp.header_len() < TCP_LEN || tcp.header_len() > payload_len {
         return Err(Reason::Malformed);
     }
     let guest = GuestAddress::Ipv6LinkLocal(check_ipv6_source(ip.source())?);
@@ -89,8 +90,8 @@ fn parse_ipv6<S: Skb>(skb: &S, context: &PacketContext<'_>, peer: &mut PortalPee
     Ok(())
 }
 
-/// IPv4 to IPv6, RFC 7915 in the small: no options, no fragments, addresses of our own. Protocol and length stand in both
-/// pseudo headers with the same weight.
+/// Translates IPv4 to IPv6, a subset of RFC 7915: no options, no fragments, fixed addresses.
+/// Protocol and length contribute equally to both pseudo headers.
 #[inline(never)]
 fn translate_ipv4<S: Skb>(
     skb: &mut S,
@@ -110,7 +111,7 @@ fn translate_ipv4<S: Skb>(
     address_to_portal(skb, context)
 }
 
-/// Other addresses, and nothing else.
+/// Replaces the addresses.
 #[inline(never)]
 fn translate_ipv6<S: Skb>(
     skb: &mut S,
@@ -127,14 +128,14 @@ fn translate_ipv6<S: Skb>(
     address_to_portal(skb, context)
 }
 
-/// To the portal's end, and for it.
+/// Addresses the frame to the portal's end of the veth pair.
 #[inline(always)]
 fn address_to_portal<S: Skb>(skb: &mut S, context: &PacketContext<'_>) -> Result<(), Reason> {
     skb.store(0, &wire::ethernet(context.settings.portal_mac, METADATA_MAC, wire::ethertype::IPV6))?;
     Ok(skb.mark_for_host()?)
 }
 
-/// Spends one of the attachment's new connections and remembers how to answer the client.
+/// Admits a new connection of the attachment and records how to reply to the client.
 #[inline(never)]
 fn record_client<W: World>(
     world: &W,

@@ -68,7 +68,7 @@ pub fn netns_context(routed: bool, nsid: u32) -> NetnsContext {
 /// Where the guest's frames enter.
 #[must_use]
 pub fn port_key(routed: bool) -> PortKey {
-    PortKey { netns: netns_context(routed, 0).netns, ..PortKey::untagged(IFINDEX) }
+    PortKey { netns: netns_context(routed, 0).netns, ifindex: IFINDEX, vlan: 0 }
 }
 
 /// What is on record of it in a state.

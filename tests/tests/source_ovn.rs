@@ -354,7 +354,7 @@ fn another_member_of_the_cluster_takes_over_and_one_that_is_cut_off_does_not() {
     // Of three one is left, which can know nothing new.
     let third = (0..3).find(|index| *index != used && *index != next).expect("a third");
     southbound.servers()[third].stop();
-    world.until_fault("is cut off from its cluster");
+    world.until_fault("server is disconnected from its cluster");
     for guest in [&first, &second] {
         world.assert_served(guest);
     }
@@ -372,7 +372,7 @@ fn guests_do_not_notice_a_server_that_restarts_and_one_that_knows_other_things_i
     southbound.servers()[0].stop();
     let world = World::new(&remotes);
     let [stays, leaves] = [5, 6].map(|last| world.guest(last));
-    world.until_fault("cannot be connected to");
+    world.until_fault("cannot connect");
     assert!(world.process.metric(READY) < 0.5);
     world.assert_refused(&stays, "unknown");
     southbound.servers()[0].start(None);
@@ -381,7 +381,7 @@ fn guests_do_not_notice_a_server_that_restarts_and_one_that_knows_other_things_i
         world.assert_served(guest);
     }
     southbound.servers()[0].stop();
-    world.until_fault("cannot be connected to");
+    world.until_fault("cannot connect");
     for guest in [&stays, &leaves] {
         world.assert_served(guest);
     }
@@ -427,11 +427,11 @@ fn a_server_of_garbage_is_a_fault_and_costs_little() {
     endless.resize(100 << 20, b'x');
     let no_database = json!({ "id": 1, "result": ["Open_vSwitch"], "error": null }).to_string();
     for (answer, wanted) in [
-        (b"HTTP/1.1 400 Bad Request\r\n\r\n".as_slice(), "sends 'H' where a message should begin"),
-        (b"{\"id\":}", "sends no JSON-RPC"),
-        (b"{\"id\": 1, \"result\": [\"OVN_South", "closed the connection"),
-        (no_database.as_bytes(), "has no database OVN_Southbound"),
-        (&endless, "sends a message of more than 8388608 bytes"),
+        (b"HTTP/1.1 400 Bad Request\r\n\r\n".as_slice(), "message starts with 'H'"),
+        (b"{\"id\":}", "message is not JSON-RPC"),
+        (b"{\"id\": 1, \"result\": [\"OVN_South", "server closed the connection"),
+        (no_database.as_bytes(), "no database OVN_Southbound"),
+        (&endless, "message is longer than 8388608 bytes"),
     ] {
         answer_next(&impostor, answer);
         world.until_fault(wanted);

@@ -51,11 +51,6 @@ const RULES: &[Rule] = &[
         why: "sources feed the inventory alone; what they share with the proxy stands beside both",
     },
     Rule {
-        subject: Subject::Inside("ovsdb"),
-        forbidden: Forbidden::Modules(&["datapath", "inventory", "proxy", "sources", "app"]),
-        why: "the client of OVSDB knows the protocol; what rows mean is for the sources to say",
-    },
-    Rule {
         subject: Subject::Outside("datapath"),
         forbidden: Forbidden::Names(&["aya", "aya_log"]),
         why: "the datapath alone loads and maps BPF objects",

@@ -3,6 +3,7 @@
 use std::num::NonZero;
 use std::time::Duration;
 
+use ovsdb_client::TlsFiles;
 use tokio_util::task::TaskTracker;
 
 use super::options::Config;
@@ -10,7 +11,6 @@ use super::value::{IpVersion, NovaEndpoint, Upstream};
 use crate::attach::GuestRules;
 use crate::datapath::Limits;
 use crate::namespaces::NamespaceRules;
-use crate::ovsdb::TlsFiles;
 use crate::proxy::{
     ClientCertificate, Endpoint, EndpointError, NetworkHeader, ProxyConfig, RateLimit, RateWindow, Signer,
     TlsConfig, UpstreamAuth, UpstreamConfig,
@@ -131,7 +131,7 @@ impl Config {
             tls: TlsFiles {
                 private_key: self.ovs_ssl_key_file.clone(),
                 certificate: self.ovs_ssl_cert_file.clone(),
-                authorities: self.ovs_ssl_ca_cert_file.clone(),
+                ca_certificates: self.ovs_ssl_ca_cert_file.clone(),
             },
             patience: self.ovsdb_connection_timeout,
         }
@@ -145,7 +145,7 @@ impl Config {
             tls: TlsFiles {
                 private_key: self.ovn_sb_private_key.clone(),
                 certificate: self.ovn_sb_certificate.clone(),
-                authorities: self.ovn_sb_ca_cert.clone(),
+                ca_certificates: self.ovn_sb_ca_cert.clone(),
             },
             patience: self.ovn_ovsdb_connection_timeout,
             longest_pause: self.ovn_ovsdb_retry_max_interval,

@@ -8,6 +8,7 @@ use std::num::NonZero;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use ovsdb_client::{Host, Remote};
 use secrecy::SecretString;
 
 use super::notice::Notice;
@@ -17,7 +18,7 @@ use super::rule::{
     AbsolutePath, Added, AnyPath, FileName, Line, ListOf, Mark, Number, NumberOr, OneOf, ReadableFile, Rule,
     Seconds, Secret, SocketPath, Switch, Unset,
 };
-use super::rules::{HostName, Pattern, Remote, SecretFile, Web};
+use super::rules::{HostName, OvsdbServer, Pattern, SecretFile, Web};
 use super::setting::Setting;
 use super::spec::{Access, OptionSpec, Table};
 use super::value::{IpVersion, NeutronAuthType, SocketMode, Upstream};
@@ -25,7 +26,6 @@ use crate::admin::logging::LogFormat;
 use crate::attach::{LinkKind, SourceCheck};
 use crate::datapath::AttachMode;
 use crate::net::name_pattern::NamePattern;
-use crate::ovsdb::{Host, OvsdbRemote};
 use crate::proxy::Scheme;
 use crate::sources::neutron::{HttpUrl, NeutronAccess, NeutronInterface};
 
@@ -161,7 +161,7 @@ options! {
     File DEFAULT enable_metadata_network: bool = "false", Switch;
 
     /// The database of this host's Open vSwitch, from which ports and instances are learnt.
-    File OVS ovsdb_connection: Option<OvsdbRemote> = "", Unset { or: Remote, meaning: "the first of the usual sockets that is there" };
+    File OVS ovsdb_connection: Option<Remote> = "", Unset { or: OvsdbServer, meaning: "the first of the usual sockets that is there" };
     /// How long it may take to connect to that database and read it.
     File OVS ovsdb_connection_timeout: Duration = "180", Seconds(1.0..=3600.0);
     /// Our private key for ssl: in ovsdb_connection, PEM. This and the two below are read at each connection.
@@ -193,7 +193,7 @@ options! {
 
     /// Servers of OVN's Southbound database, from which ports and instances are learnt; of a cluster, its members. Where
     /// nobody sets it, no Southbound database is asked: at Neutron's default address most hosts have nothing.
-    File OVN ovn_sb_connection: Vec<OvsdbRemote> = "tcp:127.0.0.1:6642", ListOf(Remote);
+    File OVN ovn_sb_connection: Vec<Remote> = "tcp:127.0.0.1:6642", ListOf(OvsdbServer);
     /// Our private key for ssl: in ovn_sb_connection, PEM. This and the two below are read at each connection.
     File OVN ovn_sb_private_key: Option<PathBuf> = "", Unset { or: AnyPath, meaning: "none" };
     /// Our certificate for ssl: in ovn_sb_connection, PEM.

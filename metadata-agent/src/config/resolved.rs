@@ -3,6 +3,7 @@
 use std::fmt;
 
 use nix::sys::utsname::uname;
+use ovsdb_client::Remote;
 use secrecy::ExposeSecret;
 
 use super::fault::{ConfigFaults, Fault};
@@ -13,7 +14,6 @@ use super::options::{Config, spec};
 use super::resolver::Resolver;
 use super::setting::{Origin, Setting};
 use super::value::{NovaEndpoint, Upstream};
-use crate::ovsdb::OvsdbRemote;
 use crate::proxy::Scheme;
 use crate::sources::neutron::NeutronAccess;
 
@@ -42,7 +42,7 @@ impl Config {
     /// The servers of OVN's Southbound database, where somebody set them. Neutron's default is no sign of an OVN: without
     /// one nothing would be at that address, and something else may be.
     #[must_use]
-    pub fn ovn_southbound(&self) -> Option<&[OvsdbRemote]> {
+    pub fn ovn_southbound(&self) -> Option<&[Remote]> {
         let is_set =
             self.origin(spec::ovn_sb_connection.key).is_some_and(|origin| *origin != Origin::Default);
         is_set.then_some(&*self.ovn_sb_connection)

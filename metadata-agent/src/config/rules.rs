@@ -2,9 +2,10 @@
 
 use std::path::PathBuf;
 
+use ovsdb_client::{Host, Remote};
+
 use super::rule::{AbsolutePath, Rejected, Rule};
 use crate::net::name_pattern::NamePattern;
-use crate::ovsdb::{Host, OvsdbRemote};
 use crate::secrets;
 use crate::sources::neutron::HttpUrl;
 
@@ -63,11 +64,11 @@ impl Rule<HttpUrl> for Web {
 }
 
 /// An OVSDB server.
-pub struct Remote;
+pub struct OvsdbServer;
 
-impl Rule<OvsdbRemote> for Remote {
-    fn read(&self, text: &str) -> Result<OvsdbRemote, Rejected> {
-        OvsdbRemote::parse(text).ok_or(Rejected::NotAccepted)
+impl Rule<Remote> for OvsdbServer {
+    fn read(&self, text: &str) -> Result<Remote, Rejected> {
+        Remote::parse(text).ok_or(Rejected::NotAccepted)
     }
 
     fn accepts(&self) -> String {

@@ -3,11 +3,12 @@
 
 use std::fmt;
 
+use ovsdb_client::Host;
+
 use super::rule::Words;
 use crate::admin::logging::LogFormat;
 use crate::attach::{LinkKind, SourceCheck};
 use crate::datapath::AttachMode;
-use crate::ovsdb::Host;
 use crate::proxy::Scheme;
 use crate::sources::neutron::NeutronInterface;
 

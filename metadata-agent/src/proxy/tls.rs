@@ -2,10 +2,10 @@
 
 use std::path::PathBuf;
 
-use rustls::{ClientConfig, RootCertStore};
+use rustls::ClientConfig;
 
-use crate::tls::{self, Trust};
-pub use crate::tls::{ClientCertificate, TlsSetupError};
+use tls_files::ServerTrust;
+pub use tls_files::{ClientCertificate, TlsSetupError};
 
 /// How to speak TLS to Nova.
 #[derive(Debug, Clone, Default)]
@@ -23,17 +23,15 @@ pub(super) fn client_config(config: &TlsConfig) -> Result<ClientConfig, TlsSetup
     let trust = match &config.authorities {
         _ if config.insecure => {
             tracing::warn!("the certificate of Nova's metadata API is not verified (nova_metadata_insecure)");
-            Trust::Anybody
+            ServerTrust::Unverified
         }
-        Some(path) => Trust::Authorities(path),
-        None => Trust::HostAuthorities,
+        Some(path) => ServerTrust::Ca(path),
+        None => ServerTrust::SystemCa,
     };
-    let builder = tls::believing(trust)?;
-    tls::with_identity(builder, config.identity.as_ref())
+    tls_files::client_config(trust, config.identity.as_ref())
 }
 
 /// Believes nobody and reads no file: for a Nova without TLS, on a host that may have no certificates at all.
 pub(super) fn unused() -> Result<ClientConfig, TlsSetupError> {
-    let builder = tls::builder(&tls::provider())?;
-    Ok(builder.with_root_certificates(RootCertStore::empty()).with_no_client_auth())
+    tls_files::client_config_without_trust()
 }

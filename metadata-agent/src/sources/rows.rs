@@ -2,13 +2,13 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
+use ovsdb_client::{ReceiverDropped, Remote, SessionError};
 use tokio::sync::mpsc;
 use uuid::Uuid;
 
 use super::Reporter;
+use crate::error_chain::error_chain;
 use crate::inventory::{Event, PortRecord, SourceKind};
-use crate::ovsdb::OvsdbRemote;
-use crate::ovsdb::{NobodyListens, SessionError};
 
 /// What a row says now.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -64,8 +64,8 @@ impl<E: std::error::Error> Rows<E> {
     }
 
     /// There is nothing to be had from a server.
-    pub(super) fn lose(&mut self, server: &OvsdbRemote, error: &SessionError) {
-        self.lost.insert(server.to_string(), error.to_string());
+    pub(super) fn failed(&mut self, server: &Remote, error: &SessionError) {
+        self.lost.insert(server.to_string(), describe(error));
         self.report();
     }
 
@@ -73,7 +73,7 @@ impl<E: std::error::Error> Rows<E> {
     pub(super) async fn become_all(
         &mut self,
         mut readings: BTreeMap<Uuid, Reading<E>>,
-    ) -> Result<(), NobodyListens> {
+    ) -> Result<(), ReceiverDropped> {
         for row in self.ports.keys().chain(&self.nobodys).chain(self.faults.keys()) {
             readings.entry(*row).or_insert(Reading::Gone);
         }
@@ -81,7 +81,7 @@ impl<E: std::error::Error> Rows<E> {
     }
 
     /// Takes news of these rows. Withdrawals go first, so that what passes from one row to another is never with both.
-    pub(super) async fn tell(&mut self, readings: BTreeMap<Uuid, Reading<E>>) -> Result<(), NobodyListens> {
+    pub(super) async fn tell(&mut self, readings: BTreeMap<Uuid, Reading<E>>) -> Result<(), ReceiverDropped> {
         let mut news = Vec::new();
         for (row, reading) in readings {
             let before = self.take(row);
@@ -133,8 +133,24 @@ impl<E: std::error::Error> Rows<E> {
         self.ports.remove(&row)
     }
 
-    async fn send(&self, row: Uuid, ports: Vec<PortRecord>) -> Result<(), NobodyListens> {
+    async fn send(&self, row: Uuid, ports: Vec<PortRecord>) -> Result<(), ReceiverDropped> {
         let event = Event { source: self.source, key: row.to_string(), ports };
-        self.events.send(event).await.map_err(|_| NobodyListens)
+        self.events.send(event).await.map_err(|_| ReceiverDropped)
+    }
+}
+
+/// Failure of an OVSDB server. The message names the options to check.
+#[derive(Debug, thiserror::Error)]
+#[error("{}", describe(.0))]
+pub struct ServerError(#[from] SessionError);
+
+fn describe(error: &SessionError) -> String {
+    let text = error_chain(error);
+    if matches!(error, SessionError::NoCaCertificates) {
+        format!("{text} (ovn_sb_ca_cert; ssl_ca_cert_file for the host's Open vSwitch)")
+    } else if matches!(error, SessionError::Timeout { .. }) {
+        format!("{text} (ovsdb_connection_timeout)")
+    } else {
+        text
     }
 }

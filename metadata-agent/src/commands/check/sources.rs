@@ -112,7 +112,7 @@ async fn open_vswitch(config: &Config) -> Source {
     let state = match access.probe().await {
         None => State::Absent(format!("none here: {} are not there", ovsdb::USUAL_SOCKETS.join(", "))),
         Some((remote, Ok(()))) => State::Works(format!("{remote} has its database")),
-        Some((remote, Err(error))) => State::Broken(format!("{remote} {error} (ovsdb_connection)")),
+        Some((remote, Err(error))) => State::Broken(format!("{remote}: {error} (ovsdb_connection)")),
     };
     Source { subject: "Open vSwitch", state, suffices: config.upstream != Upstream::Nova }
 }
@@ -127,7 +127,7 @@ async fn southbound(config: &Config) -> Source {
             let works = answers.iter().any(|(_, answer)| answer.is_ok());
             let each = answers.iter().map(|(server, answer)| match answer {
                 Ok(()) => format!("{server} has its database"),
-                Err(error) => format!("{server} {error}"),
+                Err(error) => format!("{server}: {error}"),
             });
             let each = each.collect::<Vec<_>>().join("; ");
             if works { State::Works(each) } else { State::Broken(format!("{each} (ovn_sb_connection)")) }

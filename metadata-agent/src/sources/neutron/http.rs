@@ -23,7 +23,9 @@ use rustls::ClientConfig;
 use tokio::time::timeout;
 use tokio_util::task::TaskTracker;
 
-use crate::tls::{self, TlsSetupError};
+use tls_files::{ServerTrust, TlsSetupError};
+
+use crate::error_chain::error_chain;
 
 /// How long a connection is kept without use: Apache in front of the APIs closes after 5 s.
 const IDLE: Duration = Duration::from_secs(4);
@@ -35,17 +37,17 @@ const CONNECT: Duration = Duration::from_secs(5);
 
 /// Why there is no HTTP client.
 #[derive(Debug, thiserror::Error)]
-#[error("{} (neutron_cafile)", .0.with_causes())]
+#[error("{} (neutron_cafile)", error_chain(.0))]
 pub struct HttpSetupError(#[source] TlsSetupError);
 
 /// Why a question has no answer.
 #[derive(Debug, thiserror::Error)]
 pub enum HttpError {
     /// Nobody there, nobody whom we believe, or no HTTP.
-    #[error("cannot be asked: {}", causes(.0))]
+    #[error("cannot be asked: {}", error_chain(.0))]
     Unreachable(#[source] hyper_util::client::legacy::Error),
     /// The answer broke off.
-    #[error("broke off its answer: {}", causes(.0.as_ref()))]
+    #[error("broke off its answer: {}", error_chain(.0.as_ref()))]
     Broken(#[source] Box<dyn Error + Send + Sync>),
     /// The answer is longer than any answer to this question.
     #[error("answers with more than {limit} bytes")]
@@ -59,20 +61,6 @@ pub enum HttpError {
         /// How long was waited.
         limit: Duration,
     },
-}
-
-/// What an error says, and what each cause of it adds.
-fn causes(error: &dyn Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let more = error.to_string();
-        if !text.contains(&more) {
-            text = format!("{text}: {more}");
-        }
-        cause = error.source();
-    }
-    text
 }
 
 /// Whom to believe.
@@ -168,10 +156,9 @@ where
 
 fn client_config(trust: &Trust) -> Result<ClientConfig, HttpSetupError> {
     let believed = match &trust.authorities {
-        _ if trust.insecure => tls::Trust::Anybody,
-        Some(path) => tls::Trust::Authorities(path),
-        None => tls::Trust::HostAuthorities,
+        _ if trust.insecure => ServerTrust::Unverified,
+        Some(path) => ServerTrust::Ca(path),
+        None => ServerTrust::SystemCa,
     };
-    let builder = tls::believing(believed).map_err(HttpSetupError)?;
-    Ok(builder.with_no_client_auth())
+    tls_files::client_config(believed, None).map_err(HttpSetupError)
 }

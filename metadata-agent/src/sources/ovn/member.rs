@@ -6,16 +6,19 @@
 
 use std::collections::HashMap;
 
-use serde_json::{Value, json};
-
-use crate::ovsdb::{
-    Atom, Datum, Form, Kind, Monitor, Replica, Row, Session, SessionError, Table, UpdateError, text,
+use ovsdb_client::{
+    Atom, ColumnKind, Datum, Monitor, Replica, Row, Session, SessionError, TableSchema, UpdateError,
+    UpdateFormat, text,
 };
+use serde_json::{Value, json};
 
 const DATABASE: &str = "_Server";
 const TABLE: &str = "Database";
 /// It is asked for one row alone, that of the database in question.
-const TABLES: &[Table] = &[Table { name: TABLE, columns: &[("model", Kind::One), ("connected", Kind::One)] }];
+const TABLES: &[TableSchema] = &[TableSchema {
+    name: TABLE,
+    columns: &[("model", ColumnKind::Optional), ("connected", ColumnKind::Optional)],
+}];
 
 pub(super) const MONITOR: Monitor = Monitor { database: DATABASE, id: "server", tables: TABLES };
 
@@ -37,9 +40,9 @@ impl Member {
         let mut itself = Replica::new(TABLES);
         let mut position = None;
         // Open vSwitch before 2.9 has no such database, and no clusters.
-        if session.expect_database(database, DATABASE).await? {
+        if session.require_database(database, DATABASE).await? {
             let clauses = json!([["name", "==", database]]);
-            itself.apply(Form::Difference, &session.monitor_where(MONITOR, &clauses).await?)?;
+            itself.apply(UpdateFormat::Differences, &session.monitor_where(MONITOR, &clauses).await?)?;
             let rows = session.select(DATABASE, TABLE, &clauses, &["cid", "index"]).await?;
             position = cluster_and_index(&rows);
         }
@@ -47,8 +50,8 @@ impl Member {
     }
 
     /// Takes an update of [`MONITOR`] in.
-    pub(super) fn apply(&mut self, form: Form, update: &Value) -> Result<(), UpdateError> {
-        self.itself.apply(form, update).map(drop)
+    pub(super) fn apply(&mut self, format: UpdateFormat, update: &Value) -> Result<(), UpdateError> {
+        self.itself.apply(format, update).map(drop)
     }
 
     fn is_cut_off(&self) -> bool {
@@ -60,7 +63,7 @@ impl Clusters {
     /// Makes sure that a server is one to believe.
     pub(super) fn admit(&mut self, member: &Member) -> Result<(), SessionError> {
         if member.is_cut_off() {
-            return Err(SessionError::CutOff);
+            return Err(SessionError::ClusterDisconnected);
         }
         let Some((cluster, index)) = &member.position else { return Ok(()) };
         let seen = self.0.entry(cluster.clone()).or_insert(*index);
@@ -94,7 +97,7 @@ mod tests {
         let row = json!({ "initial": { "model": model, "connected": connected } });
         let mut itself = Replica::new(TABLES);
         let update = json!({ TABLE: { uuid::Uuid::nil().to_string(): row } });
-        itself.apply(Form::Difference, &update).unwrap();
+        itself.apply(UpdateFormat::Differences, &update).unwrap();
         Member { itself, position: index.map(|index| ("cluster".to_owned(), index)) }
     }
 
@@ -103,8 +106,14 @@ mod tests {
         let mut clusters = Clusters::default();
         assert!(clusters.admit(&member("standalone", true, None)).is_ok());
         assert!(clusters.admit(&member("clustered", true, Some(7))).is_ok());
-        assert!(matches!(clusters.admit(&member("clustered", false, Some(9))), Err(SessionError::CutOff)));
-        assert!(matches!(clusters.admit(&member("relay", false, None)), Err(SessionError::CutOff)));
+        assert!(matches!(
+            clusters.admit(&member("clustered", false, Some(9))),
+            Err(SessionError::ClusterDisconnected)
+        ));
+        assert!(matches!(
+            clusters.admit(&member("relay", false, None)),
+            Err(SessionError::ClusterDisconnected)
+        ));
         let behind = clusters.admit(&member("clustered", true, Some(6)));
         assert!(matches!(behind, Err(SessionError::Behind { index: 6, seen: 7 })));
         assert!(clusters.admit(&member("clustered", true, Some(7))).is_ok());
@@ -116,8 +125,8 @@ mod tests {
         let mut member = member("clustered", true, Some(1));
         let update =
             json!({ TABLE: { uuid::Uuid::nil().to_string(): { "modify": { "connected": false } } } });
-        member.apply(Form::Difference, &update).unwrap();
-        assert!(matches!(Clusters::default().admit(&member), Err(SessionError::CutOff)));
+        member.apply(UpdateFormat::Differences, &update).unwrap();
+        assert!(matches!(Clusters::default().admit(&member), Err(SessionError::ClusterDisconnected)));
     }
 
     #[test]

@@ -35,19 +35,20 @@ use std::future::{Future, pending};
 use std::pin::pin;
 use std::time::Duration;
 
+use ovsdb_client::{
+    ConnectOptions, DatabaseReader, Disconnect, Notification, ReceiverDropped, Remote, Session, SessionError,
+    TlsFiles, UpdateError, UpdateFormat, follow,
+};
 use serde_json::Value;
 use tokio::sync::{mpsc, watch};
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
 use super::Reporter;
-use super::rows::Rows;
+use super::rows::{Rows, ServerError};
 use crate::directory::presence::Presence;
 use crate::ids::PortId;
 use crate::inventory::{Event, SourceKind};
-use crate::ovsdb::{
-    Dial, End, Form, News, NobodyListens, OvsdbRemote, Reader, Session, SessionError, TlsFiles, follow, shape,
-};
 use bindings::{Bindings, DATABASE, MONITOR};
 use member::{Clusters, Member};
 
@@ -62,7 +63,7 @@ const MAX_MESSAGE_BYTES: usize = 8 * 1024 * 1024;
 #[derive(Clone, Debug)]
 pub struct Access {
     /// Its servers, one or more.
-    pub servers: Vec<OvsdbRemote>,
+    pub servers: Vec<Remote>,
     /// For servers at `ssl:`.
     pub tls: TlsFiles,
     /// How long it may take to connect and to read the rows.
@@ -75,23 +76,23 @@ pub struct Access {
 
 impl Access {
     /// Asks each server, in turn, whether it would do.
-    pub async fn probe(&self) -> Vec<(OvsdbRemote, Result<(), SessionError>)> {
-        let dial = self.dial();
+    pub async fn probe(&self) -> Vec<(Remote, Result<(), ServerError>)> {
+        let options = self.options();
         let mut answers = Vec::new();
         let nobody = BTreeSet::new();
         for server in &self.servers {
-            let asked = dial.in_time(Conversation::begin(server, &dial, &nobody)).await;
+            let asked = options.within_timeout(Conversation::begin(server, &options, &nobody)).await;
             let answer = asked.and_then(|told| Clusters::default().admit(&told.member));
-            answers.push((server.clone(), answer));
+            answers.push((server.clone(), answer.map_err(ServerError::from)));
         }
         answers
     }
 
-    fn dial(&self) -> Dial {
-        Dial {
+    fn options(&self) -> ConnectOptions {
+        ConnectOptions {
             tls: self.tls.clone(),
-            patience: self.patience,
-            probe: self.probe,
+            timeout: self.patience,
+            probe_interval: self.probe,
             message_limit: MAX_MESSAGE_BYTES,
         }
     }
@@ -106,7 +107,7 @@ pub async fn run(
     cancel: CancellationToken,
 ) {
     let source = Source {
-        dial: access.dial(),
+        options: access.options(),
         present,
         clusters: Clusters::default(),
         bindings: Bindings::new(),
@@ -119,7 +120,7 @@ pub async fn run(
 }
 
 struct Source {
-    dial: Dial,
+    options: ConnectOptions,
     present: watch::Receiver<Presence>,
     clusters: Clusters,
     /// As the present server told it, or the last one.
@@ -129,16 +130,16 @@ struct Source {
     rows: Rows<RowError>,
 }
 
-impl Reader for Source {
-    async fn converse(&mut self, server: &OvsdbRemote) -> Result<Infallible, End> {
-        let (dial, mut asked) = (self.dial.clone(), ports(&self.present.borrow_and_update()));
+impl DatabaseReader for Source {
+    async fn read(&mut self, server: &Remote) -> Result<Infallible, Disconnect> {
+        let (options, mut asked) = (self.options.clone(), ports(&self.present.borrow_and_update()));
         self.keep_only(&asked).await?;
-        let begin = dial.in_time(Conversation::begin(server, &dial, &asked));
+        let begin = options.within_timeout(Conversation::begin(server, &options, &asked));
         let Conversation { mut session, mut member, rows } = self.meanwhile(begin).await??;
         self.clusters.admit(&member)?;
 
         let mut bindings = Bindings::new();
-        bindings.apply(Form::Difference, &rows)?;
+        bindings.apply(UpdateFormat::Differences, &rows)?;
         drop(rows);
         self.bindings = bindings;
         self.answered = ports(&self.present.borrow_and_update());
@@ -149,49 +150,49 @@ impl Reader for Source {
             self.rows.report();
             if change.is_none() && asked != self.answered {
                 asked.clone_from(&self.answered);
-                change = Some(session.change(MONITOR, &bindings::clauses(&asked)));
+                change = Some(session.change_condition(MONITOR, &bindings::clauses(&asked)));
             }
             let news = tokio::select! {
-                news = session.next() => news?,
+                news = session.next_notification() => news?,
                 now = present(&mut self.present) => {
                     self.answered = now;
                     continue;
                 }
             };
             match news {
-                News::Update { monitor, form, rows } if monitor == MONITOR.id => {
-                    self.bindings.apply(form, &rows)?;
+                Notification::Update { monitor, format, rows } if monitor == MONITOR.id => {
+                    self.bindings.apply(format, &rows)?;
                 }
-                News::Update { monitor, form, rows } if monitor == member::MONITOR.id => {
-                    member.apply(form, &rows)?;
+                Notification::Update { monitor, format, rows } if monitor == member::MONITOR.id => {
+                    member.apply(format, &rows)?;
                     self.clusters.admit(&member)?;
                 }
-                News::Update { monitor, .. } => {
-                    return Err(shape("an update of our monitors", &monitor.into()).into());
+                Notification::Update { monitor, .. } => {
+                    return Err(UpdateError::unexpected("an update of our monitors", &monitor.into()).into());
                 }
-                News::Answer { request, refusal } if change == Some(request) => {
-                    if let Some(error) = refusal {
+                Notification::Reply { request, error } if change == Some(request) => {
+                    if let Some(error) = error {
                         return Err(SessionError::Refused { method: "monitor_cond_change", error }.into());
                     }
                     change = None;
                 }
-                News::Answer { .. } => {}
+                Notification::Reply { .. } => {}
             }
         }
     }
 
-    fn lose(&mut self, server: &OvsdbRemote, error: &SessionError) {
-        self.rows.lose(server, error);
+    fn failed(&mut self, server: &Remote, error: &SessionError) {
+        self.rows.failed(server, error);
     }
 
-    async fn rest(&mut self, pause: Duration) -> Result<(), NobodyListens> {
+    async fn wait(&mut self, pause: Duration) -> Result<(), ReceiverDropped> {
         self.meanwhile(sleep(pause)).await
     }
 }
 
 impl Source {
     /// Does something that takes time while there is no server, and lets go the rows of ports that leave.
-    async fn meanwhile<T>(&mut self, work: impl Future<Output = T>) -> Result<T, NobodyListens> {
+    async fn meanwhile<T>(&mut self, work: impl Future<Output = T>) -> Result<T, ReceiverDropped> {
         let mut work = pin!(work);
         loop {
             let now = tokio::select! {
@@ -203,7 +204,7 @@ impl Source {
     }
 
     /// Lets go the rows of all ports but these.
-    async fn keep_only(&mut self, ports: &BTreeSet<PortId>) -> Result<(), NobodyListens> {
+    async fn keep_only(&mut self, ports: &BTreeSet<PortId>) -> Result<(), ReceiverDropped> {
         self.answered.retain(|port| ports.contains(port));
         self.rows.become_all(self.bindings.read(&self.answered)).await?;
         self.rows.report();
@@ -220,11 +221,11 @@ struct Conversation {
 
 impl Conversation {
     async fn begin(
-        server: &OvsdbRemote,
-        dial: &Dial,
+        server: &Remote,
+        options: &ConnectOptions,
         asked: &BTreeSet<PortId>,
     ) -> Result<Self, SessionError> {
-        let mut session = Session::open(server, dial).await?;
+        let mut session = Session::connect(server, options).await?;
         let member = Member::ask(&mut session, DATABASE).await?;
         let rows = session.monitor_where(MONITOR, &bindings::clauses(asked)).await?;
         Ok(Self { session, member, rows })

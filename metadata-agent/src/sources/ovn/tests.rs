@@ -11,7 +11,7 @@ use super::super::SourceState;
 use super::bindings::clauses;
 use super::*;
 use crate::directory::presence::{Need, Present};
-use crate::ovsdb::Framer;
+use ovsdb_client::Framer;
 
 const PATIENCE: Duration = Duration::from_mins(1);
 const ONE: &str = "11111111-77c1-4e55-9d0c-2b6f4f1f0a01";
@@ -39,7 +39,7 @@ impl World {
         let (reporter, state) = Reporter::new(SourceKind::OvnSouthbound);
         let cancel = CancellationToken::new();
         let access = Access {
-            servers: paths.into_iter().map(OvsdbRemote::Unix).collect(),
+            servers: paths.into_iter().map(Remote::Unix).collect(),
             tls: TlsFiles::default(),
             patience: PATIENCE,
             longest_pause: Duration::from_secs(1),
@@ -121,10 +121,10 @@ struct Peer {
 impl Peer {
     async fn hear(&mut self) -> Value {
         loop {
-            if let Some(message) = self.framer.next().unwrap() {
+            if let Some(message) = self.framer.next_message().unwrap() {
                 return serde_json::from_slice(message).unwrap();
             }
-            let read = timeout(PATIENCE, self.stream.read_buf(self.framer.room())).await;
+            let read = timeout(PATIENCE, self.stream.read_buf(self.framer.read_buffer())).await;
             assert_ne!(read.expect("nothing to hear").unwrap(), 0, "the source hung up");
         }
     }
@@ -215,13 +215,13 @@ async fn a_server_that_refuses_to_choose_is_not_asked_for_all() {
     peer.take("list_dbs", json!([DATABASE])).await;
     let request = peer.hear().await;
     peer.say(&json!({ "id": request["id"], "result": null, "error": "unknown method" })).await;
-    world.fault("refuses monitor_cond: unknown method").await;
+    world.fault("monitor_cond was refused: unknown method").await;
     let mut peer = world.accept(0).await;
     peer.greet(json!({})).await;
     world.move_to(&[TWO]);
     let change = peer.hear_change().await;
     peer.say(&json!({ "id": change["id"], "result": null, "error": { "error": "unknown monitor" } })).await;
-    world.fault("refuses monitor_cond_change").await;
+    world.fault("monitor_cond_change was refused").await;
     world.stop().await;
 }
 
@@ -234,7 +234,7 @@ async fn while_there_is_no_server_rows_hold_for_ports_that_stay() {
         assert_eq!(world.next().await, (row_of(port), true));
     }
     drop(peer);
-    world.fault("closed the connection").await;
+    world.fault("server closed the connection").await;
     let mut peer = world.accept(0).await;
     // It is asked, and says nothing yet.
     world.move_to(&[TWO]);
@@ -267,8 +267,8 @@ async fn the_next_member_has_its_turn_when_one_is_lost_or_cut_off() {
     next.take("monitor_cond", itself(true)).await;
     next.take("transact", position(6)).await;
     next.take("monitor_cond", rows("initial", &[])).await;
-    world.fault("is behind its cluster: at entry 6 of the log, another member was at 7").await;
-    world.fault("is cut off from its cluster").await;
+    world.fault("server is behind its cluster: log index 6, another member had 7").await;
+    world.fault("server is disconnected from its cluster").await;
     assert!(world.events.try_recv().is_err(), "what a member says that is behind counts for nothing");
 
     let mut back = world.accept(first).await;
@@ -288,7 +288,7 @@ async fn news_without_an_answer_are_not_hoarded() {
     for _ in 0..=16 {
         peer.say(&json!({ "method": "update2", "params": ["server", {}], "id": null })).await;
     }
-    world.fault("sends updates instead of an answer").await;
+    world.fault("server sends updates instead of a reply").await;
     world.stop().await;
 }
 

@@ -26,17 +26,17 @@ use std::convert::Infallible;
 use std::path::Path;
 use std::time::Duration;
 
+use ovsdb_client::{
+    ConnectOptions, DatabaseReader, Disconnect, Monitor, Notification, ReceiverDropped, Remote, Session,
+    SessionError, TlsFiles, UpdateError, follow,
+};
 use tokio::sync::mpsc;
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
 use super::Reporter;
-use super::rows::Rows;
+use super::rows::{Rows, ServerError};
 use crate::inventory::{Event, SourceKind};
-use crate::ovsdb::{
-    Dial, End, Monitor, News, NobodyListens, OvsdbRemote, Reader, Session, SessionError, TlsFiles, follow,
-    shape,
-};
 use interfaces::Interfaces;
 use tables::TABLES;
 
@@ -63,7 +63,7 @@ const MONITOR: Monitor = Monitor { database: DATABASE, id: "metadata-agent", tab
 #[derive(Clone, Debug)]
 pub struct Access {
     /// The server, where one is configured.
-    pub connection: Option<OvsdbRemote>,
+    pub connection: Option<Remote>,
     /// For a server at `ssl:`.
     pub tls: TlsFiles,
     /// How long it may take to connect and to read the rows.
@@ -72,19 +72,20 @@ pub struct Access {
 
 impl Access {
     /// Whether a server with the database answers; `None` if there is none to be asked.
-    pub async fn probe(&self) -> Option<(OvsdbRemote, Result<(), SessionError>)> {
+    pub async fn probe(&self) -> Option<(Remote, Result<(), ServerError>)> {
         let remote = self.connection.clone().or_else(usual)?;
-        let dial = self.dial();
-        let asked = async { Session::open(&remote, &dial).await?.expect_database(DATABASE, DATABASE).await };
-        let answer = dial.in_time(asked).await;
-        Some((remote, answer.map(|_there| ())))
+        let options = self.options();
+        let asked =
+            async { Session::connect(&remote, &options).await?.require_database(DATABASE, DATABASE).await };
+        let answer = options.within_timeout(asked).await;
+        Some((remote, answer.map(|_there| ()).map_err(ServerError::from)))
     }
 
-    fn dial(&self) -> Dial {
-        Dial {
+    fn options(&self) -> ConnectOptions {
+        ConnectOptions {
             tls: self.tls.clone(),
-            patience: self.patience,
-            probe: Some(QUIET),
+            timeout: self.patience,
+            probe_interval: Some(QUIET),
             message_limit: MAX_MESSAGE_BYTES,
         }
     }
@@ -93,20 +94,20 @@ impl Access {
 /// Sends what the database says, until cancelled or until nobody listens.
 pub async fn run(access: Access, events: mpsc::Sender<Event>, reporter: Reporter, cancel: CancellationToken) {
     let rows = Rows::new(SourceKind::Ovsdb, events, reporter);
-    let dial = access.dial();
+    let options = access.options();
     let reading = async {
         let server = match access.connection {
             Some(server) => server,
             None => look_for_usual(&rows).await,
         };
-        follow(Source { dial, rows }, &[server], LONGEST_PAUSE).await
+        follow(Source { options, rows }, &[server], LONGEST_PAUSE).await
     };
     // Nothing is lost by stopping anywhere: the next start reads all rows.
     let _stopped = cancel.run_until_cancelled_owned(reading).await;
 }
 
 /// The first of the usual servers that is there. One that goes again will be back.
-async fn look_for_usual(rows: &Rows<RowError>) -> OvsdbRemote {
+async fn look_for_usual(rows: &Rows<RowError>) -> Remote {
     loop {
         if let Some(server) = usual() {
             return server;
@@ -116,49 +117,49 @@ async fn look_for_usual(rows: &Rows<RowError>) -> OvsdbRemote {
     }
 }
 
-fn usual() -> Option<OvsdbRemote> {
+fn usual() -> Option<Remote> {
     let socket = USUAL_SOCKETS.iter().map(Path::new).find(|path| path.exists())?;
-    Some(OvsdbRemote::Unix(socket.to_owned()))
+    Some(Remote::Unix(socket.to_owned()))
 }
 
 struct Source {
-    dial: Dial,
+    options: ConnectOptions,
     rows: Rows<RowError>,
 }
 
-impl Reader for Source {
-    async fn converse(&mut self, server: &OvsdbRemote) -> Result<Infallible, End> {
+impl DatabaseReader for Source {
+    async fn read(&mut self, server: &Remote) -> Result<Infallible, Disconnect> {
         let begin = async {
-            let mut session = Session::open(server, &self.dial).await?;
-            session.expect_database(DATABASE, DATABASE).await?;
-            let (form, rows) = session.monitor(MONITOR).await?;
-            Ok((session, form, rows))
+            let mut session = Session::connect(server, &self.options).await?;
+            session.require_database(DATABASE, DATABASE).await?;
+            let (format, rows) = session.monitor(MONITOR).await?;
+            Ok((session, format, rows))
         };
-        let (mut session, form, rows) = self.dial.in_time(begin).await?;
+        let (mut session, format, rows) = self.options.within_timeout(begin).await?;
 
         let mut interfaces = Interfaces::new();
-        self.rows.become_all(interfaces.apply(form, &rows)?).await?;
+        self.rows.become_all(interfaces.apply(format, &rows)?).await?;
         drop(rows);
         self.rows.found();
         loop {
             self.rows.report();
-            match session.next().await? {
-                News::Update { monitor, form, rows } if monitor == MONITOR.id => {
-                    self.rows.tell(interfaces.apply(form, &rows)?).await?;
+            match session.next_notification().await? {
+                Notification::Update { monitor, format, rows } if monitor == MONITOR.id => {
+                    self.rows.tell(interfaces.apply(format, &rows)?).await?;
                 }
-                News::Update { monitor, .. } => {
-                    return Err(shape("an update of our monitor", &monitor.into()).into());
+                Notification::Update { monitor, .. } => {
+                    return Err(UpdateError::unexpected("an update of our monitor", &monitor.into()).into());
                 }
-                News::Answer { .. } => {}
+                Notification::Reply { .. } => {}
             }
         }
     }
 
-    fn lose(&mut self, server: &OvsdbRemote, error: &SessionError) {
-        self.rows.lose(server, error);
+    fn failed(&mut self, server: &Remote, error: &SessionError) {
+        self.rows.failed(server, error);
     }
 
-    async fn rest(&mut self, pause: Duration) -> Result<(), NobodyListens> {
+    async fn wait(&mut self, pause: Duration) -> Result<(), ReceiverDropped> {
         sleep(pause).await;
         Ok(())
     }

@@ -2,30 +2,35 @@
 
 use std::str::FromStr;
 
+use ovsdb_client::{ColumnKind, Row, TableSchema, map_value};
+
 use crate::ids::{IdError, InstanceId};
-use crate::ovsdb::{Kind, Row, Table, entry};
 
 pub(super) const INTERFACE: &str = "Interface";
 pub(super) const PORT: &str = "Port";
 pub(super) const BRIDGE: &str = "Bridge";
 
 /// What is asked of the server.
-pub(super) const TABLES: &[Table] = &[
-    Table {
+pub(super) const TABLES: &[TableSchema] = &[
+    TableSchema {
         name: INTERFACE,
         columns: &[
-            ("name", Kind::One),
-            ("type", Kind::One),
-            ("external_ids", Kind::Map),
-            ("options", Kind::Map),
-            ("ifindex", Kind::One),
+            ("name", ColumnKind::Optional),
+            ("type", ColumnKind::Optional),
+            ("external_ids", ColumnKind::Map),
+            ("options", ColumnKind::Map),
+            ("ifindex", ColumnKind::Optional),
         ],
     },
-    Table {
+    TableSchema {
         name: PORT,
-        columns: &[("interfaces", Kind::Set), ("other_config", Kind::Map), ("tag", Kind::One)],
+        columns: &[
+            ("interfaces", ColumnKind::Set),
+            ("other_config", ColumnKind::Map),
+            ("tag", ColumnKind::Optional),
+        ],
     },
-    Table { name: BRIDGE, columns: &[("name", Kind::One), ("ports", Kind::Set)] },
+    TableSchema { name: BRIDGE, columns: &[("name", ColumnKind::Optional), ("ports", ColumnKind::Set)] },
 ];
 
 /// Why a row that names an instance says nothing.
@@ -69,7 +74,7 @@ pub(super) fn id<T: FromStr<Err = IdError>>(
     column: &'static str,
     key: &'static str,
 ) -> Result<Option<T>, RowError> {
-    entry(row, column, key).map(|text| parse(column, key, text)).transpose()
+    map_value(row, column, key).map(|text| parse(column, key, text)).transpose()
 }
 
 /// The same of a text that was read before.

@@ -11,7 +11,7 @@ use tokio::time::{Instant, timeout};
 
 use super::super::SourceState;
 use super::*;
-use crate::ovsdb::{FIRST_PAUSE, Framer};
+use ovsdb_client::{FIRST_PAUSE, Framer};
 use uuid::Uuid;
 
 const PATIENCE: Duration = Duration::from_mins(1);
@@ -37,7 +37,7 @@ impl World {
         let (sender, events) = mpsc::channel(64);
         let (reporter, state) = Reporter::new(SourceKind::Ovsdb);
         let cancel = CancellationToken::new();
-        let remote = OvsdbRemote::Unix(path);
+        let remote = Remote::Unix(path);
         let shown = remote.to_string();
         let access = Access { connection: Some(remote), tls: TlsFiles::default(), patience: PATIENCE };
         let source = tokio::spawn(run(access, sender, reporter, cancel.clone()));
@@ -83,10 +83,10 @@ struct Peer {
 impl Peer {
     async fn hear(&mut self) -> Value {
         loop {
-            if let Some(message) = self.framer.next().unwrap() {
+            if let Some(message) = self.framer.next_message().unwrap() {
                 return serde_json::from_slice(message).unwrap();
             }
-            let read = timeout(3 * PATIENCE, self.stream.read_buf(self.framer.room())).await;
+            let read = timeout(3 * PATIENCE, self.stream.read_buf(self.framer.read_buffer())).await;
             assert_ne!(read.expect("nothing to hear").unwrap(), 0, "the source hung up");
         }
     }
@@ -137,20 +137,23 @@ async fn whatever_cannot_be_understood_ends_the_connection_and_what_was_said_hol
     let update =
         |updates: Value| json!({ "method": "update2", "params": ["metadata-agent", updates], "id": null });
     for (garbage, wanted) in [
-        ("HTTP/1.1 400 Bad Request\r\n".to_owned(), "sends 'H' where a message should begin"),
-        ("{\"method\":}".to_owned(), "sends no JSON-RPC"),
-        ("{\"method\": 7}".to_owned(), "sends no JSON-RPC"),
-        (json!({ "method": "update2", "params": [], "id": null }).to_string(), "an update of our monitor"),
-        (update(json!({ "Queue": {} })).to_string(), "\"Queue\", which was not asked for"),
-        (update(guest(ROW, "insert", INSTANCE)).to_string(), "which was not asked for"),
-        (update(json!({ "Interface": guest(ROW, "insert", INSTANCE) })).to_string(), "out of turn"),
+        ("HTTP/1.1 400 Bad Request\r\n".to_owned(), "message starts with 'H' instead of '{'"),
+        ("{\"method\":}".to_owned(), "message is not JSON-RPC"),
+        ("{\"method\": 7}".to_owned(), "message is not JSON-RPC"),
+        (
+            json!({ "method": "update2", "params": [], "id": null }).to_string(),
+            "an update of a requested monitor",
+        ),
+        (update(json!({ "Queue": {} })).to_string(), "\"Queue\" was not requested"),
+        (update(guest(ROW, "insert", INSTANCE)).to_string(), "was not requested"),
+        (update(json!({ "Interface": guest(ROW, "insert", INSTANCE) })).to_string(), "cannot insert row"),
         (
             update(json!({ "Interface": { Uuid::nil().to_string(): { "delete": null } } })).to_string(),
-            "out of turn",
+            "cannot delete row",
         ),
         (
             json!({ "method": "monitor_canceled", "params": ["metadata-agent"], "id": null }).to_string(),
-            "ended the monitor",
+            "server cancelled the monitor",
         ),
     ] {
         peer.say_raw(garbage.as_bytes()).await;
@@ -163,7 +166,7 @@ async fn whatever_cannot_be_understood_ends_the_connection_and_what_was_said_hol
     // Half a message.
     peer.say_raw(b"{\"method\": \"upd").await;
     drop(peer);
-    assert_eq!(world.fault().await, "closed the connection");
+    assert_eq!(world.fault().await, "server closed the connection");
     assert!(world.events.try_recv().is_err(), "nothing was withdrawn, nor said twice");
     world.stop().await;
 }
@@ -224,7 +227,7 @@ async fn a_server_without_the_database_or_with_another_schema_says_so() {
     let mut world = World::start();
     let mut peer = world.accept().await;
     peer.answer("list_dbs", json!(["OVN_Southbound"]), Value::Null).await;
-    assert_eq!(world.fault().await, "has no database Open_vSwitch, but [\"OVN_Southbound\"]");
+    assert_eq!(world.fault().await, "no database Open_vSwitch; the server has [\"OVN_Southbound\"]");
     let mut peer = world.accept().await;
     peer.answer("list_dbs", json!([DATABASE]), Value::Null).await;
     let error = json!({ "error": "syntax error", "details": "no table named Interface" });
@@ -248,7 +251,7 @@ async fn an_endless_message_is_an_error_and_not_memory() {
         sent += 1;
         assert!(sent < 100, "all of it was taken");
     }
-    assert_eq!(world.fault().await, format!("sends a message of more than {MAX_MESSAGE_BYTES} bytes"));
+    assert_eq!(world.fault().await, format!("message is longer than {MAX_MESSAGE_BYTES} bytes"));
     world.stop().await;
 }
 
@@ -273,7 +276,7 @@ async fn silence_is_broken_by_an_echo_and_ends_without_an_answer() {
     let remote = world.remote.clone();
     let lost =
         timeout(Duration::from_mins(1), world.state.wait_for(|state| state.faults.contains_key(&remote)));
-    assert_eq!(lost.await.expect("it waits for ever").unwrap().faults[&remote], "has been silent for 20 s");
+    assert_eq!(lost.await.expect("it waits for ever").unwrap().faults[&remote], "no response for 20 s");
     assert!(waited.elapsed() <= Duration::from_secs(11));
     world.stop().await;
 }

@@ -19,25 +19,28 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
+use ovsdb_client::{
+    ColumnKind, Monitor, Replica, Row, TableSchema, UpdateError, UpdateFormat, integer, map_value, text,
+    texts,
+};
 use serde_json::{Value, json};
 use uuid::Uuid;
 
 use super::super::rows;
 use crate::ids::{IdError, InstanceId, MacAddress, NetworkId, PortId, VlanId};
 use crate::inventory::{DeviceOwner, PortRecord, Tenant, TrunkBinding};
-use crate::ovsdb::{Form, Kind, Monitor, Replica, Row, Table, UpdateError, entry, integer, text, texts};
 
 pub(super) const DATABASE: &str = "OVN_Southbound";
 const TABLE: &str = "Port_Binding";
-const TABLES: &[Table] = &[Table {
+const TABLES: &[TableSchema] = &[TableSchema {
     name: TABLE,
     columns: &[
-        ("logical_port", Kind::One),
-        ("type", Kind::One),
-        ("parent_port", Kind::One),
-        ("tag", Kind::One),
-        ("mac", Kind::Set),
-        ("external_ids", Kind::Map),
+        ("logical_port", ColumnKind::Optional),
+        ("type", ColumnKind::Optional),
+        ("parent_port", ColumnKind::Optional),
+        ("tag", ColumnKind::Optional),
+        ("mac", ColumnKind::Set),
+        ("external_ids", ColumnKind::Map),
     ],
 }];
 
@@ -103,8 +106,8 @@ impl Bindings {
     }
 
     /// Takes an update in.
-    pub(super) fn apply(&mut self, form: Form, update: &Value) -> Result<(), UpdateError> {
-        self.replica.apply(form, update).map(drop)
+    pub(super) fn apply(&mut self, format: UpdateFormat, update: &Value) -> Result<(), UpdateError> {
+        self.replica.apply(format, update).map(drop)
     }
 
     /// What the rows of these ports say, and those of VLANs on them. A row may be there still, or already, that is of none
@@ -152,7 +155,7 @@ fn subport(name: &str, row: &Row, parent: PortId, tag: i64) -> Result<PortRecord
 }
 
 fn facts(name: &str, row: &Row) -> Result<PortRecord, RowError> {
-    let told = |key| entry(row, "external_ids", key).filter(|text| !text.is_empty());
+    let told = |key| map_value(row, "external_ids", key).filter(|text| !text.is_empty());
     let owner = told("neutron:device_owner").and_then(DeviceOwner::new);
     // Any other type is OVN's own: `router`, `localport`, `virtual`. `external` is a guest beyond the reach of OVN.
     let is_guests = matches!(text(row, "type"), "" | "external");

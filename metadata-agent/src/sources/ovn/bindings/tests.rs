@@ -38,7 +38,7 @@ fn with_id(key: &'static str, value: &'static str) -> Value {
 fn readings(row: &Value, ports: &[&str]) -> BTreeMap<Uuid, Reading> {
     let mut bindings = Bindings::new();
     let update = json!({ "Port_Binding": { ROW.to_string(): { "initial": row } } });
-    bindings.apply(Form::Difference, &update).unwrap();
+    bindings.apply(UpdateFormat::Differences, &update).unwrap();
     bindings.read(&ports.iter().map(|port| port.parse().unwrap()).collect())
 }
 

@@ -30,6 +30,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
+use ovsdb_client::{Replica, Row, UpdateError, UpdateFormat, integer, map_value, references, text};
 use serde_json::Value;
 use uuid::Uuid;
 
@@ -38,7 +39,6 @@ use super::tables::{BRIDGE, INTERFACE, PORT, RowError, TABLES, id};
 use super::trunks::Trunks;
 use crate::ids::{IfIndex, InstanceId, NetworkId, PortId};
 use crate::inventory::{DeviceName, PortRecord, Tenant};
-use crate::ovsdb::{Form, Replica, Row, UpdateError, entry, integer, references, text};
 
 /// What a row of `Interface` says now; a fault bears the interface's name.
 pub(super) type Reading = rows::Reading<RowError>;
@@ -67,11 +67,11 @@ impl Interfaces {
     /// Takes an update in and tells what the interfaces that it touches, and all of trunks, say now.
     pub(super) fn apply(
         &mut self,
-        form: Form,
+        format: UpdateFormat,
         updates: &Value,
     ) -> Result<BTreeMap<Uuid, Reading>, UpdateError> {
         let mut touched = BTreeSet::new();
-        for change in self.replica.apply(form, updates)? {
+        for change in self.replica.apply(format, updates)? {
             self.trunks.follow(&change, &self.replica);
             if change.table == INTERFACE {
                 touched.insert(change.row);
@@ -155,7 +155,7 @@ impl Interfaces {
 
 /// What a row of `Interface` says by itself; `None` if it is no guest's.
 fn guest(row: &Row, name: &str, kind: &str) -> Result<Option<PortRecord>, RowError> {
-    let told = |key: &str| entry(row, "external_ids", key);
+    let told = |key: &str| map_value(row, "external_ids", key);
     let os_vif: Option<InstanceId> = id(row, "external_ids", "vm-uuid")?;
     let libvirt: Option<InstanceId> = told("vm-id").and_then(|text| text.parse().ok());
     let instance = match (os_vif, libvirt) {

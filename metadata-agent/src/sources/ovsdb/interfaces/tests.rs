@@ -18,7 +18,7 @@ fn read_typed(name: &str, kind: &str, ids: &[(&str, &str)]) -> Reading {
     let ids: Vec<_> = ids.iter().map(|(key, value)| json!([key, value])).collect();
     let row = json!({ "insert": { "name": name, "type": kind, "external_ids": ["map", ids] } });
     let update = json!({ "Interface": { ROW.to_string(): row } });
-    Interfaces::new().apply(Form::Difference, &update).unwrap().remove(&ROW).unwrap()
+    Interfaces::new().apply(UpdateFormat::Differences, &update).unwrap().remove(&ROW).unwrap()
 }
 
 fn facts(device: Option<&str>) -> PortRecord {
@@ -69,12 +69,13 @@ fn the_index_is_told_where_the_row_is_the_device_itself_and_follows_its_column()
         ("qvo3f2a9d10-77", "", json!(7), None),
         ("vhu3f2a9d10-77", "dpdkvhostuserclient", json!(7), None),
     ] {
-        let readings = Interfaces::new().apply(Form::Difference, &insert(name, kind, told.clone())).unwrap();
+        let readings =
+            Interfaces::new().apply(UpdateFormat::Differences, &insert(name, kind, told.clone())).unwrap();
         assert_eq!(index(readings), wanted, "{name} {kind} {told}");
     }
 
     let mut interfaces = Interfaces::new();
-    let mut apply = |update: Value| index(interfaces.apply(Form::Difference, &update).unwrap());
+    let mut apply = |update: Value| index(interfaces.apply(UpdateFormat::Differences, &update).unwrap());
     assert_eq!(apply(insert("tap3f2a9d10-77", "", json!(7))), Some(7));
     for (told, wanted) in [(json!(["set", []]), None), (json!(8), Some(8))] {
         let modify = json!({ "modify": { "ifindex": told } });
@@ -128,7 +129,7 @@ fn the_network_comes_and_goes_with_the_port_that_holds_the_interface() {
     let (first, second) = (Uuid::from_u128(2), Uuid::from_u128(3));
     let holds = |network: &str| json!({ "interfaces": ["uuid", ROW.to_string()], "other_config": ["map", [["net_uuid", network]]] });
     let ids = json!(["map", [["vm-uuid", INSTANCE]]]);
-    let mut apply = |update: Value| interfaces.apply(Form::Difference, &update).unwrap();
+    let mut apply = |update: Value| interfaces.apply(UpdateFormat::Differences, &update).unwrap();
 
     let readings = apply(json!({ "Port": { first.to_string(): { "insert": holds(NETWORK) } } }));
     assert_eq!(readings, [(ROW, Reading::Gone)].into(), "the interface is not there yet");

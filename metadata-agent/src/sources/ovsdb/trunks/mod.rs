@@ -15,12 +15,12 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
+use ovsdb_client::{Replica, Row, RowChange, integer, map_value, references, text};
 use uuid::Uuid;
 
 use super::tables::{BRIDGE, INTERFACE, PORT, RowError, id, parse};
 use crate::ids::{PortId, VlanId};
 use crate::inventory::{PortRecord, TrunkBinding};
-use crate::ovsdb::{Change, Replica, Row, entry, integer, references, text};
 
 const TRUNK_BRIDGE: &str = "tbr-";
 const SUBPORT: &str = "spi-";
@@ -44,7 +44,7 @@ struct End<'a> {
 
 impl Trunks {
     /// Takes in that a row is not what it was.
-    pub(super) fn follow(&mut self, change: &Change, replica: &Replica) {
+    pub(super) fn follow(&mut self, change: &RowChange, replica: &Replica) {
         let row = replica.row(change.table, change.row);
         let keep = |rows: &mut BTreeSet<Uuid>, is_one: bool| {
             if is_one {
@@ -77,7 +77,7 @@ impl Trunks {
     /// The patch port by which a parent is on the integration bridge.
     pub(super) fn patch_of(&self, parent: PortId, replica: &Replica) -> Option<Uuid> {
         let mut rows = self.parents.iter().filter_map(|row| Some((*row, replica.row(INTERFACE, *row)?)));
-        let id = |row| entry(row, "external_ids", "iface-id").and_then(|id| id.parse::<PortId>().ok());
+        let id = |row| map_value(row, "external_ids", "iface-id").and_then(|id| id.parse::<PortId>().ok());
         rows.find(|(_, row)| id(row) == Some(parent)).map(|(uuid, _)| uuid)
     }
 
@@ -97,9 +97,9 @@ impl Trunks {
             for port in ports.filter_map(|port| replica.row(PORT, port)) {
                 let tag = integer(port, "tag");
                 for row in references(port, "interfaces").filter_map(|one| replica.row(INTERFACE, one)) {
-                    match (text(row, "type"), entry(row, "external_ids", "iface-id")) {
+                    match (text(row, "type"), map_value(row, "external_ids", "iface-id")) {
                         ("patch", _) => {
-                            let end = End { peer: entry(row, "options", "peer"), tag, bridge: *bridge };
+                            let end = End { peer: map_value(row, "options", "peer"), tag, bridge: *bridge };
                             ends.insert(text(row, "name"), end);
                         }
                         ("internal", _) | (_, None) => {}
@@ -113,7 +113,7 @@ impl Trunks {
         let rows = self.subports.iter().filter_map(|row| Some((*row, replica.row(INTERFACE, *row)?)));
         let read = rows.map(|(uuid, row)| {
             let name = text(row, "name");
-            let end = entry(row, "options", "peer").and_then(|peer| ends.get(peer));
+            let end = map_value(row, "options", "peer").and_then(|peer| ends.get(peer));
             let seat = end.filter(|end| end.peer == Some(name)).and_then(|end| {
                 let parents = parents.get(&end.bridge)?;
                 Some(subport(row, end.tag?, parents))

@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 
 use super::super::interfaces::{Interfaces, Reading};
 use super::*;
-use crate::ovsdb::Form;
+use ovsdb_client::UpdateFormat;
 
 const PARENT: &str = "3f2a9d10-77c1-4e55-9d0c-2b6f4f1f0a01";
 const SUBPORT_ID: &str = "b1b2b3b4-77c1-4e55-9d0c-2b6f4f1f0a02";
@@ -69,7 +69,7 @@ impl World {
 
     fn apply(&mut self, table: &str, row: u128, action: &Value) {
         let update = json!({ table: { Uuid::from_u128(row).to_string(): action } });
-        let mut readings = self.interfaces.apply(Form::Difference, &update).unwrap();
+        let mut readings = self.interfaces.apply(UpdateFormat::Differences, &update).unwrap();
         if let Some(reading) = readings.remove(&Uuid::from_u128(INT_END)) {
             self.said = reading;
         }
@@ -158,7 +158,9 @@ fn the_parent_of_a_trunk_is_on_the_network_of_its_patch_port() {
         let mut interfaces = Interfaces::new();
         let mut apply = |(table, row, columns): &(&str, u128, Value)| {
             let row = Uuid::from_u128(*row).to_string();
-            interfaces.apply(Form::Difference, &json!({ *table: { row: { "insert": columns } } })).unwrap()
+            interfaces
+                .apply(UpdateFormat::Differences, &json!({ *table: { row: { "insert": columns } } }))
+                .unwrap()
         };
         let others = all.iter().enumerate().filter(|(place, _)| *place != last);
         others.for_each(|(_, row)| drop(apply(row)));
@@ -169,7 +171,7 @@ fn the_parent_of_a_trunk_is_on_the_network_of_its_patch_port() {
         let row = Uuid::from_u128(9).to_string();
         let without =
             json!({ PORT: { row: { "modify": { "other_config": ["map", [["net_uuid", PARENT]]] } } } });
-        let readings = interfaces.apply(Form::Difference, &without).unwrap();
+        let readings = interfaces.apply(UpdateFormat::Differences, &without).unwrap();
         let Some(Reading::Port(facts)) = readings.get(&Uuid::from_u128(TAP)) else { panic!("{last}") };
         assert_eq!(facts.network, None, "{last}");
     }

@@ -1,56 +1,48 @@
-//! Cuts a stream into JSON objects. OVSDB puts neither lengths nor separators between its messages (RFC 7047,
-//! section 4), so the end of one is where its braces close.
+//! Splits a byte stream into JSON objects.
 //!
-//! Each byte is looked at once, however the stream was split. A message that is longer than the limit, and
-//! anything between messages but white space, is an error, after which the stream is of no use. Whether a message
-//! is well-formed inside is for its parser to say.
+//! OVSDB messages have neither a length nor a separator (RFC 7047, section 4), so a message ends where
+//! its braces close. Each byte is scanned once, however the stream was split. The content of a message
+//! is not validated here.
 
-/// What is asked of the stream at a time.
+/// Bytes to read at a time.
 const CHUNK: usize = 64 * 1024;
-/// A buffer that grew beyond this for one message is given back after it.
+/// A buffer that grew beyond this size is shrunk after its message.
 const KEEP: usize = 1024 * 1024;
 
-/// Why a stream cannot be cut.
+/// The stream is not a sequence of JSON objects. Nothing after this error can be read.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum FramingError {
-    /// A message has no end within the limit.
-    #[error("sends a message of more than {limit} bytes")]
-    TooLong {
-        /// The limit.
-        limit: usize,
-    },
-    /// A message is no object.
-    #[error("sends {:?} where a message should begin", char::from(*byte))]
-    NoObject {
-        /// What is there instead.
-        byte: u8,
-    },
+    #[error("message is longer than {limit} bytes")]
+    TooLong { limit: usize },
+    #[error("message starts with {:?} instead of '{{'", char::from(*byte))]
+    NotAnObject { byte: u8 },
 }
 
-/// A stream that is being cut.
+/// Splits a stream into messages.
 #[derive(Debug)]
-pub(crate) struct Framer {
+pub struct Framer {
     buffer: Vec<u8>,
-    /// Where the message begins that is not handed out yet.
-    begin: usize,
-    /// What was looked at.
-    seen: usize,
+    /// Start of the current message.
+    start: usize,
+    /// End of the scanned part of the buffer.
+    scanned: usize,
     depth: usize,
-    in_text: bool,
+    in_string: bool,
     escaped: bool,
     limit: usize,
 }
 
 impl Framer {
-    pub(crate) fn new(limit: usize) -> Self {
-        Self { buffer: Vec::new(), begin: 0, seen: 0, depth: 0, in_text: false, escaped: false, limit }
+    #[must_use]
+    pub fn new(limit: usize) -> Self {
+        Self { buffer: Vec::new(), start: 0, scanned: 0, depth: 0, in_string: false, escaped: false, limit }
     }
 
-    /// Where what the stream brings next is to be appended.
-    pub(crate) fn room(&mut self) -> &mut Vec<u8> {
-        self.buffer.drain(..self.begin);
-        self.seen -= self.begin;
-        self.begin = 0;
+    /// Returns the buffer to which the next bytes of the stream are appended.
+    pub fn read_buffer(&mut self) -> &mut Vec<u8> {
+        self.buffer.drain(..self.start);
+        self.scanned -= self.start;
+        self.start = 0;
         if self.buffer.capacity() > KEEP && self.buffer.len() < CHUNK {
             self.buffer.shrink_to(CHUNK);
         }
@@ -58,46 +50,49 @@ impl Framer {
         &mut self.buffer
     }
 
-    /// The next whole message; `None` if the stream has to bring more first.
-    pub(crate) fn next(&mut self) -> Result<Option<&[u8]>, FramingError> {
-        while let Some(&byte) = self.buffer.get(self.seen) {
+    /// Returns the next complete message; `None` if more bytes are needed.
+    ///
+    /// # Errors
+    /// The message is too long or not an object.
+    pub fn next_message(&mut self) -> Result<Option<&[u8]>, FramingError> {
+        while let Some(&byte) = self.buffer.get(self.scanned) {
+            // Between messages, only white space is allowed.
             if self.depth == 0 {
                 match byte {
-                    b' ' | b'\t' | b'\r' | b'\n' => self.begin = self.seen + 1,
+                    b' ' | b'\t' | b'\r' | b'\n' => self.start = self.scanned + 1,
                     b'{' => {
-                        self.begin = self.seen;
+                        self.start = self.scanned;
                         self.depth = 1;
                     }
-                    _ => return Err(FramingError::NoObject { byte }),
+                    _ => return Err(FramingError::NotAnObject { byte }),
                 }
-                self.seen += 1;
+                self.scanned += 1;
                 continue;
             }
-            self.seen += 1;
-            if self.seen - self.begin > self.limit {
+            self.scanned += 1;
+            if self.scanned - self.start > self.limit {
                 return Err(FramingError::TooLong { limit: self.limit });
             }
-            if self.closes(byte) {
-                let begin = std::mem::replace(&mut self.begin, self.seen);
-                return Ok(Some(&self.buffer[begin..self.seen]));
+            if self.ends_message(byte) {
+                let start = std::mem::replace(&mut self.start, self.scanned);
+                return Ok(Some(&self.buffer[start..self.scanned]));
             }
         }
         Ok(None)
     }
 
-    /// Whether a byte inside a message is its last.
-    fn closes(&mut self, byte: u8) -> bool {
-        if self.in_text {
+    fn ends_message(&mut self, byte: u8) -> bool {
+        if self.in_string {
             match byte {
                 _ if self.escaped => self.escaped = false,
                 b'\\' => self.escaped = true,
-                b'"' => self.in_text = false,
+                b'"' => self.in_string = false,
                 _ => {}
             }
             return false;
         }
         match byte {
-            b'"' => self.in_text = true,
+            b'"' => self.in_string = true,
             b'{' | b'[' => self.depth += 1,
             b'}' | b']' => self.depth -= 1,
             _ => {}
@@ -112,10 +107,10 @@ mod tests {
     use proptest::prelude::*;
     use serde_json::Value;
 
-    fn cut(framer: &mut Framer, bytes: &[u8]) -> Result<Vec<Vec<u8>>, FramingError> {
-        framer.room().extend_from_slice(bytes);
+    fn split(framer: &mut Framer, bytes: &[u8]) -> Result<Vec<Vec<u8>>, FramingError> {
+        framer.read_buffer().extend_from_slice(bytes);
         let mut messages = Vec::new();
-        while let Some(message) = framer.next()? {
+        while let Some(message) = framer.next_message()? {
             messages.push(message.to_vec());
         }
         Ok(messages)
@@ -124,29 +119,29 @@ mod tests {
     #[test]
     fn a_message_may_be_as_long_as_the_limit() {
         let message = br#"{"a":"12"}"#;
-        assert_eq!(cut(&mut Framer::new(message.len()), message).unwrap(), [message]);
+        assert_eq!(split(&mut Framer::new(message.len()), message).unwrap(), [message]);
         let error = FramingError::TooLong { limit: message.len() - 1 };
-        assert_eq!(cut(&mut Framer::new(message.len() - 1), message).unwrap_err(), error);
+        assert_eq!(split(&mut Framer::new(message.len() - 1), message).unwrap_err(), error);
         let endless = [b"{\"".as_slice(), &[b'a'; 100]].concat();
-        assert_eq!(cut(&mut Framer::new(50), &endless).unwrap_err(), FramingError::TooLong { limit: 50 });
+        assert_eq!(split(&mut Framer::new(50), &endless).unwrap_err(), FramingError::TooLong { limit: 50 });
     }
 
     #[test]
-    fn what_is_no_object_is_an_error() {
+    fn anything_but_an_object_is_an_error() {
         for bad in ["[]", "7", "}", "\"\"", "\0", "{} x", "HTTP/1.1 400 Bad Request"] {
             assert!(
-                matches!(cut(&mut Framer::new(99), bad.as_bytes()), Err(FramingError::NoObject { .. })),
+                matches!(split(&mut Framer::new(99), bad.as_bytes()), Err(FramingError::NotAnObject { .. })),
                 "{bad}"
             );
         }
     }
 
     #[test]
-    fn a_buffer_that_grew_is_given_back() {
+    fn a_large_buffer_is_shrunk_after_its_message() {
         let mut framer = Framer::new(8 * KEEP);
         let long = format!("{{\"a\":\"{}\"}}", "x".repeat(4 * KEEP));
-        assert_eq!(cut(&mut framer, long.as_bytes()).unwrap().len(), 1);
-        assert!(framer.room().capacity() <= 2 * CHUNK);
+        assert_eq!(split(&mut framer, long.as_bytes()).unwrap().len(), 1);
+        assert!(framer.read_buffer().capacity() <= 2 * CHUNK);
     }
 
     fn json() -> impl Strategy<Value = Value> {
@@ -167,7 +162,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_stream_is_cut_alike_wherever_it_is_split(
+        fn messages_do_not_depend_on_how_the_stream_is_split(
             messages in proptest::collection::vec((json(), "[ \n\r\t]{0,3}", any::<bool>()), 0..5),
             splits in proptest::collection::vec(any::<proptest::sample::Index>(), 0..8),
         ) {
@@ -181,10 +176,10 @@ mod tests {
             ends.sort_unstable();
 
             let mut framer = Framer::new(1 << 20);
-            let (mut begin, mut found) = (0, Vec::new());
+            let (mut start, mut found) = (0, Vec::new());
             for end in ends {
-                found.extend(cut(&mut framer, &stream[begin..end]).unwrap());
-                begin = end;
+                found.extend(split(&mut framer, &stream[start..end]).unwrap());
+                start = end;
             }
             let found: Vec<Value> = found.iter().map(|message| serde_json::from_slice(message).unwrap()).collect();
             let wanted: Vec<Value> = messages.into_iter().map(|(message, ..)| message).collect();
@@ -192,8 +187,8 @@ mod tests {
         }
 
         #[test]
-        fn no_bytes_make_it_panic(bytes in proptest::collection::vec(any::<u8>(), 0..64)) {
-            let _messages_or_error = cut(&mut Framer::new(32), &bytes);
+        fn no_input_causes_a_panic(bytes in proptest::collection::vec(any::<u8>(), 0..64)) {
+            let _messages_or_error = split(&mut Framer::new(32), &bytes);
         }
     }
 }

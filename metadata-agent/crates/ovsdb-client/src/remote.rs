@@ -9,7 +9,7 @@ const PORT: u16 = 6640;
 
 /// An OVSDB server.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum OvsdbRemote {
+pub enum Remote {
     Unix(PathBuf),
     /// TCP without TLS.
     Tcp(Host, u16),
@@ -17,7 +17,7 @@ pub enum OvsdbRemote {
     Ssl(Host, u16),
 }
 
-impl OvsdbRemote {
+impl Remote {
     /// Parses `unix:/path`, `tcp:host:port` or `ssl:host:port`. IPv6 addresses are in brackets.
     #[must_use]
     pub fn parse(text: &str) -> Option<Self> {
@@ -38,7 +38,7 @@ impl OvsdbRemote {
     }
 }
 
-impl fmt::Display for OvsdbRemote {
+impl fmt::Display for Remote {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Unix(path) => write!(f, "unix:{}", path.display()),
@@ -104,10 +104,10 @@ mod tests {
         for text in
             ["unix:/run/openvswitch/db.sock", "tcp:127.0.0.1:6640", "tcp:[::1]:6641", "ssl:ovs-1:6640"]
         {
-            assert_eq!(OvsdbRemote::parse(text).unwrap().to_string(), text);
+            assert_eq!(Remote::parse(text).unwrap().to_string(), text);
         }
-        assert_eq!(OvsdbRemote::parse("tcp:[fd00::1]").unwrap().to_string(), "tcp:[fd00::1]:6640");
-        assert_eq!(OvsdbRemote::parse("tcp:localhost").unwrap().to_string(), "tcp:localhost:6640");
+        assert_eq!(Remote::parse("tcp:[fd00::1]").unwrap().to_string(), "tcp:[fd00::1]:6640");
+        assert_eq!(Remote::parse("tcp:localhost").unwrap().to_string(), "tcp:localhost:6640");
         let bad = [
             "",
             "unix:",
@@ -120,7 +120,7 @@ mod tests {
             "tcp:a:65536",
         ];
         for text in bad {
-            assert!(OvsdbRemote::parse(text).is_none(), "{text}");
+            assert!(Remote::parse(text).is_none(), "{text}");
         }
     }
 

@@ -1,0 +1,362 @@
+//! rustls client configurations from PEM files: trusted CAs, and the client's own certificate.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::client::{
+    VerifierBuilderError, WantsClientCert, WebPkiServerVerifier, verify_server_cert_signed_by_trust_anchor,
+};
+use rustls::crypto::{CryptoProvider, WebPkiSupportedAlgorithms};
+use rustls::pki_types::pem::{self, PemObject};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+use rustls::server::ParsedCertificate;
+use rustls::{
+    CertificateError, ClientConfig, ConfigBuilder, DigitallySignedStruct, RootCertStore, SignatureScheme,
+    WantsVerifier,
+};
+use rustls_native_certs::CertificateResult;
+
+/// The client's own certificate and key, in PEM.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ClientCertificate {
+    /// The certificate, followed by intermediate ones.
+    pub certificate: PathBuf,
+    pub key: PathBuf,
+}
+
+/// Error while setting up TLS.
+#[derive(Debug, thiserror::Error)]
+pub enum TlsSetupError {
+    #[error("cannot read {}", path.display())]
+    Pem { path: PathBuf, source: pem::Error },
+    #[error("no certificate in {}", path.display())]
+    NoCertificate { path: PathBuf },
+    /// The file holds certificates, but none is usable as a CA.
+    #[error("no usable certificate in {}", path.display())]
+    Ca { path: PathBuf, source: rustls::Error },
+    #[error("cannot read the host's certificate store")]
+    SystemStore { source: rustls_native_certs::Error },
+    #[error("no usable certificate in the host's certificate store")]
+    EmptySystemStore,
+    #[error("CA certificates are not usable")]
+    Verifier { source: VerifierBuilderError },
+    #[error("certificate {} and key {} are not usable together", certificate.display(), key.display())]
+    Identity { certificate: PathBuf, key: PathBuf, source: rustls::Error },
+    #[error("TLS provider supports no protocol version")]
+    Versions { source: rustls::Error },
+}
+
+/// Servers that a client accepts.
+#[derive(Clone, Copy, Debug)]
+pub enum ServerTrust<'a> {
+    /// Certificates for the server's name, signed by a CA in this file.
+    Ca(&'a Path),
+    /// Certificates for any name, signed by a CA in this file.
+    AnyNameOfCa(&'a Path),
+    /// Certificates for the server's name, signed by a CA of the host's store.
+    SystemCa,
+    /// Any certificate.
+    Unverified,
+}
+
+/// Creates a client configuration, with the usual protocol versions. Reads all files.
+///
+/// # Errors
+/// A file cannot be read or used.
+pub fn client_config(
+    trust: ServerTrust<'_>,
+    identity: Option<&ClientCertificate>,
+) -> Result<ClientConfig, TlsSetupError> {
+    let provider = provider();
+    let builder = builder(&provider)?;
+    let policy = match trust {
+        ServerTrust::Ca(path) => Policy::Named(named(ca_certificates(path)?, &provider)?),
+        ServerTrust::SystemCa => {
+            let store = rustls_native_certs::load_native_certs();
+            Policy::Named(named(system_ca_certificates(store)?, &provider)?)
+        }
+        ServerTrust::AnyNameOfCa(path) => Policy::AnyName(ca_certificates(path)?),
+        ServerTrust::Unverified => Policy::Unverified,
+    };
+    let verifier = Verifier { policy, algorithms: provider.signature_verification_algorithms };
+    with_identity(builder.dangerous().with_custom_certificate_verifier(Arc::new(verifier)), identity)
+}
+
+/// Creates a client configuration that accepts no server and reads no file: for a client that does
+/// not use TLS, on a host that may have no certificates at all.
+///
+/// # Errors
+/// The TLS provider supports no protocol version.
+pub fn client_config_without_trust() -> Result<ClientConfig, TlsSetupError> {
+    let builder = builder(&provider())?;
+    Ok(builder.with_root_certificates(RootCertStore::empty()).with_no_client_auth())
+}
+
+fn provider() -> Arc<CryptoProvider> {
+    Arc::new(rustls::crypto::ring::default_provider())
+}
+
+fn builder(
+    provider: &Arc<CryptoProvider>,
+) -> Result<ConfigBuilder<ClientConfig, WantsVerifier>, TlsSetupError> {
+    ClientConfig::builder_with_provider(Arc::clone(provider))
+        .with_safe_default_protocol_versions()
+        .map_err(|source| TlsSetupError::Versions { source })
+}
+
+fn named(
+    roots: RootCertStore,
+    provider: &Arc<CryptoProvider>,
+) -> Result<Arc<WebPkiServerVerifier>, TlsSetupError> {
+    let verifier = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), Arc::clone(provider)).build();
+    verifier.map_err(|source| TlsSetupError::Verifier { source })
+}
+
+/// Returns the usable certificates of the host's store. Others are ignored if there is a usable one.
+fn system_ca_certificates(store: CertificateResult) -> Result<RootCertStore, TlsSetupError> {
+    let CertificateResult { certs, errors, .. } = store;
+    for error in &errors {
+        tracing::debug!(%error, "unusable certificate in the host's store");
+    }
+    let mut roots = RootCertStore::empty();
+    roots.add_parsable_certificates(certs);
+    match errors.into_iter().next() {
+        _ if !roots.is_empty() => Ok(roots),
+        Some(source) => Err(TlsSetupError::SystemStore { source }),
+        None => Err(TlsSetupError::EmptySystemStore),
+    }
+}
+
+/// Reads CA certificates. Unusable ones are ignored if there is a usable one.
+fn ca_certificates(path: &Path) -> Result<RootCertStore, TlsSetupError> {
+    let mut roots = RootCertStore::empty();
+    let mut error = None;
+    for certificate in certificates(path)? {
+        error = roots.add(certificate).err().or(error);
+    }
+    match error {
+        Some(source) if roots.is_empty() => Err(TlsSetupError::Ca { path: path.to_owned(), source }),
+        Some(_) | None => Ok(roots),
+    }
+}
+
+fn with_identity(
+    builder: ConfigBuilder<ClientConfig, WantsClientCert>,
+    identity: Option<&ClientCertificate>,
+) -> Result<ClientConfig, TlsSetupError> {
+    let Some(ClientCertificate { certificate, key }) = identity else {
+        return Ok(builder.with_no_client_auth());
+    };
+    let chain = certificates(certificate)?;
+    let private = PrivateKeyDer::from_pem_file(key)
+        .map_err(|source| TlsSetupError::Pem { path: key.clone(), source })?;
+    builder.with_client_auth_cert(chain, private).map_err(|source| TlsSetupError::Identity {
+        certificate: certificate.clone(),
+        key: key.clone(),
+        source,
+    })
+}
+
+fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsSetupError> {
+    let cannot_read = |source| TlsSetupError::Pem { path: path.to_owned(), source };
+    let found = CertificateDer::pem_file_iter(path)
+        .map_err(cannot_read)?
+        .collect::<Result<Vec<_>, _>>()
+        .map_err(cannot_read)?;
+    if found.is_empty() {
+        return Err(TlsSetupError::NoCertificate { path: path.to_owned() });
+    }
+    Ok(found)
+}
+
+/// Verifies servers by a policy. Signatures are verified under every policy.
+#[derive(Debug)]
+struct Verifier {
+    policy: Policy,
+    algorithms: WebPkiSupportedAlgorithms,
+}
+
+#[derive(Debug)]
+enum Policy {
+    Named(Arc<WebPkiServerVerifier>),
+    AnyName(RootCertStore),
+    Unverified,
+}
+
+impl ServerCertVerifier for Verifier {
+    fn verify_server_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        server_name: &ServerName<'_>,
+        ocsp_response: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        match &self.policy {
+            Policy::Named(verifier) => verifier
+                .verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now)
+                .map_err(without_time),
+            Policy::AnyName(roots) => {
+                let certificate = ParsedCertificate::try_from(end_entity)?;
+                verify_server_cert_signed_by_trust_anchor(
+                    &certificate,
+                    roots,
+                    intermediates,
+                    now,
+                    self.algorithms.all,
+                )
+                .map_err(without_time)?;
+                Ok(ServerCertVerified::assertion())
+            }
+            Policy::Unverified => Ok(ServerCertVerified::assertion()),
+        }
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        rustls::crypto::verify_tls12_signature(message, certificate, signature, &self.algorithms)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        rustls::crypto::verify_tls13_signature(message, certificate, signature, &self.algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.algorithms.supported_schemes()
+    }
+}
+
+/// Removes the present time from an error, so that the errors of repeated attempts are equal.
+fn without_time(error: rustls::Error) -> rustls::Error {
+    let rustls::Error::InvalidCertificate(reason) = &error else { return error };
+    if matches!(reason, CertificateError::ExpiredContext { .. }) {
+        CertificateError::Expired.into()
+    } else if matches!(reason, CertificateError::NotValidYetContext { .. }) {
+        CertificateError::NotValidYet.into()
+    } else {
+        error
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::error::Error;
+
+    use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair, date_time_ymd};
+    use rustls_native_certs::load_certs_from_paths;
+
+    use super::*;
+
+    const SERVER: &str = "server";
+    const DAY: u64 = 24 * 60 * 60;
+    /// 1 January 2020.
+    const EARLY: u64 = 18_262 * DAY;
+    /// 1 January 2025.
+    const GOOD: u64 = 20_089 * DAY;
+    /// 1 January 2030.
+    const LATE: u64 = 21_915 * DAY;
+
+    /// CA in a file, and a server certificate of it that is valid in 2024 and 2025.
+    struct TestCa {
+        ca: PathBuf,
+        server: CertificateDer<'static>,
+        folder: tempfile::TempDir,
+    }
+
+    impl TestCa {
+        fn new() -> Self {
+            let folder = tempfile::tempdir().unwrap();
+            let mut params = CertificateParams::new(Vec::<String>::new()).unwrap();
+            params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+            let issuer = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
+            let ca = folder.path().join("ca.pem");
+            std::fs::write(&ca, issuer.pem()).unwrap();
+            let mut params = CertificateParams::new(vec![SERVER.to_owned()]).unwrap();
+            params.not_before = date_time_ymd(2024, 1, 1);
+            params.not_after = date_time_ymd(2025, 12, 31);
+            let server = params.signed_by(&KeyPair::generate().unwrap(), &issuer).unwrap();
+            Self { ca, server: server.der().clone(), folder }
+        }
+
+        fn store(&self) -> CertificateResult {
+            load_certs_from_paths(Some(&self.ca), None)
+        }
+
+        /// Verifies the certificate at this time (seconds since 1970).
+        fn verify(&self, policy: Policy, name: &'static str, seconds: u64) -> Result<(), String> {
+            let verifier = Verifier { policy, algorithms: provider().signature_verification_algorithms };
+            let now = UnixTime::since_unix_epoch(std::time::Duration::from_secs(seconds));
+            let name = ServerName::try_from(name).unwrap();
+            let verdict = verifier.verify_server_cert(&self.server, &[], &name, &[], now);
+            verdict.map(drop).map_err(|error| error.to_string())
+        }
+
+        /// All policies that accept this CA, from a file and from the host's store.
+        fn policies(&self) -> [Policy; 3] {
+            let named = |roots| Policy::Named(named(roots, &provider()).unwrap());
+            [
+                named(ca_certificates(&self.ca).unwrap()),
+                named(system_ca_certificates(self.store()).unwrap()),
+                Policy::AnyName(ca_certificates(&self.ca).unwrap()),
+            ]
+        }
+    }
+
+    #[test]
+    fn an_expired_certificate_yields_the_same_error_each_time() {
+        let ca = TestCa::new();
+        let again = |attempts: [u64; 2], expected: &str| {
+            for seconds in attempts {
+                for policy in ca.policies() {
+                    let error = ca.verify(policy, SERVER, seconds).unwrap_err();
+                    assert_eq!(error, format!("invalid peer certificate: {expected}"));
+                }
+            }
+        };
+        again([LATE, LATE + DAY], "Expired");
+        again([EARLY, EARLY + DAY], "NotValidYet");
+        for policy in ca.policies() {
+            assert_eq!(ca.verify(policy, SERVER, GOOD), Ok(()));
+        }
+    }
+
+    #[test]
+    fn the_hosts_cas_are_trusted_for_the_servers_name_only() {
+        let ca = TestCa::new();
+        let [_, host, _] = ca.policies();
+        let error = ca.verify(host, "another", GOOD).unwrap_err();
+        assert!(error.contains("not valid for name"), "{error}");
+        let [_, host, _] = TestCa::new().policies();
+        let error = ca.verify(host, SERVER, GOOD).unwrap_err();
+        // Both CAs have the default name of rcgen.
+        assert!(error.contains("BadSignature"), "{error}");
+    }
+
+    #[test]
+    fn other_entries_of_the_hosts_store_are_ignored_if_one_is_usable() {
+        let ca = TestCa::new();
+        let beside = |store: CertificateResult| {
+            let mut mixed = load_certs_from_paths(Some(&ca.folder.path().join("missing.pem")), None);
+            mixed.certs = store.certs;
+            mixed.certs.push(CertificateDer::from_slice(b"no certificate"));
+            mixed
+        };
+        assert_eq!(system_ca_certificates(beside(ca.store())).unwrap().len(), 1);
+        let error = system_ca_certificates(beside(CertificateResult::default())).unwrap_err();
+        assert!(error.to_string().contains("cannot read the host's"), "{error}");
+        let cause = error.source().unwrap().to_string();
+        assert!(cause.ends_with("missing.pem'"), "{cause}");
+        let error = system_ca_certificates(CertificateResult::default()).unwrap_err();
+        assert!(matches!(error, TlsSetupError::EmptySystemStore), "{error}");
+    }
+}

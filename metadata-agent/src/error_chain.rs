@@ -1,0 +1,17 @@
+//! Display of an error together with its causes.
+
+use std::error::Error;
+
+/// Joins an error and its causes with `: `. Skips a cause that is already quoted by the error above.
+pub(crate) fn error_chain(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let more = error.to_string();
+        if !text.contains(&more) {
+            text = format!("{text}: {more}");
+        }
+        cause = error.source();
+    }
+    text
+}

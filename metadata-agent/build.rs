@@ -1,4 +1,4 @@
-//! Builds the BPF programs and leaves the objects where `datapath/object.rs` embeds them.
+//! Builds the BPF objects and copies them to `OUT_DIR`, where `datapath/object.rs` finds them.
 
 #[path = "build/bpf_toolchain.rs"]
 mod bpf_toolchain;
@@ -9,14 +9,14 @@ use std::process::Command;
 use std::{env, fs};
 
 const TARGET: &str = "bpfel-unknown-none";
-/// What `datapath/object.rs` embeds.
+/// Objects that `datapath/object.rs` embeds.
 const OBJECTS: [&str; 2] = ["datapath", "dispatcher"];
 
 fn main() -> Result<(), Box<dyn Error>> {
     let package = PathBuf::from(env::var("CARGO_MANIFEST_DIR")?);
-    let workspace = package.parent().ok_or("the agent stands in the workspace")?;
-    for watched in ["metadata-ebpf/src", "metadata-ebpf/Cargo.toml", "Cargo.toml", "Cargo.lock"] {
-        println!("cargo::rerun-if-changed={}", workspace.join(watched).display());
+    let workspace = package.parent().ok_or("the package has no parent folder")?;
+    for path in ["metadata-ebpf/src", "metadata-ebpf/Cargo.toml", "Cargo.toml", "Cargo.lock"] {
+        println!("cargo::rerun-if-changed={}", workspace.join(path).display());
     }
     println!("cargo::rerun-if-changed=build");
     for name in bpf_toolchain::OVERRIDES {
@@ -31,19 +31,21 @@ fn main() -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-/// The folder that they are in.
+/// Builds the objects and returns their folder.
 fn build_objects(workspace: &Path, out: &Path) -> Result<PathBuf, Box<dyn Error>> {
     let toolchain = bpf_toolchain::find().ok_or(
-        "no compiler with the source of `core` for the BPF target (Debian: rustc-web, cargo-web, rust-web-src); \
-         `cargo xtask setup` installs what is missing",
+        "no compiler with the source of `core` for the BPF target (Debian: rustc-web, cargo-web, rust-web-src): \
+         run `cargo xtask setup`",
     )?;
     let features = if env::var_os("CARGO_FEATURE_TRACE_LOG").is_some() { "trace-log" } else { "program" };
     let mut cargo = Command::new(&toolchain.cargo);
-    // What cargo set for this build script speaks of another compiler and another target.
+    // Remove the variables that cargo set for this build script: they describe another compiler and
+    // another target.
     for (name, _) in env::vars_os() {
         let text = name.to_string_lossy();
-        let rust = ["CARGO_", "RUSTC", "RUSTFLAGS", "RUSTDOC"].iter().any(|prefix| text.starts_with(prefix));
-        if rust && text != "CARGO_HOME" {
+        let is_from_cargo =
+            ["CARGO_", "RUSTC", "RUSTFLAGS", "RUSTDOC"].iter().any(|prefix| text.starts_with(prefix));
+        if is_from_cargo && text != "CARGO_HOME" {
             cargo.env_remove(&name);
         }
     }
@@ -59,7 +61,7 @@ fn build_objects(workspace: &Path, out: &Path) -> Result<PathBuf, Box<dyn Error>
         .status()?;
     if !status.success() {
         return Err(format!(
-            "{} could not build the BPF programs ({status}); bpf-linker must be on PATH: `cargo xtask setup`",
+            "{} could not build the BPF programs ({status}). If bpf-linker is missing, run `cargo xtask setup`",
             toolchain.cargo.display()
         )
         .into());

@@ -1,25 +1,23 @@
-//! Which compiler builds the BPF programs. Shared by the build script and by `cargo xtask setup`.
+//! Finds the compiler for the BPF programs.
 //!
-//! The BPF target has no prebuilt `core`, so the compiler needs its own standard library's source next to it. A
-//! rustup stable has none by default, and aya-build would choose rustup wherever rustup is.
+//! The BPF target has no prebuilt `core`, so the compiler needs the source of its standard library.
+//! rustup's stable toolchain lacks it by default, and aya-build always prefers rustup.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// A cargo and a rustc that fit each other and have the source of `core`.
+/// A cargo and a rustc of the same release, with the source of `core`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BpfToolchain {
-    /// Path of cargo.
     pub cargo: PathBuf,
-    /// Path of rustc.
     pub rustc: PathBuf,
 }
 
-/// Environment variables that name another pair.
+/// Environment variables that select another pair.
 pub const OVERRIDES: [&str; 2] = ["METADATA_BPF_CARGO", "METADATA_BPF_RUSTC"];
 
-/// Finds the pair: the one named by [`OVERRIDES`], else Debian's rustc-web with rust-web-src, else a rustup nightly
-/// with rust-src. `None` if none of these has the source of `core`.
+/// Finds a pair with the source of `core`: Debian's rustc-web with rust-web-src, or else a rustup
+/// nightly with rust-src. If [`OVERRIDES`] select a pair, no other is considered.
 pub fn find() -> Option<BpfToolchain> {
     candidates().into_iter().find(|toolchain| has_core_source(&toolchain.rustc))
 }

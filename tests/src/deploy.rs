@@ -5,10 +5,6 @@
 //! * [`unit_settings`]: the unit's settings, and [`seccomp_profile`] its system calls, for that container.
 //! * [`sample_configuration`]: what `metadata-agent.conf` has to be.
 
-#![expect(clippy::panic, reason = "a rig that cannot do its part fails the test at once")]
-#![expect(clippy::expect_used, reason = "a rig that cannot do its part fails the test at once")]
-#![expect(clippy::missing_panics_doc, reason = "every function here panics when the machine refuses")]
-
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::OnceLock;

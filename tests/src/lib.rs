@@ -8,7 +8,11 @@
 //! What goes wrong in the rig panics with its context: a test has nothing better to do with it. Waiting has a
 //! deadline everywhere.
 
-#![expect(clippy::panic, reason = "a rig that cannot do its part fails the test at once")]
+#![expect(
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a rig that cannot do its part fails the test at once"
+)]
 #![expect(clippy::missing_panics_doc, reason = "every function here panics when the machine refuses")]
 #![expect(clippy::print_stderr, reason = "what a failed test has to tell goes to its output")]
 
@@ -38,6 +42,7 @@ pub mod packet_socket;
 pub mod packets;
 pub mod pki;
 pub mod port;
+pub mod privileges;
 pub mod python;
 pub mod routed;
 pub mod router;
@@ -76,19 +81,3 @@ pub use tiny_program::TinyProgram;
 pub use topology::{GuestSpec, Host, Network, NextHop};
 pub use twins::Twins;
 pub use vswitch::Vswitch;
-
-/// Whether namespaces and BPF programs are ours to make. If not, says which test is skipped; with
-/// `REQUIRE_PRIVILEGED=1` that is a failure instead.
-#[must_use]
-pub fn privileged() -> bool {
-    if nix::unistd::geteuid().is_root() {
-        return true;
-    }
-    let test = std::thread::current().name().unwrap_or("this test").to_owned();
-    assert!(
-        std::env::var_os("REQUIRE_PRIVILEGED").is_none_or(|value| value != "1"),
-        "{test} needs root, and REQUIRE_PRIVILEGED=1 forbids to skip it"
-    );
-    eprintln!("SKIP {test}: needs root");
-    false
-}

@@ -16,6 +16,8 @@ use std::thread;
 
 use nix::sched::{CloneFlags, setns};
 
+use crate::privileges;
+
 /// Where iproute2, and so everybody, keeps the names.
 pub const DIRECTORY: &str = "/run/netns";
 
@@ -40,6 +42,7 @@ impl Netns {
     /// A fresh one under exactly this name, which nobody may have yet.
     #[must_use]
     pub fn named(name: &str) -> Self {
+        privileges::require();
         output_of(Command::new("ip").args(["netns", "add", name]));
         let path = PathBuf::from(DIRECTORY).join(name);
         let handle = File::open(&path).unwrap_or_else(|e| panic!("open {}: {e}", path.display()));
@@ -53,6 +56,7 @@ impl Netns {
     /// The namespace this process runs in: to look at, never to change. Dropping it removes nothing.
     #[must_use]
     pub fn machine() -> Self {
+        privileges::require();
         let path = PathBuf::from(format!("/proc/{}/ns/net", process::id()));
         let handle = File::open(&path).unwrap_or_else(|e| panic!("open {}: {e}", path.display()));
         Self { name: "machine".to_owned(), path, handle, ours: false }

@@ -1,10 +1,6 @@
-//! `cargo xtask test`: the stages of testing, what each needs, and the cargo commands that each is.
+//! `cargo xtask test`: the stages of testing, their requirements and their cargo commands.
 
-use std::collections::BTreeSet;
-use std::fs;
-use std::path::Path;
-
-use anyhow::{Context, Result, bail};
+use anyhow::Result;
 use clap::ValueEnum;
 
 use crate::command::{Invocation, target_dir, workspace_root};
@@ -13,12 +9,12 @@ use crate::preflight;
 use crate::requirements::Scope;
 use crate::setup::{Report, setup};
 
-/// What the user asks for.
+/// The stages that a command line selects.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Selection {
     /// Lints and the tests beside the code; needs no privilege
     Unit,
-    /// How many instructions and allocations a packet and a request take; `-- --record` writes them down
+    /// Instructions and allocations per packet and per request; `-- --record` writes them down
     Instructions,
     /// The BPF programs, packet by packet, in the running kernel
     Packets,
@@ -47,22 +43,18 @@ impl Stage {
     const ALL: [Self; 6] =
         [Self::Unit, Self::Instructions, Self::Packets, Self::Netns, Self::Vm, Self::Deploy];
 
-    /// The stage of `tests/tests/<target>.rs`, by the target's name. What fits no other stage is a scenario, so
-    /// no file is left out.
-    fn of_target(target: &str) -> Self {
-        let begins = |names: &[&str]| names.iter().any(|name| target.starts_with(name));
-        if begins(&["packet", "datapath", "verifier"]) {
-            Self::Packets
-        } else if begins(&["vm"]) {
-            Self::Vm
-        } else if begins(&["deploy"]) {
-            Self::Deploy
-        } else {
-            Self::Netns
+    /// Returns the test target of `metadata-tests`, which is the folder of the same name in `tests/tests`.
+    const fn target(self) -> Option<&'static str> {
+        match self {
+            Self::Unit | Self::Instructions => None,
+            Self::Packets => Some("packets"),
+            Self::Netns => Some("netns"),
+            Self::Vm => Some("vm"),
+            Self::Deploy => Some("deploy"),
         }
     }
 
-    /// How many tests of one binary run at a time: virtual machines and image builds fill the host by themselves.
+    /// Returns how many tests run at a time. Virtual machines and image builds fill the host by themselves.
     const fn threads(self) -> &'static str {
         match self {
             Self::Unit | Self::Instructions | Self::Packets | Self::Netns => "2",
@@ -70,7 +62,7 @@ impl Stage {
         }
     }
 
-    /// Whether it loads programs, or makes namespaces.
+    /// Returns true if the stage loads BPF programs or creates namespaces.
     const fn is_privileged(self) -> bool {
         !matches!(self, Self::Unit | Self::Instructions)
     }
@@ -93,7 +85,7 @@ impl Selection {
 /// Runs the stages in order and stops at the first that fails. `args` go to the test programs.
 ///
 /// # Errors
-/// When something is missing, a check or a build fails, or a test does.
+/// Returns an error if something is missing, or if a check, a build or a test fails.
 pub fn test(selection: Selection, release: bool, args: &[String]) -> Result<()> {
     let stages = selection.stages();
     if stages == [Stage::Unit] {
@@ -110,16 +102,12 @@ pub fn test(selection: Selection, release: bool, args: &[String]) -> Result<()> 
                 lint::lint()?;
                 unit_tests(args).run()?;
             }
-            // Its arguments are none of a test program's.
+            // In `all`, the arguments are for the test programs.
             Stage::Instructions if selection == Selection::Instructions => instructions(args).run()?,
             Stage::Instructions => instructions(&[]).run()?,
             Stage::Packets | Stage::Netns | Stage::Vm | Stage::Deploy => {
-                let targets = targets(stage, &test_targets()?);
                 let agent = build_agent(release)?;
-                scenario_tests(stage, &targets, release, args)?
-                    .env("METADATA_AGENT_BIN", agent)
-                    .env("REQUIRE_PRIVILEGED", "1")
-                    .run()?;
+                scenario_tests(stage, release, args).env("METADATA_AGENT_BIN", agent).run()?;
             }
         }
     }
@@ -131,7 +119,7 @@ fn unit_tests(args: &[String]) -> Invocation {
     passed_on(Invocation::cargo(tests), args)
 }
 
-/// Of the code as it is shipped: other code is counted in other builds.
+/// Counts the release build, as it is shipped: other builds have other counts.
 fn instructions(args: &[String]) -> Invocation {
     let run = ["run", "--quiet", "--release", "--package", "metadata-tests", "--bin", "instructions"];
     passed_on(Invocation::cargo(run), args)
@@ -146,66 +134,55 @@ fn build_agent(release: bool) -> Result<String> {
     Ok(agent.display().to_string())
 }
 
-fn scenario_tests(stage: Stage, targets: &[String], release: bool, args: &[String]) -> Result<Invocation> {
-    if targets.is_empty() {
-        bail!("no file in tests/tests belongs to the stage {stage:?}");
-    }
+fn scenario_tests(stage: Stage, release: bool, args: &[String]) -> Invocation {
     let mut tests = Invocation::cargo(["test", "--package", "metadata-tests", "--no-fail-fast"]);
     if release {
         tests = tests.args(["--release"]);
     }
     if stage == Stage::Netns {
-        // The rig's own tests, which need what its scenarios need.
+        // The rig's own tests need what its scenarios need.
         tests = tests.args(["--lib", "--bins"]);
     }
-    for target in targets {
+    if let Some(target) = stage.target() {
         tests = tests.args(["--test", target]);
     }
     let threads = format!("--test-threads={}", stage.threads());
-    Ok(tests.args(["--", &threads]).args(args))
+    tests.args(["--", &threads]).args(args)
 }
 
 fn passed_on(tests: Invocation, args: &[String]) -> Invocation {
     if args.is_empty() { tests } else { tests.args(["--"]).args(args) }
 }
 
-/// Those of the test targets that belong to a stage.
-fn targets(stage: Stage, all: &BTreeSet<String>) -> Vec<String> {
-    all.iter().filter(|target| Stage::of_target(target) == stage).cloned().collect()
-}
-
-/// The test targets of `metadata-tests`: cargo makes one of each file in `tests/tests` and of each folder in it
-/// with a `main.rs`.
-fn test_targets() -> Result<BTreeSet<String>> {
-    let folder = workspace_root().join("tests/tests");
-    let mut targets = BTreeSet::new();
-    for entry in fs::read_dir(&folder).with_context(|| format!("list {}", folder.display()))? {
-        targets.extend(target_of(&entry?.path()));
-    }
-    Ok(targets)
-}
-
-fn target_of(path: &Path) -> Option<String> {
-    let is_target =
-        path.extension().is_some_and(|extension| extension == "rs") || path.join("main.rs").is_file();
-    is_target.then(|| path.file_stem()?.to_str().map(str::to_owned))?
-}
-
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     #[test]
-    fn every_test_target_belongs_to_one_stage() {
-        let all: BTreeSet<_> = ["packets", "verifier", "netns_identity", "restart", "vm_kernels", "deploy"]
-            .map(String::from)
-            .into();
-        let mut found: Vec<_> = Stage::ALL.iter().flat_map(|stage| targets(*stage, &all)).collect();
-        assert_eq!([Stage::Unit, Stage::Instructions].map(|stage| targets(stage, &all)), [[""; 0]; 2]);
-        assert_eq!(targets(Stage::Netns, &all), ["netns_identity", "restart"]);
-        assert_eq!(targets(Stage::Vm, &all), ["vm_kernels"]);
-        found.sort();
-        assert!(found.iter().eq(&all), "{found:?}");
+    fn every_folder_of_tests_belongs_to_one_stage() {
+        let folder = workspace_root().join("tests/tests");
+        let entries = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().file_name());
+        let mut entries: Vec<_> = entries.map(|name| name.into_string().unwrap()).collect();
+        let mut targets: Vec<_> = Stage::ALL.into_iter().filter_map(Stage::target).collect();
+        entries.sort();
+        targets.sort_unstable();
+        assert_eq!(entries, targets, "no stage runs a file beside the stages' folders");
+    }
+
+    #[test]
+    fn every_file_of_a_stage_is_one_of_its_modules() {
+        for target in Stage::ALL.into_iter().filter_map(Stage::target) {
+            let folder = workspace_root().join("tests/tests").join(target);
+            let main = fs::read_to_string(folder.join("main.rs")).unwrap();
+            for entry in fs::read_dir(folder).unwrap() {
+                let path = entry.unwrap().path();
+                let module = path.file_stem().unwrap().to_str().unwrap();
+                let declared = main.lines().any(|line| line == format!("mod {module};"));
+                assert!(declared || module == "main", "{target}/main.rs does not declare {module}");
+            }
+        }
     }
 
     #[test]
@@ -214,7 +191,7 @@ mod tests {
     }
 
     #[test]
-    fn to_count_takes_no_rights() {
+    fn counting_needs_no_privilege() {
         assert!(!Stage::Instructions.is_privileged() && Stage::Packets.is_privileged());
         assert_eq!(
             instructions(&["--record".to_owned()]).to_string(),
@@ -224,16 +201,11 @@ mod tests {
 
     #[test]
     fn virtual_machines_run_one_at_a_time() {
-        let tests = scenario_tests(Stage::Vm, &["vm".to_owned()], false, &["boots".to_owned()]).unwrap();
+        let tests = scenario_tests(Stage::Vm, false, &["boots".to_owned()]);
         assert_eq!(
             tests.to_string(),
             "cargo test --package metadata-tests --no-fail-fast --test vm -- --test-threads=1 boots"
         );
-    }
-
-    #[test]
-    fn a_stage_without_tests_fails() {
-        assert!(scenario_tests(Stage::Packets, &[], false, &[]).is_err());
     }
 
     #[test]
@@ -242,13 +214,5 @@ mod tests {
             unit_tests(&[]).to_string(),
             "cargo test --workspace --exclude metadata-tests --no-fail-fast"
         );
-    }
-
-    #[test]
-    fn folders_without_main_are_helpers() {
-        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/boundaries");
-        assert_eq!(target_of(&folder), None);
-        assert_eq!(target_of(Path::new("tests/tests/vm.rs")), Some("vm".to_owned()));
-        assert_eq!(target_of(Path::new("tests/tests/notes.md")), None);
     }
 }

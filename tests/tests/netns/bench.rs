@@ -1,0 +1,147 @@
+//! The bench itself works: every peer that is here starts, is measured for a moment, and stops without a trace.
+
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::path::Path;
+use std::process::{Child, Command, Output, Stdio};
+
+use metadata_tests::wait::{self, PATIENCE};
+use metadata_tests::{netns, privileges};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::Value;
+use tempfile::TempDir;
+
+/// Runs it to its end, and sees that nothing is left of it.
+fn bench(args: &[&str]) -> Output {
+    wait_for(start(args))
+}
+
+fn start(args: &[&str]) -> Child {
+    start_with(args, &[])
+}
+
+fn start_with(args: &[&str], environment: &[(&str, &Path)]) -> Child {
+    privileges::require();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_bench"));
+    command.envs(environment.iter().copied());
+    command.args(args).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command.spawn().expect("start the bench")
+}
+
+fn wait_for(bench: Child) -> Output {
+    let its_own = format!("mt{}-", bench.id());
+    let output = bench.wait_with_output().expect("wait for the bench");
+    let left: Vec<_> = netns::names().into_iter().filter(|name| name.starts_with(&its_own)).collect();
+    assert_eq!(left, [""; 0], "{}", told(&output));
+    output
+}
+
+fn told(output: &Output) -> String {
+    format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
+}
+
+fn results(folder: &Path) -> Value {
+    let text = fs::read_to_string(folder.join("results.json")).expect("the results");
+    serde_json::from_str(&text).expect("JSON")
+}
+
+fn runs(folder: &TempDir) -> Vec<Value> {
+    results(folder.path())["runs"].as_array().expect("runs").clone()
+}
+
+/// Those that need nothing beyond what a test needs.
+const PEERS: &str = "direct,haproxy,host-haproxy,ours,neutron-agent,ovn";
+
+#[test]
+fn a_rehearsal_measures_every_peer_and_leaves_a_report() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let out = folder.path().display().to_string();
+    let output = bench(&["--rehearse", "--peers", PEERS, "--out", &out]);
+    assert!(output.status.success(), "{}", told(&output));
+    let runs = runs(&folder);
+    for (workload, peers) in [
+        ("requests", &["direct", "haproxy", "host-haproxy, 4 instances", "ours", "ours, 5 more ports"][..]),
+        ("boot", &["direct", "haproxy", "host-haproxy", "ours", "neutron-agent (RPC replaced)", "ovn"]),
+        ("density", &["haproxy", "ours"]),
+        ("tax", &["ours"]),
+        ("bystander", &["tap with our programs", "tap without programs"]),
+    ] {
+        for peer in peers {
+            assert!(
+                runs.iter().any(|run| run["workload"] == workload && run["peer"] == *peer),
+                "{workload} of {peer}: {}",
+                told(&output)
+            );
+        }
+    }
+    // Neutron's agents have short queues, and may well fail at this.
+    let neutrons = ["neutron-agent (RPC replaced)", "ovn"];
+    for run in runs.iter().filter(|run| !neutrons.contains(&run["peer"].as_str().unwrap_or(""))) {
+        assert_eq!(run["failed"], 0, "{run}");
+        assert!(
+            run["answers"] != 0 || !["requests", "boot"].contains(&run["workload"].as_str().unwrap_or(""))
+        );
+    }
+    let page = fs::read_to_string(folder.path().join("report.html")).expect("the page");
+    assert!(page.contains("<svg") && page.ends_with("</html>\n"));
+    let compared = bench(&["compare", &out, &out]);
+    assert!(
+        compared.status.success() && !told(&compared).contains("beyond the noise:"),
+        "{}",
+        told(&compared)
+    );
+}
+
+#[test]
+fn an_interrupted_bench_leaves_no_trace() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let out = folder.path().join("report");
+    let bench = start(&[
+        "--rehearse",
+        "--repetitions",
+        "1000",
+        "--peers",
+        "ours",
+        "--out",
+        &out.display().to_string(),
+    ]);
+    let portal = format!("mt{}-", bench.id());
+    wait::until("our agent runs", PATIENCE, || {
+        netns::names().iter().any(|name| name.starts_with(&portal) && name.ends_with("-portal")).then_some(())
+    });
+    kill(Pid::from_raw(bench.id().cast_signed()), Signal::SIGINT).expect("interrupt the bench");
+    let output = wait_for(bench);
+    assert_eq!(output.status.code(), Some(1), "{}", told(&output));
+    assert!(told(&output).contains("interrupted: no report") && !out.exists(), "{}", told(&output));
+}
+
+#[test]
+fn a_peer_that_is_not_installed_is_absent_with_the_reason() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let (programs, out) = (folder.path().join("programs"), folder.path().join("report"));
+    fs::create_dir(&programs).expect("a folder for programs");
+    for name in ["ip", "nsenter", "nginx"] {
+        let path = std::env::var_os("PATH").expect("a PATH");
+        let mut found = std::env::split_paths(&path).map(|folder| folder.join(name));
+        let found = found.find(|path| path.is_file()).expect("what the bench itself needs");
+        symlink(found, programs.join(name)).expect("a link to a program");
+    }
+    let out_text = out.display().to_string();
+    let args = ["--rehearse", "--peers", "direct,haproxy,legacy", "--out", &out_text];
+    let output = wait_for(start_with(&args, &[("PATH", &programs)]));
+    assert!(output.status.success(), "{}", told(&output));
+    let results = results(&out);
+    let absent: Vec<_> =
+        results["absent"].as_array().expect("a list").iter().map(|one| &one["what"]).collect();
+    assert_eq!(absent, ["haproxy", "legacy"]);
+    assert!(results["runs"].as_array().expect("runs").iter().all(|run| run["peer"] == "direct"));
+    let page = fs::read_to_string(out.join("report.md")).expect("the report");
+    assert!(page.contains("rabbitmq-server") && page.contains("cargo xtask setup --for bench"), "{page}");
+}
+
+#[test]
+fn a_peer_that_nobody_knows_is_refused() {
+    let output = bench(&["--peers", "nobody"]);
+    assert_eq!(output.status.code(), Some(2), "{}", told(&output));
+}

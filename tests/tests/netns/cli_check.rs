@@ -1,0 +1,209 @@
+//! What `check` says of each source and of Nova, and what to change.
+
+use std::fs;
+
+use metadata_tests::agent::Installer;
+use metadata_tests::{
+    Agent, Binding, ControlPlane, Host, Mode, NovaStandIn, Ovsdb, Pki, Port, Southbound, domain,
+};
+use serde_json::Value;
+
+const NEUTRON_AGENT: &str = "Neutron's metadata agent";
+const NOVA: &str = "Nova's metadata service";
+
+/// What it finds of a subject: whether that is well, and the words about it.
+fn found(agent: &Agent, subject: &str) -> (bool, String) {
+    let output = agent.ask("check", &["--json"]);
+    let findings: Vec<Value> = serde_json::from_slice(&output.stdout).expect("JSON");
+    let mut about = findings.iter().filter(|finding| finding["subject"] == subject);
+    let (finding, more) = (about.next().expect("a finding of it"), about.next());
+    assert!(more.is_none(), "{findings:?}");
+    let is_well = finding["ok"].as_bool().expect("whether it is well");
+    let all_well = findings.iter().all(|finding| finding["ok"] == true);
+    assert_eq!(output.status.code(), Some(i32::from(!all_well)));
+    (is_well, finding["detail"].as_str().expect("a text").to_owned())
+}
+
+#[track_caller]
+fn assert_says(agent: &Agent, subject: &str, is_well: bool, words: &[&str]) {
+    let (well, detail) = found(agent, subject);
+    assert!(well == is_well && words.iter().all(|word| detail.contains(word)), "{subject}: {well} {detail}");
+}
+
+fn port() -> Port {
+    let network = metadata_agent::ids::NetworkId::new(uuid::Uuid::new_v4());
+    Port::new(network, [10, 0, 0, 5].into())
+}
+
+#[test]
+fn each_source_has_a_line_of_its_own() {
+    let host = Host::new();
+    let nova = NovaStandIn::start(host.netns());
+    let agent = Agent::on(&host, &nova).port(&port()).port(&port()).install();
+    assert_says(&agent, "static inventory", true, &["has 2 ports"]);
+    assert_says(&agent, "libvirt", true, &["has 0 domains of Nova's with 0 ports"]);
+    assert_says(&agent, "sources", true, &["by static inventory, libvirt"]);
+
+    domain::write(&agent.libvirt_dir(), &port());
+    fs::write(agent.libvirt_dir().join("own.xml"), "<domain><name>x</name></domain>")
+        .expect("write a domain");
+    fs::write(agent.libvirt_dir().join("half.xml"), "<domain><na").expect("write half a domain");
+    assert_says(
+        &agent,
+        "libvirt",
+        true,
+        &["1 domains of Nova's with 1 ports, and 1 others; half.xml is not XML"],
+    );
+
+    // A file that opens is not one that can be used.
+    let inventory = agent.config_file().with_file_name("inventory.json");
+    fs::write(&inventory, "{\"ports\": [{}]}").expect("write an inventory");
+    let named = inventory.display().to_string();
+    assert_says(&agent, "static inventory", false, &[&named, "missing field", "(static_inventory)"]);
+    assert_says(&agent, "sources", true, &["by libvirt"]);
+
+    domain_dir_is(&agent, false);
+    assert_says(&agent, "libvirt", true, &["is not there", "libvirt_dir"]);
+    assert_says(&agent, "sources", false, &["no guest can be known"]);
+    fs::write(agent.libvirt_dir(), "").expect("write a file in its place");
+    assert_says(&agent, "libvirt", false, &["Not a directory", "(libvirt_dir)"]);
+    fs::remove_file(agent.libvirt_dir()).expect("remove it");
+    domain_dir_is(&agent, true);
+    assert_says(&agent, "sources", true, &["by libvirt"]);
+}
+
+fn domain_dir_is(agent: &Agent, there: bool) {
+    let folder = agent.libvirt_dir();
+    if there { fs::create_dir(&folder) } else { fs::remove_dir_all(&folder) }
+        .expect("make or remove a folder");
+}
+
+#[test]
+fn nova_is_asked_for_its_versions_and_not_only_connected_to() {
+    let host = Host::new();
+    let nova = NovaStandIn::start(host.netns());
+    let agent = Agent::on(&host, &nova).install();
+    assert_says(&agent, NOVA, true, &["lists its versions"]);
+    let tls = Agent::on(&host, &nova).set("DEFAULT", "nova_metadata_protocol", "https").install();
+    assert_says(&tls, NOVA, false, &["no TLS", "nova_metadata_protocol = http"]);
+    nova.set_mode(Mode::Hold);
+    let hasty = Agent::on(&host, &nova).set("metadata_agent", "nova_connect_timeout", "0.2").install();
+    assert_says(&hasty, NOVA, false, &["does not answer within 200ms", "firewall"]);
+    nova.set_mode(Mode::Refuse);
+    assert_says(&agent, NOVA, false, &["cannot connect", "start it"]);
+}
+
+/// An agent with no source but what these options name.
+fn bare(host: &Host, nova: &NovaStandIn) -> Installer {
+    Agent::on(host, nova).set("metadata_agent", "libvirt_dir", "").set(
+        "metadata_agent",
+        "static_inventory",
+        "",
+    )
+}
+
+#[test]
+fn ovns_database_suffices_together_with_that_of_open_vswitch() {
+    let host = Host::new();
+    let nova = NovaStandIn::start(host.netns());
+    let (ovsdb, mut southbound) = (Ovsdb::start(), Southbound::start());
+    let servers = format!("{},unix:/nowhere", southbound.remotes());
+    let both = bare(&host, &nova)
+        .set("ovs", "ovsdb_connection", &ovsdb.remote())
+        .set("ovn", "ovn_sb_connection", &servers)
+        .install();
+    assert_says(&both, "Open vSwitch", true, &["has its database"]);
+    assert_says(&both, "OVN Southbound", true, &["has its database; unix:/nowhere: cannot connect"]);
+    assert_says(&both, "Neutron", true, &["none is configured", "neutron_auth_url"]);
+    assert_says(&both, "sources", true, &["by OVN Southbound"]);
+
+    let alone = bare(&host, &nova).set("ovs", "ovsdb_connection", &ovsdb.remote()).install();
+    assert_says(&alone, "OVN Southbound", true, &["none is configured", "ovn_sb_connection"]);
+    assert_says(&alone, "sources", false, &["no guest can be known", "Neutron"]);
+
+    let swapped = bare(&host, &nova)
+        .set("ovs", "ovsdb_connection", &southbound.remotes())
+        .set("ovn", "ovn_sb_connection", &ovsdb.remote())
+        .install();
+    assert_says(&swapped, "Open vSwitch", false, &["no database Open_vSwitch", "(ovsdb_connection)"]);
+    assert_says(&swapped, "OVN Southbound", false, &["no database OVN_Southbound", "(ovn_sb_connection)"]);
+
+    southbound.servers()[0].stop();
+    assert_says(&both, "OVN Southbound", false, &["cannot connect", "(ovn_sb_connection)"]);
+    assert_says(&both, "sources", false, &["no guest can be known"]);
+}
+
+#[test]
+fn open_vswitch_is_spoken_to_over_tls_with_its_own_files() {
+    let host = Host::new();
+    let nova = NovaStandIn::start(host.netns());
+    let pki = Pki::new(&host.folder().join("pki"));
+    let (server, ours, file) =
+        (pki.sign("server"), pki.sign("agent"), |path: &std::path::Path| path.display().to_string());
+    let _ovsdb = Ovsdb::start_with(host.netns(), |prepared| {
+        prepared.set(format!("--private-key={}", server.key.display()));
+        prepared.set(format!("--certificate={}", server.certificate.display()));
+        prepared.set(format!("--ca-cert={}", pki.authority().display()));
+        prepared.set("--remote=pssl:6640:127.0.0.1".to_owned());
+    });
+    let over_tls = || bare(&host, &nova).set("ovs", "ovsdb_connection", "ssl:127.0.0.1:6640");
+    let agent = over_tls()
+        .set("ovs", "ssl_key_file", &file(&ours.key))
+        .set("ovs", "ssl_cert_file", &file(&ours.certificate))
+        .set("ovs", "ssl_ca_cert_file", &file(&pki.authority()))
+        .install();
+    assert_says(&agent, "Open vSwitch", true, &["ssl:127.0.0.1:6640 has its database"]);
+    assert_says(&over_tls().install(), "Open vSwitch", false, &["without certificates", "ssl_ca_cert_file"]);
+}
+
+#[test]
+fn neutron_suffices_by_itself_and_tells_whether_it_knows_this_host() {
+    let host = Host::new();
+    let nova = NovaStandIn::start(host.netns());
+    let mut plane = ControlPlane::start(&host);
+    let network = plane.create_network("10.0.0.0/24");
+    let device = port().instance.to_string();
+    let binding = Binding { owner: "compute:nova", device: &device, host: "hypervisor-1" };
+    let _bound = plane.create_port(network, &port(), &binding);
+    let on = |name: &str, password: &str| {
+        let agent = bare(&host, &nova).set("DEFAULT", "host", name);
+        let options = plane.password_options().map(|(key, value)| match key {
+            "neutron_password" => (key, password.to_owned()),
+            _ => (key, value),
+        });
+        options.iter().fold(agent, |agent, (key, value)| agent.set("metadata_agent", key, value)).install()
+    };
+    let password = metadata_tests::control_plane::PASSWORD;
+    let agent = on("hypervisor-1", password);
+    assert_says(&agent, "Neutron", true, &["tells the ports of host hypervisor-1"]);
+    assert_says(&agent, "sources", true, &["by Neutron"]);
+    let other = on("hypervisor-2", password);
+    assert_says(
+        &other,
+        "Neutron",
+        true,
+        &["no port of host hypervisor-2", "binding:host_id", "admin or service"],
+    );
+    let wrong = on("hypervisor-1", "wrong");
+    assert_says(&wrong, "Neutron", false, &["401"]);
+    plane.neutron.stop();
+    assert_says(&agent, "Neutron", false, &["http://127.0.0.1:9696", "cannot be asked"]);
+    assert_says(&agent, "sources", false, &["no guest can be known"]);
+}
+
+#[test]
+fn where_neutrons_agent_is_asked_instead_of_nova_its_socket_is_looked_at() {
+    let host = Host::new();
+    let nova = NovaStandIn::start(host.netns());
+    let socket = host.folder().join("metadata_proxy");
+    let path = socket.display().to_string();
+    let agent = Agent::on(&host, &nova)
+        .set("metadata_agent", "upstream", "neutron-agent")
+        .set("DEFAULT", "metadata_proxy_socket", &path)
+        .install();
+    assert_says(&agent, NEUTRON_AGENT, false, &[&path, "No such file", "neutron_agent_socket"]);
+    let listener = std::os::unix::net::UnixListener::bind(&socket).expect("listen");
+    assert_says(&agent, NEUTRON_AGENT, true, &[&path, "takes connections"]);
+    drop(listener);
+    assert_says(&agent, NEUTRON_AGENT, false, &["refused", "start it"]);
+}

@@ -1,0 +1,225 @@
+//! Who a guest is: decided by its interface and by nothing it sends, be it addresses, ports or headers.
+
+use std::io::ErrorKind;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::time::Duration;
+
+use metadata_agent::ids::MacAddress;
+use metadata_ebpf::reason::Reason;
+use metadata_tests::nova::{SECRET, signature};
+use metadata_tests::tenants::{ADDRESS, HOSTNAME};
+use metadata_tests::wait::{self, PATIENCE};
+use metadata_tests::{Port, Tenant, Tenants};
+
+/// How long it is waited for an answer that does not come: shorter than the kernel's first retransmission of a SYN.
+const UNANSWERED: Duration = Duration::from_millis(400);
+/// Not the guest's own.
+const FORGED_ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 9);
+/// Not the guest's own.
+const FORGED_MAC: MacAddress = MacAddress([0xfa, 0x16, 0x3e, 0xba, 0xdb, 0xad]);
+
+#[test]
+fn two_guests_with_one_address_and_one_port_at_one_time_each_get_their_own() {
+    let tenants = Tenants::new();
+    let Tenants { process, nova, red, blue, .. } = &tenants;
+    let source = SocketAddr::from((ADDRESS, 40_000));
+    let (mut of_red, mut of_blue) = (red.connect_from(source), blue.connect_from(source));
+    let (begin, end) = (format!("GET {HOSTNAME} "), "HTTP/1.1\r\nHost: 169.254.169.254\r\n\r\n");
+    for _ in 0..3 {
+        of_red.send(&begin).expect("half a request");
+        of_blue.send(&begin).expect("half a request");
+        of_red.send(end).expect("the other half");
+        of_blue.send(end).expect("the other half");
+        assert_eq!(of_blue.receive().expect("an answer").text(), blue.hostname());
+        assert_eq!(of_red.receive().expect("an answer").text(), red.hostname());
+    }
+
+    assert_eq!(process.count("metadata_connections_open"), 2);
+    let asked = nova.requests();
+    assert_eq!(asked.len(), 6);
+    assert!(asked.iter().all(|request| request.header("x-forwarded-for").as_deref() == Some("10.0.0.5")));
+    let attachments = [tenants.attachment(red), tenants.attachment(blue)];
+    for (attachment, guest) in attachments.iter().zip([red, blue]) {
+        let clients = attachment["clients"].as_array().expect("clients");
+        assert_eq!(clients.len(), 1, "{attachment}");
+        assert_eq!(clients[0]["address"], "10.0.0.5");
+        assert_eq!(clients[0]["mac"], guest.port.mac.to_string());
+        assert_eq!(attachment["port"]["instance"], guest.port.instance.to_string());
+    }
+    assert_ne!(attachments[0]["attachment"], attachments[1]["attachment"]);
+}
+
+fn checked_by(source_check: &str) -> Tenants {
+    Tenants::with(|installer, red, blue| {
+        installer.port(&red.port).port(&blue.port).set("metadata_agent", "source_check", source_check)
+    })
+}
+
+/// Gets the host name from another address than the guest's own.
+fn get_from_forged_address(guest: &Tenant, patience: Duration) -> Result<String, ErrorKind> {
+    guest.netns().ip(&format!("address add {FORGED_ADDRESS}/24 dev eth0"));
+    get_from(guest, (FORGED_ADDRESS, 0).into(), patience)
+}
+
+/// Gets the host name from another MAC address than the guest's own.
+fn get_from_forged_mac(guest: &Tenant, patience: Duration) -> Result<String, ErrorKind> {
+    // A new address makes the kernel forget its neighbours.
+    guest.netns().ip(&format!(
+        "link set eth0 address {FORGED_MAC}\n\
+         neighbour replace {} lladdr {} nud permanent dev eth0",
+        guest.network.gateway, guest.network.gateway_mac
+    ));
+    get_from(guest, (ADDRESS, 0).into(), patience)
+}
+
+/// Gives up if it is not connected within `patience`.
+fn get_from(guest: &Tenant, source: SocketAddr, patience: Duration) -> Result<String, ErrorKind> {
+    let connected = guest.dial(guest.metadata_ipv4(), Some(source), patience);
+    let mut connection = connected.map_err(|e| e.kind())?;
+    connection.stream().set_read_timeout(Some(PATIENCE)).expect("be patient again");
+    let answer = connection.request("GET", HOSTNAME, &[], b"").expect("an answer to who is connected");
+    Ok(answer.text().to_owned())
+}
+
+#[test]
+fn a_forged_source_address_is_dropped_and_counted() {
+    let tenants = Tenants::new();
+    let Tenants { process, nova, red, blue, .. } = &tenants;
+    let legacy = red.network.legacy();
+    assert_eq!(get_from_forged_address(red, UNANSWERED), Err(ErrorKind::TimedOut));
+    assert!(process.packets(Reason::ForgedAddress) >= 1);
+    assert_eq!((nova.requests().len(), legacy.requests().len()), (0, 0));
+    red.assert_served();
+    blue.assert_served();
+}
+
+#[test]
+fn every_address_within_an_allowed_prefix_is_a_guests_own_and_its_neighbours_are_not() {
+    let tenants = Tenants::with(|installer, red, blue| {
+        let allowed_addresses = vec!["10.0.0.96/28".parse().expect("a prefix")];
+        installer.port(&Port { allowed_addresses, ..red.port.clone() }).port(&blue.port)
+    });
+    let Tenants { process, agent, nova, red, blue, .. } = &tenants;
+    let [below, first, last, above] = [95, 96, 111, 112].map(|octet| Ipv4Addr::new(10, 0, 0, octet));
+    for guest in [red, blue] {
+        for address in [below, first, last, above] {
+            guest.netns().ip(&format!("address add {address}/24 dev eth0"));
+        }
+    }
+    let get = |guest, address: Ipv4Addr, patience| get_from(guest, (address, 0).into(), patience);
+    for address in [first, last] {
+        assert_eq!(get(red, address, PATIENCE), Ok(red.hostname()), "{address}");
+    }
+    assert_eq!(process.packets(Reason::ForgedAddress), 0);
+    for (guest, address) in [(red, below), (red, above), (blue, first), (blue, last)] {
+        let forged = process.packets(Reason::ForgedAddress);
+        assert_eq!(get(guest, address, UNANSWERED), Err(ErrorKind::TimedOut), "{address}");
+        assert!(process.packets(Reason::ForgedAddress) > forged, "{address}");
+    }
+    let asked = nova.requests();
+    assert_eq!(asked.len(), 2);
+    assert!(asked.iter().all(|request| request.header("x-forwarded-for").as_deref() == Some("10.0.0.5")));
+
+    agent.set_ports([&red.port, &blue.port]);
+    wait::until("it is allowed no more", PATIENCE, || get(red, first, UNANSWERED).is_err().then_some(()));
+    red.assert_served();
+    blue.assert_served();
+}
+
+#[test]
+fn a_forged_source_mac_is_dropped_and_counted() {
+    let tenants = Tenants::new();
+    let Tenants { process, nova, red, blue, .. } = &tenants;
+    let legacy = red.network.legacy();
+    assert_eq!(get_from_forged_mac(red, UNANSWERED), Err(ErrorKind::TimedOut));
+    assert!(process.packets(Reason::ForgedMac) >= 1);
+    assert_eq!((nova.requests().len(), legacy.requests().len()), (0, 0));
+    blue.assert_served();
+}
+
+#[test]
+fn where_only_macs_are_checked_another_address_is_served_as_the_same_guest() {
+    let tenants = checked_by("mac");
+    let Tenants { process, nova, red, .. } = &tenants;
+    assert_eq!(get_from_forged_address(red, PATIENCE), Ok(red.hostname()));
+    // Nova is told the port's address, whatever the guest made of it.
+    assert_eq!(nova.requests()[0].header("x-forwarded-for").as_deref(), Some("10.0.0.5"));
+    assert_eq!(get_from_forged_mac(red, UNANSWERED), Err(ErrorKind::TimedOut));
+    assert_eq!(process.packets(Reason::ForgedAddress), 0);
+    assert!(process.packets(Reason::ForgedMac) >= 1);
+}
+
+#[test]
+fn where_nothing_is_checked_a_guest_is_still_who_its_interface_says() {
+    let tenants = checked_by("off");
+    let Tenants { process, red, blue, .. } = &tenants;
+    assert_eq!(get_from_forged_address(red, PATIENCE), Ok(red.hostname()));
+    assert_eq!(get_from_forged_mac(red, PATIENCE), Ok(red.hostname()));
+    let forged = process.packets(Reason::ForgedAddress) + process.packets(Reason::ForgedMac);
+    assert_eq!(forged, 0);
+    blue.assert_served();
+}
+
+/// What a guest writes that wants to be another one, and knows all about it, even the secret.
+fn claims_of(victim: &Tenant) -> Vec<(&'static str, String)> {
+    let instance = victim.port.instance.to_string();
+    vec![
+        ("X-Instance-ID-Signature", signature(SECRET, &instance)),
+        ("X-Instance-ID", instance),
+        ("X-Tenant-ID", victim.port.project.to_string()),
+        ("X-Forwarded-For", "10.0.0.66".to_owned()),
+        ("X-Metadata-Provider", victim.network.id.to_string()),
+        ("X-Metadata-Provider-Signature", signature(SECRET, &victim.network.id.to_string())),
+        ("X-Neutron-Network-ID", victim.network.id.to_string()),
+        ("X-Neutron-Router-ID", victim.network.id.to_string()),
+        ("X-OVN-Network-ID", victim.network.id.to_string()),
+        ("X-Real-IP", "10.0.0.66".to_owned()),
+        ("Forwarded", "for=10.0.0.66".to_owned()),
+        ("Cookie", "a=b".to_owned()),
+        ("Authorization", "Basic YTpi".to_owned()),
+        ("Connection", "X-Instance-ID, X-Tenant-ID, X-Instance-ID-Signature".to_owned()),
+    ]
+}
+
+#[test]
+fn headers_of_a_guest_change_nothing_of_what_nova_is_told() {
+    let tenants = Tenants::new();
+    let Tenants { nova, red, blue, .. } = &tenants;
+    let claims = claims_of(blue);
+    let lower: Vec<(String, &str)> =
+        claims.iter().map(|(name, value)| (name.to_lowercase(), value.as_str())).collect();
+    let canonical: Vec<(&str, &str)> = claims.iter().map(|(name, value)| (*name, value.as_str())).collect();
+    let lower: Vec<(&str, &str)> = lower.iter().map(|(name, value)| (name.as_str(), *value)).collect();
+    let twice = [canonical.clone(), lower.clone(), canonical.clone()].concat();
+    let own = [
+        ("accept", "*/*".to_owned()),
+        ("host", nova.address().to_string()),
+        ("x-forwarded-for", "10.0.0.5".to_owned()),
+        ("x-instance-id", red.port.instance.to_string()),
+        ("x-instance-id-signature", signature(SECRET, &red.port.instance.to_string())),
+        ("x-tenant-id", red.port.project.to_string()),
+    ];
+    let own = own.map(|(name, value)| (name.to_owned(), value));
+
+    for headers in [&canonical, &lower, &twice] {
+        let answer = red.connect().request("GET", HOSTNAME, headers, b"").expect("an answer");
+        assert_eq!((answer.status, answer.text()), (200, red.hostname().as_str()));
+        let asked = nova.requests().pop().expect("a request");
+        let mut told = asked.headers;
+        told.sort();
+        assert_eq!(told, own);
+    }
+
+    let mut connection = red.connect();
+    let head = "POST /openstack/2013-10-17/password HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\
+                Trailer: X-Instance-ID\r\nContent-Type: text/plain\r\n\r\n";
+    let trailer = format!("1\r\np\r\n0\r\nX-Instance-ID: {}\r\n\r\n", blue.port.instance);
+    connection.send([head, trailer.as_str()].concat()).expect("a request with a trailer");
+    assert_eq!(connection.receive().expect("an answer").status, 200);
+    let mut told = nova.requests().pop().expect("a request").headers;
+    told.retain(|header| !own.contains(header));
+    told.sort();
+    let of_the_body = [("content-length", "1"), ("content-type", "text/plain")];
+    assert_eq!(told, of_the_body.map(|(name, value)| (name.to_owned(), value.to_owned())));
+    assert_eq!(nova.password(blue.port.instance), None);
+}

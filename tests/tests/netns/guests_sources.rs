@@ -1,0 +1,120 @@
+//! When it becomes known who a guest is: before it asks, while it waits, or never.
+
+use std::io::ErrorKind;
+use std::time::{Duration, Instant};
+
+use metadata_tests::tenants::HOSTNAME;
+use metadata_tests::wait::{self, PATIENCE};
+use metadata_tests::{Tenant, Tenants, domain};
+
+const OWN: &str = "metadata_agent";
+/// How long an unknown guest's request is held where the test sees the end of it.
+const SHORT_HOLD: Duration = Duration::from_secs(2);
+
+/// The static inventory knows blue only.
+fn red_is_unknown(hold: &str, grace: &str) -> Tenants {
+    Tenants::with(|installer, _, blue| {
+        installer.port(&blue.port).set(OWN, "identity_hold", hold).set(OWN, "identity_grace", grace)
+    })
+}
+
+#[test]
+fn an_unknown_guest_is_held_then_asked_to_come_back_then_refused_while_others_are_served() {
+    let tenants = red_is_unknown("2", "8");
+    let Tenants { process, nova, red, blue, .. } = &tenants;
+    let asked_at = Instant::now();
+    let mut connection = red.connect();
+    connection.send(request()).expect("a request");
+    blue.assert_served();
+    connection.stream().set_nonblocking(true).expect("look without waiting");
+    let looked = connection.stream().peek(&mut [0]).expect_err("no answer while blue was served");
+    assert_eq!(looked.kind(), ErrorKind::WouldBlock);
+    connection.stream().set_nonblocking(false).expect("wait again");
+
+    let answer = connection.receive().expect("an answer");
+    assert!(asked_at.elapsed() >= SHORT_HOLD, "held for {:?} only", asked_at.elapsed());
+    assert_eq!((answer.status, answer.header("retry-after")), (503, Some("1")));
+    let refused = wait::until("the grace is over", PATIENCE, || {
+        let answer = red.get(HOSTNAME);
+        match answer.status {
+            503 => None,
+            _ => Some(answer),
+        }
+    });
+    assert_eq!((refused.status, refused.header("retry-after")), (404, None));
+    assert!(process.count("metadata_identity_holds_total{outcome=\"retry_later\"}") >= 1);
+    assert!(process.count("metadata_identity_holds_total{outcome=\"refused\"}") >= 1);
+    blue.assert_served();
+    let about_blue = |id: Option<String>| id == Some(blue.port.instance.to_string());
+    assert!(nova.requests().iter().all(|request| about_blue(request.header("x-instance-id"))));
+}
+
+fn request() -> String {
+    format!("GET {HOSTNAME} HTTP/1.1\r\nHost: 169.254.169.254\r\n\r\n")
+}
+
+/// Red asks and is held for longer than it waits for an answer; `tell` says who it is.
+fn assert_answered_once_known(tell: impl FnOnce(&Tenants)) {
+    let tenants = red_is_unknown("60", "120");
+    let Tenants { process, red, blue, .. } = &tenants;
+    let mut connection = red.connect();
+    connection.send(request()).expect("a request");
+    // Who asked later has been answered, so the agent has seen the earlier request as well.
+    blue.assert_served();
+    assert_eq!(tenants.attachment(red)["identity"], "unknown");
+    tell(&tenants);
+    let answer = connection.receive().expect("an answer before the hold ends");
+    assert_eq!((answer.status, answer.text()), (200, red.hostname().as_str()));
+    assert_eq!(process.count("metadata_identity_holds_total{outcome=\"resolved\"}"), 1);
+    assert_eq!(tenants.attachment(red)["identity"], "known");
+}
+
+#[test]
+fn a_held_request_is_answered_as_soon_as_the_static_file_names_its_port() {
+    assert_answered_once_known(|tenants| {
+        tenants.agent.set_ports([&tenants.red.port, &tenants.blue.port]);
+    });
+}
+
+#[test]
+fn a_held_request_is_answered_as_soon_as_libvirt_names_its_domain() {
+    assert_answered_once_known(|tenants| domain::write(&tenants.agent.libvirt_dir(), &tenants.red.port));
+}
+
+#[test]
+fn libvirt_alone_tells_all_that_nova_asks_for() {
+    let tenants = Tenants::with(|installer, _, _| {
+        installer.set(OWN, "static_inventory", "").set(OWN, "identity_hold", "60")
+    });
+    let Tenants { agent, nova, red, blue, .. } = &tenants;
+    let guests: [&Tenant; 2] = [red, blue];
+    for guest in guests {
+        domain::write(&agent.libvirt_dir(), &guest.port);
+        guest.assert_served();
+    }
+    for (request, guest) in nova.requests().iter().zip(guests) {
+        let told = ["x-instance-id", "x-tenant-id", "x-forwarded-for"].map(|name| request.header(name));
+        let port = &guest.port;
+        let own = [port.instance.to_string(), port.project.to_string(), "10.0.0.5".to_owned()];
+        assert_eq!(told, own.map(Some));
+    }
+}
+
+#[test]
+fn a_guest_whose_domain_has_ended_is_nobody_any_more() {
+    let tenants = Tenants::with(|installer, _, _| {
+        let installer = installer.set(OWN, "static_inventory", "");
+        installer.set(OWN, "identity_hold", "0.2").set(OWN, "identity_grace", "120")
+    });
+    let Tenants { agent, red, blue, .. } = &tenants;
+    for guest in [red, blue] {
+        domain::write(&agent.libvirt_dir(), &guest.port);
+        wait::until("it is known", PATIENCE, || (guest.get(HOSTNAME).status == 200).then_some(()));
+    }
+    domain::remove(&agent.libvirt_dir(), &red.port);
+    wait::until("it is not known", PATIENCE, || {
+        (tenants.attachment(red)["identity"] == "unknown").then_some(())
+    });
+    assert_eq!(red.get(HOSTNAME).status, 503);
+    blue.assert_served();
+}

@@ -1,0 +1,237 @@
+//! Haproxies of Neutron's that still run, with the agent behind them where Neutron's metadata agent was.
+
+use std::fs::{self, Permissions};
+use std::os::unix::fs::{FileTypeExt as _, PermissionsExt as _};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::PathBuf;
+
+use metadata_tests::agent::Installer;
+use metadata_tests::haproxy::{Driver, Haproxy, USER};
+use metadata_tests::nova::{SECRET, signature};
+use metadata_tests::tenants::HOSTNAME;
+use metadata_tests::wait::PATIENCE;
+use metadata_tests::{Connection, Host, NovaStandIn, Response, Tenant, Tenants};
+use nix::sys::signal::Signal;
+use tempfile::TempDir;
+
+/// A folder that haproxy can enter, whose user is nobody.
+struct Shared(TempDir);
+
+impl Shared {
+    fn new() -> Self {
+        let folder = tempfile::Builder::new().prefix("neutron-").tempdir().expect("a folder");
+        fs::set_permissions(folder.path(), Permissions::from_mode(0o755)).expect("an open folder");
+        Self(folder)
+    }
+
+    fn socket(&self) -> PathBuf {
+        self.0.path().join("metadata_proxy")
+    }
+
+    /// An agent that has left all guests to their haproxies, and answers these.
+    fn tenants(&self, configure: impl FnOnce(Installer, &Tenant) -> Installer) -> Tenants {
+        let host = Host::new();
+        let nova = NovaStandIn::start(host.netns());
+        Tenants::on(
+            host,
+            nova,
+            |spec| spec,
+            |installer, red, blue| {
+                let installer = installer
+                    .port(&red.port)
+                    .port(&blue.port)
+                    .set("metadata_agent", "guest_interfaces", "none*")
+                    .set("metadata_agent", "serve_metadata_proxy_socket", "true")
+                    .set("DEFAULT", "metadata_proxy_socket", &self.socket().display().to_string());
+                configure(installer, red)
+            },
+        )
+    }
+
+    /// Asks as a haproxy would, with headers of the test's choice.
+    fn ask(&self, headers: &[(&str, &str)]) -> Response {
+        let stream = UnixStream::connect(self.socket()).expect("a connection");
+        stream.set_read_timeout(Some(PATIENCE)).expect("be patient");
+        Connection::new(stream).request("GET", HOSTNAME, headers, b"").expect("an answer")
+    }
+
+    fn mode(&self) -> u32 {
+        fs::metadata(self.socket()).expect("the socket").permissions().mode() & 0o777
+    }
+}
+
+#[test]
+fn two_guests_with_one_address_each_get_their_own_from_their_networks_haproxy() {
+    let shared = Shared::new();
+    let tenants = shared.tenants(|installer, _| installer);
+    let Tenants { process, nova, red, blue, .. } = &tenants;
+    let _of_red = Haproxy::start(&red.network, Driver::Dhcp, &shared.socket());
+    let _of_blue = Haproxy::start(&blue.network, Driver::Ovn, &shared.socket());
+    for tenant in [red, blue] {
+        tenant.assert_served();
+        let over_ipv6 = tenant.get_v6(HOSTNAME);
+        assert_eq!((over_ipv6.status, over_ipv6.text()), (200, tenant.hostname().as_str()));
+    }
+    assert!(process.attachments().is_empty(), "the guests' packets are left alone");
+    let told: Vec<_> =
+        nova.requests().iter().map(|asked| asked.header("x-forwarded-for").expect("an address")).collect();
+    assert_eq!(told[0], "10.0.0.5");
+    assert!(told[1].starts_with("fe80::f816:3eff:fe"), "{told:?}");
+}
+
+#[test]
+fn a_guest_behind_haproxy_cannot_be_another_one() {
+    let shared = Shared::new();
+    let tenants = shared.tenants(|installer, _| installer);
+    let Tenants { nova, red, blue, .. } = &tenants;
+    let _of_red = Haproxy::start(&red.network, Driver::Dhcp, &shared.socket());
+    let _of_blue = Haproxy::start(&blue.network, Driver::Ovn, &shared.socket());
+
+    let victim = blue.port.instance.to_string();
+    let (signed, network) = (signature(SECRET, &victim), blue.network.id.to_string());
+    let claims = [
+        ("X-Forwarded-For", "10.0.0.66"),
+        ("x-forwarded-for", "10.0.0.67, 10.0.0.5"),
+        ("X-Neutron-Network-ID", &network),
+        ("X-Neutron-Router-ID", &network),
+        ("X-Metadata-Provider", &network),
+        ("X-Metadata-Provider-Signature", &signed),
+        ("X-Instance-ID", &victim),
+        ("X-Instance-ID-Signature", &signed),
+    ];
+    let answer = red.connect().request("GET", HOSTNAME, &claims, b"").expect("an answer");
+    assert_eq!((answer.status, answer.text()), (200, red.hostname().as_str()));
+    let mut told = nova.requests().pop().expect("a request").headers;
+    told.sort();
+    let own = red.port.instance.to_string();
+    let want = [
+        ("accept", "*/*"),
+        ("host", &nova.address().to_string()),
+        ("x-forwarded-for", "10.0.0.5"),
+        ("x-instance-id", &own),
+        ("x-instance-id-signature", &signature(SECRET, &own)),
+        ("x-tenant-id", &red.port.project.to_string()),
+    ];
+    assert_eq!(told, want.map(|(name, value)| (name.to_owned(), value.to_owned())));
+
+    // What haproxy of the one driver deletes, that of the other leaves in: such a request is nobody's.
+    let own_network = red.network.id.to_string();
+    for claim in ["X-Neutron-Network-ID", "X-Neutron-Router-ID", "X-OVN-Network-ID"] {
+        let answer =
+            blue.connect().request("GET", HOSTNAME, &[(claim, &own_network)], b"").expect("an answer");
+        assert_eq!(answer.status, 400, "{claim}");
+    }
+    let answer = red.connect().request("GET", HOSTNAME, &[("X-OVN-Network-ID", &network)], b"");
+    assert_eq!(answer.expect("an answer").status, 400);
+    blue.assert_served();
+}
+
+#[test]
+fn a_password_in_pieces_arrives_whole() {
+    let shared = Shared::new();
+    let tenants = shared.tenants(|installer, _| installer);
+    let Tenants { nova, red, .. } = &tenants;
+    let _haproxy = Haproxy::start(&red.network, Driver::Dhcp, &shared.socket());
+    let mut connection = red.connect();
+    let head =
+        "POST /openstack/2013-10-17/password HTTP/1.1\r\nHost: 169.254.169.254\r\nContent-Length: 6\r\n\r\n";
+    for piece in [head, "sec", "ret"] {
+        connection.send(piece).expect("a piece");
+    }
+    assert_eq!(connection.receive().expect("an answer").status, 200);
+    assert_eq!(nova.password(red.port.instance).as_deref(), Some(&b"secret"[..]));
+}
+
+#[test]
+fn who_is_unknown_gets_404_and_who_is_two_gets_400() {
+    let shared = Shared::new();
+    let tenants = shared.tenants(|installer, _| installer);
+    let Tenants { nova, red, blue, .. } = &tenants;
+    let of_red = Haproxy::start(&red.network, Driver::Dhcp, &shared.socket());
+    let stranger = red.network.guest([10, 0, 0, 6]);
+    assert_eq!(stranger.get(HOSTNAME).status, 404);
+    assert_eq!(stranger.get_v6(HOSTNAME).status, 404);
+    // No source of this agent knows which networks a router has.
+    let _of_blue = Haproxy::start(&blue.network, Driver::Router, &shared.socket());
+    assert_eq!(blue.get(HOSTNAME).status, 404);
+
+    let network = red.network.id.to_string();
+    let from = [("X-Forwarded-For", "10.0.0.5"), ("X-Neutron-Network-ID", &network)];
+    assert_eq!(shared.ask(&from).text(), red.hostname());
+    assert_eq!(shared.ask(&[&from[..], &[("X-Neutron-Router-ID", &network)]].concat()).status, 400);
+    assert_eq!(shared.ask(&from[..1]).status, 400);
+    assert_eq!(shared.ask(&from[1..]).status, 400);
+    assert_eq!(nova.requests().len(), 1);
+    drop(of_red);
+}
+
+#[test]
+fn the_mode_of_the_socket_decides_who_may_ask() {
+    for (mode, options, bits, status) in [
+        ("user", None, 0o644, 503),
+        ("group", None, 0o664, 503),
+        ("all", None, 0o666, 200),
+        ("deduce", None, 0o666, 200),
+        ("deduce", Some("root"), 0o644, 503),
+        ("deduce", Some(USER), 0o666, 200),
+    ] {
+        let shared = Shared::new();
+        let tenants = shared.tenants(|installer, _| {
+            let installer = installer.set("DEFAULT", "metadata_proxy_socket_mode", mode);
+            options
+                .into_iter()
+                .fold(installer, |installer, user| installer.set("DEFAULT", "metadata_proxy_user", user))
+        });
+        let Tenants { process, red, .. } = &tenants;
+        assert_eq!(shared.mode(), bits, "{mode} {options:?}");
+        let warned = process.output().contains("every user of this host can reach it");
+        assert_eq!(warned, bits == 0o666, "{}", process.output());
+        let _haproxy = Haproxy::start(&red.network, Driver::Dhcp, &shared.socket());
+        assert_eq!(red.get(HOSTNAME).status, status, "{mode} {options:?}");
+    }
+}
+
+#[test]
+fn a_socket_that_is_left_over_is_replaced_and_our_own_is_removed() {
+    let shared = Shared::new();
+    drop(UnixListener::bind(shared.socket()).expect("a socket of somebody who is gone"));
+    assert!(fs::metadata(shared.socket()).expect("the file").file_type().is_socket());
+    let tenants = shared.tenants(|installer, _| installer);
+    let Tenants { process, red, .. } = &tenants;
+    let network = red.network.id.to_string();
+    let from = [("X-Forwarded-For", "10.0.0.5"), ("X-Neutron-Network-ID", network.as_str())];
+    assert_eq!(shared.ask(&from).text(), red.hostname());
+    process.signal(Signal::SIGTERM);
+    assert!(process.wait_exit(PATIENCE).success());
+    assert!(!shared.socket().exists());
+}
+
+#[test]
+fn an_agent_that_still_answers_keeps_its_socket() {
+    let shared = Shared::new();
+    let host = Host::new();
+    let nova = NovaStandIn::start(host.netns());
+    let agent = metadata_tests::Agent::on(&host, &nova)
+        .set("metadata_agent", "serve_metadata_proxy_socket", "true")
+        .set("DEFAULT", "metadata_proxy_socket", &shared.socket().display().to_string())
+        .install();
+    let neutrons = UnixListener::bind(shared.socket()).expect("Neutron's own agent");
+    let process = agent.spawn(&[]);
+    assert!(!process.wait_exit(PATIENCE).success());
+    let said = process.output();
+    let clear = format!("another agent answers on {}; stop it first", shared.socket().display());
+    assert!(said.contains(&clear), "{said}");
+    assert!(shared.socket().exists());
+    drop(neutrons);
+}
+
+#[test]
+fn guests_at_the_datapath_and_guests_behind_haproxy_are_served_side_by_side() {
+    let shared = Shared::new();
+    let tenants =
+        shared.tenants(|installer, red| installer.set("metadata_agent", "guest_interfaces", &red.tap));
+    let _haproxy = Haproxy::start(&tenants.blue.network, Driver::Dhcp, &shared.socket());
+    tenants.process.wait_for_attachments([tenants.red.tap.as_str()]);
+    tenants.red.assert_served();
+    tenants.blue.assert_served();
+}

@@ -1,0 +1,81 @@
+//! The load generator counts what it should: its figures are only worth what its judgement is.
+
+use std::time::Duration;
+
+use metadata_tests::load::{Failure, Load, Style, Tally};
+use metadata_tests::{Answer, HttpServer, Mode, Netns};
+
+const BODY: &[u8] = b"an answer";
+
+/// In one namespace over loopback: what is tested is the judgement, not the way.
+fn load(mode: Mode, style: Style) -> Tally {
+    let netns = Netns::new("load");
+    let server = HttpServer::start(&netns, ([127, 0, 0, 1], 0).into(), |_| Answer::text(200, "an answer"));
+    server.set_mode(mode);
+    let load = Load {
+        target: server.address(),
+        path: "/".to_owned(),
+        post: None,
+        body: BODY.to_vec(),
+        connections: 3,
+        style,
+        duration: Duration::from_millis(100),
+    };
+    load.run(&netns)
+}
+
+fn fails_as(mode: &Mode, failure: Failure) {
+    for style in [Style::KeepAlive, Style::NewConnection] {
+        let tally = load(mode.clone(), style);
+        assert_eq!((tally.in_time, tally.latencies.len()), (0, 0), "{mode:?} {style:?}");
+        let kinds: Vec<Failure> = tally.failures.keys().copied().collect();
+        assert_eq!(kinds, [failure], "{mode:?} {style:?}: {:?}", tally.first_failure);
+    }
+}
+
+#[test]
+fn right_answers_are_counted_and_timed() {
+    for style in [Style::KeepAlive, Style::NewConnection] {
+        let tally = load(Mode::Static(BODY.into()), style);
+        assert_eq!(tally.failed(), 0, "{style:?}: {:?}", tally.first_failure);
+        assert!(tally.in_time > 0, "{style:?}");
+        let late = tally.latencies.len() as u64 - tally.in_time;
+        assert!(late <= 3, "{style:?}: at most one answer a connection is late, not {late}");
+        assert!(tally.latencies.is_sorted(), "{style:?}");
+        assert!(tally.quantile(0.5) > Duration::ZERO && tally.cpu > Duration::ZERO, "{style:?}");
+    }
+}
+
+#[test]
+fn keep_alive_keeps_connections_and_the_other_style_does_not() {
+    for (style, kept) in [(Style::KeepAlive, true), (Style::NewConnection, false)] {
+        let netns = Netns::new("load");
+        let respond = |_: &_| Answer { status: 200, headers: Vec::new(), body: BODY.into() };
+        let server = HttpServer::start(&netns, ([127, 0, 0, 1], 0).into(), respond);
+        let load = Load {
+            target: server.address(),
+            path: "/asked/for".to_owned(),
+            post: None,
+            body: BODY.to_vec(),
+            connections: 2,
+            style,
+            duration: Duration::from_millis(50),
+        };
+        let tally = load.run(&netns);
+        assert_eq!(tally.failed(), 0, "{style:?}: {:?}", tally.first_failure);
+        let requests = server.requests();
+        assert!(requests.len() > 2 && requests.iter().all(|request| request.path == "/asked/for"));
+        let last = requests.iter().map(|request| request.connection).max().unwrap_or_default();
+        let connections = usize::try_from(last).unwrap_or(usize::MAX) + 1;
+        assert_eq!(connections, if kept { 2 } else { requests.len() }, "{style:?}");
+    }
+}
+
+#[test]
+fn wrong_answers_are_failures() {
+    fails_as(&Mode::Static(b"no answer".as_slice().into()), Failure::Body);
+    fails_as(&Mode::Static(b"an answer of another length".as_slice().into()), Failure::Length);
+    fails_as(&Mode::Fixed(Answer::text(503, "an answer")), Failure::Status);
+    fails_as(&Mode::Refuse, Failure::Connect);
+    fails_as(&Mode::ResetMidBody, Failure::Broken);
+}

@@ -1,0 +1,43 @@
+//! Scenarios with the agent, its guests and its neighbours in network namespaces.
+//!
+//! A scenario is selected by its module: `cargo test -p metadata-tests --test netns -- life_restart::`.
+
+#![expect(clippy::expect_used, clippy::panic, reason = "a helper that fails, fails its test")]
+
+mod bench;
+mod cli;
+mod cli_check;
+mod guests_cloud_init;
+mod guests_elsewhere;
+mod guests_identity;
+mod guests_ipv6;
+mod guests_load;
+mod guests_network;
+mod guests_nova;
+mod guests_rate;
+mod guests_requests;
+mod guests_secret;
+mod guests_sources;
+mod haproxies;
+mod hostile_host;
+mod lab;
+mod life_absence;
+mod life_clients;
+mod life_drain;
+mod life_interfaces;
+mod life_restart;
+mod life_stop;
+mod load;
+mod namespaces_guests;
+mod namespaces_life;
+mod namespaces_lost;
+mod neighbours;
+mod neutron_agent;
+mod nova_stand_in;
+mod rig;
+mod source_disputes;
+mod source_libvirt;
+mod source_neutron;
+mod source_ovn;
+mod source_ovsdb;
+mod source_vswitch;

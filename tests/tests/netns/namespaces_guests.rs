@@ -1,0 +1,160 @@
+//! Guests behind routers and DHCP servers: each is served as itself, however alike they are, and nobody as another one.
+
+use std::io::ErrorKind;
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+use metadata_ebpf::abi::MAX_PORT_IPV4;
+use metadata_ebpf::reason::Reason;
+use metadata_tests::agent::Installer;
+use metadata_tests::twins::assert_served;
+use metadata_tests::wait::{self, PATIENCE};
+use metadata_tests::{Agent, Guest, Host, Instance, NovaStandIn, Port, Routed, Router};
+
+/// How long nobody answers.
+const SILENCE: Duration = Duration::from_millis(1500);
+
+/// An agent that meets guests behind these routers alone.
+fn agent(host: &Host, nova: &NovaStandIn, routers: &[&Router], ports: &[&Port]) -> Installer {
+    let names: Vec<&str> = routers.iter().map(|router| router.netns().name()).collect();
+    let installer = Agent::on(host, nova).only_in(&names.join(","));
+    ports.iter().fold(installer, |installer, port| installer.port(port))
+}
+
+fn known(nova: &NovaStandIn, guests: &[&Guest]) {
+    for guest in guests {
+        nova.add(Instance::of(&guest.port));
+    }
+}
+
+/// What comes of a new connection, from this address where one is given.
+fn dial(guest: &Guest, from: Option<IpAddr>) -> Result<(), ErrorKind> {
+    let source = from.map(|address| SocketAddr::new(address, 0));
+    guest.dial(guest.metadata_ipv4(), source, SILENCE).map(|_| ()).map_err(|error| error.kind())
+}
+
+#[test]
+fn guests_with_one_address_behind_two_routers_are_each_served_as_themselves() {
+    for mode in ["tcx", "clsact"] {
+        let host = Host::new();
+        let nova = NovaStandIn::start(host.netns());
+        let [red, blue] = [host.network(), host.network()];
+        let green = host.network_at([10, 0, 1, 1].into(), 24);
+        let (mut one, mut other) = (Router::new(&host), Router::new(&host));
+        let interfaces = [one.add(&red), one.add(&green), other.add(&blue)];
+        let guests = [red.guest([10, 0, 0, 5]), green.guest([10, 0, 1, 5]), blue.guest([10, 0, 0, 5])];
+        known(&nova, &guests.each_ref());
+        let ports = interfaces.iter().chain(guests.iter().map(|guest| &guest.port)).collect::<Vec<_>>();
+        let process = agent(&host, &nova, &[&one, &other], &ports)
+            .set("metadata_agent", "attach_mode", mode)
+            .install()
+            .start();
+        for guest in &guests {
+            assert_served(guest);
+        }
+        assert_eq!(process.state()["namespaces"]["served"], 2, "{mode}");
+    }
+}
+
+#[test]
+fn a_guest_on_an_isolated_network_is_served_by_its_dhcp_server() {
+    let host = Host::new();
+    let nova = NovaStandIn::start(host.netns());
+    let network = host.network();
+    let server = Router::dhcp(&network);
+    let guest = network.guest([10, 0, 0, 5]);
+    known(&nova, &[&guest]);
+    let _process = agent(&host, &nova, &[&server], &[&guest.port]).install().start();
+    assert_served(&guest);
+}
+
+#[test]
+fn an_address_of_another_network_is_forged_and_one_of_a_neighbour_gains_nothing() {
+    let host = Host::new();
+    let nova = NovaStandIn::start(host.netns());
+    let red = host.network();
+    let green = host.network_at([10, 0, 1, 1].into(), 24);
+    let mut router = Router::new(&host);
+    let interfaces = [router.add(&red), router.add(&green)];
+    let (thief, neighbour, other) =
+        (red.guest([10, 0, 0, 5]), red.guest([10, 0, 0, 6]), green.guest([10, 0, 1, 5]));
+    known(&nova, &[&thief, &neighbour, &other]);
+    let ports = [&interfaces[0], &interfaces[1], &thief.port, &neighbour.port, &other.port];
+    let process = agent(&host, &nova, &[&router], &ports).install().start();
+    assert_served(&thief);
+    for (stolen, owner) in [([10, 0, 1, 5], &other), ([10, 0, 0, 6], &neighbour)] {
+        let stolen = IpAddr::from(stolen);
+        // A second address, so that the guest's own kernel lets the packet go.
+        thief.netns().ip(&format!("address add {stolen}/32 dev eth0"));
+        thief.netns().sysctl("ipv4/conf/all/arp_ignore", "8");
+        assert_eq!(dial(&thief, Some(stolen)), Err(ErrorKind::TimedOut), "{stolen}");
+        assert_served(owner);
+    }
+    let packets = process.state()["datapath"]["packets"].clone();
+    assert!(packets["forged_address"].as_u64() > Some(0), "{packets}");
+}
+
+#[test]
+fn guests_of_two_routers_that_ask_over_ipv6_are_each_served_as_themselves() {
+    let host = Host::new();
+    let nova = NovaStandIn::start(host.netns());
+    let [red, blue] = [host.network(), host.network()];
+    let mut router = Router::new(&host);
+    let interface = router.add(&red);
+    let server = Router::dhcp(&blue);
+    let guests = [red.guest([10, 0, 0, 5]), blue.guest([10, 0, 0, 5])];
+    known(&nova, &guests.each_ref());
+    let ports = [&interface, &guests[0].port, &guests[1].port];
+    let process = agent(&host, &nova, &[&router, &server], &ports).install().start();
+    for guest in &guests {
+        let answer = guest.get_v6("/openstack/latest/meta_data.json");
+        assert_eq!(answer.status, 200, "{}", answer.text());
+        assert!(answer.text().contains(&guest.port.instance.to_string()), "{}", answer.text());
+        assert_served(guest);
+    }
+    assert_eq!(process.packets(Reason::Reply), 0, "answers go by the namespaces' own neighbour tables");
+    assert!(process.packets(Reason::RoutedReply) > 0);
+}
+
+/// keepalived gives the addresses of a highly available router to the namespace that becomes master, and takes them from
+/// one that is backup. All of them have the interfaces.
+#[test]
+fn of_a_highly_available_router_the_master_serves_and_the_backup_does_not() {
+    let routed = Routed::new();
+    let address = |verb: &str| {
+        let (gateway, len) = (routed.network.gateway, routed.network.prefix);
+        let device = routed.interface.tap();
+        routed.router.netns().ip(&format!("address {verb} {gateway}/{len} dev {device}"));
+    };
+    address("del");
+    let process = routed.agent().install().start();
+    let asks = || dial(&routed.guest, None);
+    assert_eq!(process.state()["namespaces"]["served"], 1);
+    assert_eq!(asks(), Err(ErrorKind::TimedOut), "a backup");
+    for _ in 0..2 {
+        address("add");
+        assert_served(&routed.guest);
+        address("del");
+        wait::until("the backup serves nobody", PATIENCE, || {
+            (asks() == Err(ErrorKind::TimedOut)).then_some(())
+        });
+    }
+}
+
+/// More subnets than the kernel side has room for: who is beyond them is not let in unchecked.
+#[test]
+fn of_too_many_subnets_those_that_find_room_are_served_and_the_others_are_told_of() {
+    let routed = Routed::new();
+    let device = routed.interface.tap();
+    for third in 1..=MAX_PORT_IPV4 {
+        routed.router.netns().ip(&format!("address add 10.1.{third}.1/24 dev {device}"));
+    }
+    let process = routed.agent().install().start();
+    assert_served(&routed.guest);
+    let failed = process.state()["namespaces"]["failed"].to_string();
+    assert!(failed.contains(&format!("{} IPv4 subnets", MAX_PORT_IPV4 + 1)), "{failed}");
+    let beyond: IpAddr = format!("10.1.{MAX_PORT_IPV4}.77").parse().expect("an address");
+    routed.guest.netns().ip(&format!("address add {beyond}/32 dev eth0"));
+    assert_eq!(dial(&routed.guest, Some(beyond)), Err(ErrorKind::TimedOut));
+    assert!(process.packets(Reason::ForgedAddress) > 0);
+}

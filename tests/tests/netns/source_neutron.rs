@@ -1,0 +1,239 @@
+//! Guests that the agent knows from Neutron's API alone: the real Keystone and the real neutron-server, and neither Open
+//! vSwitch nor libvirt.
+
+use std::time::Duration;
+
+use metadata_agent::ids::{MacAddress, VlanId};
+use metadata_tests::nova::Instance;
+use metadata_tests::wait;
+use metadata_tests::{
+    Agent, AgentProcess, Binding, ControlPlane, Guest, Host, Network, NovaStandIn, Port, Subport,
+};
+use serde_json::Value;
+
+const HOSTNAME: &str = "/latest/meta-data/hostname";
+const HYPERVISOR: &str = "hypervisor-1";
+const FAULTS: &str = "metadata_source_faults{source=\"neutron\"}";
+/// A question that failed is asked again after half a minute at most, and one that nobody had an answer to as well. That
+/// Keystone and Neutron answer it takes another while on a machine that is slow.
+const RECOVERY: Duration = Duration::from_mins(3);
+
+/// A host on which guests are known from Neutron alone.
+struct World {
+    host: Host,
+    network: Network,
+    nova: NovaStandIn,
+    plane: ControlPlane,
+    neutrons: metadata_agent::ids::NetworkId,
+}
+
+impl World {
+    fn new(token_seconds: u32) -> Self {
+        let host = Host::new();
+        let plane = ControlPlane::start_with(&host, token_seconds);
+        let neutrons = plane.create_network("10.0.0.0/24");
+        Self { network: host.network(), nova: NovaStandIn::start(host.netns()), host, plane, neutrons }
+    }
+
+    fn agent(&self, options: &[(&str, String)]) -> Agent {
+        let agent = Agent::on(&self.host, &self.nova).set("DEFAULT", "host", HYPERVISOR).set(
+            "metadata_agent",
+            "identity_hold",
+            "0.2",
+        );
+        let set = |agent: metadata_tests::agent::Installer, (name, value): &(&str, String)| {
+            agent.set("metadata_agent", name, value)
+        };
+        options.iter().fold(agent, set).install()
+    }
+
+    /// A port that Neutron and Nova know, of this owner.
+    fn port(&self, last: u8, owner: &str) -> Port {
+        let port = self.network.spec([10, 0, 0, last]).port;
+        let device = if owner.is_empty() { String::new() } else { port.instance.to_string() };
+        let binding = Binding { owner, device: &device, host: HYPERVISOR };
+        let port = self.plane.create_port(self.neutrons, &port, &binding);
+        self.nova.add(Instance::of(&port));
+        port
+    }
+
+    fn plug(&self, port: &Port) -> Guest {
+        let mut spec = self.network.spec([10, 0, 0, 99]);
+        spec.port = port.clone();
+        let guest = self.network.plug(spec);
+        let MacAddress([_, b, c, d, e, f]) = port.mac;
+        let taps = MacAddress([0xfe, b, c, d, e, f]);
+        self.host.netns().ip(&format!("link set {} address {taps}", guest.tap));
+        guest
+    }
+}
+
+fn attachment(process: &AgentProcess, guest: &Guest) -> Value {
+    let state = process.state();
+    let attachments = state["attachments"].as_array().cloned().unwrap_or_default();
+    let untagged = |one: &Value| one["interface"] == *guest.tap && one["vlan"].is_null();
+    attachments.into_iter().find(untagged).unwrap_or_default()
+}
+
+/// The attachment of a VLAN on a guest's interface.
+fn vlan(process: &AgentProcess, guest: &Guest, tag: u64) -> Option<Value> {
+    let state = process.state();
+    let attachments = state["attachments"].as_array().cloned().unwrap_or_default();
+    attachments.into_iter().find(|one| one["interface"] == *guest.tap && one["vlan"] == tag)
+}
+
+fn until_identity(process: &AgentProcess, guest: &Guest, wanted: &str) {
+    let found = wait::poll(RECOVERY, || (attachment(process, guest)["identity"] == wanted).then_some(()));
+    found.unwrap_or_else(|| {
+        panic!("{} never was {wanted}\n{}\n{}", guest.tap, process.state(), process.output())
+    });
+}
+
+fn assert_served(world: &World, process: &AgentProcess, guest: &Guest) {
+    until_identity(process, guest, "known");
+    let answer = guest.get(HOSTNAME);
+    assert_eq!((answer.status, answer.text()), (200, Instance::of(&guest.port).hostname().as_str()));
+    let asked = world.nova.requests().pop().expect("Nova was asked");
+    assert_eq!(asked.header("x-instance-id"), Some(guest.port.instance.to_string()));
+    assert_eq!(asked.header("x-tenant-id"), Some(guest.port.project.to_string()));
+}
+
+fn until_metric(process: &AgentProcess, series: &str, wanted: f64) {
+    wait::until(&format!("{series} is {wanted}"), RECOVERY, || {
+        ((process.metric(series) - wanted).abs() < f64::EPSILON).then_some(())
+    });
+}
+
+#[test]
+fn guests_are_served_by_what_neutron_says_and_nothing_is_asked_for_their_requests() {
+    let mut world = World::new(3600);
+    let early = world.plug(&world.port(5, "compute:nova"));
+    let agent = world.agent(&world.plane.password_options());
+    let process = agent.start();
+    assert_served(&world, &process, &early);
+    assert_eq!(attachment(&process, &early)["port"]["network"], world.neutrons.to_string());
+
+    let asked = world.plane.neutron.port_questions().len();
+    let mut connection = early.connect();
+    for _ in 0..1000 {
+        let answer = connection.request("GET", HOSTNAME, &[], b"").expect("an answer");
+        assert_eq!(answer.status, 200);
+    }
+    assert_eq!(world.plane.neutron.port_questions().len(), asked);
+
+    // Its port is bound to an instance only after it was plugged, and asked about.
+    let late = world.plug(&world.port(6, ""));
+    until_identity(&process, &late, "unknown");
+    wait::until("Neutron is asked about it", RECOVERY, || {
+        (world.plane.neutron.port_questions().len() > asked).then_some(())
+    });
+    assert_eq!(late.get(HOSTNAME).status, 503);
+    let device = late.port.instance.to_string();
+    let binding = Binding { owner: "compute:az-1", device: &device, host: HYPERVISOR };
+    world.plane.bind_port(late.port.id, &binding);
+    assert_served(&world, &process, &late);
+
+    // Neutron's own port loses our program once Neutron is asked.
+    let dhcp = world.plug(&world.port(7, "network:dhcp"));
+    wait::until("the DHCP port is left alone", RECOVERY, || {
+        process.output().contains("not an instance's port").then_some(())
+    });
+    assert!(attachment(&process, &dhcp).is_null());
+
+    // Keystone forgets its tokens.
+    let logins = world.plane.keystone.logins();
+    world.plane.keystone.forget_tokens();
+    let third = world.plug(&world.port(8, "compute:nova"));
+    assert_served(&world, &process, &third);
+    assert!(world.plane.keystone.logins() > logins);
+
+    // Neutron dies and returns.
+    let fourth = world.port(9, "compute:nova");
+    world.plane.neutron.stop();
+    let fourth = world.plug(&fourth);
+    until_metric(&process, FAULTS, 1.0);
+    assert_served(&world, &process, &early);
+    assert_eq!(fourth.get(HOSTNAME).status, 503);
+    world.plane.neutron.start();
+    assert_served(&world, &process, &fourth);
+    until_metric(&process, FAULTS, 0.0);
+
+    // A port that is another instance's when it is plugged again.
+    let next =
+        Port { instance: metadata_agent::ids::InstanceId::new(uuid::Uuid::new_v4()), ..third.port.clone() };
+    world.nova.add(Instance::of(&next));
+    drop(third);
+    let device = next.instance.to_string();
+    world.plane.bind_port(next.id, &Binding { owner: "compute:nova", device: &device, host: HYPERVISOR });
+    let again = world.plug(&next);
+    assert_served(&world, &process, &again);
+}
+
+#[test]
+fn an_application_credential_a_control_plane_that_comes_late_and_tokens_that_expire() {
+    let mut world = World::new(30);
+    let (id, secret) = world.plane.application_credential();
+    let guest = world.plug(&world.port(5, "compute:nova"));
+    world.plane.neutron.stop();
+    world.plane.keystone.stop();
+    let agent = world.agent(&[
+        ("neutron_auth_url", world.plane.auth_url()),
+        ("neutron_auth_type", "v3applicationcredential".to_owned()),
+        ("neutron_application_credential_id", id),
+        ("neutron_application_credential_secret", secret.clone()),
+    ]);
+    let process = agent.start();
+    until_metric(&process, FAULTS, 1.0);
+    assert_eq!(guest.get(HOSTNAME).status, 503);
+    world.plane.keystone.start();
+    world.plane.neutron.start();
+    assert_served(&world, &process, &guest);
+    until_metric(&process, FAULTS, 0.0);
+
+    // A guest that Neutron does not know is asked about again and again, with ever new tokens and never an old one.
+    let logins = world.plane.keystone.logins();
+    let (asked, unknown) = (world.plane.neutron.port_questions().len(), world.network.guest([10, 0, 0, 6]));
+    wait::until("tokens are renewed", RECOVERY, || {
+        (world.plane.keystone.logins() > logins && world.plane.neutron.port_questions().len() >= asked + 3)
+            .then_some(())
+    });
+    let statuses = world.plane.neutron.port_questions().split_off(asked);
+    assert!(statuses.iter().all(|status| *status == 200), "{statuses:?}");
+    until_identity(&process, &unknown, "unknown");
+    assert!(!process.output().contains(&secret) && !process.state().to_string().contains(&secret));
+}
+
+#[test]
+fn the_subports_of_a_trunk_come_and_go_as_neutron_tells() {
+    let world = World::new(3600);
+    let subport = |tag: u64| {
+        let vlan = VlanId::try_from(tag).expect("a VLAN id");
+        Subport::new(vlan, world.neutrons, [10, 0, 0, 50 + u8::try_from(tag).expect("a small tag")].into())
+    };
+    let mut subports = [5, 6].map(subport);
+    let parent = world.network.spec([10, 0, 0, 5]).port;
+    let unbound = Binding { owner: "", device: "", host: "" };
+    let parent = world.plane.create_port(world.neutrons, &parent, &unbound);
+    world.nova.add(Instance::of(&parent));
+    let trunk = world.plane.create_trunk(world.neutrons, &parent, &mut subports);
+    let device = parent.instance.to_string();
+    world.plane.bind_port(parent.id, &Binding { owner: "compute:nova", device: &device, host: HYPERVISOR });
+
+    let guest = world.plug(&parent);
+    let agent = world.agent(&world.plane.password_options());
+    let process = agent.start();
+    assert_served(&world, &process, &guest);
+    for (tag, subport) in [5, 6].into_iter().zip(&subports) {
+        let seated = wait::until("the subport is attached", RECOVERY, || vlan(&process, &guest, tag));
+        let port = &seated["port"];
+        assert_eq!(port["id"], subport.id.to_string());
+        assert_eq!(port["instance"], guest.port.instance.to_string());
+        assert_eq!(port["network"], world.neutrons.to_string());
+        assert_eq!(port["fixed_ips"], serde_json::json!(subport.fixed_ips));
+        assert_eq!(port["mac"], subport.mac.to_string());
+    }
+    world.plane.remove_subport(trunk, &subports[0]);
+    wait::until("the subport is let go", RECOVERY, || vlan(&process, &guest, 5).is_none().then_some(()));
+    assert!(vlan(&process, &guest, 6).is_some());
+    assert_served(&world, &process, &guest);
+}

@@ -1,0 +1,312 @@
+//! Guests whose instance the agent learns from the database of Open vSwitch, and whose project from libvirt.
+
+use std::fs;
+use std::io::{Read as _, Write as _};
+use std::os::unix::net::UnixListener;
+use std::thread;
+
+use metadata_agent::ids::{InstanceId, MacAddress, NetworkId, PortId, VlanId};
+use metadata_tests::nova::Instance;
+use metadata_tests::wait::{self, PATIENCE};
+use metadata_tests::{Agent, AgentProcess, Guest, Host, Network, NovaStandIn, Ovsdb, Plug, Port, Subport};
+use serde_json::Value;
+
+const HOSTNAME: &str = "/latest/meta-data/hostname";
+const READY: &str = "metadata_source_ready{source=\"ovsdb\"}";
+const FAULTS: &str = "metadata_source_faults{source=\"ovsdb\"}";
+
+/// A host whose agent has nothing but OVSDB and libvirt to learn from.
+struct World {
+    process: AgentProcess,
+    agent: Agent,
+    nova: NovaStandIn,
+    network: Network,
+    ovsdb: Ovsdb,
+}
+
+impl World {
+    fn new() -> Self {
+        let ovsdb = Ovsdb::start();
+        let host = Host::new();
+        let nova = NovaStandIn::start(host.netns());
+        let agent = Agent::on(&host, &nova)
+            .set("ovs", "ovsdb_connection", &ovsdb.remote())
+            .set("metadata_agent", "identity_hold", "0.2")
+            .install();
+        let process = agent.start();
+        Self { process, agent, nova, network: host.network(), ovsdb }
+    }
+
+    /// A guest that Nova knows, plugged into the host and as yet into no database.
+    fn guest(&self, last: u8) -> Guest {
+        let guest = self.network.guest([10, 0, 0, last]);
+        self.nova.add(Instance::of(&guest.port));
+        guest
+    }
+
+    /// libvirt's file of a domain with one interface: no port id, so only the device tells which port it is.
+    fn run_domain(&self, port: &Port) {
+        let text = format!(
+            "<domstatus><domain type='kvm'><uuid>{instance}</uuid><metadata>\
+             <nova:instance xmlns:nova='http://openstack.org/xmlns/libvirt/nova/1.1'>\
+             <nova:owner><nova:project uuid='{project}'>p</nova:project></nova:owner></nova:instance></metadata>\
+             <devices><interface type='ethernet'><mac address='{mac}'/><target dev='{tap}'/></interface></devices>\
+             </domain></domstatus>",
+            instance = port.instance,
+            project = port.project,
+            mac = port.mac,
+            tap = port.tap(),
+        );
+        let folder = self.agent.libvirt_dir();
+        let new = folder.join(format!("{}.xml.new", port.instance));
+        fs::write(&new, text).expect("write a domain");
+        fs::rename(&new, folder.join(format!("{}.xml", port.instance))).expect("put the domain in its place");
+    }
+
+    fn end_domain(&self, port: &Port) {
+        fs::remove_file(self.agent.libvirt_dir().join(format!("{}.xml", port.instance)))
+            .expect("end a domain");
+    }
+
+    fn attachment(&self, guest: &Guest) -> Value {
+        let state = self.process.state();
+        let attachments = state["attachments"].as_array().cloned().unwrap_or_default();
+        let untagged = |one: &Value| one["interface"] == *guest.tap && one["vlan"].is_null();
+        attachments.into_iter().find(untagged).unwrap_or_default()
+    }
+
+    /// The attachment of a VLAN on a guest's interface.
+    fn vlan(&self, guest: &Guest, vlan: VlanId) -> Option<Value> {
+        let state = self.process.state();
+        let attachments = state["attachments"].as_array().cloned().unwrap_or_default();
+        attachments.into_iter().find(|one| one["interface"] == *guest.tap && one["vlan"] == vlan.get())
+    }
+
+    fn until_identity(&self, guest: &Guest, wanted: &str) {
+        let mut last = Value::Null;
+        let found = wait::poll(PATIENCE, || {
+            last = self.attachment(guest);
+            (last["identity"] == wanted).then_some(())
+        });
+        found
+            .unwrap_or_else(|| panic!("{} never was {wanted}: {last}\n{}", guest.tap, self.process.output()));
+    }
+
+    fn until_metric(&self, series: &str, wanted: f64) {
+        wait::until(&format!("{series} is {wanted}"), PATIENCE, || {
+            ((self.process.metric(series) - wanted).abs() < f64::EPSILON).then_some(())
+        });
+    }
+
+    fn assert_served(&self, guest: &Guest) {
+        self.until_identity(guest, "known");
+        let answer = guest.get(HOSTNAME);
+        assert_eq!((answer.status, answer.text()), (200, Instance::of(&guest.port).hostname().as_str()));
+        assert_eq!(self.attachment(guest)["port"]["network"], guest.port.network.to_string());
+    }
+
+    fn assert_refused(&self, guest: &Guest, identity: &str) {
+        self.until_identity(guest, identity);
+        assert_eq!(guest.get(HOSTNAME).status, 503);
+    }
+}
+
+#[test]
+fn a_guest_is_served_once_ovsdb_knows_its_instance_and_libvirt_its_project() {
+    let world = World::new();
+    let [direct, hybrid] = [5, 6].map(|last| world.guest(last));
+    world.assert_refused(&direct, "unknown");
+    world.ovsdb.plug(&direct.port, Plug::Direct);
+    world.until_metric("metadata_ports_incomplete", 1.0);
+    world.assert_refused(&direct, "unknown");
+    world.run_domain(&direct.port);
+    world.assert_served(&direct);
+    assert_eq!(world.attachment(&direct)["port"]["id"], direct.port.id.to_string());
+
+    world.run_domain(&hybrid.port);
+    world.ovsdb.plug(&hybrid.port, Plug::Hybrid);
+    wait::until("the port of the hybrid plug has its id", PATIENCE, || {
+        (world.attachment(&hybrid)["port"]["id"] == hybrid.port.id.to_string()).then_some(())
+    });
+    world.assert_served(&hybrid);
+
+    // Neutron's own, such as a DHCP port.
+    let ids = [("iface-id", PortId::new(uuid::Uuid::new_v4()).to_string())];
+    world.ovsdb.insert("tapdddddddd-dd", &ids, &[]);
+    let state = wait::until("the row is counted", PATIENCE, || {
+        let state = world.process.state();
+        let source = state["sources"].as_array()?.iter().find(|one| one["source"] == "ovsdb")?.clone();
+        (source["ignored"] == 1).then_some(source)
+    });
+    assert_eq!((&state["ready"], &state["ports"]), (&Value::from(true), &Value::from(2)));
+    assert_eq!(state["faults"], serde_json::json!({}));
+}
+
+#[test]
+fn the_subports_of_a_trunk_are_attached_as_neutrons_agent_connects_them() {
+    let world = World::new();
+    let guest = world.guest(5);
+    let subport = |tag: u64| {
+        let vlan = VlanId::try_from(tag).expect("a VLAN id");
+        Subport::new(vlan, NetworkId::new(uuid::Uuid::new_v4()), [10, 5, 0, 5].into())
+    };
+    let [first, second] = [5, 6].map(subport);
+    // Nothing of it counts before it is known whose the parent is.
+    world.ovsdb.plug_trunk(&guest.port);
+    world.ovsdb.connect_subport(&first, &guest.port);
+    world.assert_refused(&guest, "unknown");
+    assert_eq!(world.vlan(&guest, first.vlan), None);
+    world.run_domain(&guest.port);
+    world.ovsdb.connect_subport(&second, &guest.port);
+    for subport in [&first, &second] {
+        let seated = wait::until("the subport is attached", PATIENCE, || world.vlan(&guest, subport.vlan));
+        let port = &seated["port"];
+        assert_eq!(port["id"], subport.id.to_string());
+        assert_eq!(port["network"], subport.network.to_string());
+        assert_eq!(port["instance"], guest.port.instance.to_string());
+        assert_eq!(port["project"], guest.port.project.to_string());
+    }
+    // The network of the parent stands at its patch port.
+    world.assert_served(&guest);
+
+    world.ovsdb.disconnect_subport(&first);
+    wait::until("the subport is let go", PATIENCE, || world.vlan(&guest, first.vlan).is_none().then_some(()));
+    assert!(world.vlan(&guest, second.vlan).is_some());
+    world.ovsdb.clear();
+    wait::until("all subports are let go", PATIENCE, || {
+        world.vlan(&guest, second.vlan).is_none().then_some(())
+    });
+    world.until_metric(FAULTS, 0.0);
+}
+
+#[test]
+fn attaching_and_detaching_show_at_once_and_a_tap_that_passes_on_brings_nobodys_data_back() {
+    let world = World::new();
+    let first = world.guest(5);
+    world.run_domain(&first.port);
+    world.ovsdb.plug(&first.port, Plug::Direct);
+    world.assert_served(&first);
+
+    // Another instance gets the same tap: its row comes before libvirt has told that the old domain ended.
+    let next = Port { instance: InstanceId::new(uuid::Uuid::new_v4()), ..first.port.clone() };
+    world.nova.add(Instance::of(&next));
+    world.ovsdb.set_external_id(&first.tap, "vm-uuid", &next.instance.to_string());
+    world.assert_refused(&first, "disputed");
+    world.end_domain(&first.port);
+    world.assert_refused(&first, "unknown");
+    world.run_domain(&next);
+    world.until_identity(&first, "known");
+    let answer = first.get(HOSTNAME);
+    assert_eq!(answer.status, 200);
+    // Both instances have the name of their one port.
+    let asked = world.nova.requests().pop().expect("Nova was asked");
+    assert_eq!(asked.header("x-instance-id"), Some(next.instance.to_string()));
+
+    world.end_domain(&next);
+    world.ovsdb.clear();
+    world.assert_refused(&first, "unknown");
+    world.until_metric("metadata_ports_incomplete", 0.0);
+}
+
+#[test]
+fn guests_do_not_notice_a_server_that_restarts_and_what_vanished_meanwhile_is_gone() {
+    let mut world = World::new();
+    let [stays, leaves] = [5, 6].map(|last| world.guest(last));
+    for guest in [&stays, &leaves] {
+        world.run_domain(&guest.port);
+        world.ovsdb.plug(&guest.port, Plug::Direct);
+        world.assert_served(guest);
+    }
+    world.ovsdb.stop();
+    world.until_metric(FAULTS, 1.0);
+    for guest in [&stays, &leaves] {
+        world.assert_served(guest);
+    }
+    world.ovsdb.restart();
+    world.until_metric(FAULTS, 0.0);
+    world.assert_served(&stays);
+
+    // It returns with another database, in which one port has another instance and one is not at all.
+    world.ovsdb.stop();
+    world.until_metric(FAULTS, 1.0);
+    world.ovsdb.replace();
+    world.ovsdb.restart();
+    let other = Port { instance: InstanceId::new(uuid::Uuid::new_v4()), ..stays.port.clone() };
+    world.ovsdb.plug(&other, Plug::Direct);
+    world.assert_refused(&stays, "disputed");
+    // libvirt alone still tells who the second is, but of its row nothing is left.
+    wait::until("the row that vanished is forgotten", PATIENCE, || {
+        (world.attachment(&leaves)["port"]["network"].is_null()).then_some(())
+    });
+    assert_eq!(leaves.get(HOSTNAME).status, 200);
+    world.until_metric(FAULTS, 0.0);
+    world.until_metric(READY, 1.0);
+}
+
+#[test]
+fn of_two_ports_that_share_eleven_characters_each_gets_its_own_data_or_none() {
+    let world = World::new();
+    let id = uuid::Uuid::new_v4();
+    let mut twin_id = *id.as_bytes();
+    twin_id[15] ^= 1;
+    let mut spec = world.network.spec([10, 0, 0, 5]);
+    spec.port.id = PortId::new(id);
+    let guest = world.network.plug(spec);
+    // The end of the cable that the agent sees has the guest's MAC address, as libvirt's taps have but for one octet.
+    world.network.host().netns().ip(&format!("link set {} address {}", guest.tap, link_mac(guest.port.mac)));
+    world.nova.add(Instance::of(&guest.port));
+    let MacAddress([a, b, c, d, e, f]) = guest.port.mac;
+    let twin = Port {
+        id: PortId::new(uuid::Uuid::from_bytes(twin_id)),
+        instance: InstanceId::new(uuid::Uuid::new_v4()),
+        mac: MacAddress([a, b, c, d, e, !f]),
+        ..guest.port.clone()
+    };
+    assert_eq!(twin.tap(), guest.tap);
+    // One row each: the names in Open vSwitch differ, the tap that they lead to does not.
+    world.ovsdb.plug(&guest.port, Plug::Direct);
+    world.ovsdb.plug(&twin, Plug::Hybrid);
+    world.until_metric("metadata_ports_incomplete", 2.0);
+    world.agent.set_ports([&guest.port, &twin]);
+    world.assert_served(&guest);
+    let served: Vec<_> = world.nova.requests().iter().filter_map(|one| one.header("x-instance-id")).collect();
+    assert_eq!(served, [guest.port.instance.to_string()]);
+
+    // Without the address that tells them apart it is neither.
+    let neither = MacAddress([a, b, c, d, !e, f]);
+    world.network.host().netns().ip(&format!("link set {} address {neither}", guest.tap));
+    world.assert_refused(&guest, "disputed");
+}
+
+fn link_mac(guest: MacAddress) -> MacAddress {
+    let MacAddress([_, b, c, d, e, f]) = guest;
+    MacAddress([0xfe, b, c, d, e, f])
+}
+
+#[test]
+fn a_server_of_garbage_is_a_fault_and_hinders_no_other_source() {
+    let mut world = World::new();
+    let guest = world.guest(5);
+    world.run_domain(&guest.port);
+    world.ovsdb.plug(&guest.port, Plug::Direct);
+    world.assert_served(&guest);
+    world.ovsdb.stop();
+    fs::remove_file(world.ovsdb.socket()).expect("remove what the server left");
+    let listener = UnixListener::bind(world.ovsdb.socket()).expect("take the server's place");
+    let garbage = thread::spawn(move || {
+        for answer in ["HTTP/1.1 400 Bad Request\r\n\r\n", "{\"id\": 1, \"result\": [\"Open_vSw", "{\"id\":}"]
+        {
+            let (mut stream, _) = listener.accept().expect("the agent comes");
+            stream.set_read_timeout(Some(PATIENCE)).expect("a deadline");
+            assert!(stream.read(&mut [0; 1024]).expect("its request") > 0);
+            stream.write_all(answer.as_bytes()).expect("answer it");
+        }
+    });
+    garbage.join().expect("the agent came thrice");
+    world.until_metric(FAULTS, 1.0);
+    world.assert_served(&guest);
+    fs::remove_file(world.ovsdb.socket()).expect("remove the place of garbage");
+    world.ovsdb.restart();
+    world.until_metric(FAULTS, 0.0);
+    world.assert_served(&guest);
+}

@@ -1,0 +1,128 @@
+//! The packet table, once through the host build of the programs and once through the kernel (`BPF_PROG_TEST_RUN`).
+
+use metadata_ebpf::abi::{ClientKey, PortKey};
+use metadata_ebpf::from_guest::from_guest;
+use metadata_ebpf::host::{HostSkb, HostWorld};
+use metadata_ebpf::reason::Reason;
+use metadata_ebpf::skb::{HEAD, Vlan};
+use metadata_ebpf::to_guest::to_guest;
+use metadata_tests::packets::control_block;
+use metadata_tests::packets::table::{self, assert_outcome, assert_recorded};
+use metadata_tests::packets::world::{IFINDEX, STALE_AFTER_NS, host_world};
+use metadata_tests::packets::{Program, cases};
+
+#[test]
+fn every_case_holds_on_the_host() {
+    for case in cases() {
+        let world = host_world(&case.state);
+        let mut skb = HostSkb::new(case.frame.clone(), IFINDEX);
+        let outcome = match case.program {
+            Program::FromGuest => from_guest(&mut skb, &world),
+            Program::ToGuest => Some(to_guest(&mut skb, &world)),
+        };
+        assert_outcome(&case, outcome.map(|outcome| outcome.reason), &skb.frame);
+        assert_recorded(&case, world.clients.borrow().get(&ClientKey { identity: case.identity() }).copied());
+        if case.reason.is_none() {
+            assert_eq!(world.lookups.get(), 0, "{}: a bystander costs no map look-up", case.name);
+        }
+    }
+}
+
+/// A driver may leave all behind the head in fragments; `BPF_PROG_TEST_RUN` makes no such packet.
+#[test]
+fn where_a_packets_bytes_lie_is_of_no_consequence() {
+    for case in cases().into_iter().filter(|case| case.program == Program::FromGuest) {
+        let [whole, fragmented] = [usize::MAX, HEAD].map(|linear| {
+            let world = host_world(&case.state);
+            let mut skb = HostSkb { linear, ..HostSkb::new(case.frame.clone(), IFINDEX) };
+            (from_guest(&mut skb, &world), skb.frame, world.lookups.get())
+        });
+        assert_eq!(whole, fragmented, "{}", case.name);
+    }
+}
+
+#[test]
+fn a_stale_heartbeat_is_no_heartbeat() {
+    let case = cases().into_iter().find(|case| case.reason == Some(Reason::ConnectionOpened)).expect("a SYN");
+    for (age, reason) in
+        [(STALE_AFTER_NS, Reason::ConnectionOpened), (STALE_AFTER_NS + 1, Reason::AgentAbsent)]
+    {
+        let mut world = host_world(&case.state);
+        world.heartbeat_ns = world.now_ns - age;
+        let mut skb = HostSkb::new(case.frame.clone(), IFINDEX);
+        assert_eq!(from_guest(&mut skb, &world).map(|outcome| outcome.reason), Some(reason), "age {age}");
+    }
+}
+
+/// A VLAN tag lies beside the frame, where `BPF_PROG_TEST_RUN` cannot put one; the namespace scenarios send real tags.
+#[test]
+fn a_tagged_metadata_packet_is_left_alone() {
+    for case in cases().into_iter().filter(|case| case.reason == Some(Reason::ConnectionOpened)) {
+        let mut skb = HostSkb { vlan: Vlan::Tagged(5), ..HostSkb::new(case.frame.clone(), IFINDEX) };
+        let outcome = from_guest(&mut skb, &host_world(&case.state)).expect(case.name);
+        assert_eq!(outcome.reason, Reason::Vlan, "{}", case.name);
+        assert_eq!(skb.frame, case.frame, "{}", case.name);
+    }
+}
+
+/// The same packets, under the tag of a subport: served as its attachment's, without the tag, and answered with it.
+#[test]
+fn a_subports_packets_lose_their_tag_on_the_way_in_and_get_it_back() {
+    let tag = PortKey { netns: 0, ifindex: IFINDEX, vlan: 5 };
+    for case in cases().into_iter().filter(|case| case.reason == Some(Reason::ConnectionOpened)) {
+        let mut world = host_world(&case.state);
+        let untagged = world.ports.remove(&PortKey { netns: 0, ifindex: IFINDEX, vlan: 0 }).expect(case.name);
+        world.ports.insert(tag, untagged);
+        let with_tag = |vlan| HostSkb { vlan, ..HostSkb::new(case.frame.clone(), IFINDEX) };
+        for (vlan, reason) in [
+            (Vlan::Tagged(5), Reason::ConnectionOpened),
+            (Vlan::Tagged(6), Reason::Vlan),
+            (Vlan::Unsupported, Reason::Vlan),
+            (Vlan::Untagged, Reason::NotAttached),
+        ] {
+            let mut skb = with_tag(vlan);
+            let outcome = from_guest(&mut skb, &world).expect(case.name);
+            assert_eq!(outcome.reason, reason, "{}: {vlan:?}", case.name);
+            let led = reason == Reason::ConnectionOpened;
+            assert_eq!(skb.vlan, if led { Vlan::Untagged } else { vlan }, "{}", case.name);
+            assert_eq!(
+                skb.frame,
+                *case.rewritten.as_ref().filter(|_| led).unwrap_or(&case.frame),
+                "{}",
+                case.name
+            );
+        }
+        let client = world.clients.borrow().get(&ClientKey { identity: case.identity() }).copied();
+        assert_eq!(client.expect(case.name).vlan, 5, "{}", case.name);
+    }
+    let answers = cases().into_iter().filter(|case| case.reason == Some(Reason::Reply));
+    for case in answers {
+        let world = host_world(&case.state);
+        for client in world.clients.borrow_mut().values_mut() {
+            client.vlan = 5;
+        }
+        let mut skb = HostSkb::new(case.frame.clone(), IFINDEX);
+        assert_eq!(to_guest(&mut skb, &world).reason, Reason::Reply, "{}", case.name);
+        assert_eq!(skb.vlan, Vlan::Tagged(5), "{}", case.name);
+    }
+}
+
+#[test]
+fn a_full_client_map_admits_only_clients_on_record() {
+    for case in cases().into_iter().filter(|case| case.reason == Some(Reason::ConnectionOpened)) {
+        let world = HostWorld { clients_full: true, ..host_world(&case.state) };
+        let outcome = from_guest(&mut HostSkb::new(case.frame.clone(), IFINDEX), &world).expect(case.name);
+        let expected = if case.state.client_known { Reason::ConnectionOpened } else { Reason::ClientsFull };
+        assert_eq!(outcome.reason, expected, "{}", case.name);
+    }
+}
+
+#[test]
+fn every_case_holds_in_the_kernel() {
+    table::holds_in_the_kernel();
+}
+
+#[test]
+fn what_the_control_block_held_is_of_no_consequence() {
+    control_block::is_of_no_consequence();
+}

@@ -1,0 +1,146 @@
+//! One object for every kernel: the tests in [`inside`] run on the running kernel, and once more within each of Debian's,
+//! in a machine of its own.
+//!
+//! | kernel | from | hook |
+//! |---|---|---|
+//! | 5.10, the oldest that will do | Debian 11 | clsact |
+//! | 6.1 | Debian 12 | clsact |
+//! | 6.12 | Debian 12, security updates | TCX |
+//! | the running one | this machine | as it has |
+//!
+//! What each said stays in `target/vm-kernels`: the sizes of the programs, and the verifier's log where it refused one.
+#![expect(clippy::print_stdout, reason = "the sizes of the programs belong to the test's output")]
+
+use metadata_tests::vm::KernelUnderTest;
+
+mod inside {
+    //! What holds on every kernel.
+
+    use metadata_ebpf::identity::METADATA_IPV4;
+    use metadata_ebpf::reason::Reason;
+    use metadata_tests::packets::differential::decide_alike;
+    use metadata_tests::packets::kernel::Site;
+    use metadata_tests::packets::table;
+    use metadata_tests::tenants::HOSTNAME;
+    use metadata_tests::{Answer, Instance, Mode, PacketSocket, Tenants};
+
+    /// Few, as every processor but the running one is emulated; enough for each reason to occur.
+    const FRAMES: u64 = 64_000;
+    const USER_DATA: &str = "/openstack/latest/user_data";
+    const PASSWORD: &str = "/openstack/2013-04-04/password";
+
+    fn release() -> (u32, u32) {
+        let uname = nix::sys::utsname::uname().unwrap();
+        let mut numbers = uname.release().to_str().unwrap().split(['.', '-']).map(str::parse);
+        (numbers.next().unwrap().unwrap(), numbers.next().unwrap().unwrap())
+    }
+
+    #[test]
+    fn both_programs_load_and_are_counted() {
+        let (major, minor) = release();
+        for (whose, program) in Site::set_up("count", |site| site.load().programs()) {
+            // Of eight bytes each; the verifier tells how many it went through since 5.16.
+            let translated = program.size_translated().unwrap() / 8;
+            let verified = program.verified_instruction_count();
+            let name = program.name_as_str().unwrap();
+            println!("{major}.{minor} {name} {whose}: {translated} instructions, {verified:?} verified");
+            assert!(translated < 4_608, "{name} {whose} grew");
+            assert!(verified.unwrap_or(0) < 100_000, "{name} has become a tenth of what a verifier takes");
+        }
+    }
+
+    #[test]
+    fn every_case_of_the_packet_table_holds() {
+        table::holds_in_the_kernel();
+    }
+
+    #[test]
+    fn the_kernel_and_the_host_build_decide_alike() {
+        println!("{}", decide_alike(FRAMES, 7));
+    }
+
+    /// Bodies of several segments travel as one GSO frame in either direction.
+    #[test]
+    fn guests_are_told_apart_and_served_over_both_protocols() {
+        let tenants = Tenants::new();
+        let Tenants { process, nova, red, blue, .. } = &tenants;
+        for guest in [red, blue] {
+            guest.assert_served();
+            let answer = guest.get_v6(HOSTNAME);
+            assert_eq!((answer.status, answer.text()), (200, guest.hostname().as_str()));
+        }
+        let hook = process.state()["datapath"]["hook"].clone();
+        assert_eq!(hook, if release() >= (6, 6) { "tcx" } else { "clsact" });
+
+        let large: Vec<u8> = (0..=250).cycle().take(400_000).collect();
+        nova.add(Instance { user_data: Some(large.clone()), ..Instance::of(&red.port) });
+        for answer in [red.get(USER_DATA), red.get_v6(USER_DATA)] {
+            assert_eq!(answer.status, 200);
+            assert!(answer.body == large, "{} bytes came", answer.body.len());
+        }
+        nova.set_mode(Mode::Fixed(Answer::text(200, "taken")));
+        let posted = [
+            red.post(PASSWORD, &large[..60_000]),
+            red.connect_v6().request("POST", PASSWORD, &[], &large[..60_000]).unwrap(),
+        ];
+        assert_eq!(posted.map(|answer| answer.status), [200, 200]);
+        let [.., over_ipv4, over_ipv6] = &nova.requests()[..] else { panic!("two requests") };
+        assert!(over_ipv4.body == large[..60_000] && over_ipv6.body == large[..60_000]);
+        for reason in [Reason::ConnectionOpened, Reason::Segment, Reason::Reply, Reason::NdReply] {
+            assert!(process.packets(reason) > 0, "{reason:?}");
+        }
+    }
+
+    /// A frame of several segments is cut, where the guest's interface cannot take it whole, into what the guest said that
+    /// it takes: translation from IPv6 makes every segment 20 bytes shorter, and must not make its payload longer.
+    #[test]
+    fn a_large_answer_is_cut_into_segments_that_the_guest_takes() {
+        const MSS: usize = 1000;
+        let tenants = Tenants::new();
+        let Tenants { nova, red, host, .. } = &tenants;
+        host.netns().run(&["ethtool", "-K", &red.tap, "tso", "off"]);
+        let route = red.netns().run(&["ip", "route", "show", "169.254.169.254"]);
+        red.netns().ip(&format!("route replace {} advmss {MSS}", route.trim()));
+        nova.add(Instance { user_data: Some(vec![b'x'; 100_000]), ..Instance::of(&red.port) });
+        let wire = PacketSocket::open(red.netns(), "eth0");
+        assert_eq!(red.get(USER_DATA).body.len(), 100_000);
+
+        let (mut largest, mut sum) = (0, 0);
+        wire.wait_for("large answer", |frame| {
+            let of_the_answer = frame[12..14] == [8, 0] && frame[26..30] == METADATA_IPV4;
+            if of_the_answer {
+                largest = largest.max(frame.len());
+                sum += frame.len();
+            }
+            // What the socket has room for.
+            (sum > 40_000).then_some(())
+        });
+        // What TCP options take of a segment counts as its payload here.
+        assert_eq!(largest, 14 + 20 + 20 + MSS);
+    }
+}
+
+#[test]
+fn linux_5_10_serves() {
+    serves("linux-image-cloud-amd64", true, "5.10.");
+}
+
+#[test]
+fn linux_6_1_serves() {
+    serves("linux-image-cloud-amd64", false, "6.1.");
+}
+
+#[test]
+fn linux_6_12_serves() {
+    serves("linux-image-6.12-cloud-amd64", false, "6.12.");
+}
+
+fn serves(metapackage: &str, bullseye: bool, version: &str) {
+    let kernel = KernelUnderTest::prepare(metapackage, bullseye).unwrap();
+    let said = kernel.run_this_test("kernels::inside:: --test-threads=1 --nocapture").unwrap();
+    assert!(said.lines().any(|line| line.starts_with(version)), "another kernel: {said}");
+    assert!(said.contains("5 passed; 0 failed; 0 ignored"), "{said}");
+    for line in said.lines().filter(|line| line.contains(" instructions, ")) {
+        println!("{line}");
+    }
+}

@@ -1,18 +1,18 @@
-//! A BPF file system of one's own, so that pins of a test are nobody else's and vanish with it.
+//! A private BPF file system. Pins in it cannot collide with others and vanish with it.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
-/// A mounted BPF file system; unmounted on drop, which drops what was pinned there.
+/// A mounted BPF file system. It is unmounted on drop, which removes its pins.
 #[derive(Debug)]
 pub struct Bpffs {
     path: PathBuf,
 }
 
 impl Bpffs {
-    /// Mounts one at `path`, which is made for it.
+    /// Creates `path` and mounts a BPF file system there.
     pub fn mount(path: &Path) -> Self {
         fs::create_dir_all(path).unwrap_or_else(|e| panic!("make {}: {e}", path.display()));
         mount(Some("bpf"), path, Some("bpf"), MsFlags::empty(), None::<&str>)
@@ -20,7 +20,6 @@ impl Bpffs {
         Self { path: path.to_owned() }
     }
 
-    /// Where it is mounted.
     pub fn path(&self) -> &Path {
         &self.path
     }

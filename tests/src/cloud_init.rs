@@ -1,4 +1,4 @@
-//! cloud-init's own code, from Debian's package, which is unpacked and never installed.
+//! cloud-init's own code, from Debian's package, which is unpacked but not installed.
 
 use std::path::PathBuf;
 use std::process::Stdio;
@@ -7,7 +7,8 @@ use std::thread::{self, JoinHandle};
 use crate::guest::Guest;
 use crate::vm::{cache, debian};
 
-/// Asks as DataSourceOpenStack does: both families at once, IPv4 150 ms after IPv6 (url_helper.py, `dual_stack`).
+/// Probes as DataSourceOpenStack does: both families at once, IPv4 150 ms after IPv6
+/// (url_helper.py, `dual_stack`).
 const PROBE: &str = "\
 import sys
 from cloudinit.url_helper import wait_for_url
@@ -16,14 +17,14 @@ found, answer = wait_for_url(urls=urls, max_wait=int(sys.argv[1]), timeout=10, c
 print(found, answer.decode() if found else '')
 ";
 
-/// The code, on disk.
+/// The unpacked code.
 #[derive(Clone, Debug)]
 pub struct CloudInit {
     packages: PathBuf,
 }
 
 impl CloudInit {
-    /// Unpacks it, unless it is there.
+    /// Unpacks the code unless it is already there.
     #[must_use]
     pub fn prepare() -> Self {
         let entry = debian::candidate("cloud-init").and_then(|version| {
@@ -35,8 +36,9 @@ impl CloudInit {
         Self { packages: entry.join("cloud-init/usr/lib/python3/dist-packages") }
     }
 
-    /// Looks for the metadata service from within a guest. With `max_wait` of -1 every address is asked once; otherwise
-    /// again and again for so many seconds. What comes back is the URL that answered, and its answer; empty if none did.
+    /// Looks for the metadata service from inside a guest. With a `max_wait` of -1 every address is
+    /// tried once; otherwise probing repeats for that many seconds. Returns the URL that answered
+    /// and its answer, or nothing if none did.
     #[must_use]
     pub fn probe(&self, guest: &Guest, max_wait: i32) -> JoinHandle<(String, String)> {
         let mut command = guest.netns().command("/usr/bin/python3");

@@ -1,4 +1,5 @@
-//! A running domain as libvirt keeps it in its run-time directory, with the metadata that Nova writes into it.
+//! A running domain as libvirt keeps it in its run-time directory, with the metadata that Nova
+//! writes.
 
 use std::fmt::Write as _;
 use std::fs;
@@ -6,8 +7,8 @@ use std::path::Path;
 
 use crate::port::Port;
 
-/// Writes a domain with this one port into `directory`, or a new version of it, as libvirt does: under another name,
-/// then renamed.
+/// Writes a domain with this one port into `directory`, or replaces it. Like libvirt, it writes
+/// under another name and renames the file.
 pub fn write(directory: &Path, port: &Port) {
     let file = directory.join(format!("{}.xml", name(port)));
     let new = file.with_extension("xml.new");
@@ -15,13 +16,13 @@ pub fn write(directory: &Path, port: &Port) {
     fs::rename(&new, &file).unwrap_or_else(|e| panic!("rename to {}: {e}", file.display()));
 }
 
-/// Removes what [`write`] wrote, as libvirt does when the domain has ended.
+/// Removes the file of [`write`], as libvirt does when the domain ends.
 pub fn remove(directory: &Path, port: &Port) {
     let file = directory.join(format!("{}.xml", name(port)));
     fs::remove_file(&file).unwrap_or_else(|e| panic!("remove {}: {e}", file.display()));
 }
 
-/// What libvirt calls it.
+/// Returns libvirt's name of the domain.
 fn name(port: &Port) -> String {
     format!("instance-{}", &port.instance.to_string()[..8])
 }

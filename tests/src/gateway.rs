@@ -1,10 +1,11 @@
-//! Someone behind a network's bridge who owns the gateway's and the metadata service's addresses, as Neutron's router and DHCP
-//! namespaces do. A packet that our programs leave alone arrives here, and only here.
+//! A namespace behind a network's bridge with the addresses of the gateway and of the metadata
+//! service, as Neutron's router and DHCP namespaces have them. Packets that our programs pass on
+//! arrive here, and only here.
 
 use crate::netns::Netns;
 use crate::topology::{Host, Network};
 
-/// The namespace and its cable to the bridge.
+/// The namespace and its veth pair to the bridge.
 #[derive(Debug)]
 pub struct Gateway {
     netns: Netns,
@@ -13,7 +14,7 @@ pub struct Gateway {
 }
 
 impl Gateway {
-    /// Plugs it into a network that has none yet.
+    /// Plugs a gateway into a network that does not have one yet.
     #[must_use]
     pub fn plug(network: &Network) -> Self {
         let netns = Netns::new("legacy");
@@ -34,7 +35,6 @@ impl Gateway {
         Self { netns, host: network.host().clone(), device }
     }
 
-    /// Its namespace.
     #[must_use]
     pub fn netns(&self) -> &Netns {
         &self.netns
@@ -43,7 +43,7 @@ impl Gateway {
 
 impl Drop for Gateway {
     fn drop(&mut self) {
-        // As with a guest: the host's end must be gone at once.
+        // As with a guest, the host's end must be gone at once.
         let unplugged = self.host.netns().command("ip").args(["link", "del", &self.device]).output();
         if let Err(e) = unplugged {
             eprintln!("unplug {}: {e}", self.device);

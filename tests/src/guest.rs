@@ -1,4 +1,5 @@
-//! A guest: a namespace whose eth0 is the other end of a tap, and the raw HTTP it speaks to the metadata service.
+//! A guest: a namespace whose eth0 is the other end of a tap, and its raw HTTP to the metadata
+//! service.
 
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6, TcpStream};
@@ -14,12 +15,10 @@ use crate::port::Port;
 use crate::topology::{GuestSpec, Host, Network, NextHop};
 use crate::wait::PATIENCE;
 
-/// A guest on a network.
 #[derive(Debug)]
 pub struct Guest {
-    /// Who it is.
     pub port: Port,
-    /// The host's end of its cable.
+    /// The host's end of its veth pair.
     pub tap: String,
     netns: Netns,
     host: Host,
@@ -56,19 +55,18 @@ impl Guest {
         Self { port, tap, netns, host: host.clone() }
     }
 
-    /// Its namespace.
     #[must_use]
     pub fn netns(&self) -> &Netns {
         &self.netns
     }
 
-    /// 169.254.169.254, as this guest reaches it.
+    /// Returns 169.254.169.254 as this guest reaches it.
     #[must_use]
     pub fn metadata_ipv4(&self) -> SocketAddr {
         (METADATA_IPV4, METADATA_PORT).into()
     }
 
-    /// fe80::a9fe:a9fe, as this guest reaches it.
+    /// Returns fe80::a9fe:a9fe as this guest reaches it.
     #[must_use]
     pub fn metadata_ipv6(&self) -> SocketAddr {
         let scope = self.netns.enter(|| if_nametoindex("eth0"));
@@ -76,40 +74,38 @@ impl Guest {
         SocketAddrV6::new(Ipv6Addr::from(METADATA_IPV6), METADATA_PORT, 0, scope).into()
     }
 
-    /// Gets a path over IPv4 on a connection of its own.
+    /// Sends a GET request over IPv4 on a new connection.
     pub fn get(&self, path: &str) -> Response {
         self.try_get(path).unwrap_or_else(|e| panic!("{} gets {path}: {e}", self.netns.name()))
     }
 
-    /// Gets a path over IPv4 on a connection of its own.
+    /// Sends a GET request over IPv4 on a new connection.
     ///
     /// # Errors
-    /// What the connection met.
+    /// Returns the error of the connection.
     pub fn try_get(&self, path: &str) -> io::Result<Response> {
         self.dial(self.metadata_ipv4(), None, PATIENCE)?.request("GET", path, &[("Connection", "close")], b"")
     }
 
-    /// Gets a path over IPv6 on a connection of its own.
+    /// Sends a GET request over IPv6 on a new connection.
     pub fn get_v6(&self, path: &str) -> Response {
         self.connect_v6()
             .request("GET", path, &[("Connection", "close")], b"")
             .unwrap_or_else(|e| panic!("{} gets {path} over IPv6: {e}", self.netns.name()))
     }
 
-    /// Posts a body over IPv4 on a connection of its own.
+    /// Sends a POST request over IPv4 on a new connection.
     pub fn post(&self, path: &str, body: &[u8]) -> Response {
         self.connect()
             .request("POST", path, &[("Connection", "close")], body)
             .unwrap_or_else(|e| panic!("{} posts to {path}: {e}", self.netns.name()))
     }
 
-    /// Connects over IPv4.
     pub fn connect(&self) -> Connection<TcpStream> {
         self.dial(self.metadata_ipv4(), None, PATIENCE)
             .unwrap_or_else(|e| panic!("{} connects: {e}", self.netns.name()))
     }
 
-    /// Connects over IPv6.
     pub fn connect_v6(&self) -> Connection<TcpStream> {
         self.dial(self.metadata_ipv6(), None, PATIENCE)
             .unwrap_or_else(|e| panic!("{} connects over IPv6: {e}", self.netns.name()))
@@ -121,11 +117,11 @@ impl Guest {
             .unwrap_or_else(|e| panic!("{} connects from {source}: {e}", self.netns.name()))
     }
 
-    /// Connects to `to`, from `source` where given, within `patience`, which then bounds each read and write as
-    /// well.
+    /// Connects to `to` within `patience`, from `source` if given. `patience` also bounds each read
+    /// and write.
     ///
     /// # Errors
-    /// What the kernel says; `TimedOut` where nobody answers.
+    /// Returns the error of the kernel, or `TimedOut` if there is no response.
     pub fn dial(
         &self,
         to: SocketAddr,
@@ -139,7 +135,7 @@ impl Guest {
                 socket.bind(&source.into())?;
             }
             socket.connect_timeout(&to.into(), patience)?;
-            // Every write is a segment of its own, which is what tests of split requests mean.
+            // Each write is its own segment, which tests of split requests rely on.
             socket.set_tcp_nodelay(true)?;
             socket.set_read_timeout(Some(patience))?;
             socket.set_write_timeout(Some(patience))?;
@@ -150,7 +146,7 @@ impl Guest {
 
 impl Drop for Guest {
     fn drop(&mut self) {
-        // The kernel takes a namespace apart some time after it is gone; the host's end must be gone at once.
+        // The kernel removes a namespace asynchronously, but the host's end must be gone at once.
         let unplugged = self.host.netns().command("ip").args(["link", "del", &self.tap]).output();
         if let Err(e) = unplugged {
             eprintln!("unplug {}: {e}", self.tap);

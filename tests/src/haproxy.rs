@@ -1,4 +1,5 @@
-//! The haproxy that Neutron's agents run for a network or a router: the real program, with the configuration that they render.
+//! The haproxy that Neutron's agents run for a network or a router: the real program with their
+//! configuration.
 
 use std::fs;
 use std::net::{Ipv4Addr, TcpStream};
@@ -13,18 +14,19 @@ use crate::netns::Netns;
 use crate::topology::Network;
 use crate::wait::{self, PATIENCE};
 
-/// As whom it runs.
+/// The user it runs as.
 pub const USER: &str = "nobody";
 const GROUP: &str = "nogroup";
 
-/// Whose haproxy it is. The lines are those of neutron/agent/metadata/driver.py and neutron/agent/ovn/metadata/driver.py.
+/// The Neutron agent that configures the haproxy. The lines are those of
+/// neutron/agent/metadata/driver.py and neutron/agent/ovn/metadata/driver.py.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Driver {
-    /// The DHCP agent's, on a network.
+    /// The DHCP agent, on a network.
     Dhcp,
-    /// The L3 agent's, in a router, which here has the id of its one network.
+    /// The L3 agent, in a router. Here the router has the id of its only network.
     Router,
-    /// OVN's, on a network.
+    /// The OVN metadata agent, on a network.
     Ovn,
 }
 
@@ -37,7 +39,7 @@ pub struct Haproxy {
 }
 
 impl Haproxy {
-    /// Serves a network's metadata addresses from this socket.
+    /// Serves a network's metadata addresses and forwards to this socket.
     #[must_use]
     pub fn start(network: &Network, driver: Driver, socket: &Path) -> Self {
         let gateway = Gateway::plug(network);
@@ -48,7 +50,8 @@ impl Haproxy {
         haproxy
     }
 
-    /// Serves port 80 of 169.254.169.254 in this namespace, where that address must be, as the configuration says.
+    /// Serves port 80 of 169.254.169.254 in this namespace with this configuration. The namespace
+    /// must have that address.
     #[must_use]
     pub fn serve(netns: &Netns, config: &str) -> Self {
         let mut haproxy = Self::spawn(netns, config);
@@ -60,14 +63,14 @@ impl Haproxy {
         haproxy
     }
 
-    /// Starts one, and does not wait until it listens.
+    /// Starts haproxy without waiting until it listens.
     #[must_use]
     pub fn spawn(netns: &Netns, config: &str) -> Self {
         let folder = tempfile::Builder::new().prefix("haproxy-").tempdir();
         let folder = folder.unwrap_or_else(|e| panic!("make a folder for a haproxy: {e}"));
         let path = folder.path().join("haproxy.conf");
         fs::write(&path, config).unwrap_or_else(|e| panic!("write {}: {e}", path.display()));
-        // In the foreground: a daemon would outlive a test that fails.
+        // In the foreground, because a daemon would outlive a failed test.
         let mut command: Command = netns.command("haproxy");
         command
             .arg("-db")
@@ -80,13 +83,12 @@ impl Haproxy {
         Self { child, _folder: folder, gateway: None }
     }
 
-    /// Where it is plugged into a network, if [`Self::start`] did that.
+    /// Returns its plug into a network, if [`Self::start`] created one.
     #[must_use]
     pub fn gateway(&self) -> Option<&Gateway> {
         self.gateway.as_ref()
     }
 
-    /// Its process id.
     #[must_use]
     pub fn pid(&self) -> u32 {
         self.child.id()
@@ -102,7 +104,7 @@ impl Drop for Haproxy {
 }
 
 impl Driver {
-    /// The lines that say whose requests these are.
+    /// Returns the lines that identify the network or router of the requests.
     fn headers(self, id: &str) -> String {
         match self {
             Self::Dhcp => format!(
@@ -116,7 +118,8 @@ impl Driver {
     }
 }
 
-/// The configuration for a network or router, with the server to forward to and the lines about headers.
+/// Renders the configuration for a network or router, with the server to forward to and the header
+/// lines.
 #[must_use]
 pub fn rendered(id: &str, server: &str, headers: &str) -> String {
     format!(

@@ -1,51 +1,49 @@
-//! An HTTP client that sends what it is told, byte for byte, and reads answers as a guest does.
+//! An HTTP client that sends the given bytes unchanged and reads responses as a guest does.
 //!
-//! Small and blocking on purpose: a test decides about every segment. Deadlines are the stream's own timeouts.
+//! It is small and blocking on purpose: a test controls every segment. Deadlines are the timeouts
+//! of the stream.
 
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{Shutdown, TcpStream};
 
-/// An answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Response {
-    /// The status line, `HTTP/1.1 200 OK`.
+    /// The status line, such as `HTTP/1.1 200 OK`.
     pub status_line: String,
-    /// The number in it.
     pub status: u16,
     /// The headers as sent, in order.
     pub headers: Vec<(String, String)>,
-    /// The body, without its framing.
+    /// The body without its framing.
     pub body: Vec<u8>,
 }
 
 impl Response {
-    /// The first header of this name.
+    /// Returns the first header with this name.
     #[must_use]
     pub fn header(&self, name: &str) -> Option<&str> {
         self.headers.iter().find(|(have, _)| have.eq_ignore_ascii_case(name)).map(|(_, value)| value.as_str())
     }
 
-    /// The body as text; panics where it is none.
+    /// Returns the body as text. Panics if it is not UTF-8.
     #[must_use]
     pub fn text(&self) -> &str {
         std::str::from_utf8(&self.body)
-            .unwrap_or_else(|e| panic!("{}: body is no text: {e}", self.status_line))
+            .unwrap_or_else(|e| panic!("{}: the body is not text: {e}", self.status_line))
     }
 }
 
-/// A connection that a test drives.
+/// A connection under the control of a test.
 #[derive(Debug)]
 pub struct Connection<S: Read + Write> {
     stream: BufReader<S>,
 }
 
 impl<S: Read + Write> Connection<S> {
-    /// Around a connected stream, whose timeouts are the deadlines here.
+    /// Wraps a connected stream. Its timeouts are the deadlines.
     pub fn new(stream: S) -> Self {
         Self { stream: BufReader::new(stream) }
     }
 
-    /// The stream itself.
     pub fn stream(&self) -> &S {
         self.stream.get_ref()
     }
@@ -53,16 +51,17 @@ impl<S: Read + Write> Connection<S> {
     /// Sends bytes in one write.
     ///
     /// # Errors
-    /// What the stream says.
+    /// Returns the error of the stream.
     pub fn send(&mut self, bytes: impl AsRef<[u8]>) -> io::Result<()> {
         self.stream.get_mut().write_all(bytes.as_ref())?;
         self.stream.get_mut().flush()
     }
 
-    /// Sends a whole HTTP/1.1 request and reads the answer. `Host` and, for a body, `Content-Length` are added.
+    /// Sends a complete HTTP/1.1 request and reads the response. Adds `Host` and, for a body,
+    /// `Content-Length`.
     ///
     /// # Errors
-    /// What the stream says, or `InvalidData` for an answer that is no HTTP.
+    /// Returns the error of the stream, or `InvalidData` if the response is not HTTP.
     pub fn request(
         &mut self,
         method: &str,
@@ -82,10 +81,10 @@ impl<S: Read + Write> Connection<S> {
         if method == "HEAD" { self.receive_head() } else { self.receive() }
     }
 
-    /// Reads one answer with its body.
+    /// Reads one response with its body.
     ///
     /// # Errors
-    /// As [`Self::request`].
+    /// Returns the errors of [`Self::request`].
     pub fn receive(&mut self) -> io::Result<Response> {
         let mut response = self.receive_head()?;
         if response.status == 204 || response.status == 304 || response.status < 200 {
@@ -106,10 +105,10 @@ impl<S: Read + Write> Connection<S> {
         Ok(response)
     }
 
-    /// Reads an answer that has no body: to HEAD, or an interim one.
+    /// Reads a response without a body: to HEAD, or an interim response.
     ///
     /// # Errors
-    /// As [`Self::request`].
+    /// Returns the errors of [`Self::request`].
     pub fn receive_head(&mut self) -> io::Result<Response> {
         let status_line = self.line()?;
         let status = status_line
@@ -127,10 +126,10 @@ impl<S: Read + Write> Connection<S> {
         }
     }
 
-    /// Reads until the other side has closed.
+    /// Reads until the peer has closed the connection.
     ///
     /// # Errors
-    /// What the stream says.
+    /// Returns the error of the stream.
     pub fn receive_rest(&mut self) -> io::Result<Vec<u8>> {
         let mut rest = Vec::new();
         self.stream.read_to_end(&mut rest)?;
@@ -164,10 +163,10 @@ impl<S: Read + Write> Connection<S> {
 }
 
 impl Connection<TcpStream> {
-    /// Tells the other side that nothing more comes.
+    /// Shuts down the sending side.
     ///
     /// # Errors
-    /// What the stream says.
+    /// Returns the error of the stream.
     pub fn finish(&mut self) -> io::Result<()> {
         self.stream().shutdown(Shutdown::Write)
     }

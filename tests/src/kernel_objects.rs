@@ -1,7 +1,8 @@
-//! The BPF objects that an agent has in the kernel, so that a test can say that none leaks.
+//! The BPF objects of an agent in the kernel, to detect leaks.
 //!
-//! Ids are never given twice while the machine is up, so an id that was seen and is loaded no more is gone for good.
-//! Other hosts' agents on the same machine are not counted: ours are those that lead to maps pinned on this host.
+//! The kernel never reuses ids while the machine is up, so an object that is no longer loaded is
+//! gone for good. Objects of other hosts' agents are not counted: ours use maps that are pinned on
+//! this host.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -15,25 +16,23 @@ use crate::wait::{self, PATIENCE};
 /// The ids of maps, programs and links.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct KernelObjects {
-    /// Maps that are pinned.
     pub maps: BTreeSet<u32>,
-    /// Programs that use them.
     pub programs: BTreeSet<u32>,
-    /// Links of those programs; clsact has none.
+    /// Links of those programs. There are none with clsact.
     pub links: BTreeSet<u32>,
 }
 
 impl KernelObjects {
-    /// What the maps that are pinned on this host lead to.
+    /// Collects the objects that use the maps pinned on this host.
     #[must_use]
-    pub fn of(host: &Host) -> Self {
+    pub fn from_host(host: &Host) -> Self {
         let folder = host.bpffs().join("metadata");
         let pins =
             fs::read_dir(&folder).unwrap_or_else(|e| panic!("list the pins of {}: {e}", folder.display()));
         let maps = pins.flatten().filter(|pin| pin.file_name().to_string_lossy().starts_with("MD_"));
         let maps: BTreeSet<u32> =
             maps.filter_map(|pin| Some(MapInfo::from_pin(pin.path()).ok()?.id())).collect();
-        // An object may go while it is looked at; then it does not count.
+        // An object may vanish during the scan and then does not count.
         let uses = |ids: Option<Vec<u32>>| ids.is_some_and(|ids| ids.iter().any(|id| maps.contains(id)));
         let programs: BTreeSet<u32> = loaded_programs()
             .flatten()
@@ -46,17 +45,16 @@ impl KernelObjects {
         Self { maps, programs, links }
     }
 
-    /// How many of each.
     #[must_use]
     pub fn counts(&self) -> (usize, usize, usize) {
         (self.maps.len(), self.programs.len(), self.links.len())
     }
 
-    /// Waits until these counts hold: the kernel frees what nobody holds a moment later.
+    /// Waits for these counts, because the kernel frees unused objects asynchronously.
     pub fn wait_for_counts(host: &Host, counts: (usize, usize, usize)) -> Self {
         let mut last = Self::default();
         wait::poll(PATIENCE, || {
-            last = Self::of(host);
+            last = Self::from_host(host);
             (last.counts() == counts).then_some(())
         })
         .unwrap_or_else(|| panic!("maps, programs and links should be {counts:?} and are {last:?}"));

@@ -1,4 +1,4 @@
-//! Removes what a host with a name left behind when its process was killed.
+//! Removes the leftovers of a named host whose process was killed.
 
 use std::fs;
 use std::path::Path;
@@ -12,8 +12,8 @@ use nix::unistd::Pid;
 use crate::netns;
 use crate::topology::{BPFFS, RUN};
 
-/// Ends the processes in the namespaces of these names, and removes the namespaces and the folder of the host. The
-/// names must be nobody else's, and their owner must be dead. Says what it removed.
+/// Kills the processes in these namespaces, then removes the namespaces and the host's folder. The
+/// owner of the names must be dead. Returns a list of what was removed.
 pub fn remove(host: &str, namespaces: &[String]) -> Vec<String> {
     let mut removed = Vec::new();
     for name in netns::names().iter().filter(|name| namespaces.contains(*name)) {
@@ -31,7 +31,7 @@ pub fn remove(host: &str, namespaces: &[String]) -> Vec<String> {
     let folder = Path::new(RUN).join(host);
     if folder.exists() {
         match umount2(&folder.join(BPFFS), MntFlags::MNT_DETACH) {
-            // Not mounted, or not even made.
+            // Not mounted, or not even created.
             Ok(()) | Err(Errno::EINVAL | Errno::ENOENT) => {}
             Err(e) => panic!("unmount {}: {e}", folder.join(BPFFS).display()),
         }

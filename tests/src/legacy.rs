@@ -1,7 +1,8 @@
-//! The path that Neutron itself would have set up, reduced to what a test can see: someone behind the network's
-//! bridge who owns the gateway's and the metadata service's addresses and answers there.
+//! The path that Neutron itself would have set up, reduced to what a test can observe. It is a
+//! namespace behind the network's bridge with the addresses of the gateway and of the metadata
+//! service, and it responds there.
 //!
-//! A packet that our programs leave alone arrives here, and only here.
+//! Packets that our programs pass on arrive here, and only here.
 
 use std::net::{Ipv6Addr, SocketAddr};
 
@@ -12,10 +13,10 @@ use crate::http_server::{Answer, HttpServer, Mode, Recorded};
 use crate::netns::Netns;
 use crate::topology::Network;
 
-/// What a legacy path answers to everything, before the network's id.
+/// The response of a legacy path to every request, followed by the network's id.
 pub const GREETING: &str = "legacy path of network ";
 
-/// A legacy path, alive as long as the value.
+/// A legacy path. It exists as long as the value.
 #[derive(Debug)]
 pub struct Legacy {
     server: HttpServer,
@@ -31,19 +32,17 @@ impl Legacy {
         Self { server, gateway }
     }
 
-    /// Its namespace.
     #[must_use]
     pub fn netns(&self) -> &Netns {
         self.gateway.netns()
     }
 
-    /// What arrived so far.
+    /// Returns the requests up to now.
     #[must_use]
     pub fn requests(&self) -> Vec<Recorded> {
         self.server.requests()
     }
 
-    /// Changes how it behaves.
     pub fn set_mode(&self, mode: Mode) {
         self.server.set_mode(mode);
     }

@@ -1,12 +1,11 @@
-//! The rig: a hypervisor, its networks, its guests and its Nova, all inside network namespaces that belong to one
-//! test and die with it.
+//! The rig: a hypervisor, its networks, its guests and its Nova, in network namespaces that belong
+//! to one test and are removed with it.
 //!
-//! A scenario reads top-down: a [`Host`], a [`Network`] or two on it, guests plugged into them, a [`NovaStandIn`],
-//! and an [`Agent`] between. Nothing touches the machine's own namespace, ports are the kernel's choice and names
-//! carry the process id, so scenarios run beside each other.
+//! A scenario reads top-down: a [`Host`], one or two [`Network`]s on it, guests plugged into them,
+//! a [`NovaStandIn`], and an [`Agent`] between. Scenarios can run in parallel: nothing changes the
+//! machine's own namespace, the kernel chooses ports, and names contain the process id.
 //!
-//! What goes wrong in the rig panics with its context: a test has nothing better to do with it. Waiting has a
-//! deadline everywhere.
+//! Failures in the rig panic with their context, and every wait has a deadline.
 
 #![expect(
     clippy::expect_used,
@@ -14,7 +13,7 @@
     reason = "a rig that cannot do its part fails the test at once"
 )]
 #![expect(clippy::missing_panics_doc, reason = "every function here panics when the machine refuses")]
-#![expect(clippy::print_stderr, reason = "what a failed test has to tell goes to its output")]
+#![expect(clippy::print_stderr, reason = "details of failures go to the output of the test")]
 
 pub mod agent;
 pub mod bpffs;
@@ -47,10 +46,9 @@ pub mod python;
 pub mod routed;
 pub mod router;
 pub mod southbound;
-pub mod tenants;
 pub mod tiny_program;
 pub mod topology;
-pub mod twins;
+pub mod two_tenants;
 pub mod vm;
 pub mod vswitch;
 pub mod wait;
@@ -76,8 +74,7 @@ pub use port::{Port, Subport};
 pub use routed::Routed;
 pub use router::Router;
 pub use southbound::Southbound;
-pub use tenants::{Tenant, Tenants};
 pub use tiny_program::TinyProgram;
 pub use topology::{GuestSpec, Host, Network, NextHop};
-pub use twins::Twins;
+pub use two_tenants::{ServedTenants, Tenant, TwoTenants};
 pub use vswitch::Vswitch;

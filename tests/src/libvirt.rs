@@ -1,8 +1,9 @@
-//! Debian's own libvirtd, in a host's network namespace and with a file system view in which everything it writes is in a
-//! folder of ours.
+//! Debian's own libvirtd in a host's network namespace, with a mount namespace in which all paths
+//! it writes to are in a private folder.
 //!
-//! Its domains are emulated and without a disk, and but for one that migrates they are paused: what counts is what libvirtd
-//! writes of them, and the taps that they open. Two daemons take each other for daemons of two machines.
+//! Its domains are emulated, have no disk and are paused, except for one that migrates. Relevant
+//! are only the files that libvirtd writes and the taps that it opens. Two daemons believe that
+//! they run on two machines.
 
 use std::fs;
 use std::os::unix::fs::FileTypeExt as _;
@@ -20,20 +21,21 @@ use crate::port::Port;
 use crate::topology::Host;
 use crate::wait::{self, PATIENCE};
 
-/// Where libvirtd writes, each a folder of ours. It reads its configuration from the last one. It does not migrate a domain
-/// to a machine of its own name.
+/// The paths that libvirtd writes to, each mounted from the private folder. It reads its
+/// configuration from the last one. It does not migrate a domain to a machine with its own host
+/// name.
 const VIEW: &str = "set -e
 echo \"$NAME\" > /proc/sys/kernel/hostname
 for place in run var/lib var/log var/cache etc/libvirt; do mount --bind \"$FOLDER/$place\" /$place; done
 for file in passwd group; do mount --bind \"$FOLDER/$file\" /etc/$file; done
 exec libvirtd";
 
-/// No confinement, no accounts and no daemons but itself.
+/// Without confinement, accounts and other daemons.
 const DAEMON: &str = "auth_unix_rw = \"none\"\nauth_unix_ro = \"none\"\nlog_outputs = \"3:stderr\"\n";
 const QEMU: &str = "user = \"root\"\ngroup = \"root\"\nsecurity_driver = \"none\"\ncgroup_controllers = []\n\
                     namespaces = []\nstdio_handler = \"file\"\nremember_owner = 0\n";
 
-/// Which of Nova's namespaces a domain's metadata are in.
+/// The Nova namespace of a domain's metadata.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum NovaMetadata {
     /// Without ports.
@@ -42,7 +44,7 @@ pub enum NovaMetadata {
     V1_1,
 }
 
-/// A libvirtd that runs. Dropping it ends it and its domains.
+/// A running libvirtd. It and its domains end on drop.
 #[derive(Debug)]
 pub struct Libvirt {
     folder: TempDir,
@@ -50,12 +52,13 @@ pub struct Libvirt {
 }
 
 impl Libvirt {
-    /// Where the daemon will keep the state of running domains, if its folder is `folder`.
+    /// Returns the folder with the state of running domains, below the daemon's `folder`.
     fn state_of(folder: &Path) -> PathBuf {
         folder.join("run/libvirt/qemu")
     }
 
-    /// A folder for a daemon, and the one in it that will hold the state of running domains.
+    /// Creates a folder for a daemon. Returns it and its subfolder for the state of running
+    /// domains.
     #[must_use]
     pub fn prepare() -> (TempDir, PathBuf) {
         let folder = tempfile::Builder::new().prefix("libvirt-").tempdir();
@@ -64,21 +67,21 @@ impl Libvirt {
         (folder, state)
     }
 
-    /// Starts the daemon on a host, and waits until it has looked at the emulator there is.
+    /// Starts the daemon on a host and waits until it has probed the emulator.
     #[must_use]
     pub fn start(host: &Host, folder: TempDir) -> Self {
         let path = |name: &str| folder.path().join(name);
         for name in ["run", "var/lib", "var/log", "var/cache", "etc/libvirt", "domains"] {
             fs::create_dir_all(path(name)).unwrap_or_else(|e| panic!("make {name} for libvirtd: {e}"));
         }
-        // It does not begin without the account that it will not use.
+        // The daemon does not start without this account, although it does not use it.
         for (file, account) in
             [("passwd", "libvirt-qemu:x:64055:64055::/:/bin/false\n"), ("group", "libvirt-qemu:x:64055:\n")]
         {
             let machine = fs::read_to_string(format!("/etc/{file}")).unwrap_or_default();
             write(&path(file), &(machine + account));
         }
-        // The other thing by which it knows its own machine.
+        // The host UUID is the other identity of a machine.
         let daemon = format!("{DAEMON}host_uuid = \"{}\"\n", Uuid::new_v4());
         write(&path("etc/libvirt/libvirtd.conf"), &daemon);
         write(&path("etc/libvirt/qemu.conf"), QEMU);
@@ -97,29 +100,29 @@ impl Libvirt {
         libvirt
     }
 
-    /// The folder with the state of running domains.
     #[must_use]
     pub fn state_dir(&self) -> PathBuf {
         Self::state_of(self.folder.path())
     }
 
-    /// Starts a domain with this port, as Nova describes it.
+    /// Starts a domain with this port, with Nova's metadata.
     pub fn create(&self, port: &Port, metadata: NovaMetadata) {
         self.virsh(&["create", "--paused", &self.file(port, &domain_xml(port, metadata))]);
     }
 
-    /// Starts a domain with this port that runs, so that it can migrate.
+    /// Starts and resumes a domain with this port, so that it can migrate.
     pub fn run(&self, port: &Port, metadata: NovaMetadata) {
         self.virsh(&["create", &self.file(port, &domain_xml(port, metadata))]);
     }
 
-    /// Migrates the domain of `port` to another daemon while it runs.
+    /// Migrates the running domain of `port` to another daemon.
     pub fn migrate(&self, port: &Port, to: &Self) {
         let stream = format!("unix://{}", to.folder.path().join("domains/stream").display());
         self.virsh(&["migrate", "--live", &name(port), &to.uri(), "--migrateuri", &stream]);
     }
 
-    /// Plugs one more interface into the domain of `port`: on USB, which needs no help of the guest to unplug.
+    /// Plugs another interface into the domain of `port`, on USB, where unplugging does not need
+    /// the guest.
     pub fn attach(&self, port: &Port, more: &Port) {
         self.virsh(&[
             "attach-device",
@@ -129,7 +132,6 @@ impl Libvirt {
         ]);
     }
 
-    /// Unplugs it.
     pub fn detach(&self, port: &Port, more: &Port) {
         self.virsh(&[
             "detach-device",
@@ -139,17 +141,16 @@ impl Libvirt {
         ]);
     }
 
-    /// Ends the domain of `port`.
     pub fn destroy(&self, port: &Port) {
         self.virsh(&["destroy", &name(port)]);
     }
 
-    /// Sends the domain of `port` away, as for a migration, into a file.
+    /// Migrates the domain of `port` into a file.
     pub fn send(&self, port: &Port) {
         self.virsh(&["save", &name(port), &self.saved(port)]);
     }
 
-    /// Takes it in again, from the stream that a migration is.
+    /// Migrates it back from that file.
     pub fn receive(&self, port: &Port) {
         self.virsh(&["restore", "--paused", &self.saved(port)]);
     }
@@ -180,7 +181,7 @@ impl Libvirt {
         fs::read_to_string(self.folder.path().join("stderr")).unwrap_or_default()
     }
 
-    /// The emulators' process ids, as libvirtd wrote them down.
+    /// Returns the process ids of the emulators from the files of libvirtd.
     fn emulators(&self) -> Vec<Pid> {
         let Ok(entries) = fs::read_dir(self.state_dir()) else { return Vec::new() };
         let domains = entries.flatten().map(|entry| entry.path()).filter(|path| {
@@ -204,7 +205,7 @@ impl Drop for Libvirt {
             eprintln!("wait for libvirtd: {e}");
         }
         for emulator in self.emulators() {
-            // Where it is gone already, all is well.
+            // It may have exited already.
             let _ = kill(emulator, Signal::SIGKILL);
         }
         if thread::panicking() {
@@ -213,7 +214,7 @@ impl Drop for Libvirt {
     }
 }
 
-/// What libvirt calls a domain.
+/// Returns libvirt's name of the domain.
 fn name(port: &Port) -> String {
     format!("instance-{}", &port.instance.to_string()[..8])
 }

@@ -1,9 +1,9 @@
-//! A named network namespace that lives as long as its value, also through a panic.
+//! A named network namespace that lives as long as its value, even after a panic.
 //!
-//! Interfaces inside die with it. Code runs inside by [`Netns::enter`], programs by [`Netns::command`]. Only the
-//! network is another one: files, mounts and process ids are those of the machine, as they are for an agent on a
-//! real host. (`ip netns exec` would give a private mount namespace, where a namespace that the agent makes is
-//! invisible to everybody else.)
+//! Its interfaces are removed with it. [`Netns::enter`] runs code inside, [`Netns::command`] runs
+//! programs inside. Files, mounts and process ids are those of the machine, as for an agent on a
+//! real host. (`ip netns exec` would create a private mount namespace, and a namespace created by
+//! the agent would be invisible outside it.)
 
 use std::ffi::OsStr;
 use std::fs::{self, File};
@@ -18,10 +18,9 @@ use nix::sched::{CloneFlags, setns};
 
 use crate::privileges;
 
-/// Where iproute2, and so everybody, keeps the names.
+/// The folder in which iproute2 keeps the names.
 pub const DIRECTORY: &str = "/run/netns";
 
-/// A network namespace.
 #[derive(Debug)]
 pub struct Netns {
     name: String,
@@ -31,7 +30,7 @@ pub struct Netns {
 }
 
 impl Netns {
-    /// A fresh one whose name holds the process id, a number and `label`.
+    /// Creates a namespace whose name contains the process id, a number and `label`.
     #[must_use]
     pub fn new(label: &str) -> Self {
         static NEXT: AtomicU32 = AtomicU32::new(0);
@@ -39,7 +38,7 @@ impl Netns {
         Self::named(&format!("mt{}-{number}-{label}", process::id()))
     }
 
-    /// A fresh one under exactly this name, which nobody may have yet.
+    /// Creates a namespace with exactly this name, which must be free.
     #[must_use]
     pub fn named(name: &str) -> Self {
         privileges::require();
@@ -47,13 +46,13 @@ impl Netns {
         let path = PathBuf::from(DIRECTORY).join(name);
         let handle = File::open(&path).unwrap_or_else(|e| panic!("open {}: {e}", path.display()));
         let ns = Self { name: name.to_owned(), path, handle, ours: true };
-        // Else a link-local address is not usable for the first second or two.
+        // Otherwise a link-local address is not usable for the first one or two seconds.
         ns.sysctl("ipv6/conf/default/accept_dad", "0");
         ns.ip("link set lo up");
         ns
     }
 
-    /// The namespace this process runs in: to look at, never to change. Dropping it removes nothing.
+    /// Returns the namespace of this process, for reading only. Dropping it does not remove it.
     #[must_use]
     pub fn machine() -> Self {
         privileges::require();
@@ -62,14 +61,14 @@ impl Netns {
         Self { name: "machine".to_owned(), path, handle, ours: false }
     }
 
-    /// The name under [`DIRECTORY`].
+    /// Returns the name in [`DIRECTORY`].
     #[must_use]
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// Runs `work` on a thread inside and hands back what it returns; a panic goes on in the caller. Sockets made
-    /// inside stay inside wherever they are used.
+    /// Runs `work` on a thread inside and returns its result. A panic is propagated. Sockets
+    /// created inside stay in the namespace wherever they are used.
     pub fn enter<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
         thread::scope(|scope| {
             let inside = scope.spawn(|| {
@@ -81,7 +80,7 @@ impl Netns {
         })
     }
 
-    /// A command that will run inside, with the process id that `spawn` returns.
+    /// Builds a command that runs inside. `spawn` returns the process id of the program itself.
     #[must_use]
     pub fn command(&self, program: impl AsRef<OsStr>) -> Command {
         let mut command = Command::new("nsenter");
@@ -89,13 +88,13 @@ impl Netns {
         command
     }
 
-    /// Runs a program inside and hands back its standard output; panics with all of its output when it fails.
+    /// Runs a program inside and returns its standard output. Panics with all output if it fails.
     pub fn run(&self, command: &[&str]) -> String {
         let [program, args @ ..] = command else { panic!("no program to run in {}", self.name) };
         output_of(self.command(program).args(args))
     }
 
-    /// Runs `ip` inside with one command a line.
+    /// Runs `ip` inside with one command per line.
     pub fn ip(&self, batch: &str) {
         let mut ip = self.command("ip");
         ip.args(["-batch", "-"]).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
@@ -110,9 +109,9 @@ impl Netns {
         );
     }
 
-    /// Writes one of the namespace's own settings, `key` as under `/proc/sys/net`.
+    /// Sets a per-namespace sysctl. `key` is a path below `/proc/sys/net`.
     pub fn sysctl(&self, key: &str, value: &str) {
-        // That folder shows the namespace of the thread that looks.
+        // /proc/sys/net shows the namespace of the reading thread.
         self.enter(|| fs::write(format!("/proc/sys/net/{key}"), value))
             .unwrap_or_else(|e| panic!("in {}: set {key} to {value}: {e}", self.name));
     }
@@ -133,7 +132,7 @@ impl Drop for Netns {
     }
 }
 
-/// The names there are, sorted.
+/// Returns the names of all namespaces, sorted.
 #[must_use]
 pub fn names() -> Vec<String> {
     let Ok(entries) = fs::read_dir(DIRECTORY) else { return Vec::new() };
@@ -143,7 +142,7 @@ pub fn names() -> Vec<String> {
     names
 }
 
-/// Runs to the end and hands back standard output; panics with everything when it fails.
+/// Runs a command to its end and returns its standard output. Panics with all output if it fails.
 pub(crate) fn output_of(command: &mut Command) -> String {
     let Output { status, stdout, stderr } =
         command.output().unwrap_or_else(|e| panic!("run {command:?}: {e}"));

@@ -1,7 +1,8 @@
-//! What a host's network looks like, so that a test can say "as it was".
+//! The network state of a host, so that a test can assert that it has been restored.
 //!
-//! A state is a set of lines, each one fact: a link, a qdisc, a filter, a TCX program, a route, a permanent
-//! neighbour, a namespace, a pin. What changes by itself (counters, learnt neighbours, lifetimes, carriers) is left out.
+//! A state is a set of lines, one per fact: a link, a qdisc, a filter, a TCX program, a route, a
+//! permanent neighbour, a namespace, a pin. Facts that change by themselves (counters, learnt
+//! neighbours, lifetimes, carriers) are left out.
 
 use std::collections::BTreeSet;
 use std::fmt::{self, Write as _};
@@ -20,14 +21,15 @@ pub struct HostState {
 }
 
 impl HostState {
-    /// Looks at a host of the rig, and at the namespaces named after it.
+    /// Captures a host of the rig and the namespaces named after it.
     #[must_use]
     pub fn capture(host: &Host) -> Self {
         let own = host.netns().name();
         Self::look(host.netns(), host.bpffs(), |name| name.starts_with(own))
     }
 
-    /// Looks at the machine itself, and at those named namespaces that `ours` is true of: others come and go.
+    /// Captures the machine itself and those named namespaces for which `ours` returns true. Other
+    /// namespaces come and go.
     #[must_use]
     pub fn machine(ours: impl Fn(&str) -> bool) -> Self {
         Self::look(&Netns::machine(), Path::new("/sys/fs/bpf"), ours)
@@ -40,11 +42,13 @@ impl HostState {
             facts.insert(format!("link {link}"));
             let name = link.split(' ').next().unwrap_or_default();
             for direction in ["ingress", "egress"] {
-                // A link without a classifier has no filters; tc says so as an error.
+                // A link without a clsact or ingress qdisc has no filters; tc reports this as an
+                // error.
                 let filters = netns.command("tc").args(["filter", "show", "dev", name, direction]).output();
                 let filters = filters.unwrap_or_else(|e| panic!("run tc: {e}"));
-                // All filters of a qdisc are shown under the parent that the last one was added by, `ffff:` or `ingress`
-                // (net/sched/cls_api.c, tc_new_tfilter, `block->classid`).
+                // All filters of a qdisc are listed under the parent that the last one was added
+                // with, `ffff:` or `ingress` (net/sched/cls_api.c, tc_new_tfilter,
+                // `block->classid`).
                 let filters = String::from_utf8_lossy(&filters.stdout);
                 let filters = filters.replace("filter parent ffff: ", "filter ");
                 let filters = filters.replace("filter ingress ", "filter ");
@@ -52,7 +56,7 @@ impl HostState {
             }
             for (direction, attach) in [("ingress", TcAttachType::Ingress), ("egress", TcAttachType::Egress)]
             {
-                // Kernels before 6.6 have no TCX, so nothing is attached by it either.
+                // Kernels before 6.6 do not have TCX, so nothing is attached by it.
                 if let Ok((_, programs)) = netns.enter(|| SchedClassifier::query_tcx(name, attach)) {
                     for program in programs {
                         facts.insert(format!(
@@ -77,7 +81,8 @@ impl HostState {
         Self { facts }
     }
 
-    /// What is in `self` and not in `later`, with a minus, and the reverse with a plus; empty when they are equal.
+    /// Lists facts that only `self` has with a minus and facts that only `later` has with a plus.
+    /// The result is empty if both are equal.
     #[must_use]
     pub fn diff(&self, later: &Self) -> String {
         let gone = self.facts.difference(&later.facts).map(|fact| ('-', fact));
@@ -89,7 +94,7 @@ impl HostState {
         })
     }
 
-    /// Panics with the difference if there is one.
+    /// Panics with the differences if there are any.
     pub fn assert_same(&self, later: &Self) {
         let diff = self.diff(later);
         assert!(diff.is_empty(), "the host is not as it was:\n{diff}");
@@ -102,7 +107,7 @@ impl fmt::Debug for HostState {
     }
 }
 
-/// One line a link, beginning with its name, with what does not change by itself.
+/// Returns one line per link. It begins with the name and omits what changes by itself.
 fn links(netns: &Netns) -> Vec<String> {
     let json = netns.run(&["ip", "-json", "-details", "link", "show"]);
     let links: Vec<serde_json::Value> =
@@ -127,16 +132,16 @@ fn links(netns: &Netns) -> Vec<String> {
 
 fn insert(facts: &mut BTreeSet<String>, kind: &str, listing: &str) {
     for line in listing.lines() {
-        // A lifetime counts down; it stands last, before the preference.
+        // A lifetime counts down. It stands last, before the preference.
         let line = line.split(" expires ").next().unwrap_or_default().trim_end();
-        // Whether a bridge has a carrier shows some time after its last port is gone.
+        // A bridge loses its carrier some time after its last port is removed.
         let line = line.replace(" linkdown", "");
         facts.insert(format!("{kind} {line}"));
     }
 }
 
 fn pins(folder: &Path, facts: &mut BTreeSet<String>) {
-    // No BPF file system, no pins.
+    // Without a BPF file system there are no pins.
     let Ok(entries) = fs::read_dir(folder) else { return };
     for entry in entries.flatten() {
         let path = entry.path();

@@ -1,4 +1,4 @@
-//! Frames of an interface, byte for byte: what a hostile guest sends past its own stack, and what really arrived.
+//! Frames of an interface, byte for byte: sent past a guest's own stack, or received.
 
 use std::io::{ErrorKind, Read as _, Write as _};
 use std::os::fd::AsRawFd as _;
@@ -22,7 +22,7 @@ pub struct PacketSocket {
 }
 
 impl PacketSocket {
-    /// Opens one; frames are kept from now on.
+    /// Opens a socket, which keeps frames from now on.
     #[must_use]
     pub fn open(netns: &Netns, interface: &str) -> Self {
         let name = format!("{interface} in {}", netns.name());
@@ -31,7 +31,7 @@ impl PacketSocket {
             let socket =
                 socket(AddressFamily::Packet, SockType::Raw, SockFlag::SOCK_CLOEXEC, SockProtocol::EthAll)
                     .unwrap_or_else(|e| panic!("a packet socket for {name}: {e}"));
-            // The address names no protocol, which leaves the socket's own.
+            // The address does not name a protocol, so the socket keeps its own.
             bind(socket.as_raw_fd(), &link).unwrap_or_else(|e| panic!("bind to {name}: {e}"));
             Socket::from(socket)
         });
@@ -41,14 +41,14 @@ impl PacketSocket {
         Self { socket, name }
     }
 
-    /// Sends a frame as it is.
+    /// Sends a frame unchanged.
     pub fn send(&self, frame: &[u8]) {
         let sent = (&self.socket).write(frame).unwrap_or_else(|e| panic!("send on {}: {e}", self.name));
         assert_eq!(sent, frame.len(), "send on {}", self.name);
     }
 
-    /// Reads frames, in either direction, until `pick` takes something of one. The kernel shows a VLAN-tagged frame
-    /// without its tag.
+    /// Reads frames in either direction until `pick` returns a value for one. The kernel delivers
+    /// VLAN-tagged frames without the tag.
     pub fn wait_for<T>(&self, what: &str, mut pick: impl FnMut(&[u8]) -> Option<T>) -> T {
         let end = Instant::now() + PATIENCE;
         let mut frame = vec![0; LARGEST];
@@ -67,7 +67,7 @@ impl PacketSocket {
     }
 }
 
-/// How packet sockets call an interface of the calling thread's namespace.
+/// Returns the packet-socket address of an interface in the calling thread's namespace.
 fn link_address(interface: &str) -> Option<LinkAddr> {
     let addresses = getifaddrs().unwrap_or_else(|e| panic!("list addresses: {e}"));
     addresses

@@ -1,4 +1,4 @@
-//! A certificate authority of a test's own, and what it signs, as files.
+//! A test's certificate authority and its certificates, as files.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -8,7 +8,6 @@ use rcgen::{
     date_time_ymd,
 };
 
-/// An authority.
 #[derive(Debug)]
 pub struct Pki {
     folder: PathBuf,
@@ -18,14 +17,12 @@ pub struct Pki {
 /// A certificate and its key.
 #[derive(Clone, Debug)]
 pub struct Pair {
-    /// The certificate.
     pub certificate: PathBuf,
-    /// The private key.
     pub key: PathBuf,
 }
 
 impl Pki {
-    /// An authority that keeps its files in this folder, which it makes.
+    /// Creates an authority and the folder for its files.
     #[must_use]
     pub fn new(folder: &Path) -> Self {
         fs::create_dir_all(folder).unwrap_or_else(|e| panic!("make {}: {e}", folder.display()));
@@ -39,18 +36,18 @@ impl Pki {
         pki
     }
 
-    /// The authority's certificate.
+    /// Returns the path of the authority's certificate.
     #[must_use]
     pub fn authority(&self) -> PathBuf {
         self.folder.join("authority.pem")
     }
 
-    /// A certificate for this name, which replaces one of the same name.
+    /// Issues a certificate for this name and replaces an earlier one with the same name.
     pub fn sign(&self, name: &str) -> Pair {
         self.write(name, &params(name))
     }
 
-    /// A certificate for this name that is no longer valid.
+    /// Issues an expired certificate for this name.
     pub fn sign_expired(&self, name: &str) -> Pair {
         let mut params = params(name);
         params.not_after = date_time_ymd(2001, 1, 1);
@@ -69,7 +66,7 @@ impl Pki {
     }
 }
 
-/// Names no host: nobody looks at it.
+/// The certificate does not name a host, because the name is not verified.
 fn params(name: &str) -> CertificateParams {
     let mut params = CertificateParams::default();
     params.distinguished_name.push(DnType::CommonName, name);

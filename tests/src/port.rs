@@ -1,4 +1,4 @@
-//! A Neutron port as the agent's static inventory writes it: who a guest is.
+//! A Neutron port as the agent's static inventory represents it.
 
 use std::net::{IpAddr, Ipv4Addr};
 
@@ -7,28 +7,22 @@ use metadata_agent::inventory::AddressPrefix;
 use serde::Serialize;
 use uuid::Uuid;
 
-/// One entry of the static inventory.
 #[derive(Clone, Debug, Serialize)]
 pub struct Port {
-    /// The port itself.
     pub id: PortId,
-    /// The interface, where it is not the tap that the id names.
+    /// The interface, if it is not the tap named after the id.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub device: Option<String>,
-    /// The instance that owns it.
+    /// The instance that owns the port.
     pub instance: InstanceId,
-    /// The instance's project.
     pub project: ProjectId,
-    /// The network it is on.
     pub network: NetworkId,
-    /// The guest's MAC address.
     pub mac: MacAddress,
-    /// The guest's addresses.
     pub fixed_ips: Vec<IpAddr>,
-    /// The addresses that it may have besides (allowed-address-pairs).
+    /// The additional addresses that it may use (allowed-address-pairs).
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub allowed_addresses: Vec<AddressPrefix>,
-    /// The other ports of the trunk whose parent it is.
+    /// The subports, if it is the parent port of a trunk.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub subports: Vec<Subport>,
 }
@@ -36,20 +30,15 @@ pub struct Port {
 /// A port that is a VLAN on another port's interface.
 #[derive(Clone, Debug, Serialize)]
 pub struct Subport {
-    /// The port itself.
     pub id: PortId,
-    /// Its tag.
     pub vlan: VlanId,
-    /// The network it is on.
     pub network: NetworkId,
-    /// The guest's MAC address on it.
     pub mac: MacAddress,
-    /// The guest's addresses on it.
     pub fixed_ips: Vec<IpAddr>,
 }
 
 impl Subport {
-    /// A subport with one address.
+    /// Creates a subport with one address.
     #[must_use]
     pub fn new(vlan: VlanId, network: NetworkId, address: Ipv4Addr) -> Self {
         let Port { id, mac, fixed_ips, .. } = Port::new(network, address);
@@ -58,7 +47,7 @@ impl Subport {
 }
 
 impl Port {
-    /// A port of a new instance in a new project, with one address.
+    /// Creates a port with one address for a new instance in a new project.
     #[must_use]
     pub fn new(network: NetworkId, address: Ipv4Addr) -> Self {
         let id = Uuid::new_v4();
@@ -80,13 +69,13 @@ impl Port {
         }
     }
 
-    /// The name of the interface on the host.
+    /// Returns the name of the interface on the host.
     #[must_use]
     pub fn tap(&self) -> String {
         self.device.clone().unwrap_or_else(|| format!("tap{}", self.id.device_suffix()))
     }
 
-    /// The first IPv4 address.
+    /// Returns the first IPv4 address.
     #[must_use]
     pub fn ipv4(&self) -> Option<Ipv4Addr> {
         self.fixed_ips.iter().find_map(|address| match address {

@@ -1,5 +1,5 @@
-//! Checks once per process that the machine can run scenarios. The rig's constructors call it, so no
-//! test declares its privileges, and none is skipped.
+//! The machine's ability to run scenarios, checked once per process. The rig's constructors check
+//! it, so tests need not declare their privileges and are never skipped.
 
 use std::fs;
 use std::sync::OnceLock;

@@ -1,17 +1,18 @@
-//! Programs of Python's package index, each in a virtual environment of its own.
+//! Programs from Python's package index, each in its own virtual environment.
 
 use std::ffi::OsStr;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// An environment with this package, `name==version`. It stays under `target`, so that it is made once.
+/// Returns an environment with this package, `name==version`. It is kept in `target`, so that it is
+/// created once.
 ///
 /// # Errors
-/// What Python or pip say of why there is none.
+/// Returns the output of Python or pip if it cannot be created.
 pub fn environment(python: &str, package: &str) -> Result<PathBuf, String> {
     let place = target_dir().join(package.replace("==", "-"));
-    // The last step makes it: an installation that was cut short does not pass for one.
+    // Written last, so that an interrupted installation does not count as complete.
     let complete = place.join("complete");
     if !complete.exists() {
         run(Command::new(python).args(["-m", "venv", "--clear"]).arg(&place))?;
@@ -28,7 +29,7 @@ fn run(command: &mut Command) -> Result<(), String> {
     if output.status.success() { Ok(()) } else { Err(format!("{command:?}: {}: {said}", output.status)) }
 }
 
-/// The folder that cargo builds into.
+/// Returns cargo's target directory.
 fn target_dir() -> PathBuf {
     let workspace = Path::new(env!("CARGO_MANIFEST_DIR"));
     let workspace = workspace.parent().unwrap_or(workspace);

@@ -1,4 +1,4 @@
-//! A guest behind a router, and no agent yet: where scenarios of namespaces begin.
+//! A guest behind a router, without an agent: the start of scenarios with namespaces.
 
 use crate::agent::{Agent, Installer};
 use crate::guest::Guest;
@@ -7,25 +7,21 @@ use crate::port::Port;
 use crate::router::Router;
 use crate::topology::{Host, Network};
 
-/// A router with one network, a guest on that, and the Nova that knows it.
+/// A router with one network, a guest on it, and a Nova that knows the guest.
 #[derive(Debug)]
 pub struct Routed {
-    /// The guest.
     pub guest: Guest,
-    /// Its router.
     pub router: Router,
     /// The port of the router's interface.
     pub interface: Port,
     /// The network of both.
     pub network: Network,
-    /// Nova.
     pub nova: NovaStandIn,
-    /// Where all of them are.
     pub host: Host,
 }
 
 impl Routed {
-    /// A host of its own with all of them.
+    /// Creates all of them on a new host.
     #[must_use]
     pub fn new() -> Self {
         let host = Host::new();
@@ -34,11 +30,11 @@ impl Routed {
         let mut router = Router::new(&host);
         let interface = router.add(&network);
         let guest = network.guest([10, 0, 0, 5]);
-        nova.add(Instance::of(&guest.port));
+        nova.add(Instance::from_port(&guest.port));
         Self { guest, router, interface, network, nova, host }
     }
 
-    /// An agent that meets the guest behind its router alone.
+    /// Installs an agent that serves the guest only in its router's namespace.
     #[must_use]
     pub fn agent(&self) -> Installer {
         let installer = Agent::on(&self.host, &self.nova).only_in(self.router.netns().name());

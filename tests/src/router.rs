@@ -1,5 +1,5 @@
-//! A namespace as Neutron's L3 and DHCP agents make them: a router with its networks on `qr-*`, or a network's DHCP server
-//! on a tap, under the names that those agents give them.
+//! A namespace as Neutron's L3 and DHCP agents create it and with their names: a router with its
+//! networks on `qr-*`, or a network's DHCP server on a tap.
 
 use std::net::{Ipv6Addr, SocketAddr};
 
@@ -10,10 +10,10 @@ use crate::netns::Netns;
 use crate::port::Port;
 use crate::topology::{Host, Network};
 
-/// Where haproxy listens in a router.
+/// The port of haproxy in a router.
 pub const HAPROXY_PORT: u16 = 9697;
 
-/// The namespace, alive as long as the value.
+/// The namespace. It exists as long as the value.
 #[derive(Debug)]
 pub struct Router {
     netns: Netns,
@@ -22,13 +22,13 @@ pub struct Router {
 }
 
 impl Router {
-    /// A router without a network.
+    /// Creates a router without networks.
     #[must_use]
     pub fn new(host: &Host) -> Self {
         Self::named(host, &format!("qrouter-{}", Uuid::new_v4()))
     }
 
-    /// The DHCP server of a network, which owns the metadata address as well.
+    /// Creates the DHCP server of a network, which also has the metadata address.
     #[must_use]
     pub fn dhcp(network: &Network) -> Self {
         let mut server = Self::named(network.host(), &format!("qdhcp-{}", network.id));
@@ -37,7 +37,7 @@ impl Router {
         server
     }
 
-    /// A namespace of this name.
+    /// Creates a namespace with this name.
     #[must_use]
     pub fn named(host: &Host, name: &str) -> Self {
         let netns = Netns::named(name);
@@ -46,14 +46,13 @@ impl Router {
         Self { netns, host: host.clone(), cables: Vec::new() }
     }
 
-    /// Its namespace.
     #[must_use]
     pub fn netns(&self) -> &Netns {
         &self.netns
     }
 
-    /// Gives it an interface on a network, with the gateway's address. What comes back is the interface's own port, for an
-    /// inventory that shall know its network.
+    /// Adds an interface on a network with the gateway's address. Returns the interface's own port,
+    /// for an inventory that needs its network.
     pub fn add(&mut self, network: &Network) -> Port {
         self.plug(network, "qr-")
     }
@@ -75,8 +74,8 @@ impl Router {
         port
     }
 
-    /// Leads its default route to somebody outside who answers everything at the metadata address, so that a packet that
-    /// leaves is seen.
+    /// Sets the default route to an external host that responds to all requests at the metadata
+    /// address, so that a packet that leaves the router is noticed.
     #[must_use]
     pub fn outside(&self, says: &'static str) -> Outside {
         let netns = Netns::new("outside");
@@ -90,7 +89,8 @@ impl Router {
         Outside { _server: server, _netns: netns }
     }
 
-    /// Starts what Neutron would have in a router: a server on haproxy's port, and the rule that leads there.
+    /// Starts the legacy path of a router: a server on haproxy's port and the rule that redirects
+    /// to it.
     #[must_use]
     pub fn legacy(&self, says: &'static str) -> HttpServer {
         self.netns.run(&[
@@ -116,7 +116,7 @@ impl Router {
     }
 }
 
-/// Somebody beyond the external gateway.
+/// A host beyond the external gateway.
 #[derive(Debug)]
 pub struct Outside {
     _server: HttpServer,
@@ -130,7 +130,7 @@ fn any(port: u16) -> SocketAddr {
 impl Drop for Router {
     fn drop(&mut self) {
         for cable in &self.cables {
-            // As with a guest: the host's end must be gone at once.
+            // As with a guest, the host's end must be gone at once.
             if let Err(e) = self.host.netns().command("ip").args(["link", "del", cable]).output() {
                 eprintln!("unplug {cable}: {e}");
             }

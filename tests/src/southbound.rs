@@ -1,4 +1,5 @@
-//! OVN's Southbound database, of which nothing but the database is there: the rows that northd writes of Neutron's ports.
+//! OVN's Southbound database, without the rest of OVN: the rows that northd writes for Neutron's
+//! ports.
 
 use std::net::Ipv4Addr;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -11,10 +12,10 @@ use crate::ovsdb::server::{Schema, Server, transact};
 use crate::port::Port;
 
 const SCHEMA: Schema = Schema { path: "/usr/share/ovn/ovn-sb.ovsschema", database: "OVN_Southbound" };
-/// Foreign ports that are written at once: the request is an argument of a program.
+/// The number of foreign ports per transaction, which is an argument of a program.
 const AT_ONCE: usize = 100;
 
-/// The database, and the servers of it while they run.
+/// The database and its servers, if they run.
 #[derive(Debug)]
 pub struct Southbound {
     servers: Vec<Server>,
@@ -22,45 +23,45 @@ pub struct Southbound {
 }
 
 impl Southbound {
-    /// An empty database with one server, which runs.
+    /// Serves an empty database with one server.
     #[must_use]
     pub fn start() -> Self {
         let mut server = Server::alone(SCHEMA);
         server.start(None);
-        Self::of(vec![server])
+        Self::from_servers(vec![server])
     }
 
-    /// The same, served as it was prepared; what it listens on besides its socket is in the namespace.
+    /// Serves an empty database after `prepare`. All listeners besides its socket are in the
+    /// namespace.
     #[must_use]
     pub fn start_with(netns: &Netns, prepare: impl FnOnce(&mut Server)) -> Self {
         let mut server = Server::alone(SCHEMA);
         prepare(&mut server);
         server.start(Some(netns));
-        Self::of(vec![server])
+        Self::from_servers(vec![server])
     }
 
-    /// An empty database that a cluster serves.
+    /// Serves an empty database with a cluster.
     #[must_use]
     pub fn cluster(size: usize) -> Self {
-        Self::of(Server::cluster(SCHEMA, size))
+        Self::from_servers(Server::cluster(SCHEMA, size))
     }
 
-    fn of(servers: Vec<Server>) -> Self {
+    fn from_servers(servers: Vec<Server>) -> Self {
         Self { servers, keys: AtomicU32::new(1) }
     }
 
-    /// The servers.
     pub fn servers(&mut self) -> &mut [Server] {
         &mut self.servers
     }
 
-    /// The servers, as `ovn_sb_connection` names them.
+    /// Returns the servers' addresses for `ovn_sb_connection`.
     #[must_use]
     pub fn remotes(&self) -> String {
         self.servers.iter().map(Server::remote).collect::<Vec<_>>().join(",")
     }
 
-    /// Writes the row of a port of Nova's, of no chassis.
+    /// Writes the row of an instance's port without a chassis.
     pub fn bind(&self, port: &Port) {
         self.insert(&[row(port)]);
     }
@@ -75,7 +76,7 @@ impl Southbound {
         self.insert(&[row]);
     }
 
-    /// Writes the row of a chassis, and hands back the reference to it.
+    /// Writes the row of a chassis and returns a reference to it.
     pub fn add_chassis(&self, name: &str) -> Value {
         let encapsulation = json!({ "type": "geneve", "ip": "192.0.2.1", "chassis_name": name });
         let chassis = json!({ "name": name, "hostname": name, "encaps": ["named-uuid", "encapsulation"] });
@@ -86,7 +87,8 @@ impl Southbound {
         done[1]["uuid"].clone()
     }
 
-    /// Writes the rows of a network's ports that are on a chassis, and of the network, as northd names it.
+    /// Writes the rows of a network's ports on a chassis and of the network's datapath, as northd
+    /// names it.
     pub fn bind_at(&self, chassis: &Value, network: NetworkId, ports: &[&Port]) {
         let rows = ports.iter().map(|port| {
             let mut row = row(port);
@@ -97,7 +99,7 @@ impl Southbound {
         self.insert_into(&json!({ "external_ids": ["map", [name]] }), &rows.collect::<Vec<_>>());
     }
 
-    /// Writes rows of ports that are elsewhere, and hands back their ids.
+    /// Writes rows of ports on other hosts and returns their ids.
     pub fn bind_foreign(&self, like: &Port, count: usize) -> Vec<PortId> {
         let address = like.ipv4().unwrap_or(Ipv4Addr::LOCALHOST);
         let ports: Vec<_> = (0..count).map(|_| Port::new(like.network, address)).collect();
@@ -107,11 +109,11 @@ impl Southbound {
         ports.iter().map(|port| port.id).collect()
     }
 
-    /// Changes entries of the external ids of a port's row.
+    /// Changes entries in the external ids of a port's row.
     pub fn set_external_ids(&self, port: &Port, ids: &[(&str, &str)]) {
         let keys: Vec<_> = ids.iter().map(|(key, _)| *key).collect();
         self.transact(&[json!({
-            "op": "mutate", "table": "Port_Binding", "where": of(port),
+            "op": "mutate", "table": "Port_Binding", "where": matching(port),
             "mutations": [
                 ["external_ids", "delete", ["set", keys]],
                 ["external_ids", "insert", ["map", ids]],
@@ -122,13 +124,13 @@ impl Southbound {
     /// Sets a column of a port's row.
     pub fn set_column(&self, port: &Port, column: &str, value: &Value) {
         self.transact(&[json!({
-            "op": "update", "table": "Port_Binding", "where": of(port), "row": { column: value },
+            "op": "update", "table": "Port_Binding", "where": matching(port), "row": { column: value },
         })]);
     }
 
     /// Removes a port's row.
     pub fn unbind(&self, port: &Port) {
-        self.transact(&[json!({ "op": "delete", "table": "Port_Binding", "where": of(port) })]);
+        self.transact(&[json!({ "op": "delete", "table": "Port_Binding", "where": matching(port) })]);
     }
 
     fn insert(&self, rows: &[Value]) {
@@ -156,11 +158,11 @@ impl Southbound {
     }
 }
 
-fn of(port: &Port) -> Value {
+fn matching(port: &Port) -> Value {
     json!([["logical_port", "==", port.id.to_string()]])
 }
 
-/// The columns that matter, as Neutron's OVN driver fills them.
+/// Returns the relevant columns as Neutron's OVN driver fills them.
 fn row(port: &Port) -> Value {
     let join = |texts: Vec<String>| texts.join(" ");
     let addresses = join(port.fixed_ips.iter().map(ToString::to_string).collect());

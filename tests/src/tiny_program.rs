@@ -1,5 +1,6 @@
-//! Programs of two instructions that decide alike about every packet: what a neighbour on the same hook may be, and the
-//! measure of what calling any program costs. One for TC, one for XDP.
+//! Programs with two instructions that return the same verdict for every packet. They stand for
+//! neighbours on the same hook and measure the cost of calling any program. One is for TC, one for
+//! XDP.
 
 use std::mem;
 
@@ -11,10 +12,10 @@ use object::{Architecture, BinaryFormat, Endianness, SectionKind, SymbolFlags, S
 
 use crate::netns::Netns;
 
-/// What a program says about a packet, as linux/pkt_cls.h counts.
+/// A verdict of linux/pkt_cls.h.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
-    /// `TC_ACT_UNSPEC`: whatever comes next decides.
+    /// `TC_ACT_UNSPEC`: the next program decides.
     Next,
     /// `TC_ACT_SHOT`.
     Drop,
@@ -29,18 +30,18 @@ impl Verdict {
     }
 }
 
-/// Where on an interface's ingress a program is.
+/// The position of a program on an interface's ingress.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Place {
-    /// By TCX, before all that are there.
+    /// With TCX, before all present programs.
     First,
-    /// By TCX, after all that are there.
+    /// With TCX, after all present programs.
     Last,
-    /// By a filter of this priority, on the qdisc that is there.
+    /// As a filter with this priority on the present qdisc.
     Filter(u16),
 }
 
-/// The program, loaded.
+/// A loaded TC program.
 #[derive(Debug)]
 pub struct TinyProgram {
     ebpf: Ebpf,
@@ -48,7 +49,7 @@ pub struct TinyProgram {
 }
 
 impl TinyProgram {
-    /// Loads it under a name.
+    /// Loads the program under a name.
     #[must_use]
     pub fn load(name: &str, verdict: Verdict) -> Self {
         let ebpf = Ebpf::load(&object_file(name, b"classifier", verdict.number()))
@@ -58,14 +59,14 @@ impl TinyProgram {
         this
     }
 
-    /// The program itself.
     pub fn program(&mut self) -> &mut SchedClassifier {
         let Self { ebpf, name } = self;
         let program = ebpf.program_mut(name).and_then(|program| program.try_into().ok());
         program.unwrap_or_else(|| panic!("no {name}"))
     }
 
-    /// Puts it on an interface's ingress. By TCX it is there as long as the value; a filter stays until it is deleted.
+    /// Attaches it to an interface's ingress. With TCX it stays as long as the value; a filter
+    /// stays until it is deleted.
     pub fn attach(&mut self, netns: &Netns, interface: &str, place: Place) {
         let name = self.name.clone();
         let program = self.program();
@@ -80,7 +81,7 @@ impl TinyProgram {
                 };
                 let id = program.attach_with_options(interface, TcAttachType::Ingress, options)?;
                 if let Place::Filter(_) = place {
-                    // It would be detached in the namespace of whoever drops it.
+                    // Its drop would detach in the namespace of the dropping thread.
                     mem::forget(program.take_link(id)?);
                 }
                 Ok::<(), ProgramError>(())
@@ -89,7 +90,7 @@ impl TinyProgram {
     }
 }
 
-/// An XDP program that passes everything, loaded.
+/// A loaded XDP program that passes every packet.
 #[derive(Debug)]
 pub struct TinyXdp {
     ebpf: Ebpf,
@@ -100,7 +101,6 @@ impl TinyXdp {
     /// `XDP_PASS` of linux/bpf.h.
     const PASS: i32 = 2;
 
-    /// Loads it.
     #[must_use]
     pub fn load() -> Self {
         let object = object_file(Self::NAME, b"xdp", Self::PASS);
@@ -111,10 +111,10 @@ impl TinyXdp {
         Self { ebpf }
     }
 
-    /// Puts it on an interface of the calling thread's namespace, for as long as this value lives.
+    /// Attaches it to an interface of the calling thread's namespace until the value is dropped.
     ///
     /// # Errors
-    /// The driver has no XDP of its own.
+    /// Returns an error if the driver does not support this mode.
     pub fn attach(&mut self, interface: &str, mode: XdpMode) -> Result<(), ProgramError> {
         let program = self.ebpf.program_mut(Self::NAME).and_then(|program| program.try_into().ok());
         let program: &mut Xdp = program.unwrap_or_else(|| panic!("no XDP program"));
@@ -122,7 +122,7 @@ impl TinyXdp {
     }
 }
 
-/// As a compiler would leave it, for a loader that takes nothing else.
+/// Builds an object file as a compiler would, because the loader accepts nothing else.
 fn object_file(name: &str, section: &[u8], verdict: i32) -> Vec<u8> {
     let mut object = Object::new(BinaryFormat::Elf, Architecture::Bpf, Endianness::Little);
     let segment = object.segment_name(StandardSegment::Text).to_vec();
@@ -143,7 +143,7 @@ fn object_file(name: &str, section: &[u8], verdict: i32) -> Vec<u8> {
     object.write().unwrap_or_else(|e| panic!("assemble {name}: {e}"))
 }
 
-/// `r0 = verdict; exit`, as linux/bpf.h encodes it.
+/// Encodes `r0 = verdict; exit` as in linux/bpf.h.
 fn instructions(verdict: i32) -> [u8; 16] {
     let [a, b, c, d] = verdict.to_le_bytes();
     [0xb7, 0, 0, 0, a, b, c, d, 0x95, 0, 0, 0, 0, 0, 0, 0]

@@ -1,5 +1,5 @@
-//! The real `ovs-vswitchd` on a host, with its datapath in user space: what it does to the interfaces on its bridge is what
-//! it does with one in the kernel.
+//! The real `ovs-vswitchd` on a host, with its userspace datapath. It treats the interfaces of its
+//! bridge as it would with the kernel's datapath.
 
 use std::fs::{self, File};
 use std::path::PathBuf;
@@ -17,7 +17,7 @@ use crate::port::Port;
 
 const BRIDGE: &str = "br-int";
 
-/// The switch, and its database, as long as the value.
+/// The switch and its database. Both run as long as the value.
 #[derive(Debug)]
 pub struct Vswitch {
     server: Server,
@@ -26,7 +26,7 @@ pub struct Vswitch {
 }
 
 impl Vswitch {
-    /// Starts one with an integration bridge and no port.
+    /// Starts a switch with an integration bridge without ports.
     #[must_use]
     pub fn start(netns: &Netns) -> Self {
         let mut server = Server::alone(SCHEMA);
@@ -49,12 +49,13 @@ impl Vswitch {
         this
     }
 
-    /// Puts an interface on the bridge.
+    /// Adds an interface to the bridge.
     pub fn add(&self, interface: &str) {
         self.configure(&["add-port", BRIDGE, interface]);
     }
 
-    /// Plugs a guest's tap as libvirt does: the row of whatever had its name goes. It is for the switch to follow.
+    /// Plugs a guest's tap as libvirt does and removes an earlier row with its name. Does not wait
+    /// for the switch.
     pub fn plug(&self, port: &Port) {
         let tap = port.tap();
         let ids = [
@@ -70,13 +71,13 @@ impl Vswitch {
         self.configure(&words);
     }
 
-    /// The server of the database, as `ovsdb_connection` names it.
+    /// Returns the address of the database server for `ovsdb_connection`.
     #[must_use]
     pub fn remote(&self) -> String {
         self.server.remote()
     }
 
-    /// The index that it has written of an interface; `None` for none.
+    /// Returns the interface index that the switch has written, or `None`.
     #[must_use]
     pub fn index_of(&self, interface: &str) -> Option<u32> {
         let mut tool = Command::new("ovs-vsctl");
@@ -84,12 +85,12 @@ impl Vswitch {
         output_of(tool.arg(remote).args(["get", "Interface", interface, "ifindex"])).trim().parse().ok()
     }
 
-    /// Stops it where it is, while its database goes on.
+    /// Stops the switch with SIGSTOP while its database keeps running.
     pub fn freeze(&self) {
         self.signal(Signal::SIGSTOP);
     }
 
-    /// Lets it go on.
+    /// Continues the switch.
     pub fn thaw(&self) {
         self.signal(Signal::SIGCONT);
     }
@@ -99,19 +100,18 @@ impl Vswitch {
         kill(process, signal).unwrap_or_else(|e| panic!("send {signal} to ovs-vswitchd: {e}"));
     }
 
-    /// Limits what comes in by an interface, in kilobits a second; 0 for no limit.
+    /// Limits the ingress of an interface, in kilobits per second; 0 means no limit.
     pub fn police(&self, interface: &str, rate: u32) {
         self.configure(&["set", "interface", interface, &format!("ingress_policing_rate={rate}")]);
     }
 
-    /// What it has said so far.
     #[must_use]
     pub fn log(&self) -> String {
         let path: PathBuf = self.folder.path().join("log");
         fs::read_to_string(&path).unwrap_or_else(|e| panic!("read {}: {e}", path.display()))
     }
 
-    /// Changes the database, and waits until the switch has followed.
+    /// Changes the database and waits until the switch has applied the change.
     fn configure(&self, words: &[&str]) {
         let mut tool = Command::new("ovs-vsctl");
         output_of(tool.arg(format!("--db={}", self.server.remote())).arg("--timeout=20").args(words));

@@ -1,14 +1,14 @@
-//! Waiting for what another process does and cannot announce: ask again until a deadline.
+//! Waiting for events of other processes that do not announce them: polling with a deadline.
 
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// How long the rig waits for anything before it gives up, unless a caller says otherwise. Generous, as a wait ends with
-/// what it waits for and only a failure takes all of it; and shorter than the minute after which a source looks again by
-/// itself, so that what is seen in time was noticed.
+/// The default time limit of the rig. It is long because a wait ends with its event, so that only
+/// failures take the full time. It is shorter than the minute after which a source resynchronises
+/// by itself, so that a timely result proves that the event was noticed.
 pub const PATIENCE: Duration = Duration::from_secs(45);
 
-/// Asks `probe` until it has an answer. `None` once `deadline` has passed.
+/// Polls `probe` until it returns a value. Returns `None` after `deadline`.
 #[must_use]
 pub fn poll<T>(deadline: Duration, mut probe: impl FnMut() -> Option<T>) -> Option<T> {
     let end = Instant::now() + deadline;
@@ -23,7 +23,7 @@ pub fn poll<T>(deadline: Duration, mut probe: impl FnMut() -> Option<T>) -> Opti
     }
 }
 
-/// Like [`poll`], and panics with `what` when the deadline passes.
+/// Polls like [`poll`] and panics with `what` after the deadline.
 pub fn until<T>(what: &str, deadline: Duration, probe: impl FnMut() -> Option<T>) -> T {
     poll(deadline, probe).unwrap_or_else(|| panic!("after {deadline:?} still waiting until {what}"))
 }

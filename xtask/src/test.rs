@@ -43,7 +43,7 @@ impl Stage {
     const ALL: [Self; 6] =
         [Self::Unit, Self::Instructions, Self::Packets, Self::Netns, Self::Vm, Self::Deploy];
 
-    /// Returns the test target of `metadata-tests`, which is the folder of the same name in `tests/tests`.
+    /// Returns the test target of `metadata-tests`, a folder of that name in `tests/tests`.
     const fn target(self) -> Option<&'static str> {
         match self {
             Self::Unit | Self::Instructions => None,
@@ -54,7 +54,8 @@ impl Stage {
         }
     }
 
-    /// Returns how many tests run at a time. Virtual machines and image builds fill the host by themselves.
+    /// Returns how many tests run at a time. Virtual machines and image builds use all of the
+    /// host by themselves.
     const fn threads(self) -> &'static str {
         match self {
             Self::Unit | Self::Instructions | Self::Packets | Self::Netns => "2",

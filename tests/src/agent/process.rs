@@ -17,26 +17,22 @@ use super::Installation;
 use crate::http::{Connection, Response};
 use crate::wait::{self, PATIENCE};
 
-/// Why an agent cannot be asked anything.
+/// Reason why an agent does not become ready.
 #[derive(Debug, thiserror::Error)]
 pub enum NotReady {
-    /// It is no more.
+    /// The process has exited.
     #[error("the agent ended before it was ready: {status}")]
-    Exited {
-        /// How it ended.
-        status: ExitStatus,
-    },
-    /// It is still starting.
+    Exited { status: ExitStatus },
+    /// The process is still starting.
     #[error("the agent is not ready after {deadline:?}; it says {missing:?}")]
     Late {
-        /// How long it was given.
         deadline: Duration,
-        /// What `/ready` said last.
+        /// The last response of `/ready`.
         missing: String,
     },
 }
 
-/// A process of the agent. Dropping it kills it.
+/// A process of the agent. It is killed on drop.
 #[derive(Debug)]
 pub struct AgentProcess {
     child: Mutex<Child>,
@@ -61,17 +57,17 @@ impl AgentProcess {
         Self { child: Mutex::new(child), output, reader, installation }
     }
 
-    /// Waits until the agent says that it is ready.
+    /// Waits until the agent reports that it is ready.
     pub fn wait_ready(&self) {
         if let Err(e) = self.ready_within(PATIENCE) {
             panic!("{e}\n{}", self.output());
         }
     }
 
-    /// Waits until the agent says that it is ready.
+    /// Waits until the agent reports that it is ready.
     ///
     /// # Errors
-    /// Why it is not.
+    /// Returns the reason why it is not ready.
     pub fn ready_within(&self, deadline: Duration) -> Result<(), NotReady> {
         let mut missing = String::new();
         let end = wait::poll(deadline, || {
@@ -85,27 +81,26 @@ impl AgentProcess {
         end.unwrap_or(Err(NotReady::Late { deadline, missing }))
     }
 
-    /// Its process id.
     pub fn pid(&self) -> u32 {
         self.child().id()
     }
 
-    /// What it wrote to standard error so far.
+    /// Returns its standard error up to now.
     #[must_use]
     pub fn output(&self) -> String {
         self.output.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// How it ended, if it did.
+    /// Returns its exit status if it has exited.
     #[must_use]
     pub fn exited(&self) -> Option<ExitStatus> {
         self.child().try_wait().unwrap_or_else(|e| panic!("wait for the agent: {e}"))
     }
 
-    /// Asks the admin socket.
+    /// Sends a request to the admin socket.
     ///
     /// # Errors
-    /// What the socket says; nobody may be listening yet.
+    /// Returns the error of the socket, for example if nothing listens yet.
     pub fn try_admin(&self, path: &str) -> io::Result<Response> {
         let stream = UnixStream::connect(self.installation.admin_socket())?;
         stream.set_read_timeout(Some(PATIENCE))?;
@@ -113,27 +108,28 @@ impl AgentProcess {
         Connection::new(stream).request("GET", path, &[("Connection", "close")], b"")
     }
 
-    /// Asks the admin socket.
+    /// Sends a request to the admin socket.
     #[must_use]
     pub fn admin(&self, path: &str) -> Response {
         self.try_admin(path).unwrap_or_else(|e| panic!("admin {path}: {e}\n{}", self.output()))
     }
 
-    /// The state dump.
+    /// Returns the state dump.
     #[must_use]
     pub fn state(&self) -> Value {
         let response = self.admin("/state");
-        serde_json::from_slice(&response.body)
-            .unwrap_or_else(|e| panic!("/state is no JSON: {e}\n{}", String::from_utf8_lossy(&response.body)))
+        serde_json::from_slice(&response.body).unwrap_or_else(|e| {
+            panic!("/state is not JSON: {e}\n{}", String::from_utf8_lossy(&response.body))
+        })
     }
 
-    /// The metrics, as scraped.
+    /// Returns the metrics, as scraped.
     #[must_use]
     pub fn metrics(&self) -> String {
         self.admin("/metrics").text().to_owned()
     }
 
-    /// One sample of the metrics, by its name with labels as written; 0 while it has never moved.
+    /// Returns one sample by its name with labels, or 0 if it has never changed.
     #[must_use]
     pub fn metric(&self, series: &str) -> f64 {
         let metrics = self.metrics();
@@ -141,7 +137,7 @@ impl AgentProcess {
         sample.map_or(0.0, |value| value.trim().parse().unwrap_or_else(|e| panic!("{series} = {value}: {e}")))
     }
 
-    /// One counter or gauge of whole numbers, named as for [`Self::metric`].
+    /// Returns a counter or gauge with an integer value, named as for [`Self::metric`].
     #[must_use]
     pub fn count(&self, series: &str) -> u64 {
         let metrics = self.metrics();
@@ -149,13 +145,13 @@ impl AgentProcess {
         sample.map_or(0, |value| value.trim().parse().unwrap_or_else(|e| panic!("{series} = {value}: {e}")))
     }
 
-    /// What the programs counted for this reason.
+    /// Returns the number of packets that the programs counted for this reason.
     #[must_use]
     pub fn packets(&self, reason: Reason) -> u64 {
         self.count(&format!("metadata_packets_total{{reason=\"{}\"}}", reason.label()))
     }
 
-    /// The ids of the attachments, by interface.
+    /// Returns the attachment ids by interface.
     #[must_use]
     pub fn attachments(&self) -> BTreeMap<String, u64> {
         let state = self.state();
@@ -170,7 +166,7 @@ impl AgentProcess {
             .collect()
     }
 
-    /// Waits until the interfaces attached are exactly these, and returns their ids.
+    /// Waits until exactly these interfaces are attached, and returns their ids.
     pub fn wait_for_attachments<'a>(
         &self,
         interfaces: impl IntoIterator<Item = &'a str>,
@@ -185,23 +181,22 @@ impl AgentProcess {
         found
     }
 
-    /// Sends a signal.
     pub fn signal(&self, signal: Signal) {
         kill(self.raw_pid(), signal).unwrap_or_else(|e| panic!("send {signal} to the agent: {e}"));
     }
 
-    /// Kills it without notice and waits for its end.
+    /// Kills it with SIGKILL and waits for its exit.
     pub fn kill9(self) {
         self.end();
     }
 
-    /// Asks it to stop and waits for its end.
+    /// Stops it with SIGTERM and waits for its exit.
     pub fn stop(self) -> ExitStatus {
         self.signal(Signal::SIGTERM);
         self.wait_exit(PATIENCE)
     }
 
-    /// Waits for its end.
+    /// Waits for its exit.
     pub fn wait_exit(&self, deadline: Duration) -> ExitStatus {
         wait::poll(deadline, || self.exited())
             .unwrap_or_else(|| panic!("the agent still runs after {deadline:?}\n{}", self.output()))
@@ -218,7 +213,7 @@ impl AgentProcess {
 
     fn end(&self) {
         let mut child = self.child();
-        // It may have ended by itself; then there is nothing to kill, and wait tells how it went.
+        // If it has already exited, there is nothing to kill, and `wait` returns its status.
         if let Err(e) = child.kill().and_then(|()| child.wait()) {
             eprintln!("kill the agent: {e}");
         }

@@ -1,7 +1,8 @@
-//! A cloud on one machine, to look at: two tenant networks with the same addresses, four guests, a Nova that checks
-//! signatures, and the real agent between them. Everything lives in namespaces and is gone afterwards.
+//! A demonstration cloud on one machine: two tenant networks with the same addresses, four guests,
+//! a Nova that verifies signatures, and the real agent between them. Everything runs in namespaces
+//! and is removed afterwards.
 
-#![expect(clippy::print_stdout, reason = "it talks to a person at a terminal")]
+#![expect(clippy::print_stdout, reason = "its output is for a terminal")]
 
 use std::net::Ipv4Addr;
 use std::os::linux::net::SocketAddrExt as _;
@@ -16,7 +17,7 @@ use metadata_tests::{Agent, Guest, Host, Instance, NovaStandIn, leftovers};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::{MissedTickBehavior, interval, timeout};
 
-/// Network, name within the lab, address: each address twice.
+/// Network, name in the lab, address. Each address occurs twice.
 const GUESTS: [(&str, &str, [u8; 4]); 4] = [
     ("red", "red-1", [10, 0, 0, 5]),
     ("red", "red-2", [10, 0, 0, 6]),
@@ -30,7 +31,7 @@ const READY_WITHIN: Duration = Duration::from_mins(1);
 #[derive(Parser)]
 #[command(name = "lab")]
 struct Args {
-    /// What the names of its namespaces hold.
+    /// Part of the names of all namespaces.
     #[arg(long, default_value = "lab")]
     name: String,
     /// The agent's binary; default: the one beside this program.
@@ -46,14 +47,14 @@ async fn main() -> anyhow::Result<()> {
     let args = Args::parse();
     ensure!(
         nix::unistd::geteuid().is_root(),
-        "the lab makes network namespaces and loads BPF programs: run it as root"
+        "the lab creates network namespaces and loads BPF programs: run it as root"
     );
     let binary = args.agent.unwrap_or_else(agent::binary);
-    ensure!(binary.is_file(), "{} is no file; build the agent or give --agent", binary.display());
-    // From here on both only wake us, so that everything is dropped in order.
+    ensure!(binary.is_file(), "{} is not a file; build the agent or use --agent", binary.display());
+    // From here on both signals only wake this task, so that everything is dropped in order.
     let stop = Stop {
-        interrupt: signal(SignalKind::interrupt()).context("listen to SIGINT")?,
-        terminate: signal(SignalKind::terminate()).context("listen to SIGTERM")?,
+        interrupt: signal(SignalKind::interrupt()).context("handle SIGINT")?,
+        terminate: signal(SignalKind::terminate()).context("handle SIGTERM")?,
     };
     let names = Names { lab: args.name };
     let _lock = names.lock()?;
@@ -75,7 +76,7 @@ impl Stop {
     }
 }
 
-/// What the lab calls its own on this machine.
+/// The names of the lab's objects on this machine.
 struct Names {
     lab: String,
 }
@@ -89,7 +90,7 @@ impl Names {
         format!("{}-{guest}", self.lab)
     }
 
-    /// An abstract socket, which nothing can leave behind, keeps a second lab off the names of the first.
+    /// An abstract socket cannot be left behind. It keeps a second lab from using the same names.
     fn lock(&self) -> anyhow::Result<UnixListener> {
         let address = SocketAddr::from_abstract_name(self.host()).context("name the lab's lock")?;
         UnixListener::bind_addr(&address).context("another lab runs on this machine")
@@ -99,7 +100,7 @@ impl Names {
         let mut namespaces = vec![self.host(), agent::portal_of(&self.host())];
         namespaces.extend(GUESTS.map(|(_, guest, _)| self.guest(guest)));
         for what in leftovers::remove(&self.host(), &namespaces) {
-            println!("removed what an earlier lab left: {what}");
+            println!("removed a leftover of an earlier lab: {what}");
         }
     }
 }
@@ -120,17 +121,17 @@ async fn run(names: &Names, binary: PathBuf, agent_args: &[String], mut stop: St
         println!("\n  ip netns exec {} curl -s http://169.254.169.254{DOCUMENT}", guest.netns().name());
         println!("    {}", summary(guest));
     }
-    println!("\nWhat Nova gets is shown below. Ctrl-C ends the lab.\n");
+    println!("\nNova's requests are shown below. Press Ctrl-C to stop the lab.\n");
     let ended = watch(&nova, &process, &mut stop).await;
     if ended.is_ok() {
         println!("\nStopping the agent and removing everything.");
         let status = process.stop();
-        ensure!(status.success(), "the agent stopped with {status}");
+        ensure!(status.success(), "the agent exited with {status}");
     }
     ended
 }
 
-/// Waits for the agent; false when asked to stop meanwhile.
+/// Waits for the agent. Returns false if interrupted.
 async fn ready(process: &AgentProcess, stop: &mut Stop) -> anyhow::Result<bool> {
     let deadline = Instant::now() + READY_WITHIN;
     loop {
@@ -153,17 +154,17 @@ fn plug(names: &Names, host: &Host, nova: &NovaStandIn) -> Vec<Guest> {
         let mut spec = network.spec(Ipv4Addr::from(address));
         spec.namespace = Some(names.guest(name));
         let guest = network.plug(spec);
-        nova.add(Instance { name: name.to_owned(), ..Instance::of(&guest.port) });
+        nova.add(Instance { name: name.to_owned(), ..Instance::from_port(&guest.port) });
         guest
     };
     GUESTS.into_iter().map(plug).collect()
 }
 
-/// Who the metadata service says that this guest is.
+/// Returns a guest's identity as the metadata service reports it.
 fn summary(guest: &Guest) -> String {
     let response = match guest.try_get(DOCUMENT) {
         Ok(response) => response,
-        Err(e) => return format!("no answer: {e}"),
+        Err(e) => return format!("no response: {e}"),
     };
     let document: serde_json::Value = serde_json::from_slice(&response.body).unwrap_or_default();
     match (document["hostname"].as_str(), document["uuid"].as_str()) {
@@ -172,10 +173,10 @@ fn summary(guest: &Guest) -> String {
     }
 }
 
-/// Prints a line a request until asked to stop or the agent is gone.
+/// Prints a line per request until interrupted or until the agent exits.
 async fn watch(nova: &NovaStandIn, process: &AgentProcess, stop: &mut Stop) -> anyhow::Result<()> {
     let mut requests = nova.subscribe();
-    // The standard library cannot wait for a child and for something else.
+    // The standard library cannot wait for a child and another event at once.
     let mut look = interval(Duration::from_millis(500));
     look.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
@@ -183,7 +184,7 @@ async fn watch(nova: &NovaStandIn, process: &AgentProcess, stop: &mut Stop) -> a
             () = stop.asked() => return Ok(()),
             _ = look.tick() => {
                 if let Some(status) = process.exited() {
-                    bail!("the agent ended by itself: {status}");
+                    bail!("the agent exited: {status}");
                 }
             }
             Some(request) = requests.recv() => {

@@ -1,4 +1,4 @@
-//! One call of one of OpenStack's APIs.
+//! One call of an OpenStack API.
 
 use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::time::Duration;
@@ -9,19 +9,19 @@ use crate::http::Connection;
 use crate::topology::Host;
 use crate::wait;
 
-/// How long a call may take, and how long a service may be busy. Each call makes a token and has it checked.
+/// Limit for one call, and for a busy service. Each call creates a token and has it verified.
 const PATIENCE: Duration = Duration::from_mins(3);
 
-/// What an API answers.
+/// The response of an API.
 pub(super) struct Answer {
-    /// `X-Subject-Token`.
+    /// The header `X-Subject-Token`.
     pub(super) token: Option<String>,
-    /// The body, `null` where there is none.
+    /// The body, or `null` if there is none.
     pub(super) body: Value,
 }
 
-/// Calls, and panics with all that was answered unless that is a success. A service that restarts, or whose Keystone did
-/// and that has to find that its connection to it is no more, answers 503 for a moment.
+/// Calls an API and panics with the response unless it is a success. A service answers 503 for a
+/// moment after it, or its Keystone, has restarted.
 pub(super) fn call(
     host: &Host,
     address: (IpAddr, u16),

@@ -1,9 +1,10 @@
 //! Keystone, in uWSGI, on SQLite.
 //!
-//! One process, because two get into each other's way: a worker that has given a token keeps the transaction in which it read
-//! the user, and with that its lock on the file (`/proc/locks`), until its next request. A change that the other one is asked
-//! for meanwhile cannot be committed, gives up after SQLite's five seconds with "database is locked", and as nothing in
-//! Keystone catches that, uWSGI closes the connection without an answer.
+//! It has one process because two would block each other. A worker that has issued a token keeps
+//! the transaction in which it read the user, and thus its lock on the file (`/proc/locks`), until
+//! its next request. A change requested from the other worker meanwhile cannot be committed and
+//! fails after SQLite's five seconds with "database is locked". Keystone does not catch this error,
+//! so uWSGI closes the connection without a response.
 
 use std::fs;
 use std::net::IpAddr;
@@ -23,7 +24,7 @@ pub(super) const URL: &str = "http://127.0.0.1:5000/v3";
 
 const DATABASE: &str = "keystone.db";
 
-/// A token of the administrator's.
+/// Returns a token of the administrator.
 pub(super) fn token(host: &Host) -> String {
     let user = json!({ "name": ADMIN, "domain": { "name": "Default" }, "password": PASSWORD });
     let project = json!({ "name": ADMIN, "domain": { "name": "Default" } });
@@ -33,7 +34,6 @@ pub(super) fn token(host: &Host) -> String {
     answer.token.unwrap_or_else(|| panic!("Keystone gives no token: {}", answer.body))
 }
 
-/// Keystone.
 #[derive(Debug)]
 pub struct Keystone {
     service: Service,
@@ -79,28 +79,29 @@ impl Keystone {
         keystone
     }
 
-    /// Runs it, and waits until it answers.
+    /// Runs it and waits until it responds.
     pub fn start(&mut self) {
         let mut uwsgi = self.host.netns().command("uwsgi");
         uwsgi
             .args(["--plugin", "python3", "--wsgi-file", "/usr/bin/keystone-wsgi-public", "--lazy-apps"])
             .args(["--http-socket", "127.0.0.1:5000", "--master", "--processes", "1"])
             .args(["--enable-threads", "--buffer-size", "65535"])
-            // For a client that is slow to send. The usual four seconds are soon over on a machine that has much to do.
+            // For clients that are slow to send. The default of four seconds is too short on a busy
+            // machine.
             .args(["--socket-timeout", "60"])
-            // It closes each connection, and does not say so by itself: Neutron would use it again.
+            // uWSGI closes each connection without announcing it, and Neutron would try to reuse
+            // it.
             .args(["--add-header", "Connection: close"])
             .args(["--log-format", "%(method) %(uri) %(status) %(uagent)"])
             .env("OS_KEYSTONE_CONFIG_FILES", self.config());
         self.service.start(uwsgi);
     }
 
-    /// Kills it.
     pub fn stop(&mut self) {
         self.service.stop();
     }
 
-    /// Restarts it with other keys, so that no token that it has issued is one any more.
+    /// Restarts it with other keys, so that all its tokens become invalid.
     pub fn forget_tokens(&mut self) {
         self.stop();
         let keys = self.folder.join("keys");
@@ -109,7 +110,7 @@ impl Keystone {
         self.start();
     }
 
-    /// How often an agent has been given a token.
+    /// Returns how many tokens agents have been issued.
     #[must_use]
     pub fn logins(&self) -> usize {
         self.service.log().matches("POST /v3/auth/tokens 201 metadata-agent/").count()
@@ -131,8 +132,8 @@ impl Keystone {
         self.manage(&["fernet_setup", "--keystone-user", "root", "--keystone-group", "root"]);
     }
 
-    /// Enters Neutron into the catalogue, where the API would take a server that runs: `keystone-manage bootstrap` knows
-    /// one service alone.
+    /// Adds Neutron to the catalogue. `keystone-manage bootstrap` knows only one service, and the
+    /// API would need a running server.
     fn list_neutron(&self) {
         let script = "import sqlite3, sys, uuid\n\
              base = sqlite3.connect(sys.argv[1])\n\

@@ -1,6 +1,7 @@
-//! neutron-server with ML2, on SQLite. It has the driver for Open vSwitch because trunks need some driver; no agent answers it.
+//! neutron-server with ML2, on SQLite. Trunks need a mechanism driver, so it has the one for Open
+//! vSwitch, without an agent.
 //!
-//! The schema is made of Neutron's models, not by its migrations, which SQLite cannot run.
+//! The schema is created from Neutron's models because SQLite cannot run its migrations.
 
 use std::fs;
 use std::net::IpAddr;
@@ -24,7 +25,6 @@ const SCHEMA: &str = "import sys, sqlalchemy\n\
     sqlalchemy.event.listen(engine, 'connect', at_once)\n\
     head.get_metadata().create_all(engine)\n";
 
-/// neutron-server.
 #[derive(Debug)]
 pub struct Neutron {
     service: Service,
@@ -60,24 +60,23 @@ impl Neutron {
         Self { service, host: host.clone(), folder }
     }
 
-    /// Runs it, and waits until it answers; Keystone has to run.
+    /// Runs it and waits until it responds. Keystone must be running.
     pub fn start(&mut self) {
         let mut server = self.host.netns().command("/usr/bin/neutron-server");
         server.arg("--config-file").arg(self.folder.join("neutron.conf"));
         server.arg("--config-dir").arg(self.folder.join("conf.d"));
         self.service.start(server);
-        // Until something else was asked for, every question for ports is answered with 500 in Zed: `get_ports` names
-        // `Port.port_forwardings`, which SQLAlchemy adds when it first makes a query.
+        // In Zed, every query for ports is answered with 500 until something else has been queried:
+        // `get_ports` uses `Port.port_forwardings`, which SQLAlchemy adds with its first query.
         let token = keystone::token(&self.host);
         api::call(&self.host, ADDRESS, "GET", "/v2.0/networks?limit=1", Some(&token), &Value::Null);
     }
 
-    /// Kills it.
     pub fn stop(&mut self) {
         self.service.stop();
     }
 
-    /// How it answered those who asked for ports, the status of each in order.
+    /// Returns the status of each response to a query for ports, in order.
     #[must_use]
     pub fn port_questions(&self) -> Vec<u16> {
         let log = self.service.log();

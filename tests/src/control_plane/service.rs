@@ -1,4 +1,4 @@
-//! A server of several processes, with a log, that is killed as a whole.
+//! A server with several processes and a log, which is killed as a whole.
 
 use std::fs::{self, File};
 use std::net::{IpAddr, SocketAddr, TcpStream};
@@ -15,11 +15,11 @@ use crate::http::Connection;
 use crate::topology::Host;
 use crate::wait;
 
-/// How long a server may take to listen: both read some thousand Python modules, which takes a quarter of a minute of two
-/// processors that have nothing else to do.
+/// Limit for a server's start. Both load about a thousand Python modules, which takes fifteen
+/// seconds on two idle processors.
 const START: Duration = Duration::from_mins(4);
 
-/// A server, while it runs.
+/// A server and its process, if it runs.
 #[derive(Debug)]
 pub(super) struct Service {
     name: &'static str,
@@ -30,12 +30,12 @@ pub(super) struct Service {
 }
 
 impl Service {
-    /// One that does not run yet.
+    /// Describes a server that is not running yet.
     pub(super) fn new(name: &'static str, host: &Host, address: (IpAddr, u16), log: PathBuf) -> Self {
         Self { name, host: host.clone(), address, log, child: None }
     }
 
-    /// Runs it in a process group of its own, and waits until it answers.
+    /// Runs it in its own process group and waits until it responds.
     pub(super) fn start(&mut self, mut command: Command) {
         assert!(self.child.is_none(), "{} runs already", self.name);
         let log = File::options().create(true).append(true).open(&self.log);
@@ -52,7 +52,7 @@ impl Service {
         assert!(answered.is_some(), "{} does not answer\n{}", self.name, self.log());
     }
 
-    /// Kills all of its processes.
+    /// Kills all its processes.
     pub(super) fn stop(&mut self) {
         let Some(mut child) = self.child.take() else { return };
         let group = Pid::from_raw(child.id().cast_signed());
@@ -66,7 +66,6 @@ impl Service {
         assert!(refused.is_some() || thread::panicking(), "{} answers though it was killed", self.name);
     }
 
-    /// What it has written.
     pub(super) fn log(&self) -> String {
         fs::read_to_string(&self.log).unwrap_or_default()
     }
@@ -87,7 +86,11 @@ impl Drop for Service {
         if thread::panicking() {
             let log = self.log();
             let lines: Vec<_> = log.lines().filter(|line| !line.contains(" DEBUG ")).collect();
-            eprintln!("--- {} said last\n{}", self.name, lines[lines.len().saturating_sub(40)..].join("\n"));
+            eprintln!(
+                "--- last output of {}\n{}",
+                self.name,
+                lines[lines.len().saturating_sub(40)..].join("\n")
+            );
         }
     }
 }

@@ -1,8 +1,8 @@
-//! The agent's container on a host of the rig, run by podman as the DaemonSet would have it run.
+//! The agent's container on a host of the rig, run by podman as the DaemonSet would run it.
 //!
-//! The manifest is the one source: capabilities, files, volumes and arguments come from it and from nowhere else. In
-//! place of what only a cluster has, [`Container::start`] puts folders of the host, and what differs from host to host
-//! in a test comes by the environment.
+//! Capabilities, files, volumes and arguments all come from the manifest. [`Container::start`]
+//! replaces what only a cluster has by folders of the host. Settings that differ between hosts of a
+//! test are passed in the environment.
 
 use std::collections::BTreeMap;
 use std::fs::{self, Permissions};
@@ -16,7 +16,7 @@ use crate::netns;
 use crate::topology::Host;
 use crate::wait::{self, PATIENCE};
 
-/// A container, running or ended, that is removed with its value.
+/// A container, running or exited. It is removed on drop.
 #[derive(Debug)]
 pub struct Container {
     name: String,
@@ -24,7 +24,8 @@ pub struct Container {
 }
 
 impl Container {
-    /// Starts it and does not wait until it is ready. `options` are the agent's, by name.
+    /// Starts a container without waiting until it is ready. `options` are options of the agent, by
+    /// name.
     #[must_use]
     pub fn start(manifest: &Manifest, image: &str, host: &Host, options: &BTreeMap<&str, String>) -> Self {
         let container = Self { name: format!("{}-agent", host.netns().name()), grace: manifest.grace };
@@ -43,7 +44,6 @@ impl Container {
         container
     }
 
-    /// Waits until the readiness probe succeeds.
     pub fn wait_ready(&self, manifest: &Manifest) {
         wait::until("the container is ready", PATIENCE, || {
             let ready = self.probe(&manifest.container.readiness_probe).status.success();
@@ -52,7 +52,7 @@ impl Container {
         });
     }
 
-    /// Asks a probe's question, inside.
+    /// Runs a probe's command in the container.
     #[must_use]
     pub fn probe(&self, probe: &Probe) -> Output {
         let mut command = Command::new("podman");
@@ -60,34 +60,33 @@ impl Container {
         command.output().unwrap_or_else(|error| panic!("start {command:?}: {error}"))
     }
 
-    /// A file of `/proc` about the agent's process, as the machine sees it.
+    /// Returns a file of the agent process in `/proc`, as the machine sees it.
     #[must_use]
     pub fn proc(&self, file: &str) -> String {
         let path = format!("/proc/{}/{file}", self.inspect("{{.State.Pid}}"));
         fs::read_to_string(&path).unwrap_or_else(|e| panic!("read {path}: {e}"))
     }
 
-    /// Stops it as Kubernetes would, and gives the exit code: 137 when it had to be killed.
+    /// Stops it as Kubernetes would and returns the exit code, which is 137 if it had to be killed.
     #[must_use]
     pub fn stop(&self) -> i32 {
         stdout_of(Command::new("podman").args(["stop", "--time", &self.grace.to_string(), &self.name]));
         self.exit_code()
     }
 
-    /// Ends it without notice.
+    /// Kills it with SIGKILL.
     pub fn kill(&self) {
         stdout_of(Command::new("podman").args(["kill", "--signal=KILL", &self.name]));
         assert_eq!(self.exit_code(), 137, "128 and the signal");
     }
 
-    /// Waits until it ends by itself, and gives the exit code.
+    /// Waits until it exits and returns the exit code.
     #[must_use]
     pub fn exit_code(&self) -> i32 {
         let code = stdout_of(Command::new("podman").args(["wait", &self.name]));
         code.trim().parse().unwrap_or_else(|e| panic!("exit code {code:?}: {e}"))
     }
 
-    /// What it wrote so far.
     #[must_use]
     pub fn output(&self) -> String {
         let mut command = Command::new("podman");
@@ -125,9 +124,9 @@ fn rights(context: &SecurityContext) -> Vec<String> {
     assert!(!privileged, "the DaemonSet asks for a privileged container");
     let mut words = vec![
         format!("--read-only={read_only_root_filesystem}"),
-        // Kubernetes mounts no writable folders of its own accord.
+        // Kubernetes does not mount writable folders by itself.
         "--read-only-tmpfs=false".to_owned(),
-        // Podman would raise both, which takes CAP_SYS_RESOURCE.
+        // Podman would raise both limits, which needs CAP_SYS_RESOURCE.
         "--ulimit=nofile=8192:8192".to_owned(),
         "--ulimit=nproc=4096:4096".to_owned(),
         "--security-opt=apparmor=unconfined".to_owned(),
@@ -143,7 +142,8 @@ fn rights(context: &SecurityContext) -> Vec<String> {
     words
 }
 
-/// The folder that each volume is: files as the manifest has them, and what is the host's from the host.
+/// Returns the folder of each volume: files as in the manifest, and host paths as folders of the
+/// host.
 fn volumes(manifest: &Manifest, host: &Host) -> BTreeMap<&'static str, PathBuf> {
     let files = |name: &str, files: &BTreeMap<String, String>| {
         let folder = volume_folder(host, name);
@@ -162,7 +162,7 @@ fn volumes(manifest: &Manifest, host: &Host) -> BTreeMap<&'static str, PathBuf> 
     ])
 }
 
-/// The folder that a volume of the host's own is, made if need be.
+/// Returns the folder that stands for a volume's host path, and creates it if needed.
 #[must_use]
 pub fn volume_folder(host: &Host, name: &str) -> PathBuf {
     let path = host.folder().join("volumes").join(name);
@@ -170,7 +170,7 @@ pub fn volume_folder(host: &Host, name: &str) -> PathBuf {
     path
 }
 
-/// As `defaultMode: 0400` has it.
+/// Writes a file that only root can read, as `defaultMode: 0400` does.
 fn write_secretly(path: &Path, content: &str) {
     fs::write(path, content)
         .and_then(|()| fs::set_permissions(path, Permissions::from_mode(0o400)))

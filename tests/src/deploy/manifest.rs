@@ -1,4 +1,4 @@
-//! `deploy/daemonset.yaml`, as far as a container runtime can be told of it.
+//! `deploy/daemonset.yaml`, as far as a container runtime can apply it.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -10,12 +10,12 @@ use serde_json::Value;
 
 use super::{deploy_dir, python_tools, stdout_of};
 
-/// What the manifest makes on a node.
+/// The objects of the manifest.
 #[derive(Clone, Debug)]
 pub struct Manifest {
     /// The pod's only container.
     pub container: AgentContainer,
-    /// How long the pod may take to stop, in seconds.
+    /// The pod's termination grace period in seconds.
     pub grace: u64,
     /// The files of the volume `config`, by name.
     pub config: BTreeMap<String, String>,
@@ -29,15 +29,10 @@ pub struct Manifest {
 pub struct AgentContainer {
     /// Arguments after the image's entry point.
     pub args: Vec<String>,
-    /// What the container may do.
     pub security_context: SecurityContext,
-    /// Whether the agent is up.
     pub startup_probe: Probe,
-    /// Whether it lives.
     pub liveness_probe: Probe,
-    /// Whether it serves.
     pub readiness_probe: Probe,
-    /// Where volumes appear in it.
     pub volume_mounts: Vec<VolumeMount>,
 }
 
@@ -45,15 +40,10 @@ pub struct AgentContainer {
 #[derive(Clone, Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct SecurityContext {
-    /// All rights of the host's root, capabilities or not.
     pub privileged: bool,
-    /// Whether the container's own files are read-only.
     pub read_only_root_filesystem: bool,
-    /// `no_new_privs`, the other way round.
     pub allow_privilege_escalation: bool,
-    /// What differs from the runtime's usual set.
     pub capabilities: Capabilities,
-    /// Which system calls there are.
     pub seccomp_profile: SeccompProfile,
 }
 
@@ -61,55 +51,43 @@ pub struct SecurityContext {
 #[derive(Clone, Debug, Deserialize)]
 #[serde(tag = "type", rename_all_fields = "camelCase")]
 pub enum SeccompProfile {
-    /// Those of the runtime's own list.
+    /// The runtime's default profile.
     RuntimeDefault,
-    /// Those of a list on the host.
-    Localhost {
-        /// Its file.
-        localhost_profile: PathBuf,
-    },
+    /// A profile on the host.
+    Localhost { localhost_profile: PathBuf },
 }
 
-/// Capabilities without their `CAP_`.
+/// Capabilities without the prefix `CAP_`.
 #[derive(Clone, Debug, Deserialize)]
 pub struct Capabilities {
-    /// What is taken away first.
     pub drop: Vec<String>,
-    /// What is then given.
     pub add: Vec<String>,
 }
 
-/// A question to the container.
+/// A probe of the container.
 #[derive(Clone, Debug, Deserialize)]
 pub struct Probe {
-    /// How it is asked.
     pub exec: Exec,
 }
 
 /// A command that runs in the container.
 #[derive(Clone, Debug, Deserialize)]
 pub struct Exec {
-    /// Its words.
     pub command: Vec<String>,
 }
 
-/// A volume in the container.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct VolumeMount {
-    /// The volume.
     pub name: String,
-    /// Where it appears.
     pub mount_path: String,
-    /// Whether it is read-only there.
     #[serde(default)]
     pub read_only: bool,
-    /// Which mounts made later pass between host and container.
     pub mount_propagation: Option<String>,
 }
 
 impl Manifest {
-    /// Reads it.
+    /// Reads the manifest.
     #[must_use]
     pub fn read() -> Self {
         const TO_JSON: &str =
@@ -131,7 +109,7 @@ impl Manifest {
         }
     }
 
-    /// The same without one of its capabilities.
+    /// Returns the manifest without one of its capabilities.
     #[must_use]
     pub fn without(&self, capability: &str) -> Self {
         let mut manifest = self.clone();

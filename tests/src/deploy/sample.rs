@@ -1,11 +1,10 @@
-//! The sample configuration, made of the agent's own table of options.
+//! The sample configuration, generated from the agent's own table of options.
 
 use std::fmt::Write as _;
 
 use metadata_agent::config::OPTIONS;
 use metadata_agent::config::options::OWN;
 
-/// Columns of a line.
 const WIDTH: usize = 110;
 
 const HEAD: &str = "\
@@ -18,7 +17,7 @@ const HEAD: &str = "\
 # prints what is in force, and where each value comes from.
 ";
 
-/// The whole file.
+/// Returns the expected text of the file.
 #[must_use]
 pub fn sample_configuration() -> String {
     let mut text = HEAD.to_owned();
@@ -37,7 +36,7 @@ pub fn sample_configuration() -> String {
     text
 }
 
-/// A sentence or two as lines of comment.
+/// Formats a sentence or two as comment lines.
 fn comment(doc: &str) -> String {
     let mut text = String::new();
     let mut column = 0;
@@ -60,7 +59,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn comments_are_broken_between_words() {
+    fn comments_wrap_between_words() {
         assert_eq!(comment("One  word\nmore."), "# One word more.\n");
         let long = comment(&"word ".repeat(60));
         assert!(long.lines().all(|line| line.starts_with("# ") && line.len() <= WIDTH), "{long}");

@@ -1,4 +1,4 @@
-//! The server's inside: its listener, its connections, and the answers on the wire.
+//! The internals of the server: its listener, its connections and its responses on the wire.
 
 use std::future;
 use std::io;
@@ -22,7 +22,7 @@ use tokio::task::JoinSet;
 
 use super::{Answer, Command, Mode, Recorded, Shared};
 
-/// Longer than any burst of a test.
+/// More than any burst of a test.
 const BACKLOG: i32 = 4096;
 
 pub(super) fn listen(address: SocketAddr) -> io::Result<TcpListener> {
@@ -37,7 +37,7 @@ pub(super) fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     Ok(socket.into())
 }
 
-/// Accepts and serves until the commands end.
+/// Accepts and serves connections until the command channel closes.
 pub(super) async fn serve(
     listener: TcpListener,
     address: SocketAddr,
@@ -56,7 +56,7 @@ pub(super) async fn serve(
         tokio::select! {
             biased;
             command = commands.recv() => {
-                // Whoever asked may have given up waiting for `done`.
+                // The sender may no longer wait for `done`.
                 match command {
                     Some(Command::Open(done)) => {
                         if listener.is_none() {
@@ -74,7 +74,7 @@ pub(super) async fn serve(
             }
             Some(_) = connections.join_next() => {}
             accepted = accept(listener.as_ref()) => {
-                // A peer may be gone before it is accepted.
+                // A peer may have closed before it is accepted.
                 if let Ok((stream, peer)) = accepted {
                     connections.spawn(connection(stream, peer, number, Arc::clone(shared)));
                     number += 1;
@@ -92,14 +92,14 @@ async fn accept(listener: Option<&tokio::net::TcpListener>) -> io::Result<(TcpSt
 }
 
 async fn connection(stream: TcpStream, peer: SocketAddr, number: u64, shared: Arc<Shared>) {
-    // A second handle on the socket, as hyper owns the first one.
+    // A second handle of the socket, because hyper owns the first one.
     let socket = stream.as_fd().try_clone_to_owned().map(Socket::from);
     let socket = socket.unwrap_or_else(|e| panic!("duplicate the socket of {peer}: {e}"));
     if let Err(e) = socket.set_tcp_nodelay(true) {
         panic!("set TCP_NODELAY for {peer}: {e}");
     }
     let service = service_fn(|request| answer(request, number, peer, &socket, &shared));
-    // How a connection ended is the client's to judge.
+    // The client judges how a connection ended.
     drop(http1::Builder::new().serve_connection(TokioIo::new(stream), service).await);
 }
 
@@ -157,10 +157,10 @@ fn respond(answer: Answer, body: impl FnOnce(Bytes) -> AnswerBody) -> Response<A
     for (name, value) in headers {
         response = response.header(name, value);
     }
-    response.body(body(bytes)).unwrap_or_else(|e| panic!("an answer that is no HTTP: {e}"))
+    response.body(body(bytes)).unwrap_or_else(|e| panic!("the response is not HTTP: {e}"))
 }
 
-/// A body that comes whole, or breaks off halfway.
+/// A body that is sent completely or breaks off halfway.
 struct AnswerBody {
     length: u64,
     next: Option<Bytes>,
@@ -169,7 +169,7 @@ struct AnswerBody {
 
 enum End {
     Clean,
-    /// Lets what was sent reach the wire, then breaks.
+    /// Flushes what was sent, then breaks off.
     BreakSoon,
     Break,
 }
@@ -204,7 +204,7 @@ impl Body for AnswerBody {
         match self.end {
             End::Clean => Poll::Ready(None),
             End::BreakSoon => {
-                // hyper flushes what it has while a body is pending.
+                // hyper flushes its buffer while a body is pending.
                 self.end = End::Break;
                 cx.waker().wake_by_ref();
                 Poll::Pending

@@ -1,12 +1,12 @@
-//! The question, the only right answer to it, and how far what was read so far agrees.
+//! The request, its only correct response, and the comparison with the bytes read so far.
 
 use super::Style;
 use super::client::Failure;
 
-/// The question and its answer.
+/// The request and its response.
 #[derive(Debug)]
 pub(super) struct Expected {
-    /// The request, as it goes on the wire.
+    /// The request as sent on the wire.
     pub question: Vec<u8>,
     body: Vec<u8>,
 }
@@ -27,7 +27,7 @@ impl Expected {
         Self { question: [head.as_bytes(), post.unwrap_or_default()].concat(), body }
     }
 
-    /// Whether `read` is the whole right answer: `None` as long as more may come.
+    /// Compares `read` with the response. Returns `None` while more bytes may follow.
     pub fn judge(&self, read: &[u8]) -> Option<Result<(), Failure>> {
         let head = read.windows(4).position(|bytes| bytes == b"\r\n\r\n")?;
         let body = &read[head + 4..];
@@ -64,7 +64,7 @@ mod tests {
     }
 
     #[test]
-    fn only_the_whole_right_answer_is_right() {
+    fn only_the_complete_correct_answer_is_right() {
         let right = "HTTP/1.1 200 OK\r\nDate: x\r\nContent-Length: 4\r\n\r\nfour";
         for cut in 0..right.len() {
             assert_eq!(judge(&right[..cut]), None, "after {cut} bytes");
@@ -73,7 +73,7 @@ mod tests {
     }
 
     #[test]
-    fn a_wrong_answer_is_told_apart() {
+    fn wrong_answers_are_distinguished() {
         for (answer, failure) in [
             ("HTTP/1.1 503 Busy\r\ncontent-length: 4\r\n\r\nfour", Failure::Status),
             ("HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nfours", Failure::Length),

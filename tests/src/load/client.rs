@@ -1,4 +1,4 @@
-//! One connection of the load, and what can go wrong on it.
+//! One connection of the load and its possible failures.
 
 use std::fmt;
 use std::io;
@@ -13,23 +13,23 @@ use tokio::net::TcpStream;
 use super::Style;
 use super::answer::Expected;
 
-/// What was no right answer.
+/// A request without a correct response.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Failure {
-    /// No connection.
+    /// The connection could not be established.
     Connect,
-    /// The connection broke, or was closed before the answer was whole.
+    /// The connection broke, or was closed before the response was complete.
     Broken,
-    /// A status that is not 200.
+    /// The status is not 200.
     Status,
-    /// More or fewer bytes than expected, or announced.
+    /// The length differs from the expected or announced one.
     Length,
-    /// Other bytes than expected.
+    /// The bytes differ from the expected ones.
     Body,
-    /// An answer that did not end with the connection, as it was asked to.
+    /// The server did not close the connection, although requested.
     NotClosed,
-    /// Nothing, long after the time was over.
+    /// No response arrived until long after the end of the load.
     NoAnswer,
 }
 
@@ -62,7 +62,8 @@ impl Client {
         Self { target, style, expected, kept: None, buffer: Vec::new() }
     }
 
-    /// Asks once. Tells when the answer was whole; after a failure the connection is given up.
+    /// Sends one request. Returns when the response was complete. A connection with a failure is
+    /// given up.
     pub async fn ask(&mut self) -> Result<Instant, (Failure, Detail)> {
         let mut stream = match self.kept.take() {
             Some(stream) => stream,
@@ -72,7 +73,7 @@ impl Client {
         let finished = Instant::now();
         match self.style {
             Style::KeepAlive => self.kept = Some(stream),
-            Style::NewConnection => see_it_closed(&mut stream).await?,
+            Style::NewConnection => wait_until_closed(&mut stream).await?,
         }
         Ok(finished)
     }
@@ -97,8 +98,8 @@ async fn connect(target: SocketAddr) -> io::Result<TcpStream> {
     Ok(stream)
 }
 
-/// The server closes first, so that it is not this side that runs out of ports in TIME-WAIT.
-async fn see_it_closed(stream: &mut TcpStream) -> Result<(), (Failure, Detail)> {
+/// Waits for the server to close first, so that this side does not run out of ports in TIME-WAIT.
+async fn wait_until_closed(stream: &mut TcpStream) -> Result<(), (Failure, Detail)> {
     let mut more = [0; 64];
     match stream.read(&mut more).await.map_err(broken)? {
         0 => Ok(()),
@@ -110,7 +111,7 @@ fn broken(error: io::Error) -> (Failure, Detail) {
     (Failure::Broken, error.into())
 }
 
-/// What a failure has to say for itself.
+/// The details of a failure.
 #[derive(Debug)]
 pub(super) enum Detail {
     Io(io::Error),

@@ -1,8 +1,8 @@
-//! The load generator: connections that ask again as soon as they are answered, and read what they get.
+//! The load generator: connections that send the next request as soon as they have read a response.
 //!
-//! A thread for each core, as long as there are connections for it, inside the namespace that the load comes from: one alone
-//! would be what is measured. Every answer is held against the expected one, byte for byte; what differs in
-//! anything is a [`Failure`] and no answer.
+//! It uses one thread per core, up to the number of connections, in the namespace of the load,
+//! because a single thread would become the bottleneck. Every response is compared byte by byte.
+//! Any difference is a [`Failure`] and does not count as a response.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -27,56 +27,55 @@ pub use client::Failure;
 use answer::Expected;
 use client::Client;
 
-/// What a connection is used for.
+/// The use of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Style {
     /// One request after the other.
     KeepAlive,
-    /// One request, and the server is asked to close.
+    /// One request, after which the server is asked to close.
     NewConnection,
 }
 
-/// What to ask, how, and for how long.
+/// The requests to send, the way to send them, and for how long.
 #[derive(Clone, Debug)]
 pub struct Load {
-    /// Whom.
     pub target: SocketAddr,
-    /// For what.
     pub path: String,
-    /// What to post; without it, the request is a GET.
+    /// The body to post. Without it, the request is a GET.
     pub post: Option<Vec<u8>>,
-    /// The body of the only right answer.
+    /// The body of the only correct response.
     pub body: Vec<u8>,
-    /// How many connections at the same time.
+    /// The number of concurrent connections.
     pub connections: usize,
-    /// What each is used for.
     pub style: Style,
-    /// For how long new requests are made.
+    /// The period in which new requests are sent.
     pub duration: Duration,
 }
 
-/// What came of a [`Load`].
+/// The result of a [`Load`].
 #[derive(Debug, Default)]
 pub struct Tally {
-    /// Right answers that were whole when the time was over.
+    /// Correct responses that were complete at the end of the period.
     pub in_time: u64,
-    /// From the request (or the connection, where each request has its own) to the end of its right answer; sorted.
+    /// Sorted times from the request to the end of its correct response. If each request has its
+    /// own connection, the time starts with the connection.
     pub latencies: Vec<Duration>,
-    /// Everything else, counted.
+    /// The number of each kind of failure.
     pub failures: BTreeMap<Failure, u64>,
-    /// What the first failure had to say.
+    /// The details of the first failure.
     pub first_failure: Option<String>,
-    /// What the generator itself used of a CPU.
+    /// The CPU time of the generator itself.
     pub cpu: Duration,
 }
 
 impl Load {
-    /// Asks from inside `netns` until the time is over, and waits for the last answers.
+    /// Sends requests from inside `netns` until the end of the period, then waits for the last
+    /// responses.
     #[must_use]
     pub fn run(&self, netns: &Netns) -> Tally {
         let threads = thread::available_parallelism().map_or(1, NonZero::get).min(self.connections);
         let end = Instant::now() + self.duration;
-        // Threads are born into the namespace of who starts them.
+        // Threads start in the namespace of the thread that spawns them.
         let mut total = netns.enter(|| {
             thread::scope(|scope| {
                 let shares = (0..threads).map(|thread| (thread..self.connections).step_by(threads).len());
@@ -91,16 +90,16 @@ impl Load {
         total
     }
 
-    /// One thread's work.
+    /// Runs the work of one thread.
     fn drive(&self, connections: usize, end: Instant) -> Tally {
         let runtime = Builder::new_current_thread().enable_all().build();
         let runtime = runtime.unwrap_or_else(|e| panic!("start a runtime: {e}"));
-        let tally = runtime.block_on(self.keep_asking(connections, end));
-        // The thread is this one's alone, so what it has used is what the load has.
+        let tally = runtime.block_on(self.send_until(connections, end));
+        // The thread runs nothing else, so its CPU time is that of the load.
         Tally { cpu: thread_cpu(), ..tally }
     }
 
-    async fn keep_asking(&self, connections: usize, end: Instant) -> Tally {
+    async fn send_until(&self, connections: usize, end: Instant) -> Tally {
         let expected =
             Arc::new(Expected::new(&self.path, self.style, self.post.as_deref(), self.body.clone()));
         let mut clients = JoinSet::new();
@@ -138,7 +137,7 @@ async fn ask_again_and_again(end: Instant, client: &mut Client, tally: &mut Tall
             }
             Err((failure, detail)) => {
                 tally.fail(failure, &detail);
-                // A connection that is refused at once never waits, and others want their turn.
+                // A connection that is refused at once never waits, so give others a turn.
                 tokio::task::yield_now().await;
             }
         }
@@ -146,14 +145,15 @@ async fn ask_again_and_again(end: Instant, client: &mut Client, tally: &mut Tall
 }
 
 impl Tally {
-    /// Right answers per second of `duration`.
+    /// Returns the correct responses per second of `duration`.
     #[must_use]
     #[expect(clippy::cast_precision_loss, reason = "far fewer than 2^52 answers")]
     pub fn rate(&self, duration: Duration) -> f64 {
         self.in_time as f64 / duration.as_secs_f64()
     }
 
-    /// The latency that this share of the answers did not exceed; zero where there was none.
+    /// Returns the latency that this share of the responses did not exceed, or zero without
+    /// responses.
     #[must_use]
     #[expect(
         clippy::cast_precision_loss,
@@ -166,7 +166,6 @@ impl Tally {
         self.latencies.get(rank.saturating_sub(1)).copied().unwrap_or_default()
     }
 
-    /// How many requests failed.
     #[must_use]
     pub fn failed(&self) -> u64 {
         self.failures.values().sum()

@@ -1,5 +1,5 @@
-//! Neutron's own metadata agent, as Debian packages it: its handler, its server and its way to ask Nova. Only neutron-server,
-//! which it asks for ports, is replaced.
+//! Neutron's own metadata agent, as Debian packages it: its handler, its server and its requests to
+//! Nova. Only the queries to neutron-server are replaced.
 
 use std::net::SocketAddr;
 use std::path::Path;
@@ -13,14 +13,14 @@ use crate::port::Port;
 
 const SCRIPT: &str = include_str!("original.py");
 
-/// A running metadata agent of Neutron's.
+/// A running metadata agent of Neutron.
 #[derive(Debug)]
 pub struct OriginalAgent {
     script: Script,
 }
 
 impl OriginalAgent {
-    /// Serves this socket in a namespace, knowing these ports, and asks this Nova.
+    /// Serves this socket in a namespace with these ports and forwards to this Nova.
     #[must_use]
     pub fn start<'a>(
         netns: &Netns,
@@ -28,12 +28,12 @@ impl OriginalAgent {
         ports: impl IntoIterator<Item = &'a Port>,
         nova: &NovaStandIn,
     ) -> Self {
-        Self::asking(netns, socket, ports, nova.address(), nova.secret())
+        Self::forwarding_to(netns, socket, ports, nova.address(), nova.secret())
     }
 
-    /// The same, with a Nova at this address that shares this secret.
+    /// Serves this socket and forwards to a Nova at this address with this secret.
     #[must_use]
-    pub fn asking<'a>(
+    pub fn forwarding_to<'a>(
         netns: &Netns,
         socket: &Path,
         ports: impl IntoIterator<Item = &'a Port>,
@@ -54,7 +54,6 @@ impl OriginalAgent {
         Self { script: Script::start(script::folder(), &files, command, socket) }
     }
 
-    /// Its process id.
     #[must_use]
     pub fn pid(&self) -> u32 {
         self.script.pid()

@@ -1,4 +1,5 @@
-//! The proxy of neutron-ovn-metadata-agent, as Debian packages it or of today, before a Southbound database of OVN's own server.
+//! The proxy of neutron-ovn-metadata-agent, as Debian packages it or from current Neutron, with a
+//! Southbound database served by OVN's own server.
 
 use std::fs::{self, Permissions};
 use std::net::SocketAddr;
@@ -14,39 +15,40 @@ const SCRIPT: &str = include_str!("ovn.py");
 const SCRIPT_OF_TODAY: &str = include_str!("ovn_current.py");
 const NEUTRON_OF_TODAY: &str = "neutron==29.0.0";
 
-/// Which one.
+/// A release of the agent.
 #[derive(Clone, Debug)]
 pub enum OvnRelease {
-    /// Debian's, Neutron 21.
+    /// Neutron 21, as packaged by Debian.
     Debian,
-    /// Neutron 29, in this virtual environment.
+    /// Neutron 29, installed in this virtual environment.
     Current {
-        /// Where it is installed.
         environment: PathBuf,
-        /// `metadata_workers`, where it is not left to the agent: none, so that one request is answered at a time.
+        /// `metadata_workers`. If unset, the agent has no workers and handles one request at a
+        /// time.
         workers: Option<usize>,
     },
 }
 
 impl OvnRelease {
-    /// Neutron 29, which is installed the first time that it is asked for.
+    /// Returns Neutron 29, which is installed by the first call.
     ///
     /// # Errors
-    /// Why it cannot be installed.
+    /// Returns the reason why it cannot be installed.
     pub fn current(workers: Option<usize>) -> Result<Self, String> {
         python::environment(PYTHON, NEUTRON_OF_TODAY)
             .map(|environment| Self::Current { environment, workers })
     }
 }
 
-/// A running one, with its workers.
+/// A running agent with its workers.
 #[derive(Debug)]
 pub struct OvnAgent {
     script: Script,
 }
 
 impl OvnAgent {
-    /// Serves this socket in a namespace, as the agent of this chassis, and asks a Nova at this address.
+    /// Serves this socket in a namespace as the agent of this chassis, and forwards to a Nova at
+    /// this address.
     #[must_use]
     pub fn start(
         release: &OvnRelease,
@@ -78,13 +80,13 @@ impl OvnAgent {
         command.args(["agent.py", chassis, "--config-file", "agent.ini"]);
         let files = [("agent.py", code), ("agent.ini", &config)];
         let script = Script::start(folder, &files, command, socket);
-        // Today's does not heed `metadata_proxy_socket_mode`.
+        // The current release ignores `metadata_proxy_socket_mode`.
         fs::set_permissions(socket, Permissions::from_mode(0o666))
             .unwrap_or_else(|e| panic!("open {} to all: {e}", socket.display()));
         Self { script }
     }
 
-    /// Its process and its workers.
+    /// Returns the ids of its process and of its workers.
     #[must_use]
     pub fn processes(&self) -> Vec<u32> {
         self.script.processes()

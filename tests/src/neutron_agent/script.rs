@@ -1,4 +1,5 @@
-//! A script that is one of Neutron's agents: it runs with its files in a folder of its own, and ends with the value.
+//! A script that runs one of Neutron's agents with its files in a private folder until it is
+//! dropped.
 
 use std::fs::{self, File};
 use std::os::unix::net::UnixStream;
@@ -12,27 +13,28 @@ use tempfile::TempDir;
 
 use crate::wait;
 
-/// Debian's, whose packages the agents are of.
+/// Debian's Python, for its packages of the agents.
 pub(super) const PYTHON: &str = "/usr/bin/python3";
-/// It imports half of OpenStack.
+/// The script imports a large part of OpenStack.
 const START: Duration = Duration::from_mins(3);
 const LOG: &str = "log";
 
-/// A running one.
+/// A running script.
 #[derive(Debug)]
 pub(super) struct Script {
     child: Child,
     folder: TempDir,
 }
 
-/// An empty folder for one.
+/// Creates an empty folder for a script.
 pub(super) fn folder() -> TempDir {
     let folder = tempfile::Builder::new().prefix("neutron-").tempdir();
     folder.unwrap_or_else(|e| panic!("make a folder for Neutron's agent: {e}"))
 }
 
 impl Script {
-    /// Writes these files, by names and texts, runs the command in their folder and waits until this socket takes connections.
+    /// Writes these files (names and texts), runs the command in their folder and waits until this
+    /// socket accepts connections.
     pub(super) fn start(
         folder: TempDir,
         files: &[(&str, &str)],
@@ -60,7 +62,7 @@ impl Script {
         self.child.id()
     }
 
-    /// Its process and its workers.
+    /// Returns the ids of its process and of its workers.
     pub(super) fn processes(&self) -> Vec<u32> {
         let pid = self.pid();
         let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
@@ -71,7 +73,7 @@ impl Script {
 
 impl Drop for Script {
     fn drop(&mut self) {
-        // The first is the parent, so nobody replaces the others.
+        // The parent comes first, so that it does not replace the others.
         for pid in self.processes() {
             if let Err(e) = kill(Pid::from_raw(pid.cast_signed()), Signal::SIGKILL) {
                 eprintln!("kill Neutron's agent: {e}");

@@ -1,4 +1,4 @@
-//! What there is to read: the OpenStack and the EC2 tree of nova/api/metadata/base.py.
+//! The documents: the OpenStack and EC2 trees of nova/api/metadata/base.py.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -21,7 +21,7 @@ const EC2_VERSIONS: [&str; 9] = [
     "2009-04-04",
 ];
 
-/// Versions are compared as text, which orders dates.
+/// Versions are compared as text, which orders dates correctly.
 const GRIZZLY: &str = "2013-04-04";
 const HAVANA: &str = "2013-10-17";
 const LIBERTY: &str = "2015-10-15";
@@ -31,18 +31,18 @@ const VICTORIA: &str = "2020-10-14";
 const OPENSTACK_VERSIONS: [&str; 9] =
     ["2012-08-10", GRIZZLY, HAVANA, LIBERTY, NEWTON_ONE, NEWTON_TWO, "2017-02-22", "2018-08-27", VICTORIA];
 
-/// Bytes of `random_seed` before base64.
+/// Length of `random_seed` before base64.
 const SEED_BYTES: usize = 512;
 
-/// What a path leads to.
+/// The target of a path.
 pub(super) enum Document {
     Text(Vec<u8>),
     Json(String),
-    /// Not a document but a conversation about the instance's password.
+    /// The instance's password, which can be read and written.
     Password,
 }
 
-/// The list that `/` shows to everybody.
+/// Returns the list of versions, which `/` shows to every client.
 pub(super) fn versions() -> String {
     list(&EC2_VERSIONS)
 }
@@ -51,13 +51,13 @@ fn list(versions: &[&str]) -> String {
     format!("{}\nlatest", versions.join("\n"))
 }
 
-/// What `path`, normalised and split, leads to for this instance.
+/// Looks up `path`, normalised and split, for this instance.
 pub(super) fn lookup(instance: &Instance, path: &[&str]) -> Option<Document> {
     match path {
         ["openstack"] => Some(text(list(&OPENSTACK_VERSIONS))),
         ["openstack", "content", number] => content(instance, number),
         ["openstack", version, rest @ ..] => openstack(instance, version, &rest.join("/")),
-        // An empty first name is what is left of two leading slashes: the top.
+        // An empty first element is the rest of two leading slashes, which mean the root.
         ["ec2"] | ["", ..] => Some(text(versions())),
         ["ec2", version, rest @ ..] | [version, rest @ ..] => ec2(instance, version, rest),
         [] => None,
@@ -90,7 +90,7 @@ fn openstack(instance: &Instance, version: &str, name: &str) -> Option<Document>
         "user_data" => instance.user_data.clone().map(text),
         "password" if version >= GRIZZLY => Some(Document::Password),
         "vendor_data.json" if version >= HAVANA => Some(Document::Json(instance.vendor_data.clone())),
-        // Sic: for every version, and as text.
+        // Nova serves it for every version, and as text.
         "network_data.json" => Some(text(network_data(instance).to_string())),
         "vendor_data2.json" if version >= NEWTON_TWO => Some(Document::Json(
             Json::object([("static", Json::Raw(instance.vendor_data.clone()))]).to_string(),
@@ -157,12 +157,12 @@ fn meta_data(instance: &Instance, version: &str) -> Json {
     Json::Object(members.into_iter().map(|(key, value)| (key.to_owned(), value)).collect())
 }
 
-/// Another one for every request, in base64.
+/// Returns a new random seed in base64.
 fn random_seed() -> String {
     const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
     let mut bytes: Vec<u8> =
         std::iter::repeat_with(|| *Uuid::new_v4().as_bytes()).flatten().take(SEED_BYTES).collect();
-    // 512 is 170 groups of three and two bytes more, which base64 ends with one `=`.
+    // 512 bytes are 170 groups of three and two more bytes, so base64 ends with one `=`.
     bytes.push(0);
     let mut text = String::with_capacity(SEED_BYTES * 4 / 3 + 4);
     for group in bytes.chunks_exact(3) {
@@ -216,7 +216,7 @@ fn network_data(instance: &Instance) -> Json {
 /// A folder or a leaf of the EC2 tree.
 enum Ec2 {
     Folder {
-        /// How the folder shows in its parent's listing, where that is not its name and a slash.
+        /// The name in the parent's listing, if it is not the folder's name and a slash.
         shown: Option<String>,
         entries: BTreeMap<&'static str, Ec2>,
     },
@@ -262,7 +262,7 @@ fn ec2_tree(instance: &Instance, version: &str) -> Ec2 {
     let mut meta_data = BTreeMap::from([
         ("ami-id", Ec2::leaf(format!("ami-{:08x}", instance.number))),
         ("ami-launch-index", Ec2::leaf("0")),
-        // Nova's own words (nova/api/metadata/base.py, `get_ec2_metadata`).
+        // Nova's own text (nova/api/metadata/base.py, `get_ec2_metadata`).
         ("ami-manifest-path", Ec2::leaf("FIXME")),
         ("instance-id", Ec2::leaf(format!("i-{:08x}", instance.number))),
         ("hostname", Ec2::leaf(hostname.clone())),

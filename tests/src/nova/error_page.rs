@@ -1,14 +1,14 @@
-//! Error answers as webob renders them, in the form that the request accepts.
+//! Error responses as webob renders them, in a form that the request accepts.
 
 use crate::http_server::{Answer, Recorded};
 use crate::nova::json::Json;
 
-/// An error of Nova's.
+/// An error response of Nova.
 #[derive(Clone, Copy)]
 pub(super) enum Fault {
-    /// 400, with its reason.
+    /// 400 with its reason.
     BadRequest(&'static str),
-    /// 403, with its reason.
+    /// 403 with its reason.
     Forbidden(&'static str),
     NotFound,
     Conflict,
@@ -24,7 +24,7 @@ impl Fault {
         }
     }
 
-    /// The page for this request: HTML for whoever takes it, JSON for whoever asks for it, else plain text.
+    /// Renders the page for a request: HTML or JSON if accepted, otherwise plain text.
     pub(super) fn page(self, request: &Recorded) -> Answer {
         let (status, title, reason) = self.parts();
         let accept = request.header("accept").unwrap_or_default();
@@ -41,7 +41,7 @@ impl Fault {
             );
             return Answer::new(status, "text/html; charset=UTF-8", page);
         }
-        // The page's body with its tags stripped; breaks and empty lines are what is left of them.
+        // webob strips the tags from the page, which leaves line breaks and empty lines.
         let text = format!("{reason}\n\n   ");
         if accepts(&["application/*", "application/json"]) {
             let page = Json::object([
@@ -74,7 +74,7 @@ mod tests {
     }
 
     #[test]
-    fn pages_are_as_long_as_webobs() {
+    fn pages_have_the_length_of_webob_pages() {
         let any = Some("*/*");
         assert_eq!(length(Fault::NotFound, any), 154);
         assert_eq!(length(Fault::NotFound, None), 52);

@@ -1,4 +1,4 @@
-//! Who may ask: the checks of nova/api/metadata/handler.py, in its order and words.
+//! The request checks of nova/api/metadata/handler.py, in their order and wording.
 
 use crate::http_server::{Answer, Recorded};
 use crate::nova::documents::{Document, lookup, versions};
@@ -6,7 +6,7 @@ use crate::nova::error_page::Fault;
 use crate::nova::instance::Instance;
 use crate::nova::{Instances, path, signature};
 
-/// The longest password that an instance may post.
+/// The maximum length of a posted password.
 const MAX_PASSWORD: usize = 1020;
 
 pub(super) struct Handler {
@@ -19,7 +19,7 @@ impl Handler {
         let path = path::path_info(&request.path);
         let path = path::normalised(&path);
         match path.as_slice() {
-            // Two things that the real one tells to everybody.
+            // The real service serves these two to every client.
             [] => Answer::text(200, &versions()),
             ["healthcheck"] => Answer::text(200, "OK"),
             _ => self.identified(request, &path).unwrap_or_else(|fault| fault.page(request)),
@@ -28,8 +28,9 @@ impl Handler {
 
     fn identified(&self, request: &Recorded, path: &[&str]) -> Result<Answer, Fault> {
         if request.header("x-metadata-provider").is_some() {
-            // The load-balancer branch, where the client's word chooses the instance. A proxy that lets a guest get
-            // here has failed; this is what the branch answers when the provider's own headers are incomplete.
+            // The load-balancer branch, where the client's header selects the instance. A proxy
+            // that lets a guest get here has failed. Nova responds like this if the provider's own
+            // headers are incomplete.
             return Err(Fault::BadRequest("X-Metadata-Provider is not for guests."));
         }
         let id = request.header("x-instance-id");

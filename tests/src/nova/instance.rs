@@ -1,4 +1,4 @@
-//! What the stand-in knows of an instance.
+//! An instance as the stand-in knows it.
 
 use std::net::Ipv4Addr;
 
@@ -7,53 +7,46 @@ use uuid::Uuid;
 
 use crate::port::Port;
 
-/// One instance record.
 #[derive(Clone, Debug)]
 pub struct Instance {
-    /// The instance.
     pub id: InstanceId,
-    /// The project it belongs to.
     pub project: ProjectId,
-    /// Its name; the host name is this and `.novalocal`.
+    /// The name. The host name is this and `.novalocal`.
     pub name: String,
     /// The number in its EC2 ids.
     pub number: u32,
-    /// Its port.
     pub port: PortId,
-    /// The port's network.
     pub network: NetworkId,
-    /// The port's MAC address.
     pub mac: MacAddress,
-    /// Its address, in 24 bits of prefix.
+    /// The address, with a prefix of 24 bits.
     pub address: Ipv4Addr,
-    /// The router of its network.
+    /// The gateway of its network.
     pub gateway: Ipv4Addr,
-    /// Its floating address.
+    /// The floating IP address.
     pub floating: Option<Ipv4Addr>,
-    /// Name servers.
+    /// The name servers.
     pub dns: Vec<Ipv4Addr>,
-    /// Its own key-value pairs.
+    /// The user's key-value pairs.
     pub meta: Vec<(String, String)>,
-    /// Name and text of its SSH key.
+    /// The name and text of its SSH key.
     pub key: Option<(String, String)>,
-    /// What the user gave it, any bytes.
+    /// The user data, arbitrary bytes.
     pub user_data: Option<Vec<u8>>,
-    /// The cloud's own document, JSON.
+    /// The cloud's vendor data in JSON.
     pub vendor_data: String,
-    /// Files, by path; served as `/openstack/content/NNNN`.
+    /// Injected files by path, served as `/openstack/content/NNNN`.
     pub files: Vec<(String, Vec<u8>)>,
-    /// The name of its flavor.
     pub flavor: String,
-    /// Its reservation.
+    /// The reservation id.
     pub reservation: String,
-    /// The password it has posted.
+    /// The password that it has posted.
     pub password: Option<Vec<u8>>,
 }
 
 impl Instance {
-    /// The instance behind a port. All documents tell it from every other one.
+    /// Returns the instance behind a port. All its documents are unique to it.
     #[must_use]
-    pub fn of(port: &Port) -> Self {
+    pub fn from_port(port: &Port) -> Self {
         let suffix = port.id.device_suffix();
         let name = format!("vm-{suffix}");
         let [a, b, c, d, ..] = port.instance.octets();
@@ -82,7 +75,7 @@ impl Instance {
         }
     }
 
-    /// The host name in its documents.
+    /// Returns the host name in its documents.
     #[must_use]
     pub fn hostname(&self) -> String {
         format!("{}.novalocal", self.name)

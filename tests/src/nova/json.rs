@@ -1,4 +1,4 @@
-//! JSON in Python's spelling: a space after `,` and `:`, keys in the given order, nothing but ASCII.
+//! JSON in Python's format: a space after `,` and `:`, keys in the given order, only ASCII.
 
 use std::fmt::{self, Display, Write as _};
 
@@ -8,7 +8,7 @@ pub(super) enum Json {
     Text(String),
     List(Vec<Json>),
     Object(Vec<(String, Json)>),
-    /// Already JSON.
+    /// Text that already is JSON.
     Raw(String),
 }
 
@@ -75,7 +75,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn values_are_written_as_python_writes_them() {
+    fn values_are_written_as_in_python() {
         let value = Json::object([
             ("b", Json::List(vec![Json::Number(1), Json::text("a\"\\\n\u{7f}")])),
             ("a", Json::text("\u{fc}\u{1f600}")),

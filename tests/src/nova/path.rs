@@ -1,7 +1,7 @@
-//! What WSGI and Python's posixpath make of a request target before Nova looks at it.
+//! Processing of a request target by WSGI and Python's posixpath, before Nova sees it.
 
-/// The path of a request target, without query, percent-decoded. Bytes that are no UTF-8 become U+FFFD: no document
-/// has such a name.
+/// Returns the path of a request target without its query, percent-decoded. Invalid UTF-8 becomes
+/// U+FFFD, which does not occur in the name of a document.
 pub(super) fn path_info(target: &str) -> String {
     let path = target.split(['?', '#']).next().unwrap_or_default();
     let mut decoded = Vec::with_capacity(path.len());
@@ -27,8 +27,8 @@ fn hex(digit: u8) -> Option<u8> {
     char::from(digit).to_digit(16).and_then(|value| value.try_into().ok())
 }
 
-/// `posixpath.normpath` of an absolute path, split at its slashes. Exactly two leading slashes stay two, as POSIX
-/// has it, so such a path begins with an empty name.
+/// Applies `posixpath.normpath` to an absolute path and splits it at its slashes. As in POSIX,
+/// exactly two leading slashes stay two, so such a path begins with an empty name.
 pub(super) fn normalised(path: &str) -> Vec<&str> {
     let two_slashes = path.starts_with("//") && !path.starts_with("///");
     let mut names = Vec::new();
@@ -58,7 +58,7 @@ mod tests {
     }
 
     #[test]
-    fn paths_are_normalised_as_posixpath_does() {
+    fn paths_are_normalised_as_by_posixpath() {
         assert_eq!(normalised("/a//b/./c/../d/"), ["a", "b", "d"]);
         assert_eq!(normalised("/../.."), [""; 0]);
         assert_eq!(normalised("//a"), ["", "a"]);

@@ -1,4 +1,5 @@
-//! neutron-metadata-agent as its package runs it: it asks neutron-server by RabbitMQ for each request.
+//! neutron-metadata-agent as its package runs it. It queries neutron-server through RabbitMQ for
+//! each request.
 
 use std::fmt::Write as _;
 use std::net::SocketAddr;
@@ -11,16 +12,16 @@ use super::process::Process;
 use super::{rabbitmq, write};
 use crate::netns::Netns;
 
-/// What may be configured otherwise.
+/// The options that differ between benches.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct MetadataAgentOptions {
-    /// `metadata_workers`, where not left to the agent: half as many as there are cores.
+    /// `metadata_workers`. The default is half the number of cores.
     pub workers: Option<usize>,
-    /// The cache for answers of neutron-server, in each worker's memory.
+    /// Caches responses of neutron-server in the memory of each worker.
     pub cache: bool,
 }
 
-/// A running one. In the order they go.
+/// A running agent. Fields are in drop order.
 #[derive(Debug)]
 pub struct MetadataAgent {
     process: Process,
@@ -28,7 +29,7 @@ pub struct MetadataAgent {
 }
 
 impl MetadataAgent {
-    /// Serves this socket in a namespace, where RabbitMQ and Nova are reached at the address of the latter.
+    /// Serves this socket in a namespace. RabbitMQ and Nova are reachable at Nova's address.
     #[must_use]
     pub fn start(
         netns: &Netns,
@@ -58,7 +59,7 @@ impl MetadataAgent {
         written.unwrap_or_else(|_| unreachable!("writing to a String cannot fail"));
         write(&config, &text);
         let mut command = netns.command("/usr/bin/neutron-metadata-agent");
-        // Else those of the package follow.
+        // Otherwise the package's configuration would be read as well.
         command.arg("--config-file").arg(&config).arg("--config-dir").arg(folder.path());
         let listens = || UnixStream::connect(socket).is_ok();
         let log = folder.path().join("log");
@@ -66,12 +67,12 @@ impl MetadataAgent {
         Self { process, _folder: folder }
     }
 
-    /// It and its workers.
+    /// Returns the ids of its process and of its workers.
     #[must_use]
     pub fn processes(&self) -> Vec<u32> {
         self.process.with_children()
     }
 }
 
-/// Five seconds, as `cache_url = memory://?default_ttl=5` of those who had it by default.
+/// Five seconds, as with `cache_url = memory://?default_ttl=5`, the former default.
 const CACHE: &str = "[cache]\nenabled = true\nbackend = oslo_cache.dict\nexpiration_time = 5";

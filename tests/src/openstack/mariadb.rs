@@ -1,4 +1,4 @@
-//! MariaDB on a unix socket, with databases that need not outlive it.
+//! MariaDB on a unix socket, with databases that need not survive it.
 
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -7,7 +7,8 @@ use std::process::Command;
 use super::process::Process;
 use crate::netns::output_of;
 
-/// It neither listens nor syncs: migrations are thousands of statements that each would wait for a disk.
+/// It neither listens on TCP nor syncs: migrations execute thousands of statements, and each would
+/// wait for the disk.
 const OPTIONS: [&str; 9] = [
     "--skip-networking",
     "--skip-name-resolve",
@@ -20,7 +21,6 @@ const OPTIONS: [&str; 9] = [
     "--sync-frm=0",
 ];
 
-/// The server.
 #[derive(Debug)]
 pub(super) struct MariaDb {
     process: Process,
@@ -28,7 +28,7 @@ pub(super) struct MariaDb {
 }
 
 impl MariaDb {
-    /// With these databases, empty.
+    /// Starts the server with these empty databases.
     pub(super) fn start(folder: &Path, databases: &[&str]) -> Self {
         let (data, socket) = (folder.join("mariadb"), folder.join("mariadb.socket"));
         let to = |what: &str, path: &Path| format!("--{what}={}", path.display());
@@ -50,7 +50,7 @@ impl MariaDb {
         Self { process, socket }
     }
 
-    /// A database, as oslo.db takes it.
+    /// Returns the URL of a database for oslo.db.
     pub(super) fn url(&self, database: &str) -> String {
         format!("mysql+pymysql://root@localhost/{database}?unix_socket={}", self.socket.display())
     }

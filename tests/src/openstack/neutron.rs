@@ -1,4 +1,4 @@
-//! neutron-server as its package runs it, with ML2 and a router service, but without authentication.
+//! neutron-server as its package runs it, with ML2 and a router service but without authentication.
 
 use std::net::TcpStream;
 use std::path::{Path, PathBuf};
@@ -13,7 +13,7 @@ pub(super) const PORT: u16 = 9696;
 pub(super) const DATABASE: &str = "neutron";
 const RECORDS: &str = include_str!("neutron_records.py");
 
-/// Its configuration and its database.
+/// The configuration and the database.
 #[derive(Debug)]
 pub(super) struct Installed {
     config: PathBuf,
@@ -21,7 +21,6 @@ pub(super) struct Installed {
     folder: PathBuf,
 }
 
-/// neutron-server.
 #[derive(Debug)]
 pub(super) struct Neutron {
     process: Process,
@@ -53,10 +52,10 @@ impl Installed {
         Self { config, records, folder }
     }
 
-    /// Runs it; RabbitMQ has to run.
+    /// Runs the server. RabbitMQ must be running.
     pub(super) fn start(self, netns: &Netns) -> Neutron {
         let mut server = netns.command("/usr/bin/neutron-server");
-        // Else those of the package follow.
+        // Otherwise the package's configuration would be read as well.
         server.arg("--config-file").arg(&self.config).arg("--config-dir").arg(&self.folder);
         let listens = || netns.enter(|| TcpStream::connect(local(PORT)).is_ok());
         let process = Process::start("neutron-server", server, self.folder.join("log"), listens);
@@ -65,7 +64,7 @@ impl Installed {
 }
 
 impl Neutron {
-    /// Makes networks, routers and ports of what this file tells.
+    /// Creates networks, routers and ports from the records in this file.
     pub(super) fn add(&self, records: &Path) {
         let mut make = Command::new(PYTHON);
         output_of(make.arg(&self.installed.records).arg(&self.installed.config).arg(records));

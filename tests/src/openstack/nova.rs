@@ -1,4 +1,4 @@
-//! nova-api-metadata in uWSGI, with one cell, before the same Neutron.
+//! nova-api-metadata in uWSGI, with one cell and the same Neutron.
 
 use std::fs;
 use std::net::TcpStream;
@@ -14,13 +14,12 @@ pub(super) const PORT: u16 = 8775;
 pub(super) const DATABASES: [&str; 3] = ["nova_api", "nova", "nova_cell0"];
 const RECORDS: &str = include_str!("nova_records.py");
 
-/// Its configuration and its databases.
+/// The configuration and the databases.
 #[derive(Debug)]
 pub(super) struct Installed {
     folder: PathBuf,
 }
 
-/// nova-api-metadata.
 #[derive(Debug)]
 pub(super) struct Nova {
     process: Process,
@@ -28,7 +27,7 @@ pub(super) struct Nova {
 }
 
 impl Installed {
-    /// Runs all migrations, and makes a cell.
+    /// Runs all migrations and creates a cell.
     pub(super) fn new(folder: &Path, database: &MariaDb, secret: &str) -> Self {
         let folder = folder.join("nova");
         fs::create_dir(&folder).unwrap_or_else(|e| panic!("make {}: {e}", folder.display()));
@@ -46,7 +45,7 @@ impl Installed {
         let nova = Self { folder };
         write(&nova.config(), &text);
         write(&nova.records(), RECORDS);
-        // It is looked for beside the configuration.
+        // Nova looks for it beside the configuration.
         let paste = nova.folder.join("api-paste.ini");
         fs::copy("/etc/nova/api-paste.ini", &paste)
             .unwrap_or_else(|e| panic!("make {}: {e}", paste.display()));
@@ -57,20 +56,19 @@ impl Installed {
         nova
     }
 
-    /// Runs it.
     pub(super) fn start(self, netns: &Netns, processes: usize) -> Nova {
         let mut uwsgi = netns.command("uwsgi");
         uwsgi
             .args(["--plugin", "python3", "--wsgi-file", "/usr/bin/nova-metadata-wsgi", "--lazy-apps"])
             .args(["--http-socket", &format!(":{PORT}"), "--master", "--processes", &processes.to_string()])
-            // As the package has it.
+            // These are the options of the package.
             .args(["--enable-threads", "--thunder-lock", "--buffer-size", "65535"])
             .args(["--listen", "100", "--rem-header", "Content-Length"])
-            // It closes each connection, and does not say so by itself.
+            // uWSGI closes each connection without announcing it.
             .args(["--add-header", "Connection: close"])
             .env("OS_NOVA_CONFIG_DIR", &self.folder);
         let log = self.folder.join("log");
-        // The socket is there long before each worker has its application.
+        // The socket exists long before each worker has loaded its application.
         let ready = || {
             let log = fs::read_to_string(&log).unwrap_or_default();
             log.matches("WSGI app 0 (mountpoint='') ready").count() == processes
@@ -95,7 +93,7 @@ impl Installed {
 }
 
 impl Nova {
-    /// Makes instances of what this file tells.
+    /// Creates instances from the records in this file.
     pub(super) fn add(&self, records: &Path) {
         let mut make = Command::new(PYTHON);
         output_of(make.arg(self.installed.records()).arg(self.installed.config()).arg(records));

@@ -1,4 +1,4 @@
-//! A server that is killed with all that it has started.
+//! A server that is killed with all its child processes.
 
 use std::fs::{self, File};
 use std::os::unix::process::CommandExt as _;
@@ -13,12 +13,12 @@ use nix::unistd::Pid;
 
 use crate::wait;
 
-/// How long a server may take to listen: most of them read some thousand Python modules.
+/// Limit for a server's start. Most servers load about a thousand Python modules.
 const START: Duration = Duration::from_mins(4);
-/// What is shown of a log.
+/// The number of log lines to show.
 const LAST_LINES: usize = 40;
 
-/// A server, while it runs, in a process group of its own.
+/// A running server in its own process group.
 #[derive(Debug)]
 pub(super) struct Process {
     name: &'static str,
@@ -27,7 +27,7 @@ pub(super) struct Process {
 }
 
 impl Process {
-    /// Runs it, and waits until it is ready.
+    /// Runs the server and waits until it is ready.
     pub(super) fn start(
         name: &'static str,
         mut command: Command,
@@ -48,12 +48,12 @@ impl Process {
         process
     }
 
-    /// The first of its processes.
+    /// Returns the id of its first process.
     pub(super) fn pid(&self) -> u32 {
         self.child.id()
     }
 
-    /// That and its children.
+    /// Returns the ids of its first process and of the children.
     pub(super) fn with_children(&self) -> Vec<u32> {
         let pid = self.pid();
         let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
@@ -76,7 +76,7 @@ impl Drop for Process {
             let log = fs::read_to_string(&self.log).unwrap_or_default();
             let lines: Vec<_> = log.lines().collect();
             let last = lines[lines.len().saturating_sub(LAST_LINES)..].join("\n");
-            eprintln!("--- {} said last\n{last}", self.name);
+            eprintln!("--- last output of {}\n{last}", self.name);
         }
     }
 }

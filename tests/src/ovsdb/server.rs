@@ -1,7 +1,7 @@
-//! The real `ovsdb-server` with a database of any schema, alone or as a member of a cluster.
+//! The real `ovsdb-server` with a database of any schema, standalone or as a member of a cluster.
 //!
-//! Data are written by the server's own `ovsdb-client`. Nothing of a database that the machine may run is used: files,
-//! sockets and process are this value's own and end with it.
+//! Data are written with its own `ovsdb-client`. A database that the machine may run is not
+//! touched: this value owns its files, sockets and process, which end with it.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -14,16 +14,14 @@ use tempfile::TempDir;
 use crate::netns::{Netns, output_of};
 use crate::wait::{self, PATIENCE};
 
-/// A schema, and the database that has it.
+/// A schema and the name of its database.
 #[derive(Clone, Copy, Debug)]
 pub struct Schema {
-    /// The file.
     pub path: &'static str,
-    /// The name in it.
     pub database: &'static str,
 }
 
-/// A database, and a server of it while that runs.
+/// A database and its server, if it runs.
 #[derive(Debug)]
 pub struct Server {
     schema: Schema,
@@ -33,7 +31,7 @@ pub struct Server {
 }
 
 impl Server {
-    /// An empty database that nobody serves yet.
+    /// Creates an empty database without starting its server.
     #[must_use]
     pub fn alone(schema: Schema) -> Self {
         let server = Self::without_database(schema);
@@ -41,7 +39,7 @@ impl Server {
         server
     }
 
-    /// The members of a cluster, which run.
+    /// Starts the members of a cluster.
     #[must_use]
     pub fn cluster(schema: Schema, size: usize) -> Vec<Self> {
         let mut members: Vec<Self> = Vec::new();
@@ -70,30 +68,29 @@ impl Server {
         Self { schema, folder, options: Vec::new(), process: None }
     }
 
-    /// Gives the server a further option, such as a remote to listen on, from its next start on.
+    /// Adds an option to the server, such as a remote to listen on. It applies from the next start.
     pub fn set(&mut self, option: String) {
         self.options.push(option);
     }
 
-    /// The server, as an agent's options name it.
+    /// Returns the server's address for the options of an agent.
     #[must_use]
     pub fn remote(&self) -> String {
         format!("unix:{}", self.socket().display())
     }
 
-    /// The server's socket.
     #[must_use]
     pub fn socket(&self) -> PathBuf {
         self.path("db.sock")
     }
 
-    /// Whether it was started and not stopped.
+    /// Returns true between start and stop.
     #[must_use]
     pub fn is_running(&self) -> bool {
         self.process.is_some()
     }
 
-    /// Serves the database; what it listens on besides its socket is in the namespace.
+    /// Serves the database. All listeners besides its socket are in the namespace.
     pub fn start(&mut self, netns: Option<&Netns>) {
         let log = File::create(self.path("stderr")).unwrap_or_else(|e| panic!("make the server's log: {e}"));
         let program = "ovsdb-server";
@@ -116,7 +113,6 @@ impl Server {
         serves.unwrap_or_else(|| panic!("ovsdb-server does not serve\n{}", self.log()));
     }
 
-    /// Kills the server.
     pub fn stop(&mut self) {
         let Some(mut process) = self.process.take() else { return };
         if let Err(e) = process.kill().and_then(|()| process.wait()) {
@@ -124,13 +120,13 @@ impl Server {
         }
     }
 
-    /// Empties the database while no server runs.
+    /// Empties the database while its server is stopped.
     pub fn replace(&mut self) {
         assert!(self.process.is_none(), "a database is replaced while a server has it");
         self.create();
     }
 
-    /// Does these operations and hands back their results.
+    /// Executes these operations and returns their results.
     pub fn transact(&self, operations: &[Value]) -> Value {
         transact(&self.remote(), self.schema, operations)
     }
@@ -160,8 +156,8 @@ impl Server {
     }
 }
 
-/// Does these operations on the leader of these servers, which are separated by commas. A cluster may be about to choose
-/// one.
+/// Executes these operations on the leader of these servers, separated by commas. Retries while a
+/// cluster elects its leader.
 pub fn transact(remotes: &str, schema: Schema, operations: &[Value]) -> Value {
     let mut request = vec![Value::from(schema.database)];
     request.extend_from_slice(operations);

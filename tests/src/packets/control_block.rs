@@ -1,5 +1,5 @@
-//! What a packet's control block (`skb->cb`) holds when it comes: whatever others on the way wrote there. To the host's
-//! programs it is nothing, and a dispatcher writes its namespace's context over it.
+//! Tests with values in a packet's control block (`skb->cb`) that earlier code left there. The
+//! host's programs ignore it, and a dispatcher overwrites it with the context of its namespace.
 
 use std::collections::HashMap;
 
@@ -12,7 +12,7 @@ use super::table::each_in_the_kernel;
 use super::{Case, NETWORK, State};
 
 /// Runs every row on the host and behind a dispatcher, each with several control blocks.
-pub fn is_of_no_consequence() {
+pub fn has_no_effect() {
     let mut opened = [0; 2];
     each_in_the_kernel("block", |kernel, case| {
         for routed in [false, true] {
@@ -35,18 +35,18 @@ pub fn is_of_no_consequence() {
     assert!(opened.iter().all(|cases| *cases > 0), "clients are recorded on both sides: {opened:?}");
 }
 
-/// What is no number of anything, and the site of a namespace that is served.
+/// Returns control blocks with meaningless numbers and with the context of a served namespace.
 fn dirty(kernel: &Kernel) -> [ControlBlock; 2] {
     [[u32::MAX; 5], control_block(kernel.netns_context(true), 1)]
 }
 
-/// The control block with this site and this last word.
+/// Returns the control block with this context and this last word.
 fn control_block(context: NetnsContext, last: u32) -> ControlBlock {
     let [netns, portal_ifindex, portal_nsid, legacy_port] = context.words();
     [netns, portal_ifindex, portal_nsid, legacy_port, last]
 }
 
-/// What became of a packet, and what the maps hold then.
+/// The outcome for a packet, and the state of the maps after it.
 #[derive(Debug, PartialEq, Eq)]
 struct Made {
     verdict: i32,
@@ -55,7 +55,7 @@ struct Made {
     clients: HashMap<ClientKey, Client>,
 }
 
-/// Also gives the control block as it is left.
+/// Runs a row. Also returns the control block as the program leaves it.
 fn run(kernel: &mut Kernel, case: &Case, state: &State, mut block: ControlBlock) -> (Made, ControlBlock) {
     kernel.set(state);
     let before = kernel.counters();

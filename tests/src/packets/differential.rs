@@ -1,7 +1,8 @@
-//! The kernel against the host build: frames that nobody wrote down, of which both must make the same, to the last byte,
-//! with the same reason and the same clients on record; and what is not moved goes on as it came.
+//! The kernel against the host build with generated frames. Both must produce the same bytes, the
+//! same reason and the same recorded clients. A frame that is not redirected must not change.
 //!
-//! A batch is a state and a seed. Frames of one batch meet what those before them left in the maps.
+//! A batch is a state and a seed. The frames of one batch see the map entries of the frames before
+//! them.
 
 use std::collections::HashMap;
 use std::fmt::Write as _;
@@ -16,8 +17,8 @@ use metadata_ebpf::reason::{Reason, Verdict};
 use metadata_ebpf::skb::HEAD;
 use metadata_ebpf::to_guest::to_guest;
 
-use super::kernel::{CLIENTS, Kernel, Site, verdict_of};
-use super::shapes::Shapes;
+use super::frame_mutator::FrameMutator;
+use super::kernel::{CLIENTS, Fixture, Kernel, verdict_of};
 use super::world::{IFINDEX, host_world};
 use super::{ATTACHMENT, NORMAL, Program, State};
 
@@ -25,10 +26,11 @@ const BATCH: u64 = 2_000;
 /// One for each core of the smallest machine that runs the tests.
 const THREADS: u64 = 2;
 
-/// A tag lies beside the frame, where `BPF_PROG_TEST_RUN` cannot put one; and no helper refuses a frame that was judged.
+/// `BPF_PROG_TEST_RUN` cannot set a tag, which is stored beside the frame. No helper fails for a
+/// frame that passed the checks.
 const OUT_OF_REACH: [Reason; 2] = [Reason::Vlan, Reason::HelperFailed];
 
-/// The states, and how many of every sixteen batches each gets.
+/// The states, with their share of every sixteen batches.
 const STATES: [(usize, State); 10] = [
     (5, NORMAL),
     (2, State { port_known: false, client_known: true, ..NORMAL }),
@@ -42,12 +44,13 @@ const STATES: [(usize, State); 10] = [
     (1, State { routed: true, ..NORMAL }),
 ];
 
-/// How often each reason was, in the order of the counters, and how often none.
+/// The count of each reason, in the order of the counters, and of frames without a reason.
 type Tally = [u64; Reason::COUNT + 1];
 
-/// Runs so many frames through both builds, beginning with `seed`, and gives the tally as text.
+/// Runs this number of frames through both builds, starting with `seed`, and returns the tally as
+/// text.
 ///
-/// Panics at the first difference, and when a reason within reach did not occur.
+/// Panics at the first difference, or if a reachable reason did not occur.
 #[must_use]
 pub fn decide_alike(frames: u64, seed: u64) -> String {
     let began = Instant::now();
@@ -62,36 +65,37 @@ pub fn decide_alike(frames: u64, seed: u64) -> String {
     let total: Tally = std::array::from_fn(|at| tallies.iter().map(|tally| tally[at]).sum());
 
     let names = Reason::ALL.iter().map(|reason| reason.label()).chain(["no metadata"]);
-    let mut told = format!("{} frames in {:?}, from seed {seed}", total.iter().sum::<u64>(), began.elapsed());
+    let mut summary =
+        format!("{} frames in {:?}, from seed {seed}", total.iter().sum::<u64>(), began.elapsed());
     for (name, count) in names.zip(total) {
-        write!(told, "\n{count:>10} {name}").expect("a string takes all");
+        write!(summary, "\n{count:>10} {name}").expect("a string takes all");
     }
-    let dull: Vec<_> = Reason::ALL
+    let unseen: Vec<_> = Reason::ALL
         .iter()
         .filter(|reason| total[reason.index() as usize] == 0 && !OUT_OF_REACH.contains(reason))
         .collect();
-    assert!(dull.is_empty() && total[Reason::COUNT] > 0, "no frame of {dull:?}: {told}");
-    told
+    assert!(unseen.is_empty() && total[Reason::COUNT] > 0, "no frame of {unseen:?}: {summary}");
+    summary
 }
 
-/// One thread's part of the batches, in namespaces of its own.
+/// Runs the share of one thread in its own namespaces.
 fn share(number: u64, batches: u64, seed: u64) -> Tally {
-    Site::set_up(&format!("differ{number}"), |site| {
-        let mut pair = Pair::new(site.load());
+    Fixture::set_up(&format!("differ{number}"), |fixture| {
+        let mut pair = Pair::new(fixture.load());
         let turns = STATES.map(|(times, state)| vec![state; times]).concat();
         let mine = (0..batches).filter(|batch| batch % THREADS == number);
-        let (deaf, listening): (Vec<_>, Vec<_>) = mine
+        let (not_listening, listening): (Vec<_>, Vec<_>) = mine
             .map(|batch| Batch {
                 state: turns[(batch / THREADS) as usize % turns.len()],
                 seed: seed.wrapping_add(batch),
             })
             .partition(|batch| !batch.state.listening);
-        let ends = site.listen();
+        let ends = fixture.listen();
         for batch in &listening {
             pair.run(batch);
         }
         drop(ends);
-        for batch in &deaf {
+        for batch in &not_listening {
             pair.run(batch);
         }
         pair.tally
@@ -104,7 +108,7 @@ struct Batch {
     seed: u64,
 }
 
-/// What a build made of a frame. The kernel counts its reasons by itself.
+/// The outcome of a frame in one build. The kernel counts its reasons separately.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Made {
     verdict: i32,
@@ -133,9 +137,9 @@ impl Pair {
         self.set(&batch.state);
         let before = self.kernel.counters();
         let mut counted: Tally = [0; Reason::COUNT + 1];
-        let mut shapes = Shapes::new(batch.seed);
+        let mut mutator = FrameMutator::new(batch.seed);
         for number in 0..BATCH {
-            let (program, frame) = shapes.next_frame();
+            let (program, frame) = mutator.next_frame();
             let (reason, host) = self.on_the_host(program, &frame);
             let kernel = self.in_the_kernel(program, &frame);
             if host != kernel {
@@ -163,7 +167,8 @@ impl Pair {
 
     fn on_the_host(&mut self, program: Program, frame: &[u8]) -> (Option<Reason>, Made) {
         self.world.clients_full = self.world.clients.borrow().len() >= CLIENTS as usize;
-        // In the kernel's runs all of it is linear. Here every other frame has the head alone there, which is the same to the guest.
+        // In the kernel's runs every frame is linear. Here every other frame is linear only up to
+        // the head, which must not make a difference.
         let linear = if frame.len().is_multiple_of(2) { HEAD } else { usize::MAX };
         let mut skb = HostSkb { linear, ..HostSkb::new(frame.to_vec(), IFINDEX) };
         let outcome = match program {
@@ -179,7 +184,7 @@ impl Pair {
         Made { verdict, frame: self.out[..len].to_vec() }
     }
 
-    /// The reason that the kernel counts for one frame, and what both builds make of it.
+    /// Returns the reason that the kernel counts for one frame, and the outcome of both builds.
     fn one(&mut self, program: Program, frame: &[u8]) -> (Option<Reason>, Option<Reason>, Made, Made) {
         let before = self.kernel.counters();
         let (reason, host) = self.on_the_host(program, frame);
@@ -189,12 +194,12 @@ impl Pair {
         (moved.map(|at| Reason::ALL[at]), reason, kernel, host)
     }
 
-    /// Runs a batch once more and looks at the counters after each frame.
+    /// Repeats a batch and compares the counters after each frame.
     fn find_miscounted(&mut self, batch: &Batch) {
         self.set(&batch.state);
-        let mut shapes = Shapes::new(batch.seed);
+        let mut mutator = FrameMutator::new(batch.seed);
         for number in 0..BATCH {
-            let (program, frame) = shapes.next_frame();
+            let (program, frame) = mutator.next_frame();
             let (counted, reason, ..) = self.one(program, &frame);
             assert_eq!(counted, reason, "{batch:?}, frame {number}, {program:?}: {}", hex(&frame));
         }
@@ -228,7 +233,7 @@ impl Pair {
         );
     }
 
-    /// The least frame that still makes a difference by itself: cut, then zeroed, as much as it stands.
+    /// Returns the smallest frame that still shows a difference by itself, by cutting and zeroing.
     fn reduce(&mut self, state: &State, program: Program, frame: &[u8]) -> Option<Vec<u8>> {
         let mut differs = |frame: &[u8]| {
             self.set(state);
@@ -239,7 +244,7 @@ impl Pair {
             return None;
         }
         let mut least = frame.to_vec();
-        // Shorter frames are not taken, see `Shapes`.
+        // Shorter frames are not accepted, see `FrameMutator`.
         let whole_headers = least.len().min(54);
         let mut step = least.len() / 2;
         while step > 0 {
@@ -268,7 +273,7 @@ fn position(reason: Option<Reason>) -> usize {
     reason.map_or(Reason::COUNT, |reason| reason.index() as usize)
 }
 
-/// Without what the clock says: the host build's stands.
+/// Replaces all timestamps by those of the host build.
 pub(super) fn timeless(mut clients: HashMap<ClientKey, Client>) -> HashMap<ClientKey, Client> {
     for client in clients.values_mut() {
         (client.first_seen_ns, client.last_seen_ns) = (0, 0);

@@ -1,4 +1,4 @@
-//! Frames of the table, built header by header with etherparse's own lengths and checksums.
+//! Frames of the table, built header by header with the lengths and checksums of etherparse.
 
 use etherparse::{
     Ethernet2Header, IpNumber, Ipv4Header, Ipv6FlowLabel, Ipv6Header, PacketBuilder, TcpHeader,
@@ -10,7 +10,7 @@ use super::{
     CONNECTED_PORT, GUEST_IP, GUEST_IPV6, GUEST_MAC, NEW_PORT, PORTAL_MAC, ROUTER_MAC, identity, identity_v6,
 };
 
-/// A TCP segment of the guest, to be bent.
+/// A TCP segment of the guest, to be modified.
 #[derive(Clone)]
 pub(super) struct Segment {
     pub(super) ethernet: Ethernet2Header,
@@ -45,12 +45,12 @@ impl Segment {
         segment
     }
 
-    pub(super) fn with(mut self, bend: impl FnOnce(&mut Self)) -> Self {
-        bend(&mut self);
+    pub(super) fn with(mut self, mutate: impl FnOnce(&mut Self)) -> Self {
+        mutate(&mut self);
         self
     }
 
-    /// The frame, with right lengths and checksums.
+    /// Returns the frame with correct lengths and checksums.
     pub(super) fn frame(mut self) -> Vec<u8> {
         let len = self.tcp.header_len() + self.payload.len();
         self.ip.set_payload_len(len).expect("it fits");
@@ -64,7 +64,7 @@ impl Segment {
         frame
     }
 
-    /// The same segment as the portal gets it.
+    /// Returns the same segment as the portal receives it.
     pub(super) fn in_portal(mut self) -> Vec<u8> {
         let len = self.tcp.header_len() + self.payload.len();
         let ip = Ipv6Header {
@@ -91,7 +91,7 @@ impl Segment {
     }
 }
 
-/// An answer out of the portal: `(frame of the portal, frame for the guest)`.
+/// Returns a reply as `(frame of the portal, frame for the guest)`.
 pub(super) fn answer(payload: &[u8]) -> (Vec<u8>, Vec<u8>) {
     let build = |start: etherparse::PacketBuilderStep<etherparse::IpHeaders>| {
         let step = start.tcp(80, CONNECTED_PORT, 0x9000, 502).ack(0x2001).psh();
@@ -145,7 +145,7 @@ pub(super) fn udp() -> Vec<u8> {
     frame
 }
 
-/// A TCP segment of the guest over IPv6, to be bent.
+/// A TCP segment of the guest over IPv6, to be modified.
 #[derive(Clone)]
 pub(super) struct Segment6 {
     pub(super) ethernet: Ethernet2Header,
@@ -175,12 +175,12 @@ impl Segment6 {
         Self { tcp, payload, ..Self::syn() }
     }
 
-    pub(super) fn with(mut self, bend: impl FnOnce(&mut Self)) -> Self {
-        bend(&mut self);
+    pub(super) fn with(mut self, mutate: impl FnOnce(&mut Self)) -> Self {
+        mutate(&mut self);
         self
     }
 
-    /// The frame, with right lengths and checksums.
+    /// Returns the frame with correct lengths and checksums.
     pub(super) fn frame(mut self) -> Vec<u8> {
         let len = self.tcp.header_len() + self.payload.len();
         self.ip.payload_length = u16::try_from(len).expect("it fits");
@@ -193,7 +193,7 @@ impl Segment6 {
         frame
     }
 
-    /// The same segment as the portal gets it.
+    /// Returns the same segment as the portal receives it.
     pub(super) fn in_portal(mut self) -> Vec<u8> {
         (self.ip.source, self.ip.destination) = (identity_v6(), PORTAL_ADDRESS);
         (self.ethernet.source, self.ethernet.destination) = (METADATA_MAC, PORTAL_MAC);
@@ -201,7 +201,7 @@ impl Segment6 {
     }
 }
 
-/// An answer out of the portal to the guest's IPv6 address: `(frame of the portal, frame for the guest)`.
+/// Returns a reply to the guest's IPv6 address as `(frame of the portal, frame for the guest)`.
 pub(super) fn answer_v6(payload: &[u8]) -> (Vec<u8>, Vec<u8>) {
     let build = |(from, to): ([u8; 6], [u8; 6]), (source, destination)| {
         let step = PacketBuilder::ethernet2(from, to).ipv6(source, destination, 64);
@@ -216,7 +216,7 @@ pub(super) fn answer_v6(payload: &[u8]) -> (Vec<u8>, Vec<u8>) {
     )
 }
 
-/// An ICMPv6 message with its checksum.
+/// Returns an ICMPv6 message with its checksum.
 pub(super) fn icmpv6(
     (from, to): ([u8; 6], [u8; 6]),
     (source, destination): ([u8; 16], [u8; 16]),
@@ -230,7 +230,7 @@ pub(super) fn icmpv6(
     frame
 }
 
-/// What a node sends to find the MAC address of `target` (RFC 4861 section 4.3).
+/// Returns a neighbour solicitation for `target` (RFC 4861 section 4.3).
 pub(super) fn solicitation(source: [u8; 16], destination: [u8; 16], target: [u8; 16]) -> Vec<u8> {
     let source_link_layer_address = [&[1, 1][..], &GUEST_MAC].concat();
     let options = if source == [0; 16] { &[][..] } else { &source_link_layer_address };
@@ -239,13 +239,13 @@ pub(super) fn solicitation(source: [u8; 16], destination: [u8; 16], target: [u8;
     icmpv6((GUEST_MAC, mac), (source, destination), 135, [0; 4], &[&target[..], options].concat())
 }
 
-/// Our answer to it.
+/// Returns our response to it.
 pub(super) fn advertisement(to_mac: [u8; 6], to: [u8; 16], flags: u8) -> Vec<u8> {
     let options = [&METADATA_IPV6[..], &[2, 1], &METADATA_MAC].concat();
     icmpv6((METADATA_MAC, to_mac), (METADATA_IPV6, to), 136, [flags, 0, 0, 0], &options)
 }
 
-/// A frame with some bytes set, checksums left as they were.
+/// Returns a frame with some bytes replaced and unchanged checksums.
 pub(super) fn patched(mut frame: Vec<u8>, at: usize, bytes: &[u8]) -> Vec<u8> {
     frame[at..at + bytes.len()].copy_from_slice(bytes);
     frame

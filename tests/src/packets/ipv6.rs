@@ -10,7 +10,7 @@ use super::{
     row, undelivered,
 };
 
-/// The group that everybody who looks for fe80::a9fe:a9fe asks (RFC 4291 section 2.7.1).
+/// The solicited-node multicast address of fe80::a9fe:a9fe (RFC 4291 section 2.7.1).
 const SOLICITED_NODE: [u8; 16] = [0xff, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0xff, 0xfe, 0xa9, 0xfe];
 const ALL_NODES: [u8; 16] = [0xff, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1];
 const ALL_NODES_MAC: [u8; 6] = [0x33, 0x33, 0, 0, 0, 1];
@@ -18,13 +18,13 @@ const UNSPECIFIED: [u8; 16] = [0; 16];
 const ROUTER: [u8; 16] = [0xfe, 0x80, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1];
 const GLOBAL: [u8; 16] = [0x20, 1, 0xd, 0xb8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 5];
 const TO_ROUTER: ([u8; 6], [u8; 6]) = (GUEST_MAC, ROUTER_MAC);
-/// Offsets in a frame.
+/// Offset in a frame.
 const NEXT_HEADER: usize = 20;
 const HOP_LIMIT: usize = 21;
 const ICMP_CODE: usize = 55;
 
 pub(super) fn cases() -> Vec<Case> {
-    [untouched(), served(), left_alone(), dropped(), out_of_the_portal()].concat()
+    [untouched(), served(), passed_on(), dropped(), out_of_the_portal()].concat()
 }
 
 fn untouched() -> Vec<Case> {
@@ -69,7 +69,7 @@ fn served() -> Vec<Case> {
     let goes_on = |name, segment: Segment6| {
         row(name, NORMAL, segment.clone().frame(), Some(Reason::Segment), Some(segment.in_portal()))
     };
-    let told = |name, state, question: Vec<u8>, answer: Vec<u8>| {
+    let solicited = |name, state, question: Vec<u8>, answer: Vec<u8>| {
         row(name, state, question, Some(Reason::NdReply), Some(answer))
     };
     let to_guest = advertisement(GUEST_MAC, GUEST_IPV6, 0x60);
@@ -89,26 +89,26 @@ fn served() -> Vec<Case> {
         goes_on("a request over IPv6", Segment6::data(b"GET / HTTP/1.1\r\n\r\n")),
         goes_on("a segment of odd length over IPv6", Segment6::data(b"odd")),
         goes_on("a segment of a full frame over IPv6", Segment6::data(&[0x5a; 1428])),
-        told("a solicitation by multicast", NORMAL, asks(GUEST_IPV6), to_guest.clone()),
-        told(
+        solicited("a solicitation by multicast", NORMAL, asks(GUEST_IPV6), to_guest.clone()),
+        solicited(
             "a solicitation from an EUI-64 address",
             UNKNOWN_PORT,
             asks(eui64),
             advertisement(GUEST_MAC, eui64, 0x60),
         ),
-        told(
+        solicited(
             "a solicitation from a global address",
             NORMAL,
             asks(GLOBAL),
             advertisement(GUEST_MAC, GLOBAL, 0x60),
         ),
-        told(
+        solicited(
             "a solicitation by unicast, without the sender's MAC address",
             NORMAL,
             icmpv6((GUEST_MAC, METADATA_MAC), (GUEST_IPV6, METADATA_IPV6), 135, [0; 4], &METADATA_IPV6),
             to_guest.clone(),
         ),
-        told(
+        solicited(
             "a solicitation with a nonce behind the sender's MAC address",
             NORMAL,
             icmpv6(
@@ -120,7 +120,7 @@ fn served() -> Vec<Case> {
             ),
             to_guest,
         ),
-        told(
+        solicited(
             "a guest that tries the address out for itself",
             NORMAL,
             asks(UNSPECIFIED),
@@ -136,24 +136,24 @@ fn served() -> Vec<Case> {
     ]
 }
 
-/// A solicitation for the address, by multicast.
+/// Returns a multicast solicitation for the metadata address.
 fn asks(source: [u8; 16]) -> Vec<u8> {
     solicitation(source, SOLICITED_NODE, METADATA_IPV6)
 }
 
-/// TCP behind an extension header.
+/// Returns TCP behind an extension header.
 fn extended(destination: [u8; 16], next_header: u8) -> Vec<u8> {
     patched(Segment6::syn().with(|s| s.ip.destination = destination).frame(), NEXT_HEADER, &[next_header])
 }
 
-fn left_alone() -> Vec<Case> {
+fn passed_on() -> Vec<Case> {
     let syn = || Segment6::syn().frame();
     let dead = State { alive: false, ..NORMAL };
     vec![
         refused("a SYN over IPv6 while the heartbeat is stale", dead, syn(), Reason::AgentAbsent),
         refused("a solicitation while the heartbeat is stale", dead, asks(GUEST_IPV6), Reason::AgentAbsent),
         refused(
-            "a SYN over IPv6 while nobody listens",
+            "a SYN over IPv6 without a listener",
             State { listening: false, ..NORMAL },
             syn(),
             Reason::AgentAbsent,
@@ -227,7 +227,7 @@ fn left_alone() -> Vec<Case> {
     ]
 }
 
-/// An unsolicited advertisement.
+/// Returns an unsolicited advertisement.
 fn claim(source: [u8; 16], target: [u8; 16]) -> Vec<u8> {
     let body = [&target[..], &[2, 1], &GUEST_MAC].concat();
     icmpv6((GUEST_MAC, ALL_NODES_MAC), (source, ALL_NODES), 136, [0x20, 0, 0, 0], &body)

@@ -1,4 +1,4 @@
-//! The programs in the kernel, run one frame at a time by `BPF_PROG_TEST_RUN`, with maps of their own.
+//! The programs in the kernel with their own maps, run frame by frame with `BPF_PROG_TEST_RUN`.
 
 use std::collections::HashMap as StdHashMap;
 use std::net::{SocketAddrV6, TcpListener, TcpStream};
@@ -22,25 +22,27 @@ use super::{ATTACHMENT, CONNECTED_PORT, Program, State, port};
 use crate::bpffs::Bpffs;
 use crate::netns::Netns as RigNetns;
 
-/// Clients that [`Kernel`]'s map has room for: few, so that it can be filled.
+/// The capacity of [`Kernel`]'s client map: small, so that it can be filled.
 pub const CLIENTS: u32 = 8;
 
-/// The five words of a packet (`skb->cb`) that whoever has it may use, and that nobody clears for the next one.
+/// The five words of a packet (`skb->cb`) that any code on its path may use and that are not
+/// cleared.
 pub type ControlBlock = [u32; 5];
 
-/// Where they lie in the context of a run, `struct __sk_buff` of linux/bpf.h.
+/// Their position in the context of a run, `struct __sk_buff` of linux/bpf.h.
 const CONTROL_BLOCK: Range<usize> = 48..68;
-/// Longer than any kernel's context: what is beyond it is to be zero.
+/// Longer than any kernel's context. Everything beyond that must be zero.
 const CONTEXT: usize = 256;
 
 /// The programs and their maps.
 pub struct Kernel {
-    /// On the host.
+    /// The programs of the host.
     ebpf: Ebpf,
-    /// In a router's namespace, on the same maps: the dispatchers, and what they lead to.
+    /// The programs of a router's namespace on the same maps: the dispatchers and their tail-call
+    /// targets.
     routed: Ebpf,
     dispatched: Ebpf,
-    /// Whose turn it is.
+    /// True if the router's programs run next.
     is_routed: bool,
     nsid: u32,
     config: Array<MapData, Settings>,
@@ -52,7 +54,8 @@ pub struct Kernel {
 }
 
 impl Kernel {
-    /// Loads the object with its maps pinned under `pins`, for the portal that has this id in the caller's namespace.
+    /// Loads the object with its maps pinned in `pins`, for the portal with this id in the caller's
+    /// namespace.
     fn load(pins: &Path, nsid: u32) -> Self {
         let [mut ebpf, mut dispatched] = [0_u32, 1].map(|dispatched| {
             let mut loader = EbpfLoader::new();
@@ -63,9 +66,9 @@ impl Kernel {
             );
             load(loader.default_map_pin_directory(pins), OBJECT)
         });
-        let site = world::netns_context(true, nsid);
+        let context = world::netns_context(true, nsid);
         let mut loader = EbpfLoader::new();
-        loader.override_global(names::NETNS_CONTEXT, &site, true);
+        loader.override_global(names::NETNS_CONTEXT, &context, true);
         let mut routed = load(loader.default_map_pin_directory(pins), DISPATCHER);
         let mut slots: ProgramArray<_> =
             routed.take_map(names::PROGRAMS).expect("slots").try_into().expect("a program array");
@@ -88,13 +91,13 @@ impl Kernel {
         }
     }
 
-    /// `MD_NETNS` in the router's namespace or on the host.
+    /// Returns `MD_NETNS` of the router's namespace or of the host.
     #[must_use]
     pub fn netns_context(&self, routed: bool) -> abi::NetnsContext {
         world::netns_context(routed, self.nsid)
     }
 
-    /// Brings the maps into a state, whatever they held.
+    /// Sets all maps to a state.
     pub fn set(&mut self, state: &State) {
         let now = Clock::now_ns();
         self.is_routed = state.routed;
@@ -119,15 +122,15 @@ impl Kernel {
         }
     }
 
-    /// Runs a program on a frame. What becomes of the frame is written into `out`; gives the verdict, as
-    /// linux/pkt_cls.h numbers it, and the frame's length.
+    /// Runs a program on a frame and writes the resulting frame to `out`. Returns the verdict of
+    /// linux/pkt_cls.h and the frame's length.
     pub fn test_run(&mut self, program: Program, frame: &[u8], out: &mut [u8]) -> (i32, usize) {
         let options =
             TestRunOptions { data_in: Some(frame), data_out: Some(out), ..TestRunOptions::default() };
         self.test_run_with(program, options)
     }
 
-    /// The same behind somebody who left this in the packet's control block, where the run leaves what it wrote.
+    /// Runs a program on a frame with this control block, which is then replaced by the result.
     pub fn test_run_behind(
         &mut self,
         block: &mut ControlBlock,
@@ -164,21 +167,21 @@ impl Kernel {
         (result.return_value.cast_signed(), usize::try_from(result.data_size_out).expect("a length"))
     }
 
-    /// `MD_STATS`, summed over the CPUs.
+    /// Returns `MD_STATS`, summed over all CPUs.
     #[must_use]
     pub fn counters(&self) -> Vec<u64> {
         let count = |reason: &Reason| self.stats.get(&reason.index(), 0).expect("a counter").iter().sum();
         Reason::ALL.iter().map(count).collect()
     }
 
-    /// What was counted since the counters were `before`.
+    /// Returns the reasons counted since the counters were `before`.
     #[must_use]
     pub fn counted_since(&self, before: &[u64]) -> Vec<Reason> {
         let pairs = Reason::ALL.iter().zip(before.iter().zip(self.counters()));
         pairs.flat_map(|(reason, (before, after))| (*before..after).map(|_| *reason)).collect()
     }
 
-    /// What the kernel says of each program that it accepted, and whose it is.
+    /// Returns the kernel's information about each accepted program, with the name of its copy.
     #[must_use]
     pub fn programs(&self) -> Vec<(&'static str, ProgramInfo)> {
         let info = |ebpf: &Ebpf, name: &str| {
@@ -187,23 +190,23 @@ impl Kernel {
         };
         let copies =
             [("of the host", &self.ebpf), ("of namespaces", &self.dispatched), ("before it", &self.routed)];
-        let all = copies.iter().flat_map(|(whose, ebpf)| PROGRAMS.map(|name| (*whose, info(ebpf, name))));
+        let all = copies.iter().flat_map(|(copy, ebpf)| PROGRAMS.map(|name| (*copy, info(ebpf, name))));
         all.collect()
     }
 
-    /// What is on record under an identity address.
+    /// Returns the record of an identity address.
     #[must_use]
     pub fn client(&self, identity: [u8; 16]) -> Option<Client> {
         self.clients.get(&ClientKey { identity }, 0).ok()
     }
 
-    /// `MD_CLIENTS`.
+    /// Returns all entries of `MD_CLIENTS`.
     #[must_use]
     pub fn clients(&self) -> StdHashMap<ClientKey, Client> {
         self.clients.iter().map(|entry| entry.expect("a client")).collect()
     }
 
-    /// Clients that the guest's attachment counts.
+    /// Returns the number of clients that the guest's attachment counts.
     #[must_use]
     pub fn admitted(&self) -> u64 {
         self.attachments.get(&ATTACHMENT, 0).expect("the attachment state").clients
@@ -223,7 +226,7 @@ fn classifier<'a>(ebpf: &'a mut Ebpf, name: &str) -> &'a mut SchedClassifier {
     ebpf.program_mut(name).expect(name).try_into().expect(name)
 }
 
-/// The number that a program returns for a reason, by linux/pkt_cls.h.
+/// Returns a program's return value for a reason, as in linux/pkt_cls.h.
 #[must_use]
 pub fn verdict_of(reason: Option<Reason>) -> i32 {
     const TC_ACT_UNSPEC: i32 = -1;
@@ -236,19 +239,20 @@ pub fn verdict_of(reason: Option<Reason>) -> i32 {
     }
 }
 
-/// Namespaces, a portal and a BPF file system that are gone when the work is done.
-pub struct Site {
+/// Namespaces, a portal and a BPF file system that are removed after the work.
+pub struct Fixture {
     portal_name: String,
     portal: Portal,
     bpffs: Bpffs,
 }
 
-impl Site {
-    /// Runs `work` in a namespace of its own.
+impl Fixture {
+    /// Runs `work` in its own namespace.
     pub fn set_up<T: Send>(label: &str, work: impl FnOnce(&Self) -> T + Send) -> T {
         let host = RigNetns::new(label);
         let portal_name = format!("{}-portal", host.name());
-        // The portal adopts a namespace that is there; this one goes with its owner, also when a frame fails.
+        // The portal adopts an existing namespace. This one is removed with its owner, even if a
+        // frame fails.
         let _portal_netns = RigNetns::named(&portal_name);
         host.enter(|| {
             let portal = runtime().block_on(Portal::establish(&portal_name, 1500)).expect("a portal");
@@ -258,13 +262,13 @@ impl Site {
         })
     }
 
-    /// Loads the object.
     #[must_use]
     pub fn load(&self) -> Kernel {
         Kernel::load(self.bpffs.path(), self.portal.nsid)
     }
 
-    /// Listens in the portal, and connects from sockets there that bear the identity addresses themselves.
+    /// Listens in the portal and connects from sockets there with the identity addresses
+    /// themselves.
     #[must_use]
     pub fn listen(&self) -> PortalEnds {
         let listener = self.portal.listen(16).expect("a listener");
@@ -275,8 +279,7 @@ impl Site {
     }
 }
 
-/// The agent's listener in a portal, and both ends of the connections that the portal shall know: what makes a state
-/// listen.
+/// The agent's listener in a portal, and both ends of the connections in the portal's socket table.
 pub struct PortalEnds {
     _connections: [(TcpStream, TcpStream); 2],
     _listener: TcpListener,

@@ -1,12 +1,14 @@
-//! The packet table: for each case a frame, what the programs know at that moment, and what must become of it.
+//! The packet table. Each case has a frame, the state of the programs' maps and the expected
+//! result.
 //!
-//! Expected frames are built by etherparse, header by header and with checksums of its own, and never by the code under test.
+//! Expected frames are built by etherparse, header by header with its own checksums, and never by
+//! the code under test.
 pub mod control_block;
 pub mod differential;
+pub mod frame_mutator;
 mod frames;
 mod ipv6;
 pub mod kernel;
-pub mod shapes;
 pub mod table;
 pub mod world;
 
@@ -19,25 +21,23 @@ use frames::{Segment, answer, arp, arp_answer, echo, patched, udp};
 
 /// The guest of the table.
 pub const GUEST_MAC: [u8; 6] = [0xfa, 0x16, 0x3e, 0, 0, 5];
-/// Its address.
 pub const GUEST_IP: [u8; 4] = [10, 0, 0, 5];
 /// Its link-local address, with a stable-privacy interface identifier (RFC 7217).
 pub const GUEST_IPV6: [u8; 16] =
     [0xfe, 0x80, 0, 0, 0, 0, 0, 0, 0x9c, 0x1f, 0x55, 0xaa, 0x07, 0xd2, 0x4e, 0x31];
-/// The router that it sends to.
+/// The router to which it sends.
 pub const ROUTER_MAC: [u8; 6] = [0xfa, 0x16, 0x3e, 0xff, 0, 1];
-/// MAC address of the portal's end of the veth pair, as the table assumes it.
+/// The MAC address of the portal's end of the veth pair, as assumed by the table.
 pub const PORTAL_MAC: [u8; 6] = [0x02, 0, 0, 0, 0, 0x80];
-/// The attachment of the guest.
 pub const ATTACHMENT: u32 = 7;
 /// A source port without a connection.
 pub const NEW_PORT: u16 = 40_000;
-/// The source port of a connection that the portal knows.
+/// The source port of a connection in the portal.
 pub const CONNECTED_PORT: u16 = 40_001;
-/// Neutron's network of the port.
+/// The Neutron network of the port.
 pub const NETWORK: [u8; 16] = [0x11; 16];
 
-/// Which program gets the frame.
+/// The program that receives the frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Program {
     /// `md_from_guest`
@@ -46,29 +46,29 @@ pub enum Program {
     ToGuest,
 }
 
-/// What the programs know, as far as it differs between cases.
+/// The state of maps and sockets, as far as cases differ in it.
 #[derive(Clone, Copy, Debug)]
 #[expect(clippy::struct_excessive_bools, reason = "each row sets one of them apart")]
 pub struct State {
-    /// Whether the interface is attached.
+    /// The interface is attached.
     pub attached: bool,
-    /// Whether MAC address and IP address of the port are known.
+    /// The MAC and IP addresses of the port are known.
     pub port_known: bool,
-    /// Whether the agent's heart beats.
+    /// The agent's heartbeat is current.
     pub alive: bool,
-    /// Whether the agent listens, and [`CONNECTED_PORT`] is connected.
+    /// The agent listens, and [`CONNECTED_PORT`] is connected.
     pub listening: bool,
-    /// Whether the client is on record, by both its addresses.
+    /// The client is recorded under both its addresses.
     pub client_known: bool,
-    /// Clients that the attachment may have.
+    /// The maximum number of clients of the attachment.
     pub client_quota: u32,
-    /// Whether the allowance of new connections is used up.
+    /// The rate limit of new connections is exhausted.
     pub syn_exhausted: bool,
-    /// Whether the interface is one of a router that has no legacy path, with a subnet behind it.
+    /// The interface belongs to a router without a legacy path and with a subnet behind it.
     pub routed: bool,
 }
 
-/// An attached port whose addresses are known, and an agent at work.
+/// An attached port with known addresses, and a running agent.
 pub const NORMAL: State = State {
     attached: true,
     port_known: true,
@@ -86,42 +86,39 @@ const UNKNOWN_PORT: State = State { port_known: false, ..NORMAL };
 /// One row.
 #[derive(Clone, Debug)]
 pub struct Case {
-    /// What it shows.
     pub name: &'static str,
-    /// The program.
     pub program: Program,
-    /// What it knows.
     pub state: State,
-    /// What comes in.
+    /// The input.
     pub frame: Vec<u8>,
-    /// Why it goes where it goes; `None` for a packet that is not metadata traffic.
+    /// The expected reason, or `None` for a packet that is not metadata traffic.
     pub reason: Option<Reason>,
-    /// What goes out; `None` for a frame that must be as it came.
+    /// The output, or `None` for a frame that must not change.
     pub rewritten: Option<Vec<u8>>,
 }
 
 impl Case {
-    /// Under which address the client is on record.
+    /// Returns the identity address of the client's record.
     #[must_use]
     pub fn identity(&self) -> [u8; 16] {
         if self.frame.get(12..14) == Some(&[0x86, 0xdd]) { identity_v6() } else { identity() }
     }
 }
 
-/// The identity address of the guest.
+/// Returns the identity address of the guest.
 #[must_use]
 pub fn identity() -> [u8; 16] {
     identity_of(ATTACHMENT)
 }
 
-/// The identity address of the guest's address behind another attachment.
+/// Returns the identity address of the guest's address behind another attachment.
 #[must_use]
 pub fn identity_of(attachment: u32) -> [u8; 16] {
     let attachment = AttachmentId::new(attachment).expect("attachments count from 1");
     ClientAddress::ipv4(attachment, GUEST_IP).identity()
 }
 
-/// The identity address of the guest's IPv6 address.
+/// Returns the identity address of the guest's IPv6 address.
 #[must_use]
 pub fn identity_v6() -> [u8; 16] {
     let attachment = AttachmentId::new(ATTACHMENT).expect("attachments count from 1");
@@ -129,7 +126,7 @@ pub fn identity_v6() -> [u8; 16] {
     ClientAddress { attachment, guest: GuestAddress::Ipv6LinkLocal(interface_id) }.identity()
 }
 
-/// The entry of `MD_PORTS` for a state.
+/// Returns the entry of `MD_PORTS` for a state.
 #[must_use]
 pub fn port(state: &State) -> Port {
     let mut ipv4 = [Ipv4Prefix::default(); MAX_PORT_IPV4];
@@ -151,12 +148,12 @@ pub fn port(state: &State) -> Port {
     }
 }
 
-/// Every row of the table.
+/// Returns every row of the table.
 #[must_use]
 pub fn cases() -> Vec<Case> {
     let mut cases = untouched();
     cases.extend(served());
-    cases.extend(left_alone());
+    cases.extend(passed_on());
     cases.extend(dropped());
     cases.extend(out_of_the_portal());
     cases.extend(ipv6::cases());
@@ -173,7 +170,7 @@ fn row(
     Case { name, program: Program::FromGuest, state, frame, reason, rewritten }
 }
 
-/// Not metadata traffic: no reason, no counter, no change.
+/// Frames that are not metadata traffic: no reason, no counter, no change.
 fn untouched() -> Vec<Case> {
     let bystander = |name, frame| row(name, NORMAL, frame, None, None);
     let syn_to = |address: [u8; 4]| Segment::syn().with(|s| s.ip.destination = address).frame();
@@ -279,19 +276,19 @@ fn refused(name: &'static str, state: State, frame: Vec<u8>, reason: Reason) -> 
     row(name, state, frame, Some(reason), None)
 }
 
-fn bent(name: &'static str, bend: fn(&mut Segment), reason: Reason) -> Case {
-    refused(name, NORMAL, Segment::syn().with(bend).frame(), reason)
+fn mutated(name: &'static str, mutate: fn(&mut Segment), reason: Reason) -> Case {
+    refused(name, NORMAL, Segment::syn().with(mutate).frame(), reason)
 }
 
 fn syn() -> Vec<u8> {
     Segment::syn().frame()
 }
 
-fn left_alone() -> Vec<Case> {
+fn passed_on() -> Vec<Case> {
     absent_or_foreign().into_iter().chain(unclear()).collect()
 }
 
-/// Nobody there, or not ours to begin with.
+/// Frames without an agent, or frames that belong to others.
 fn absent_or_foreign() -> Vec<Case> {
     let dead = State { alive: false, ..NORMAL };
     let unheard = State { listening: false, ..NORMAL };
@@ -305,7 +302,7 @@ fn absent_or_foreign() -> Vec<Case> {
             Segment::data(b"x").frame(),
             Reason::AgentAbsent,
         ),
-        refused("a SYN while nobody listens", unheard, syn(), Reason::AgentAbsent),
+        refused("a SYN without a listener", unheard, syn(), Reason::AgentAbsent),
         refused(
             "a SYN from an interface that is not attached",
             State { attached: false, ..NORMAL },
@@ -339,16 +336,16 @@ fn absent_or_foreign() -> Vec<Case> {
     ]
 }
 
-/// Headers that we cannot or would rather not translate.
+/// Frames with headers that we cannot or do not translate.
 fn unclear() -> Vec<Case> {
     vec![
-        bent(
+        mutated(
             "IPv4 options",
             |s| s.ip.options = etherparse::Ipv4Options::try_from(&[1, 1, 1, 0][..]).expect("four bytes"),
             Reason::Ipv4Options,
         ),
-        bent("a first fragment", |s| s.ip.more_fragments = true, Reason::Fragment),
-        bent(
+        mutated("a first fragment", |s| s.ip.more_fragments = true, Reason::Fragment),
+        mutated(
             "a later fragment",
             |s| s.ip.fragment_offset = etherparse::IpFragOffset::try_new(8).expect("an offset"),
             Reason::Fragment,
@@ -385,21 +382,25 @@ fn unclear() -> Vec<Case> {
             patched(syn(), 24, &[0xde, 0xad]),
             Reason::BadIpv4Checksum,
         ),
-        bent("a broadcast frame", |s| s.ethernet.destination = [0xff; 6], Reason::Malformed),
-        bent("a group address for source", |s| s.ethernet.source = [1, 0, 0x5e, 0, 0, 5], Reason::Malformed),
+        mutated("a broadcast frame", |s| s.ethernet.destination = [0xff; 6], Reason::Malformed),
+        mutated(
+            "a group address for source",
+            |s| s.ethernet.source = [1, 0, 0x5e, 0, 0, 5],
+            Reason::Malformed,
+        ),
     ]
 }
 
 fn dropped() -> Vec<Case> {
     vec![
-        bent("a forged MAC address", |s| s.ethernet.source[5] = 6, Reason::ForgedMac),
+        mutated("a forged MAC address", |s| s.ethernet.source[5] = 6, Reason::ForgedMac),
         refused(
             "ARP from a forged MAC address",
             NORMAL,
             arp(1, ROUTER_MAC, GUEST_IP, METADATA_IPV4),
             Reason::ForgedMac,
         ),
-        bent("a forged address", |s| s.ip.source = [10, 0, 0, 6], Reason::ForgedAddress),
+        mutated("a forged address", |s| s.ip.source = [10, 0, 0, 6], Reason::ForgedAddress),
         refused(
             "a forged address in a segment",
             NORMAL,
@@ -451,13 +452,13 @@ fn dropped() -> Vec<Case> {
     ]
 }
 
-/// An answer out of the portal, and what the guest gets of it.
+/// Returns a row for a reply from the portal and its frame for the guest.
 fn answered(name: &'static str, (frame, back): (Vec<u8>, Vec<u8>)) -> Case {
     let (reason, rewritten) = (Some(Reason::Reply), Some(back));
     Case { name, program: Program::ToGuest, state: KNOWN_CLIENT, frame, reason, rewritten }
 }
 
-/// What comes out of the portal and does not reach the guest.
+/// Returns a row for a frame from the portal that does not reach the guest.
 fn undelivered(name: &'static str, state: State, frame: Vec<u8>, reason: Reason) -> Case {
     Case { program: Program::ToGuest, ..refused(name, state, frame, reason) }
 }

@@ -1,29 +1,30 @@
-//! The table, row by row: what each has to become of, and all of them through the kernel.
+//! Checks of the table's rows, and the run of all rows in the kernel.
 
 use etherparse::{LaxPacketHeaders, NetHeaders, TransportHeader};
 use metadata_ebpf::abi::Client;
 use metadata_ebpf::reason::Reason;
 
-use super::kernel::{Kernel, Site, verdict_of};
+use super::kernel::{Fixture, Kernel, verdict_of};
 use super::world::{IFINDEX, client};
 use super::{Case, GUEST_MAC, NETWORK, cases};
 
 /// Runs every row through the programs in the kernel.
-pub fn holds_in_the_kernel() {
+pub fn assert_in_kernel() {
     each_in_the_kernel("packets", run);
 }
 
-/// Does this with each row, in a kernel whose portal listens or does not, as the row says.
+/// Runs `run` for each row, in a kernel whose portal listens if the row says so.
 pub(super) fn each_in_the_kernel(label: &str, mut run: impl FnMut(&mut Kernel, &Case) + Send) {
-    Site::set_up(label, |site| {
-        let mut kernel = site.load();
-        let (listening, deaf): (Vec<_>, Vec<_>) = cases().into_iter().partition(|case| case.state.listening);
-        let ends = site.listen();
+    Fixture::set_up(label, |fixture| {
+        let mut kernel = fixture.load();
+        let (listening, not_listening): (Vec<_>, Vec<_>) =
+            cases().into_iter().partition(|case| case.state.listening);
+        let ends = fixture.listen();
         for case in &listening {
             run(&mut kernel, case);
         }
         drop(ends);
-        for case in &deaf {
+        for case in &not_listening {
             run(&mut kernel, case);
         }
     });
@@ -42,7 +43,7 @@ fn run(kernel: &mut Kernel, case: &Case) {
     assert_recorded(case, kernel.client(case.identity()));
 }
 
-/// What becomes of a frame, and that it is right by itself.
+/// Checks the outcome for a frame and its checksums.
 pub fn assert_outcome(case: &Case, reason: Option<Reason>, frame: &[u8]) {
     assert_eq!(reason, case.reason, "{}", case.name);
     let expected = case.rewritten.as_ref().unwrap_or(&case.frame);
@@ -52,7 +53,7 @@ pub fn assert_outcome(case: &Case, reason: Option<Reason>, frame: &[u8]) {
     }
 }
 
-/// Whatever leaves us must be right to the last checksum, by etherparse's arithmetic.
+/// Checks every checksum of a rewritten frame with etherparse.
 fn assert_checksums(case: &Case, frame: &[u8]) {
     let headers = LaxPacketHeaders::from_ethernet(frame).expect(case.name);
     let payload = headers.payload.slice();
@@ -87,7 +88,7 @@ fn assert_checksums(case: &Case, frame: &[u8]) {
     }
 }
 
-/// What a SYN leaves on record.
+/// Checks the client record that a SYN leaves.
 pub fn assert_recorded(case: &Case, record: Option<Client>) {
     if case.reason != Some(Reason::ConnectionOpened) {
         return;

@@ -1,4 +1,4 @@
-//! A state of the table as the host build's world, and the values that both builds start from.
+//! A state of the table as the host build's world, and the initial values of both builds.
 
 use metadata_ebpf::abi::{ABI_VERSION, AttachmentState, Client, ClientKey, NetnsContext, PortKey, Settings};
 use metadata_ebpf::host::HostWorld;
@@ -7,18 +7,20 @@ use super::{
     ATTACHMENT, CONNECTED_PORT, GUEST_MAC, PORTAL_MAC, ROUTER_MAC, State, identity, identity_v6, port,
 };
 
-/// The loopback interface, on which `BPF_PROG_TEST_RUN` lets frames arrive. It stands for the guest's.
+/// The loopback interface, on which `BPF_PROG_TEST_RUN` lets frames arrive. It stands for the
+/// guest's interface.
 pub const IFINDEX: u32 = 1;
-/// Where frames for the portal go: no interface has this index, and `BPF_PROG_TEST_RUN` redirects nothing.
+/// The target of frames for the portal. No interface has this index, and `BPF_PROG_TEST_RUN` does
+/// not redirect.
 pub const PORTAL_IFINDEX: u32 = 4242;
-/// The same in a router's namespace, and what tells that namespace from the host's.
-const ANNEX_IFINDEX: u32 = 4243;
+/// The target in a router's namespace, which distinguishes it from the host's.
+const UPLINK_IFINDEX: u32 = 4243;
 const ROUTER_NETNS: u32 = 4_026_532_000;
-/// How long one beat holds.
+/// The maximum age of a heartbeat.
 pub const STALE_AFTER_NS: u64 = 3_600_000_000_000;
 
-/// `MD_CONFIG[0]` for a state. Where the allowance of new connections is not used up there is none, so that no verdict
-/// depends on the time.
+/// Returns `MD_CONFIG[0]` for a state. Without an exhausted rate limit there is no limit at all, so
+/// that no verdict depends on the time.
 #[must_use]
 pub fn settings(state: &State, nsid: u32) -> Settings {
     Settings {
@@ -34,13 +36,13 @@ pub fn settings(state: &State, nsid: u32) -> Settings {
     }
 }
 
-/// `MD_HEARTBEAT[0]`.
+/// Returns `MD_HEARTBEAT[0]`.
 #[must_use]
 pub fn heartbeat(state: &State, now: u64) -> u64 {
     if state.alive { now } else { 0 }
 }
 
-/// The guest's entry of `MD_ATTACH`.
+/// Returns the guest's entry of `MD_ATTACH`.
 #[must_use]
 pub fn attachment_state(state: &State, now: u64) -> AttachmentState {
     let far = now + STALE_AFTER_NS;
@@ -48,36 +50,36 @@ pub fn attachment_state(state: &State, now: u64) -> AttachmentState {
     AttachmentState { syn_tat_ns: if state.syn_exhausted { far } else { 0 }, clients }
 }
 
-/// The identity addresses of a client that is on record.
+/// Returns the identity addresses of a recorded client.
 #[must_use]
 pub fn known() -> [[u8; 16]; 2] {
     [identity(), identity_v6()]
 }
 
-/// `MD_NETNS`, in a router's namespace or the host's.
+/// Returns `MD_NETNS` of a router's namespace or of the host.
 #[must_use]
 pub fn netns_context(routed: bool, nsid: u32) -> NetnsContext {
     if routed {
-        let (netns, portal_ifindex) = (ROUTER_NETNS, ANNEX_IFINDEX);
+        let (netns, portal_ifindex) = (ROUTER_NETNS, UPLINK_IFINDEX);
         NetnsContext { netns, portal_ifindex, portal_nsid: nsid, legacy_port: 9697 }
     } else {
         NetnsContext::default()
     }
 }
 
-/// Where the guest's frames enter.
+/// Returns the key of the interface on which the guest's frames enter.
 #[must_use]
 pub fn port_key(routed: bool) -> PortKey {
     PortKey { netns: netns_context(routed, 0).netns, ifindex: IFINDEX, vlan: 0 }
 }
 
-/// What is on record of it in a state.
+/// Returns the client record of a state.
 #[must_use]
 pub fn client_in(state: &State) -> Client {
     Client { netns: netns_context(state.routed, 0).netns, ..client() }
 }
 
-/// The same on the host.
+/// Returns the client record on the host.
 #[must_use]
 pub fn client() -> Client {
     Client {
@@ -93,7 +95,7 @@ pub fn client() -> Client {
     }
 }
 
-/// Maps, clock and sockets of a state.
+/// Returns the maps, clock and sockets of a state.
 #[must_use]
 pub fn host_world(state: &State) -> HostWorld {
     let now = 2 * STALE_AFTER_NS;

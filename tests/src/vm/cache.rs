@@ -1,7 +1,8 @@
-//! Built images, kept between runs and shared by parallel ones.
+//! Built images, kept between runs and shared by parallel runs.
 //!
-//! An entry is a directory whose name tells what went into it, built aside and renamed into place: it is there
-//! whole or not at all. The directory is `METADATA_TEST_CACHE`, else `target/vm-cache`.
+//! An entry is a directory named after its inputs. It is built aside and renamed into place, so
+//! that an entry is always complete. The cache directory is `METADATA_TEST_CACHE` or
+//! `target/vm-cache`.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -11,7 +12,7 @@ use sha2::{Digest, Sha256};
 
 use super::hex;
 
-/// What goes into an entry: recipe, file contents, package versions.
+/// The inputs of an entry: recipe, file contents, package versions.
 pub struct Key(Sha256);
 
 impl Key {
@@ -20,7 +21,7 @@ impl Key {
     }
 
     pub fn with(mut self, ingredient: &str) -> Self {
-        // The length keeps ("ab", "c") apart from ("a", "bc").
+        // The length distinguishes ("ab", "c") from ("a", "bc").
         self.0.update(ingredient.len().to_be_bytes());
         self.0.update(ingredient);
         self
@@ -31,7 +32,7 @@ impl Key {
     }
 }
 
-/// The entry `name` for `key`, built by `build` into the directory that it is given, unless it is there.
+/// Returns the entry `name` for `key`. If it does not exist, `build` fills a new directory.
 pub fn entry(name: &str, key: Key, build: impl FnOnce(&Path) -> Result<()>) -> Result<PathBuf> {
     entry_in(&directory(), name, key, build)
 }
@@ -53,7 +54,7 @@ fn entry_in(cache: &Path, name: &str, key: Key, build: impl FnOnce(&Path) -> Res
         return Ok(entry);
     }
 
-    // Under the lock, a directory of this name is what a killed builder left.
+    // Under the lock, a directory with this name was left by a killed build.
     let unfinished = cache.join(format!("{name}.unfinished"));
     if unfinished.exists() {
         fs::remove_dir_all(&unfinished).with_context(|| format!("remove {}", unfinished.display()))?;
@@ -74,7 +75,7 @@ mod tests {
     }
 
     #[test]
-    fn an_entry_is_built_once_for_all_who_ask_at_the_same_time() {
+    fn concurrent_requests_build_an_entry_once() {
         let cache = tempfile::tempdir().unwrap();
         let built = AtomicU32::new(0);
         std::thread::scope(|scope| {
@@ -92,7 +93,7 @@ mod tests {
     }
 
     #[test]
-    fn a_failed_build_leaves_no_entry_and_no_remains_in_the_next() {
+    fn a_failed_build_leaves_nothing_in_the_cache() {
         let cache = tempfile::tempdir().unwrap();
         let failed = entry_in(cache.path(), "image", key(), |dir| {
             fs::write(dir.join("half"), "")?;
@@ -104,7 +105,7 @@ mod tests {
     }
 
     #[test]
-    fn other_ingredients_are_another_entry() {
+    fn another_key_is_another_entry() {
         assert_ne!(Key::new().with("ab").with("c").name(), Key::new().with("a").with("bc").name());
     }
 }

@@ -1,7 +1,7 @@
-//! A Debian guest with cloud-init: its image, its boot, and what it reports before it powers off.
+//! A Debian guest with cloud-init: its image, its boot, and its report before it powers off.
 //!
-//! The image holds Debian's packages and the files of `tests/vm`, nothing of this machine, and is never written to:
-//! each guest gets a throw-away layer above it.
+//! The image contains Debian's packages and the files of `tests/vm`, nothing of this machine. It is
+//! never written to: each guest gets a temporary layer above it.
 
 use std::collections::HashMap;
 use std::fs;
@@ -26,27 +26,25 @@ const REPORT: &str = include_str!("../../vm/report.sh");
 const SERVICE: &str = include_str!("../../vm/report.service");
 const TARGET: &str = include_str!("../../vm/report.target");
 const CONFIG: &str = include_str!("../../vm/cloud.cfg");
-/// Grows when this file changes what it builds.
+/// To be incremented when this file changes the image.
 const RECIPE: &str = "1";
 const IMAGE_SIZE: &str = "1G";
 
-/// 21 s on an idle machine of two cores.
+/// 21 s on an idle machine with two cores.
 const BOOT: Duration = Duration::from_mins(3);
 
-/// What cloud-init made of the metadata service.
+/// The results of cloud-init in the guest.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CloudReport {
-    /// `cloud-init status --long`.
+    /// Output of `cloud-init status --long`.
     pub status: String,
-    /// The host name that the guest has.
     pub hostname: String,
-    /// The instance id that it believes to be.
     pub instance_id: String,
     /// `authorized_keys` of the default user.
     pub authorized_keys: String,
     /// Content of [`CloudVm::EFFECT`].
     pub user_data_effect: String,
-    /// `cloud-init.log` without its debugging lines: warnings, errors, and the milestones.
+    /// `cloud-init.log` without debug lines: warnings, errors and milestones.
     pub log: String,
 }
 
@@ -59,11 +57,11 @@ impl CloudVm {
     /// The file that user data must write for [`CloudReport::user_data_effect`].
     pub const EFFECT: &str = "/var/lib/user-data-effect";
 
-    /// Starts the guest on a port of its own. It asks for an address by DHCP, and for metadata at once: whoever
-    /// answers must be there.
+    /// Starts the guest on its own port. It requests an address by DHCP and metadata at once, so
+    /// both services must be running.
     ///
     /// # Errors
-    /// When the images cannot be built or qemu cannot be started.
+    /// Returns an error if the images cannot be built or qemu cannot be started.
     pub fn start(network: &Network, port: &Port) -> Result<Self> {
         let drive = format!("if=none,id=root,format=raw,snapshot=on,file={}", root_image()?.display());
         let extra = [
@@ -71,7 +69,7 @@ impl CloudVm {
             &drive,
             "-device",
             "virtio-blk-pci,drive=root",
-            // By the product name, cloud-init's ds-identify knows OpenStack.
+            // cloud-init's ds-identify recognises OpenStack by the product name.
             "-smbios",
             "type=1,manufacturer=OpenStack Foundation,product=OpenStack Nova",
         ]
@@ -90,7 +88,7 @@ impl CloudVm {
     /// Waits until the guest has powered off.
     ///
     /// # Errors
-    /// When that takes longer than three minutes or the report is not whole.
+    /// Returns an error if that takes longer than three minutes or the report is incomplete.
     pub fn report(self) -> Result<CloudReport> {
         let deadline = Instant::now() + BOOT;
         let mut said = HashMap::new();
@@ -98,7 +96,7 @@ impl CloudVm {
             let (name, content) = line.split_once(' ').unwrap_or((&line, ""));
             let content = hex::decode(content);
             let content =
-                content.with_context(|| format!("the guest's report of {name} is no hexadecimal"))?;
+                content.with_context(|| format!("the guest's report of {name} is not hexadecimal"))?;
             said.insert(name.to_owned(), String::from_utf8_lossy(&content).trim_end().to_owned());
         }
         let mut take = |name: &str| {
@@ -115,7 +113,7 @@ impl CloudVm {
     }
 }
 
-/// Takes the root file system from the cache, or builds it.
+/// Returns the root file system from the cache, or builds it.
 pub fn root_image() -> Result<PathBuf> {
     let mut key = Key::new().with(RECIPE).with(SUITE).with(IMAGE_SIZE);
     for content in [REPORT, SERVICE, TARGET, CONFIG] {
@@ -163,7 +161,7 @@ fn furnish(root: &Path) -> Result<()> {
             .and_then(|()| fs::set_permissions(&path, fs::Permissions::from_mode(mode)))
             .with_context(|| format!("write {}", path.display()))?;
     }
-    // They start in the middle of the boot and ask the network for updates.
+    // They start in the middle of the boot and search the network for updates.
     for timer in ["apt-daily.timer", "apt-daily-upgrade.timer"] {
         let mask = root.join("etc/systemd/system").join(timer);
         symlink("/dev/null", &mask).with_context(|| format!("mask {}", mask.display()))?;

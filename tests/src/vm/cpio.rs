@@ -1,4 +1,5 @@
-//! Writes an initramfs: the `newc` format of Documentation/driver-api/early-userspace/buffer-format.rst.
+//! Writes an initramfs: the `newc` format of
+//! Documentation/driver-api/early-userspace/buffer-format.rst.
 
 /// An archive under construction. Equal entries give equal bytes.
 #[derive(Default)]
@@ -31,7 +32,8 @@ impl Archive {
             unreachable!("a file of an initramfs fits in 4 GiB")
         };
         let Ok(name) = u32::try_from(path.len() + 1) else { unreachable!("a path fits in 4 GiB") };
-        // Inode, mode, owner, group, links, time, size, four device numbers, length of the name, checksum.
+        // Inode, mode, owner, group, links, time, size, four device numbers, length of the name,
+        // checksum.
         let header = [self.entries, mode, 0, 0, 1, 0, size, 0, 0, 0, 0, name, 0];
         self.bytes.extend_from_slice(b"070701");
         for field in header {
@@ -54,7 +56,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_entry_is_a_header_of_110_bytes_and_padded_to_four() {
+    fn an_entry_has_a_110_byte_header_and_is_padded_to_four() {
         let mut archive = Archive::default();
         archive.file("hi", b"abc");
         let bytes = archive.finish();

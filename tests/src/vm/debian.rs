@@ -1,4 +1,4 @@
-//! Debian packages as material for images: looked up and unpacked, never installed.
+//! Debian packages as material for images: downloaded and unpacked, never installed.
 
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
@@ -8,7 +8,7 @@ use anyhow::{Context, Result, bail, ensure};
 
 use super::cache::{self, Key};
 
-/// Runs a tool to its end and gives its standard output; an error holds what it said.
+/// Runs a tool to its end and returns its standard output. An error contains its output.
 pub fn run(command: &mut Command) -> Result<String> {
     let output = command.output().with_context(|| format!("start {command:?}"))?;
     let said = String::from_utf8_lossy(&output.stderr);
@@ -16,38 +16,39 @@ pub fn run(command: &mut Command) -> Result<String> {
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
-/// A command that is ended when it takes longer than five minutes, which a stalled mirror does.
+/// Returns a command that is killed after five minutes, for example if a mirror stalls.
 pub fn limited(program: &str) -> Command {
     let mut command = Command::new("timeout");
     command.args(["--kill-after=5", "300", program]);
     command
 }
 
-/// The version of `package` that apt would install here.
+/// Returns the version of `package` that apt would install here.
 pub fn candidate(package: &str) -> Result<String> {
     Suite::of_this_machine().candidate(package)
 }
 
-/// The first dependency of `package`: what a metapackage stands for.
+/// Returns the first dependency of `package`, which is the package behind a metapackage.
 pub fn first_dependency(package: &str) -> Result<String> {
     Suite::of_this_machine().first_dependency(package)
 }
 
-/// Downloads `package` into `dir` and unpacks it there; gives the tree.
+/// Downloads `package` into `dir`, unpacks it there and returns the tree.
 pub fn unpack(package: &str, dir: &Path) -> Result<PathBuf> {
     Suite::of_this_machine().unpack(package, dir)
 }
 
-/// Where packages come from: options of apt's.
+/// Package sources, as options of apt.
 pub struct Suite(Vec<String>);
 
 impl Suite {
-    /// The sources that this machine is configured for.
+    /// Returns the sources that this machine is configured for.
     pub fn of_this_machine() -> Self {
         Self(Vec::new())
     }
 
-    /// Debian 11, with lists of our own, fetched once. Its packages move from the mirrors to the archive some day.
+    /// Returns Debian 11 with our own package lists, which are fetched once. Its packages will move
+    /// from the mirrors to the archive.
     pub fn bullseye() -> Result<Self> {
         const MIRRORS: [&[&str]; 2] = [
             &["deb.debian.org/debian bullseye main", "deb.debian.org/debian-security bullseye-security main"],
@@ -63,7 +64,7 @@ impl Suite {
                     format!("deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] http://{line}\n")
                 };
                 std::fs::write(dir.join("sources.list"), mirror.iter().map(source).collect::<String>())?;
-                // An archive's lists are past their date.
+                // The lists of an archive have expired.
                 let strict =
                     ["-o", "APT::Update::Error-Mode=any", "-o", "Acquire::Check-Valid-Until=false", "-q"];
                 let update = run(limited("apt-get").args(&Self::in_folder(dir).0).args(strict).arg("update"));
@@ -92,7 +93,7 @@ impl Suite {
         Self(options.into_iter().flat_map(|option| ["-o".to_owned(), option]).collect())
     }
 
-    /// The version of `package` that apt would install.
+    /// Returns the version of `package` that apt would install.
     pub fn candidate(&self, package: &str) -> Result<String> {
         let policy = run(self.command("apt-cache").args(["policy", package]))?;
         let version = policy.lines().find_map(|line| line.trim().strip_prefix("Candidate: "));
@@ -102,18 +103,18 @@ impl Suite {
         }
     }
 
-    /// The first dependency of `package`: what a metapackage stands for.
+    /// Returns the first dependency of `package`, which is the package behind a metapackage.
     pub fn first_dependency(&self, package: &str) -> Result<String> {
         let depends = run(self.command("apt-cache").args(["depends", package]))?;
         let dependency = depends.lines().find_map(|line| line.trim().strip_prefix("Depends: "));
         Ok(dependency.with_context(|| format!("{package} depends on nothing: {depends}"))?.to_owned())
     }
 
-    /// Downloads `package` into `dir` and unpacks it there; gives the tree.
+    /// Downloads `package` into `dir`, unpacks it there and returns the tree.
     pub fn unpack(&self, package: &str, dir: &Path) -> Result<PathBuf> {
         let tree = dir.join(package);
         std::fs::create_dir(&tree).with_context(|| format!("create {}", tree.display()))?;
-        // The sandbox user of apt may not write here, and says so at length.
+        // apt's sandbox user cannot write here and reports it at length.
         let sandbox = ["-o", "APT::Sandbox::User=root", "-q"];
         run(limited("apt-get").args(&self.0).args(sandbox).args(["download", package]).current_dir(&tree))?;
         let archive = std::fs::read_dir(&tree)?

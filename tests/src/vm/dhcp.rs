@@ -14,18 +14,18 @@ use crate::topology::Network;
 
 const START: Duration = Duration::from_mins(1);
 
-/// A running DHCP server. Dropped, it is killed.
+/// A running DHCP server. It is killed on drop.
 pub struct Dhcp {
     process: Child,
 }
 
 impl Dhcp {
-    /// Serves the port its address and, by option 121, the network's gateway as next hop to everything and to
-    /// 169.254.169.254, from now on and from inside `netns`, whose `eth0` is in the network with an address of its
-    /// own.
+    /// Offers the port its address and, with option 121, routes through the network's gateway, also
+    /// to 169.254.169.254. It runs in `netns`, whose `eth0` must be on the network with its own
+    /// address.
     ///
     /// # Errors
-    /// When dnsmasq cannot be started or does not come up; the error holds its log.
+    /// Returns dnsmasq's log if it does not start.
     pub fn serve(netns: &Netns, network: &Network, port: &Port) -> Result<Self> {
         let &Network { gateway, prefix, .. } = network;
         let mac = port.mac;
@@ -65,7 +65,7 @@ impl Dhcp {
         let mut said = String::new();
         loop {
             match lines.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
-                // The last step of its start: the sockets are bound by then.
+                // The last step of its start, after the sockets are bound.
                 Ok(line) if line.contains("static leases only") => return Ok(server),
                 Ok(line) => said.extend([&line, "\n"]),
                 Err(RecvTimeoutError::Disconnected) => bail!("dnsmasq ended:\n{said}"),
@@ -77,7 +77,7 @@ impl Dhcp {
 
 impl Drop for Dhcp {
     fn drop(&mut self) {
-        // Both fail only when it has ended already.
+        // Both fail only if it has already exited.
         let _ = self.process.kill();
         let _ = self.process.wait();
     }

@@ -1,10 +1,11 @@
-//! A domain as libvirt keeps it under `/run/libvirt/qemu` while it runs: its root, Nova's metadata, one interface.
+//! A running domain as libvirt keeps it in `/run/libvirt/qemu`: its root, Nova's metadata, one
+//! interface.
 
 use std::net::IpAddr;
 
 use crate::port::Port;
 
-/// The file's text for an instance with one port.
+/// Returns the file's text for an instance with one port.
 #[must_use]
 pub fn domain_xml(port: &Port) -> String {
     let Port { id, instance, project, mac, .. } = port;

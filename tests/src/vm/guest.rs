@@ -1,7 +1,8 @@
-//! What every guest boots: Debian's cloud kernel as plain ELF, and an initramfs of busybox, the virtio modules and
-//! `tests/vm/init`.
+//! The kernel and initramfs of every guest: Debian's cloud kernel as plain ELF, and an initramfs
+//! with busybox, the virtio modules and `tests/vm/init`.
 //!
-//! The kernel is decompressed here, once, because the emulated processor would spend seconds on it at each boot.
+//! The kernel is decompressed here once, because the emulated processor would need seconds for it
+//! at each boot.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -15,10 +16,10 @@ use super::debian;
 
 const INIT: &str = include_str!("../../vm/init");
 const FETCH: &str = include_str!("../../vm/fetch");
-/// Grows when this file changes what it builds.
+/// To be incremented when this file changes the result.
 const RECIPE: &str = "2";
 
-/// In the order of loading: each needs only those before it.
+/// In load order: each depends only on earlier ones.
 const MODULES: &[&str] = &[
     "drivers/virtio/virtio_ring",
     "drivers/virtio/virtio",
@@ -43,7 +44,7 @@ pub struct Kernel {
 }
 
 impl Kernel {
-    /// Takes both from the cache, or builds them.
+    /// Returns both from the cache, or builds them.
     pub fn prepare() -> Result<Self> {
         let package = debian::first_dependency("linux-image-cloud-amd64")?;
         let key = Key::new().with(RECIPE).with(INIT).with(FETCH);
@@ -87,11 +88,11 @@ fn initramfs(modules: &Path, busybox: &Path) -> Result<Vec<u8>> {
     Ok(archive.finish())
 }
 
-/// Takes the ELF kernel out of a bzImage (Documentation/arch/x86/boot.rst: `setup_sects`, `payload_offset`,
-/// `payload_length`; the payload ends with the size of what it unpacks to).
+/// Extracts the ELF kernel from a bzImage (Documentation/arch/x86/boot.rst: `setup_sects`,
+/// `payload_offset`, `payload_length`). The payload ends with its unpacked size.
 fn decompress(bzimage: &Path, vmlinux: &Path) -> Result<()> {
     let image = read(bzimage)?;
-    let fault = || format!("{} is no bzImage with a payload", bzimage.display());
+    let fault = || format!("{} is not a bzImage with a payload", bzimage.display());
     let word = |at: usize| {
         let bytes = image.get(at..at + 4).and_then(|bytes| bytes.try_into().ok()).with_context(fault)?;
         usize::try_from(u32::from_le_bytes(bytes)).with_context(fault)

@@ -1,4 +1,4 @@
-//! Hexadecimal: what guests wrap their output in, so that nothing in it can end a line.
+//! Hexadecimal, in which guests encode their output, so that nothing in it can end a line.
 
 use std::fmt::Write as _;
 
@@ -10,7 +10,7 @@ pub fn encode(bytes: &[u8]) -> String {
     text
 }
 
-/// `None` when `text` is not pairs of hexadecimal digits.
+/// Returns `None` if `text` does not consist of pairs of hexadecimal digits.
 pub fn decode(text: &str) -> Option<Vec<u8>> {
     let (pairs, rest) = text.as_bytes().as_chunks::<2>();
     let digit = |byte: u8| char::from(byte).to_digit(16).and_then(|digit| u8::try_from(digit).ok());
@@ -25,7 +25,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_encoded_decodes() {
+    fn decoding_reverses_encoding() {
         let bytes: Vec<u8> = (0..=255).collect();
         assert_eq!(encode(&[0, 0xa5]), "00a5");
         assert_eq!(decode(&encode(&bytes)), Some(bytes));

@@ -1,8 +1,9 @@
-//! Kernels that the programs must load on: Debian's own packages, booted without a disk or a network card to run the test
-//! program that asks for it, inside.
+//! Kernels on which the programs must load: Debian's own packages, booted without a disk or a
+//! network card to run the calling test program inside.
 //!
-//! Debian 12 offers 6.1 and 6.12. 5.10, the oldest that has `bpf_redirect_peer`, is of Debian 11: its packages are looked
-//! up in lists of our own, and the machine's package sources stay as they are.
+//! Debian 12 provides 6.1 and 6.12. Linux 5.10, the oldest with `bpf_redirect_peer`, is from Debian
+//! 11. Its packages are looked up in separate lists, and the machine's package sources stay
+//! unchanged.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -20,10 +21,10 @@ use super::qemu::{Machine, Qemu};
 use crate::agent;
 
 const INIT: &str = include_str!("../../vm/kernel-init");
-/// Grows when this file changes what it builds.
+/// To be incremented when this file changes the result.
 const RECIPE: &str = "1";
 
-/// In the order of loading: each needs only those before it.
+/// In load order: each depends only on earlier ones.
 const MODULES: &[&str] = &[
     "net/llc/llc",
     "net/802/stp",
@@ -37,20 +38,19 @@ const MODULES: &[&str] = &[
 /// Programs of this machine that the rig runs.
 const TOOLS: &[&str] = &["/usr/sbin/ip", "/usr/sbin/ethtool", "/usr/bin/nsenter"];
 
-/// Emulated, on a machine whose cores are busy.
+/// Emulated, on a machine with busy cores.
 const RUN: Duration = Duration::from_mins(4);
 
-/// A kernel under test.
 pub struct KernelUnderTest {
     kernel: Kernel,
     package: String,
 }
 
 impl KernelUnderTest {
-    /// What `metapackage` of Debian 12 stands for, or, with `bullseye`, of Debian 11.
+    /// Prepares the kernel of a metapackage of Debian 12 or, with `bullseye`, of Debian 11.
     ///
     /// # Errors
-    /// When the package cannot be had.
+    /// Returns an error if the package cannot be downloaded.
     pub fn prepare(metapackage: &str, bullseye: bool) -> Result<Self> {
         let suite = if bullseye { Suite::bullseye()? } else { Suite::of_this_machine() };
         let package = suite.first_dependency(metapackage)?;
@@ -61,14 +61,15 @@ impl KernelUnderTest {
         Ok(Self { kernel, package })
     }
 
-    /// Boots it, runs this very test program there with these arguments, and gives what it said. All of it is kept in
-    /// `target/vm-kernels` too, with the verifier's log where a program was refused.
+    /// Boots the kernel, runs the current test program inside with these arguments, and returns its
+    /// output. The output is also kept in `target/vm-kernels`, with the verifier's log for a
+    /// rejected program.
     ///
     /// # Errors
-    /// When the program fails there, or takes longer than four minutes.
+    /// Returns an error if the program fails or takes longer than four minutes.
     pub fn run_this_test(&self, arguments: &str) -> Result<String> {
         let work = tempfile::tempdir().context("create a directory for the initramfs")?;
-        // An initramfs may be of several archives.
+        // An initramfs may consist of several archives.
         let mut image = read(&self.kernel.initramfs)?;
         image.extend(rig(work.path(), arguments)?);
         let initramfs = work.path().join("initramfs");
@@ -128,7 +129,7 @@ fn build(suite: &Suite, package: &str, dir: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Since 6.11 Debian compresses modules.
+/// Debian compresses modules since 6.11.
 fn read_module(file: &Path) -> Result<Vec<u8>> {
     if file.exists() {
         return read(file);
@@ -138,7 +139,8 @@ fn read_module(file: &Path) -> Result<Vec<u8>> {
     read(file)
 }
 
-/// The second archive: this program, the agent, what both run, and the libraries that the loader finds for them.
+/// Builds the second archive: this program, the agent, the tools that both run, and the libraries
+/// that the loader finds for them.
 fn rig(work: &Path, arguments: &str) -> Result<Vec<u8>> {
     let mut archive = Archive::default();
     let mut folders = Vec::new();
@@ -177,11 +179,11 @@ fn rig(work: &Path, arguments: &str) -> Result<Vec<u8>> {
 }
 
 fn name_of(path: &Path) -> Result<String> {
-    let name = path.to_str().with_context(|| format!("{} is no text", path.display()))?;
+    let name = path.to_str().with_context(|| format!("{} is not UTF-8", path.display()))?;
     Ok(name.trim_start_matches('/').to_owned())
 }
 
-/// The paths that `ldd` names: libraries, and the loader itself.
+/// Returns the paths that `ldd` lists: libraries and the loader itself.
 fn libraries_of(program: &Path) -> Result<Vec<PathBuf>> {
     let said = debian::run(Command::new("ldd").arg(program))?;
     let paths = said.split_whitespace().filter(|word| word.starts_with('/'));

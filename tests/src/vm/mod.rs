@@ -1,15 +1,14 @@
-//! Real guests: qemu without KVM, on a tap of the rig's host, plugged into a network as Nova plugs one.
+//! Real guests: qemu without KVM, on a tap of the rig's host, plugged into a network as by Nova.
 //!
-//! * [`SmallVm`]: a kernel and busybox, up in two seconds, which runs shell text and fetches paths on request.
-//! * [`CloudVm`]: Debian with cloud-init, which boots once, reports what it took from the metadata service and
-//!   powers off.
-//! * [`Dhcp`]: what gives the latter its address and its route.
+//! * [`SmallVm`]: a kernel and busybox, up in two seconds, which runs shell text and fetches paths.
+//! * [`CloudVm`]: Debian with cloud-init, which boots, reports its configuration and powers off.
+//! * [`Dhcp`]: provides the address and the route of the latter.
 //! * [`KernelUnderTest`]: another kernel, which runs a test program inside.
-//! * [`domain_xml`]: what libvirt would write about one.
+//! * [`domain_xml`]: libvirt's file of a guest.
 //!
-//! Guests know nothing of who answers at 169.254.169.254. Everything here blocks; from async code, call it on a
-//! blocking thread. Every wait has a deadline, every process ends with its owner, and what the guest said on its
-//! console is part of every error.
+//! Guests do not know which service responds at 169.254.169.254. Everything here blocks; async code
+//! must call it on a blocking thread. Every wait has a deadline, every process ends with its owner,
+//! and errors contain the guest's console output.
 
 pub(crate) mod cache;
 mod cloud;
@@ -33,7 +32,7 @@ pub use small::{Answer, SmallVm, numbered_lines};
 /// Builds the images of both kinds of guest, so that no test spends its deadline on it.
 ///
 /// # Errors
-/// When a package cannot be had or a tool is missing or fails.
+/// Returns an error if a package cannot be downloaded, or a tool is missing or fails.
 pub fn prepare() -> anyhow::Result<()> {
     guest::Kernel::prepare()?;
     cloud::root_image()?;

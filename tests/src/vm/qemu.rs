@@ -1,5 +1,6 @@
-//! One qemu process: an emulated machine with a tap device and two serial lines. The first is the console and goes
-//! to a file; the second is qemu's own standard input and output, and carries what the guest has to say.
+//! A qemu process: an emulated machine with a tap device and two serial lines. The first is the
+//! console and goes to a file. The second is qemu's standard input and output and carries the
+//! guest's data.
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, Write};
@@ -16,16 +17,16 @@ use super::guest::Kernel;
 use crate::port::Port;
 use crate::topology::{Host, Network};
 
-/// What guest and host leave to the device: partial checksums and frames beyond the MTU.
+/// The work that guest and host leave to the device: partial checksums and frames beyond the MTU.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Offloads {
-    /// All that virtio-net has, with a vnet header on the tap.
+    /// All offloads of virtio-net, with a vnet header on the tap.
     On,
-    /// None, and no vnet header: whole checksums, frames of one MTU.
+    /// None, and no vnet header: complete checksums, frames of one MTU.
     Off,
 }
 
-/// The guest's network device, and the tap at its other end.
+/// The guest's network device and the tap at its other end.
 #[derive(Clone, Debug)]
 pub struct Nic {
     host: Host,
@@ -35,7 +36,7 @@ pub struct Nic {
 }
 
 impl Nic {
-    /// Makes the port's tap and puts it into the network's bridge. It goes with the host.
+    /// Creates the port's tap and adds it to the network's bridge. It is removed with the host.
     pub fn plug(network: &Network, port: &Port, offloads: Offloads) -> Self {
         let (host, tap) = (network.host().clone(), port.tap());
         host.tap(&tap);
@@ -70,16 +71,16 @@ impl Nic {
     }
 }
 
-/// What else makes the machine.
+/// The other parameters of the machine.
 pub struct Machine<'a> {
     pub memory_mib: u32,
-    /// Added to the kernel's command line.
+    /// Additions to the kernel's command line.
     pub boot: &'a str,
-    /// Added to qemu's.
+    /// Additions to qemu's command line.
     pub extra: &'a [String],
 }
 
-/// A running guest. Dropped, it is killed.
+/// A running guest. It is killed on drop.
 pub struct Qemu {
     process: Child,
     input: ChildStdin,
@@ -88,7 +89,7 @@ pub struct Qemu {
 }
 
 impl Qemu {
-    /// With `nic` it runs in the namespace of the tap.
+    /// Starts a guest. With `nic` it runs in the namespace of the tap.
     pub fn start(kernel: &Kernel, nic: Option<&Nic>, machine: &Machine<'_>) -> Result<Self> {
         let logs = tempfile::tempdir().context("create a directory for the guest's logs")?;
         let errors = File::create(logs.path().join("qemu")).context("create qemu's log")?;
@@ -136,7 +137,7 @@ impl Qemu {
         Ok(Self { process, input, lines, logs })
     }
 
-    /// The next line that the guest says; `None` when it has powered off.
+    /// Returns the guest's next line, or `None` after it has powered off.
     pub fn line(&self, deadline: Instant) -> Result<Option<String>> {
         match self.lines.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
             Ok(line) => Ok(Some(line)),
@@ -145,13 +146,13 @@ impl Qemu {
         }
     }
 
-    /// Says a line to the guest.
+    /// Sends a line to the guest.
     pub fn say(&mut self, line: &str) -> Result<()> {
         let said = writeln!(self.input, "{line}").and_then(|()| self.input.flush());
         said.map_err(|error| self.fault(&format!("the guest does not listen: {error}")))
     }
 
-    /// An error that shows what guest and qemu said of late.
+    /// Returns an error with the recent output of guest and qemu.
     pub fn fault(&self, what: &str) -> Error {
         let tail = |name: &str| tail(&self.logs.path().join(name));
         anyhow!("{what}\n-- qemu --\n{}\n-- the guest's console --\n{}", tail("qemu"), tail("console"))
@@ -160,7 +161,7 @@ impl Qemu {
 
 impl Drop for Qemu {
     fn drop(&mut self) {
-        // Both fail only when it has ended already.
+        // Both fail only if it has already exited.
         let _ = self.process.kill();
         let _ = self.process.wait();
     }

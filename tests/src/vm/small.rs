@@ -1,4 +1,5 @@
-//! A guest of kernel and busybox that does what it is told: `tests/vm/init` is its side of the conversation.
+//! A guest with kernel and busybox that executes requests. `tests/vm/init` is the other side of the
+//! protocol.
 
 use std::time::{Duration, Instant};
 
@@ -12,41 +13,41 @@ use crate::port::Port;
 use crate::topology::{Network, NextHop};
 
 const BOOT: Duration = Duration::from_mins(3);
-/// Above the limit that `tests/vm/fetch` sets itself, so that its own words come first.
+/// Longer than the limit in `tests/vm/fetch`, so that its own error comes first.
 const TASK: Duration = Duration::from_mins(4);
 
 /// `VIRTIO_NET_F_CSUM`, `_GUEST_CSUM`, `_GUEST_TSO4`, `_HOST_TSO4` (virtio 1.1, 5.1.3).
 const OFFLOAD_BITS: [usize; 4] = [0, 1, 7, 11];
 
-/// What the metadata service answered.
+/// A response of the metadata service.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Answer {
-    /// The HTTP status.
     pub status: u16,
-    /// Bytes of the body; busybox keeps none of an error's.
+    /// The length of the body. busybox does not keep the body of an error.
     pub length: u64,
-    /// SHA-256 of the body, in hexadecimal.
+    /// SHA-256 of the body in hexadecimal.
     pub sha256: String,
 }
 
 impl Answer {
-    /// The answer that a guest gets when the body arrives as it is.
+    /// Returns the response that a guest reports if this body arrives unchanged.
     #[must_use]
     pub fn new(status: u16, body: &[u8]) -> Self {
         Self { status, length: body.len() as u64, sha256: hex::encode(&Sha256::digest(body)) }
     }
 }
 
-/// A small guest, up and waiting for requests.
+/// A small guest that is up and waits for requests.
 pub struct SmallVm {
     qemu: Qemu,
 }
 
 impl SmallVm {
-    /// Boots a guest on a port of its own and waits until it listens.
+    /// Boots a guest on its own port and waits until it listens.
     ///
     /// # Errors
-    /// When the port has no IPv4 address, the images cannot be built or the guest does not come up within a minute.
+    /// Returns an error if the port does not have an IPv4 address, the images cannot be built or
+    /// the guest does not come up within a minute.
     pub fn boot(network: &Network, port: &Port, offloads: Offloads, next_hop: NextHop) -> Result<Self> {
         let address = port.ipv4().context("a small guest is configured for IPv4")?;
         let gateway = match next_hop {
@@ -67,10 +68,10 @@ impl SmallVm {
         }
     }
 
-    /// Runs one line of shell text in the guest and gives what it wrote.
+    /// Runs one line of shell text in the guest and returns its output.
     ///
     /// # Errors
-    /// When it exits with another code than 0 or takes longer than 90 s.
+    /// Returns an error if it exits with a code other than 0 or takes longer than 90 s.
     pub fn run(&mut self, script: &str) -> Result<String> {
         ensure!(!script.contains('\n'), "`{script}` is more than one line");
         self.qemu.say(script)?;
@@ -86,10 +87,10 @@ impl SmallVm {
         if code == "0" { Ok(output) } else { Err(fault(&format!("exit code {code}: {output}"))) }
     }
 
-    /// The offloads that the guest's driver and the device agreed upon.
+    /// Returns the offloads that the guest's driver and the device have negotiated.
     ///
     /// # Errors
-    /// When they agreed upon some of them only.
+    /// Returns an error if they have negotiated only some of them.
     pub fn offloads(&mut self) -> Result<Offloads> {
         let features = self.run("cat /sys/bus/virtio/devices/virtio0/features")?;
         let agreed = OFFLOAD_BITS.map(|bit| features.as_bytes().get(bit) == Some(&b'1'));
@@ -100,10 +101,10 @@ impl SmallVm {
         }
     }
 
-    /// Asks the metadata service for `path`.
+    /// Requests `path` from the metadata service.
     ///
     /// # Errors
-    /// When there is no whole answer. An error status is an answer.
+    /// Returns an error if the response is incomplete. An error status is a response.
     pub fn get(&mut self, path: &str) -> Result<Answer> {
         let output = self.run(&format!("fetch '{path}'"))?;
         parse(&output).with_context(|| format!("GET {path} gave `{output}`"))
@@ -112,7 +113,7 @@ impl SmallVm {
     /// Posts the first `length` bytes of [`numbered_lines`] to `path`.
     ///
     /// # Errors
-    /// As [`Self::get`].
+    /// Returns the errors of [`Self::get`].
     pub fn post(&mut self, path: &str, length: usize) -> Result<Answer> {
         let script =
             format!("seq {length} | head -c {length} >/tmp/post; fetch '{path}' --post-file /tmp/post");
@@ -128,8 +129,8 @@ fn parse(output: &str) -> Option<Answer> {
     Some(Answer { status, length, sha256: words.next()?.to_owned() })
 }
 
-/// "1\n2\n3\n..." cut to `length` bytes: what [`SmallVm::post`] sends. No part of it occurs twice at a distance that
-/// a lost or doubled segment could hide.
+/// Returns "1\n2\n3\n..." cut to `length` bytes, which [`SmallVm::post`] sends. No part repeats at
+/// a distance at which a lost or doubled segment would go unnoticed.
 pub fn numbered_lines(length: usize) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(length + 8);
     for number in 1.. {
@@ -153,7 +154,7 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_has_three_words() {
+    fn an_answer_line_has_three_words() {
         let answer = parse("404 0 e3b0\n").unwrap();
         assert_eq!(answer, Answer { status: 404, length: 0, sha256: "e3b0".to_owned() });
         assert_eq!(parse("404 0"), None);

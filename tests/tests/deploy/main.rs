@@ -1,4 +1,5 @@
-//! What an operator deploys: the unit, the DaemonSet and the image, checked by the tools that will read them.
+//! The deployment files: the unit, the DaemonSet and the image, checked with the tools that read
+//! them.
 
 #![expect(clippy::unwrap_used, reason = "a helper that fails, fails its test")]
 
@@ -20,10 +21,11 @@ use metadata_tests::{Agent, Guest, Host, HostState, Instance, NovaStandIn, agent
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-/// The oldest version whose pods can name an AppArmor profile, and the newest that the checker knows.
+/// The oldest version whose pods can name an AppArmor profile, and the newest that the validator
+/// knows.
 const KUBERNETES: [&str; 2] = ["1.30", "1.37"];
 
-/// Options that give a service a mount namespace of its own (systemd.exec(5)).
+/// Options that give a service its own mount namespace (systemd.exec(5)).
 const MOUNT_NAMESPACE: [&str; 28] = [
     "BindPaths",
     "BindReadOnlyPaths",
@@ -60,10 +62,10 @@ fn unit() -> String {
 }
 
 #[test]
-fn systemd_understands_the_unit() {
+fn systemd_accepts_the_unit() {
     let folder = tempfile::tempdir().unwrap();
     let copy = folder.path().join("metadata-agent.service");
-    // systemd looks whether the program exists, and the agent is not installed here.
+    // systemd checks that the program exists, and the agent is not installed here.
     let text = unit();
     assert!(text.contains("ExecStart=/usr/bin/metadata-agent run\n"));
     fs::write(&copy, text.replace("/usr/bin/metadata-agent", "/bin/true")).unwrap();
@@ -74,7 +76,7 @@ fn systemd_understands_the_unit() {
             .output()
             .unwrap();
         let said = String::from_utf8_lossy(&output.stderr).into_owned();
-        // Other units of the machine are none of our business.
+        // Ignore other units of the machine.
         let ours: Vec<_> = said.lines().filter(|line| line.contains("metadata-agent.service")).collect();
         (output.status.success(), ours.join("\n"))
     };
@@ -93,7 +95,7 @@ fn the_unit_stays_in_the_hosts_mount_namespace() {
 }
 
 #[test]
-fn unit_and_daemonset_grant_what_the_agent_checks_for() {
+fn unit_and_daemonset_grant_what_check_requires() {
     let wanted: BTreeSet<_> = capabilities::TO_RUN.map(|(capability, _)| capability.to_string()).into();
     let unit = unit();
     let of_unit = unit_settings(&unit).filter(|(name, _)| *name == "CapabilityBoundingSet");
@@ -124,7 +126,7 @@ fn kubernetes_accepts_the_daemonset() {
     assert!(!validate(&broken, KUBERNETES[0]).status.success(), "the check notices an unknown field");
 }
 
-/// What the container's host has, and whom its agent serves.
+/// The container's host and the guest that its agent serves.
 struct Node {
     host: Host,
     guest: Guest,
@@ -141,12 +143,12 @@ impl Node {
         let (_, secret) =
             manifest.secret["secret.ini"].split_once("metadata_proxy_shared_secret = ").unwrap();
         let nova = NovaStandIn::start_with(host.netns(), ([127, 0, 0, 1], 0).into(), secret.trim());
-        nova.add(Instance::of(&guest.port));
+        nova.add(Instance::from_port(&guest.port));
         let libvirt = volume_folder(&host, "libvirt").join("qemu");
         fs::create_dir(&libvirt).unwrap();
         fs::write(libvirt.join("instance-00000001.xml"), domain_xml(&guest.port)).unwrap();
         let options = BTreeMap::from([
-            // A name, so that resolving it is part of the test.
+            // A name, so that its resolution is part of the test.
             ("nova_metadata_host", "localhost".to_owned()),
             ("nova_metadata_port", nova.address().port().to_string()),
             ("guest_link_kinds", "veth".to_owned()),
@@ -168,13 +170,13 @@ impl Node {
 
 impl Drop for Node {
     fn drop(&mut self) {
-        // What a container that was killed leaves of its portal. Mostly there is nothing.
+        // Leftovers of the portal of a killed container. Usually there are none.
         let _ = fs::remove_file(Path::new(netns::DIRECTORY).join(&self.options["portal_namespace"]));
     }
 }
 
 #[test]
-fn the_container_serves_guests_with_the_daemonsets_rights_and_leaves_no_trace() {
+fn the_daemonsets_container_serves_and_leaves_nothing_behind() {
     let image = Image::build("serves");
     let node = Node::new();
     let before = HostState::capture(&node.host);
@@ -263,7 +265,7 @@ fn the_agent_serves_with_the_system_calls_of_the_unit() {
     assert!(container.output().contains("Operation not permitted"), "{}", container.output());
 }
 
-/// An image that goes with the test.
+/// An image that is removed at the end of the test.
 struct Image {
     tag: String,
 }
@@ -278,13 +280,13 @@ impl Image {
 
 impl Drop for Image {
     fn drop(&mut self) {
-        // A failed test is unwinding here: no second panic.
+        // A failed test is unwinding here and must not panic again.
         let _ = Command::new("podman").args(["rmi", "--force", &self.tag]).output();
     }
 }
 
 #[test]
-fn systemd_is_told_of_start_life_and_stop() {
+fn systemd_is_notified_of_start_watchdog_and_stop() {
     let host = Host::new();
     let nova = NovaStandIn::start(host.netns());
     let agent = Agent::on(&host, &nova).install();
@@ -308,7 +310,7 @@ fn systemd_is_told_of_start_life_and_stop() {
         assert_eq!(hear().trim_end(), "WATCHDOG=1");
     }
     service.signal(Signal::SIGTERM);
-    wait::until("systemd is told of the stop", PATIENCE, || {
+    wait::until("systemd is notified of the stop", PATIENCE, || {
         let message = hear();
         assert!(["WATCHDOG=1", "STOPPING=1"].contains(&message.trim_end()), "{message}");
         (message.trim_end() == "STOPPING=1").then_some(())
@@ -316,7 +318,7 @@ fn systemd_is_told_of_start_life_and_stop() {
     assert!(service.0.wait().unwrap().success());
 }
 
-/// A process that ends with the test.
+/// A process that is killed at the end of the test.
 struct Service(Child);
 
 impl Service {
@@ -327,15 +329,15 @@ impl Service {
 
 impl Drop for Service {
     fn drop(&mut self) {
-        // Both fail only when it has ended already.
+        // Both fail only if it has already exited.
         let _ = self.0.kill();
         let _ = self.0.wait();
     }
 }
 
-/// `BLESS=1` writes the file anew.
+/// `BLESS=1` rewrites the file.
 #[test]
-fn the_sample_configuration_is_the_agents_table_of_options() {
+fn the_sample_configuration_matches_the_table_of_options() {
     let place = deploy_dir().join("metadata-agent.conf");
     let wanted = sample_configuration();
     if std::env::var_os("BLESS").is_some() {

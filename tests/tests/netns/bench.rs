@@ -1,4 +1,5 @@
-//! The bench itself works: every peer that is here starts, is measured for a moment, and stops without a trace.
+//! The bench itself: every available peer starts, is measured for a moment, and stops without
+//! leaving a trace.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -12,7 +13,7 @@ use nix::unistd::Pid;
 use serde_json::Value;
 use tempfile::TempDir;
 
-/// Runs it to its end, and sees that nothing is left of it.
+/// Runs the bench to its end and checks that nothing is left of it.
 fn bench(args: &[&str]) -> Output {
     wait_for(start(args))
 }
@@ -33,11 +34,11 @@ fn wait_for(bench: Child) -> Output {
     let its_own = format!("mt{}-", bench.id());
     let output = bench.wait_with_output().expect("wait for the bench");
     let left: Vec<_> = netns::names().into_iter().filter(|name| name.starts_with(&its_own)).collect();
-    assert_eq!(left, [""; 0], "{}", told(&output));
+    assert_eq!(left, [""; 0], "{}", text_of(&output));
     output
 }
 
-fn told(output: &Output) -> String {
+fn text_of(output: &Output) -> String {
     format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
 }
 
@@ -50,15 +51,15 @@ fn runs(folder: &TempDir) -> Vec<Value> {
     results(folder.path())["runs"].as_array().expect("runs").clone()
 }
 
-/// Those that need nothing beyond what a test needs.
+/// Peers that need no more than the tests do.
 const PEERS: &str = "direct,haproxy,host-haproxy,ours,neutron-agent,ovn";
 
 #[test]
-fn a_rehearsal_measures_every_peer_and_leaves_a_report() {
+fn a_rehearsal_measures_every_peer_and_writes_a_report() {
     let folder = tempfile::tempdir().expect("a folder");
     let out = folder.path().display().to_string();
     let output = bench(&["--rehearse", "--peers", PEERS, "--out", &out]);
-    assert!(output.status.success(), "{}", told(&output));
+    assert!(output.status.success(), "{}", text_of(&output));
     let runs = runs(&folder);
     for (workload, peers) in [
         ("requests", &["direct", "haproxy", "host-haproxy, 4 instances", "ours", "ours, 5 more ports"][..]),
@@ -71,11 +72,11 @@ fn a_rehearsal_measures_every_peer_and_leaves_a_report() {
             assert!(
                 runs.iter().any(|run| run["workload"] == workload && run["peer"] == *peer),
                 "{workload} of {peer}: {}",
-                told(&output)
+                text_of(&output)
             );
         }
     }
-    // Neutron's agents have short queues, and may well fail at this.
+    // Neutron's agents have short queues and may fail.
     let neutrons = ["neutron-agent (RPC replaced)", "ovn"];
     for run in runs.iter().filter(|run| !neutrons.contains(&run["peer"].as_str().unwrap_or(""))) {
         assert_eq!(run["failed"], 0, "{run}");
@@ -87,14 +88,14 @@ fn a_rehearsal_measures_every_peer_and_leaves_a_report() {
     assert!(page.contains("<svg") && page.ends_with("</html>\n"));
     let compared = bench(&["compare", &out, &out]);
     assert!(
-        compared.status.success() && !told(&compared).contains("beyond the noise:"),
+        compared.status.success() && !text_of(&compared).contains("beyond the noise:"),
         "{}",
-        told(&compared)
+        text_of(&compared)
     );
 }
 
 #[test]
-fn an_interrupted_bench_leaves_no_trace() {
+fn an_interrupted_bench_leaves_nothing_behind() {
     let folder = tempfile::tempdir().expect("a folder");
     let out = folder.path().join("report");
     let bench = start(&[
@@ -112,12 +113,12 @@ fn an_interrupted_bench_leaves_no_trace() {
     });
     kill(Pid::from_raw(bench.id().cast_signed()), Signal::SIGINT).expect("interrupt the bench");
     let output = wait_for(bench);
-    assert_eq!(output.status.code(), Some(1), "{}", told(&output));
-    assert!(told(&output).contains("interrupted: no report") && !out.exists(), "{}", told(&output));
+    assert_eq!(output.status.code(), Some(1), "{}", text_of(&output));
+    assert!(text_of(&output).contains("interrupted: no report") && !out.exists(), "{}", text_of(&output));
 }
 
 #[test]
-fn a_peer_that_is_not_installed_is_absent_with_the_reason() {
+fn a_peer_that_is_not_installed_is_reported_absent() {
     let folder = tempfile::tempdir().expect("a folder");
     let (programs, out) = (folder.path().join("programs"), folder.path().join("report"));
     fs::create_dir(&programs).expect("a folder for programs");
@@ -130,7 +131,7 @@ fn a_peer_that_is_not_installed_is_absent_with_the_reason() {
     let out_text = out.display().to_string();
     let args = ["--rehearse", "--peers", "direct,haproxy,legacy", "--out", &out_text];
     let output = wait_for(start_with(&args, &[("PATH", &programs)]));
-    assert!(output.status.success(), "{}", told(&output));
+    assert!(output.status.success(), "{}", text_of(&output));
     let results = results(&out);
     let absent: Vec<_> =
         results["absent"].as_array().expect("a list").iter().map(|one| &one["what"]).collect();
@@ -141,7 +142,7 @@ fn a_peer_that_is_not_installed_is_absent_with_the_reason() {
 }
 
 #[test]
-fn a_peer_that_nobody_knows_is_refused() {
+fn an_unknown_peer_is_refused() {
     let output = bench(&["--peers", "nobody"]);
-    assert_eq!(output.status.code(), Some(2), "{}", told(&output));
+    assert_eq!(output.status.code(), Some(2), "{}", text_of(&output));
 }

@@ -1,4 +1,5 @@
-//! The command line of the real binary: what it says, and its exit codes, which init systems and probes rely on.
+//! The command line of the real binary: its output, and the exit codes that init systems and probes
+//! rely on.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
@@ -6,15 +7,15 @@ use std::path::PathBuf;
 use std::process::{Command, Output};
 
 use metadata_agent::config::OPTIONS;
-use metadata_tests::{Agent, HostState, Mode, Twins, agent};
+use metadata_tests::{Agent, HostState, Mode, TwoTenants, agent};
 use serde_json::Value;
 use tempfile::TempDir;
 
 const COMMANDS: [&str; 4] = ["run", "check", "status", "detach"];
-/// What the agent is told to be content with.
+/// The capabilities that must be enough for the agent.
 const CAPABILITIES: [&str; 3] = ["sys_admin", "net_admin", "net_bind_service"];
 
-/// The binary without anything of this process's own configuration.
+/// Builds a command without any configuration of this process.
 fn command(arguments: &[&str]) -> Command {
     let mut command = Command::new(agent::binary());
     for option in OPTIONS {
@@ -37,7 +38,7 @@ fn config(text: &str) -> (TempDir, PathBuf) {
     (folder, file)
 }
 
-/// Findings of `check --json`: what is wrong, with the words about it.
+/// Returns the failed findings of `check --json`: their subjects and texts.
 fn missing(json: &str) -> Vec<(String, String)> {
     let findings: Vec<Value> = serde_json::from_str(json).expect("JSON");
     assert!(findings.len() >= 8, "{json}");
@@ -47,13 +48,13 @@ fn missing(json: &str) -> Vec<(String, String)> {
 }
 
 #[test]
-fn all_faults_of_a_configuration_are_told_at_once() {
+fn all_configuration_errors_are_reported_at_once() {
     let (_folder, file) = config(
         "[DEFAULT]\nnova_metadata_port = 123456\nnova_metadata_protocol = gopher\n\
          [metadata_agent]\nattach_mode = nailed\nthis is no option\nbpffs_dir = relative\n",
     );
     let file = file.display().to_string();
-    // `status` needs but one option, yet a file that it reads must be one.
+    // `status` needs only one option, but its file must still be valid.
     for subcommand in ["run", "check", "detach"] {
         let mut command = command(&[subcommand, "--config-file", &file, "--guest-link-kinds", "submarine"]);
         let (code, stdout, stderr) = output(command.env("METADATA_AGENT_DRAIN_TIMEOUT", "soon"));
@@ -77,8 +78,9 @@ fn all_faults_of_a_configuration_are_told_at_once() {
     assert!(stderr.contains("/nonexistent.ini"), "{stderr}");
 }
 
+/// Unknown options in files are ignored.
 #[test]
-fn flags_win_over_the_environment_and_that_over_files_in_which_unknown_options_are_nothing() {
+fn flags_override_environment_overrides_files() {
     let (_folder, file) = config(
         "[DEFAULT]\nnova_metadata_host = 127.0.0.3\nnova_metadata_port = 9\nno_such_option = 1\ncore_plugin = ml2\n\
          [no_such_section]\nnova_metadata_port = x\n",
@@ -89,7 +91,7 @@ fn flags_win_over_the_environment_and_that_over_files_in_which_unknown_options_a
         let (code, stdout, stderr) = output(command);
         assert_eq!(code, Some(1), "{stderr}");
         let wrong = missing(&stdout).into_iter().find(|(subject, _)| subject.starts_with("Nova"));
-        wrong.expect("nobody listens there").1.split(": ").next().expect("an endpoint").to_owned()
+        wrong.expect("no listener there").1.split(": ").next().expect("an endpoint").to_owned()
     };
     let by_env =
         |command: &mut Command| endpoint(command.env("METADATA_AGENT_NOVA_METADATA_HOST", "127.0.0.2"));
@@ -100,7 +102,7 @@ fn flags_win_over_the_environment_and_that_over_files_in_which_unknown_options_a
 }
 
 #[test]
-fn help_names_every_option_and_tells_the_truth() {
+fn help_lists_every_option_with_its_default() {
     for subcommand in COMMANDS {
         let (code, help, _) = output(&mut command(&[subcommand, "--help"]));
         assert_eq!(code, Some(0));
@@ -128,52 +130,54 @@ fn help_names_every_option_and_tells_the_truth() {
 }
 
 #[test]
-fn check_finds_nothing_missing_on_a_good_host_and_changes_nothing() {
-    let twins = Twins::new();
-    let agent = twins.agent().install();
-    let before = HostState::capture(&twins.host);
+fn check_passes_on_a_good_host_and_changes_nothing() {
+    let tenants = TwoTenants::new();
+    let agent = tenants.agent().install();
+    let before = HostState::capture(&tenants.host);
     let (code, stdout, stderr) = output(agent.command("check").arg("--json"));
     assert_eq!((code, missing(&stdout)), (Some(0), vec![]), "{stderr}");
     let (code, stdout, _) = output(&mut agent.command("check"));
     assert_eq!(code, Some(0), "{stdout}");
     assert!(stdout.lines().all(|line| line.starts_with("ok       ")), "{stdout}");
-    before.assert_same(&HostState::capture(&twins.host));
+    before.assert_same(&HostState::capture(&tenants.host));
 }
 
 #[test]
-fn check_names_all_that_is_missing_and_changes_nothing() {
-    let twins = Twins::new();
-    let elsewhere = twins.host.folder().join("pins");
-    let agent = twins.agent().set("metadata_agent", "bpffs_dir", &elsewhere.display().to_string()).install();
-    twins.nova.set_mode(Mode::Refuse);
-    let before = HostState::capture(&twins.host);
+fn check_names_everything_missing_and_changes_nothing() {
+    let tenants = TwoTenants::new();
+    let elsewhere = tenants.host.folder().join("pins");
+    let agent =
+        tenants.agent().set("metadata_agent", "bpffs_dir", &elsewhere.display().to_string()).install();
+    tenants.nova.set_mode(Mode::Refuse);
+    let before = HostState::capture(&tenants.host);
     let (code, stdout, stderr) = output(agent.command("check").arg("--json"));
     assert_eq!(code, Some(1), "{stderr}");
     let wrong = missing(&stdout);
     assert_eq!(wrong.len(), 2, "{wrong:?}");
     assert!(wrong[0].0 == "BPF file system" && wrong[0].1.contains("mount -t bpf"), "{wrong:?}");
-    let nova = format!("http://{}", twins.nova.address());
+    let nova = format!("http://{}", tenants.nova.address());
     assert!(wrong[1].0.starts_with("Nova") && wrong[1].1.starts_with(&nova), "{wrong:?}");
     let (code, stdout, _) = output(&mut agent.command("check"));
     assert_eq!(code, Some(1));
     assert_eq!(stdout.lines().filter(|line| line.starts_with("MISSING  ")).count(), 2, "{stdout}");
-    before.assert_same(&HostState::capture(&twins.host));
+    before.assert_same(&HostState::capture(&tenants.host));
 
-    // What `check` finds is what keeps `run` from starting, and nothing else comes to harm.
+    // The fault that `check` finds is the one that keeps `run` from starting, and nothing else
+    // changes.
     fs::create_dir(&elsewhere).expect("make an ordinary directory");
-    fs::write(elsewhere.join("MD_CONFIG"), "somebody's file").expect("write a file");
+    fs::write(elsewhere.join("MD_CONFIG"), "foreign file").expect("write a file");
     let process = agent.spawn(&[]);
     assert_eq!(process.wait_exit(metadata_tests::wait::PATIENCE).code(), Some(1));
     let (code, _, stderr) = output(&mut agent.command("detach"));
     assert_eq!(code, Some(0), "{stderr}");
-    assert!(elsewhere.join("MD_CONFIG").is_file(), "an ordinary directory is nobody's to clear");
-    before.assert_same(&HostState::capture(&twins.host));
+    assert!(elsewhere.join("MD_CONFIG").is_file(), "an ordinary directory must not be cleared");
+    before.assert_same(&HostState::capture(&tenants.host));
 }
 
 #[test]
-fn status_answers_by_its_exit_code() {
-    let twins = Twins::new();
-    let agent = twins.agent().install();
+fn status_reports_by_exit_code() {
+    let tenants = TwoTenants::new();
+    let agent = tenants.agent().install();
     let status = |view: &[&str]| output(agent.command("status").args(view));
     for view in [&[][..], &["--json"], &["--live"], &["--ready"]] {
         let (code, stdout, stderr) = status(view);
@@ -187,10 +191,10 @@ fn status_answers_by_its_exit_code() {
     let (code, json, _) = status(&["--json"]);
     let state: Value = serde_json::from_str(&json).expect("JSON");
     assert_eq!((code, &state["pid"]), (Some(0), &Value::from(process.pid())));
-    assert!(!json.contains(twins.nova.secret()), "the secret is nobody's to see");
+    assert!(!json.contains(tenants.nova.secret()), "the output contains the secret");
     let (code, summary, _) = status(&[]);
     assert_eq!(code, Some(0));
-    for guest in &twins.guests {
+    for guest in &tenants.guests {
         let line = format!("  {}  instance {}  0 clients", guest.tap, guest.port.instance);
         assert!(summary.lines().any(|have| have == line), "no {line:?} in\n{summary}");
     }
@@ -205,9 +209,9 @@ fn status_answers_by_its_exit_code() {
     assert_eq!(process.stop().code(), Some(0));
 }
 
-/// The agent with these capabilities and no others, also after what it executes.
-fn confined(twins: &Twins, capabilities: &[&str]) -> Agent {
-    let script = twins.host.folder().join(format!("confined-{}", capabilities.join("-")));
+/// Installs an agent that has only these capabilities, also after it executes a program.
+fn confined(tenants: &TwoTenants, capabilities: &[&str]) -> Agent {
+    let script = tenants.host.folder().join(format!("confined-{}", capabilities.join("-")));
     let set = capabilities.join(",+");
     let text = format!(
         "#!/bin/sh\nexec setpriv --bounding-set=-all,+{set} --inh-caps=-all --no-new-privs {} \"$@\"\n",
@@ -215,36 +219,36 @@ fn confined(twins: &Twins, capabilities: &[&str]) -> Agent {
     );
     fs::write(&script, text).expect("write a script");
     fs::set_permissions(&script, fs::Permissions::from_mode(0o755)).expect("make it executable");
-    twins.agent().binary(script).install()
+    tenants.agent().binary(script).install()
 }
 
 #[test]
 fn three_capabilities_are_enough() {
     for mode in ["tcx", "clsact"] {
-        let twins = Twins::new();
-        let agent = confined(&twins, &CAPABILITIES);
-        let before = HostState::capture(&twins.host);
+        let tenants = TwoTenants::new();
+        let agent = confined(&tenants, &CAPABILITIES);
+        let before = HostState::capture(&tenants.host);
         let (code, stdout, _) = output(&mut agent.command("check"));
         assert_eq!(code, Some(0), "{stdout}");
         let process = agent.spawn(&["--attach-mode".to_owned(), mode.to_owned()]);
         process.wait_ready();
-        twins.assert_served();
+        tenants.assert_served();
         process.kill9();
         let process = agent.spawn(&["--attach-mode".to_owned(), mode.to_owned()]);
         process.wait_ready();
-        twins.assert_served();
+        tenants.assert_served();
         assert_eq!(process.stop().code(), Some(0));
-        before.assert_same(&HostState::capture(&twins.host));
+        before.assert_same(&HostState::capture(&tenants.host));
     }
 }
 
 #[test]
-fn a_capability_that_is_missing_is_named() {
-    let twins = Twins::new();
+fn a_missing_capability_is_named() {
+    let tenants = TwoTenants::new();
     for absent in CAPABILITIES {
         let others: Vec<&str> = CAPABILITIES.into_iter().filter(|held| *held != absent).collect();
-        let agent = confined(&twins, &others);
-        let before = HostState::capture(&twins.host);
+        let agent = confined(&tenants, &others);
+        let before = HostState::capture(&tenants.host);
         let name = format!("without CAP_{} (", absent.to_uppercase());
         let (code, _, stderr) = output(&mut agent.command("run"));
         assert_eq!(code, Some(1), "{stderr}");
@@ -255,6 +259,6 @@ fn a_capability_that_is_missing_is_named() {
         let (code, _, stderr) = output(&mut agent.command("detach"));
         let needed = absent != "net_bind_service";
         assert_eq!((code, stderr.contains(&name)), (Some(i32::from(needed)), needed), "{stderr}");
-        before.assert_same(&HostState::capture(&twins.host));
+        before.assert_same(&HostState::capture(&tenants.host));
     }
 }

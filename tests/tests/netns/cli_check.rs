@@ -1,4 +1,4 @@
-//! What `check` says of each source and of Nova, and what to change.
+//! The output of `check` for each source and for Nova, with the option to change.
 
 use std::fs;
 
@@ -11,7 +11,7 @@ use serde_json::Value;
 const NEUTRON_AGENT: &str = "Neutron's metadata agent";
 const NOVA: &str = "Nova's metadata service";
 
-/// What it finds of a subject: whether that is well, and the words about it.
+/// Returns the finding for a subject: true if it passed, and its text.
 fn found(agent: &Agent, subject: &str) -> (bool, String) {
     let output = agent.ask("check", &["--json"]);
     let findings: Vec<Value> = serde_json::from_slice(&output.stdout).expect("JSON");
@@ -36,7 +36,7 @@ fn port() -> Port {
 }
 
 #[test]
-fn each_source_has_a_line_of_its_own() {
+fn each_source_has_its_own_line() {
     let host = Host::new();
     let nova = NovaStandIn::start(host.netns());
     let agent = Agent::on(&host, &nova).port(&port()).port(&port()).install();
@@ -55,7 +55,7 @@ fn each_source_has_a_line_of_its_own() {
         &["1 domains of Nova's with 1 ports, and 1 others; half.xml is not XML"],
     );
 
-    // A file that opens is not one that can be used.
+    // A readable file is not necessarily a valid one.
     let inventory = agent.config_file().with_file_name("inventory.json");
     fs::write(&inventory, "{\"ports\": [{}]}").expect("write an inventory");
     let named = inventory.display().to_string();
@@ -79,7 +79,7 @@ fn domain_dir_is(agent: &Agent, there: bool) {
 }
 
 #[test]
-fn nova_is_asked_for_its_versions_and_not_only_connected_to() {
+fn check_requests_novas_versions() {
     let host = Host::new();
     let nova = NovaStandIn::start(host.netns());
     let agent = Agent::on(&host, &nova).install();
@@ -93,7 +93,7 @@ fn nova_is_asked_for_its_versions_and_not_only_connected_to() {
     assert_says(&agent, NOVA, false, &["cannot connect", "start it"]);
 }
 
-/// An agent with no source but what these options name.
+/// Installs an agent without any source except these options.
 fn bare(host: &Host, nova: &NovaStandIn) -> Installer {
     Agent::on(host, nova).set("metadata_agent", "libvirt_dir", "").set(
         "metadata_agent",
@@ -103,7 +103,7 @@ fn bare(host: &Host, nova: &NovaStandIn) -> Installer {
 }
 
 #[test]
-fn ovns_database_suffices_together_with_that_of_open_vswitch() {
+fn ovn_and_open_vswitch_together_are_enough() {
     let host = Host::new();
     let nova = NovaStandIn::start(host.netns());
     let (ovsdb, mut southbound) = (Ovsdb::start(), Southbound::start());
@@ -134,7 +134,7 @@ fn ovns_database_suffices_together_with_that_of_open_vswitch() {
 }
 
 #[test]
-fn open_vswitch_is_spoken_to_over_tls_with_its_own_files() {
+fn open_vswitch_has_its_own_tls_files() {
     let host = Host::new();
     let nova = NovaStandIn::start(host.netns());
     let pki = Pki::new(&host.folder().join("pki"));
@@ -157,7 +157,7 @@ fn open_vswitch_is_spoken_to_over_tls_with_its_own_files() {
 }
 
 #[test]
-fn neutron_suffices_by_itself_and_tells_whether_it_knows_this_host() {
+fn neutron_alone_is_enough_if_it_knows_this_host() {
     let host = Host::new();
     let nova = NovaStandIn::start(host.netns());
     let mut plane = ControlPlane::start(&host);
@@ -191,8 +191,9 @@ fn neutron_suffices_by_itself_and_tells_whether_it_knows_this_host() {
     assert_says(&agent, "sources", false, &["no guest can be known"]);
 }
 
+/// With `upstream = neutron-agent`, Nova is not probed.
 #[test]
-fn where_neutrons_agent_is_asked_instead_of_nova_its_socket_is_looked_at() {
+fn check_probes_the_socket_of_neutrons_agent() {
     let host = Host::new();
     let nova = NovaStandIn::start(host.netns());
     let socket = host.folder().join("metadata_proxy");

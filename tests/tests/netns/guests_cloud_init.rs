@@ -1,14 +1,15 @@
-//! cloud-init's own probe finds the metadata service, whatever comes first: the question or the answer to who asks.
+//! cloud-init's own probe finds the metadata service, whether its request or the port's identity
+//! comes first.
 
 use metadata_tests::cloud_init::CloudInit;
-use metadata_tests::tenants::ADDRESS;
+use metadata_tests::two_tenants::ADDRESS;
 use metadata_tests::wait::{self, PATIENCE};
 use metadata_tests::{Agent, AgentProcess, Guest, Host, Instance, NovaStandIn};
 
 const IPV6: &str = "http://[fe80::a9fe:a9fe%25eth0]/openstack";
 const IPV4: &str = "http://169.254.169.254/openstack";
 
-/// A guest on an attached tap, of which nobody has told yet.
+/// A guest on an attached tap that no source has identified yet.
 struct Scene {
     process: AgentProcess,
     agent: Agent,
@@ -20,7 +21,7 @@ fn scene(hold_seconds: &str) -> Scene {
     let host = Host::new();
     let nova = NovaStandIn::start(host.netns());
     let guest = host.network().guest(ADDRESS);
-    nova.add(Instance::of(&guest.port));
+    nova.add(Instance::from_port(&guest.port));
     let agent = Agent::on(&host, &nova).set("metadata_agent", "identity_hold", hold_seconds).install();
     let process = agent.start();
     process.wait_for_attachments([guest.tap.as_str()]);
@@ -40,7 +41,7 @@ impl Scene {
 }
 
 #[test]
-fn a_port_that_is_known_before_is_found_over_ipv6() {
+fn a_port_identified_before_boot_is_found_over_ipv6() {
     let scene = scene("5");
     scene.tell();
     scene.wait_known();
@@ -52,7 +53,7 @@ fn a_port_that_is_known_before_is_found_over_ipv6() {
 }
 
 #[test]
-fn a_port_that_becomes_known_while_both_questions_wait_is_found_at_the_first_attempt() {
+fn a_port_identified_while_requests_are_held_is_found_at_once() {
     let scene = scene("5");
     let probe = CloudInit::prepare().probe(&scene.guest, -1);
     wait::until("both families ask", PATIENCE, || {
@@ -64,11 +65,12 @@ fn a_port_that_becomes_known_while_both_questions_wait_is_found_at_the_first_att
     assert!(versions.lines().any(|line| line == "latest"), "{versions}");
 }
 
+/// Both families were answered with 503 before the port became known.
 #[test]
-fn a_port_that_becomes_known_after_both_were_sent_away_is_found_at_a_later_attempt() {
+fn a_port_identified_after_two_refusals_is_found_by_a_retry() {
     let scene = scene("0.1");
     let probe = CloudInit::prepare().probe(&scene.guest, 60);
-    wait::until("both families were asked to come back", PATIENCE, || {
+    wait::until("both families were answered with 503", PATIENCE, || {
         (scene.process.count("metadata_requests_total{code=\"503\"}") >= 2).then_some(())
     });
     scene.tell();
@@ -80,5 +82,5 @@ fn a_port_that_becomes_known_after_both_were_sent_away_is_found_at_a_later_attem
 fn without_an_agent_nothing_is_found() {
     let guest = Host::new().network().guest(ADDRESS);
     let (url, _) = CloudInit::prepare().probe(&guest, -1).join().expect("the probe ends");
-    assert_eq!(url, "", "nobody answers");
+    assert_eq!(url, "", "no response is expected");
 }

@@ -1,5 +1,6 @@
-//! Guests of other hosts, whose requests come by haproxies of Neutron's or by a namespace on this one: who asks is known from
-//! Neutron's API alone, the real Keystone's and the real neutron-server's.
+//! Guests of other hosts, whose requests arrive through Neutron's haproxies or through a namespace
+//! on this host. They are identified only through Neutron's API, with the real Keystone and the
+//! real neutron-server.
 
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt as _;
@@ -15,10 +16,11 @@ use metadata_tests::{Agent, Binding, ControlPlane, Guest, Host, Network, NovaSta
 use tempfile::TempDir;
 
 const HOSTNAME: &str = "/latest/meta-data/hostname";
-/// A question that failed is asked again after half a minute at most.
+/// A failed query is repeated after half a minute at most.
 const RECOVERY: Duration = Duration::from_mins(3);
 
-/// A guest that Neutron and Nova know, plugged in where it is heard. To Neutron it is on another host.
+/// Plugs a guest that Neutron and Nova know into the network on which its requests arrive. For
+/// Neutron it is on another host.
 fn guest(
     network: &Network,
     known_as: NetworkId,
@@ -30,11 +32,12 @@ fn guest(
     let device = spec.port.instance.to_string();
     let binding = Binding { owner: "compute:nova", device: &device, host: "another-host" };
     spec.port = plane.create_port(known_as, &spec.port, &binding);
-    nova.add(Instance::of(&spec.port));
+    nova.add(Instance::from_port(&spec.port));
     network.plug(spec)
 }
 
-/// An agent on whose host no guest is: it asks this Neutron, and answers haproxies on a socket.
+/// Starts an agent on a host without guests. It queries this Neutron and serves haproxies on a
+/// socket.
 fn agent(host: &Host, nova: &NovaStandIn, plane: &ControlPlane, socket: &Path) -> Installer {
     let installer = Agent::on(host, nova)
         .set("metadata_agent", "guest_interfaces", "none*")
@@ -44,7 +47,7 @@ fn agent(host: &Host, nova: &NovaStandIn, plane: &ControlPlane, socket: &Path) -
     options.iter().fold(installer, |agent, (name, value)| agent.set("metadata_agent", name, value))
 }
 
-/// A folder that haproxies may look into.
+/// Creates a folder that haproxies can read.
 fn open_folder() -> TempDir {
     let folder = tempfile::Builder::new().prefix("neutron-").tempdir().expect("a folder");
     fs::set_permissions(folder.path(), Permissions::from_mode(0o755)).expect("an open folder");
@@ -54,15 +57,16 @@ fn open_folder() -> TempDir {
 #[track_caller]
 fn assert_served(nova: &NovaStandIn, guest: &Guest) {
     let answer = guest.get(HOSTNAME);
-    assert_eq!((answer.status, answer.text()), (200, Instance::of(&guest.port).hostname().as_str()));
+    assert_eq!((answer.status, answer.text()), (200, Instance::from_port(&guest.port).hostname().as_str()));
     let asked = nova.requests().pop().expect("Nova was asked");
     assert_eq!(asked.header("x-instance-id"), Some(guest.port.instance.to_string()));
     assert_eq!(asked.header("x-tenant-id"), Some(guest.port.project.to_string()), "the port's project");
     assert_eq!(asked.header("x-forwarded-for"), Some("10.0.0.5".to_owned()));
 }
 
+/// By network and by router, and not at all while Neutron is down.
 #[test]
-fn guests_of_other_hosts_are_known_by_network_and_by_router_and_by_nothing_while_neutron_is_away() {
+fn guests_of_other_hosts_are_identified_through_neutron_only() {
     let host = Host::new();
     let nova = NovaStandIn::start(host.netns());
     let mut plane = ControlPlane::start(&host);
@@ -75,7 +79,7 @@ fn guests_of_other_hosts_are_known_by_network_and_by_router_and_by_nothing_while
     let (mut red, mut blue) = (host.network(), host.network());
     let [reds, blues] = [(); 2].map(|()| plane.create_network("10.0.0.0/24"));
     red.id = reds;
-    // A haproxy of a router names the router where others name the network.
+    // The haproxy of a router sends the router's id instead of the network's.
     blue.id = NetworkId::new(plane.create_router(blues, [10, 0, 0, 254].into()));
     let on_network = guest(&red, reds, [10, 0, 0, 5], &plane, &nova);
     let behind_router = guest(&blue, blues, [10, 0, 0, 5], &plane, &nova);
@@ -87,12 +91,12 @@ fn guests_of_other_hosts_are_known_by_network_and_by_router_and_by_nothing_while
         let over_ipv6 = guest.get_v6(HOSTNAME);
         assert_eq!(
             (over_ipv6.status, over_ipv6.text()),
-            (200, Instance::of(&guest.port).hostname().as_str())
+            (200, Instance::from_port(&guest.port).hostname().as_str())
         );
     }
     assert!(process.attachments().is_empty());
 
-    // Nobody's port, and a port that is no instance's.
+    // An address without a port, and a port without an instance.
     let stranger = red.guest([10, 0, 0, 66]);
     assert_eq!(stranger.get(HOSTNAME).status, 404);
     let balancer = blue.guest([10, 0, 0, 7]);
@@ -101,17 +105,18 @@ fn guests_of_other_hosts_are_known_by_network_and_by_router_and_by_nothing_while
     assert_eq!(balancers.fixed_ips, balancer.port.fixed_ips);
     assert_eq!(balancer.get(HOSTNAME).status, 404);
 
-    // Unknown is not "not found".
+    // An unknown client must not get "not found".
     plane.neutron.stop();
     let late = red.guest([10, 0, 0, 67]);
     assert_eq!(late.get(HOSTNAME).status, 503);
     plane.neutron.start();
-    wait::until("Neutron is asked again", RECOVERY, || (late.get(HOSTNAME).status == 404).then_some(()));
+    wait::until("Neutron is queried again", RECOVERY, || (late.get(HOSTNAME).status == 404).then_some(()));
 }
 
-/// On each network one guest takes over an address of another while both run. No event tells this host of it.
+/// On each network one guest takes over an address of another while both run. No event reports this
+/// to the host.
 #[test]
-fn an_address_that_passes_from_one_guest_to_another_takes_nothing_of_the_first_along() {
+fn an_address_that_moves_gives_no_access_to_its_old_guest() {
     let host = Host::new();
     let nova = NovaStandIn::start(host.netns());
     let plane = ControlPlane::start(&host);
@@ -136,7 +141,7 @@ fn an_address_that_passes_from_one_guest_to_another_takes_nothing_of_the_first_a
         assert_is_itself(guest);
     }
 
-    // A boot's dozen requests are a question or two where the guest's MAC address is seen.
+    // If the guest's MAC address is seen, a boot's dozen requests cause one or two queries.
     let since = Instant::now();
     let asked = plane.neutron.port_questions().len();
     for _ in 0..20 {
@@ -154,7 +159,7 @@ fn an_address_that_passes_from_one_guest_to_another_takes_nothing_of_the_first_a
                  route add 169.254.169.254 via {}",
                 network.gateway
             ));
-            // As the guest's announcement would.
+            // Has the effect of the guest's announcement.
             heard_in.ip("neighbour flush all");
         };
         plane.readdress_port(one.port.id, [10, 0, 0, 9].into());
@@ -173,5 +178,5 @@ fn an_address_that_passes_from_one_guest_to_another_takes_nothing_of_the_first_a
 #[track_caller]
 fn assert_is_itself(guest: &Guest) {
     let answer = guest.get(HOSTNAME);
-    assert_eq!((answer.status, answer.text()), (200, Instance::of(&guest.port).hostname().as_str()));
+    assert_eq!((answer.status, answer.text()), (200, Instance::from_port(&guest.port).hostname().as_str()));
 }

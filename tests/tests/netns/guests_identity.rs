@@ -1,4 +1,5 @@
-//! Who a guest is: decided by its interface and by nothing it sends, be it addresses, ports or headers.
+//! A guest's identity follows from its interface only, not from addresses, ports or headers that it
+//! sends.
 
 use std::io::ErrorKind;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -7,21 +8,23 @@ use std::time::Duration;
 use metadata_agent::ids::MacAddress;
 use metadata_ebpf::reason::Reason;
 use metadata_tests::nova::{SECRET, signature};
-use metadata_tests::tenants::{ADDRESS, HOSTNAME};
+use metadata_tests::two_tenants::{ADDRESS, HOSTNAME};
 use metadata_tests::wait::{self, PATIENCE};
-use metadata_tests::{Port, Tenant, Tenants};
+use metadata_tests::{Port, ServedTenants, Tenant};
 
-/// How long it is waited for an answer that does not come: shorter than the kernel's first retransmission of a SYN.
+/// Time to wait for a response that must not come: less than the kernel's first retransmission of a
+/// SYN.
 const UNANSWERED: Duration = Duration::from_millis(400);
-/// Not the guest's own.
+/// An address that the guest does not have.
 const FORGED_ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 9);
-/// Not the guest's own.
+/// A MAC address that the guest does not have.
 const FORGED_MAC: MacAddress = MacAddress([0xfa, 0x16, 0x3e, 0xba, 0xdb, 0xad]);
 
+/// Both use the same source address and port at the same time.
 #[test]
-fn two_guests_with_one_address_and_one_port_at_one_time_each_get_their_own() {
-    let tenants = Tenants::new();
-    let Tenants { process, nova, red, blue, .. } = &tenants;
+fn guests_with_equal_address_and_port_get_their_own_answers() {
+    let tenants = ServedTenants::new();
+    let ServedTenants { process, nova, red, blue, .. } = &tenants;
     let source = SocketAddr::from((ADDRESS, 40_000));
     let (mut of_red, mut of_blue) = (red.connect_from(source), blue.connect_from(source));
     let (begin, end) = (format!("GET {HOSTNAME} "), "HTTP/1.1\r\nHost: 169.254.169.254\r\n\r\n");
@@ -49,21 +52,21 @@ fn two_guests_with_one_address_and_one_port_at_one_time_each_get_their_own() {
     assert_ne!(attachments[0]["attachment"], attachments[1]["attachment"]);
 }
 
-fn checked_by(source_check: &str) -> Tenants {
-    Tenants::with(|installer, red, blue| {
+fn checked_by(source_check: &str) -> ServedTenants {
+    ServedTenants::with(|installer, red, blue| {
         installer.port(&red.port).port(&blue.port).set("metadata_agent", "source_check", source_check)
     })
 }
 
-/// Gets the host name from another address than the guest's own.
+/// Requests the host name from an address that the guest does not have.
 fn get_from_forged_address(guest: &Tenant, patience: Duration) -> Result<String, ErrorKind> {
     guest.netns().ip(&format!("address add {FORGED_ADDRESS}/24 dev eth0"));
     get_from(guest, (FORGED_ADDRESS, 0).into(), patience)
 }
 
-/// Gets the host name from another MAC address than the guest's own.
+/// Requests the host name from a MAC address that the guest does not have.
 fn get_from_forged_mac(guest: &Tenant, patience: Duration) -> Result<String, ErrorKind> {
-    // A new address makes the kernel forget its neighbours.
+    // A new MAC address makes the kernel forget its neighbours.
     guest.netns().ip(&format!(
         "link set eth0 address {FORGED_MAC}\n\
          neighbour replace {} lladdr {} nud permanent dev eth0",
@@ -72,7 +75,7 @@ fn get_from_forged_mac(guest: &Tenant, patience: Duration) -> Result<String, Err
     get_from(guest, (ADDRESS, 0).into(), patience)
 }
 
-/// Gives up if it is not connected within `patience`.
+/// Gives up unless it is connected within `patience`.
 fn get_from(guest: &Tenant, source: SocketAddr, patience: Duration) -> Result<String, ErrorKind> {
     let connected = guest.dial(guest.metadata_ipv4(), Some(source), patience);
     let mut connection = connected.map_err(|e| e.kind())?;
@@ -83,23 +86,24 @@ fn get_from(guest: &Tenant, source: SocketAddr, patience: Duration) -> Result<St
 
 #[test]
 fn a_forged_source_address_is_dropped_and_counted() {
-    let tenants = Tenants::new();
-    let Tenants { process, nova, red, blue, .. } = &tenants;
+    let tenants = ServedTenants::new();
+    let ServedTenants { process, nova, red, blue, .. } = &tenants;
     let legacy = red.network.legacy();
     assert_eq!(get_from_forged_address(red, UNANSWERED), Err(ErrorKind::TimedOut));
     assert!(process.packets(Reason::ForgedAddress) >= 1);
     assert_eq!((nova.requests().len(), legacy.requests().len()), (0, 0));
-    red.assert_served();
-    blue.assert_served();
+    red.assert_hostname_served();
+    blue.assert_hostname_served();
 }
 
+/// Of an allowed address pair with a prefix, every address is accepted and its neighbours are not.
 #[test]
-fn every_address_within_an_allowed_prefix_is_a_guests_own_and_its_neighbours_are_not() {
-    let tenants = Tenants::with(|installer, red, blue| {
+fn only_addresses_in_the_allowed_prefix_are_the_guests_own() {
+    let tenants = ServedTenants::with(|installer, red, blue| {
         let allowed_addresses = vec!["10.0.0.96/28".parse().expect("a prefix")];
         installer.port(&Port { allowed_addresses, ..red.port.clone() }).port(&blue.port)
     });
-    let Tenants { process, agent, nova, red, blue, .. } = &tenants;
+    let ServedTenants { process, agent, nova, red, blue, .. } = &tenants;
     let [below, first, last, above] = [95, 96, 111, 112].map(|octet| Ipv4Addr::new(10, 0, 0, octet));
     for guest in [red, blue] {
         for address in [below, first, last, above] {
@@ -122,27 +126,27 @@ fn every_address_within_an_allowed_prefix_is_a_guests_own_and_its_neighbours_are
 
     agent.set_ports([&red.port, &blue.port]);
     wait::until("it is allowed no more", PATIENCE, || get(red, first, UNANSWERED).is_err().then_some(()));
-    red.assert_served();
-    blue.assert_served();
+    red.assert_hostname_served();
+    blue.assert_hostname_served();
 }
 
 #[test]
 fn a_forged_source_mac_is_dropped_and_counted() {
-    let tenants = Tenants::new();
-    let Tenants { process, nova, red, blue, .. } = &tenants;
+    let tenants = ServedTenants::new();
+    let ServedTenants { process, nova, red, blue, .. } = &tenants;
     let legacy = red.network.legacy();
     assert_eq!(get_from_forged_mac(red, UNANSWERED), Err(ErrorKind::TimedOut));
     assert!(process.packets(Reason::ForgedMac) >= 1);
     assert_eq!((nova.requests().len(), legacy.requests().len()), (0, 0));
-    blue.assert_served();
+    blue.assert_hostname_served();
 }
 
 #[test]
-fn where_only_macs_are_checked_another_address_is_served_as_the_same_guest() {
+fn with_mac_check_another_address_is_still_the_same_guest() {
     let tenants = checked_by("mac");
-    let Tenants { process, nova, red, .. } = &tenants;
+    let ServedTenants { process, nova, red, .. } = &tenants;
     assert_eq!(get_from_forged_address(red, PATIENCE), Ok(red.hostname()));
-    // Nova is told the port's address, whatever the guest made of it.
+    // Nova gets the address of the port, whatever address the guest uses.
     assert_eq!(nova.requests()[0].header("x-forwarded-for").as_deref(), Some("10.0.0.5"));
     assert_eq!(get_from_forged_mac(red, UNANSWERED), Err(ErrorKind::TimedOut));
     assert_eq!(process.packets(Reason::ForgedAddress), 0);
@@ -150,17 +154,18 @@ fn where_only_macs_are_checked_another_address_is_served_as_the_same_guest() {
 }
 
 #[test]
-fn where_nothing_is_checked_a_guest_is_still_who_its_interface_says() {
+fn without_source_check_the_interface_identifies_the_guest() {
     let tenants = checked_by("off");
-    let Tenants { process, red, blue, .. } = &tenants;
+    let ServedTenants { process, red, blue, .. } = &tenants;
     assert_eq!(get_from_forged_address(red, PATIENCE), Ok(red.hostname()));
     assert_eq!(get_from_forged_mac(red, PATIENCE), Ok(red.hostname()));
     let forged = process.packets(Reason::ForgedAddress) + process.packets(Reason::ForgedMac);
     assert_eq!(forged, 0);
-    blue.assert_served();
+    blue.assert_hostname_served();
 }
 
-/// What a guest writes that wants to be another one, and knows all about it, even the secret.
+/// Returns headers with which a guest could impersonate the victim if it knew everything, even the
+/// secret.
 fn claims_of(victim: &Tenant) -> Vec<(&'static str, String)> {
     let instance = victim.port.instance.to_string();
     vec![
@@ -182,9 +187,9 @@ fn claims_of(victim: &Tenant) -> Vec<(&'static str, String)> {
 }
 
 #[test]
-fn headers_of_a_guest_change_nothing_of_what_nova_is_told() {
-    let tenants = Tenants::new();
-    let Tenants { nova, red, blue, .. } = &tenants;
+fn guest_headers_change_nothing_in_the_request_to_nova() {
+    let tenants = ServedTenants::new();
+    let ServedTenants { nova, red, blue, .. } = &tenants;
     let claims = claims_of(blue);
     let lower: Vec<(String, &str)> =
         claims.iter().map(|(name, value)| (name.to_lowercase(), value.as_str())).collect();
@@ -205,9 +210,9 @@ fn headers_of_a_guest_change_nothing_of_what_nova_is_told() {
         let answer = red.connect().request("GET", HOSTNAME, headers, b"").expect("an answer");
         assert_eq!((answer.status, answer.text()), (200, red.hostname().as_str()));
         let asked = nova.requests().pop().expect("a request");
-        let mut told = asked.headers;
-        told.sort();
-        assert_eq!(told, own);
+        let mut received = asked.headers;
+        received.sort();
+        assert_eq!(received, own);
     }
 
     let mut connection = red.connect();
@@ -216,10 +221,10 @@ fn headers_of_a_guest_change_nothing_of_what_nova_is_told() {
     let trailer = format!("1\r\np\r\n0\r\nX-Instance-ID: {}\r\n\r\n", blue.port.instance);
     connection.send([head, trailer.as_str()].concat()).expect("a request with a trailer");
     assert_eq!(connection.receive().expect("an answer").status, 200);
-    let mut told = nova.requests().pop().expect("a request").headers;
-    told.retain(|header| !own.contains(header));
-    told.sort();
+    let mut received = nova.requests().pop().expect("a request").headers;
+    received.retain(|header| !own.contains(header));
+    received.sort();
     let of_the_body = [("content-length", "1"), ("content-type", "text/plain")];
-    assert_eq!(told, of_the_body.map(|(name, value)| (name.to_owned(), value.to_owned())));
+    assert_eq!(received, of_the_body.map(|(name, value)| (name.to_owned(), value.to_owned())));
     assert_eq!(nova.password(blue.port.instance), None);
 }

@@ -1,5 +1,5 @@
-//! Guests that ask fe80::a9fe:a9fe: found by neighbour discovery, served from whatever link-local address they have, told
-//! apart by their interface.
+//! Guests that use fe80::a9fe:a9fe: resolved by neighbour discovery, served from any link-local
+//! address, and told apart by their interface.
 
 use std::io::{Read as _, Write as _};
 use std::net::{Ipv6Addr, SocketAddr, SocketAddrV6};
@@ -10,15 +10,17 @@ use metadata_agent::ids::MacAddress;
 use metadata_ebpf::from_guest::METADATA_MAC;
 use metadata_ebpf::identity::METADATA_IPV6;
 use metadata_ebpf::reason::Reason;
-use metadata_tests::tenants::{ADDRESS, HOSTNAME};
+use metadata_tests::two_tenants::{ADDRESS, HOSTNAME};
 use metadata_tests::wait::{self, PATIENCE};
-use metadata_tests::{Agent, Guest, GuestSpec, Host, Instance, NovaStandIn, PacketSocket, Tenant, Tenants};
+use metadata_tests::{
+    Agent, Guest, GuestSpec, Host, Instance, NovaStandIn, PacketSocket, ServedTenants, Tenant, TwoTenants,
+};
 use socket2::{Domain, Protocol, Socket, Type};
 
-/// What both tenants' guests call themselves, as EUI-64 would never.
+/// The address of both tenants' guests, which EUI-64 would never generate.
 const STABLE_PRIVACY: &str = "fe80::9c1f:55aa:7d2:4e31";
 
-/// An address of `guest` on its link, as a source to connect from.
+/// Returns an address of `guest` on its link, as a source to connect from.
 fn source(guest: &Guest, address: &str) -> SocketAddr {
     let SocketAddr::V6(metadata) = guest.metadata_ipv6() else { unreachable!("it is IPv6") };
     let address: Ipv6Addr = address.parse().expect("an address");
@@ -34,12 +36,13 @@ fn hostname_from(guest: &Guest, source: Option<SocketAddr>) -> String {
     connection.request("GET", HOSTNAME, &[], b"").expect("an answer").text().to_owned()
 }
 
+/// Any link-local address is accepted.
 #[test]
-fn any_link_local_address_will_do_and_two_tenants_may_have_the_same() {
-    let tenants = Tenants::new();
-    let Tenants { process, nova, red, blue, .. } = &tenants;
+fn two_tenants_may_use_the_same_link_local_address() {
+    let tenants = ServedTenants::new();
+    let ServedTenants { process, nova, red, blue, .. } = &tenants;
     for guest in [red, blue] {
-        // The kernel's own choice, EUI-64, once it has made sure that it is unique.
+        // The kernel's own EUI-64 address, after duplicate address detection.
         let eui64 = guest.connect_v6().request("GET", HOSTNAME, &[], b"").expect("an answer");
         assert_eq!((eui64.status, eui64.text()), (200, guest.hostname().as_str()));
         add_address(guest, STABLE_PRIVACY);
@@ -64,11 +67,11 @@ fn any_link_local_address_will_do_and_two_tenants_may_have_the_same() {
 }
 
 #[test]
-fn bodies_of_any_size_go_both_ways() {
-    let tenants = Tenants::new();
+fn bodies_of_any_size_pass_both_ways() {
+    let tenants = ServedTenants::new();
     let red = &tenants.red;
     let large: Vec<u8> = (0..=250).cycle().take(900_000).collect();
-    tenants.nova.add(Instance { user_data: Some(large.clone()), ..Instance::of(&red.port) });
+    tenants.nova.add(Instance { user_data: Some(large.clone()), ..Instance::from_port(&red.port) });
     let answer = red.get_v6("/openstack/latest/user_data");
     assert_eq!(answer.status, 200);
     assert!(answer.body == large, "{} bytes came", answer.body.len());
@@ -81,7 +84,7 @@ fn bodies_of_any_size_go_both_ways() {
     assert_eq!(tenants.nova.requests().last().expect("the POST").body, password);
 }
 
-/// Neither has a fixed address, so Nova hears the one that the guest has given itself.
+/// The ports do not have a fixed address, so Nova gets the address that the guest uses.
 #[test]
 fn a_network_without_ipv4_is_served() {
     let host = Host::new();
@@ -90,9 +93,8 @@ fn a_network_without_ipv4_is_served() {
         spec.port.fixed_ips = vec!["2001:db8::5".parse().expect("an address")];
         spec
     };
-    let tenants = Tenants::on(host, nova, without_ipv4, |installer, red, blue| {
-        installer.port(&red.port).port(&blue.port)
-    });
+    let tenants = TwoTenants::on(host, nova, without_ipv4)
+        .serve(|installer, red, blue| installer.port(&red.port).port(&blue.port));
     for guest in [&tenants.red, &tenants.blue] {
         assert_eq!(guest.get_v6(HOSTNAME).text(), guest.hostname());
     }
@@ -103,7 +105,7 @@ fn a_network_without_ipv4_is_served() {
 
 #[test]
 fn the_address_answers_to_ping() {
-    let tenants = Tenants::new();
+    let tenants = ServedTenants::new();
     let red = &tenants.red;
     red.get_v6(HOSTNAME);
     let long: Vec<u8> = (0..=255).cycle().take(1400).collect();
@@ -114,7 +116,8 @@ fn the_address_answers_to_ping() {
                 Socket::new(Domain::IPV6, Type::RAW, Some(Protocol::ICMPV6)).expect("a socket for ICMPv6");
             socket.set_read_timeout(Some(PATIENCE)).expect("be patient");
             socket.connect(&red.metadata_ipv6().into()).expect("connect to the metadata address");
-            // The kernel writes the checksum itself (RFC 3542 section 3.1), and checks that of the reply.
+            // The kernel computes the checksum (RFC 3542 section 3.1) and verifies that of the
+            // reply.
             let header = Icmpv6Header { icmp_type: Icmpv6Type::EchoRequest(echo), checksum: 0 };
             socket.write_all(&[&header.to_bytes()[..], payload].concat()).expect("send an echo request");
             let mut message = [0; 2048];
@@ -131,15 +134,15 @@ fn the_address_answers_to_ping() {
     assert_eq!(tenants.process.packets(Reason::EchoReply), 3);
 }
 
-/// Two guests of one network; the address that one claims must not reach the other.
+/// Two guests of one network. A claim of one must not reach the other.
 #[test]
-fn a_guest_that_claims_the_address_reaches_no_neighbour_with_it() {
-    let tenants = Tenants::new();
-    let Tenants { process, red, .. } = &tenants;
+fn claiming_the_metadata_address_reaches_no_neighbour() {
+    let tenants = ServedTenants::new();
+    let ServedTenants { process, red, .. } = &tenants;
     let neighbour = red.network.guest([10, 0, 0, 6]);
     let wire = PacketSocket::open(neighbour.netns(), "eth0");
 
-    // By duplicate address detection: it is told that the address is taken.
+    // By duplicate address detection: the guest learns that the address is in use.
     red.netns().sysctl("ipv6/conf/eth0/accept_dad", "1");
     red.netns().ip("address add fe80::a9fe:a9fe/64 dev eth0");
     wait::until("duplicate address detection has failed", PATIENCE, || {
@@ -149,7 +152,7 @@ fn a_guest_that_claims_the_address_reaches_no_neighbour_with_it() {
     });
     red.netns().ip("address del fe80::a9fe:a9fe/64 dev eth0");
 
-    // By an advertisement nobody asked for, from itself and from the address.
+    // By an unsolicited advertisement, from the guest's own address and from the metadata address.
     let sender = PacketSocket::open(red.netns(), "eth0");
     let all_nodes: Ipv6Addr = "ff02::1".parse().expect("an address");
     let mac = red.port.mac.0;
@@ -164,7 +167,8 @@ fn a_guest_that_claims_the_address_reaches_no_neighbour_with_it() {
     let own: Ipv6Addr = STABLE_PRIVACY.parse().expect("an address");
     advertise(own.octets(), &body);
     advertise(METADATA_IPV6, &body);
-    // What is the guest's own passes, and shows that what went before it is through.
+    // An advertisement of the guest's own address passes. Its arrival shows that the earlier frames
+    // have been processed.
     let harmless = [&own.octets()[..], &[2, 1], &mac].concat();
     advertise(own.octets(), &harmless);
     wire.wait_for("advertisement of the guest's own address", |frame| {
@@ -175,17 +179,18 @@ fn a_guest_that_claims_the_address_reaches_no_neighbour_with_it() {
         (is_discovery && message[0] == 136 && target == own.octets()).then_some(())
     });
     assert_eq!(process.packets(Reason::ForgedNd), 2);
-    red.assert_served();
+    red.assert_hostname_served();
 }
 
-/// cloud-init asks both addresses at once; a quick error over IPv6 would end its search (url_helper.py, `dual_stack`).
+/// cloud-init probes both addresses at once. A quick error over IPv6 would end its search
+/// (url_helper.py, `dual_stack`).
 #[test]
-fn both_families_are_held_until_the_port_is_known_and_then_both_are_served() {
+fn both_families_are_held_until_the_port_is_identified() {
     let host = Host::new();
     let nova = NovaStandIn::start(host.netns());
     let network = host.network();
     let guest = network.guest(ADDRESS);
-    nova.add(Instance::of(&guest.port));
+    nova.add(Instance::from_port(&guest.port));
     let agent = Agent::on(&host, &nova).install();
     let process = agent.start();
     process.wait_for_attachments([guest.tap.as_str()]);

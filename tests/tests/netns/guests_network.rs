@@ -1,4 +1,4 @@
-//! How packets find their way: next hops, frames that are not ours, links that move.
+//! Paths of packets: next hops, frames that do not concern us, links that move.
 
 use std::io::{Read as _, Write as _};
 use std::net::{Ipv4Addr, SocketAddr};
@@ -8,19 +8,21 @@ use metadata_agent::ids::MacAddress;
 use metadata_ebpf::from_guest::METADATA_MAC;
 use metadata_ebpf::identity::METADATA_IPV4;
 use metadata_ebpf::reason::Reason;
-use metadata_tests::tenants::HOSTNAME;
+use metadata_tests::two_tenants::HOSTNAME;
 use metadata_tests::wait::{self, PATIENCE};
-use metadata_tests::{Agent, Guest, GuestSpec, Host, HostState, NextHop, NovaStandIn, PacketSocket, Tenants};
+use metadata_tests::{
+    Agent, Guest, GuestSpec, Host, HostState, NextHop, NovaStandIn, PacketSocket, ServedTenants, TwoTenants,
+};
 use socket2::{Domain, Protocol, Socket, Type};
 
-fn by_next_hop(next_hop: NextHop) -> Tenants {
+fn by_next_hop(next_hop: NextHop) -> ServedTenants {
     let host = Host::new();
     let nova = NovaStandIn::start(host.netns());
     let plug = |spec| GuestSpec { next_hop, ..spec };
-    Tenants::on(host, nova, plug, |installer, red, blue| installer.port(&red.port).port(&blue.port))
+    TwoTenants::on(host, nova, plug).serve(|installer, red, blue| installer.port(&red.port).port(&blue.port))
 }
 
-/// The MAC address that an answer of the metadata service on `guest`'s wire came from.
+/// Returns the source MAC address of a reply of the metadata service on `guest`'s wire.
 fn answered_by(wire: &PacketSocket) -> MacAddress {
     wire.wait_for("TCP segment from 169.254.169.254", |frame| {
         let is_tcp = frame.get(12..14)? == [8, 0] && *frame.get(23)? == 6;
@@ -30,11 +32,11 @@ fn answered_by(wire: &PacketSocket) -> MacAddress {
 }
 
 #[test]
-fn behind_a_gateway_answers_come_from_the_gateways_mac() {
+fn behind_a_gateway_replies_have_the_gateways_mac() {
     let tenants = by_next_hop(NextHop::Gateway);
     for guest in [&tenants.red, &tenants.blue] {
         let wire = PacketSocket::open(guest.netns(), "eth0");
-        guest.assert_served();
+        guest.assert_hostname_served();
         assert_eq!(answered_by(&wire), guest.network.gateway_mac);
         let client = &tenants.attachment(guest)["clients"][0];
         assert_eq!(client["metadata_mac"], guest.network.gateway_mac.to_string());
@@ -43,12 +45,12 @@ fn behind_a_gateway_answers_come_from_the_gateways_mac() {
 }
 
 #[test]
-fn on_the_link_answers_come_from_the_mac_that_arp_told() {
+fn on_link_replies_have_the_mac_from_arp() {
     let tenants = by_next_hop(NextHop::OnLink);
     let metadata_mac = MacAddress(METADATA_MAC);
     for guest in [&tenants.red, &tenants.blue] {
         let wire = PacketSocket::open(guest.netns(), "eth0");
-        guest.assert_served();
+        guest.assert_hostname_served();
         assert_eq!(answered_by(&wire), metadata_mac);
         let neighbour = guest.netns().run(&["ip", "neigh", "show", "169.254.169.254", "dev", "eth0"]);
         assert!(neighbour.contains(&format!("lladdr {metadata_mac} ")), "{neighbour}");
@@ -93,9 +95,9 @@ fn the_metadata_service_answers_to_ping() {
 }
 
 #[test]
-fn a_vlan_tagged_metadata_frame_is_left_alone_and_counted() {
-    let tenants = Tenants::new();
-    let Tenants { process, nova, red, blue, .. } = &tenants;
+fn a_vlan_tagged_metadata_frame_is_passed_on_and_counted() {
+    let tenants = ServedTenants::new();
+    let ServedTenants { process, nova, red, blue, .. } = &tenants;
     let legacies = [red.network.legacy(), blue.network.legacy()];
     for ((guest, legacy), port) in [red, blue].iter().zip(&legacies).zip([41_000, 41_001]) {
         let wire = PacketSocket::open(guest.netns(), "eth0");
@@ -109,22 +111,22 @@ fn a_vlan_tagged_metadata_frame_is_left_alone_and_counted() {
         let mut frame = Vec::new();
         syn.write(&mut frame, &[]).expect("a frame");
         wire.send(&frame);
-        // As the kernel shows it: without the four bytes of the tag.
+        // The kernel shows the frame without the four bytes of the tag.
         let untagged = [&frame[..12], &frame[16..]].concat();
         beyond.wait_for("tagged SYN", |arrived| (arrived == untagged).then_some(()));
     }
     assert_eq!(process.packets(Reason::Vlan), 2);
     assert_eq!(process.packets(Reason::ConnectionOpened), 0);
     for guest in [red, blue] {
-        guest.assert_served();
+        guest.assert_hostname_served();
     }
     assert_eq!(nova.requests().len(), 2);
 }
 
 #[test]
 fn a_tap_that_leaves_its_bridge_and_comes_back_stays_attached() {
-    let tenants = Tenants::new();
-    let Tenants { process, red, blue, host, .. } = &tenants;
+    let tenants = ServedTenants::new();
+    let ServedTenants { process, red, blue, host, .. } = &tenants;
     let before = tenants.attachment(red);
     let mut connection = red.connect();
     let mut get = || connection.request("GET", HOSTNAME, &[], b"").expect("an answer").text().to_owned();
@@ -135,7 +137,8 @@ fn a_tap_that_leaves_its_bridge_and_comes_back_stays_attached() {
     let steps: [(&dyn Fn(), [u8; 4]); 2] = [(&leave, [10, 0, 0, 101]), (&come_back, [10, 0, 0, 102])];
     for (step, newcomer) in steps {
         step();
-        // The agent is told of links in their order: once it knows a later one, it has seen the change.
+        // Link events arrive in order: once the agent knows a later link, it has processed the
+        // change.
         let newcomer = blue.network.guest(newcomer);
         wait::until("the agent has seen it", PATIENCE, || {
             let state = process.state();
@@ -146,17 +149,17 @@ fn a_tap_that_leaves_its_bridge_and_comes_back_stays_attached() {
         assert_eq!(now["attachment"], before["attachment"]);
         assert_eq!(now["identity"], "known");
         assert_eq!(get(), red.hostname());
-        red.assert_served();
+        red.assert_hostname_served();
     }
-    blue.assert_served();
+    blue.assert_hostname_served();
 }
 
 #[test]
-fn of_a_guest_that_left_nothing_stays() {
+fn nothing_remains_of_a_guest_that_left() {
     let host = Host::new();
     let nova = NovaStandIn::start(host.netns());
     let red = host.network();
-    // A bridge loses the MAC address it was born with when its last port leaves.
+    // A bridge loses its initial MAC address when its last port leaves.
     drop(red.guest([10, 0, 0, 4]));
     let before = HostState::capture(&host);
     let agent = Agent::on(&host, &nova).install();
@@ -166,11 +169,11 @@ fn of_a_guest_that_left_nothing_stays() {
         let guest = red.guest(address);
         wait::until("it is attached", PATIENCE, || (attachments() == Some(1)).then_some(()));
         drop(guest);
-        wait::until("it is let go", PATIENCE, || (attachments() == Some(0)).then_some(()));
+        wait::until("it is detached", PATIENCE, || (attachments() == Some(0)).then_some(()));
     }
     let said = process.output();
     assert!(said.contains("let go") && !said.contains("stays behind"), "{said}");
-    // Nothing for `detach` to stumble over either.
+    // `detach` must not find anything either.
     process.kill9();
     agent.detach();
     before.assert_same(&HostState::capture(&host));

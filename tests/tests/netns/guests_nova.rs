@@ -1,4 +1,4 @@
-//! What Nova says reaches the guest as it was said; what Nova fails to say reaches it as a failure.
+//! Nova's responses reach the guest unchanged, and a failure of Nova reaches it as a failure.
 
 use std::io::{ErrorKind, Write as _};
 use std::net::TcpStream;
@@ -7,15 +7,16 @@ use flate2::Compression;
 use flate2::write::GzEncoder;
 use metadata_tests::http_server::{Answer, Mode};
 use metadata_tests::nova::{SECRET, signature};
-use metadata_tests::tenants::HOSTNAME;
+use metadata_tests::two_tenants::HOSTNAME;
 use metadata_tests::wait::PATIENCE;
-use metadata_tests::{Connection, Instance, Response, Tenant, Tenants};
+use metadata_tests::{Connection, Instance, Response, ServedTenants, Tenant};
 use serde_json::Value;
 
+/// They are served as soon as Nova is up.
 #[test]
-fn guests_are_asked_to_come_back_while_nova_is_down_and_served_once_it_is_up() {
-    let tenants = Tenants::new();
-    let Tenants { process, nova, red, blue, .. } = &tenants;
+fn guests_get_retry_later_while_nova_is_down() {
+    let tenants = ServedTenants::new();
+    let ServedTenants { process, nova, red, blue, .. } = &tenants;
     let mut kept = red.connect();
     let get = |connection: &mut Connection<TcpStream>| {
         connection.request("GET", HOSTNAME, &[], b"").expect("an answer")
@@ -28,21 +29,21 @@ fn guests_are_asked_to_come_back_while_nova_is_down_and_served_once_it_is_up() {
     assert_eq!(process.count("metadata_upstream_errors_total{error=\"connect\"}"), 3);
     nova.set_mode(Mode::Serve);
     assert_eq!(get(&mut kept).text(), red.hostname());
-    red.assert_served();
-    blue.assert_served();
+    red.assert_hostname_served();
+    blue.assert_hostname_served();
 }
 
 #[test]
-fn one_request_that_nova_leaves_open_delays_no_other() {
-    let tenants = Tenants::new();
-    let Tenants { nova, red, blue, .. } = &tenants;
+fn a_request_that_nova_never_answers_delays_no_other() {
+    let tenants = ServedTenants::new();
+    let ServedTenants { nova, red, blue, .. } = &tenants;
     nova.set_mode(Mode::HoldPath("/latest/user-data"));
     let mut held = red.connect();
     held.send("GET /latest/user-data HTTP/1.1\r\nHost: x\r\n\r\n").expect("a request");
     nova.wait_for(1, PATIENCE);
     for _ in 0..10 {
-        blue.assert_served();
-        red.assert_served();
+        blue.assert_hostname_served();
+        red.assert_hostname_served();
     }
     held.stream().set_nonblocking(true).expect("look without waiting");
     let looked = held.stream().peek(&mut [0]).expect_err("no answer yet");
@@ -50,22 +51,22 @@ fn one_request_that_nova_leaves_open_delays_no_other() {
     held.stream().set_nonblocking(false).expect("wait again");
     nova.set_mode(Mode::Serve);
     let answer = held.receive().expect("an answer");
-    assert_eq!(answer.body, Instance::of(&red.port).user_data.expect("user data"));
+    assert_eq!(answer.body, Instance::from_port(&red.port).user_data.expect("user data"));
 }
 
 #[test]
-fn an_answer_that_nova_breaks_off_does_not_look_whole() {
-    let tenants = Tenants::new();
-    let Tenants { nova, red, blue, .. } = &tenants;
+fn a_truncated_answer_of_nova_is_not_passed_as_complete() {
+    let tenants = ServedTenants::new();
+    let ServedTenants { nova, red, blue, .. } = &tenants;
     nova.set_mode(Mode::ResetMidBody);
     let error = red.try_get(HOSTNAME).expect_err("half an answer");
     assert!(matches!(error.kind(), ErrorKind::ConnectionReset | ErrorKind::UnexpectedEof), "{error}");
     nova.set_mode(Mode::Serve);
-    red.assert_served();
-    blue.assert_served();
+    red.assert_hostname_served();
+    blue.assert_hostname_served();
 }
 
-/// Bytes without a pattern that a segment's length could hide, the same in every run.
+/// Returns bytes without a pattern that could hide a lost segment, the same in every run.
 fn noise(length: usize) -> Vec<u8> {
     let mut state = 0x2545_f491_u32;
     let next = || {
@@ -84,12 +85,12 @@ fn gzip(bytes: &[u8]) -> Vec<u8> {
 }
 
 #[test]
-fn user_data_arrives_as_the_bytes_it_is() {
-    let tenants = Tenants::new();
-    let Tenants { nova, red, blue, .. } = &tenants;
+fn user_data_arrives_byte_for_byte() {
+    let tenants = ServedTenants::new();
+    let ServedTenants { nova, red, blue, .. } = &tenants;
     let script = b"#cloud-config\n".repeat(1000);
     for (guest, bytes) in [(red, noise(64 * 1024)), (blue, gzip(&script))] {
-        nova.add(Instance { user_data: Some(bytes.clone()), ..Instance::of(&guest.port) });
+        nova.add(Instance { user_data: Some(bytes.clone()), ..Instance::from_port(&guest.port) });
         for path in ["/openstack/latest/user_data", "/latest/user-data"] {
             let accepting = [("Accept-Encoding", "gzip, deflate")];
             let answer = guest.connect().request("GET", path, &accepting, b"").expect("an answer");
@@ -102,8 +103,8 @@ fn user_data_arrives_as_the_bytes_it_is() {
 
 #[test]
 fn a_mebibyte_arrives_byte_for_byte() {
-    let tenants = Tenants::new();
-    let Tenants { nova, red, blue, .. } = &tenants;
+    let tenants = ServedTenants::new();
+    let ServedTenants { nova, red, blue, .. } = &tenants;
     let bytes = noise(1024 * 1024);
     nova.set_mode(Mode::Fixed(Answer::new(200, "application/octet-stream", bytes.clone())));
     for guest in [red, blue] {
@@ -111,13 +112,13 @@ fn a_mebibyte_arrives_byte_for_byte() {
     }
 }
 
-/// Lines that the agent answers itself, and how.
+/// Recorded requests that the agent answers itself, with the status.
 const NOT_FOR_NOVA: [(&str, u16); 1] = [("r:GET /openstack/latest/network_data.json#frag", 400)];
 
-/// Status, headers that are not of their moment, body.
-type Said = (u16, Vec<(String, String)>, Vec<u8>);
+/// Status, headers without those that depend on the time, body.
+type Comparable = (u16, Vec<(String, String)>, Vec<u8>);
 
-fn said(response: Response) -> Said {
+fn comparable(response: Response) -> Comparable {
     let Response { status, mut headers, mut body, .. } = response;
     headers.retain(|(name, _)| !name.eq_ignore_ascii_case("date"));
     headers.sort();
@@ -125,7 +126,7 @@ fn said(response: Response) -> Said {
     (status, headers, body)
 }
 
-/// Nova makes a new seed for every request; it is blanked at its full length.
+/// Nova generates a new seed for every request. It is blanked at its full length.
 fn blank_seed(body: &mut [u8]) {
     const KEY: &[u8] = b"\"random_seed\": \"";
     let Some(at) = body.windows(KEY.len()).position(|window| window == KEY) else { return };
@@ -134,10 +135,10 @@ fn blank_seed(body: &mut [u8]) {
 }
 
 #[test]
-fn every_recorded_get_is_answered_as_nova_answers_it() {
-    let tenants = Tenants::new();
-    let Tenants { nova, red, blue, host, .. } = &tenants;
-    let instance = Instance::of(&red.port);
+fn every_recorded_get_is_answered_as_by_nova() {
+    let tenants = ServedTenants::new();
+    let ServedTenants { nova, red, blue, host, .. } = &tenants;
+    let instance = Instance::from_port(&red.port);
     nova.add(Instance { dns: vec![[10, 0, 0, 2].into()], ..instance.clone() });
     let id = instance.id.to_string();
     let (signed, project) = (signature(SECRET, &id), instance.project.to_string());
@@ -164,8 +165,8 @@ fn every_recorded_get_is_answered_as_nova_answers_it() {
             assert_eq!(get(&[], &mut red.connect()).status, *status, "{}", text("id"));
             continue;
         }
-        let relayed = said(get(&[], &mut guest));
-        assert_eq!(relayed, said(get(&proxied, &mut direct)), "{}", text("id"));
+        let relayed = comparable(get(&[], &mut guest));
+        assert_eq!(relayed, comparable(get(&proxied, &mut direct)), "{}", text("id"));
         assert_eq!(get(&[], &mut neighbour).status, relayed.0, "{}", text("id"));
         compared += 1;
     }

@@ -1,27 +1,27 @@
-//! One guest's excess is its own: too many requests, too many connections, while its neighbour with the same address is
-//! served.
+//! The excess of one guest, too many requests or too many connections, does not affect its
+//! neighbour with the same address.
 
 use std::net::TcpStream;
 
-use metadata_tests::tenants::HOSTNAME;
+use metadata_tests::two_tenants::HOSTNAME;
 use metadata_tests::wait::{self, PATIENCE};
-use metadata_tests::{AgentProcess, Connection, Tenant, Tenants};
+use metadata_tests::{AgentProcess, Connection, ServedTenants, Tenant};
 
 const LIMITED: &str = "metadata_rejected_requests_total{reason=\"rate_limited\"}";
 const OWN: &str = "metadata_agent";
 const RATE: &str = "metadata_rate_limiting";
 const OPEN: &str = "metadata_connections_open";
 
-/// Tenants whose agent has these options besides.
-fn tenants(options: &[(&str, &str, &str)]) -> Tenants {
-    Tenants::with(|installer, red, blue| {
+/// Starts two tenants whose agent has these additional options.
+fn tenants(options: &[(&str, &str, &str)]) -> ServedTenants {
+    ServedTenants::with(|installer, red, blue| {
         let installer = installer.port(&red.port).port(&blue.port);
         options.iter().fold(installer, |installer, (group, key, value)| installer.set(group, key, value))
     })
 }
 
 #[test]
-fn who_asks_too_often_is_refused_alone() {
+fn only_the_guest_that_asks_too_often_is_refused() {
     let tenants = tenants(&[
         (RATE, "rate_limit_enabled", "true"),
         (RATE, "base_window_duration", "3600"),
@@ -29,9 +29,9 @@ fn who_asks_too_often_is_refused_alone() {
         (RATE, "burst_window_duration", "3600"),
         (RATE, "burst_query_rate_limit", "30"),
     ]);
-    let Tenants { process, nova, red, blue, .. } = &tenants;
+    let ServedTenants { process, nova, red, blue, .. } = &tenants;
     for _ in 0..5 {
-        red.assert_served();
+        red.assert_hostname_served();
     }
     for _ in 0..3 {
         let refused = red.get(HOSTNAME);
@@ -40,19 +40,19 @@ fn who_asks_too_often_is_refused_alone() {
         assert_eq!((probed.status, probed.header("retry-after")), (503, Some("1")));
     }
     for _ in 0..5 {
-        blue.assert_served();
+        blue.assert_hostname_served();
     }
     assert_eq!(blue.get(HOSTNAME).status, 429);
     assert_eq!((process.count(LIMITED), nova.requests().len()), (7, 10));
-    let told = process.output();
-    assert!(told.contains("raise base_query_rate_limit"), "{told}");
+    let output = process.output();
+    assert!(output.contains("raise base_query_rate_limit"), "{output}");
 }
 
 /// Opens connections and sends half a request on each, as a guest does that wants to keep them.
 fn hoard(guest: &Tenant, wanted: u32) -> Vec<Connection<TcpStream>> {
     let stalled = |_| {
         let mut connection = guest.connect();
-        // Where the agent has refused it already, that is counted below.
+        // If the agent has already refused the connection, this is counted below.
         let _ = connection.send("GET /latest HTTP/1.1\r\nHost: ");
         connection
     };
@@ -70,23 +70,23 @@ fn until_held(process: &AgentProcess, open: u64, refused: &[(&str, u64)]) {
 }
 
 #[test]
-fn who_hoards_connections_up_to_its_own_limit_keeps_nobody_out() {
+fn holding_connections_up_to_the_limit_locks_out_no_one() {
     let tenants = tenants(&[(OWN, "connections_per_port", "10")]);
-    let Tenants { process, red, blue, .. } = &tenants;
+    let ServedTenants { process, red, blue, .. } = &tenants;
     let held = hoard(red, 13);
     until_held(process, 10, &[("attachment_connections", 3)]);
-    blue.assert_served();
+    blue.assert_hostname_served();
     drop(held);
     until_held(process, 0, &[]);
-    red.assert_served();
+    red.assert_hostname_served();
 }
 
-/// Both limits are such that red, and red with blue, could take all places there are.
+/// With these limits, red alone could take all places, and so could red together with blue.
 #[test]
-fn who_hoards_all_connections_there_are_leaves_its_neighbour_some() {
+fn holding_all_connections_does_not_lock_out_a_neighbour() {
     let tenants = tenants(&[(OWN, "connections", "8")]);
-    let Tenants { process, red, blue, .. } = &tenants;
-    // Four are everybody's; of the eight that are shared nobody gets more than it leaves.
+    let ServedTenants { process, red, blue, .. } = &tenants;
+    // Four places are reserved. Of the eight shared ones, a guest gets no more than it leaves free.
     let reds = hoard(red, 20);
     until_held(process, 8, &[("total_connections", 12)]);
     let blues = hoard(blue, 20);
@@ -97,8 +97,8 @@ fn who_hoards_all_connections_there_are_leaves_its_neighbour_some() {
     until_held(process, 10, &[]);
     drop(blues);
     until_held(process, 4, &[]);
-    blue.assert_served();
+    blue.assert_hostname_served();
     drop(reds);
     until_held(process, 0, &[]);
-    red.assert_served();
+    red.assert_hostname_served();
 }

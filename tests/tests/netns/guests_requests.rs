@@ -1,11 +1,11 @@
-//! HTTP as guests speak it, through the real path: every method, framing and status arrives as it was meant.
+//! The HTTP of guests through the real path: every method, framing and status arrives as sent.
 
-use metadata_tests::Tenants;
+use metadata_tests::ServedTenants;
 use metadata_tests::http_server::{Answer, Mode};
-use metadata_tests::tenants::HOSTNAME;
+use metadata_tests::two_tenants::HOSTNAME;
 
 const PASSWORD: &str = "/openstack/2013-10-17/password";
-/// The agent's default `request_body_limit`.
+/// The default of `request_body_limit`.
 const BODY_LIMIT: usize = 64 * 1024;
 
 fn posted(framing: &str) -> String {
@@ -14,8 +14,8 @@ fn posted(framing: &str) -> String {
 
 #[test]
 fn a_password_in_several_segments_arrives_whole_and_only_once() {
-    let tenants = Tenants::new();
-    let Tenants { nova, red, blue, .. } = &tenants;
+    let tenants = ServedTenants::new();
+    let ServedTenants { nova, red, blue, .. } = &tenants;
     let mut connection = red.connect();
     let head = posted("Content-Length: 9");
     let (begin, end) = head.split_at(20);
@@ -29,15 +29,15 @@ fn a_password_in_several_segments_arrives_whole_and_only_once() {
     assert_eq!(red.get(PASSWORD).body, b"p\xff\0\r\nword");
     assert_eq!(red.post(PASSWORD, b"another").status, 409);
     assert_eq!(red.get(PASSWORD).body, b"p\xff\0\r\nword");
-    // The neighbour under the same address has none.
+    // The neighbour with the same address does not have one.
     let none = blue.get(PASSWORD);
     assert_eq!((none.status, none.body.len()), (200, 0));
 }
 
 #[test]
 fn a_chunked_password_reaches_nova_without_its_chunks() {
-    let tenants = Tenants::new();
-    let Tenants { nova, red, blue, .. } = &tenants;
+    let tenants = ServedTenants::new();
+    let ServedTenants { nova, red, blue, .. } = &tenants;
     let mut connection = blue.connect();
     for segment in [&posted("Transfer-Encoding: chunked"), "4\r\npass", "\r\n4;x=y\r\nword\r\n", "0\r\n\r\n"]
     {
@@ -51,9 +51,9 @@ fn a_chunked_password_reaches_nova_without_its_chunks() {
 }
 
 #[test]
-fn a_guest_that_expects_100_continue_is_told_to_go_on() {
-    let tenants = Tenants::new();
-    let Tenants { nova, red, .. } = &tenants;
+fn expect_100_continue_is_answered() {
+    let tenants = ServedTenants::new();
+    let ServedTenants { nova, red, .. } = &tenants;
     let mut connection = red.connect();
     connection.send(posted("Content-Length: 8\r\nExpect: 100-continue")).expect("a head");
     assert_eq!(connection.receive_head().expect("an interim answer").status, 100);
@@ -61,7 +61,7 @@ fn a_guest_that_expects_100_continue_is_told_to_go_on() {
     assert_eq!(connection.receive().expect("an answer").status, 200);
     assert_eq!(nova.password(red.port.instance).as_deref(), Some(&b"password"[..]));
 
-    // One whose body would be refused is told so instead.
+    // A request whose body would be refused gets the refusal instead.
     nova.forget();
     let mut connection = red.connect();
     let length = BODY_LIMIT + 1;
@@ -71,11 +71,11 @@ fn a_guest_that_expects_100_continue_is_told_to_go_on() {
 }
 
 #[test]
-fn a_body_at_the_limit_reaches_nova_and_one_byte_more_does_not() {
-    let tenants = Tenants::new();
-    let Tenants { process, nova, red, blue, .. } = &tenants;
+fn a_body_at_the_limit_passes_and_one_byte_more_does_not() {
+    let tenants = ServedTenants::new();
+    let ServedTenants { process, nova, red, blue, .. } = &tenants;
     let body = vec![b'x'; BODY_LIMIT + 1];
-    // Nova's own limit is far lower, so it refuses what the agent lets through.
+    // Nova's own limit is far lower, so it refuses what the agent passes on.
     assert_eq!(red.post(PASSWORD, &body[1..]).status, 400);
     assert_eq!(nova.requests()[0].body.len(), BODY_LIMIT);
 
@@ -86,12 +86,12 @@ fn a_body_at_the_limit_reaches_nova_and_one_byte_more_does_not() {
     assert_eq!(chunked.receive().expect("an answer").status, 413);
     assert_eq!(process.count("metadata_rejected_requests_total{reason=\"body_too_large\"}"), 2);
     assert_eq!(nova.requests().len(), 1);
-    blue.assert_served();
+    blue.assert_hostname_served();
 }
 
 #[test]
-fn http_1_0_gets_its_answer_and_the_end_of_the_connection() {
-    let tenants = Tenants::new();
+fn http_1_0_gets_an_answer_and_a_closed_connection() {
+    let tenants = ServedTenants::new();
     for guest in [&tenants.red, &tenants.blue] {
         let mut connection = guest.connect();
         connection.send(format!("GET {HOSTNAME} HTTP/1.0\r\n\r\n")).expect("a request");
@@ -101,9 +101,9 @@ fn http_1_0_gets_its_answer_and_the_end_of_the_connection() {
 }
 
 #[test]
-fn one_connection_carries_many_requests_also_in_one_segment() {
-    let tenants = Tenants::new();
-    let Tenants { process, nova, red, blue, .. } = &tenants;
+fn one_connection_carries_many_and_pipelined_requests() {
+    let tenants = ServedTenants::new();
+    let ServedTenants { process, nova, red, blue, .. } = &tenants;
     let get = |path| format!("GET {path} HTTP/1.1\r\nHost: 169.254.169.254\r\n\r\n");
     for guest in [red, blue] {
         nova.forget();
@@ -124,13 +124,13 @@ fn one_connection_carries_many_requests_also_in_one_segment() {
 }
 
 #[test]
-fn head_tells_the_length_and_sends_nothing() {
-    let tenants = Tenants::new();
+fn head_reports_the_length_and_sends_no_body() {
+    let tenants = ServedTenants::new();
     for guest in [&tenants.red, &tenants.blue] {
         let mut connection = guest.connect();
         let head = connection.request("HEAD", HOSTNAME, &[], b"").expect("a head");
         assert_eq!(head.header("content-length"), Some(guest.hostname().len().to_string().as_str()));
-        // The next answer would begin with the body, had there been one.
+        // If there had been a body, the next response would begin with it.
         let answer = connection.request("GET", HOSTNAME, &[], b"").expect("an answer");
         assert_eq!(answer.text(), guest.hostname());
     }
@@ -138,8 +138,8 @@ fn head_tells_the_length_and_sends_nothing() {
 
 #[test]
 fn every_status_passes_with_and_without_a_body() {
-    let tenants = Tenants::new();
-    let Tenants { nova, red, blue, .. } = &tenants;
+    let tenants = ServedTenants::new();
+    let ServedTenants { nova, red, blue, .. } = &tenants;
     let mut connections = [red.connect(), blue.connect()];
     for status in [
         200, 201, 202, 204, 300, 302, 304, 400, 401, 403, 404, 405, 409, 410, 413, 418, 429, 500, 501, 502,
@@ -162,9 +162,9 @@ fn every_status_passes_with_and_without_a_body() {
 }
 
 #[test]
-fn every_method_reaches_nova_as_itself() {
-    let tenants = Tenants::new();
-    let Tenants { nova, red, blue, .. } = &tenants;
+fn every_method_reaches_nova_unchanged() {
+    let tenants = ServedTenants::new();
+    let ServedTenants { nova, red, blue, .. } = &tenants;
     for guest in [red, blue] {
         for method in ["GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH", "PROPFIND"] {
             let answer = guest.connect().request(method, HOSTNAME, &[], b"").expect("an answer");

@@ -1,31 +1,32 @@
-//! When it becomes known who a guest is: before it asks, while it waits, or never.
+//! A guest is identified before its request, while its request is held, or never.
 
 use std::io::ErrorKind;
 use std::time::{Duration, Instant};
 
-use metadata_tests::tenants::HOSTNAME;
+use metadata_tests::two_tenants::HOSTNAME;
 use metadata_tests::wait::{self, PATIENCE};
-use metadata_tests::{Tenant, Tenants, domain};
+use metadata_tests::{ServedTenants, Tenant, domain};
 
 const OWN: &str = "metadata_agent";
-/// How long an unknown guest's request is held where the test sees the end of it.
+/// The hold time of an unknown guest's request in tests that wait for its end.
 const SHORT_HOLD: Duration = Duration::from_secs(2);
 
-/// The static inventory knows blue only.
-fn red_is_unknown(hold: &str, grace: &str) -> Tenants {
-    Tenants::with(|installer, _, blue| {
+/// Starts two tenants of which the static inventory knows only blue.
+fn red_is_unknown(hold: &str, grace: &str) -> ServedTenants {
+    ServedTenants::with(|installer, _, blue| {
         installer.port(&blue.port).set(OWN, "identity_hold", hold).set(OWN, "identity_grace", grace)
     })
 }
 
+/// Other guests are served meanwhile.
 #[test]
-fn an_unknown_guest_is_held_then_asked_to_come_back_then_refused_while_others_are_served() {
+fn an_unknown_guest_is_held_then_deferred_then_refused() {
     let tenants = red_is_unknown("2", "8");
-    let Tenants { process, nova, red, blue, .. } = &tenants;
+    let ServedTenants { process, nova, red, blue, .. } = &tenants;
     let asked_at = Instant::now();
     let mut connection = red.connect();
     connection.send(request()).expect("a request");
-    blue.assert_served();
+    blue.assert_hostname_served();
     connection.stream().set_nonblocking(true).expect("look without waiting");
     let looked = connection.stream().peek(&mut [0]).expect_err("no answer while blue was served");
     assert_eq!(looked.kind(), ErrorKind::WouldBlock);
@@ -44,7 +45,7 @@ fn an_unknown_guest_is_held_then_asked_to_come_back_then_refused_while_others_ar
     assert_eq!((refused.status, refused.header("retry-after")), (404, None));
     assert!(process.count("metadata_identity_holds_total{outcome=\"retry_later\"}") >= 1);
     assert!(process.count("metadata_identity_holds_total{outcome=\"refused\"}") >= 1);
-    blue.assert_served();
+    blue.assert_hostname_served();
     let about_blue = |id: Option<String>| id == Some(blue.port.instance.to_string());
     assert!(nova.requests().iter().all(|request| about_blue(request.header("x-instance-id"))));
 }
@@ -53,16 +54,16 @@ fn request() -> String {
     format!("GET {HOSTNAME} HTTP/1.1\r\nHost: 169.254.169.254\r\n\r\n")
 }
 
-/// Red asks and is held for longer than it waits for an answer; `tell` says who it is.
-fn assert_answered_once_known(tell: impl FnOnce(&Tenants)) {
+/// Red's request is held for longer than red waits for a response. `identify` makes red known.
+fn assert_answered_once_known(identify: impl FnOnce(&ServedTenants)) {
     let tenants = red_is_unknown("60", "120");
-    let Tenants { process, red, blue, .. } = &tenants;
+    let ServedTenants { process, red, blue, .. } = &tenants;
     let mut connection = red.connect();
     connection.send(request()).expect("a request");
-    // Who asked later has been answered, so the agent has seen the earlier request as well.
-    blue.assert_served();
+    // A later request has been answered, so the agent has seen the earlier one as well.
+    blue.assert_hostname_served();
     assert_eq!(tenants.attachment(red)["identity"], "unknown");
-    tell(&tenants);
+    identify(&tenants);
     let answer = connection.receive().expect("an answer before the hold ends");
     assert_eq!((answer.status, answer.text()), (200, red.hostname().as_str()));
     assert_eq!(process.count("metadata_identity_holds_total{outcome=\"resolved\"}"), 1);
@@ -70,43 +71,43 @@ fn assert_answered_once_known(tell: impl FnOnce(&Tenants)) {
 }
 
 #[test]
-fn a_held_request_is_answered_as_soon_as_the_static_file_names_its_port() {
+fn a_held_request_is_answered_once_the_file_names_its_port() {
     assert_answered_once_known(|tenants| {
         tenants.agent.set_ports([&tenants.red.port, &tenants.blue.port]);
     });
 }
 
 #[test]
-fn a_held_request_is_answered_as_soon_as_libvirt_names_its_domain() {
+fn a_held_request_is_answered_once_libvirt_names_its_domain() {
     assert_answered_once_known(|tenants| domain::write(&tenants.agent.libvirt_dir(), &tenants.red.port));
 }
 
 #[test]
-fn libvirt_alone_tells_all_that_nova_asks_for() {
-    let tenants = Tenants::with(|installer, _, _| {
+fn libvirt_alone_provides_all_that_nova_needs() {
+    let tenants = ServedTenants::with(|installer, _, _| {
         installer.set(OWN, "static_inventory", "").set(OWN, "identity_hold", "60")
     });
-    let Tenants { agent, nova, red, blue, .. } = &tenants;
+    let ServedTenants { agent, nova, red, blue, .. } = &tenants;
     let guests: [&Tenant; 2] = [red, blue];
     for guest in guests {
         domain::write(&agent.libvirt_dir(), &guest.port);
-        guest.assert_served();
+        guest.assert_hostname_served();
     }
     for (request, guest) in nova.requests().iter().zip(guests) {
-        let told = ["x-instance-id", "x-tenant-id", "x-forwarded-for"].map(|name| request.header(name));
+        let received = ["x-instance-id", "x-tenant-id", "x-forwarded-for"].map(|name| request.header(name));
         let port = &guest.port;
         let own = [port.instance.to_string(), port.project.to_string(), "10.0.0.5".to_owned()];
-        assert_eq!(told, own.map(Some));
+        assert_eq!(received, own.map(Some));
     }
 }
 
 #[test]
-fn a_guest_whose_domain_has_ended_is_nobody_any_more() {
-    let tenants = Tenants::with(|installer, _, _| {
+fn a_guest_whose_domain_ended_is_no_longer_identified() {
+    let tenants = ServedTenants::with(|installer, _, _| {
         let installer = installer.set(OWN, "static_inventory", "");
         installer.set(OWN, "identity_hold", "0.2").set(OWN, "identity_grace", "120")
     });
-    let Tenants { agent, red, blue, .. } = &tenants;
+    let ServedTenants { agent, red, blue, .. } = &tenants;
     for guest in [red, blue] {
         domain::write(&agent.libvirt_dir(), &guest.port);
         wait::until("it is known", PATIENCE, || (guest.get(HOSTNAME).status == 200).then_some(()));
@@ -116,5 +117,5 @@ fn a_guest_whose_domain_has_ended_is_nobody_any_more() {
         (tenants.attachment(red)["identity"] == "unknown").then_some(())
     });
     assert_eq!(red.get(HOSTNAME).status, 503);
-    blue.assert_served();
+    blue.assert_hostname_served();
 }

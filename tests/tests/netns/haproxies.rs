@@ -1,4 +1,5 @@
-//! Haproxies of Neutron's that still run, with the agent behind them where Neutron's metadata agent was.
+//! Haproxies of Neutron that are still running, with the agent in the place of Neutron's metadata
+//! agent.
 
 use std::fs::{self, Permissions};
 use std::os::unix::fs::{FileTypeExt as _, PermissionsExt as _};
@@ -8,13 +9,13 @@ use std::path::PathBuf;
 use metadata_tests::agent::Installer;
 use metadata_tests::haproxy::{Driver, Haproxy, USER};
 use metadata_tests::nova::{SECRET, signature};
-use metadata_tests::tenants::HOSTNAME;
+use metadata_tests::two_tenants::HOSTNAME;
 use metadata_tests::wait::PATIENCE;
-use metadata_tests::{Connection, Host, NovaStandIn, Response, Tenant, Tenants};
+use metadata_tests::{Connection, Host, NovaStandIn, Response, ServedTenants, Tenant, TwoTenants};
 use nix::sys::signal::Signal;
 use tempfile::TempDir;
 
-/// A folder that haproxy can enter, whose user is nobody.
+/// A folder that haproxy, which runs as the user nobody, can enter.
 struct Shared(TempDir);
 
 impl Shared {
@@ -28,27 +29,22 @@ impl Shared {
         self.0.path().join("metadata_proxy")
     }
 
-    /// An agent that has left all guests to their haproxies, and answers these.
-    fn tenants(&self, configure: impl FnOnce(Installer, &Tenant) -> Installer) -> Tenants {
+    /// Starts an agent that leaves all guests to their haproxies and serves these.
+    fn tenants(&self, configure: impl FnOnce(Installer, &Tenant) -> Installer) -> ServedTenants {
         let host = Host::new();
         let nova = NovaStandIn::start(host.netns());
-        Tenants::on(
-            host,
-            nova,
-            |spec| spec,
-            |installer, red, blue| {
-                let installer = installer
-                    .port(&red.port)
-                    .port(&blue.port)
-                    .set("metadata_agent", "guest_interfaces", "none*")
-                    .set("metadata_agent", "serve_metadata_proxy_socket", "true")
-                    .set("DEFAULT", "metadata_proxy_socket", &self.socket().display().to_string());
-                configure(installer, red)
-            },
-        )
+        TwoTenants::on(host, nova, |spec| spec).serve(|installer, red, blue| {
+            let installer = installer
+                .port(&red.port)
+                .port(&blue.port)
+                .set("metadata_agent", "guest_interfaces", "none*")
+                .set("metadata_agent", "serve_metadata_proxy_socket", "true")
+                .set("DEFAULT", "metadata_proxy_socket", &self.socket().display().to_string());
+            configure(installer, red)
+        })
     }
 
-    /// Asks as a haproxy would, with headers of the test's choice.
+    /// Sends a request as haproxy would, with the given headers.
     fn ask(&self, headers: &[(&str, &str)]) -> Response {
         let stream = UnixStream::connect(self.socket()).expect("a connection");
         stream.set_read_timeout(Some(PATIENCE)).expect("be patient");
@@ -60,30 +56,31 @@ impl Shared {
     }
 }
 
+/// Each network has its own haproxy.
 #[test]
-fn two_guests_with_one_address_each_get_their_own_from_their_networks_haproxy() {
+fn guests_with_one_address_are_told_apart_by_their_haproxy() {
     let shared = Shared::new();
     let tenants = shared.tenants(|installer, _| installer);
-    let Tenants { process, nova, red, blue, .. } = &tenants;
+    let ServedTenants { process, nova, red, blue, .. } = &tenants;
     let _of_red = Haproxy::start(&red.network, Driver::Dhcp, &shared.socket());
     let _of_blue = Haproxy::start(&blue.network, Driver::Ovn, &shared.socket());
     for tenant in [red, blue] {
-        tenant.assert_served();
+        tenant.assert_hostname_served();
         let over_ipv6 = tenant.get_v6(HOSTNAME);
         assert_eq!((over_ipv6.status, over_ipv6.text()), (200, tenant.hostname().as_str()));
     }
     assert!(process.attachments().is_empty(), "the guests' packets are left alone");
-    let told: Vec<_> =
+    let received: Vec<_> =
         nova.requests().iter().map(|asked| asked.header("x-forwarded-for").expect("an address")).collect();
-    assert_eq!(told[0], "10.0.0.5");
-    assert!(told[1].starts_with("fe80::f816:3eff:fe"), "{told:?}");
+    assert_eq!(received[0], "10.0.0.5");
+    assert!(received[1].starts_with("fe80::f816:3eff:fe"), "{received:?}");
 }
 
 #[test]
-fn a_guest_behind_haproxy_cannot_be_another_one() {
+fn a_guest_behind_haproxy_cannot_impersonate_another() {
     let shared = Shared::new();
     let tenants = shared.tenants(|installer, _| installer);
-    let Tenants { nova, red, blue, .. } = &tenants;
+    let ServedTenants { nova, red, blue, .. } = &tenants;
     let _of_red = Haproxy::start(&red.network, Driver::Dhcp, &shared.socket());
     let _of_blue = Haproxy::start(&blue.network, Driver::Ovn, &shared.socket());
 
@@ -101,8 +98,8 @@ fn a_guest_behind_haproxy_cannot_be_another_one() {
     ];
     let answer = red.connect().request("GET", HOSTNAME, &claims, b"").expect("an answer");
     assert_eq!((answer.status, answer.text()), (200, red.hostname().as_str()));
-    let mut told = nova.requests().pop().expect("a request").headers;
-    told.sort();
+    let mut received = nova.requests().pop().expect("a request").headers;
+    received.sort();
     let own = red.port.instance.to_string();
     let want = [
         ("accept", "*/*"),
@@ -112,9 +109,10 @@ fn a_guest_behind_haproxy_cannot_be_another_one() {
         ("x-instance-id-signature", &signature(SECRET, &own)),
         ("x-tenant-id", &red.port.project.to_string()),
     ];
-    assert_eq!(told, want.map(|(name, value)| (name.to_owned(), value.to_owned())));
+    assert_eq!(received, want.map(|(name, value)| (name.to_owned(), value.to_owned())));
 
-    // What haproxy of the one driver deletes, that of the other leaves in: such a request is nobody's.
+    // Each driver's haproxy deletes headers that the other's passes on. Such a request identifies
+    // no client.
     let own_network = red.network.id.to_string();
     for claim in ["X-Neutron-Network-ID", "X-Neutron-Router-ID", "X-OVN-Network-ID"] {
         let answer =
@@ -123,14 +121,14 @@ fn a_guest_behind_haproxy_cannot_be_another_one() {
     }
     let answer = red.connect().request("GET", HOSTNAME, &[("X-OVN-Network-ID", &network)], b"");
     assert_eq!(answer.expect("an answer").status, 400);
-    blue.assert_served();
+    blue.assert_hostname_served();
 }
 
 #[test]
-fn a_password_in_pieces_arrives_whole() {
+fn a_password_in_pieces_arrives_complete() {
     let shared = Shared::new();
     let tenants = shared.tenants(|installer, _| installer);
-    let Tenants { nova, red, .. } = &tenants;
+    let ServedTenants { nova, red, .. } = &tenants;
     let _haproxy = Haproxy::start(&red.network, Driver::Dhcp, &shared.socket());
     let mut connection = red.connect();
     let head =
@@ -143,15 +141,15 @@ fn a_password_in_pieces_arrives_whole() {
 }
 
 #[test]
-fn who_is_unknown_gets_404_and_who_is_two_gets_400() {
+fn an_unknown_client_gets_404_and_an_ambiguous_one_400() {
     let shared = Shared::new();
     let tenants = shared.tenants(|installer, _| installer);
-    let Tenants { nova, red, blue, .. } = &tenants;
+    let ServedTenants { nova, red, blue, .. } = &tenants;
     let of_red = Haproxy::start(&red.network, Driver::Dhcp, &shared.socket());
     let stranger = red.network.guest([10, 0, 0, 6]);
     assert_eq!(stranger.get(HOSTNAME).status, 404);
     assert_eq!(stranger.get_v6(HOSTNAME).status, 404);
-    // No source of this agent knows which networks a router has.
+    // No source of this agent knows the networks of a router.
     let _of_blue = Haproxy::start(&blue.network, Driver::Router, &shared.socket());
     assert_eq!(blue.get(HOSTNAME).status, 404);
 
@@ -166,7 +164,7 @@ fn who_is_unknown_gets_404_and_who_is_two_gets_400() {
 }
 
 #[test]
-fn the_mode_of_the_socket_decides_who_may_ask() {
+fn the_socket_mode_decides_who_may_connect() {
     for (mode, options, bits, status) in [
         ("user", None, 0o644, 503),
         ("group", None, 0o664, 503),
@@ -182,7 +180,7 @@ fn the_mode_of_the_socket_decides_who_may_ask() {
                 .into_iter()
                 .fold(installer, |installer, user| installer.set("DEFAULT", "metadata_proxy_user", user))
         });
-        let Tenants { process, red, .. } = &tenants;
+        let ServedTenants { process, red, .. } = &tenants;
         assert_eq!(shared.mode(), bits, "{mode} {options:?}");
         let warned = process.output().contains("every user of this host can reach it");
         assert_eq!(warned, bits == 0o666, "{}", process.output());
@@ -192,12 +190,12 @@ fn the_mode_of_the_socket_decides_who_may_ask() {
 }
 
 #[test]
-fn a_socket_that_is_left_over_is_replaced_and_our_own_is_removed() {
+fn a_stale_socket_is_replaced_and_our_own_is_removed() {
     let shared = Shared::new();
-    drop(UnixListener::bind(shared.socket()).expect("a socket of somebody who is gone"));
+    drop(UnixListener::bind(shared.socket()).expect("a stale socket"));
     assert!(fs::metadata(shared.socket()).expect("the file").file_type().is_socket());
     let tenants = shared.tenants(|installer, _| installer);
-    let Tenants { process, red, .. } = &tenants;
+    let ServedTenants { process, red, .. } = &tenants;
     let network = red.network.id.to_string();
     let from = [("X-Forwarded-For", "10.0.0.5"), ("X-Neutron-Network-ID", network.as_str())];
     assert_eq!(shared.ask(&from).text(), red.hostname());
@@ -207,7 +205,7 @@ fn a_socket_that_is_left_over_is_replaced_and_our_own_is_removed() {
 }
 
 #[test]
-fn an_agent_that_still_answers_keeps_its_socket() {
+fn a_running_agent_keeps_its_socket() {
     let shared = Shared::new();
     let host = Host::new();
     let nova = NovaStandIn::start(host.netns());
@@ -226,12 +224,12 @@ fn an_agent_that_still_answers_keeps_its_socket() {
 }
 
 #[test]
-fn guests_at_the_datapath_and_guests_behind_haproxy_are_served_side_by_side() {
+fn datapath_and_haproxy_guests_are_served_side_by_side() {
     let shared = Shared::new();
     let tenants =
         shared.tenants(|installer, red| installer.set("metadata_agent", "guest_interfaces", &red.tap));
     let _haproxy = Haproxy::start(&tenants.blue.network, Driver::Dhcp, &shared.socket());
     tenants.process.wait_for_attachments([tenants.red.tap.as_str()]);
-    tenants.red.assert_served();
-    tenants.blue.assert_served();
+    tenants.red.assert_hostname_served();
+    tenants.blue.assert_hostname_served();
 }

@@ -1,7 +1,9 @@
-//! Hosts whose own network lets nothing through: guests' packets meet none of it, as they never enter the host's IP stack.
+//! Hosts whose own network stack passes nothing. Guests' packets are not affected, because they
+//! never enter the host's IP stack.
 //!
-//! Each setting is made once before the agent starts and once while it serves, with a connection open. (The path through
-//! the host's stack would survive few: a default-drop INPUT, a full connection table, or strict rp_filter alone ends it.)
+//! Each setting is applied once before the agent starts and once while it serves, with an open
+//! connection. (A path through the host's stack would fail with most of them: a default-drop INPUT
+//! chain, a full connection table, or strict rp_filter alone breaks it.)
 
 use std::fmt::Write as _;
 use std::fs;
@@ -10,30 +12,30 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use metadata_tests::wait::PATIENCE;
-use metadata_tests::{Connection, Guest, Host, HostState, Instance, Twins};
+use metadata_tests::{Connection, Guest, Host, HostState, Instance, TwoTenants};
 use serde_json::Value;
 
-/// An address of the host's own on the first network, and a port where nobody listens.
+/// The host's own address on the first network, and a port without a listener.
 const HOST_ADDRESS: [u8; 4] = [10, 0, 0, 254];
 const CLOSED_PORT: u16 = 9;
-/// How long it is waited for a refusal that does not come.
+/// Time to wait for a refusal that must not come.
 const SOON: Duration = Duration::from_millis(400);
 const DOCUMENT: &str = "/openstack/latest/meta_data.json";
 
-/// Panics unless the host's own stack hears a guest, or does not: nobody listens, so what it hears it refuses. The guest asks
-/// for its MAC address anew.
+/// Panics unless the host's own stack receives (or does not receive) a guest's packet. No socket
+/// listens, so the stack refuses what it receives. The guest resolves the host's MAC address again.
 fn assert_stack(stack: Stack, guest: &Guest) {
     guest.netns().run(&["ip", "neigh", "flush", "to", "10.0.0.254"]);
     let (patience, expected) = match stack {
-        Stack::Hears => (PATIENCE, &[io::ErrorKind::ConnectionRefused][..]),
-        Stack::Deaf => (SOON, &[io::ErrorKind::TimedOut, io::ErrorKind::HostUnreachable][..]),
+        Stack::Responds => (PATIENCE, &[io::ErrorKind::ConnectionRefused][..]),
+        Stack::Silent => (SOON, &[io::ErrorKind::TimedOut, io::ErrorKind::HostUnreachable][..]),
     };
     let to = SocketAddr::from((HOST_ADDRESS, CLOSED_PORT));
-    let refusal = guest.dial(to, None, patience).expect_err("nobody listens");
+    let refusal = guest.dial(to, None, patience).expect_err("no listener");
     assert!(expected.contains(&refusal.kind()), "{stack:?}: {refusal}");
 }
 
-/// Both guests get their own metadata over IPv4 and over IPv6.
+/// Asserts that both guests get their own metadata over IPv4 and over IPv6.
 fn assert_served(guests: &[Guest]) {
     for guest in guests {
         for response in [guest.get(DOCUMENT), guest.get_v6(DOCUMENT)] {
@@ -44,28 +46,30 @@ fn assert_served(guests: &[Guest]) {
     }
 }
 
-/// Whether the host's own stack hears guests. Where a setting makes it deaf, that shows that the setting is really made.
+/// The expected reachability of the host's own stack. If a setting blocks it, this proves that the
+/// setting is effective.
 #[derive(Clone, Copy, Debug)]
 enum Stack {
-    Deaf,
-    Hears,
+    Silent,
+    Responds,
 }
 
-/// Guests are served on a host with this setting, made before the agent starts or later.
+/// Asserts that guests are served on a host with this setting, applied before the agent starts or
+/// later.
 fn served_despite(stack: Stack, make: impl Fn(&Host)) {
     for early in [true, false] {
-        let twins = Twins::new();
-        let [first, _] = &twins.guests;
-        twins.host.netns().ip(&format!("address add 10.0.0.254/24 dev {}", twins.networks[0].bridge));
-        assert_stack(Stack::Hears, first);
+        let tenants = TwoTenants::new();
+        let [first, _] = &tenants.guests;
+        tenants.host.netns().ip(&format!("address add 10.0.0.254/24 dev {}", tenants.networks[0].bridge));
+        assert_stack(Stack::Responds, first);
         if early {
-            make(&twins.host);
+            make(&tenants.host);
         }
-        let before = HostState::capture(&twins.host);
-        let agent = twins.agent().install();
+        let before = HostState::capture(&tenants.host);
+        let agent = tenants.agent().install();
         let process = agent.start();
         let mut open: Vec<Connection<_>> =
-            twins.guests.iter().flat_map(|guest| [guest.connect(), guest.connect_v6()]).collect();
+            tenants.guests.iter().flat_map(|guest| [guest.connect(), guest.connect_v6()]).collect();
         let mut ask_all = || {
             for connection in &mut open {
                 let answer = connection.request("GET", "/openstack", &[], b"").expect("an answer");
@@ -74,24 +78,24 @@ fn served_despite(stack: Stack, make: impl Fn(&Host)) {
         };
         ask_all();
         if !early {
-            make(&twins.host);
+            make(&tenants.host);
         }
         assert_stack(stack, first);
         ask_all();
-        assert_served(&twins.guests);
-        // One that is plugged into such a host.
-        let late = twins.networks[1].guest([10, 0, 0, 6]);
-        twins.nova.add(Instance::of(&late.port));
-        agent.set_ports(twins.guests.iter().chain([&late]).map(|guest| &guest.port));
+        assert_served(&tenants.guests);
+        // A guest that is plugged in after the setting.
+        let late = tenants.networks[1].guest([10, 0, 0, 6]);
+        tenants.nova.add(Instance::from_port(&late.port));
+        agent.set_ports(tenants.guests.iter().chain([&late]).map(|guest| &guest.port));
         assert_served(&[late]);
         assert_eq!(process.stop().code(), Some(0));
         if early {
-            before.assert_same(&HostState::capture(&twins.host));
+            before.assert_same(&HostState::capture(&tenants.host));
         }
     }
 }
 
-/// Drops what is not on the loopback interface, where this host's Nova is.
+/// Drops everything except on the loopback interface, where this host's Nova is.
 fn drop_by_default(host: &Host) {
     for iptables in ["iptables", "ip6tables"] {
         for rule in [
@@ -108,7 +112,7 @@ fn drop_by_default(host: &Host) {
     }
 }
 
-/// Sets `key` of every interface there is, and of those to come.
+/// Sets `key` of all present and future interfaces.
 fn sysctl_everywhere(host: &Host, family: &str, key: &str, value: &str) {
     let folder = format!("/proc/sys/net/{family}/conf");
     let list = || -> Vec<String> {
@@ -120,10 +124,11 @@ fn sysctl_everywhere(host: &Host, family: &str, key: &str, value: &str) {
     }
 }
 
-/// Fills the namespace's connection table up to the machine's limit with connections that may not be dropped early.
+/// Fills the namespace's connection table up to the machine's limit with connections that may not
+/// be dropped early.
 fn fill_connection_table(host: &Host) {
-    // Connections are only tracked where a rule asks for them. The agent's own to Nova are the host's like any other, so here
-    // they are exempt.
+    // Connections are tracked only if a rule needs them. The agent's own connections to Nova would
+    // be tracked as well, so they are exempt here.
     for iptables in ["iptables", "ip6tables"] {
         for rule in [
             "-t raw -A OUTPUT -o lo -j NOTRACK",
@@ -147,7 +152,7 @@ fn fill_connection_table(host: &Host) {
     }
     let file = host.folder().join("connections");
     fs::write(&file, entries).expect("write the connections");
-    // Those that are there already, of the loopback interface, keep the last few out.
+    // Existing entries of the loopback interface keep the last few out.
     let filled = host.netns().command("conntrack").arg("-R").arg(&file).output();
     filled.expect("run conntrack");
     let count = host.netns().run(&["conntrack", "-C"]);
@@ -155,8 +160,8 @@ fn fill_connection_table(host: &Host) {
 }
 
 #[test]
-fn a_bridge_that_calls_a_firewall_which_drops() {
-    served_despite(Stack::Deaf, |host| {
+fn a_bridge_that_calls_a_dropping_firewall() {
+    served_despite(Stack::Silent, |host| {
         for tables in ["iptables", "ip6tables", "arptables"] {
             host.netns().sysctl(&format!("bridge/bridge-nf-call-{tables}"), "1");
         }
@@ -166,18 +171,18 @@ fn a_bridge_that_calls_a_firewall_which_drops() {
 
 #[test]
 fn a_firewall_that_drops_by_default() {
-    served_despite(Stack::Deaf, drop_by_default);
+    served_despite(Stack::Silent, drop_by_default);
 }
 
 #[test]
 fn a_full_connection_table() {
-    served_despite(Stack::Deaf, fill_connection_table);
+    served_despite(Stack::Silent, fill_connection_table);
 }
 
 #[test]
 fn a_strict_reverse_path_filter() {
-    served_despite(Stack::Deaf, |host| {
-        // The way back to the guests is not the way they come by.
+    served_despite(Stack::Silent, |host| {
+        // The route back to the guests is not the way on which they arrive.
         host.netns()
             .ip("link add elsewhere type bridge\nlink set elsewhere up\nroute add 10.0.0.0/28 dev elsewhere");
         sysctl_everywhere(host, "ipv4", "rp_filter", "1");
@@ -186,12 +191,12 @@ fn a_strict_reverse_path_filter() {
 
 #[test]
 fn ipv6_disabled_on_all_interfaces() {
-    served_despite(Stack::Hears, |host| sysctl_everywhere(host, "ipv6", "disable_ipv6", "1"));
+    served_despite(Stack::Responds, |host| sysctl_everywhere(host, "ipv6", "disable_ipv6", "1"));
 }
 
 #[test]
-fn arp_that_answers_nobody() {
-    served_despite(Stack::Deaf, |host| {
+fn arp_replies_disabled() {
+    served_despite(Stack::Silent, |host| {
         sysctl_everywhere(host, "ipv4", "arp_ignore", "8");
         sysctl_everywhere(host, "ipv4", "arp_filter", "1");
         sysctl_everywhere(host, "ipv4", "arp_announce", "2");
@@ -201,7 +206,7 @@ fn arp_that_answers_nobody() {
 #[test]
 fn forwarding_off_and_on() {
     for value in ["0", "1"] {
-        served_despite(Stack::Hears, |host| {
+        served_despite(Stack::Responds, |host| {
             sysctl_everywhere(host, "ipv4", "forwarding", value);
             sysctl_everywhere(host, "ipv6", "forwarding", value);
         });
@@ -209,8 +214,8 @@ fn forwarding_off_and_on() {
 }
 
 #[test]
-fn routes_that_lead_nowhere() {
-    served_despite(Stack::Deaf, |host| {
+fn blackhole_routes() {
+    served_despite(Stack::Silent, |host| {
         host.netns().ip("route add blackhole 169.254.0.0/16\n\
              route add blackhole 10.0.0.0/25\n\
              route add blackhole fd6d::/16\n\
@@ -219,27 +224,28 @@ fn routes_that_lead_nowhere() {
     });
 }
 
-/// What a portal is like that was made where new namespaces come without IPv6 (`ipv6.disable_ipv6=1`, or
-/// `net.core.devconf_inherit_init_net` with `net.ipv6.conf.default.disable_ipv6`): its next agent switches it on.
+/// Simulates a portal that was created while new namespaces start without IPv6
+/// (`ipv6.disable_ipv6=1`, or `net.core.devconf_inherit_init_net` with
+/// `net.ipv6.conf.default.disable_ipv6`). The next agent enables IPv6.
 #[test]
 fn a_portal_without_ipv6() {
     for is_without_link in [false, true] {
-        let twins = Twins::new();
-        let before = HostState::capture(&twins.host);
-        let agent = twins.agent().install();
+        let tenants = TwoTenants::new();
+        let before = HostState::capture(&tenants.host);
+        let agent = tenants.agent().install();
         let process = agent.start();
-        assert_served(&twins.guests);
+        assert_served(&tenants.guests);
         process.kill9();
         let off = "for setting in all default lo md0; do\n\
                    echo 1 > /proc/sys/net/ipv6/conf/$setting/disable_ipv6 || exit\n\
                    done";
-        twins.host.netns().run(&["ip", "netns", "exec", agent.portal(), "sh", "-c", off]);
+        tenants.host.netns().run(&["ip", "netns", "exec", agent.portal(), "sh", "-c", off]);
         if is_without_link {
-            twins.host.netns().ip("link del md-portal");
+            tenants.host.netns().ip("link del md-portal");
         }
         let process = agent.start();
-        assert_served(&twins.guests);
+        assert_served(&tenants.guests);
         assert_eq!(process.stop().code(), Some(0));
-        before.assert_same(&HostState::capture(&twins.host));
+        before.assert_same(&HostState::capture(&tenants.host));
     }
 }

@@ -1,4 +1,4 @@
-//! The lab lives on the machine itself, so above all it must leave no trace there.
+//! The lab runs on the machine itself, so above all it must not leave a trace there.
 
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt as _;
@@ -11,7 +11,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tempfile::TempDir;
 
-/// A lab with a name of its own and, in the agent's place, a program that is never ready.
+/// A lab with its own name and, instead of the agent, a program that never becomes ready.
 struct Lab {
     name: String,
     before: HostState,
@@ -44,7 +44,7 @@ impl Lab {
         command
     }
 
-    /// Starts it and waits until its agent runs.
+    /// Starts the lab and waits until its agent runs.
     fn start(&self) -> Child {
         let lab = self.command(self.placeholder()).spawn().expect("start the lab");
         wait::until("the lab's agent runs", PATIENCE, || {
@@ -66,7 +66,7 @@ fn machine(lab: &str) -> HostState {
     HostState::machine(|name| name.contains(lab))
 }
 
-fn told(output: &Output) -> String {
+fn text_of(output: &Output) -> String {
     format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
 }
 
@@ -76,20 +76,20 @@ fn signal(child: &Child, signal: Signal) {
 }
 
 #[test]
-fn a_lab_whose_agent_fails_says_so_and_leaves_no_trace() {
+fn a_lab_whose_agent_fails_reports_it_and_cleans_up() {
     let lab = Lab::new("fails");
     let output = lab.command("/bin/false").output().expect("run the lab");
-    assert_eq!(output.status.code(), Some(1), "{}", told(&output));
+    assert_eq!(output.status.code(), Some(1), "{}", text_of(&output));
     assert!(
-        told(&output).contains("the agent ended before it was ready: exit status: 1"),
+        text_of(&output).contains("the agent ended before it was ready: exit status: 1"),
         "{}",
-        told(&output)
+        text_of(&output)
     );
     lab.assert_no_trace();
 }
 
 #[test]
-fn an_interrupted_lab_leaves_no_trace() {
+fn an_interrupted_lab_leaves_nothing_behind() {
     let lab = Lab::new("interrupted");
     let child = lab.start();
     for guest in ["red-1", "red-2", "blue-1", "blue-2"] {
@@ -97,21 +97,21 @@ fn an_interrupted_lab_leaves_no_trace() {
     }
     signal(&child, Signal::SIGINT);
     let output = child.wait_with_output().expect("wait for the lab");
-    assert!(output.status.success(), "{}", told(&output));
+    assert!(output.status.success(), "{}", text_of(&output));
     lab.assert_no_trace();
 }
 
 #[test]
-fn what_a_killed_lab_leaves_the_next_one_removes() {
+fn the_next_lab_removes_what_a_killed_one_left() {
     let lab = Lab::new("killed");
     let mut child = lab.start();
     let second = lab.command("/bin/false").output().expect("run a second lab");
-    assert!(told(&second).contains("another lab runs"), "{}", told(&second));
+    assert!(text_of(&second).contains("another lab runs"), "{}", text_of(&second));
 
     signal(&child, Signal::SIGKILL);
     child.wait().expect("wait for the lab");
     assert!(netns::names().contains(&lab.host()));
     let next = lab.command("/bin/false").output().expect("run the next lab");
-    assert!(told(&next).contains(&format!("left: namespace {}", lab.host())), "{}", told(&next));
+    assert!(text_of(&next).contains(&format!("earlier lab: namespace {}", lab.host())), "{}", text_of(&next));
     lab.assert_no_trace();
 }

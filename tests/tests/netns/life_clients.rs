@@ -1,4 +1,4 @@
-//! What the kernel keeps of each client, that `/state` shows it, and that it is forgotten in time.
+//! The kernel's record of each client: `/state` shows it, and it is removed in time.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -8,8 +8,8 @@ use metadata_agent::datapath::{AttachMode, Clock, Datapath};
 use metadata_agent::ids::IfIndex;
 use metadata_ebpf::abi::{AttachmentState, Client, ClientKey, names};
 use metadata_ebpf::identity::{AttachmentId, ClientAddress};
-use metadata_tests::twins::ADDRESS;
-use metadata_tests::{Guest, Host, Twins};
+use metadata_tests::two_tenants::ADDRESS;
+use metadata_tests::{Guest, Host, TwoTenants};
 use nix::net::if_::if_nametoindex;
 
 const LONG: Duration = Duration::from_hours(1);
@@ -24,7 +24,7 @@ fn clients(host: &Host) -> BTreeMap<[u8; 16], Client> {
     clients.iter().map(|entry| entry.expect("an entry")).map(|(key, client)| (key.identity, client)).collect()
 }
 
-/// The count of clients that holds an attachment to its quota.
+/// Returns the number of clients that counts towards an attachment's quota.
 fn counted(host: &Host, attachment: u64) -> u64 {
     let attachments =
         HashMap::<_, u32, AttachmentState>::try_from(map(host, names::ATTACHMENTS)).expect("MD_ATTACH");
@@ -38,21 +38,22 @@ fn identity(attachment: u64) -> [u8; 16] {
 
 #[test]
 fn a_client_is_recorded_and_shown() {
-    let twins = Twins::new();
-    let process = twins.agent().install().start();
+    let tenants = TwoTenants::new();
+    let process = tenants.agent().install().start();
     let began = Clock::now_ns();
-    twins.assert_served();
+    tenants.assert_served();
     let ids = process.attachments();
-    let recorded = clients(&twins.host);
+    let recorded = clients(&tenants.host);
     assert_eq!(recorded.len(), 2, "two guests with one address are two clients");
-    // Twice more for one of them.
-    let [first, second] = &twins.guests;
+    // Two more connections for one of them.
+    let [first, second] = &tenants.guests;
     let between = Clock::now_ns();
     for _ in 0..2 {
-        metadata_tests::twins::assert_served(first);
+        metadata_tests::two_tenants::assert_served(first);
     }
-    let now = clients(&twins.host);
-    for (guest, network, connections) in [(first, &twins.networks[0], 3), (second, &twins.networks[1], 1)] {
+    let now = clients(&tenants.host);
+    for (guest, network, connections) in [(first, &tenants.networks[0], 3), (second, &tenants.networks[1], 1)]
+    {
         let key = identity(ids[&guest.tap]);
         let (before, after) = (recorded[&key], now[&key]);
         assert_eq!(after.network, network.id.octets());
@@ -62,11 +63,12 @@ fn a_client_is_recorded_and_shown() {
         assert!(began < before.first_seen_ns && before.first_seen_ns <= before.last_seen_ns);
         assert!(after.last_seen_ns >= before.last_seen_ns);
         assert!(connections == 1 || after.last_seen_ns > between, "{after:?}");
-        assert_eq!(counted(&twins.host, ids[&guest.tap]), 1);
+        assert_eq!(counted(&tenants.host, ids[&guest.tap]), 1);
     }
 
     let state = process.state();
-    for (guest, network, connections) in [(first, &twins.networks[0], 3), (second, &twins.networks[1], 1)] {
+    for (guest, network, connections) in [(first, &tenants.networks[0], 3), (second, &tenants.networks[1], 1)]
+    {
         let attachments = state["attachments"].as_array().expect("attachments");
         let shown = attachments.iter().find(|shown| shown["interface"] == *guest.tap).expect("the guest's");
         assert_eq!(shown["port"]["network"], network.id.to_string());
@@ -84,21 +86,21 @@ fn a_client_is_recorded_and_shown() {
 }
 
 #[test]
-fn idle_clients_and_those_of_gone_interfaces_are_forgotten() {
-    let twins = Twins::new();
-    let host = &twins.host;
-    let agent = twins.agent().install();
+fn idle_clients_and_clients_of_lost_interfaces_are_removed() {
+    let tenants = TwoTenants::new();
+    let host = &tenants.host;
+    let agent = tenants.agent().install();
     let process = agent.start();
-    twins.assert_served();
-    let ids = twins.guests.each_ref().map(|guest| process.attachments()[&guest.tap]);
+    tenants.assert_served();
+    let ids = tenants.guests.each_ref().map(|guest| process.attachments()[&guest.tap]);
     process.kill9();
 
-    // The next agent's own part, with another patience.
+    // Sweeps as the next agent would, with another idle limit.
     host.netns().enter(|| {
         let pins = host.bpffs().join("metadata");
         let mut datapath = Datapath::open(&pins, AttachMode::Auto).expect("adopt the datapath");
         let index = |guest: &Guest| IfIndex(if_nametoindex(guest.tap.as_str()).expect("its index"));
-        for (guest, id) in twins.guests.iter().zip(ids) {
+        for (guest, id) in tenants.guests.iter().zip(ids) {
             let adopted =
                 datapath.adopt(index(guest), &guest.tap).expect("look for it").expect("an attachment");
             assert_eq!(u64::from(adopted.get()), id);
@@ -108,13 +110,13 @@ fn idle_clients_and_those_of_gone_interfaces_are_forgotten() {
         assert_eq!(clients(host).len(), 2);
         assert_eq!(ids.map(|id| counted(host, id)), [1, 1]);
 
-        // One goes with its interface, however fresh.
-        datapath.detach(index(&twins.guests[0])).expect("let go");
+        // One is removed with its interface, however recent it is.
+        datapath.detach(index(&tenants.guests[0])).expect("detach");
         assert_eq!(datapath.sweep(LONG).expect("sweep"), 1);
         assert!(clients(host).keys().eq([&identity(ids[1])]));
         assert_eq!(counted(host, ids[1]), 1);
 
-        // The other once it is idle.
+        // The other is removed when it is idle.
         assert_eq!(datapath.sweep(Duration::ZERO).expect("sweep"), 1);
         assert!(clients(host).is_empty());
         assert_eq!(counted(host, ids[1]), 0);

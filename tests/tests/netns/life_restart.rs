@@ -1,5 +1,5 @@
-//! What an agent finds that another one left: it adopts what lives, forgets what is gone, rebuilds what is broken,
-//! and leaves the host as it was before the first of them.
+//! Starts with the state of an earlier agent: the new one adopts what is intact, removes what is
+//! stale, rebuilds what is broken, and leaves the host as it was before the first of them.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -8,18 +8,18 @@ use std::process::Command;
 
 use aya::maps::{Array, HashMap, Map, MapData};
 use metadata_ebpf::abi::{Port, PortKey, Settings, names};
-use metadata_tests::twins::assert_served;
-use metadata_tests::{Agent, AgentProcess, GuestSpec, HostState, KernelObjects, NextHop, Twins};
+use metadata_tests::two_tenants::assert_served;
+use metadata_tests::{Agent, AgentProcess, GuestSpec, HostState, KernelObjects, NextHop, TwoTenants};
 
 /// The host end of the portal's veth pair.
 const PORTAL_LINK: &str = "md-portal";
 
-/// What happens to a host while no agent runs.
-type Harm<'a> = &'a dyn Fn(&Crashed);
+/// A change of the host while no agent runs.
+type HostChange<'a> = &'a dyn Fn(&Crashed);
 
-/// Two twins whose agent was killed while it served them.
+/// Two tenants whose agent was killed while it served them.
 struct Crashed {
-    twins: Twins,
+    tenants: TwoTenants,
     before: HostState,
     agent: Agent,
     ids: [u64; 2],
@@ -28,28 +28,29 @@ struct Crashed {
 
 impl Crashed {
     fn under(attach_mode: &str) -> Self {
-        let twins = Twins::new();
-        let agent = twins.agent().set("metadata_agent", "attach_mode", attach_mode).install();
-        let before = HostState::capture(&twins.host);
+        let tenants = TwoTenants::new();
+        let agent = tenants.agent().set("metadata_agent", "attach_mode", attach_mode).install();
+        let before = HostState::capture(&tenants.host);
         let process = agent.start();
-        twins.assert_served();
-        let ids = twins.guests.each_ref().map(|guest| process.attachments()[&guest.tap]);
-        let objects = KernelObjects::of(&twins.host);
+        tenants.assert_served();
+        let ids = tenants.guests.each_ref().map(|guest| process.attachments()[&guest.tap]);
+        let objects = KernelObjects::from_host(&tenants.host);
         process.kill9();
-        Self { twins, before, agent, ids, objects }
+        Self { tenants, before, agent, ids, objects }
     }
 
-    /// Both guests are served by the next agent, which then stops and leaves nothing of either.
+    /// Asserts that the next agent serves both guests, then stops and leaves nothing of either
+    /// agent.
     fn assert_next_serves_and_leaves_nothing(&self, process: AgentProcess) {
-        self.twins.assert_served();
-        let objects = KernelObjects::of(&self.twins.host);
+        self.tenants.assert_served();
+        let objects = KernelObjects::from_host(&self.tenants.host);
         self.assert_next_leaves_nothing(process);
         objects.wait_until_gone();
     }
 
     fn assert_next_leaves_nothing(&self, process: AgentProcess) {
         assert_eq!(process.stop().code(), Some(0));
-        self.before.assert_same(&HostState::capture(&self.twins.host));
+        self.before.assert_same(&HostState::capture(&self.tenants.host));
         self.objects.wait_until_gone();
     }
 
@@ -60,10 +61,10 @@ impl Crashed {
     }
 
     fn pin(&self, name: &str) -> PathBuf {
-        self.twins.host.bpffs().join("metadata").join(name)
+        self.tenants.host.bpffs().join("metadata").join(name)
     }
 
-    /// The interfaces that have a pinned link, and those that have an entry in `MD_PORTS`.
+    /// Returns the interfaces with a pinned link and those with an entry in `MD_PORTS`.
     fn traces(&self) -> (BTreeSet<u32>, BTreeSet<u32>) {
         let pins = fs::read_dir(self.pin("")).expect("list the pins").flatten();
         let pinned = pins.filter_map(|pin| pin.file_name().to_str()?.strip_prefix("guest-")?.parse().ok());
@@ -74,21 +75,21 @@ impl Crashed {
 
     fn ifindex(&self, interface: &str) -> u32 {
         let index = format!("/sys/class/net/{interface}/ifindex");
-        let read = self.twins.host.netns().run(&["ip", "-json", "link", "show", interface]);
+        let read = self.tenants.host.netns().run(&["ip", "-json", "link", "show", interface]);
         let links: serde_json::Value = serde_json::from_str(&read).expect("JSON");
         links[0]["ifindex"].as_u64().and_then(|found| found.try_into().ok()).expect(&index)
     }
 }
 
 #[test]
-fn living_interfaces_are_adopted() {
+fn existing_interfaces_are_adopted() {
     for (mode, links) in [("tcx", 3), ("clsact", 0)] {
         let crashed = Crashed::under(mode);
         let process = crashed.agent.start();
         let attachments = process.attachments();
-        let ids = crashed.twins.guests.each_ref().map(|guest| attachments[&guest.tap]);
+        let ids = crashed.tenants.guests.each_ref().map(|guest| attachments[&guest.tap]);
         assert_eq!(ids, crashed.ids, "{mode}: attachment ids are kept");
-        let objects = KernelObjects::wait_for_counts(&crashed.twins.host, (6, 2, links));
+        let objects = KernelObjects::wait_for_counts(&crashed.tenants.host, (6, 2, links));
         assert_eq!(objects.maps, crashed.objects.maps, "{mode}: maps are kept");
         assert_eq!(objects.links, crashed.objects.links, "{mode}: links are kept");
         assert!(objects.programs.is_disjoint(&crashed.objects.programs), "{mode}: programs are replaced");
@@ -97,12 +98,12 @@ fn living_interfaces_are_adopted() {
 }
 
 #[test]
-fn an_interface_that_went_meanwhile_is_forgotten() {
+fn an_interface_removed_meanwhile_is_forgotten() {
     for mode in ["tcx", "clsact"] {
         let crashed = Crashed::under(mode);
-        let [first, second] = &crashed.twins.guests;
+        let [first, second] = &crashed.tenants.guests;
         let kept = BTreeSet::from([crashed.ifindex(&second.tap)]);
-        crashed.twins.host.netns().run(&["ip", "link", "del", &first.tap]);
+        crashed.tenants.host.netns().run(&["ip", "link", "del", &first.tap]);
 
         let process = crashed.agent.start();
         assert!(process.attachments().keys().eq([&second.tap]));
@@ -115,33 +116,33 @@ fn an_interface_that_went_meanwhile_is_forgotten() {
 }
 
 #[test]
-fn an_interface_made_anew_meanwhile_is_a_new_attachment() {
+fn an_interface_recreated_meanwhile_is_a_new_attachment() {
     for mode in ["tcx", "clsact"] {
         let mut crashed = Crashed::under(mode);
-        let [first, second] = crashed.twins.guests;
+        let [first, second] = crashed.tenants.guests;
         let (port, tap) = (first.port.clone(), first.tap.clone());
         drop(first);
         let spec = GuestSpec { port, next_hop: NextHop::Gateway, namespace: None };
-        let first = crashed.twins.networks[0].plug(spec);
+        let first = crashed.tenants.networks[0].plug(spec);
         assert_eq!(first.tap, tap);
-        crashed.twins.guests = [first, second];
+        crashed.tenants.guests = [first, second];
 
         let process = crashed.agent.start();
         let attachments = process.attachments();
-        let [first, second] = crashed.twins.guests.each_ref().map(|guest| attachments[&guest.tap]);
+        let [first, second] = crashed.tenants.guests.each_ref().map(|guest| attachments[&guest.tap]);
         assert!(first > crashed.ids[1] && second == crashed.ids[1], "{mode}: {attachments:?}");
-        crashed.twins.assert_served();
+        crashed.tenants.assert_served();
         assert_eq!(process.stop().code(), Some(0));
         crashed.objects.wait_until_gone();
     }
 }
 
 #[test]
-fn a_new_interface_is_never_taken_for_one_that_had_its_index() {
+fn a_reused_index_is_not_taken_for_the_old_interface() {
     for mode in ["tcx", "clsact"] {
         let crashed = Crashed::under(mode);
-        let [first, _] = &crashed.twins.guests;
-        let (index, host) = (crashed.ifindex(&first.tap), crashed.twins.host.netns());
+        let [first, _] = &crashed.tenants.guests;
+        let (index, host) = (crashed.ifindex(&first.tap), crashed.tenants.host.netns());
         host.run(&["ip", "link", "del", &first.tap]);
         host.ip(&format!("link add tapstranger index {index} type veth peer name other"));
 
@@ -161,24 +162,24 @@ fn a_broken_portal_is_rebuilt() {
         let unmounted = Command::new("umount").arg(&name).status().expect("run umount");
         assert!(unmounted.success() && name.is_file());
     };
-    let damages: [(&str, Harm<'_>); 5] = [
+    let damages: [(&str, HostChange<'_>); 5] = [
         ("its veth pair is deleted", &|crashed| {
-            crashed.twins.host.netns().run(&["ip", "link", "del", PORTAL_LINK]);
+            crashed.tenants.host.netns().run(&["ip", "link", "del", PORTAL_LINK]);
         }),
         ("its veth pair is down and without addresses", &|crashed| {
-            crashed.twins.host.netns().run(&["ip", "link", "set", PORTAL_LINK, "down"]);
+            crashed.tenants.host.netns().run(&["ip", "link", "set", PORTAL_LINK, "down"]);
             let inside = ["ip", "-n", crashed.agent.portal(), "address", "flush", "dev", "lo"];
-            crashed.twins.host.netns().run(&inside);
+            crashed.tenants.host.netns().run(&inside);
         }),
         ("its end is another interface of the name", &|crashed| {
             crashed
-                .twins
+                .tenants
                 .host
                 .netns()
                 .ip(&format!("link del {PORTAL_LINK}\nlink add {PORTAL_LINK} type bridge"));
         }),
         ("its namespace is deleted", &|crashed| {
-            crashed.twins.host.netns().run(&["ip", "netns", "del", crashed.agent.portal()]);
+            crashed.tenants.host.netns().run(&["ip", "netns", "del", crashed.agent.portal()]);
         }),
         ("its name is a plain file", &unmount_name),
     ];
@@ -189,7 +190,7 @@ fn a_broken_portal_is_rebuilt() {
             eprintln!("{mode}: {damage}");
             let process = crashed.agent.start();
             let attachments = process.attachments();
-            let ids = crashed.twins.guests.each_ref().map(|guest| attachments[&guest.tap]);
+            let ids = crashed.tenants.guests.each_ref().map(|guest| attachments[&guest.tap]);
             assert_eq!(ids, crashed.ids, "{mode}: {damage}");
             crashed.assert_next_serves_and_leaves_nothing(process);
         }
@@ -201,10 +202,10 @@ fn another_attach_mode_replaces_what_the_old_one_attached() {
     for (old, new) in [("clsact", "tcx"), ("tcx", "clsact")] {
         let crashed = Crashed::under(old);
         let process = crashed.next_with("--attach-mode", new);
-        crashed.twins.assert_served();
-        for guest in &crashed.twins.guests {
+        crashed.tenants.assert_served();
+        for guest in &crashed.tenants.guests {
             let filters =
-                crashed.twins.host.netns().run(&["tc", "filter", "show", "dev", &guest.tap, "ingress"]);
+                crashed.tenants.host.netns().run(&["tc", "filter", "show", "dev", &guest.tap, "ingress"]);
             assert_eq!(filters.contains(names::FROM_GUEST), new == "clsact", "{old} to {new}: {filters}");
         }
         crashed.assert_next_serves_and_leaves_nothing(process);
@@ -212,7 +213,7 @@ fn another_attach_mode_replaces_what_the_old_one_attached() {
 }
 
 #[test]
-fn an_interface_that_is_no_guests_any_more_is_let_go() {
+fn an_interface_that_is_no_longer_a_guests_is_detached() {
     for mode in ["tcx", "clsact"] {
         let crashed = Crashed::under(mode);
         let process = crashed.next_with("--guest-interfaces", "vm*");
@@ -237,7 +238,7 @@ fn pins_of_another_abi_are_rebuilt() {
         Array::<MapData, u64>::create(1, 0).expect("make a map").pin(&pin).expect("pin it");
     };
     let no_map = |crashed: &Crashed| fs::remove_file(crashed.pin(names::CONFIG)).expect("remove a pin");
-    let olds: [(&str, Harm<'_>); 3] =
+    let olds: [(&str, HostChange<'_>); 3] =
         [("other version", &other_version), ("other size", &other_size), ("no settings", &no_map)];
     for mode in ["tcx", "clsact"] {
         for (old, make) in olds {
@@ -245,19 +246,19 @@ fn pins_of_another_abi_are_rebuilt() {
             make(&crashed);
             eprintln!("{mode}: {old}");
             let process = crashed.agent.start();
-            KernelObjects::wait_for_counts(&crashed.twins.host, (6, 2, if mode == "tcx" { 3 } else { 0 }));
+            KernelObjects::wait_for_counts(&crashed.tenants.host, (6, 2, if mode == "tcx" { 3 } else { 0 }));
             crashed.assert_next_serves_and_leaves_nothing(process);
         }
     }
 }
 
 #[test]
-fn detach_takes_off_what_an_agent_of_another_abi_left() {
+fn detach_removes_what_an_agent_of_another_abi_left() {
     for mode in ["tcx", "clsact"] {
         let crashed = Crashed::under(mode);
         fs::remove_file(crashed.pin(names::CONFIG)).expect("remove a pin");
         crashed.agent.detach();
-        crashed.before.assert_same(&HostState::capture(&crashed.twins.host));
+        crashed.before.assert_same(&HostState::capture(&crashed.tenants.host));
         crashed.objects.wait_until_gone();
     }
 }

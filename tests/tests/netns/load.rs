@@ -1,4 +1,4 @@
-//! The load generator counts what it should: its figures are only worth what its judgement is.
+//! The load generator counts correctly. The figures of benches depend on it.
 
 use std::time::Duration;
 
@@ -7,7 +7,7 @@ use metadata_tests::{Answer, HttpServer, Mode, Netns};
 
 const BODY: &[u8] = b"an answer";
 
-/// In one namespace over loopback: what is tested is the judgement, not the way.
+/// Runs a load in one namespace over loopback, because only the counting is tested.
 fn load(mode: Mode, style: Style) -> Tally {
     let netns = Netns::new("load");
     let server = HttpServer::start(&netns, ([127, 0, 0, 1], 0).into(), |_| Answer::text(200, "an answer"));
@@ -34,7 +34,7 @@ fn fails_as(mode: &Mode, failure: Failure) {
 }
 
 #[test]
-fn right_answers_are_counted_and_timed() {
+fn correct_answers_are_counted_and_timed() {
     for style in [Style::KeepAlive, Style::NewConnection] {
         let tally = load(Mode::Static(BODY.into()), style);
         assert_eq!(tally.failed(), 0, "{style:?}: {:?}", tally.first_failure);
@@ -47,7 +47,7 @@ fn right_answers_are_counted_and_timed() {
 }
 
 #[test]
-fn keep_alive_keeps_connections_and_the_other_style_does_not() {
+fn keep_alive_reuses_connections_and_close_does_not() {
     for (style, kept) in [(Style::KeepAlive, true), (Style::NewConnection, false)] {
         let netns = Netns::new("load");
         let respond = |_: &_| Answer { status: 200, headers: Vec::new(), body: BODY.into() };

@@ -1,6 +1,7 @@
 //! Scenarios with the agent, its guests and its neighbours in network namespaces.
 //!
-//! A scenario is selected by its module: `cargo test -p metadata-tests --test netns -- life_restart::`.
+//! To run the scenarios of one module: `cargo test -p metadata-tests --test netns --
+//! life_restart::`
 
 #![expect(clippy::expect_used, clippy::panic, reason = "a helper that fails, fails its test")]
 

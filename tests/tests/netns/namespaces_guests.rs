@@ -1,4 +1,4 @@
-//! Guests behind routers and DHCP servers: each is served as itself, however alike they are, and nobody as another one.
+//! Guests behind routers and DHCP servers: each gets its own metadata, however alike they are.
 
 use std::io::ErrorKind;
 use std::net::{IpAddr, SocketAddr};
@@ -7,14 +7,14 @@ use std::time::Duration;
 use metadata_ebpf::abi::MAX_PORT_IPV4;
 use metadata_ebpf::reason::Reason;
 use metadata_tests::agent::Installer;
-use metadata_tests::twins::assert_served;
+use metadata_tests::two_tenants::assert_served;
 use metadata_tests::wait::{self, PATIENCE};
 use metadata_tests::{Agent, Guest, Host, Instance, NovaStandIn, Port, Routed, Router};
 
-/// How long nobody answers.
+/// Time to wait for a response that must not come.
 const SILENCE: Duration = Duration::from_millis(1500);
 
-/// An agent that meets guests behind these routers alone.
+/// Installs an agent that serves guests only behind these routers.
 fn agent(host: &Host, nova: &NovaStandIn, routers: &[&Router], ports: &[&Port]) -> Installer {
     let names: Vec<&str> = routers.iter().map(|router| router.netns().name()).collect();
     let installer = Agent::on(host, nova).only_in(&names.join(","));
@@ -23,18 +23,18 @@ fn agent(host: &Host, nova: &NovaStandIn, routers: &[&Router], ports: &[&Port]) 
 
 fn known(nova: &NovaStandIn, guests: &[&Guest]) {
     for guest in guests {
-        nova.add(Instance::of(&guest.port));
+        nova.add(Instance::from_port(&guest.port));
     }
 }
 
-/// What comes of a new connection, from this address where one is given.
+/// Returns the outcome of a new connection, from this address if given.
 fn dial(guest: &Guest, from: Option<IpAddr>) -> Result<(), ErrorKind> {
     let source = from.map(|address| SocketAddr::new(address, 0));
     guest.dial(guest.metadata_ipv4(), source, SILENCE).map(|_| ()).map_err(|error| error.kind())
 }
 
 #[test]
-fn guests_with_one_address_behind_two_routers_are_each_served_as_themselves() {
+fn guests_with_one_address_behind_two_routers_get_their_own() {
     for mode in ["tcx", "clsact"] {
         let host = Host::new();
         let nova = NovaStandIn::start(host.netns());
@@ -57,7 +57,7 @@ fn guests_with_one_address_behind_two_routers_are_each_served_as_themselves() {
 }
 
 #[test]
-fn a_guest_on_an_isolated_network_is_served_by_its_dhcp_server() {
+fn an_isolated_network_is_served_in_its_dhcp_namespace() {
     let host = Host::new();
     let nova = NovaStandIn::start(host.netns());
     let network = host.network();
@@ -68,8 +68,10 @@ fn a_guest_on_an_isolated_network_is_served_by_its_dhcp_server() {
     assert_served(&guest);
 }
 
+/// An address of another network is dropped as forged. An address of a neighbour does not lead to
+/// the neighbour's metadata.
 #[test]
-fn an_address_of_another_network_is_forged_and_one_of_a_neighbour_gains_nothing() {
+fn forged_addresses_behind_a_router_gain_nothing() {
     let host = Host::new();
     let nova = NovaStandIn::start(host.netns());
     let red = host.network();
@@ -84,7 +86,7 @@ fn an_address_of_another_network_is_forged_and_one_of_a_neighbour_gains_nothing(
     assert_served(&thief);
     for (stolen, owner) in [([10, 0, 1, 5], &other), ([10, 0, 0, 6], &neighbour)] {
         let stolen = IpAddr::from(stolen);
-        // A second address, so that the guest's own kernel lets the packet go.
+        // A second address, so that the guest's own kernel sends the packet.
         thief.netns().ip(&format!("address add {stolen}/32 dev eth0"));
         thief.netns().sysctl("ipv4/conf/all/arp_ignore", "8");
         assert_eq!(dial(&thief, Some(stolen)), Err(ErrorKind::TimedOut), "{stolen}");
@@ -95,7 +97,7 @@ fn an_address_of_another_network_is_forged_and_one_of_a_neighbour_gains_nothing(
 }
 
 #[test]
-fn guests_of_two_routers_that_ask_over_ipv6_are_each_served_as_themselves() {
+fn ipv6_guests_of_two_routers_get_their_own_metadata() {
     let host = Host::new();
     let nova = NovaStandIn::start(host.netns());
     let [red, blue] = [host.network(), host.network()];
@@ -116,10 +118,10 @@ fn guests_of_two_routers_that_ask_over_ipv6_are_each_served_as_themselves() {
     assert!(process.packets(Reason::RoutedReply) > 0);
 }
 
-/// keepalived gives the addresses of a highly available router to the namespace that becomes master, and takes them from
-/// one that is backup. All of them have the interfaces.
+/// keepalived adds the addresses of a highly available router in the namespace that becomes master
+/// and removes them in a backup. The interfaces exist in all of them.
 #[test]
-fn of_a_highly_available_router_the_master_serves_and_the_backup_does_not() {
+fn only_the_master_of_an_ha_router_serves() {
     let routed = Routed::new();
     let address = |verb: &str| {
         let (gateway, len) = (routed.network.gateway, routed.network.prefix);
@@ -135,15 +137,16 @@ fn of_a_highly_available_router_the_master_serves_and_the_backup_does_not() {
         address("add");
         assert_served(&routed.guest);
         address("del");
-        wait::until("the backup serves nobody", PATIENCE, || {
+        wait::until("the backup does not serve", PATIENCE, || {
             (asks() == Err(ErrorKind::TimedOut)).then_some(())
         });
     }
 }
 
-/// More subnets than the kernel side has room for: who is beyond them is not let in unchecked.
+/// There are more subnets than the kernel's map can hold. Those beyond it are not admitted
+/// unchecked.
 #[test]
-fn of_too_many_subnets_those_that_find_room_are_served_and_the_others_are_told_of() {
+fn subnets_beyond_the_limit_are_reported_and_not_served() {
     let routed = Routed::new();
     let device = routed.interface.tap();
     for third in 1..=MAX_PORT_IPV4 {

@@ -1,15 +1,16 @@
-//! Namespaces that come and go while the agent runs, what else lies beside them, and routers without an agent.
+//! Namespaces that appear and vanish while the agent runs, unrelated files beside them, and routers
+//! without an agent.
 
 use std::fs;
 use std::io::ErrorKind;
 use std::time::{Duration, Instant};
 
-use metadata_tests::twins::assert_served;
+use metadata_tests::two_tenants::assert_served;
 use metadata_tests::wait::{self, PATIENCE};
 use metadata_tests::{Agent, Guest, Host, HostState, Instance, Netns, NovaStandIn, Routed, Router};
 use uuid::Uuid;
 
-/// How long nobody answers.
+/// Time to wait for a response that must not come.
 const SILENCE: Duration = Duration::from_millis(1500);
 
 fn text(guest: &Guest) -> Result<String, ErrorKind> {
@@ -18,8 +19,9 @@ fn text(guest: &Guest) -> Result<String, ErrorKind> {
     Ok(answer.map_err(|error| error.kind())?.text().to_owned())
 }
 
+/// Without that path nothing leaves the router.
 #[test]
-fn without_an_agent_a_routers_own_path_serves_and_without_that_nothing_leaves_it() {
+fn without_an_agent_the_routers_own_path_serves() {
     for mode in ["tcx", "clsact"] {
         let routed = Routed::new();
         let agent = routed.agent().set("metadata_agent", "attach_mode", mode).install();
@@ -39,7 +41,7 @@ fn without_an_agent_a_routers_own_path_serves_and_without_that_nothing_leaves_it
 }
 
 #[test]
-fn a_stop_and_a_detach_leave_a_router_as_it_was() {
+fn stop_and_detach_leave_a_router_as_it_was() {
     for mode in ["tcx", "clsact"] {
         for crashes in [false, true] {
             let routed = Routed::new();
@@ -55,7 +57,7 @@ fn a_stop_and_a_detach_leave_a_router_as_it_was() {
             } else {
                 assert_eq!(process.stop().code(), Some(0), "{mode}");
             }
-            // The kernel takes the portal apart, and its cables with it, a moment later.
+            // The kernel removes the portal and its veth pairs asynchronously.
             wait::until("the router is as it was", PATIENCE, || {
                 (links() == before.0 && qdiscs() == before.1).then_some(())
             });
@@ -64,17 +66,18 @@ fn a_stop_and_a_detach_leave_a_router_as_it_was() {
     }
 }
 
+/// They are served as they appear and released as they vanish, whatever lies beside them.
 #[test]
-fn namespaces_are_served_as_they_come_and_freed_as_they_go_whatever_lies_beside_them() {
+fn namespaces_are_served_while_they_exist() {
     let tag = Uuid::new_v4().to_string();
     let prefix = &tag[..23];
     let host = Host::new();
     let nova = NovaStandIn::start(host.netns());
     let network = host.network();
     let guest = network.guest([10, 0, 0, 5]);
-    nova.add(Instance::of(&guest.port));
+    nova.add(Instance::from_port(&guest.port));
     let name = format!("qdhcp-{}", network.id);
-    // A file that was left, one that is no router's name, and a namespace of somebody else's.
+    // A stale file, a name that is not a router's, and an unrelated namespace.
     let stale = format!("/run/netns/qrouter-{prefix}-000000000000");
     let foreign = Netns::named(&format!("qrouter-{prefix}-x"));
     fs::write(&stale, b"").expect("a stale file");
@@ -92,7 +95,7 @@ fn namespaces_are_served_as_they_come_and_freed_as_they_go_whatever_lies_beside_
         });
         assert_served(&guest);
         drop(server);
-        wait::until("the namespace is let go", PATIENCE, || {
+        wait::until("the namespace is released", PATIENCE, || {
             (process.state()["namespaces"]["served"] == 0).then_some(())
         });
     }
@@ -101,7 +104,7 @@ fn namespaces_are_served_as_they_come_and_freed_as_they_go_whatever_lies_beside_
     assert_eq!(process.stop().code(), Some(0));
 }
 
-/// `NAMESPACES=1000` measures what a large host takes; by default it is a tenth.
+/// `NAMESPACES=1000` measures a large host; the default is a tenth of that.
 #[test]
 fn many_namespaces_are_served_in_time() {
     let count: u32 = std::env::var("NAMESPACES").map_or(100, |text| text.parse().expect("a number"));

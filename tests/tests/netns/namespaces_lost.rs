@@ -1,5 +1,5 @@
-//! What somebody takes away in a namespace is put back within a second: programs, as the same attachment, and the way into the
-//! portal.
+//! Programs and portal uplinks that are removed in a namespace are restored within a second,
+//! programs with the same attachment.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt as _;
@@ -9,23 +9,23 @@ use std::time::{Duration, Instant};
 
 use aya::programs::{SchedClassifier, TcAttachType};
 use metadata_ebpf::abi::names;
-use metadata_tests::twins::assert_served;
+use metadata_tests::two_tenants::assert_served;
 use metadata_tests::wait::{self, PATIENCE};
 use metadata_tests::{Agent, Netns, Routed};
 use nix::net::if_::if_nametoindex;
 
 const PORTAL_LINK: &str = "md-portal";
-/// The agent's promise is a second; the rest is for a machine that is slow.
+/// The agent promises one second. The rest is for slow machines.
 const PROMISE: Duration = Duration::from_secs(10);
 
-/// Where the link of a router's interface is pinned.
+/// Returns the path of the pinned link of a router's interface.
 fn pin_of(agent: &Agent, netns: &Netns, interface: &str) -> PathBuf {
     let inode = fs::metadata(format!("/run/netns/{}", netns.name())).expect("the namespace").ino();
     let index = netns.enter(|| if_nametoindex(interface)).expect("its index");
     agent.pins().join(format!("netns-{inode}")).join(format!("guest-{index}"))
 }
 
-/// Whether our program is on an interface, however it got there.
+/// Returns true if our program is on an interface, by whatever mechanism.
 fn is_on(netns: &Netns, interface: &str) -> bool {
     let name = if interface == PORTAL_LINK { names::TO_GUEST } else { names::FROM_GUEST };
     let query = || SchedClassifier::query_tcx(interface, TcAttachType::Ingress);
@@ -34,8 +34,9 @@ fn is_on(netns: &Netns, interface: &str) -> bool {
         || netns.run(&["tc", "filter", "show", "dev", interface, "ingress"]).contains(name)
 }
 
+/// It keeps its attachment.
 #[test]
-fn a_program_that_is_taken_off_in_a_namespace_comes_back_as_the_same_attachment() {
+fn a_program_detached_in_a_namespace_is_reattached() {
     for mode in ["tcx", "clsact"] {
         let routed = Routed::new();
         let agent = routed.agent().set("metadata_agent", "attach_mode", mode).install();
@@ -85,7 +86,7 @@ fn a_program_that_is_taken_off_in_a_namespace_comes_back_as_the_same_attachment(
 }
 
 #[test]
-fn a_way_into_the_portal_that_somebody_deletes_is_made_anew() {
+fn a_deleted_portal_uplink_is_recreated() {
     for mode in ["tcx", "clsact"] {
         let routed = Routed::new();
         let agent = routed.agent().set("metadata_agent", "attach_mode", mode).install();
@@ -93,7 +94,7 @@ fn a_way_into_the_portal_that_somebody_deletes_is_made_anew() {
         assert_served(&routed.guest);
         let before = process.attachments();
         routed.router.netns().ip(&format!("link del {PORTAL_LINK}"));
-        let after = wait::until("the interface is attached anew", PATIENCE, || {
+        let after = wait::until("the interface is attached again", PATIENCE, || {
             let now = process.attachments();
             (now.len() == 1 && now != before).then_some(now)
         });

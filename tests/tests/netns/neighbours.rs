@@ -1,5 +1,6 @@
-//! Others use the guests' interfaces too: Open vSwitch, libvirt and Neutron set bandwidths, somebody's programs look at packets, and
-//! somebody takes our program off. Ours is back within a second, and theirs is never harmed.
+//! Other users of the guests' interfaces: Open vSwitch, libvirt and Neutron set bandwidth limits,
+//! foreign programs inspect packets, and others detach our program. Our program is back within a
+//! second, and theirs are never harmed.
 
 use std::fs;
 use std::net::SocketAddr;
@@ -9,15 +10,15 @@ use std::time::{Duration, Instant};
 use aya::programs::{SchedClassifier, TcAttachType};
 use metadata_ebpf::abi::names;
 use metadata_tests::tiny_program::{Place, Verdict};
-use metadata_tests::twins::assert_served;
+use metadata_tests::two_tenants::assert_served;
 use metadata_tests::wait::{self, PATIENCE};
-use metadata_tests::{Agent, Guest, Host, HostState, TinyProgram, Twins, Vswitch};
+use metadata_tests::{Agent, Guest, Host, HostState, TinyProgram, TwoTenants, Vswitch};
 use nix::net::if_::if_nametoindex;
 
 const PORTAL_LINK: &str = "md-portal";
-/// The agent's promise is a second; the rest is for a machine that is slow.
+/// The agent promises one second. The rest is for slow machines.
 const PROMISE: Duration = Duration::from_secs(10);
-/// How long it is waited for a packet that somebody stops.
+/// Time to wait for a packet that is dropped.
 const SOON: Duration = Duration::from_millis(400);
 
 fn programs(host: &Host, interface: &str) -> Vec<String> {
@@ -30,13 +31,13 @@ fn filters(host: &Host, interface: &str) -> String {
     host.netns().run(&["tc", "filter", "show", "dev", interface, "ingress"])
 }
 
-/// Whether our program is on an interface, however it got there.
+/// Returns true if our program is on an interface, by whatever mechanism.
 fn is_on(host: &Host, interface: &str) -> bool {
     let name = if interface == PORTAL_LINK { names::TO_GUEST } else { names::FROM_GUEST };
     programs(host, interface).iter().any(|program| program == name) || filters(host, interface).contains(name)
 }
 
-/// Runs commands of `tc`, one a line, each of which succeeds.
+/// Runs commands of `tc`, one per line, which must all succeed.
 fn tc(host: &Host, batch: &str) {
     for line in batch.lines() {
         let words: Vec<&str> = std::iter::once("tc").chain(line.split_whitespace()).collect();
@@ -55,13 +56,13 @@ fn pin(host: &Host, agent: &Agent, interface: &str) -> std::path::PathBuf {
     agent.pins().join(name)
 }
 
-/// Panics unless a guest's connection is made, or is not.
+/// Panics unless a guest's connection succeeds or fails as expected.
 fn assert_reaches(guest: &Guest, to: SocketAddr, expected: bool, case: &str) {
     let connected = guest.dial(to, None, if expected { PATIENCE } else { SOON });
     assert_eq!(connected.is_ok(), expected, "{case}: {to}: {connected:?}");
 }
 
-/// How somebody takes our program off an interface.
+/// A way in which others detach our program from an interface.
 #[derive(Clone, Copy, Debug)]
 enum Removal {
     DetachLink,
@@ -89,19 +90,19 @@ impl Removal {
 }
 
 #[test]
-fn a_program_that_is_taken_off_comes_back_as_the_same_attachment() {
+fn a_detached_program_is_reattached_as_the_same_attachment() {
     use Removal::{DeleteFilter, DeleteFilters, DeleteQdisc, DetachLink, RemovePin};
     for (mode, removals) in
         [("tcx", &[DetachLink, RemovePin][..]), ("clsact", &[DeleteQdisc, DeleteFilters, DeleteFilter][..])]
     {
-        let twins = Twins::new();
-        let agent = twins.agent().set("metadata_agent", "attach_mode", mode).install();
-        let before = HostState::capture(&twins.host);
+        let tenants = TwoTenants::new();
+        let agent = tenants.agent().set("metadata_agent", "attach_mode", mode).install();
+        let before = HostState::capture(&tenants.host);
         let process = agent.start();
-        twins.assert_served();
+        tenants.assert_served();
         let attachments = process.attachments();
         for removal in removals {
-            let guest = &twins.guests[0];
+            let guest = &tenants.guests[0];
             for interface in [&guest.tap, PORTAL_LINK] {
                 let mut open = guest.connect();
                 let ask = |open: &mut metadata_tests::Connection<_>| {
@@ -109,52 +110,53 @@ fn a_program_that_is_taken_off_comes_back_as_the_same_attachment() {
                 };
                 assert_eq!(ask(&mut open), 200);
                 let began = Instant::now();
-                let pin = (mode == "tcx").then(|| pin(&twins.host, &agent, interface));
-                removal.inflict(&twins.host, &agent, interface);
+                let pin = (mode == "tcx").then(|| pin(&tenants.host, &agent, interface));
+                removal.inflict(&tenants.host, &agent, interface);
                 wait::until("the program is back", PATIENCE, || {
-                    // A link goes some time after its pin.
+                    // A link vanishes some time after its pin.
                     let is_pinned = pin.as_ref().is_none_or(|pin| pin.exists());
-                    (is_pinned && is_on(&twins.host, interface)).then_some(())
+                    (is_pinned && is_on(&tenants.host, interface)).then_some(())
                 });
                 let back = began.elapsed();
                 eprintln!("{mode}: {removal:?} on {interface}: back after {back:?}");
                 assert!(back < PROMISE, "{mode}: {removal:?} on {interface}: back after {back:?}");
                 assert_eq!(ask(&mut open), 200, "{mode}: {removal:?}: an open connection goes on");
-                twins.assert_served();
+                tenants.assert_served();
             }
         }
         assert_eq!(process.attachments(), attachments, "{mode}");
         assert_eq!(process.state()["failed"].as_array().map(Vec::len), Some(0));
         assert_eq!(process.stop().code(), Some(0));
-        before.assert_same(&HostState::capture(&twins.host));
+        before.assert_same(&HostState::capture(&tenants.host));
     }
 }
 
 #[test]
-fn a_filter_in_the_place_of_ours_is_told_of_and_stays() {
-    let twins = Twins::new();
-    let (host, tap) = (&twins.host, &twins.guests[0].tap);
-    let process = twins.agent().set("metadata_agent", "attach_mode", "clsact").install().start();
+fn a_filter_at_our_priority_is_reported_and_stays() {
+    let tenants = TwoTenants::new();
+    let (host, tap) = (&tenants.host, &tenants.guests[0].tap);
+    let process = tenants.agent().set("metadata_agent", "attach_mode", "clsact").install().start();
     let place = ["dev", tap, "ingress", "protocol", "all", "prio", "7", "handle", "1", "bpf"];
     host.netns().run(&[&["tc", "filter", "replace"], &place[..], &["bytecode", "1,6 0 0 0"]].concat());
-    let failed = wait::until("the failure is told", PATIENCE, || {
+    let failed = wait::until("the failure is reported", PATIENCE, || {
         process.state()["failed"].as_array().and_then(|failed| failed.first().cloned())
     });
     assert_eq!(failed["interface"], **tap, "{failed}");
     assert!(filters(host, tap).contains("bytecode"), "{}", filters(host, tap));
-    assert_served(&twins.guests[1]);
+    assert_served(&tenants.guests[1]);
 
     host.netns().run(&[&["tc", "filter", "del"], &place[..]].concat());
     wait::until("the program is back", PATIENCE, || is_on(host, tap).then_some(()));
     wait::until("nothing failed", PATIENCE, || {
         process.state()["failed"].as_array().is_some_and(Vec::is_empty).then_some(())
     });
-    twins.assert_served();
+    tenants.assert_served();
     assert_eq!(process.stop().code(), Some(0));
 }
 
-/// What tools do to a guest's interface for a bandwidth. None knows that the qdisc there may be somebody else's. (`police` is
-/// not in every kernel; a filter that lets everything pass stands for it, in the same place.)
+/// The commands with which tools set a bandwidth limit on a guest's interface. None of them
+/// considers that the qdisc there may belong to another program. (`police` is not in every kernel;
+/// a filter that passes everything stands for it, in the same place.)
 const BANDWIDTHS: [(&str, &str); 4] = [
     // lib/netdev-linux.c, netdev_linux_set_policing
     (
@@ -187,7 +189,8 @@ const BANDWIDTHS: [(&str, &str); 4] = [
     ),
 ];
 
-/// As tools do: without a word about what is not there to be deleted, while all else must succeed.
+/// Sets a limit as these tools do: deletions of missing objects are ignored, and everything else
+/// must succeed.
 fn set_bandwidth(host: &Host, tap: &str, commands: &str) {
     let script = commands.replace("TAP", tap).lines().fold("set -e".to_owned(), |script, line| {
         let line = line.trim();
@@ -198,24 +201,24 @@ fn set_bandwidth(host: &Host, tap: &str, commands: &str) {
 
 fn clear_bandwidth(host: &Host, tap: &str) {
     for kind in ["root", "ingress", "clsact"] {
-        // Some of them are not there.
+        // Some of them do not exist.
         let cleared = host.netns().command("tc").args(["qdisc", "del", "dev", tap, kind]).output();
         cleared.expect("run tc");
     }
 }
 
 #[test]
-fn a_bandwidth_set_on_a_guests_interface_holds_and_the_guest_is_served() {
+fn a_bandwidth_limit_holds_and_the_guest_is_served() {
     for mode in ["tcx", "clsact"] {
-        let twins = Twins::new();
-        let (host, guest) = (&twins.host, &twins.guests[0]);
+        let tenants = TwoTenants::new();
+        let (host, guest) = (&tenants.host, &tenants.guests[0]);
         for (who, commands) in BANDWIDTHS {
-            // What the host is like with it, and without us.
+            // The state of the host with the limit and without us.
             set_bandwidth(host, &guest.tap, commands);
             let before = HostState::capture(host);
-            let agent = twins.agent().set("metadata_agent", "attach_mode", mode).install();
+            let agent = tenants.agent().set("metadata_agent", "attach_mode", mode).install();
             let process = agent.start();
-            twins.assert_served();
+            tenants.assert_served();
             assert_eq!(process.stop().code(), Some(0));
             before.assert_same(&HostState::capture(host));
             clear_bandwidth(host, &guest.tap);
@@ -226,15 +229,15 @@ fn a_bandwidth_set_on_a_guests_interface_holds_and_the_guest_is_served() {
             set_bandwidth(host, &guest.tap, commands);
             wait::until("the program is back", PATIENCE, || is_on(host, &guest.tap).then_some(()));
             eprintln!("{mode}: {who}: set, and ours there, after {:?}", began.elapsed());
-            twins.assert_served();
+            tenants.assert_served();
             let with_ours = filters(host, &guest.tap);
             assert!(with_ours.contains("u32"), "{mode}: {who}: {with_ours}");
             assert_eq!(process.attachments(), attachments, "{mode}: {who}");
 
-            // Taken back while we are there, and set once more.
+            // Removed while the agent runs, and set once more.
             clear_bandwidth(host, &guest.tap);
             wait::until("the program is back", PATIENCE, || is_on(host, &guest.tap).then_some(()));
-            twins.assert_served();
+            tenants.assert_served();
             set_bandwidth(host, &guest.tap, commands);
             wait::until("the program is back", PATIENCE, || is_on(host, &guest.tap).then_some(()));
             assert_eq!(process.stop().code(), Some(0));
@@ -245,7 +248,7 @@ fn a_bandwidth_set_on_a_guests_interface_holds_and_the_guest_is_served() {
 }
 
 #[test]
-fn programs_of_others_run_in_their_place_and_stay() {
+fn programs_of_other_owners_keep_running() {
     for (mode, place, verdict, metadata, bystander) in [
         ("tcx", Place::First, Verdict::Next, true, true),
         ("tcx", Place::First, Verdict::Drop, false, false),
@@ -258,14 +261,15 @@ fn programs_of_others_run_in_their_place_and_stay() {
         ("clsact", Place::Filter(9), Verdict::Next, true, true),
         ("clsact", Place::Filter(9), Verdict::Drop, true, false),
     ] {
-        // Whether the neighbour is there before the agent comes. Of those who want to be first, the later one is.
+        // With the neighbour before the agent or after it. If both attach first, the later one
+        // wins.
         for early in [true, false] {
             let metadata = metadata || (early && mode == "tcx" && place == Place::First);
             let case = format!("{mode}, {place:?} {verdict:?}, early: {early}");
-            let twins = Twins::new();
-            let (host, guest) = (&twins.host, &twins.guests[0]);
-            let legacy = twins.networks[0].legacy();
-            let gateway = SocketAddr::from((twins.networks[0].gateway, 80));
+            let tenants = TwoTenants::new();
+            let (host, guest) = (&tenants.host, &tenants.guests[0]);
+            let legacy = tenants.networks[0].legacy();
+            let gateway = SocketAddr::from((tenants.networks[0].gateway, 80));
             assert_reaches(guest, gateway, true, &case);
             let mut neighbour = TinyProgram::load("neighbour", verdict);
             let mut come = || neighbour.attach(host.netns(), &guest.tap, place);
@@ -274,7 +278,7 @@ fn programs_of_others_run_in_their_place_and_stay() {
             if early {
                 come();
             }
-            let agent = twins.agent().set("metadata_agent", "attach_mode", mode).install();
+            let agent = tenants.agent().set("metadata_agent", "attach_mode", mode).install();
             let process = agent.start();
             if !early {
                 come();
@@ -284,7 +288,7 @@ fn programs_of_others_run_in_their_place_and_stay() {
             if metadata {
                 assert_served(guest);
             }
-            assert_served(&twins.guests[1]);
+            assert_served(&tenants.guests[1]);
             assert_eq!(process.stop().code(), Some(0));
             assert_reaches(guest, gateway, verdict == Verdict::Next, &case);
             drop(neighbour);
@@ -298,10 +302,10 @@ fn programs_of_others_run_in_their_place_and_stay() {
 }
 
 #[test]
-fn the_order_of_programs_outlives_a_restart() {
-    let twins = Twins::new();
-    let (host, tap) = (&twins.host, &twins.guests[0].tap);
-    let agent = twins.agent().install();
+fn the_order_of_programs_survives_a_restart() {
+    let tenants = TwoTenants::new();
+    let (host, tap) = (&tenants.host, &tenants.guests[0].tap);
+    let agent = tenants.agent().install();
     let process = agent.start();
     let mut neighbours = ["before", "after"].map(|name| TinyProgram::load(name, Verdict::Next));
     for (neighbour, place) in neighbours.iter_mut().zip([Place::First, Place::Last]) {
@@ -312,28 +316,29 @@ fn the_order_of_programs_outlives_a_restart() {
     process.kill9();
     let process = agent.start();
     assert_eq!(programs(host, tap), order);
-    twins.assert_served();
+    tenants.assert_served();
     assert_eq!(process.stop().code(), Some(0));
     assert_eq!(programs(host, tap), ["before", "after"]);
 }
 
 #[test]
-fn the_real_open_vswitch_polices_a_guest_that_is_served() {
+fn open_vswitch_polices_a_guest_that_is_served() {
     for mode in ["tcx", "clsact"] {
-        let twins = Twins::new();
-        let (host, guest) = (&twins.host, &twins.guests[0]);
+        let tenants = TwoTenants::new();
+        let (host, guest) = (&tenants.host, &tenants.guests[0]);
         host.netns().ip(&format!("link set {} nomaster", guest.tap));
         let switch = Vswitch::start(host.netns());
-        let agent = twins.agent().set("metadata_agent", "attach_mode", mode).install();
+        let agent = tenants.agent().set("metadata_agent", "attach_mode", mode).install();
         let process = agent.start();
         let attachments = process.attachments();
         let is_back = |what: &str| {
             let began = Instant::now();
             wait::until("the program is back", PATIENCE, || is_on(host, &guest.tap).then_some(()));
             eprintln!("{mode}: {what}: ours is back after {:?}", began.elapsed());
-            twins.assert_served();
+            tenants.assert_served();
         };
-        // It deletes the ingress qdisc of whatever it is given, and whenever a limit changes.
+        // It deletes the ingress qdisc of each interface it is given, and at each change of the
+        // limit.
         switch.add(&guest.tap);
         is_back("a port is added");
         for rate in [1000, 2000] {

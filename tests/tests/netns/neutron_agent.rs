@@ -1,19 +1,22 @@
-//! The agent in front of Neutron's metadata agent, which then is asked as its haproxies would ask it.
+//! The agent in front of Neutron's metadata agent, which then receives the same requests as from
+//! its haproxies.
 
 use std::path::PathBuf;
 use std::thread;
 
 use metadata_tests::agent::Installer;
-use metadata_tests::neutron_agent::{Asked, OriginalAgent};
-use metadata_tests::tenants::HOSTNAME;
+use metadata_tests::neutron_agent::{OriginalAgent, ReadRequest};
+use metadata_tests::two_tenants::HOSTNAME;
 use metadata_tests::wait::{self, PATIENCE};
-use metadata_tests::{Answer, Host, NeutronAgent, NovaStandIn, Ovsdb, Plug, Tenant, Tenants};
+use metadata_tests::{
+    Answer, Host, NeutronAgent, NovaStandIn, Ovsdb, Plug, ServedTenants, Tenant, TwoTenants,
+};
 
-/// More than the accept queue of Neutron's agent holds, many times over.
+/// Many times the accept queue of Neutron's agent.
 const BURST: usize = 40;
 
-/// What it answers: whom it would look for.
-fn whom(asked: &Asked) -> Answer {
+/// Responds with the headers by which it would look up the client.
+fn lookup_headers(asked: &ReadRequest) -> Answer {
     let [network, address] = ["x-neutron-network-id", "x-forwarded-for"].map(|name| asked.header(name));
     Answer::text(200, &format!("{} {}", network.unwrap_or("-"), address.unwrap_or("-")))
 }
@@ -23,7 +26,7 @@ fn self_of(tenant: &Tenant) -> String {
 }
 
 struct Site {
-    tenants: Tenants,
+    tenants: ServedTenants,
     socket: PathBuf,
 }
 
@@ -32,19 +35,14 @@ impl Site {
         let host = Host::new();
         let socket = host.folder().join("metadata_proxy");
         let nova = NovaStandIn::start(host.netns());
-        let tenants = Tenants::on(
-            host,
-            nova,
-            |spec| spec,
-            |installer, red, blue| {
-                let installer = installer.set("metadata_agent", "upstream", "neutron-agent").set(
-                    "DEFAULT",
-                    "metadata_proxy_socket",
-                    &socket.display().to_string(),
-                );
-                configure(installer, red, blue)
-            },
-        );
+        let tenants = TwoTenants::on(host, nova, |spec| spec).serve(|installer, red, blue| {
+            let installer = installer.set("metadata_agent", "upstream", "neutron-agent").set(
+                "DEFAULT",
+                "metadata_proxy_socket",
+                &socket.display().to_string(),
+            );
+            configure(installer, red, blue)
+        });
         Self { tenants, socket }
     }
 
@@ -56,30 +54,30 @@ impl Site {
 #[test]
 fn two_guests_with_one_address_are_told_apart_by_their_networks() {
     let site = Site::known();
-    let neutron = NeutronAgent::start(&site.socket, whom);
-    let Tenants { nova, red, blue, .. } = &site.tenants;
+    let neutron = NeutronAgent::start(&site.socket, lookup_headers);
+    let ServedTenants { nova, red, blue, .. } = &site.tenants;
     let claims = [("X-Forwarded-For", "10.0.0.66"), ("X-Neutron-Router-ID", "x"), ("X-Instance-ID", "y")];
     for tenant in [red, blue] {
         let answer = tenant.connect().request("GET", "/a?b", &claims, b"").expect("an answer");
         assert_eq!((answer.status, answer.text()), (200, self_of(tenant).as_str()));
-        let asked = neutron.asked().pop().expect("a request");
+        let asked = neutron.requests().pop().expect("a request");
         assert_eq!(asked.line, "GET /a?b");
         let network = tenant.network.id.to_string();
-        let told = [
+        let expected = [
             ("accept", "*/*"),
             ("connection", "close"),
             ("host", "169.254.169.254"),
             ("x-forwarded-for", "10.0.0.5"),
             ("x-neutron-network-id", &network),
         ];
-        assert_eq!(asked.headers, told.map(|(name, value)| (name.to_owned(), value.to_owned())));
+        assert_eq!(asked.headers, expected.map(|(name, value)| (name.to_owned(), value.to_owned())));
     }
     assert!(nova.requests().is_empty());
 }
 
 #[test]
-fn a_network_is_enough_to_be_served() {
-    // The OVS agent's database tells the network, but nobody tells the project.
+fn a_guest_is_served_by_its_network_alone() {
+    // The OVS agent's database provides the network, but no source provides the project.
     let ovsdb = Ovsdb::start();
     let site = Site::new(|installer, red, blue| {
         for tenant in [red, blue] {
@@ -87,7 +85,7 @@ fn a_network_is_enough_to_be_served() {
         }
         installer.set("ovs", "ovsdb_connection", &ovsdb.remote())
     });
-    let _neutron = NeutronAgent::start(&site.socket, whom);
+    let _neutron = NeutronAgent::start(&site.socket, lookup_headers);
     for tenant in [&site.tenants.red, &site.tenants.blue] {
         let answer = tenant.get("/");
         assert_eq!((answer.status, answer.text()), (200, self_of(tenant).as_str()));
@@ -110,27 +108,27 @@ fn a_password_and_every_status_pass() {
         assert_eq!((answer.status, answer.text(), answer.header("retry-after")), (status, "said", None));
     }
     assert_eq!(red.post("/200", b"hunter2").status, 200);
-    // It reads once: what does not come together with the head is lost.
-    assert_eq!(neutron.asked().pop().expect("a request").body, b"hunter2");
+    // It reads once: a body that does not arrive together with the head is lost.
+    assert_eq!(neutron.requests().pop().expect("a request").body, b"hunter2");
 }
 
 #[test]
-fn an_agent_that_is_down_means_come_back_until_it_is_there() {
+fn guests_get_retry_later_until_neutrons_agent_is_up() {
     let site = Site::known();
     let red = &site.tenants.red;
     let answer = red.get(HOSTNAME);
     assert_eq!((answer.status, answer.header("retry-after")), (503, Some("1")));
-    let neutron = NeutronAgent::start(&site.socket, whom);
+    let neutron = NeutronAgent::start(&site.socket, lookup_headers);
     assert_eq!(red.get(HOSTNAME).status, 200);
     drop(neutron);
     assert_eq!(red.get(HOSTNAME).status, 503);
 }
 
 #[test]
-fn a_burst_does_not_overrun_its_accept_queue() {
+fn a_burst_does_not_overrun_the_accept_queue() {
     let site = Site::known();
-    let Tenants { process, red, blue, .. } = &site.tenants;
-    let neutron = NeutronAgent::start(&site.socket, whom);
+    let ServedTenants { process, red, blue, .. } = &site.tenants;
+    let neutron = NeutronAgent::start(&site.socket, lookup_headers);
     thread::scope(|scope| {
         for number in 0..BURST {
             scope.spawn(move || {
@@ -139,7 +137,7 @@ fn a_burst_does_not_overrun_its_accept_queue() {
             });
         }
     });
-    assert_eq!(neutron.asked().len(), BURST);
+    assert_eq!(neutron.requests().len(), BURST);
     for error in ["busy", "connect", "connect_timeout", "broken"] {
         assert_eq!(
             process.count(&format!("metadata_upstream_errors_total{{error=\"{error}\"}}")),
@@ -153,12 +151,12 @@ fn a_burst_does_not_overrun_its_accept_queue() {
 }
 
 #[test]
-fn neutrons_own_agent_finds_whom_we_tell_it_of() {
+fn neutrons_own_agent_finds_the_instance_we_name() {
     let site = Site::known();
-    let Tenants { host, nova, red, blue, .. } = &site.tenants;
+    let ServedTenants { host, nova, red, blue, .. } = &site.tenants;
     let _neutrons = OriginalAgent::start(host.netns(), &site.socket, [&red.port, &blue.port], nova);
     for tenant in [red, blue] {
-        tenant.assert_served();
+        tenant.assert_hostname_served();
         let asked = nova.requests().pop().expect("a request");
         assert_eq!(asked.header("x-instance-id"), Some(tenant.port.instance.to_string()));
         assert_eq!(asked.header("x-forwarded-for").as_deref(), Some("10.0.0.5"));

@@ -1,4 +1,4 @@
-//! The stand-in for Nova is what every scenario's answers come from: it must be what it stands for.
+//! The stand-in for Nova, whose responses all scenarios depend on, must behave as the real one.
 
 use std::io::{self, ErrorKind};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
@@ -31,7 +31,7 @@ fn try_dial(host: &Host, to: SocketAddr) -> io::Result<Connection<TcpStream>> {
     Ok(Connection::new(stream))
 }
 
-/// The headers of a proxied request, as the old agent sends them.
+/// Returns the headers of a proxied request as Neutron's agent sends them.
 fn proxied(instance: &Instance) -> Headers {
     vec![
         ("Accept", "*/*".to_owned()),
@@ -53,7 +53,7 @@ fn ask(
     connection.request(method, path, &headers, body).unwrap_or_else(|e| panic!("{method} {path}: {e}"))
 }
 
-/// The instance whose answers were recorded.
+/// The instance of the recorded responses.
 fn recorded_instance() -> Instance {
     let port = Port {
         id: "8bd84f03-572c-48fd-b677-fa0cb5cc5c87".parse().expect("a port id"),
@@ -78,15 +78,15 @@ fn recorded_instance() -> Instance {
         user_data: Some(b"#cloud-config\nhostname: routed-0\n".to_vec()),
         vendor_data: vendor_data.to_owned(),
         reservation: "r-peer0000".to_owned(),
-        ..Instance::of(&port)
+        ..Instance::from_port(&port)
     }
 }
 
-/// Lines that Nova had no part in.
+/// Recorded responses that are not from Nova.
 const NOT_NOVAS: [(&str, &str); 1] =
     [("r:GET /openstack/latest/network_data.json#frag", "haproxy itself refuses a fragment")];
 
-/// Replaces the one thing that is another in every answer by its length.
+/// Replaces the seed, which differs in every response, by its length.
 fn without_seed(body: &str) -> String {
     const KEY: &str = "\"random_seed\": \"";
     let Some((before, rest)) = body.split_once(KEY) else { return body.to_owned() };
@@ -117,7 +117,7 @@ fn the_nova_stand_in_answers_as_the_recorded_one() {
 }
 
 #[test]
-fn the_nova_stand_in_checks_who_asks() {
+fn the_nova_stand_in_verifies_the_client() {
     let (host, nova, instance) = nova_on_a_host();
     let mut connection = dial(&host, nova.address());
     let mut status = |change: &dyn Fn(&mut Headers)| {
@@ -152,7 +152,7 @@ fn the_nova_stand_in_checks_who_asks() {
     assert_eq!(nova.requests().len(), 8);
     let provider = nova.requests().iter().filter(|r| r.header("x-metadata-provider").is_some()).count();
     assert_eq!(provider, 1);
-    // What everybody may know.
+    // Available to every client.
     assert_eq!(ask(&mut connection, "GET", "/", &[], b"").body.len(), 98);
 }
 
@@ -197,7 +197,7 @@ fn the_nova_stand_in_serves_bytes_and_files_as_they_are() {
 }
 
 #[test]
-fn the_nova_stand_in_fails_as_told_and_recovers() {
+fn the_nova_stand_in_fails_on_request_and_recovers() {
     let (host, nova, instance) = nova_on_a_host();
     let headers = proxied(&instance);
     let get = |connection: &mut Connection<TcpStream>| {
@@ -210,7 +210,7 @@ fn the_nova_stand_in_fails_as_told_and_recovers() {
 
     nova.set_mode(Mode::Refuse);
     assert_eq!(connection.receive_rest().expect("the end of the connection"), b"");
-    let refused = try_dial(&host, nova.address()).map(drop).expect_err("nobody listens");
+    let refused = try_dial(&host, nova.address()).map(drop).expect_err("no listener");
     assert_eq!(refused.kind(), ErrorKind::ConnectionRefused);
 
     nova.set_mode(Mode::ResetMidBody);

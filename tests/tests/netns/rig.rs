@@ -1,4 +1,4 @@
-//! The rig itself: what scenarios lean on must hold before they mean anything.
+//! The rig itself, whose properties all scenarios depend on.
 
 use std::fs;
 use std::io::{Read as _, Write as _};
@@ -18,7 +18,7 @@ use serde_json::Value;
 const ADDRESS: [u8; 4] = [10, 0, 0, 5];
 
 #[test]
-fn guests_with_one_address_reach_the_legacy_path_of_their_own_network() {
+fn guests_with_one_address_reach_their_own_legacy_path() {
     let host = Host::new();
     let (red, blue) = (host.network(), host.network());
     let legacies = [red.legacy(), blue.legacy()];
@@ -52,7 +52,7 @@ fn a_guest_chooses_its_source_port_and_its_segments() {
 }
 
 #[test]
-fn a_host_and_its_networks_leave_nothing_behind_even_after_a_panic() {
+fn a_host_leaves_nothing_behind_even_after_a_panic() {
     let ours = |name: &str| name.starts_with(&format!("mt{}-", std::process::id()));
     let kept = Netns::new("kept");
     let host = Host::new();
@@ -82,7 +82,7 @@ fn a_host_and_its_networks_leave_nothing_behind_even_after_a_panic() {
 }
 
 #[test]
-fn a_host_state_tells_filters_routes_neighbours_and_pins() {
+fn a_host_state_has_filters_routes_neighbours_and_pins() {
     let host = Host::new();
     host.tap("tap0");
     let before = HostState::capture(&host);
@@ -106,7 +106,8 @@ fn a_host_state_tells_filters_routes_neighbours_and_pins() {
     assert_eq!(before.diff(&before), "");
 }
 
-/// A program in the agent's place that notes how it was called and, for `run`, stays until it is killed.
+/// Writes a program that replaces the agent. It records its arguments and, for `run`, stays until
+/// it is killed.
 fn placeholder(host: &Host) -> std::path::PathBuf {
     let path = host.folder().join("placeholder");
     let script = "#!/bin/sh\n\
@@ -120,7 +121,7 @@ fn placeholder(host: &Host) -> std::path::PathBuf {
 }
 
 #[test]
-fn an_agent_is_configured_started_asked_and_detached() {
+fn an_agent_is_configured_started_queried_and_detached() {
     let host = Host::new();
     let nova = NovaStandIn::start(host.netns());
     let guest: Guest = host.network().guest(ADDRESS);
@@ -138,7 +139,7 @@ fn an_agent_is_configured_started_asked_and_detached() {
     assert_eq!(inventory["ports"][0]["mac"], guest.port.mac.to_string());
     assert_eq!(inventory["ports"][0]["fixed_ips"][0], "10.0.0.5");
 
-    // The admin socket is played by this test.
+    // This test serves the admin socket.
     let listener = UnixListener::bind(agent.admin_socket()).expect("bind the admin socket");
     let admin = thread::spawn(move || {
         for body in ["starting", "ready", "{\"ports\": 1}", "metadata_x{a=\"b\"} 2\n# EOF\n"] {

@@ -1,5 +1,5 @@
-//! Sources that disagree: the databases of Open vSwitch and of libvirt on the host, the real Keystone and the real
-//! neutron-server, of which one may be out of date.
+//! Sources that disagree: the databases of Open vSwitch and of libvirt on the host, the real
+//! Keystone and the real neutron-server. One of them may be out of date.
 
 use std::time::Duration;
 
@@ -11,13 +11,13 @@ use metadata_tests::{
 };
 use serde_json::Value;
 
-/// It bears the instance's id.
+/// Contains the instance's id.
 const DOCUMENT: &str = "/openstack/latest/meta_data.json";
 const HYPERVISOR: &str = "hypervisor-1";
-/// A question to Neutron is repeated after a minute at most, and several may be due one after another.
+/// A query to Neutron is repeated after a minute at most, and several may be due in sequence.
 const RECOVERY: Duration = Duration::from_mins(5);
 
-/// A host on which Open vSwitch, libvirt and Neutron tell whose ports are.
+/// A host whose ports are identified by Open vSwitch, libvirt and Neutron.
 struct World {
     process: AgentProcess,
     agent: Agent,
@@ -47,19 +47,19 @@ impl World {
         Self { process, agent, network: host.network(), host, nova, ovsdb, plane, neutrons }
     }
 
-    /// A port of Neutron's that is bound to the instance of `like`.
+    /// Creates a port in Neutron that is bound to an instance.
     fn port(&self, last: u8) -> Port {
         let port = self.network.spec([10, 0, 0, last]).port;
         let device = port.instance.to_string();
         let port = self.plane.create_port(self.neutrons, &port, &binding(&device));
-        self.nova.add(Instance::of(&port));
+        self.nova.add(Instance::from_port(&port));
         port
     }
 
-    /// Another instance that has the same port.
+    /// Returns the same port with another instance.
     fn successor(&self, port: &Port) -> Port {
         let next = Port { instance: InstanceId::new(uuid::Uuid::new_v4()), ..port.clone() };
-        self.nova.add(Instance::of(&next));
+        self.nova.add(Instance::from_port(&next));
         next
     }
 
@@ -67,7 +67,7 @@ impl World {
         self.plane.bind_port(port.id, &binding(&port.instance.to_string()));
     }
 
-    /// Plugs the guest in under this name.
+    /// Plugs in the guest under this name.
     fn plug(&self, port: &Port, name: Option<&str>) -> Guest {
         let mut spec = self.network.spec([10, 0, 0, 99]);
         spec.port = Port { device: name.map(str::to_owned), ..port.clone() };
@@ -91,7 +91,7 @@ impl World {
 
     fn assert_served_as(&self, guest: &Guest, port: &Port) {
         let instance = port.instance.to_string();
-        self.until("it is known whose it is", || {
+        self.until("its instance is known", || {
             let attachment = self.attachment(&port.tap());
             attachment["identity"] == "known" && attachment["port"]["instance"] == instance
         });
@@ -106,10 +106,11 @@ fn binding(device: &str) -> Binding<'_> {
     Binding { owner: "compute:nova", device, host: HYPERVISOR }
 }
 
+/// Two sources name different instances, so Neutron is queried again.
 #[test]
-fn neutron_is_asked_anew_when_two_instances_are_named_and_believed_if_it_agrees_with_one() {
+fn neutron_settles_a_dispute_if_it_agrees_with_one_side() {
     let world = World::new();
-    // Open vSwitch says A, libvirt says B, and Neutron, asked about both, says A.
+    // Open vSwitch says A, libvirt says B, and Neutron, queried about both, says A.
     let port = world.port(5);
     let wrong = world.successor(&port);
     let guest = world.plug(&port, None);
@@ -117,7 +118,7 @@ fn neutron_is_asked_anew_when_two_instances_are_named_and_believed_if_it_agrees_
     world.assert_served_as(&guest, &port);
     let asked = world.plane.neutron.port_questions().len();
     domain::write(&world.agent.libvirt_dir(), &wrong);
-    world.until("Neutron is asked anew", || world.plane.neutron.port_questions().len() > asked);
+    world.until("Neutron is queried again", || world.plane.neutron.port_questions().len() > asked);
     world.assert_served_as(&guest, &port);
     let libvirt = || {
         let state = world.process.state();
@@ -127,9 +128,9 @@ fn neutron_is_asked_anew_when_two_instances_are_named_and_believed_if_it_agrees_
             .iter()
             .any(|one| one["source"] == "libvirt" && one["ports"] == 1)
     };
-    assert!(libvirt(), "it still says so");
+    assert!(libvirt(), "the error is still reported");
 
-    // Neutron says C, which is neither: nobody is served.
+    // Neutron says C, which is neither, so the port is not served.
     let other = world.port(6);
     let mistaken = world.successor(&other);
     let third = world.successor(&other);
@@ -138,7 +139,7 @@ fn neutron_is_asked_anew_when_two_instances_are_named_and_believed_if_it_agrees_
     world.ovsdb.plug(&other, Plug::Direct);
     let asked = world.plane.neutron.port_questions().len();
     let refused = world.plug(&other, None);
-    world.until("Neutron is asked about it", || world.plane.neutron.port_questions().len() > asked);
+    world.until("Neutron is queried about it", || world.plane.neutron.port_questions().len() > asked);
     let tap = other.tap();
     world.until("its word is among the claims", || {
         world.attachment(&tap)["identity"] == "disputed"
@@ -154,13 +155,14 @@ fn neutron_is_asked_anew_when_two_instances_are_named_and_believed_if_it_agrees_
             .all(|asked| { asked.header("x-instance-id") == Some(port.instance.to_string()) })
     );
 
-    // It is corrected, and with that the dispute is over.
+    // The correction settles the dispute.
     world.bind(&other);
     world.assert_served_as(&refused, &other);
 }
 
+/// The interface of the next instance follows at once under the same name.
 #[test]
-fn an_instance_that_follows_another_under_the_same_name_at_once_never_gets_the_others_data() {
+fn a_successor_on_the_same_tap_never_gets_the_old_data() {
     let world = World::new();
     let old = world.port(5);
     let guest = world.plug(&old, None);
@@ -168,12 +170,13 @@ fn an_instance_that_follows_another_under_the_same_name_at_once_never_gets_the_o
     domain::write(&world.agent.libvirt_dir(), &old);
     world.assert_served_as(&guest, &old);
 
-    // As Nova does it: Neutron is told, then Open vSwitch, then the interface is there. libvirt comes last.
+    // The order of Nova: update Neutron, then Open vSwitch, then create the interface. libvirt
+    // comes last.
     let next = world.successor(&old);
     let (tap, waiting) = (old.tap(), world.plug(&next, Some("next0")));
     world.bind(&next);
     world.ovsdb.replug(&next);
-    // One link goes and the other takes its name in one run.
+    // One link vanishes and the other takes its name in a single command.
     world
         .host
         .netns()
@@ -184,8 +187,8 @@ fn an_instance_that_follows_another_under_the_same_name_at_once_never_gets_the_o
         assert!(!answer.text().contains(&olds), "the old instance's: {}", answer.text());
         answer.status == 200 && answer.text().contains(&news)
     };
-    // Neutron decides between what Open vSwitch and what libvirt still says.
-    world.until("the new one is served while libvirt tells of the old", ask);
+    // Neutron decides between Open vSwitch and the stale state of libvirt.
+    world.until("the new one is served while libvirt reports the old one", ask);
     domain::write(&world.agent.libvirt_dir(), &next);
     assert!(ask());
     domain::remove(&world.agent.libvirt_dir(), &old);

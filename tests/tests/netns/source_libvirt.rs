@@ -1,4 +1,4 @@
-//! Guests whose instance, project and port the agent learns from what a real libvirtd writes down of its domains.
+//! Guests whose instance, project and port the agent learns from the files of a real libvirtd.
 
 use std::fs;
 use std::net::Ipv4Addr;
@@ -10,7 +10,7 @@ use metadata_tests::wait::{self, PATIENCE};
 use metadata_tests::{AgentProcess, Host, NovaStandIn, Port};
 use serde_json::Value;
 
-/// A host whose agent has nothing but libvirt to learn from.
+/// A host whose agent has libvirt as its only source.
 struct World {
     process: AgentProcess,
     libvirt: Libvirt,
@@ -19,7 +19,7 @@ struct World {
 }
 
 impl World {
-    /// The agent comes first: there is no folder of libvirt's yet.
+    /// The agent starts first: libvirt's folder does not exist yet.
     fn new() -> Self {
         let host = Host::new();
         let nova = NovaStandIn::start(host.netns());
@@ -34,14 +34,14 @@ impl World {
         Self { process, libvirt, _nova: nova, host }
     }
 
-    /// A port whose tap is there, as Nova and os-vif leave it before the domain starts.
+    /// Creates a port with its tap, as Nova and os-vif leave it before the domain starts.
     fn port(&self, last: u8) -> Port {
         let port = Port::new(NetworkId::new(uuid::Uuid::new_v4()), Ipv4Addr::new(10, 0, 0, last));
         self.plug(&port);
         port
     }
 
-    /// The same on the host to which the port moves.
+    /// Creates the tap on the host to which the port moves.
     fn plug(&self, port: &Port) {
         self.host.tap(&port.tap());
         self.until(port, "unknown");
@@ -64,16 +64,16 @@ impl World {
         })
     }
 
-    /// `owner` is the port whose instance and project are meant.
+    /// `owner` is the port with the expected instance and project.
     fn until_known(&self, port: &Port, owner: &Port) -> Value {
         let attachment = self.until(port, "known");
-        let told = &attachment["port"];
+        let identity = &attachment["port"];
         assert_eq!(
-            (&told["instance"], &told["project"]),
+            (&identity["instance"], &identity["project"]),
             (&owner.instance.to_string().into(), &owner.project.to_string().into()),
             "{attachment}"
         );
-        assert_eq!(told["mac"], port.mac.to_string(), "{attachment}");
+        assert_eq!(identity["mac"], port.mac.to_string(), "{attachment}");
         attachment
     }
 
@@ -107,8 +107,9 @@ fn a_domain_its_interfaces_and_its_end_are_followed() {
     assert_eq!((&source["ports"], &source["faults"]), (&1.into(), &serde_json::json!({})), "{source}");
 }
 
+/// A domain that left is unknown, and one that arrives is known.
 #[test]
-fn a_domain_that_left_is_unknown_and_one_that_comes_in_is_known() {
+fn outgoing_and_incoming_migrations_are_followed() {
     let world = World::new();
     let port = world.port(5);
     world.libvirt.create(&port, NovaMetadata::V1_1);
@@ -118,7 +119,8 @@ fn a_domain_that_left_is_unknown_and_one_that_comes_in_is_known() {
     world.libvirt.receive(&port);
     world.until_known(&port, &port);
 
-    // A libvirtd that breaks off leaves a file that nobody renamed; somebody else, half of one.
+    // An interrupted libvirtd leaves a file that was not renamed. Another program leaves half a
+    // file.
     let file = |name: &str| world.libvirt.state_dir().join(name);
     let name = format!("instance-{}", &port.instance.to_string()[..8]);
     let real = fs::read_to_string(file(&format!("{name}.xml"))).expect("what libvirtd wrote");
@@ -148,7 +150,7 @@ fn a_domain_that_left_is_unknown_and_one_that_comes_in_is_known() {
 }
 
 #[test]
-fn a_domain_that_migrates_is_let_go_here_and_known_there() {
+fn a_migrating_domain_moves_from_one_host_to_the_other() {
     let (here, there) = thread::scope(|scope| {
         let there = scope.spawn(World::new);
         (World::new(), there.join().expect("another host"))

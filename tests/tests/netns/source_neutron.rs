@@ -1,5 +1,5 @@
-//! Guests that the agent knows from Neutron's API alone: the real Keystone and the real neutron-server, and neither Open
-//! vSwitch nor libvirt.
+//! Guests that the agent knows only from Neutron's API, with the real Keystone and the real
+//! neutron-server, and with neither Open vSwitch nor libvirt.
 
 use std::time::Duration;
 
@@ -14,11 +14,11 @@ use serde_json::Value;
 const HOSTNAME: &str = "/latest/meta-data/hostname";
 const HYPERVISOR: &str = "hypervisor-1";
 const FAULTS: &str = "metadata_source_faults{source=\"neutron\"}";
-/// A question that failed is asked again after half a minute at most, and one that nobody had an answer to as well. That
-/// Keystone and Neutron answer it takes another while on a machine that is slow.
+/// A failed or unanswered query is repeated after half a minute at most. On a slow machine,
+/// Keystone and Neutron take another while to answer it.
 const RECOVERY: Duration = Duration::from_mins(3);
 
-/// A host on which guests are known from Neutron alone.
+/// A host whose guests are identified only by Neutron.
 struct World {
     host: Host,
     network: Network,
@@ -47,13 +47,13 @@ impl World {
         options.iter().fold(agent, set).install()
     }
 
-    /// A port that Neutron and Nova know, of this owner.
+    /// Creates a port with this owner in Neutron and in Nova.
     fn port(&self, last: u8, owner: &str) -> Port {
         let port = self.network.spec([10, 0, 0, last]).port;
         let device = if owner.is_empty() { String::new() } else { port.instance.to_string() };
         let binding = Binding { owner, device: &device, host: HYPERVISOR };
         let port = self.plane.create_port(self.neutrons, &port, &binding);
-        self.nova.add(Instance::of(&port));
+        self.nova.add(Instance::from_port(&port));
         port
     }
 
@@ -75,7 +75,7 @@ fn attachment(process: &AgentProcess, guest: &Guest) -> Value {
     attachments.into_iter().find(untagged).unwrap_or_default()
 }
 
-/// The attachment of a VLAN on a guest's interface.
+/// Returns the attachment of a VLAN on a guest's interface.
 fn vlan(process: &AgentProcess, guest: &Guest, tag: u64) -> Option<Value> {
     let state = process.state();
     let attachments = state["attachments"].as_array().cloned().unwrap_or_default();
@@ -92,7 +92,7 @@ fn until_identity(process: &AgentProcess, guest: &Guest, wanted: &str) {
 fn assert_served(world: &World, process: &AgentProcess, guest: &Guest) {
     until_identity(process, guest, "known");
     let answer = guest.get(HOSTNAME);
-    assert_eq!((answer.status, answer.text()), (200, Instance::of(&guest.port).hostname().as_str()));
+    assert_eq!((answer.status, answer.text()), (200, Instance::from_port(&guest.port).hostname().as_str()));
     let asked = world.nova.requests().pop().expect("Nova was asked");
     assert_eq!(asked.header("x-instance-id"), Some(guest.port.instance.to_string()));
     assert_eq!(asked.header("x-tenant-id"), Some(guest.port.project.to_string()));
@@ -104,8 +104,9 @@ fn until_metric(process: &AgentProcess, series: &str, wanted: f64) {
     });
 }
 
+/// Guests are served from Neutron's data, and their requests cause no queries.
 #[test]
-fn guests_are_served_by_what_neutron_says_and_nothing_is_asked_for_their_requests() {
+fn neutron_is_polled_and_never_queried_per_request() {
     let mut world = World::new(3600);
     let early = world.plug(&world.port(5, "compute:nova"));
     let agent = world.agent(&world.plane.password_options());
@@ -121,10 +122,10 @@ fn guests_are_served_by_what_neutron_says_and_nothing_is_asked_for_their_request
     }
     assert_eq!(world.plane.neutron.port_questions().len(), asked);
 
-    // Its port is bound to an instance only after it was plugged, and asked about.
+    // The port is bound to an instance only after it was plugged in and queried.
     let late = world.plug(&world.port(6, ""));
     until_identity(&process, &late, "unknown");
-    wait::until("Neutron is asked about it", RECOVERY, || {
+    wait::until("Neutron is queried about it", RECOVERY, || {
         (world.plane.neutron.port_questions().len() > asked).then_some(())
     });
     assert_eq!(late.get(HOSTNAME).status, 503);
@@ -133,21 +134,21 @@ fn guests_are_served_by_what_neutron_says_and_nothing_is_asked_for_their_request
     world.plane.bind_port(late.port.id, &binding);
     assert_served(&world, &process, &late);
 
-    // Neutron's own port loses our program once Neutron is asked.
+    // Neutron's own port loses our program once Neutron has been queried.
     let dhcp = world.plug(&world.port(7, "network:dhcp"));
     wait::until("the DHCP port is left alone", RECOVERY, || {
         process.output().contains("not an instance's port").then_some(())
     });
     assert!(attachment(&process, &dhcp).is_null());
 
-    // Keystone forgets its tokens.
+    // Keystone loses its tokens.
     let logins = world.plane.keystone.logins();
     world.plane.keystone.forget_tokens();
     let third = world.plug(&world.port(8, "compute:nova"));
     assert_served(&world, &process, &third);
     assert!(world.plane.keystone.logins() > logins);
 
-    // Neutron dies and returns.
+    // neutron-server crashes and returns.
     let fourth = world.port(9, "compute:nova");
     world.plane.neutron.stop();
     let fourth = world.plug(&fourth);
@@ -158,10 +159,10 @@ fn guests_are_served_by_what_neutron_says_and_nothing_is_asked_for_their_request
     assert_served(&world, &process, &fourth);
     until_metric(&process, FAULTS, 0.0);
 
-    // A port that is another instance's when it is plugged again.
+    // The port belongs to another instance when it is plugged in again.
     let next =
         Port { instance: metadata_agent::ids::InstanceId::new(uuid::Uuid::new_v4()), ..third.port.clone() };
-    world.nova.add(Instance::of(&next));
+    world.nova.add(Instance::from_port(&next));
     drop(third);
     let device = next.instance.to_string();
     world.plane.bind_port(next.id, &Binding { owner: "compute:nova", device: &device, host: HYPERVISOR });
@@ -169,8 +170,9 @@ fn guests_are_served_by_what_neutron_says_and_nothing_is_asked_for_their_request
     assert_served(&world, &process, &again);
 }
 
+/// With an application credential.
 #[test]
-fn an_application_credential_a_control_plane_that_comes_late_and_tokens_that_expire() {
+fn a_late_control_plane_and_expiring_tokens_are_handled() {
     let mut world = World::new(30);
     let (id, secret) = world.plane.application_credential();
     let guest = world.plug(&world.port(5, "compute:nova"));
@@ -190,7 +192,8 @@ fn an_application_credential_a_control_plane_that_comes_late_and_tokens_that_exp
     assert_served(&world, &process, &guest);
     until_metric(&process, FAULTS, 0.0);
 
-    // A guest that Neutron does not know is asked about again and again, with ever new tokens and never an old one.
+    // A guest that Neutron does not know is queried repeatedly, with renewed tokens and never with
+    // an expired one.
     let logins = world.plane.keystone.logins();
     let (asked, unknown) = (world.plane.neutron.port_questions().len(), world.network.guest([10, 0, 0, 6]));
     wait::until("tokens are renewed", RECOVERY, || {
@@ -204,7 +207,7 @@ fn an_application_credential_a_control_plane_that_comes_late_and_tokens_that_exp
 }
 
 #[test]
-fn the_subports_of_a_trunk_come_and_go_as_neutron_tells() {
+fn subports_of_a_trunk_follow_neutron() {
     let world = World::new(3600);
     let subport = |tag: u64| {
         let vlan = VlanId::try_from(tag).expect("a VLAN id");
@@ -214,7 +217,7 @@ fn the_subports_of_a_trunk_come_and_go_as_neutron_tells() {
     let parent = world.network.spec([10, 0, 0, 5]).port;
     let unbound = Binding { owner: "", device: "", host: "" };
     let parent = world.plane.create_port(world.neutrons, &parent, &unbound);
-    world.nova.add(Instance::of(&parent));
+    world.nova.add(Instance::from_port(&parent));
     let trunk = world.plane.create_trunk(world.neutrons, &parent, &mut subports);
     let device = parent.instance.to_string();
     world.plane.bind_port(parent.id, &Binding { owner: "compute:nova", device: &device, host: HYPERVISOR });
@@ -233,7 +236,7 @@ fn the_subports_of_a_trunk_come_and_go_as_neutron_tells() {
         assert_eq!(port["mac"], subport.mac.to_string());
     }
     world.plane.remove_subport(trunk, &subports[0]);
-    wait::until("the subport is let go", RECOVERY, || vlan(&process, &guest, 5).is_none().then_some(()));
+    wait::until("the subport is detached", RECOVERY, || vlan(&process, &guest, 5).is_none().then_some(()));
     assert!(vlan(&process, &guest, 6).is_some());
     assert_served(&world, &process, &guest);
 }

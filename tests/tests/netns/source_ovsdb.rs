@@ -1,4 +1,5 @@
-//! Guests whose instance the agent learns from the database of Open vSwitch, and whose project from libvirt.
+//! Guests whose instance the agent learns from the database of Open vSwitch, and whose project from
+//! libvirt.
 
 use std::fs;
 use std::io::{Read as _, Write as _};
@@ -15,7 +16,7 @@ const HOSTNAME: &str = "/latest/meta-data/hostname";
 const READY: &str = "metadata_source_ready{source=\"ovsdb\"}";
 const FAULTS: &str = "metadata_source_faults{source=\"ovsdb\"}";
 
-/// A host whose agent has nothing but OVSDB and libvirt to learn from.
+/// A host whose agent has OVSDB and libvirt as its only sources.
 struct World {
     process: AgentProcess,
     agent: Agent,
@@ -37,14 +38,15 @@ impl World {
         Self { process, agent, nova, network: host.network(), ovsdb }
     }
 
-    /// A guest that Nova knows, plugged into the host and as yet into no database.
+    /// Plugs in a guest that Nova knows but no database does.
     fn guest(&self, last: u8) -> Guest {
         let guest = self.network.guest([10, 0, 0, last]);
-        self.nova.add(Instance::of(&guest.port));
+        self.nova.add(Instance::from_port(&guest.port));
         guest
     }
 
-    /// libvirt's file of a domain with one interface: no port id, so only the device tells which port it is.
+    /// Writes libvirt's file of a domain with one interface. It has no port id, so only the device
+    /// identifies the port.
     fn run_domain(&self, port: &Port) {
         let text = format!(
             "<domstatus><domain type='kvm'><uuid>{instance}</uuid><metadata>\
@@ -75,7 +77,7 @@ impl World {
         attachments.into_iter().find(untagged).unwrap_or_default()
     }
 
-    /// The attachment of a VLAN on a guest's interface.
+    /// Returns the attachment of a VLAN on a guest's interface.
     fn vlan(&self, guest: &Guest, vlan: VlanId) -> Option<Value> {
         let state = self.process.state();
         let attachments = state["attachments"].as_array().cloned().unwrap_or_default();
@@ -101,7 +103,10 @@ impl World {
     fn assert_served(&self, guest: &Guest) {
         self.until_identity(guest, "known");
         let answer = guest.get(HOSTNAME);
-        assert_eq!((answer.status, answer.text()), (200, Instance::of(&guest.port).hostname().as_str()));
+        assert_eq!(
+            (answer.status, answer.text()),
+            (200, Instance::from_port(&guest.port).hostname().as_str())
+        );
         assert_eq!(self.attachment(guest)["port"]["network"], guest.port.network.to_string());
     }
 
@@ -112,7 +117,7 @@ impl World {
 }
 
 #[test]
-fn a_guest_is_served_once_ovsdb_knows_its_instance_and_libvirt_its_project() {
+fn ovsdb_and_libvirt_together_identify_a_guest() {
     let world = World::new();
     let [direct, hybrid] = [5, 6].map(|last| world.guest(last));
     world.assert_refused(&direct, "unknown");
@@ -130,7 +135,7 @@ fn a_guest_is_served_once_ovsdb_knows_its_instance_and_libvirt_its_project() {
     });
     world.assert_served(&hybrid);
 
-    // Neutron's own, such as a DHCP port.
+    // Neutron's own port, such as a DHCP port.
     let ids = [("iface-id", PortId::new(uuid::Uuid::new_v4()).to_string())];
     world.ovsdb.insert("tapdddddddd-dd", &ids, &[]);
     let state = wait::until("the row is counted", PATIENCE, || {
@@ -143,7 +148,7 @@ fn a_guest_is_served_once_ovsdb_knows_its_instance_and_libvirt_its_project() {
 }
 
 #[test]
-fn the_subports_of_a_trunk_are_attached_as_neutrons_agent_connects_them() {
+fn subports_are_attached_as_neutrons_agent_connects_them() {
     let world = World::new();
     let guest = world.guest(5);
     let subport = |tag: u64| {
@@ -151,7 +156,7 @@ fn the_subports_of_a_trunk_are_attached_as_neutrons_agent_connects_them() {
         Subport::new(vlan, NetworkId::new(uuid::Uuid::new_v4()), [10, 5, 0, 5].into())
     };
     let [first, second] = [5, 6].map(subport);
-    // Nothing of it counts before it is known whose the parent is.
+    // Nothing of it counts before the parent's instance is known.
     world.ovsdb.plug_trunk(&guest.port);
     world.ovsdb.connect_subport(&first, &guest.port);
     world.assert_refused(&guest, "unknown");
@@ -166,30 +171,34 @@ fn the_subports_of_a_trunk_are_attached_as_neutrons_agent_connects_them() {
         assert_eq!(port["instance"], guest.port.instance.to_string());
         assert_eq!(port["project"], guest.port.project.to_string());
     }
-    // The network of the parent stands at its patch port.
+    // The network of the parent is stored at its patch port.
     world.assert_served(&guest);
 
     world.ovsdb.disconnect_subport(&first);
-    wait::until("the subport is let go", PATIENCE, || world.vlan(&guest, first.vlan).is_none().then_some(()));
+    wait::until("the subport is detached", PATIENCE, || {
+        world.vlan(&guest, first.vlan).is_none().then_some(())
+    });
     assert!(world.vlan(&guest, second.vlan).is_some());
     world.ovsdb.clear();
-    wait::until("all subports are let go", PATIENCE, || {
+    wait::until("all subports are detached", PATIENCE, || {
         world.vlan(&guest, second.vlan).is_none().then_some(())
     });
     world.until_metric(FAULTS, 0.0);
 }
 
+/// Attaching and detaching take effect at once.
 #[test]
-fn attaching_and_detaching_show_at_once_and_a_tap_that_passes_on_brings_nobodys_data_back() {
+fn a_tap_handed_to_another_port_never_serves_the_old_data() {
     let world = World::new();
     let first = world.guest(5);
     world.run_domain(&first.port);
     world.ovsdb.plug(&first.port, Plug::Direct);
     world.assert_served(&first);
 
-    // Another instance gets the same tap: its row comes before libvirt has told that the old domain ended.
+    // Another instance gets the same tap. Its row arrives before libvirt has reported the end of
+    // the old domain.
     let next = Port { instance: InstanceId::new(uuid::Uuid::new_v4()), ..first.port.clone() };
-    world.nova.add(Instance::of(&next));
+    world.nova.add(Instance::from_port(&next));
     world.ovsdb.set_external_id(&first.tap, "vm-uuid", &next.instance.to_string());
     world.assert_refused(&first, "disputed");
     world.end_domain(&first.port);
@@ -198,7 +207,7 @@ fn attaching_and_detaching_show_at_once_and_a_tap_that_passes_on_brings_nobodys_
     world.until_identity(&first, "known");
     let answer = first.get(HOSTNAME);
     assert_eq!(answer.status, 200);
-    // Both instances have the name of their one port.
+    // Both instances have the name of their only port.
     let asked = world.nova.requests().pop().expect("Nova was asked");
     assert_eq!(asked.header("x-instance-id"), Some(next.instance.to_string()));
 
@@ -208,8 +217,9 @@ fn attaching_and_detaching_show_at_once_and_a_tap_that_passes_on_brings_nobodys_
     world.until_metric("metadata_ports_incomplete", 0.0);
 }
 
+/// Rows that vanished meanwhile are removed.
 #[test]
-fn guests_do_not_notice_a_server_that_restarts_and_what_vanished_meanwhile_is_gone() {
+fn a_restarted_ovsdb_server_does_not_disturb_guests() {
     let mut world = World::new();
     let [stays, leaves] = [5, 6].map(|last| world.guest(last));
     for guest in [&stays, &leaves] {
@@ -226,7 +236,7 @@ fn guests_do_not_notice_a_server_that_restarts_and_what_vanished_meanwhile_is_go
     world.until_metric(FAULTS, 0.0);
     world.assert_served(&stays);
 
-    // It returns with another database, in which one port has another instance and one is not at all.
+    // It returns with another database, in which one port has another instance and one is missing.
     world.ovsdb.stop();
     world.until_metric(FAULTS, 1.0);
     world.ovsdb.replace();
@@ -234,7 +244,7 @@ fn guests_do_not_notice_a_server_that_restarts_and_what_vanished_meanwhile_is_go
     let other = Port { instance: InstanceId::new(uuid::Uuid::new_v4()), ..stays.port.clone() };
     world.ovsdb.plug(&other, Plug::Direct);
     world.assert_refused(&stays, "disputed");
-    // libvirt alone still tells who the second is, but of its row nothing is left.
+    // libvirt alone still identifies the second port, but nothing remains of its row.
     wait::until("the row that vanished is forgotten", PATIENCE, || {
         (world.attachment(&leaves)["port"]["network"].is_null()).then_some(())
     });
@@ -243,36 +253,38 @@ fn guests_do_not_notice_a_server_that_restarts_and_what_vanished_meanwhile_is_go
     world.until_metric(READY, 1.0);
 }
 
+/// Each gets its own metadata or none.
 #[test]
-fn of_two_ports_that_share_eleven_characters_each_gets_its_own_data_or_none() {
+fn ports_with_the_same_eleven_characters_are_not_confused() {
     let world = World::new();
     let id = uuid::Uuid::new_v4();
-    let mut twin_id = *id.as_bytes();
-    twin_id[15] ^= 1;
+    let mut other_id = *id.as_bytes();
+    other_id[15] ^= 1;
     let mut spec = world.network.spec([10, 0, 0, 5]);
     spec.port.id = PortId::new(id);
     let guest = world.network.plug(spec);
-    // The end of the cable that the agent sees has the guest's MAC address, as libvirt's taps have but for one octet.
+    // The agent's end of the veth pair has the guest's MAC address, like libvirt's taps except for
+    // one octet.
     world.network.host().netns().ip(&format!("link set {} address {}", guest.tap, link_mac(guest.port.mac)));
-    world.nova.add(Instance::of(&guest.port));
+    world.nova.add(Instance::from_port(&guest.port));
     let MacAddress([a, b, c, d, e, f]) = guest.port.mac;
-    let twin = Port {
-        id: PortId::new(uuid::Uuid::from_bytes(twin_id)),
+    let other = Port {
+        id: PortId::new(uuid::Uuid::from_bytes(other_id)),
         instance: InstanceId::new(uuid::Uuid::new_v4()),
         mac: MacAddress([a, b, c, d, e, !f]),
         ..guest.port.clone()
     };
-    assert_eq!(twin.tap(), guest.tap);
-    // One row each: the names in Open vSwitch differ, the tap that they lead to does not.
+    assert_eq!(other.tap(), guest.tap);
+    // One row each: the names in Open vSwitch differ, but both lead to the same tap.
     world.ovsdb.plug(&guest.port, Plug::Direct);
-    world.ovsdb.plug(&twin, Plug::Hybrid);
+    world.ovsdb.plug(&other, Plug::Hybrid);
     world.until_metric("metadata_ports_incomplete", 2.0);
-    world.agent.set_ports([&guest.port, &twin]);
+    world.agent.set_ports([&guest.port, &other]);
     world.assert_served(&guest);
     let served: Vec<_> = world.nova.requests().iter().filter_map(|one| one.header("x-instance-id")).collect();
     assert_eq!(served, [guest.port.instance.to_string()]);
 
-    // Without the address that tells them apart it is neither.
+    // With neither's address the interface is neither port.
     let neither = MacAddress([a, b, c, d, !e, f]);
     world.network.host().netns().ip(&format!("link set {} address {neither}", guest.tap));
     world.assert_refused(&guest, "disputed");
@@ -284,7 +296,7 @@ fn link_mac(guest: MacAddress) -> MacAddress {
 }
 
 #[test]
-fn a_server_of_garbage_is_a_fault_and_hinders_no_other_source() {
+fn a_server_that_sends_garbage_affects_no_other_source() {
     let mut world = World::new();
     let guest = world.guest(5);
     world.run_domain(&guest.port);

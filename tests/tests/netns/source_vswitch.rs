@@ -1,4 +1,4 @@
-//! Guests behind the real Open vSwitch, which tells the index of each interface that it has.
+//! Guests behind the real Open vSwitch, which reports the index of each of its interfaces.
 
 use metadata_agent::ids::{InstanceId, MacAddress};
 use metadata_tests::nova::Instance;
@@ -9,10 +9,10 @@ use nix::net::if_::if_nametoindex;
 use serde_json::Value;
 use uuid::Uuid;
 
-/// It bears the instance's id.
+/// Contains the instance's id.
 const DOCUMENT: &str = "/openstack/latest/meta_data.json";
 
-/// A host whose agent knows instances from the switch, and their projects from libvirt.
+/// A host whose agent gets instances from the switch, and their projects from libvirt.
 struct World {
     process: AgentProcess,
     agent: Agent,
@@ -35,7 +35,7 @@ impl World {
         Self { process, agent, switch, nova, network: host.network(), host }
     }
 
-    /// Makes a guest's interface, on no bridge, under this name.
+    /// Creates a guest's interface under this name, without a bridge.
     fn guest(&self, port: &Port, name: &str) -> Guest {
         let mut spec = self.network.spec([10, 0, 0, 99]);
         spec.port = Port { device: Some(name.to_owned()), ..port.clone() };
@@ -43,11 +43,12 @@ impl World {
         let MacAddress([_, b, c, d, e, f]) = port.mac;
         let taps = MacAddress([0xfe, b, c, d, e, f]);
         self.host.netns().ip(&format!("link set {name} nomaster\nlink set {name} address {taps}"));
-        self.nova.add(Instance::of(port));
+        self.nova.add(Instance::from_port(port));
         guest
     }
 
-    /// Puts a guest's interface in the place and under the name of the one of this port, in one run.
+    /// Replaces the interface of this port by a guest's interface under the same name, in a single
+    /// command.
     fn supersede(&self, port: &Port, guest: &Guest) {
         let (tap, new) = (port.tap(), &guest.tap);
         let steps =
@@ -86,7 +87,7 @@ impl World {
         assert_eq!(self.attachment(&port.tap())["identity"], "unknown");
     }
 
-    /// The index that the interface of a port has in the kernel.
+    /// Returns the kernel's index of a port's interface.
     fn index(&self, port: &Port) -> u32 {
         let tap = port.tap();
         let index = self.host.netns().enter(|| if_nametoindex(tap.as_str()));
@@ -101,8 +102,9 @@ impl World {
     }
 }
 
+/// The row still has the index of an earlier interface with that name.
 #[test]
-fn an_interface_is_nobodys_while_the_row_of_its_name_is_of_an_earlier_one() {
+fn a_stale_interface_row_identifies_no_one() {
     let world = World::new();
     let old = world.network.spec([10, 0, 0, 5]).port;
     let first = world.guest(&old, &old.tap());
@@ -111,14 +113,15 @@ fn an_interface_is_nobodys_while_the_row_of_its_name_is_of_an_earlier_one() {
     world.until_index(&old);
     world.assert_served(&first, &old);
 
-    // Another instance's interface gets the name, and nobody has been told yet: Open vSwitch and libvirt agree on the old one.
+    // Another instance's interface takes the name before any source reports it: Open vSwitch and
+    // libvirt agree on the old one.
     let next = Port { instance: InstanceId::new(Uuid::new_v4()), ..old.clone() };
     let second = world.guest(&next, "next0");
     world.switch.freeze();
     world.supersede(&old, &second);
     world.assert_refused(&second, &next);
 
-    // The row is replaced. That the switch has not looked at it yet hinders nobody.
+    // The row is replaced. It is served even before the switch has processed the row.
     world.switch.plug(&next);
     domain::remove(&world.agent.libvirt_dir(), &old);
     domain::write(&world.agent.libvirt_dir(), &next);
@@ -127,7 +130,8 @@ fn an_interface_is_nobodys_while_the_row_of_its_name_is_of_an_earlier_one() {
     world.until_index(&next);
     world.assert_served(&second, &next);
 
-    // The same instance with another interface, as after a hard reboot: the row stays, and the switch finds the new one.
+    // The same instance with another interface, as after a hard reboot: the row stays, and the
+    // switch finds the new interface.
     let third = world.guest(&next, "next1");
     world.switch.freeze();
     world.supersede(&next, &third);

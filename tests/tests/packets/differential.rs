@@ -1,11 +1,11 @@
-//! Millions of frames that nobody wrote down, through the kernel and through the host build. `DIFFERENTIAL_FRAMES` and
-//! `DIFFERENTIAL_SEED` ask for another number and another beginning.
+//! Millions of generated frames, through the kernel and through the host build.
+//! `DIFFERENTIAL_FRAMES` and `DIFFERENTIAL_SEED` change their number and the seed.
 use std::env;
 
 use metadata_tests::packets::differential::decide_alike;
 
 const FRAMES: u64 = 5_000_000;
-/// Any will do.
+/// An arbitrary value.
 const SEED: u64 = 0x6d65_7461;
 
 #[test]
@@ -15,5 +15,5 @@ fn the_kernel_and_the_host_build_decide_alike() {
 
 fn ask(name: &str, default: u64) -> u64 {
     env::var(name)
-        .map_or(default, |value| value.parse().unwrap_or_else(|_| panic!("{name} is no number: {value}")))
+        .map_or(default, |value| value.parse().unwrap_or_else(|_| panic!("{name} is not a number: {value}")))
 }

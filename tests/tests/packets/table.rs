@@ -1,4 +1,5 @@
-//! The packet table, once through the host build of the programs and once through the kernel (`BPF_PROG_TEST_RUN`).
+//! The packet table, once through the host build of the programs and once through the kernel
+//! (`BPF_PROG_TEST_RUN`).
 
 use metadata_ebpf::abi::{ClientKey, PortKey};
 use metadata_ebpf::from_guest::from_guest;
@@ -23,14 +24,15 @@ fn every_case_holds_on_the_host() {
         assert_outcome(&case, outcome.map(|outcome| outcome.reason), &skb.frame);
         assert_recorded(&case, world.clients.borrow().get(&ClientKey { identity: case.identity() }).copied());
         if case.reason.is_none() {
-            assert_eq!(world.lookups.get(), 0, "{}: a bystander costs no map look-up", case.name);
+            assert_eq!(world.lookups.get(), 0, "{}: a bystander must not cost a map look-up", case.name);
         }
     }
 }
 
-/// A driver may leave all behind the head in fragments; `BPF_PROG_TEST_RUN` makes no such packet.
+/// A driver may store everything behind the head in fragments. `BPF_PROG_TEST_RUN` cannot build
+/// such packets.
 #[test]
-fn where_a_packets_bytes_lie_is_of_no_consequence() {
+fn a_packets_memory_layout_has_no_effect() {
     for case in cases().into_iter().filter(|case| case.program == Program::FromGuest) {
         let [whole, fragmented] = [usize::MAX, HEAD].map(|linear| {
             let world = host_world(&case.state);
@@ -42,7 +44,7 @@ fn where_a_packets_bytes_lie_is_of_no_consequence() {
 }
 
 #[test]
-fn a_stale_heartbeat_is_no_heartbeat() {
+fn a_stale_heartbeat_counts_as_absent() {
     let case = cases().into_iter().find(|case| case.reason == Some(Reason::ConnectionOpened)).expect("a SYN");
     for (age, reason) in
         [(STALE_AFTER_NS, Reason::ConnectionOpened), (STALE_AFTER_NS + 1, Reason::AgentAbsent)]
@@ -54,9 +56,10 @@ fn a_stale_heartbeat_is_no_heartbeat() {
     }
 }
 
-/// A VLAN tag lies beside the frame, where `BPF_PROG_TEST_RUN` cannot put one; the namespace scenarios send real tags.
+/// A VLAN tag is stored beside the frame, where `BPF_PROG_TEST_RUN` cannot put one. The namespace
+/// scenarios send real tags.
 #[test]
-fn a_tagged_metadata_packet_is_left_alone() {
+fn a_tagged_metadata_packet_is_passed_on() {
     for case in cases().into_iter().filter(|case| case.reason == Some(Reason::ConnectionOpened)) {
         let mut skb = HostSkb { vlan: Vlan::Tagged(5), ..HostSkb::new(case.frame.clone(), IFINDEX) };
         let outcome = from_guest(&mut skb, &host_world(&case.state)).expect(case.name);
@@ -65,9 +68,10 @@ fn a_tagged_metadata_packet_is_left_alone() {
     }
 }
 
-/// The same packets, under the tag of a subport: served as its attachment's, without the tag, and answered with it.
+/// The same packets with the tag of a subport are served without the tag, and the replies get it
+/// back.
 #[test]
-fn a_subports_packets_lose_their_tag_on_the_way_in_and_get_it_back() {
+fn the_tag_of_a_subport_is_removed_and_restored() {
     let tag = PortKey { netns: 0, ifindex: IFINDEX, vlan: 5 };
     for case in cases().into_iter().filter(|case| case.reason == Some(Reason::ConnectionOpened)) {
         let mut world = host_world(&case.state);
@@ -108,7 +112,7 @@ fn a_subports_packets_lose_their_tag_on_the_way_in_and_get_it_back() {
 }
 
 #[test]
-fn a_full_client_map_admits_only_clients_on_record() {
+fn a_full_client_map_admits_only_known_clients() {
     for case in cases().into_iter().filter(|case| case.reason == Some(Reason::ConnectionOpened)) {
         let world = HostWorld { clients_full: true, ..host_world(&case.state) };
         let outcome = from_guest(&mut HostSkb::new(case.frame.clone(), IFINDEX), &world).expect(case.name);
@@ -119,10 +123,10 @@ fn a_full_client_map_admits_only_clients_on_record() {
 
 #[test]
 fn every_case_holds_in_the_kernel() {
-    table::holds_in_the_kernel();
+    table::assert_in_kernel();
 }
 
 #[test]
-fn what_the_control_block_held_is_of_no_consequence() {
-    control_block::is_of_no_consequence();
+fn the_old_control_block_has_no_effect() {
+    control_block::has_no_effect();
 }

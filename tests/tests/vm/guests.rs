@@ -1,4 +1,5 @@
-//! Real guests behind the agent: a virtio device on a tap of kind tun, as Nova plugs it, with and without offloads.
+//! Real guests behind the agent: a virtio device on a tap of kind tun, as Nova plugs it, with and
+//! without offloads.
 
 use std::fs;
 use std::thread;
@@ -21,7 +22,7 @@ const META_DATA: &str = "/openstack/latest/meta_data.json";
 const USER_DATA: &str = "/openstack/latest/user_data";
 const PASSWORD: &str = "/openstack/latest/password";
 const MIB: usize = 1 << 20;
-/// Above what the guest allows itself.
+/// Longer than the guest's own limit.
 const CLOUD_BOOT: Duration = Duration::from_mins(4);
 
 #[test]
@@ -40,9 +41,9 @@ fn transfer(offloads: Offloads, next_hop: NextHop) {
     let network = host.network();
     let port = Port::new(network.id, GUEST.into());
     let nova = NovaStandIn::start(host.netns());
-    // Not what the guest sends, or an echo would pass for a download.
+    // Differs from what the guest sends, or an echo would pass for a download.
     let document: Vec<u8> = numbered_lines(MIB).into_iter().rev().collect();
-    nova.add(Instance { user_data: Some(document.clone()), ..Instance::of(&port) });
+    nova.add(Instance { user_data: Some(document.clone()), ..Instance::from_port(&port) });
     let agent = Agent::on(&host, &nova)
         .port(&port)
         .set("metadata_agent", "guest_link_kinds", "tun")
@@ -65,10 +66,10 @@ fn transfer(offloads: Offloads, next_hop: NextHop) {
     assert!(requests[1].body == numbered_lines(MIB), "the body arrived changed");
 }
 
-/// The guest's own kernel puts the tags on. What is asked through the trunk's subport is asked by the same instance, from
-/// the subport's address.
+/// The guest's own kernel adds the tags. A request through the subport is from the same instance
+/// with the subport's address.
 #[test]
-fn a_trunk_subport_is_served_as_its_parents_instance_and_another_tag_is_not() {
+fn only_a_known_trunk_subport_is_served_as_its_instance() {
     vm::prepare().unwrap();
     let host = Host::new();
     let network = host.network();
@@ -76,7 +77,7 @@ fn a_trunk_subport_is_served_as_its_parents_instance_and_another_tag_is_not() {
     let port = Port { subports: vec![subport.clone()], ..Port::new(network.id, GUEST.into()) };
     let nova = NovaStandIn::start(host.netns());
     let document = numbered_lines(MIB);
-    nova.add(Instance { user_data: Some(document.clone()), ..Instance::of(&port) });
+    nova.add(Instance { user_data: Some(document.clone()), ..Instance::from_port(&port) });
     let agent =
         Agent::on(&host, &nova).port(&port).set("metadata_agent", "guest_link_kinds", "tun").install();
     let process = agent.start();
@@ -100,7 +101,7 @@ fn a_trunk_subport_is_served_as_its_parents_instance_and_another_tag_is_not() {
     assert_eq!(seated["port"]["id"], subport.id.to_string());
     assert_eq!(seated["clients"][0]["address"], "10.5.0.7");
 
-    // The same guest under a tag that no subport has, and then without a tag.
+    // The same guest with a tag of no subport, and then without a tag.
     guest.run("ip link del eth0.5").unwrap();
     guest.run(&vlan(6, "10.5.0.7")).unwrap();
     guest.run("ping -c 1 -W 1 169.254.169.254").unwrap_err();
@@ -110,25 +111,25 @@ fn a_trunk_subport_is_served_as_its_parents_instance_and_another_tag_is_not() {
     assert_eq!(identity(nova.requests().last().unwrap()), identity_of(&port));
 
     agent.set_ports([&Port { subports: Vec::new(), ..port.clone() }]);
-    wait::until("the subport is let go", wait::PATIENCE, || {
+    wait::until("the subport is detached", wait::PATIENCE, || {
         (process.state()["attachments"].as_array()?.len() == 1).then_some(())
     });
 }
 
 #[test]
-fn a_small_guest_tells_an_error_status_from_no_answer() {
+fn a_small_guest_distinguishes_an_error_from_no_answer() {
     vm::prepare().unwrap();
     let host = Host::new();
     let network = host.network();
     let port = Port::new(network.id, GUEST.into());
     let nova = NovaStandIn::start(host.netns());
-    nova.add(Instance::of(&port));
+    nova.add(Instance::from_port(&port));
     let agent =
         Agent::on(&host, &nova).port(&port).set("metadata_agent", "guest_link_kinds", "tun").install();
     let mut guest = SmallVm::boot(&network, &port, Offloads::On, NextHop::OnLink).unwrap();
 
-    let nobody = guest.get(META_DATA).unwrap_err();
-    assert!(format!("{nobody:#}").contains("No route to host"), "{nobody:#}");
+    let refused = guest.get(META_DATA).unwrap_err();
+    assert!(format!("{refused:#}").contains("No route to host"), "{refused:#}");
 
     let _serving = agent.start();
     assert_eq!(guest.get("/openstack/latest/nothing").unwrap().status, 404);
@@ -136,7 +137,7 @@ fn a_small_guest_tells_an_error_status_from_no_answer() {
 }
 
 #[test]
-fn cloud_init_configures_a_guest_from_what_its_own_network_is_told() {
+fn cloud_init_configures_a_guest_from_its_own_metadata() {
     vm::prepare().unwrap();
     let host = Host::new();
     let (network, other_network) = (host.network(), host.network());
@@ -148,16 +149,16 @@ fn cloud_init_configures_a_guest_from_what_its_own_network_is_told() {
         user_data: Some(
             format!("#cloud-config\nruncmd:\n  - echo {effect} >{}\n", CloudVm::EFFECT).into_bytes(),
         ),
-        ..Instance::of(&port)
+        ..Instance::from_port(&port)
     };
     nova.add(instance.clone());
-    nova.add(Instance::of(&neighbour.port));
+    nova.add(Instance::from_port(&neighbour.port));
     // The static inventory knows one guest, libvirt the other.
     let agent = Agent::on(&host, &nova).port(&neighbour.port).install();
     let domain = agent.libvirt_dir().join("instance-00000001.xml");
     fs::write(&domain, domain_xml(&port)).unwrap();
     let _serving = agent.start();
-    // Whatever we leave alone arrives here, and would be answered.
+    // Packets that we pass on would be answered here.
     let legacy = network.legacy();
     let _dhcp = Dhcp::serve(legacy.netns(), &network, &port).unwrap();
 
@@ -191,7 +192,8 @@ fn cloud_init_configures_a_guest_from_what_its_own_network_is_told() {
     assert_eq!(strays, [""; 0], "the guest also reached the legacy path");
 }
 
-/// For each request of this instance that Nova sees, the neighbour asks too, and must be told of itself.
+/// For each of this instance's requests at Nova, the neighbour sends one as well and must get its
+/// own metadata.
 fn ask_along(nova: &NovaStandIn, instance: InstanceId, neighbour: &Guest, ended: impl Fn() -> bool) {
     let mut seen = nova.subscribe();
     let mut asked = 0;
@@ -205,14 +207,14 @@ fn ask_along(nova: &NovaStandIn, instance: InstanceId, neighbour: &Guest, ended:
         }
         ended().then_some(())
     });
-    assert!(asked > 0, "the guest asked for nothing while its neighbour waited to ask along");
+    assert!(asked > 0, "the guest sent no request while its neighbour waited");
 }
 
 fn names(request: &Recorded, instance: InstanceId) -> bool {
     request.header("x-instance-id") == Some(instance.to_string())
 }
 
-/// Every header that tells Nova who asks, in the order of their names.
+/// Returns the headers that identify the client to Nova, sorted by name.
 fn identity(request: &Recorded) -> Vec<(String, String)> {
     let mut headers: Vec<_> =
         request.headers.iter().filter(|(name, _)| name.starts_with("x-")).cloned().collect();
@@ -220,7 +222,7 @@ fn identity(request: &Recorded) -> Vec<(String, String)> {
     headers
 }
 
-/// What they have to be.
+/// Returns their expected values.
 fn identity_of(port: &Port) -> Vec<(String, String)> {
     let instance = port.instance.to_string();
     let signature = signature(metadata_tests::nova::SECRET, &instance);

@@ -1,30 +1,32 @@
-//! One object for every kernel: the tests in [`inside`] run on the running kernel, and once more within each of Debian's,
-//! in a machine of its own.
+//! One object for every kernel: the tests in [`inside`] run on the running kernel, and again on
+//! each of Debian's kernels in a virtual machine.
 //!
 //! | kernel | from | hook |
 //! |---|---|---|
-//! | 5.10, the oldest that will do | Debian 11 | clsact |
+//! | 5.10, the oldest supported | Debian 11 | clsact |
 //! | 6.1 | Debian 12 | clsact |
 //! | 6.12 | Debian 12, security updates | TCX |
-//! | the running one | this machine | as it has |
+//! | the running one | this machine | depends on its version |
 //!
-//! What each said stays in `target/vm-kernels`: the sizes of the programs, and the verifier's log where it refused one.
+//! The output is kept in `target/vm-kernels`: the sizes of the programs, and the verifier's log
+//! for a rejected program.
+
 #![expect(clippy::print_stdout, reason = "the sizes of the programs belong to the test's output")]
 
 use metadata_tests::vm::KernelUnderTest;
 
 mod inside {
-    //! What holds on every kernel.
+    //! Assertions for every kernel.
 
     use metadata_ebpf::identity::METADATA_IPV4;
     use metadata_ebpf::reason::Reason;
     use metadata_tests::packets::differential::decide_alike;
-    use metadata_tests::packets::kernel::Site;
+    use metadata_tests::packets::kernel::Fixture;
     use metadata_tests::packets::table;
-    use metadata_tests::tenants::HOSTNAME;
-    use metadata_tests::{Answer, Instance, Mode, PacketSocket, Tenants};
+    use metadata_tests::two_tenants::HOSTNAME;
+    use metadata_tests::{Answer, Instance, Mode, PacketSocket, ServedTenants};
 
-    /// Few, as every processor but the running one is emulated; enough for each reason to occur.
+    /// Few, because all but the running kernel are emulated, but enough for each reason to occur.
     const FRAMES: u64 = 64_000;
     const USER_DATA: &str = "/openstack/latest/user_data";
     const PASSWORD: &str = "/openstack/2013-04-04/password";
@@ -38,20 +40,20 @@ mod inside {
     #[test]
     fn both_programs_load_and_are_counted() {
         let (major, minor) = release();
-        for (whose, program) in Site::set_up("count", |site| site.load().programs()) {
-            // Of eight bytes each; the verifier tells how many it went through since 5.16.
+        for (copy, program) in Fixture::set_up("count", |fixture| fixture.load().programs()) {
+            // An instruction has eight bytes. The verifier reports its count since 5.16.
             let translated = program.size_translated().unwrap() / 8;
             let verified = program.verified_instruction_count();
             let name = program.name_as_str().unwrap();
-            println!("{major}.{minor} {name} {whose}: {translated} instructions, {verified:?} verified");
-            assert!(translated < 4_608, "{name} {whose} grew");
+            println!("{major}.{minor} {name} {copy}: {translated} instructions, {verified:?} verified");
+            assert!(translated < 4_608, "{name} {copy} grew");
             assert!(verified.unwrap_or(0) < 100_000, "{name} has become a tenth of what a verifier takes");
         }
     }
 
     #[test]
     fn every_case_of_the_packet_table_holds() {
-        table::holds_in_the_kernel();
+        table::assert_in_kernel();
     }
 
     #[test]
@@ -59,13 +61,13 @@ mod inside {
         println!("{}", decide_alike(FRAMES, 7));
     }
 
-    /// Bodies of several segments travel as one GSO frame in either direction.
+    /// Bodies of several segments pass as one GSO frame in either direction.
     #[test]
-    fn guests_are_told_apart_and_served_over_both_protocols() {
-        let tenants = Tenants::new();
-        let Tenants { process, nova, red, blue, .. } = &tenants;
+    fn two_guests_are_served_over_both_protocols() {
+        let tenants = ServedTenants::new();
+        let ServedTenants { process, nova, red, blue, .. } = &tenants;
         for guest in [red, blue] {
-            guest.assert_served();
+            guest.assert_hostname_served();
             let answer = guest.get_v6(HOSTNAME);
             assert_eq!((answer.status, answer.text()), (200, guest.hostname().as_str()));
         }
@@ -73,7 +75,7 @@ mod inside {
         assert_eq!(hook, if release() >= (6, 6) { "tcx" } else { "clsact" });
 
         let large: Vec<u8> = (0..=250).cycle().take(400_000).collect();
-        nova.add(Instance { user_data: Some(large.clone()), ..Instance::of(&red.port) });
+        nova.add(Instance { user_data: Some(large.clone()), ..Instance::from_port(&red.port) });
         for answer in [red.get(USER_DATA), red.get_v6(USER_DATA)] {
             assert_eq!(answer.status, 200);
             assert!(answer.body == large, "{} bytes came", answer.body.len());
@@ -91,17 +93,18 @@ mod inside {
         }
     }
 
-    /// A frame of several segments is cut, where the guest's interface cannot take it whole, into what the guest said that
-    /// it takes: translation from IPv6 makes every segment 20 bytes shorter, and must not make its payload longer.
+    /// A GSO frame that the guest's interface cannot accept is segmented to the guest's MSS.
+    /// Translation from IPv6 makes every segment 20 bytes shorter and must not make its payload
+    /// longer.
     #[test]
-    fn a_large_answer_is_cut_into_segments_that_the_guest_takes() {
+    fn a_large_answer_is_cut_to_the_guests_segment_size() {
         const MSS: usize = 1000;
-        let tenants = Tenants::new();
-        let Tenants { nova, red, host, .. } = &tenants;
+        let tenants = ServedTenants::new();
+        let ServedTenants { nova, red, host, .. } = &tenants;
         host.netns().run(&["ethtool", "-K", &red.tap, "tso", "off"]);
         let route = red.netns().run(&["ip", "route", "show", "169.254.169.254"]);
         red.netns().ip(&format!("route replace {} advmss {MSS}", route.trim()));
-        nova.add(Instance { user_data: Some(vec![b'x'; 100_000]), ..Instance::of(&red.port) });
+        nova.add(Instance { user_data: Some(vec![b'x'; 100_000]), ..Instance::from_port(&red.port) });
         let wire = PacketSocket::open(red.netns(), "eth0");
         assert_eq!(red.get(USER_DATA).body.len(), 100_000);
 
@@ -112,10 +115,10 @@ mod inside {
                 largest = largest.max(frame.len());
                 sum += frame.len();
             }
-            // What the socket has room for.
+            // The socket buffers no more than this.
             (sum > 40_000).then_some(())
         });
-        // What TCP options take of a segment counts as its payload here.
+        // TCP options count as payload here.
         assert_eq!(largest, 14 + 20 + 20 + MSS);
     }
 }

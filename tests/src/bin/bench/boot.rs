@@ -1,5 +1,5 @@
-//! Workload: guests that boot at the same moment, each asking what cloud-init asks (`DataSourceOpenStack`), one request after
-//! the other on connections of their own, with its patience and its retries.
+//! Workload: guests that boot at the same moment. Each sends the requests of cloud-init
+//! (`DataSourceOpenStack`) in sequence on separate connections, with its time-outs and retries.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -23,7 +23,8 @@ const PATIENCE: Duration = Duration::from_secs(10);
 const PAUSE: Duration = Duration::from_secs(1);
 const RETRIES: u32 = 5;
 
-/// `metadata_cache_expiration` of Nova, and a second: a guest that boots has not been there before.
+/// Nova's `metadata_cache_expiration` and one second more, because a booting guest is not in its
+/// cache.
 const FORGOTTEN: Duration = Duration::from_secs(16);
 
 /// In this order.
@@ -58,7 +59,7 @@ const SEQUENCE: [&str; 28] = [
     "/latest/meta-data/security-groups",
 ];
 
-/// What came of one guest's boot.
+/// The outcome of one guest's boot.
 #[derive(Debug, Default)]
 struct Boot {
     took: Duration,
@@ -66,16 +67,16 @@ struct Boot {
     failures: BTreeMap<String, u64>,
 }
 
-/// What is a right answer.
+/// The correct responses.
 #[derive(Clone, Copy, Debug)]
 enum Expected<'a> {
-    /// This, to whatever is asked.
+    /// This body for every request.
     Body(&'a [u8]),
-    /// Whatever Nova says; but in `meta_data.json` it says it of this instance.
+    /// Any response of Nova, but `meta_data.json` must be that of this instance.
     Of(Option<InstanceId>),
 }
 
-/// Measures every storm, peers in turn.
+/// Measures every storm, with the peers in turn.
 pub fn measure(upstream: &Upstream, kinds: &[Kind], plan: &Plan) -> anyhow::Result<Vec<Run>> {
     let crowd =
         Crowd { guests: plan.storms.iter().copied().max().unwrap_or(1), networks: plan.storm_networks };
@@ -116,7 +117,7 @@ fn pass(end: Instant) {
     }
 }
 
-/// Lets all of them boot at once.
+/// Boots all guests at once.
 fn boot(callers: &[Caller<'_>], body: Option<&[u8]>) -> Vec<Boot> {
     let start = Barrier::new(callers.len());
     thread::scope(|scope| {
@@ -181,9 +182,9 @@ impl Expected<'_> {
         match self {
             Self::Body(body) => answer == body,
             Self::Of(instance) if path.ends_with("/meta_data.json") => {
-                let told: Option<serde_json::Value> = serde_json::from_slice(answer).ok();
-                let told = told.as_ref().and_then(|told| told.get("uuid")?.as_str());
-                told.is_some_and(|uuid| instance.is_some_and(|instance| uuid == instance.to_string()))
+                let document: Option<serde_json::Value> = serde_json::from_slice(answer).ok();
+                let document = document.as_ref().and_then(|document| document.get("uuid")?.as_str());
+                document.is_some_and(|uuid| instance.is_some_and(|instance| uuid == instance.to_string()))
             }
             Self::Of(_) => true,
         }
@@ -192,7 +193,7 @@ impl Expected<'_> {
 
 fn run(workload: Workload, peer: &str, repetition: u32, boots: Vec<Boot>) -> Run {
     let case = if boots.len() == 1 { "1 guest".to_owned() } else { format!("{} guests", boots.len()) };
-    let took = Spread::of(boots.iter().map(|boot| boot.took.as_secs_f64() * 1e3));
+    let took = Spread::new(boots.iter().map(|boot| boot.took.as_secs_f64() * 1e3));
     let mut run = Run::new(workload, &case, precise(boots.len() as u64), peer, repetition)
         .with(Figure::LastMs, took.highest)
         .with(Figure::MedianMs, took.median);
@@ -212,7 +213,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_answer_is_right_by_its_body_or_by_whom_it_is_about() {
+    fn an_answer_is_checked_by_body_or_by_instance() {
         assert!(Expected::Body(b"body").is_met("/openstack", b"body"));
         assert!(!Expected::Body(b"body").is_met("/openstack", b"bod"));
         let [one, other] = [1, 2].map(|number| InstanceId::new(uuid::Uuid::from_u128(number)));

@@ -1,4 +1,5 @@
-//! Workload: traffic of a guest that has nothing to do with metadata, over a tap with our programs and over one without, in turn.
+//! Workload: traffic of a guest that is unrelated to metadata, over a tap with our programs and
+//! over one without, in turn.
 
 use std::io::{self, Read as _, Write as _};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
@@ -13,14 +14,14 @@ use super::plan::Plan;
 use super::results::{Figure, Run, Workload};
 use super::statistics::precise;
 
-/// The one address of a guest's network that answers besides its own.
+/// The only other address on a guest's network that responds.
 const SINK: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 1);
 const CHUNK: usize = 256 * 1024;
 const DATAGRAM: [u8; 1400] = [0x5a; 1400];
-/// When nothing more is on its way.
+/// The silence after which no more traffic is expected.
 const SILENCE: Duration = Duration::from_millis(200);
 
-/// The names of the two in the results.
+/// The names of both in the results.
 pub const WITH: &str = "tap with our programs";
 pub const WITHOUT: &str = "tap without programs";
 
@@ -69,7 +70,7 @@ fn tcp(guest: &Guest, sink: &Gateway, duration: Duration) -> io::Result<f64> {
     })
 }
 
-/// What arrives: what is lost on the way does not count.
+/// Measures what arrives; lost traffic does not count.
 fn udp(guest: &Guest, sink: &Gateway, duration: Duration) -> io::Result<f64> {
     let receiver = sink.netns().enter(|| UdpSocket::bind((SINK, 0)))?;
     receiver.set_read_timeout(Some(SILENCE))?;

@@ -1,14 +1,15 @@
-//! Two reports, figure by figure: what changed, and whether that is beyond the noise.
+//! Compares two reports figure by figure and shows which changes are beyond the noise.
 //!
-//! A change counts where the ranges of the two reports' repetitions do not touch. Of five repetitions each, chance alone does that
-//! to fewer than one figure in a hundred; of three, to one in ten. A figure of a single repetition has no range: nothing is said of it.
+//! A change counts if the ranges of both reports' repetitions do not overlap. With five repetitions
+//! each, this happens by chance to fewer than one figure in a hundred; with three, to one in ten. A
+//! figure with a single repetition has no range and is not judged.
 
 use std::fmt;
 
 use super::results::{Figure, Results, Run, Workload};
 use super::statistics::Spread;
 
-/// What is compared: the rest explains these, or is the machine's.
+/// The compared figures. The others explain these, or belong to the machine.
 const FIGURES: [Figure; 15] = [
     Figure::Rate,
     Figure::P50Us,
@@ -35,7 +36,7 @@ const WORKLOADS: [Workload; 6] = [
     Workload::Bystander,
 ];
 
-/// How a figure stands to what it was.
+/// The change of a figure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Verdict {
     Better,
@@ -45,7 +46,7 @@ enum Verdict {
     Unknown,
 }
 
-/// One figure of both.
+/// A figure of both reports.
 #[derive(Debug)]
 struct Change {
     name: String,
@@ -55,18 +56,18 @@ struct Change {
     verdict: Verdict,
 }
 
-/// Everything that both have.
+/// All figures that both reports have.
 #[derive(Debug)]
 pub struct Comparison {
     changes: Vec<Change>,
-    /// Failed requests of either.
+    /// Failed requests of either report.
     failures: Vec<String>,
     same_machine: bool,
     same_plan: bool,
 }
 
 impl Comparison {
-    pub fn of(old: &Results, new: &Results) -> Self {
+    pub fn new(old: &Results, new: &Results) -> Self {
         let mut comparison = Self {
             changes: Vec::new(),
             failures: Vec::new(),
@@ -97,7 +98,7 @@ impl Comparison {
             let (old, new) = (of(old), of(new));
             if !old.is_empty() && !new.is_empty() {
                 let verdict = verdict(figure, &old, &new);
-                let (old, new) = (Spread::of(old), Spread::of(new));
+                let (old, new) = (Spread::new(old), Spread::new(new));
                 self.changes.push(Change { name: name.to_owned(), figure, old, new, verdict });
             }
         }
@@ -112,7 +113,7 @@ fn verdict(figure: Figure, old: &[f64], new: &[f64]) -> Verdict {
     if old.len() < 2 || new.len() < 2 {
         return Verdict::Unknown;
     }
-    let (old, new) = (Spread::of(old.iter().copied()), Spread::of(new.iter().copied()));
+    let (old, new) = (Spread::new(old.iter().copied()), Spread::new(new.iter().copied()));
     if new.lowest > old.highest {
         if figure.more_is_better() { Verdict::Better } else { Verdict::Worse }
     } else if new.highest < old.lowest {
@@ -125,18 +126,21 @@ fn verdict(figure: Figure, old: &[f64], new: &[f64]) -> Verdict {
 impl fmt::Display for Comparison {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if !self.same_machine {
-            writeln!(f, "The two are of different machines or kernels: what differs may be theirs.\n")?;
+            writeln!(
+                f,
+                "The reports are from different machines or kernels, which may cause the differences.\n"
+            )?;
         }
         if !self.same_plan {
             writeln!(
                 f,
-                "The two followed different plans: what is short is less sure, and what is first is colder.\n"
+                "The reports followed different plans: short measurements are less certain, and the first ones start cold.\n"
             )?;
         }
         for (title, verdict) in [
             ("Better, beyond the noise", Verdict::Better),
             ("Worse, beyond the noise", Verdict::Worse),
-            ("Of one repetition, so nobody knows", Verdict::Unknown),
+            ("Single repetition, so the noise is unknown", Verdict::Unknown),
         ] {
             let changes: Vec<_> = self.changes.iter().filter(|change| change.verdict == verdict).collect();
             if !changes.is_empty() {
@@ -167,7 +171,7 @@ mod tests {
     use crate::results::tests::rates;
 
     fn said(old: &[f64], new: &[f64]) -> String {
-        Comparison::of(&rates(&[("ours", old)]), &rates(&[("ours", new)])).to_string()
+        Comparison::new(&rates(&[("ours", old)]), &rates(&[("ours", new)])).to_string()
     }
 
     #[test]
@@ -178,23 +182,23 @@ mod tests {
     }
 
     #[test]
-    fn less_is_better_where_more_is_worse() {
+    fn lower_is_better_for_costs() {
         assert_eq!(verdict(Figure::P99Us, &[5.0, 6.0], &[1.0, 2.0]), Verdict::Better);
         assert_eq!(verdict(Figure::P99Us, &[1.0, 2.0], &[5.0, 6.0]), Verdict::Worse);
     }
 
     #[test]
     fn one_repetition_proves_nothing() {
-        assert!(said(&[10.0], &[20.0]).starts_with("Of one repetition"));
+        assert!(said(&[10.0], &[20.0]).starts_with("Single repetition"));
     }
 
     #[test]
-    fn failures_other_plans_and_other_machines_are_named() {
+    fn failures_and_differing_plans_and_machines_are_reported() {
         let (old, mut new) = (rates(&[("ours", &[1.0, 1.0])]), rates(&[("ours", &[1.0, 1.0])]));
         new.runs[0].failed = 7;
         new.machine.kernel = "6.18".to_owned();
         new.plan = "shorter".to_owned();
-        let said = Comparison::of(&old, &new).to_string();
+        let said = Comparison::new(&old, &new).to_string();
         assert!(said.contains("different machines") && said.contains("different plans"), "{said}");
         assert!(said.contains("ours: 0 failed, now 7"), "{said}");
     }

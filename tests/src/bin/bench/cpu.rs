@@ -1,8 +1,9 @@
-//! The time of the CPUs while something runs, split among those who took it.
+//! The CPU time while something runs, split among its consumers.
 //!
-//! What the kernel does for a packet, it does in the name of whoever runs: a peer in the kernel alone has no process to be charged. So
-//! `machine` is what counts in the end: everything that was not idle. It holds guest and upstream too, which are the
-//! same for all peers; what `direct` takes is theirs.
+//! The kernel accounts the work for a packet to whichever process is running, and a peer in the
+//! kernel alone has no process. The relevant figure is therefore `machine`: everything that was not
+//! idle. It includes guest and upstream, which are the same for all peers; `direct` shows their
+//! share.
 
 use std::process;
 
@@ -12,7 +13,7 @@ use nix::unistd::{SysconfVar, sysconf};
 use super::machine::read;
 use super::statistics::precise;
 
-/// Takes the time.
+/// Measures CPU time.
 #[derive(Debug)]
 pub struct CpuMeter {
     peer: Vec<u32>,
@@ -20,14 +21,15 @@ pub struct CpuMeter {
     began: Ticks,
 }
 
-/// What was used meanwhile, in seconds of one core.
+/// The CPU time used, in seconds of one core.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct CpuUse {
-    /// Whatever was not idle: processes, system calls, interrupts.
+    /// Everything that was not idle: processes, system calls, interrupts.
     pub machine: f64,
     /// The processes of the peer, with their system calls.
     pub peer: f64,
-    /// The share of all cores that neither bench nor peer nor upstream is charged for: interrupts, and other programs.
+    /// The share of all cores that is accounted to neither bench nor peer nor upstream: interrupts
+    /// and other programs.
     pub others: f64,
 }
 
@@ -76,7 +78,7 @@ impl Ticks {
     }
 
     fn as_use(self, hertz: f64) -> CpuUse {
-        // The kernel counts ticks of processes and of CPUs in two ways that agree but roughly.
+        // The kernel's tick counts of processes and of CPUs agree only roughly.
         let others = self.busy.saturating_sub(self.bench + self.peer + self.upstream);
         CpuUse {
             machine: precise(self.busy) / hertz,
@@ -88,7 +90,7 @@ impl Ticks {
 
 fn ticks_of(pid: u32) -> anyhow::Result<u64> {
     let stat = read(&format!("/proc/{pid}/stat"))?;
-    // Fields are counted behind the name, which may hold anything: proc(5), utime and stime.
+    // Fields are counted after the name, which may contain anything: proc(5), utime and stime.
     let fields = stat.rsplit_once(") ").context("a process's stat has a name")?.1;
     let times = fields.split(' ').skip(11).take(2).map(str::parse::<u64>);
     times.sum::<Result<u64, _>>().context("times of a process")
@@ -99,11 +101,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn others_have_what_is_neither_idle_nor_of_those_who_take_part() {
+    fn other_time_is_neither_idle_nor_of_a_participant() {
         let before = Ticks { busy: 100, idle: 50, bench: 7, peer: 9, upstream: 2 };
         let used =
             |bench| Ticks { busy: 180, idle: 70, bench, peer: 39, upstream: 7 }.since(before).as_use(100.0);
         assert_eq!(used(32), CpuUse { machine: 0.8, peer: 0.3, others: 0.2 });
-        assert!(used(70).others.abs() < 1e-9, "a few ticks more of ours than of all are none of others");
+        assert!(used(70).others.abs() < 1e-9, "the share of others must not be negative");
     }
 }

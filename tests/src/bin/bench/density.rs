@@ -1,8 +1,8 @@
-//! Workload: many networks with a port each, which nobody asks. What that holds of the machine, how long the start takes, and how long
-//! it is from the moment that one more port's interface appears to the first byte of its first answer.
+//! Workload: many networks with one idle port each. Measures the memory, the start time, and the
+//! time from the appearance of one more port's interface to the first byte of its first response.
 //!
-//! For `haproxy` there is an interface, a network and a namespace already, and what appears is the process alone: the least
-//! that Neutron's agents have to do.
+//! For `haproxy`, an interface, a network and a namespace already exist, and only the process
+//! starts: the minimum that Neutron's agents have to do.
 
 use std::fmt::Write as _;
 use std::io::{Read as _, Write as _};
@@ -27,15 +27,16 @@ use super::results::{Absent, Figure, Run, Workload};
 use super::statistics::{Spread, precise};
 use super::upstream::Upstream;
 
-/// What a haproxy holds at most, and what is left to everybody else.
+/// The memory limit of one haproxy, and the memory left to everything else.
 const HAPROXY_MIB: u64 = 12;
 const RESERVE_MIB: u64 = 2048;
 const START: Duration = Duration::from_mins(2);
-/// How long one attempt to connect is waited for: the error of a measured time is no greater.
+/// The time limit of one connection attempt, which bounds the error of a measured time.
 const ATTEMPT: Duration = Duration::from_millis(1);
 const APPEARANCE: Duration = Duration::from_secs(20);
 
-/// Measures every density, one peer after the other: a thousand networks are not kept twice.
+/// Measures every density, one peer after the other, because a thousand networks are not kept
+/// twice.
 pub fn measure(
     upstream: &Upstream,
     kinds: &[Kind],
@@ -65,7 +66,7 @@ pub fn measure(
 
 fn run(peer: Kind, networks: usize, processes: &[u32], started: Duration) -> anyhow::Result<Run> {
     let case = if networks == 1 { "1 network".to_owned() } else { format!("{networks} networks") };
-    let Memory { resident_kib, proportional_kib } = Memory::of(processes)?;
+    let Memory { resident_kib, proportional_kib } = Memory::of_processes(processes)?;
     Ok(Run::new(Workload::Density, &case, precise(networks as u64), &peer.to_string(), 0)
         .with(Figure::ResidentMib, precise(resident_kib) / 1024.0)
         .with(Figure::ProportionalMib, precise(proportional_kib) / 1024.0)
@@ -76,7 +77,7 @@ fn run(peer: Kind, networks: usize, processes: &[u32], started: Duration) -> any
 fn with_appearances(run: Run, took: &mut [Duration]) -> Run {
     took.sort_unstable();
     let ms: Vec<f64> = took.iter().map(|took| took.as_secs_f64() * 1e3).collect();
-    let Spread { median, highest, .. } = Spread::of(ms.iter().copied());
+    let Spread { median, highest, .. } = Spread::new(ms.iter().copied());
     // Of fewer than a hundred, the slowest.
     let p99 = ms.get((ms.len() * 99).div_ceil(100).saturating_sub(1)).copied().unwrap_or(highest);
     run.with(Figure::FirstByteMs, median).with(Figure::FirstByteP99Ms, p99)
@@ -106,18 +107,18 @@ fn haproxies(upstream: &Upstream, networks: usize, appearances: usize) -> anyhow
 fn ours(upstream: &Upstream, networks: usize, appearances: usize) -> anyhow::Result<Run> {
     let host = Host::new();
     let server = upstream.cable(host.netns());
-    // The other ends of the cables, where nobody is.
+    // The unused ends of the veth pairs.
     let parking = Netns::new("parking");
     let ports: Vec<Port> = (0..networks).map(|_| port()).collect();
     host.netns().ip(&cables(&ports, &parking));
     let newcomers: Vec<_> = (0..appearances).map(|_| Newcomer::new()).collect();
     let known = ports.iter().chain(newcomers.iter().map(|newcomer| &newcomer.port));
-    let agent = known.fold(Agent::asking(&host, server, SECRET), Installer::port).install();
+    let agent = known.fold(Agent::forwarding_to(&host, server, SECRET), Installer::port).install();
     let began = Instant::now();
     let process = agent.spawn(&[]);
     process.ready_within(START)?;
     wait::poll(START, || (process.attachments().len() == networks).then_some(()))
-        .context("the agent does not attach all ports")?;
+        .context("the agent did not attach all ports")?;
     let run = run(Kind::Ours, networks, &[process.pid()], began.elapsed())?;
     let mut took = Vec::new();
     for newcomer in &newcomers {
@@ -131,7 +132,7 @@ fn port() -> Port {
     Port::new(NetworkId::new(uuid::Uuid::new_v4()), Ipv4Addr::new(10, 0, 0, 5))
 }
 
-/// A bridge and a tap for each.
+/// Creates a bridge and a tap for each port.
 fn cables(ports: &[Port], parking: &Netns) -> String {
     let mut batch = String::new();
     for (number, port) in ports.iter().enumerate() {
@@ -150,7 +151,7 @@ fn cables(ports: &[Port], parking: &Netns) -> String {
     batch
 }
 
-/// A guest that is ready, but for the host's end of its cable: that is still elsewhere.
+/// A guest that is ready except for the host's end of its veth pair, which is still elsewhere.
 struct Newcomer {
     port: Port,
     guest: Netns,
@@ -173,7 +174,7 @@ impl Newcomer {
         Self { port, guest, elsewhere }
     }
 
-    /// Lets the interface appear on the host, up. The time is taken from when the host has it.
+    /// Moves the interface to the host and sets it up. The time starts when the host has it.
     fn appear(&self, host: &Host) -> anyhow::Result<Duration> {
         let tap = self.port.tap();
         let (appeared, answered) = thread::scope(|scope| {
@@ -188,17 +189,17 @@ impl Newcomer {
     }
 }
 
-/// Looks without a pause: the interface is there for less than that long.
+/// Polls without a pause, so that the result is exact to one poll.
 fn until_there(interface: &str) -> anyhow::Result<Instant> {
     let end = Instant::now() + APPEARANCE;
     while if_nametoindex(interface).is_err() {
-        ensure!(Instant::now() < end, "{interface} does not appear");
+        ensure!(Instant::now() < end, "{interface} did not appear");
         thread::yield_now();
     }
     Ok(Instant::now())
 }
 
-/// Asks until there is an answer; a packet that is lost is not waited for.
+/// Sends requests until there is a response, without waiting for lost packets.
 fn first_byte(guest: &Netns) -> anyhow::Result<Instant> {
     let target: SocketAddr = (METADATA_IPV4, METADATA_PORT).into();
     guest.enter(|| {
@@ -219,6 +220,6 @@ fn first_byte(guest: &Netns) -> anyhow::Result<Instant> {
                 Err(e) => last = Some(e.to_string()),
             }
         }
-        anyhow::bail!("no answer within {APPEARANCE:?}: {}", last.unwrap_or_default())
+        anyhow::bail!("no response within {APPEARANCE:?}: {}", last.unwrap_or_default())
     })
 }

@@ -1,4 +1,4 @@
-//! A chart of lines, drawn as SVG. A peer has the same colour in every chart, and each point bears its spread.
+//! A line chart as SVG. A peer has the same colour in every chart, and each point shows its spread.
 
 use std::ops::Range;
 
@@ -15,22 +15,21 @@ use plotters::style::{Color as _, RGBAColor};
 use super::statistics::Spread;
 
 const SIZE: (u32, u32) = (760, 420);
-/// How much of the width is for the names of the lines.
+/// The part of the width for the legend.
 const LEGEND: u32 = 215;
 const TITLE: u32 = 34;
 const BAR: u32 = 8;
-/// The nines of 50 %.
+/// 50 % as a number of nines.
 const NINES_OF_HALF: f64 = std::f64::consts::LOG10_2;
-/// Where the axis of shares ends: behind 99.99 %.
+/// The end of the axis of shares, beyond 99.99 %.
 const MOST_NINES: f64 = 4.2;
-/// An axis of so many powers of ten has marks at these alone.
+/// An axis with more powers of ten than this has ticks at these alone.
 const MANY_MAGNITUDES: f64 = 2.5;
-/// Marks on an axis in proportion.
+/// The number of ticks on a linear axis.
 const MARKS: f64 = 6.0;
-/// Two marks closer than this, in powers of ten, have no room for their numbers.
+/// The minimum distance of two ticks in powers of ten, so that their numbers fit.
 const APART: f64 = 0.12;
 
-/// What is drawn.
 #[derive(Clone, Debug)]
 pub struct Chart {
     pub name: &'static str,
@@ -41,14 +40,14 @@ pub struct Chart {
     pub lines: Vec<Line>,
 }
 
-/// How much room a value has on its axis.
+/// The scales of both axes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Scales {
-    /// Each axis by magnitude.
+    /// Both axes are logarithmic.
     Magnitudes,
-    /// The upper axis in proportion, from nothing.
+    /// The vertical axis is linear and starts at zero.
     FromNothing,
-    /// The lower axis by the nines of a share.
+    /// The horizontal axis shows a share as a number of nines.
     Nines,
 }
 
@@ -69,21 +68,21 @@ impl Line {
     pub fn new(name: &str, mut points: Vec<Point>) -> Self {
         points.retain(|point| point.x.is_finite() && point.y.median.is_finite());
         points.sort_by(|one, other| one.x.total_cmp(&other.x));
-        // Variants that bear the same are no line: the first stands for them.
+        // Variants with equal load are not a line; the first stands for them.
         points.dedup_by(|later, first| later.x.total_cmp(&first.x).is_eq());
         Self { name: name.to_owned(), points }
     }
 }
 
 impl Chart {
-    /// Without what is no line.
+    /// Removes peers with a single point.
     pub fn of_lines(mut self) -> Self {
         self.lines.retain(|line| line.points.len() > 1);
         self
     }
 }
 
-/// The chart as SVG.
+/// Draws the chart as SVG.
 pub fn draw(chart: &Chart) -> anyhow::Result<String> {
     let mut svg = String::new();
     {
@@ -142,10 +141,10 @@ fn draw_on(area: &DrawingArea<SVGBackend<'_>, Shift>, chart: &Chart) -> Result<(
     Ok(())
 }
 
-/// An axis with marks where they are wanted.
+/// An axis with chosen ticks.
 struct Axis {
     range: Range<f64>,
-    /// What lies in proportion: the values, or their logarithms.
+    /// The linear coordinate: the values or their logarithms.
     proportional: RangedCoordf64,
     by_magnitude: bool,
     marks: Vec<f64>,
@@ -160,7 +159,7 @@ impl Axis {
         Self::in_proportion(0.0..end, proportions(end))
     }
 
-    /// Nines are logarithms already, and begin at none.
+    /// Nines are logarithms already and start at zero.
     fn of_nines() -> Self {
         Self::in_proportion(0.0..MOST_NINES, vec![0.0, NINES_OF_HALF, 1.0, 2.0, 3.0, 4.0])
     }
@@ -192,7 +191,7 @@ impl Ranged for Axis {
     }
 }
 
-/// Beside the lines, where it hides none.
+/// Draws the legend beside the lines, where it hides none.
 fn draw_legend(area: &DrawingArea<SVGBackend<'_>, Shift>, lines: &[Line]) -> Result<(), String> {
     for (line, y) in lines.iter().zip((24..).step_by(22)) {
         let stroke = colour(&line.name).stroke_width(3);
@@ -203,7 +202,7 @@ fn draw_legend(area: &DrawingArea<SVGBackend<'_>, Shift>, lines: &[Line]) -> Res
     Ok(())
 }
 
-/// The same for a peer in every plot, and paler where it bears more.
+/// Returns the colour of a peer, the same in every plot and paler under more load.
 fn colour(peer: &str) -> RGBAColor {
     const OF_KINDS: [(&str, RGBColor); 7] = [
         ("direct", RGBColor(120, 120, 120)),
@@ -219,13 +218,13 @@ fn colour(peer: &str) -> RGBAColor {
     found.unwrap_or(RGBColor(23, 190, 207)).mix(if peer.contains(',') { 0.5 } else { 1.0 })
 }
 
-/// All of these, and a little room; a logarithm has no place for nothing.
+/// Returns the range of all values and a margin. A logarithmic axis excludes zero.
 fn around(values: impl Iterator<Item = f64>) -> Range<f64> {
-    let spread = Spread::of(values.filter(|value| *value > 0.0));
+    let spread = Spread::new(values.filter(|value| *value > 0.0));
     if spread.lowest.is_nan() { 1.0..10.0 } else { spread.lowest * 0.8..spread.highest * 1.25 }
 }
 
-/// Marks where something was measured; where two are too close, at the second.
+/// Returns ticks at the measured values. If two are too close, only the second is kept.
 fn measured(values: impl Iterator<Item = f64>) -> Vec<f64> {
     let mut marks: Vec<f64> = values.filter(|value| *value > 0.0).collect();
     marks.sort_by(f64::total_cmp);
@@ -239,7 +238,7 @@ fn measured(values: impl Iterator<Item = f64>) -> Vec<f64> {
     apart
 }
 
-/// Marks at powers of ten, and at two and five times these where there is room.
+/// Returns ticks at powers of ten and, if there is room, at two and five times these.
 fn magnitudes(range: &Range<f64>) -> Vec<f64> {
     let many = (range.end / range.start).log10() > MANY_MAGNITUDES;
     let steps: &[f64] = if many { &[1.0] } else { &[1.0, 2.0, 5.0] };
@@ -252,7 +251,7 @@ fn magnitudes(range: &Range<f64>) -> Vec<f64> {
     marks
 }
 
-/// Marks at equal distances from nothing on: ones, twos or fives.
+/// Returns ticks at equal distances from zero: ones, twos or fives.
 fn proportions(end: f64) -> Vec<f64> {
     let rough = end / MARKS;
     let power = 10_f64.powf(rough.log10().floor());
@@ -266,7 +265,7 @@ fn share(nines: f64) -> String {
     format!("{}%", format!("{percent:.3}").trim_end_matches('0').trim_end_matches('.'))
 }
 
-/// As people write it: thousands apart, and no digit more than it has.
+/// Formats a number with separated thousands and only significant digits.
 fn plain(value: f64) -> String {
     if value < 1000.0 {
         let text = format!("{value:.3}");
@@ -292,14 +291,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn shares_and_numbers_are_labelled_as_people_say_them() {
+    fn shares_and_numbers_have_readable_labels() {
         assert_eq!([0.0, 1.0, 2.0, 3.0].map(share), ["0%", "90%", "99%", "99.9%"]);
         assert_eq!(share(NINES_OF_HALF), "50%");
         assert_eq!([0.05, 2.0, 999.0, 4001.0, 1e6].map(plain), ["0.05", "2", "999", "4,001", "1,000,000"]);
     }
 
     #[test]
-    fn marks_have_room() {
+    fn axis_ticks_leave_room() {
         assert_eq!(magnitudes(&(0.8..1e4)), [1.0, 10.0, 100.0, 1000.0]);
         assert_eq!(magnitudes(&(30.0..300.0)), [50.0, 100.0, 200.0]);
         assert_eq!(proportions(29_000.0), [0.0, 5000.0, 10_000.0, 15_000.0, 20_000.0, 25_000.0]);
@@ -307,10 +306,10 @@ mod tests {
     }
 
     #[test]
-    fn a_peer_that_bears_more_is_the_same_but_paler() {
+    fn the_same_peer_under_more_load_is_drawn_paler() {
         assert_eq!(colour("ours").rgb(), colour("ours, 4000 more ports").rgb());
         assert!(colour("ours").alpha() > colour("ours, 4000 more ports").alpha());
         assert_eq!(colour("neutron-agent (RPC replaced)").rgb(), (255, 127, 14));
-        assert_ne!(colour("legacy").rgb(), colour("somebody").rgb());
+        assert_ne!(colour("legacy").rgb(), colour("another").rgb());
     }
 }

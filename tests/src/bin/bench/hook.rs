@@ -1,8 +1,10 @@
-//! What the hook itself costs a packet that is none of ours: TC against XDP, on the two kinds of interface that face guests.
+//! The cost of the hook itself for a packet that does not concern us: TC against XDP, on both kinds
+//! of interface that face guests.
 //!
-//! Frames are written into a tap or sent through a veth, and the time of each way in is taken with nothing on the hook, with
-//! an empty TC program, with ours, and with an empty XDP program, in turn. An XDP program that decides anything costs more
-//! than the empty one; so where that loses to ours, no XDP version of the early decision can win.
+//! Frames are written to a tap or sent through a veth. Each path is timed with nothing on the hook,
+//! an empty TC program, our program, and an empty XDP program, in turn. An XDP program that decides
+//! anything costs more than the empty one. If the empty one is slower than our program, no XDP
+//! version of the early decision can be faster.
 
 use std::fmt;
 use std::fs::{File, OpenOptions};
@@ -25,7 +27,7 @@ const TAP: &str = "tapbench000-00";
 const VETH: &str = "tapbench000-01";
 /// The guest's end of the veth.
 const PEER: &str = "guest0";
-/// Frames in one measurement.
+/// The number of frames in one measurement.
 const SMALL_FRAMES: u32 = 40_000;
 const LARGE_FRAMES: u32 = 4_000;
 const GUEST_MAC: [u8; 6] = [0xfa, 0x16, 0x3e, 0, 0, 5];
@@ -34,7 +36,7 @@ const MSS: u16 = 1448;
 /// `struct virtio_net_hdr` (virtio 1.1, 5.1.6) of a frame without offloads.
 const PLAIN: [u8; 10] = [0; 10];
 
-/// What is on the hook.
+/// The program on the hook.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Hook {
     Nothing,
@@ -48,21 +50,21 @@ const HOOKS: [(Hook, &str); 5] = [
     (Hook::Nothing, "nothing"),
     (Hook::EmptyTcx, "TCX, empty"),
     (Hook::Ours, "TCX, md_from_guest"),
-    (Hook::EmptyXdp, "XDP of the driver, empty"),
-    (Hook::EmptyXdpGeneric, "XDP of the stack, empty"),
+    (Hook::EmptyXdp, "driver XDP, empty"),
+    (Hook::EmptyXdpGeneric, "generic XDP, empty"),
 ];
 
-/// What was taken, one way in after the other.
+/// The measurements of all paths.
 pub struct Measured(Vec<Row>);
 
-/// One way in.
+/// The measurements of one path.
 struct Row {
     way: &'static str,
-    /// In the order of [`HOOKS`]: nanoseconds per frame, one for each repetition.
+    /// Nanoseconds per frame in the order of [`HOOKS`], one for each repetition.
     runs: [Vec<f64>; HOOKS.len()],
 }
 
-/// A way in, and how a frame takes it.
+/// A path and the code that sends a frame on it.
 struct Way<'a> {
     name: &'static str,
     interface: &'static str,
@@ -70,7 +72,7 @@ struct Way<'a> {
     send: &'a dyn Fn() -> anyhow::Result<()>,
 }
 
-/// Takes all figures in a namespace of its own.
+/// Measures everything in its own namespace.
 pub fn measure(repetitions: u32) -> anyhow::Result<Measured> {
     let host = Host::new();
     host.tap(TAP);
@@ -120,7 +122,7 @@ pub fn measure(repetitions: u32) -> anyhow::Result<Measured> {
     Ok(Measured(rows))
 }
 
-/// A program on an interface, taken off with this value.
+/// A program on an interface, detached on drop.
 enum Attached {
     Nothing,
     Ours { _ebpf: Box<Ebpf> },
@@ -192,7 +194,7 @@ fn large_frame() -> anyhow::Result<Vec<u8>> {
     Ok(frame)
 }
 
-/// The virtio header of [`large_frame`]: to be cut into segments, with checksums left to the kernel.
+/// Returns the virtio header of [`large_frame`]: segmentation and checksums are left to the kernel.
 fn offloaded() -> [u8; 10] {
     const NEEDS_CSUM: u8 = 1;
     const GSO_TCPV4: u8 = 1;
@@ -208,14 +210,14 @@ impl fmt::Display for Measured {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(
             f,
-            "Nanoseconds for a frame's way in, and what the hook adds to that; medians (lowest..highest).\n"
+            "Nanoseconds per received frame, and the part of the hook; medians (lowest..highest).\n"
         )?;
-        writeln!(f, "| way in | on the hook | ns per frame | added |\n|---|---|---|---|")?;
+        writeln!(f, "| path | hook | ns per frame | added |\n|---|---|---|---|")?;
         for Row { way, runs } in &self.0 {
             let [bare, ..] = runs;
             for ((_, hook), runs) in HOOKS.iter().zip(runs) {
-                let added = Spread::of(runs.iter().zip(bare).map(|(with, without)| with - without));
-                writeln!(f, "| {way} | {hook} | {:.0} | {added:.0} |", Spread::of(runs.iter().copied()))?;
+                let added = Spread::new(runs.iter().zip(bare).map(|(with, without)| with - without));
+                writeln!(f, "| {way} | {hook} | {:.0} | {added:.0} |", Spread::new(runs.iter().copied()))?;
             }
         }
         Ok(())

@@ -1,4 +1,4 @@
-//! A bench that is asked to stop does so after the run it is in, and takes everything down that it has set up.
+//! An interrupted bench stops after its current run and removes everything that it has set up.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -9,7 +9,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 static ASKED: AtomicBool = AtomicBool::new(false);
 
-/// Listens to SIGINT and SIGTERM from now on.
+/// Handles SIGINT and SIGTERM from now on.
 pub fn listen() -> anyhow::Result<()> {
     let runtime = Builder::new_current_thread().enable_all().build().context("start a runtime")?;
     let (mut interrupt, mut terminate) = {
@@ -28,7 +28,7 @@ pub fn listen() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Between two runs.
+/// Returns an error if the bench was interrupted. Called between two runs.
 pub fn check() -> anyhow::Result<()> {
     ensure!(!ASKED.load(Ordering::Acquire), "interrupted: no report");
     Ok(())

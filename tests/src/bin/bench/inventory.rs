@@ -1,9 +1,10 @@
-//! What the inventory of a large host costs: ports that several sources tell in parts, from their events to the snapshot that
-//! readers see.
+//! The cost of a large host's inventory: ports that several sources describe in parts, from their
+//! events to the published snapshot.
 //!
-//! It is the agent's own library that is measured, fed as the sources feed it: by the bounded queue of events, with the
-//! publisher on a thread of its own. Of control planes there is nothing to measure: no request asks one, which the scenario
-//! `source_neutron` counts at a real neutron-server over a thousand requests.
+//! It measures the agent's own library, fed as by the sources: through the bounded event queue,
+//! with the publisher on its own thread. There is nothing to measure of control planes, because no
+//! request queries one. The scenario `source_neutron` verifies this with a real neutron-server over
+//! a thousand requests.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -30,19 +31,18 @@ use super::statistics::{Spread, precise};
 
 /// More than Open vSwitch has on any host.
 const PORTS: u32 = 10_000;
-/// Changes in a second, and for how long.
+/// Changes per second, and for how long.
 const RATE: u32 = 1000;
 const SECONDS: u32 = 3;
-/// As many as in the agent.
+/// As in the agent.
 const EVENT_QUEUE: usize = 1024;
-/// Look-ups that are timed together: the clock costs as much as one.
+/// The number of look-ups timed together, because reading the clock costs as much as one.
 const TOGETHER: usize = 100;
-/// How often every port is looked up.
+/// The number of look-ups per port.
 const ROUNDS: usize = 20;
-/// How long a change may take to show before the bench gives up.
+/// The limit for a change to be published before the bench gives up.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// What was measured.
 #[derive(Debug, Serialize)]
 pub struct Figures {
     machine: Machine,
@@ -56,7 +56,7 @@ pub struct Figures {
     cpu_percent: f64,
 }
 
-/// Measures, on an inventory of its own.
+/// Measures with a new inventory.
 pub fn measure() -> anyhow::Result<Figures> {
     let machine = Machine::describe()?;
     let runtime = runtime()?;
@@ -99,7 +99,7 @@ fn runtime() -> anyhow::Result<Runtime> {
     Builder::new_current_thread().enable_all().build().context("start a runtime")
 }
 
-/// Tells every port in two parts, and waits until all of them are known.
+/// Sends every port in two parts and waits until all of them are known.
 async fn load(inventory: &Inventory, events: &mpsc::Sender<Event>) -> anyhow::Result<()> {
     let mut version = inventory.subscribe();
     for number in 0..PORTS {
@@ -107,11 +107,11 @@ async fn load(inventory: &Inventory, events: &mpsc::Sender<Event>) -> anyhow::Re
             [(SourceKind::Ovsdb, interface(number, 0)), (SourceKind::Neutron, port(number))]
         {
             let event = Event { source, key: number.to_string(), ports: vec![facts] };
-            events.send(event).await.context("the publisher is gone")?;
+            events.send(event).await.context("the publisher has stopped")?;
         }
     }
     while inventory.load().counts().ports < PORTS as usize {
-        timeout(PATIENCE, version.changed()).await.context("the ports never showed")??;
+        timeout(PATIENCE, version.changed()).await.context("the ports were never published")??;
     }
     Ok(())
 }
@@ -134,7 +134,8 @@ fn look_up(inventory: &Arc<Inventory>) -> anyhow::Result<Vec<f64>> {
     Ok(figures)
 }
 
-/// Changes the MAC address of one port after the other, at the rate, and hands back how long each took to show.
+/// Changes the MAC addresses of ports in turn, at the given rate, and returns the time until each
+/// was published.
 async fn change(inventory: &Inventory, events: &mpsc::Sender<Event>) -> anyhow::Result<Vec<f64>> {
     let mut version = inventory.subscribe();
     let mut beat = interval(Duration::from_secs(1) / RATE);
@@ -146,7 +147,7 @@ async fn change(inventory: &Inventory, events: &mpsc::Sender<Event>) -> anyhow::
         tokio::select! {
             biased;
             changed = version.changed() => {
-                changed.context("the publisher is gone")?;
+                changed.context("the publisher has stopped")?;
                 let (snapshot, now) = (inventory.load(), Instant::now());
                 while let Some((number, sent)) = hidden.front() {
                     let tap = DeviceName::tap_of(&port_id(*number));
@@ -163,17 +164,17 @@ async fn change(inventory: &Inventory, events: &mpsc::Sender<Event>) -> anyhow::
                 let ports = vec![interface(number, 1)];
                 hidden.push_back((number, Instant::now()));
                 let event = Event { source: SourceKind::Ovsdb, key: number.to_string(), ports };
-                events.send(event).await.context("the publisher is gone")?;
+                events.send(event).await.context("the publisher has stopped")?;
             }
             () = tokio::time::sleep(PATIENCE), if left.is_empty() => {
-                anyhow::bail!("{} changes never showed", hidden.len());
+                anyhow::bail!("{} changes were never published", hidden.len());
             }
         }
     }
     Ok(latencies)
 }
 
-/// As Open vSwitch tells it.
+/// Returns the record from Open vSwitch.
 fn interface(number: u32, edition: u8) -> PortRecord {
     PortRecord {
         id: Some(port_id(number)),
@@ -185,7 +186,7 @@ fn interface(number: u32, edition: u8) -> PortRecord {
     }
 }
 
-/// As Neutron tells it.
+/// Returns the record from Neutron.
 fn port(number: u32) -> PortRecord {
     let [.., a, b] = number.to_be_bytes();
     PortRecord {
@@ -199,7 +200,7 @@ fn port(number: u32) -> PortRecord {
     }
 }
 
-/// Ids whose first eleven characters differ, as those of almost all ports of a host do.
+/// Returns ids with different first eleven characters, like almost all ports of a host.
 fn port_id(number: u32) -> PortId {
     PortId::new(Uuid::from_fields(number, 0, 0x4000, &[0x80; 8]))
 }
@@ -225,7 +226,7 @@ fn resident_kib() -> anyhow::Result<u64> {
 }
 
 fn cpu_us() -> anyhow::Result<f64> {
-    let usage = getrusage(UsageWho::RUSAGE_SELF).context("ask for the CPU time")?;
+    let usage = getrusage(UsageWho::RUSAGE_SELF).context("read the CPU time")?;
     let both = usage.user_time() + usage.system_time();
     Ok(precise(u64::try_from(both.num_microseconds()).unwrap_or_default()))
 }
@@ -241,9 +242,9 @@ impl fmt::Display for Figures {
                 .copied()
                 .unwrap_or(f64::NAN)
         };
-        let lookup = Spread::of(self.lookup_ns.iter().copied());
+        let lookup = Spread::new(self.lookup_ns.iter().copied());
         writeln!(f, "{processor}, {cores} cores, {memory_mib} MiB; Linux {kernel}.\n")?;
-        writeln!(f, "The inventory of {} ports, each told by two sources:\n", self.ports)?;
+        writeln!(f, "The inventory of {} ports, each described by two sources:\n", self.ports)?;
         writeln!(
             f,
             "{:<38}{:>9.0} ms for {} events",
@@ -252,7 +253,7 @@ impl fmt::Display for Figures {
         writeln!(
             f,
             "{:<38}{:>9} KiB, {:.0} bytes a port",
-            "memory that it takes",
+            "memory",
             self.resident_growth_kib,
             precise(self.resident_growth_kib) * 1024.0 / f64::from(self.ports)
         )?;
@@ -261,7 +262,7 @@ impl fmt::Display for Figures {
             "{:<38}{:>9.0} ns ({:.0}..{:.0})",
             "look-up by device", lookup.median, lookup.lowest, lookup.highest
         )?;
-        writeln!(f, "{:<38}{:>9.0} a second, of {RATE} wanted", "changes", self.changes_per_second)?;
+        writeln!(f, "{:<38}{:>9.0} per second, {RATE} requested", "changes", self.changes_per_second)?;
         writeln!(
             f,
             "{:<38}{:>9.0} us p50, {:.0} us p99",
@@ -269,7 +270,7 @@ impl fmt::Display for Figures {
             percentile(50),
             percentile(99)
         )?;
-        write!(f, "{:<38}{:>9.1} % of one core", "CPU of publisher and bench meanwhile", self.cpu_percent)
+        write!(f, "{:<38}{:>9.1} % of one core", "CPU of publisher and bench", self.cpu_percent)
     }
 }
 

@@ -1,4 +1,4 @@
-//! Which machine the figures are of, and what it says of processes.
+//! The machine that was measured, and the resources of its processes.
 
 use std::path::Path;
 use std::process::Command;
@@ -7,16 +7,16 @@ use std::{env, fs};
 use anyhow::Context as _;
 use serde::{Deserialize, Serialize};
 
-/// What a reader needs to know before comparing.
+/// Information that a reader needs before comparing.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Machine {
     pub processor: String,
     pub cores: usize,
     pub kernel: String,
     pub memory_mib: u64,
-    /// Without it programs are interpreted, and BPF figures mean something else.
+    /// Without it programs are interpreted, and BPF figures have another meaning.
     pub bpf_jit: bool,
-    /// Of the programs that take part, in their own words.
+    /// The versions of the programs that take part, as they report them.
     pub versions: Vec<String>,
 }
 
@@ -29,7 +29,7 @@ impl Machine {
         let memory = field(&read("/proc/meminfo")?, "MemTotal").context("MemTotal")?;
         let memory_kib: u64 = memory.trim_end_matches(" kB").parse().context("MemTotal")?;
         Ok(Self {
-            // Some architectures name none.
+            // Some architectures have no such field.
             processor: field(&read("/proc/cpuinfo")?, "model name")
                 .unwrap_or_else(|| env::consts::ARCH.to_owned()),
             cores: std::thread::available_parallelism()?.get(),
@@ -42,13 +42,14 @@ impl Machine {
 }
 
 impl Machine {
-    /// Whether figures of the two may be compared: programs may differ, as that is what is compared.
+    /// Returns true if figures of both machines can be compared. Programs may differ, because they
+    /// are what is compared.
     pub fn is_same_as(&self, other: &Self) -> bool {
         Self { versions: other.versions.clone(), ..self.clone() } == *other
     }
 }
 
-/// Those that do not answer are absent, and their peers with them.
+/// Programs that do not respond are absent, and so are their peers.
 fn versions() -> Vec<String> {
     let agent = metadata_tests::agent::binary().display().to_string();
     let asked = [(agent.as_str(), "--version"), ("nginx", "-v"), ("haproxy", "-v")];
@@ -60,27 +61,27 @@ fn versions() -> Vec<String> {
     asked.into_iter().filter_map(first_line).collect()
 }
 
-/// Whether a program is on the PATH.
+/// Returns true if a program is on the PATH.
 pub fn has_program(name: &str) -> bool {
     env::var_os("PATH").is_some_and(|path| env::split_paths(&path).any(|folder| folder.join(name).is_file()))
 }
 
-/// Whether Debian's packages of Neutron are here.
+/// Returns true if Debian's packages of Neutron are installed.
 pub fn has_neutron_agent() -> bool {
     Path::new("/usr/lib/python3/dist-packages/neutron/agent/metadata/agent.py").is_file()
 }
 
-/// Whether OVN's Southbound database can be served.
+/// Returns true if OVN's Southbound database can be served.
 pub fn has_southbound() -> bool {
     Path::new("/usr/share/ovn/ovn-sb.ovsschema").is_file()
 }
 
-/// What could be allocated without swapping.
+/// Returns the memory that can be allocated without swapping.
 pub fn available_mib() -> anyhow::Result<u64> {
     number_in(&read("/proc/meminfo")?, "MemAvailable").map(|kib| kib / 1024)
 }
 
-/// A process and those that it started.
+/// Returns a process and its descendants.
 pub fn with_children(pid: u32) -> Vec<u32> {
     let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
     let children = children.split_whitespace().filter_map(|child| child.parse().ok());
@@ -90,16 +91,16 @@ pub fn with_children(pid: u32) -> Vec<u32> {
     })
 }
 
-/// What processes hold of the memory.
+/// The memory of processes.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Memory {
     pub resident_kib: u64,
-    /// Pages that several map, counted once.
+    /// Shared pages are counted once.
     pub proportional_kib: u64,
 }
 
 impl Memory {
-    pub fn of(processes: &[u32]) -> anyhow::Result<Self> {
+    pub fn of_processes(processes: &[u32]) -> anyhow::Result<Self> {
         let mut total = Self::default();
         for pid in processes {
             let rollup = read(&format!("/proc/{pid}/smaps_rollup"))?;
@@ -125,7 +126,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn numbers_are_found_by_their_whole_name() {
+    fn numbers_are_found_by_their_full_name() {
         let text = "Pss_Dirty:   7 kB\nPss:     12 kB\n";
         assert_eq!(number_in(text, "Pss").ok(), Some(12));
         assert!(number_in(text, "Rss").is_err());
@@ -133,7 +134,7 @@ mod tests {
 
     #[test]
     fn this_process_is_resident() {
-        let memory = Memory::of(&[std::process::id()]).expect("its own memory");
+        let memory = Memory::of_processes(&[std::process::id()]).expect("its own memory");
         assert!(memory.resident_kib >= memory.proportional_kib && memory.proportional_kib > 0);
     }
 }

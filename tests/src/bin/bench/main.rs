@@ -1,9 +1,9 @@
-//! What the ways to the metadata service cost, measured side by side on one machine in one run.
+//! The cost of the paths to the metadata service, measured side by side on one machine in one run.
 //!
-//! Everything runs on this machine, in namespaces that are gone afterwards: figures compare with each other, not with those of
-//! another machine.
+//! Everything runs on this machine, in namespaces that are removed afterwards. Figures can be
+//! compared with each other, but not with those of another machine.
 
-#![expect(clippy::print_stdout, reason = "it talks to a person at a terminal")]
+#![expect(clippy::print_stdout, reason = "its output is for a terminal")]
 
 mod boot;
 mod bystander;
@@ -47,10 +47,10 @@ use plan::Plan;
 use results::{Absent, Results};
 use upstream::{Asked, Upstream};
 
-/// How long the machine is watched before anything runs.
+/// The time for which the idle machine is observed first.
 const STILLNESS: Duration = Duration::from_secs(1);
 
-/// Measures the metadata path, ours and others, and writes a report
+/// Measures our metadata path and others, and writes a report
 #[derive(Parser)]
 #[command(name = "bench", bin_name = "cargo xtask bench", args_conflicts_with_subcommands = true)]
 struct Cli {
@@ -62,39 +62,39 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Say what changed from one report to another, and whether it is beyond the noise
+    /// Show the changes from one report to another, and which of them are beyond the noise
     Compare {
         /// Folder or results.json of the earlier report
         old: PathBuf,
         /// Folder or results.json of the later report
         new: PathBuf,
     },
-    /// Write a report again, from the results of an earlier one
+    /// Write a report again from the results of an earlier run
     Report {
         /// Folder or results.json of that report
         results: PathBuf,
-        /// Where the report goes
+        /// Folder of the report
         #[arg(long, value_name = "DIR", default_value = "target/bench")]
         out: PathBuf,
     },
-    /// What TC and XDP cost a packet that is none of ours, on tap and veth
+    /// Cost of TC and XDP for a packet that is not metadata traffic, on tap and veth
     Hook {
-        /// How often each measurement is repeated
+        /// Number of repetitions of each measurement
         #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
         repetitions: u32,
     },
-    /// How long an agent takes to serve 1, 100 and 1,000 namespaces, and what each costs
+    /// Time until an agent serves 1, 100 and 1,000 namespaces, and the cost of each
     Namespaces {
-        /// Measure so many alone
+        /// Measure only this number of namespaces
         #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
         count: Option<u32>,
-        /// Write every single figure to this file
+        /// Write all single figures to this file
         #[arg(long, value_name = "FILE")]
         json: Option<PathBuf>,
     },
-    /// What 10,000 ports cost the inventory, in some seconds
+    /// Cost of 10,000 ports in the inventory; takes some seconds
     Inventory {
-        /// Write every single figure to this file
+        /// Write all single figures to this file
         #[arg(long, value_name = "FILE")]
         json: Option<PathBuf>,
     },
@@ -102,26 +102,27 @@ enum Command {
 
 #[derive(Args)]
 struct Options {
-    /// Measure less, and for a shorter time: some three minutes instead of some twenty-five
+    /// Measure less and for a shorter time: about three minutes instead of twenty-five
     #[arg(long)]
     quick: bool,
-    /// Everything for a moment, to see that the bench itself works
+    /// Run everything for a moment, to test the bench itself
     #[arg(long, hide = true, conflicts_with = "quick")]
     rehearse: bool,
-    /// Who takes part: direct, haproxy, host-haproxy, ours, neutron-agent, ovn, ovn-current,
-    /// ovn-current-workers, legacy, legacy-workers, legacy-router, legacy-cache, by comma, or all
+    /// Peers: direct, haproxy, host-haproxy, ours, neutron-agent, ovn, ovn-current,
+    /// ovn-current-workers, legacy, legacy-workers, legacy-router, legacy-cache, separated by
+    /// commas, or all
     #[arg(long, value_name = "PEERS")]
     peers: Option<Choice>,
-    /// How often each measurement is repeated
+    /// Number of repetitions of each measurement
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
     repetitions: Option<u32>,
-    /// How long each load lasts, in milliseconds
+    /// Duration of each load in milliseconds
     #[arg(long, value_parser = clap::value_parser!(u64).range(1..))]
     millis: Option<u64>,
-    /// Record where the agent's time goes, too, and draw flame graphs; takes perf
+    /// Also record where the agent's time goes, and draw flame graphs; needs perf
     #[arg(long)]
     profile: bool,
-    /// Where the report goes
+    /// Folder of the report
     #[arg(long, value_name = "DIR", default_value = "target/bench")]
     out: PathBuf,
 }
@@ -143,7 +144,7 @@ fn main() -> anyhow::Result<()> {
     let cli = Cli::parse();
     match cli.command {
         Some(Command::Compare { old, new }) => {
-            println!("{}", Comparison::of(&Results::read(&old)?, &Results::read(&new)?));
+            println!("{}", Comparison::new(&Results::read(&old)?, &Results::read(&new)?));
             Ok(())
         }
         Some(Command::Report { results, out }) => write_report(&out, Results::read(&results)?),
@@ -164,7 +165,7 @@ fn main() -> anyhow::Result<()> {
 fn require_root() -> anyhow::Result<()> {
     ensure!(
         nix::unistd::geteuid().is_root(),
-        "the bench makes network namespaces and loads BPF programs: run it as root"
+        "the bench creates network namespaces and loads BPF programs: run it as root"
     );
     Ok(())
 }
@@ -227,14 +228,14 @@ fn measure(options: &Options) -> anyhow::Result<()> {
     write_report(&options.out, results)
 }
 
-/// Who can take part, and who cannot.
+/// Splits the peers into available and absent ones.
 fn present(chosen: &[Kind]) -> (Vec<Kind>, Vec<Absent>) {
-    let (present, lacking): (Vec<Kind>, Vec<Kind>) = chosen.iter().partition(|kind| kind.lacks().is_none());
-    let absent = |kind: Kind| Some(Absent { what: kind.to_string(), why: kind.lacks()? });
+    let (present, lacking): (Vec<Kind>, Vec<Kind>) = chosen.iter().partition(|kind| kind.missing().is_none());
+    let absent = |kind: Kind| Some(Absent { what: kind.to_string(), why: kind.missing()? });
     (present, lacking.into_iter().filter_map(absent).collect())
 }
 
-/// The share of the machine that others take.
+/// Returns the share of the machine that other programs use.
 fn noise() -> anyhow::Result<f64> {
     let meter = CpuMeter::start(Vec::new(), Vec::new())?;
     let end = Instant::now() + STILLNESS;
@@ -246,7 +247,7 @@ fn noise() -> anyhow::Result<f64> {
 
 fn add_profile(results: &mut Results, upstream: &Upstream, folder: &Path) -> anyhow::Result<()> {
     let absent = |why: String| Absent { what: "profile".to_owned(), why };
-    if let Some(why) = profile::lacks() {
+    if let Some(why) = profile::missing() {
         results.absent.push(absent(why.to_owned()));
         return Ok(());
     }
@@ -271,7 +272,7 @@ fn write_report(folder: &Path, mut results: Results) -> anyhow::Result<()> {
             }
         }
         Err(error) => {
-            results.absent.push(Absent { what: "pictures as PNG".to_owned(), why: format!("{error:#}") });
+            results.absent.push(Absent { what: "PNG plots".to_owned(), why: format!("{error:#}") });
         }
     }
     let (tables, preamble) = (tables::tables(&results), tables::preamble(&results));

@@ -1,9 +1,10 @@
-//! What the namespaces of routers cost on a network node: how long an agent takes from its start until all are served, and what
-//! each takes of memory, its own and the kernel's.
+//! The cost of routers' namespaces on a network node: the time from the agent's start until all are
+//! served, and the memory of each, in the agent and in the kernel.
 //!
-//! The namespaces are there before the agent, each with one interface that guests come by, and none with a guest. Kernel memory
-//! is what slab, vmalloc and per-CPU areas grow by while the agent makes its veths, programs, links and sockets; whatever else
-//! runs on the machine is in it, so it means little for few namespaces.
+//! The namespaces exist before the agent. Each has one interface on which guests' requests would
+//! arrive, but no guest. Kernel memory is the growth of slab, vmalloc and per-CPU areas while the
+//! agent creates its veths, programs, links and sockets. It includes everything else on the
+//! machine, so it means little for few namespaces.
 
 use std::fmt;
 use std::fs;
@@ -20,9 +21,9 @@ use uuid::Uuid;
 use super::machine::{Machine, Memory, read};
 
 const COUNTS: [u32; 3] = [1, 100, 1000];
-/// How long one agent may take before the bench gives up.
+/// The limit for one agent before the bench gives up.
 const PATIENCE: Duration = Duration::from_mins(10);
-/// What of /proc/meminfo is counted.
+/// The fields of /proc/meminfo that are counted.
 const KERNEL: [&str; 3] = ["Slab:", "VmallocUsed:", "Percpu:"];
 
 #[derive(Debug, Serialize)]
@@ -40,7 +41,7 @@ struct Row {
     kernel_growth_kib: i64,
 }
 
-/// Measures and prints, and writes a file if one is named.
+/// Measures and prints the figures, and writes a file if one is given.
 pub fn run(count: Option<u32>, json: Option<&Path>) -> anyhow::Result<()> {
     let counts = count.map_or_else(|| COUNTS.to_vec(), |count| vec![count]);
     let rows = counts.into_iter().map(measure).collect::<anyhow::Result<_>>()?;
@@ -57,7 +58,7 @@ fn measure(namespaces: u32) -> anyhow::Result<Row> {
     let host = Host::new();
     let nova = NovaStandIn::start(host.netns());
     let tag = Uuid::new_v4().to_string();
-    let prefix = tag.get(..23).context("a UUID is longer")?;
+    let prefix = tag.get(..23).context("a UUID is too short")?;
     let routers: Vec<Netns> = (0..namespaces)
         .map(|number| {
             let netns = Netns::named(&format!("qrouter-{prefix}-{number:012x}"));
@@ -72,13 +73,13 @@ fn measure(namespaces: u32) -> anyhow::Result<Row> {
     process.ready_within(PATIENCE).map_err(|error| anyhow!("{error}"))?;
     let ready_ms = began.elapsed().as_millis();
     let kernel_growth_kib = kernel_kib()? - before;
-    let agent_kib = Memory::of(&[process.pid()])?.resident_kib;
+    let agent_kib = Memory::of_processes(&[process.pid()])?.resident_kib;
     let served = &process.state()["namespaces"]["served"];
     ensure!(*served == namespaces, "{served} of {namespaces} namespaces are served");
     let began = Instant::now();
     kill(Pid::from_raw(process.pid().cast_signed()), Signal::SIGTERM).context("stop the agent")?;
     let status = process.wait_exit(PATIENCE);
-    ensure!(status.success(), "the agent ended with {status}");
+    ensure!(status.success(), "the agent exited with {status}");
     let stopped_ms = began.elapsed().as_millis();
     drop(routers);
     Ok(Row { namespaces, ready_ms, stopped_ms, agent_kib, kernel_growth_kib })
@@ -96,10 +97,7 @@ fn kernel_kib() -> anyhow::Result<i64> {
 
 impl fmt::Display for Figures {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(
-            f,
-            "| namespaces | served after | stopped after | agent's memory | kernel memory grows by |"
-        )?;
+        writeln!(f, "| namespaces | time to serve | time to stop | agent memory | kernel memory growth |")?;
         writeln!(f, "|---|---|---|---|---|")?;
         for Row { namespaces, ready_ms, stopped_ms, agent_kib, kernel_growth_kib } in &self.rows {
             writeln!(

@@ -1,4 +1,4 @@
-//! The results as one page that needs nothing but a browser.
+//! The results as one page that needs only a browser.
 
 use std::fmt::Write as _;
 
@@ -15,14 +15,14 @@ const HEAD: &str = "<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf
     .reached { color: #06741f } .missed { color: #b00020; font-weight: bold }\n\
     p { max-width: 75em }\n</style></head><body>\n<h1>Metadata path: benchmark</h1>\n";
 
-/// The whole page.
+/// Renders the page.
 pub fn page(preamble: &[String], plots: &[Plot], tables: &[Table]) -> String {
     let mut page = HEAD.to_owned();
     for line in preamble {
         push(&mut page, format_args!("<p>{}</p>\n", escaped(line)));
     }
     let mut tables = tables.iter();
-    // What was to be reached comes first, what it looks like next.
+    // The targets come first, then the plots.
     if let Some(first) = tables.next() {
         push_table(&mut page, first);
     }
@@ -80,7 +80,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_page_is_whole_and_loads_nothing() {
+    fn a_page_is_complete_and_loads_nothing() {
         let results = rates(&[("ours", &[1.0]), ("haproxy", &[1.0])]);
         let plot = Plot { name: "a", title: "a \"plot\"".to_owned(), svg: "<svg></svg>".to_owned() };
         let page = page(&preamble(&results), &[plot], &tables(&results));

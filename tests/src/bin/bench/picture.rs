@@ -1,21 +1,22 @@
-//! A plot as a picture of points, for places that show no SVG: the very same, on white, with a font of the machine.
+//! A plot as a bitmap for places that do not show SVG: the same on white, with a font of the
+//! machine.
 
 use anyhow::{Context as _, ensure};
 use resvg::tiny_skia::{Pixmap, Transform};
 use resvg::usvg::{Options, Tree};
 
-/// The font that the bench's set-up installs. Another is taken where it is not there.
+/// The font that the bench's set-up installs. Without it another font is used.
 const FONT: &str = "DejaVu Sans";
-/// Points for one of the SVG's.
+/// Pixels per unit of the SVG.
 const SCALE: f32 = 1.5;
 
-/// Makes pictures.
+/// Renders bitmaps.
 pub struct Painter {
     options: Options<'static>,
 }
 
 impl Painter {
-    /// Fails on a machine without any font: words would be missing without a word.
+    /// Fails on a machine without fonts, because text would be missing silently.
     pub fn new() -> anyhow::Result<Self> {
         let mut options = Options::default();
         let fonts = options.fontdb_mut();
@@ -28,7 +29,7 @@ impl Painter {
         Ok(Self { options })
     }
 
-    /// The picture of an SVG, as PNG.
+    /// Renders an SVG as PNG.
     pub fn png(&self, svg: &str) -> anyhow::Result<Vec<u8>> {
         let tree = Tree::from_str(svg, &self.options).context("read the SVG")?;
         let size = tree.size().to_int_size().scale_by(SCALE).context("a size")?;
@@ -49,7 +50,7 @@ mod tests {
         <text x=\"4\" y=\"14\" font-family=\"sans-serif\" font-size=\"12\">word</text></svg>";
 
     #[test]
-    fn words_are_painted() {
+    fn text_is_rendered() {
         let painter = Painter::new().expect("a font");
         let blank = painter.png(&WORD.replace("word", "")).expect("a picture");
         let word = painter.png(WORD).expect("a picture");

@@ -1,4 +1,5 @@
-//! How much is measured, and how long: everything within half an hour, or the most of it within three minutes.
+//! The measurements and their duration: all of them within half an hour, or most of them within
+//! three minutes.
 
 use std::fmt;
 use std::time::Duration;
@@ -6,26 +7,26 @@ use std::time::Duration;
 use super::requests::{Ask, Case};
 use super::upstream::SIZES;
 
-/// What a bench does.
+/// The parameters of a bench.
 #[derive(Clone, Debug)]
 pub struct Plan {
     pub name: &'static str,
     pub repetitions: u32,
-    /// Of one load.
+    /// The duration of one load.
     pub duration: Duration,
-    /// The same for peers whose answers can take a second, unless it is longer anyway.
+    /// The minimum duration for peers whose responses can take a second.
     pub slow_duration: Duration,
     pub cases: Vec<Case>,
-    /// Instances that host-haproxy knows besides the one that asks; the first of them is its main figure.
+    /// Other instances that host-haproxy knows. The first number is for its main figure.
     pub instances: Vec<usize>,
-    /// Ports that we know besides the one that asks, when not none.
+    /// Other ports that our agent knows, besides none.
     pub known_ports: Vec<usize>,
-    /// Guests that boot at once, and how many networks they are on.
+    /// Guests that boot at once, and the number of their networks.
     pub storms: Vec<usize>,
     pub storm_networks: usize,
-    /// Networks with a port each.
+    /// Networks with one port each.
     pub densities: Vec<usize>,
-    /// Interfaces that are made appear at each density.
+    /// Additional interfaces at each density.
     pub appearances: usize,
 }
 
@@ -76,10 +77,10 @@ impl Plan {
         }
     }
 
-    /// Of everything so little that the figures mean nothing: for the bench's own test.
+    /// Returns minimal, meaningless measurements for the bench's own test.
     pub fn rehearsal() -> Self {
         Self {
-            name: "rehearsal: these figures mean nothing",
+            name: "rehearsal: these figures are meaningless",
             repetitions: 1,
             duration: Duration::from_millis(50),
             slow_duration: Duration::from_secs(2),

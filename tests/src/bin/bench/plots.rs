@@ -1,19 +1,19 @@
-//! The results as pictures. One picture answers one question: which lines that takes, and on which axes.
+//! The results as plots. One plot answers one question, which determines its lines and axes.
 
 use super::drawing::{Chart, Line, Point, Scales, draw};
 use super::results::{Figure, Results, Run, Workload};
 use super::statistics::{Spread, precise};
 
-/// One question, answered.
+/// A plot with the answer to one question.
 #[derive(Debug)]
 pub struct Plot {
-    /// What its file is called.
+    /// The name of its file.
     pub name: &'static str,
     pub title: String,
     pub svg: String,
 }
 
-/// All plots that have something to show: a single point answers no question.
+/// Returns all plots with more than a single point.
 pub fn plots(results: &Results) -> anyhow::Result<Vec<Plot>> {
     let charts = [requests(results), boot(results), density(results), scale(results)].concat();
     let shown = |chart: Chart| -> Option<anyhow::Result<Plot>> {
@@ -24,7 +24,7 @@ pub fn plots(results: &Results) -> anyhow::Result<Vec<Plot>> {
     charts.into_iter().filter_map(shown).collect()
 }
 
-/// What concurrency does.
+/// Rates by concurrency.
 fn requests(results: &Results) -> Vec<Chart> {
     let against_connections = |suffix: &'static str, figure| {
         let case = move |case: &str| case.ends_with(&format!(" {suffix}, 1 KiB"));
@@ -34,28 +34,28 @@ fn requests(results: &Results) -> Vec<Chart> {
         name,
         title,
         x: "connections",
-        y: "right answers per second",
+        y: "correct responses per second",
         scales: Scales::FromNothing,
         lines: against_connections(suffix, Figure::Rate),
     };
     let latency = |name, title, case| Chart {
         name,
         title,
-        x: "share of the requests that were not slower",
+        x: "share of requests with at most this latency",
         y: "milliseconds",
         scales: Scales::Nines,
         lines: distributions(results, case),
     };
     vec![
-        rate("requests-new", "Requests per second: a new connection each, 1 KiB", "new"),
-        rate("requests-kept", "Requests per second: kept connections, 1 KiB", "keep-alive"),
-        latency("latency-new", "Latency at 64 connections, new each time, 1 KiB", "64 new, 1 KiB"),
+        rate("requests-new", "Requests per second on new connections, 1 KiB", "new"),
+        rate("requests-kept", "Requests per second on kept connections, 1 KiB", "keep-alive"),
+        latency("latency-new", "Latency at 64 new connections, 1 KiB", "64 new, 1 KiB"),
         latency("latency-kept", "Latency at 64 kept connections, 1 KiB", "64 keep-alive, 1 KiB"),
         Chart {
             name: "cpu-new",
-            title: "CPU of the whole machine for 1,000 requests: a new connection each, 1 KiB",
+            title: "CPU of the whole machine per 1,000 requests on new connections, 1 KiB",
             x: "connections",
-            y: "CPU-seconds for 1,000 requests",
+            y: "CPU seconds per 1,000 requests",
             scales: Scales::Magnitudes,
             lines: against_connections("new", Figure::MachineCpu),
         },
@@ -72,8 +72,8 @@ fn boot(results: &Results) -> Vec<Chart> {
         lines: lines(results, workload, |_| true, |spread, _| spread, Figure::LastMs),
     };
     vec![
-        chart("boot", "Guests that boot at once: until the last has all", Workload::Boot),
-        chart("boot-nova", "The same before a real Nova", Workload::BootNova),
+        chart("boot", "Guests that boot at once: time until the last has all responses", Workload::Boot),
+        chart("boot-nova", "Guests that boot at once, with a real Nova", Workload::BootNova),
     ]
 }
 
@@ -81,7 +81,7 @@ fn density(results: &Results) -> Vec<Chart> {
     let chart =
         |name, title, y, lines| Chart { name, title, x: "networks", y, scales: Scales::Magnitudes, lines };
     let of = |figure| lines(results, Workload::Density, |_| true, |spread, _| spread, figure);
-    // An appearance is measured many times in a run, so the bar is of those.
+    // An appearance is measured many times in a run, so the bar covers these.
     let to_p99 = |spread: Spread, run: &Run| Spread {
         highest: run.figures.get(&Figure::FirstByteP99Ms).copied().unwrap_or(spread.highest),
         ..spread
@@ -91,36 +91,36 @@ fn density(results: &Results) -> Vec<Chart> {
         chart("processes", "Processes at rest", "processes", of(Figure::Processes)),
         chart(
             "start",
-            "Start with all networks present: until all are served",
+            "Start with all networks present: time until all are served",
             "milliseconds",
             of(Figure::StartMs),
         ),
         chart(
             "first-byte",
-            "One more interface appears: until its first byte (median; bar: p99)",
+            "A new interface: time to its first byte (median; bar: p99)",
             "milliseconds",
             lines(results, Workload::Density, |_| true, to_p99, Figure::FirstByteMs),
         ),
     ]
 }
 
-/// What a host's size does to one guest's requests: a flat line is what it should be.
+/// The effect of a host's size on one guest's requests. Ideally the line is flat.
 fn scale(results: &Results) -> Vec<Chart> {
     let chart = |name, title, case| Chart {
         name,
         title,
-        x: "ports known to ours, instances known to others",
-        y: "right answers per second",
+        x: "ports (ours) or instances (others) on the host",
+        y: "correct responses per second",
         scales: Scales::FromNothing,
         lines: against_others(results, case),
     };
     vec![
-        chart("scale-new", "64 connections, new each time, on hosts of several sizes", "64 new, 1 KiB"),
-        chart("scale-kept", "64 kept connections, on hosts of several sizes", "64 keep-alive, 1 KiB"),
+        chart("scale-new", "64 new connections, by size of the host", "64 new, 1 KiB"),
+        chart("scale-kept", "64 kept connections, by size of the host", "64 keep-alive, 1 KiB"),
     ]
 }
 
-/// A line a peer, along the cases.
+/// Returns one line per peer over the cases.
 fn lines(
     results: &Results,
     workload: Workload,
@@ -139,14 +139,15 @@ fn lines(
     results.peers(workload).iter().map(of).collect()
 }
 
-/// Over the number of nines: what is rare gets as much room as what is common.
+/// Returns distributions over the number of nines, so that rare values get as much room as common
+/// ones.
 fn distributions(results: &Results, case: &str) -> Vec<Line> {
     let of = |peer: &str| {
         let runs: Vec<_> = results.runs(Workload::Requests, case, peer).collect();
         let shares = runs.first().map(|run| run.distribution.iter().map(|(share, _)| *share));
         let point = |(position, share): (usize, f64)| {
             let of_runs = runs.iter().filter_map(|run| run.distribution.get(position).map(|(_, us)| *us));
-            let ms = Spread::of(of_runs.map(|us| us / 1e3));
+            let ms = Spread::new(of_runs.map(|us| us / 1e3));
             (share < 1.0).then(|| Point { x: -(1.0 - share).log10(), y: ms })
         };
         Line::new(peer, shares.into_iter().flatten().enumerate().filter_map(point).collect())
@@ -154,7 +155,7 @@ fn distributions(results: &Results, case: &str) -> Vec<Line> {
     kinds(results).into_iter().map(of).collect()
 }
 
-/// A line a kind of peer, along what it bears besides the guest that asks.
+/// Returns one line per kind of peer over its load besides the requesting guest.
 fn against_others(results: &Results, case: &str) -> Vec<Line> {
     let of = |first: &str| {
         let peers = results.peers(Workload::Requests).into_iter().filter(|peer| kind(peer) == kind(first));
@@ -168,7 +169,7 @@ fn against_others(results: &Results, case: &str) -> Vec<Line> {
     kinds(results).into_iter().map(of).collect()
 }
 
-/// The first peer of each kind: those that differ in what they bear come after it.
+/// Returns the first peer of each kind. Variants with more load come after it.
 fn kinds(results: &Results) -> Vec<&str> {
     results.peers(Workload::Requests).into_iter().fold(Vec::new(), |mut firsts, peer| {
         if !firsts.iter().any(|first| kind(first) == kind(peer)) {
@@ -197,7 +198,7 @@ mod tests {
     }
 
     #[test]
-    fn a_plot_is_one_whole_svg_that_names_its_peers() {
+    fn a_plot_is_one_svg_that_names_its_peers() {
         let plots = plots(&concurrency()).expect("plots");
         let [plot] = &plots[..] else { panic!("{} plots", plots.len()) };
         assert!(plot.svg.starts_with("<svg") && plot.svg.trim_end().ends_with("</svg>"));
@@ -210,7 +211,7 @@ mod tests {
     }
 
     #[test]
-    fn peers_of_a_kind_are_one_line_along_what_they_bear() {
+    fn one_peer_at_several_loads_is_one_line() {
         let mut results = rates(&[("direct", &[3.0]), ("ours", &[2.0]), ("ours, 4000 more ports", &[1.9])]);
         results.runs[2].others = 4000;
         let lines = against_others(&results, "64 new, 1 KiB");

@@ -1,7 +1,9 @@
-//! Where the agent's time goes under load, its system calls included: recorded by perf, drawn as flame graphs.
+//! The agent's time under load, including its system calls: recorded by perf, drawn as flame
+//! graphs.
 //!
-//! A virtual machine may have no hardware counters, so samples are taken by the clock. What the kernel does for the agent's
-//! packets in the name of others (guest, upstream, idle) is not among them.
+//! A virtual machine may not have hardware counters, so samples are taken by the clock. The
+//! kernel's work for the agent's packets in the context of other processes (guest, upstream, idle)
+//! is not included.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -22,12 +24,12 @@ use super::peers::{Ours, Peer as _};
 use super::requests::Case;
 use super::statistics::precise;
 
-/// Times a second; a prime, so as not to keep step with anything.
+/// Samples per second. A prime, so that it does not align with anything periodic.
 const HERTZ: &str = "997";
-/// How much of the stack is kept with each sample: the release build has no frame pointers.
+/// The stack bytes kept with each sample, because the release build does not have frame pointers.
 const CALL_GRAPH: &str = "dwarf,16384";
 const DURATION: Duration = Duration::from_secs(4);
-/// How many of the functions are told.
+/// The number of functions to print.
 const TOP: usize = 20;
 
 /// A function that runs often.
@@ -35,17 +37,17 @@ const TOP: usize = 20;
 pub struct Hot {
     pub load: String,
     pub function: String,
-    /// Of the samples, those that found it running, and those that found it running or waiting for what it called.
+    /// The share of samples in the function itself, and in it or its callees.
     pub own: f64,
     pub with_callees: f64,
 }
 
-/// Why there can be none.
-pub fn lacks() -> Option<&'static str> {
+/// Returns the reason why a profile is not possible.
+pub fn missing() -> Option<&'static str> {
     (!machine::has_program("perf")).then_some("perf is not installed: apt-get install linux-perf")
 }
 
-/// Records both loads of 64 connections, and leaves a flame graph of each in the folder.
+/// Records both loads with 64 connections and writes a flame graph of each to the folder.
 pub fn record(ours: &Ours, folder: &Path) -> anyhow::Result<Vec<Hot>> {
     fs::create_dir_all(folder).with_context(|| format!("make {}", folder.display()))?;
     let mut hot = Vec::new();
@@ -55,7 +57,7 @@ pub fn record(ours: &Ours, folder: &Path) -> anyhow::Result<Vec<Hot>> {
         let path = folder.join(format!("flame-{name}.svg"));
         let mut options = Options::default();
         options.title = format!("The agent at {}", case.label());
-        // Weights are of the clock, not of samples.
+        // Weights are time, not samples.
         "ns".clone_into(&mut options.count_name);
         options.deterministic = true;
         let file = File::create(&path).with_context(|| format!("write {}", path.display()))?;
@@ -66,12 +68,12 @@ pub fn record(ours: &Ours, folder: &Path) -> anyhow::Result<Vec<Hot>> {
     Ok(hot)
 }
 
-/// The stacks under a load, one a line, with how often each was found.
+/// Returns the stacks under a load, one per line, each with its number of samples.
 fn folded(ours: &Ours, case: Case) -> anyhow::Result<String> {
     let scratch = tempfile::tempdir().context("a folder for perf")?;
     let data = scratch.path().join("perf.data");
     let [agent] = ours.processes()[..] else { anyhow::bail!("one agent") };
-    // Warm, and so that perf is there before the load ends.
+    // Warm up, then run long enough that perf starts before the load ends.
     drop(case.load(ours, DURATION / 8));
     let mut perf = Command::new("perf")
         .args(["record", "--quiet", "--event", "cpu-clock", "--freq", HERTZ, "--call-graph", CALL_GRAPH])
@@ -91,27 +93,27 @@ fn folded(ours: &Ours, case: Case) -> anyhow::Result<String> {
     ensure!(script.status.success(), "perf script: {}", script.status);
     let mut folded = Vec::new();
     Folder::from(FoldOptions::default()).collapse(&script.stdout[..], &mut folded).context("fold stacks")?;
-    ensure!(!folded.is_empty(), "perf found nothing: this machine may not let it sample");
+    ensure!(!folded.is_empty(), "perf has no samples: this machine may not permit sampling");
     String::from_utf8(folded).context("fold stacks")
 }
 
-/// As by Ctrl-C: it writes down what it has.
+/// Interrupts perf, which then writes its data.
 fn stop(perf: &mut Child) -> anyhow::Result<()> {
     kill(Pid::from_raw(perf.id().cast_signed()), Signal::SIGINT).context("stop perf")?;
-    // It ends by the signal that it was stopped with, and by a status where it could not begin.
+    // It exits by the signal that stopped it, or with a status if it could not start.
     let status = perf.wait().context("wait for perf")?;
     ensure!(status.code().is_none_or(|code| code == 0), "perf record: {status}");
     Ok(())
 }
 
-/// Those that are found running most often.
+/// Returns the functions with most samples.
 fn hottest(load: &str, folded: &str) -> Vec<Hot> {
     let mut found: BTreeMap<&str, (u64, u64)> = BTreeMap::new();
     let mut all = 0;
     for (stack, count) in folded.lines().filter_map(|line| line.rsplit_once(' ')) {
         let count: u64 = count.parse().unwrap_or_default();
         all += count;
-        // The first is the process; and a function that calls itself is found once.
+        // The first frame is the process. A recursive function counts once.
         let mut frames: Vec<&str> = stack.split(';').skip(1).collect();
         if let Some(leaf) = frames.last() {
             found.entry(leaf).or_default().0 += count;
@@ -139,7 +141,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_function_has_what_it_runs_and_what_it_calls() {
+    fn a_function_has_self_and_total_time() {
         let hot = hottest("a load", "agent;main;send;copy 6\nagent;main;send 2\nagent;main;main 2\n");
         let of = |name: &str| {
             let hot = hot.iter().find(|hot| hot.function == name).expect(name);

@@ -1,5 +1,5 @@
-//! Workload: requests of one guest, as fast as they are answered. Peers take turns within each repetition, so that what disturbs the
-//! machine disturbs all of them.
+//! Workload: requests of one guest, at the maximum rate. Peers take turns within each repetition,
+//! so that disturbances of the machine affect all of them.
 
 use std::time::Duration;
 
@@ -13,9 +13,9 @@ use super::results::{Figure, Run, Workload};
 use super::statistics::precise;
 use super::upstream::{self, SIZES, STORE, STORED, Upstream};
 
-/// Load that is not counted, before the first counted one.
+/// Uncounted load before the first counted one.
 const WARM_UP: Duration = Duration::from_millis(200);
-/// What of a distribution is kept.
+/// The kept quantiles of a distribution.
 const SHARES: [f64; 14] =
     [0.01, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.98, 0.99, 0.995, 0.998, 0.999, 0.9999, 1.0];
 
@@ -27,12 +27,12 @@ pub struct Case {
     pub ask: Ask,
 }
 
-/// What each request is.
+/// The request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ask {
-    /// For so many bytes.
+    /// Gets a body of this size.
     Get(usize),
-    /// With so many bytes.
+    /// Posts a body of this size.
     Post(usize),
 }
 
@@ -51,12 +51,12 @@ impl Case {
         }
     }
 
-    /// Whether peers that differ in scale alone take part.
+    /// Returns true if peers that differ only in scale take part.
     fn is_for_scale(self) -> bool {
         self.connections == 64 && self.ask == Ask::Get(SIZES[0])
     }
 
-    /// The load itself.
+    /// Runs the load.
     pub fn load(self, peer: &dyn Peer, duration: Duration) -> Tally {
         let caller = peer.callers()[0];
         let (path, post, body) = match self.ask {
@@ -80,7 +80,7 @@ fn bytes(size: usize) -> String {
     if size >= 1 << 20 { format!("{} MiB", size >> 20) } else { format!("{} KiB", size >> 10) }
 }
 
-/// Which peers there are: one of each kind, and those that bear more.
+/// Returns the peers: one of each kind, and the variants with more load.
 fn entries(kinds: &[Kind], plan: &Plan) -> Vec<Entry> {
     let with = |kind: Kind, others: &[usize]| {
         let scaled = others.iter().map(move |others| Entry { kind, others: *others });
@@ -144,7 +144,7 @@ fn run(case: Case, peer: &str, repetition: u32, duration: Duration, tally: Tally
     let mut run = Run::new(Workload::Requests, &case.label(), connections, peer, repetition)
         .with(Figure::Rate, tally.rate(duration))
         .with(Figure::Others, cpu.others);
-    // Of no answer there is no latency, and no share of anything.
+    // Without responses there are no latencies and no quantiles.
     if !tally.latencies.is_empty() {
         run = run
             .with(Figure::P50Us, us(0.5))
@@ -167,14 +167,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_one_case_in_many_is_measured_at_every_scale() {
+    fn one_case_is_measured_at_every_scale() {
         assert!(Case::get(64, false).is_for_scale());
         assert!(!Case::get(1, false).is_for_scale());
         assert!(!Case { ask: Ask::Post(1024), ..Case::get(64, true) }.is_for_scale());
     }
 
     #[test]
-    fn a_case_is_named_by_all_that_it_is() {
+    fn a_case_is_named_by_all_its_parameters() {
         assert_eq!(Case::get(8, true).label(), "8 keep-alive, 1 KiB");
         let big = Case { ask: Ask::Get(1 << 20), ..Case::get(64, false) };
         assert_eq!(big.label(), "64 new, 1 MiB");

@@ -1,4 +1,5 @@
-//! Everything that one bench has found out, run by run. This is the JSON file; tables, plots and comparisons are made of it alone.
+//! All results of one bench, run by run. This is the JSON file, from which tables, plots and
+//! comparisons are generated.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -14,28 +15,27 @@ use super::statistics::Spread;
 /// The file's name in the folder of a report.
 pub const FILE: &str = "results.json";
 
-/// All of it.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Results {
     pub machine: Machine,
     pub plan: String,
-    /// Which share of the machine was busy while the bench did nothing.
+    /// The share of the machine that was busy while the bench was idle.
     pub noise: f64,
     pub absent: Vec<Absent>,
     pub runs: Vec<Run>,
-    /// Where the agent's time went, if that was asked for.
+    /// The agent's profile, if requested.
     #[serde(default)]
     pub profile: Vec<Hot>,
 }
 
-/// A peer, or a part of one, that is not there, and why.
+/// A peer, or a part of one, that is absent, and the reason.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Absent {
     pub what: String,
     pub why: String,
 }
 
-/// What is measured.
+/// A workload.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Workload {
@@ -43,13 +43,13 @@ pub enum Workload {
     Requests,
     /// Guests that boot at the same moment.
     Boot,
-    /// The same, and Nova itself answers.
+    /// Guests that boot at the same moment, with Nova itself as upstream.
     BootNova,
-    /// Networks with a port each, at rest.
+    /// Idle networks with one port each.
     Density,
-    /// Packets that are not for us, one by one.
+    /// Single packets that are not metadata traffic.
     Tax,
-    /// Traffic that is not for us.
+    /// Traffic that is not metadata traffic.
     Bystander,
 }
 
@@ -58,41 +58,41 @@ pub enum Workload {
 pub struct Run {
     pub workload: Workload,
     pub case: String,
-    /// Connections, guests or networks: where the case stands on an axis.
+    /// Connections, guests or networks: the position of the case on an axis.
     pub scale: f64,
     pub peer: String,
-    /// Ports or instances that the peer knows besides those that ask.
+    /// The number of other ports or instances that the peer knows.
     #[serde(default)]
     pub others: u64,
     pub repetition: u32,
-    /// Right answers, where there are any.
+    /// Correct responses, if the workload has any.
     pub answers: u64,
     pub failed: u64,
     pub failures: BTreeMap<String, u64>,
     pub first_failure: Option<String>,
     pub figures: BTreeMap<Figure, f64>,
-    /// Share of the requests that were not slower, and how long they took in microseconds.
+    /// Shares of the requests with their maximum latency in microseconds.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub distribution: Vec<(f64, f64)>,
 }
 
-/// A number with its meaning and unit.
+/// A figure with its meaning and unit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Figure {
-    /// Right answers per second.
+    /// Correct responses per second.
     Rate,
     P50Us,
     P99Us,
     P999Us,
     LongestUs,
-    /// CPU-seconds of the whole machine for 1,000 right answers.
+    /// CPU seconds of the whole machine per 1,000 correct responses.
     MachineCpu,
-    /// Of these, those of the peer's processes.
+    /// The part of these in the peer's processes.
     PeerCpu,
-    /// The share of the machine that nobody who takes part is charged for.
+    /// The share of the machine that is accounted to no participant.
     Others,
-    /// Until the last guest had all.
+    /// The time until the last guest had all responses.
     LastMs,
     MedianMs,
     ResidentMib,
@@ -108,7 +108,7 @@ pub enum Figure {
 }
 
 impl Figure {
-    /// As a table or a plot heads it.
+    /// Returns the heading in tables and plots.
     pub const fn label(self) -> &'static str {
         match self {
             Self::Rate => "req/s",
@@ -134,7 +134,7 @@ impl Figure {
         }
     }
 
-    /// Digits behind the point that mean something.
+    /// Returns the number of significant decimal places.
     pub const fn digits(self) -> usize {
         match self {
             Self::MachineCpu | Self::PeerCpu | Self::Others => 3,
@@ -155,14 +155,14 @@ impl Figure {
         }
     }
 
-    /// Whether more of it is better.
+    /// Returns true if higher values are better.
     pub const fn more_is_better(self) -> bool {
         matches!(self, Self::Rate | Self::TcpMbit | Self::UdpMbit)
     }
 }
 
 impl Run {
-    /// One that has not found out anything yet.
+    /// Creates a run without figures.
     pub fn new(workload: Workload, case: &str, scale: f64, peer: &str, repetition: u32) -> Self {
         Self {
             workload,
@@ -180,7 +180,7 @@ impl Run {
         }
     }
 
-    /// With one figure more.
+    /// Adds a figure.
     pub fn with(mut self, figure: Figure, value: f64) -> Self {
         self.figures.insert(figure, value);
         self
@@ -191,10 +191,11 @@ impl Results {
     pub fn read(path: &Path) -> anyhow::Result<Self> {
         let path = if path.is_dir() { path.join(FILE) } else { path.to_owned() };
         let text = fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
-        serde_json::from_str(&text).with_context(|| format!("{} is no report of this bench", path.display()))
+        serde_json::from_str(&text)
+            .with_context(|| format!("{} is not a report of this bench", path.display()))
     }
 
-    /// The runs of one peer in one case.
+    /// Returns the runs of one peer in one case.
     pub fn runs<'a>(
         &'a self,
         workload: Workload,
@@ -205,14 +206,14 @@ impl Results {
         self.runs.iter().filter(fits)
     }
 
-    /// One figure of them, if it was found.
+    /// Returns the spread of one of their figures, if measured.
     pub fn spread(&self, workload: Workload, case: &str, peer: &str, figure: Figure) -> Option<Spread> {
         let values: Vec<f64> =
             self.runs(workload, case, peer).filter_map(|run| run.figures.get(&figure).copied()).collect();
-        (!values.is_empty()).then(|| Spread::of(values))
+        (!values.is_empty()).then(|| Spread::new(values))
     }
 
-    /// One figure of a peer against another's of the same repetition.
+    /// Returns a figure of a peer relative to another peer's in the same repetition.
     pub fn ratio(
         &self,
         workload: Workload,
@@ -228,12 +229,12 @@ impl Results {
         (!figures.is_empty() && !to.is_empty()).then(|| Spread::of_ratios(figures, to))
     }
 
-    /// Cases of a workload, in the order they were measured.
+    /// Returns the cases of a workload in the order of measurement.
     pub fn cases(&self, workload: Workload) -> Vec<&str> {
         in_order(self.runs.iter().filter(|run| run.workload == workload).map(|run| run.case.as_str()))
     }
 
-    /// Peers of a workload, in the order they were measured.
+    /// Returns the peers of a workload in the order of measurement.
     pub fn peers(&self, workload: Workload) -> Vec<&str> {
         in_order(self.runs.iter().filter(|run| run.workload == workload).map(|run| run.peer.as_str()))
     }
@@ -252,7 +253,7 @@ fn in_order<'a>(names: impl Iterator<Item = &'a str>) -> Vec<&'a str> {
 pub mod tests {
     use super::*;
 
-    /// Rates of peers in one case.
+    /// Returns results with rates of peers in one case.
     pub fn rates(of: &[(&str, &[f64])]) -> Results {
         let run = |peer: &str, repetition: usize, rate: f64| {
             let repetition = u32::try_from(repetition).expect("few");
@@ -279,7 +280,7 @@ pub mod tests {
     }
 
     #[test]
-    fn a_ratio_is_of_the_same_repetition() {
+    fn a_ratio_compares_the_same_repetition() {
         let results = rates(&[("ours", &[1.0, 2.0, 9.0]), ("haproxy", &[2.0, 4.0, 10.0])]);
         let ratio = results.ratio(Workload::Requests, "64 new, 1 KiB", ("ours", "haproxy"), Figure::Rate);
         assert_eq!(ratio, Some(Spread { lowest: 0.5, median: 0.5, highest: 0.9 }));
@@ -287,7 +288,7 @@ pub mod tests {
     }
 
     #[test]
-    fn what_was_written_reads_the_same() {
+    fn results_survive_a_round_trip() {
         let results = rates(&[("ours", &[1.5])]);
         let text = serde_json::to_string(&results).expect("JSON");
         let back: Results = serde_json::from_str(&text).expect("the same");

@@ -1,8 +1,8 @@
-//! Middle and ends of a few repetitions.
+//! Median and range of a few repetitions.
 
 use std::fmt;
 
-/// The median of some figures, and how far they lie apart.
+/// The median of some figures, with the lowest and the highest.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Spread {
     pub lowest: f64,
@@ -11,8 +11,8 @@ pub struct Spread {
 }
 
 impl Spread {
-    /// Of at least one figure; of none it is not a number.
-    pub fn of(figures: impl IntoIterator<Item = f64>) -> Self {
+    /// Requires at least one figure; otherwise the median is NaN.
+    pub fn new(figures: impl IntoIterator<Item = f64>) -> Self {
         let mut sorted: Vec<f64> = figures.into_iter().collect();
         sorted.sort_by(f64::total_cmp);
         let (Some(lowest), Some(highest)) = (sorted.first(), sorted.last()) else {
@@ -22,9 +22,9 @@ impl Spread {
         Self { lowest: *lowest, median: f64::midpoint(lower, upper), highest: *highest }
     }
 
-    /// Each figure of the first against its counterpart of the second.
+    /// Returns the spread of the ratios of corresponding figures.
     pub fn of_ratios(figures: impl IntoIterator<Item = f64>, to: impl IntoIterator<Item = f64>) -> Self {
-        Self::of(figures.into_iter().zip(to).map(|(figure, to)| figure / to))
+        Self::new(figures.into_iter().zip(to).map(|(figure, to)| figure / to))
     }
 }
 
@@ -32,7 +32,7 @@ impl fmt::Display for Spread {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let digits = f.precision().unwrap_or(2);
         write!(f, "{:.digits$}", self.median)?;
-        // One figure has no spread.
+        // A single figure has no spread.
         if self.lowest < self.highest {
             write!(f, " ({:.digits$}..{:.digits$})", self.lowest, self.highest)?;
         }
@@ -40,7 +40,7 @@ impl fmt::Display for Spread {
     }
 }
 
-/// A count as a figure to calculate with.
+/// Converts a count for arithmetic.
 #[expect(clippy::cast_precision_loss, reason = "counts of a bench are far below 2^52")]
 pub fn precise(count: u64) -> f64 {
     count as f64
@@ -52,15 +52,15 @@ mod tests {
 
     #[test]
     fn a_median_is_the_middle_one_or_between_the_middle_two() {
-        assert_eq!(Spread::of([3.0, 1.0, 2.0]), Spread { lowest: 1.0, median: 2.0, highest: 3.0 });
-        assert_eq!(Spread::of([4.0, 1.0, 2.0, 3.0]), Spread { lowest: 1.0, median: 2.5, highest: 4.0 });
-        assert!(Spread::of([]).median.is_nan());
+        assert_eq!(Spread::new([3.0, 1.0, 2.0]), Spread { lowest: 1.0, median: 2.0, highest: 3.0 });
+        assert_eq!(Spread::new([4.0, 1.0, 2.0, 3.0]), Spread { lowest: 1.0, median: 2.5, highest: 4.0 });
+        assert!(Spread::new([]).median.is_nan());
     }
 
     #[test]
-    fn a_spread_is_shown_where_there_is_one() {
-        assert_eq!(format!("{:.1}", Spread::of([3.0, 1.0, 2.0])), "2.0 (1.0..3.0)");
-        assert_eq!(format!("{:.0}", Spread::of([2.0])), "2");
+    fn a_spread_is_shown_if_there_is_one() {
+        assert_eq!(format!("{:.1}", Spread::new([3.0, 1.0, 2.0])), "2.0 (1.0..3.0)");
+        assert_eq!(format!("{:.0}", Spread::new([2.0])), "2");
     }
 
     #[test]

@@ -1,4 +1,5 @@
-//! The results as tables: medians, with the lowest and the highest of the repetitions behind them, and failures beside them.
+//! The results as tables: medians with the lowest and the highest repetition, and failures beside
+//! them.
 
 use std::fmt::Write as _;
 
@@ -6,7 +7,7 @@ use super::results::{Figure, Results, Workload};
 use super::statistics::precise;
 use super::targets::{Bound, targets};
 
-/// A table, before it is Markdown or HTML.
+/// A table, to be rendered as Markdown or HTML.
 #[derive(Debug)]
 pub struct Table {
     pub title: &'static str,
@@ -15,7 +16,7 @@ pub struct Table {
     pub rows: Vec<Vec<String>>,
 }
 
-/// All tables that have rows.
+/// Returns all tables that have rows.
 pub fn tables(results: &Results) -> Vec<Table> {
     let mut all = vec![target_table(results)];
     all.extend(SECTIONS.iter().map(|section| section.table(results)));
@@ -36,7 +37,7 @@ impl Table {
     }
 }
 
-/// Who, where, and how quiet it was.
+/// Returns the machine, the versions and the noise.
 pub fn preamble(results: &Results) -> Vec<String> {
     let machine = &results.machine;
     let mut lines = vec![
@@ -49,11 +50,11 @@ pub fn preamble(results: &Results) -> Vec<String> {
             if machine.bpf_jit { "on" } else { "off" }
         ),
         machine.versions.join("; "),
-        format!("Plan: {}. Medians, with (lowest..highest) of the repetitions.", results.plan),
+        format!("Plan: {}. Medians (lowest..highest) of the repetitions.", results.plan),
     ];
     let mut noise =
-        format!("While the bench did nothing, {:.1} % of the machine was busy", 100.0 * results.noise);
-    noise.push_str(if results.noise > 0.05 { ": these figures are of a disturbed machine." } else { "." });
+        format!("While the bench was idle, {:.1} % of the machine was busy", 100.0 * results.noise);
+    noise.push_str(if results.noise > 0.05 { ": other programs disturbed these measurements." } else { "." });
     lines.push(noise);
     lines
 }
@@ -71,10 +72,10 @@ const SECTIONS: [Section; 6] = [
     Section {
         workload: Workload::Requests,
         title: "Requests",
-        note: "One guest; nginx with two workers answers all peers. Right answers alone count. CPU is seconds of one core \
-               for 1,000 right answers: `machine` is whatever was not idle (guest, path, upstream, interrupts), `peer` \
-               the peer's own processes with their system calls. `others` is the share of the machine that is charged to \
-               nobody who takes part: interrupts, and other programs. Limits of a single port are off in ours.",
+        note: "One guest; nginx with two workers is the upstream of all peers. Only correct responses count. CPU is in \
+               seconds of one core per 1,000 correct responses: `machine` is everything that was not idle (guest, path, \
+               upstream, interrupts), `peer` the peer's own processes with their system calls. `others` is the share of \
+               the machine that is accounted to no participant: interrupts and other programs. Our limits per port are off.",
         case: "connections",
         figures: &[
             Figure::Rate,
@@ -90,8 +91,8 @@ const SECTIONS: [Section; 6] = [
     Section {
         workload: Workload::Boot,
         title: "Boot",
-        note: "The 28 requests of cloud-init, one after the other, by guests that start at the same moment; each failure \
-               is tried again after a second, five times.",
+        note: "The 28 requests of cloud-init in sequence, by guests that start at the same moment; each failure is retried \
+               after a second, up to five times.",
         case: "guests",
         figures: &[Figure::LastMs, Figure::MedianMs],
         counts_failures: true,
@@ -99,8 +100,8 @@ const SECTIONS: [Section; 6] = [
     Section {
         workload: Workload::BootNova,
         title: "Boot, real Nova",
-        note: "The same before nova-api-metadata, which has not answered any of these guests for longer than it keeps what it \
-               knows of an instance. `direct` is what it takes by itself: guests sign their requests.",
+        note: "The same with nova-api-metadata as upstream, whose cached data of these guests have expired. `direct` is \
+               the time of Nova itself: guests sign their requests.",
         case: "guests",
         figures: &[Figure::LastMs, Figure::MedianMs],
         counts_failures: true,
@@ -108,9 +109,9 @@ const SECTIONS: [Section; 6] = [
     Section {
         workload: Workload::Density,
         title: "Density",
-        note: "Networks with a port each, which nobody asks. `start` is until all are served. `first byte` is from the \
-               moment that one more interface appears; for haproxy from the start of one more process, whose network and \
-               namespace are there already. The p99 is the slowest where there were fewer than 100.",
+        note: "Networks with one idle port each. `start` is the time until all are served. `first byte` starts when one \
+               more interface appears; for haproxy, when one more process starts on an existing network and namespace. \
+               With fewer than 100 measurements, p99 is the slowest.",
         case: "networks",
         figures: &[
             Figure::ResidentMib,
@@ -124,7 +125,7 @@ const SECTIONS: [Section; 6] = [
     },
     Section {
         workload: Workload::Tax,
-        title: "Tax of a packet",
+        title: "Cost per packet",
         note: "md_from_guest by BPF_PROG_TEST_RUN: by itself, and what it adds to an empty program. Metadata packets are \
                timed one by one.",
         case: "packet",
@@ -134,7 +135,7 @@ const SECTIONS: [Section; 6] = [
     Section {
         workload: Workload::Bystander,
         title: "Ordinary traffic",
-        note: "One stream of a guest to its gateway, over a tap that has our programs and over one that has none.",
+        note: "One stream from a guest to its gateway, over a tap with our programs and over one without.",
         case: "traffic",
         figures: &[Figure::TcpMbit, Figure::UdpMbit],
         counts_failures: false,
@@ -207,7 +208,7 @@ fn target_table(results: &Results) -> Table {
     };
     Table {
         title: "Targets",
-        note: "Ratios are of neighbouring runs.",
+        note: "Ratios compare runs of the same repetition.",
         header: ["figure", "target", "found", ""].map(str::to_owned).to_vec(),
         rows: targets(results).iter().map(row).collect(),
     }
@@ -232,7 +233,7 @@ fn profile_table(results: &Results) -> Table {
 fn absent_table(results: &Results) -> Table {
     Table {
         title: "Absent",
-        note: "What could not be measured on this machine.",
+        note: "Not available on this machine.",
         header: ["peer", "why"].map(str::to_owned).to_vec(),
         rows: results.absent.iter().map(|absent| vec![absent.what.clone(), absent.why.clone()]).collect(),
     }
@@ -249,7 +250,7 @@ mod tests {
     }
 
     #[test]
-    fn failures_stand_beside_the_figures() {
+    fn failures_are_shown_beside_the_figures() {
         let mut results = rates(&[("ours", &[10.0, 30.0, 20.0])]);
         assert_eq!(requests(&results).rows[0][2..4], ["0", "20 (10..30)"]);
         results.runs[1].answers = 3;
@@ -259,7 +260,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_not_measured_is_a_dash_and_what_is_not_there_is_named() {
+    fn unmeasured_is_a_dash_and_an_absent_peer_is_named() {
         let mut results = rates(&[("ours", &[1.0])]);
         assert_eq!(requests(&results).rows[0][3..5], ["1", "-"]);
         assert!(tables(&results).iter().all(|table| table.title != "Absent"));

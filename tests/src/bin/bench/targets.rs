@@ -1,4 +1,4 @@
-//! What the project has set out to reach, held against what was measured.
+//! The targets of the project, compared with the measurements.
 
 use super::bystander::{WITH, WITHOUT};
 use super::results::{Figure, Results, Workload};
@@ -11,12 +11,11 @@ pub enum Bound {
     AtMost(f64),
 }
 
-/// One of them.
 #[derive(Debug)]
 pub struct Target {
     pub what: &'static str,
     pub bound: Bound,
-    /// Nothing where a peer or a case was not there.
+    /// The measurement, or `None` if a peer or a case is absent.
     pub found: Option<Spread>,
 }
 
@@ -33,7 +32,7 @@ const NEW: &str = "64 new, 1 KiB";
 const KEPT: &str = "64 keep-alive, 1 KiB";
 const THOUSAND: &str = "1000 networks";
 
-/// All of them, as they were set, in that order.
+/// Returns all targets in their original order.
 pub fn targets(results: &Results) -> Vec<Target> {
     use Bound::{AtLeast, AtMost};
     let ratio = |case, peers, figure| results.ratio(Workload::Requests, case, peers, figure);
@@ -55,14 +54,14 @@ pub fn targets(results: &Results) -> Vec<Target> {
             AtLeast(100.0),
             ratio(NEW, ("ours", "legacy"), Figure::Rate),
         ),
-        target("wrong or failed answers of ours at 256 connections", AtMost(0.0), failed_at_256(results)),
+        target("wrong or failed responses of ours at 256 connections", AtMost(0.0), failed_at_256(results)),
         target(
             "new connections at 64, req/s: ours with 4,000 ports / with one",
             AtLeast(0.97),
             ratio(NEW, ("ours, 3999 more ports", "ours"), Figure::Rate),
         ),
         target(
-            "p50 at 1 connection, new each: ours / direct",
+            "p50 at 1 new connection: ours / direct",
             AtMost(2.0),
             ratio("1 new, 1 KiB", ("ours", "direct"), Figure::P50Us),
         ),
@@ -72,7 +71,7 @@ pub fn targets(results: &Results) -> Vec<Target> {
             ratio(NEW, ("ours", "haproxy"), Figure::P99Us),
         ),
         target(
-            "CPU-seconds for 1,000 requests, above direct, at 64 new connections: ours / haproxy",
+            "CPU seconds per 1,000 requests, above direct, at 64 new connections: ours / haproxy",
             AtMost(0.9),
             cpu_above_direct(results),
         ),
@@ -109,10 +108,10 @@ fn failed_at_256(results: &Results) -> Option<Spread> {
     let failed: Vec<f64> = results.runs.iter().filter(of_ours).map(|run| precise(run.failed)).collect();
     // One failure in one run is a failure.
     let worst = failed.iter().copied().reduce(f64::max)?;
-    Some(Spread { median: worst, ..Spread::of(failed) })
+    Some(Spread { median: worst, ..Spread::new(failed) })
 }
 
-/// What guest and upstream take is the same for both, and taken away.
+/// The cost of guest and upstream is the same for both and is subtracted.
 fn cpu_above_direct(results: &Results) -> Option<Spread> {
     let of = |peer| {
         let runs = results.runs(Workload::Requests, NEW, peer);

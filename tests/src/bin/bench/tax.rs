@@ -1,8 +1,10 @@
-//! What `md_from_guest` costs a packet, by `BPF_PROG_TEST_RUN` on the agent's own maps.
+//! The cost of `md_from_guest` per packet, measured with `BPF_PROG_TEST_RUN` on the agent's own
+//! maps.
 //!
-//! A packet that is none of ours comes out as it went in, so one call runs the program many times. A metadata packet is rewritten, and
-//! must come in anew for each run: those are timed one by one, with the clock's own cost in every figure. The empty
-//! program is measured in the same way each time, and is what to subtract.
+//! A packet that does not concern us is not changed, so one call runs the program many times. A
+//! metadata packet is rewritten and must be supplied again for each run. Those runs are timed one
+//! by one, and each figure includes the cost of reading the clock. The empty program is measured in
+//! the same way and must be subtracted.
 
 use std::net::SocketAddr;
 use std::time::Instant;
@@ -24,19 +26,19 @@ use super::peers::Ours;
 use super::results::{Figure, Run, Workload};
 use super::statistics::Spread;
 
-/// Calls for a packet that stays as it is, each short enough to be left in peace mostly.
+/// Calls for an unchanged packet, each short enough to be mostly undisturbed.
 const CALLS: usize = 25;
-/// Runs of each such call.
+/// Runs in each such call.
 const REPEAT: u32 = 40_000;
-/// Calls for a packet that does not, of one run each.
+/// Calls with one run each for a packet that is changed.
 const SINGLE_RUNS: usize = 5_000;
 const PAYLOAD: [u8; 32] = [0x5a; 32];
-/// Of a connection that stays open meanwhile.
+/// The source port of a connection that stays open.
 const CONNECTED_PORT: u16 = 40_001;
 const NEW_PORT: u16 = 40_002;
 const GATEWAY: [u8; 4] = [10, 0, 0, 1];
 
-/// As linux/pkt_cls.h numbers them.
+/// As in linux/pkt_cls.h.
 const TC_ACT_UNSPEC: i32 = -1;
 const TC_ACT_REDIRECT: i32 = 7;
 
@@ -46,7 +48,7 @@ struct Packet {
     metadata: bool,
 }
 
-/// Measures each kind of packet, ours and the empty program in turn.
+/// Measures each kind of packet, with our program and the empty one in turn.
 pub fn measure(ours: &Ours, repetitions: u32) -> anyhow::Result<Vec<Run>> {
     let guest = &ours.guests[0];
     let source: SocketAddr = (guest.port.ipv4().context("the guest has an address")?, CONNECTED_PORT).into();
@@ -70,13 +72,13 @@ pub fn measure(ours: &Ours, repetitions: u32) -> anyhow::Result<Vec<Run>> {
 struct Bench {
     ours: Ebpf,
     empty: TinyProgram,
-    /// `struct __sk_buff` up to `ifindex`, which makes the frames come in by the guest's interface.
+    /// `struct __sk_buff` up to `ifindex`, which lets frames arrive on the guest's interface.
     context: [u8; 44],
 }
 
 impl Bench {
     fn load(ours: &Ours) -> anyhow::Result<Self> {
-        // The maps are pinned: a second copy of the programs shares them with the agent's own.
+        // The maps are pinned, so a second copy of the programs shares them with the agent's own.
         let mut programs = EbpfLoader::new()
             .default_map_pin_directory(ours.pins())
             .load(OBJECT)
@@ -88,7 +90,7 @@ impl Bench {
         Ok(Self { ours: programs, empty: TinyProgram::load("md_empty", Verdict::Next), context })
     }
 
-    /// Nanoseconds of our program and of the empty one: medians of calls in turn.
+    /// Returns the nanoseconds of our program and of the empty one: medians of alternating calls.
     fn time(&mut self, packet: &Packet) -> anyhow::Result<(f64, f64)> {
         let (ours, empty) = (from_guest(&mut self.ours)?, self.empty.program());
         let (calls, verdict) =
@@ -102,12 +104,12 @@ impl Bench {
             of_ours.push(call(ours, verdict)?);
             of_empty.push(call(empty, TC_ACT_UNSPEC)?);
         }
-        Ok((Spread::of(of_ours).median, Spread::of(of_empty).median))
+        Ok((Spread::new(of_ours).median, Spread::new(of_empty).median))
     }
 }
 
-/// Lets a program decide about a packet, and hands back the nanoseconds that a run took. Many runs are timed around the call,
-/// as the kernel tells whole nanoseconds; a single one by the kernel.
+/// Runs a program on a packet and returns the nanoseconds per run. Many runs are timed around the
+/// call, because the kernel reports whole nanoseconds; a single run is timed by the kernel.
 fn call(program: &SchedClassifier, context: &[u8], packet: &Packet, verdict: i32) -> anyhow::Result<f64> {
     let repeat = if packet.metadata { 1 } else { REPEAT };
     let began = Instant::now();

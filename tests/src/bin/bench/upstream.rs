@@ -1,7 +1,9 @@
-//! What every peer leads to: nginx with two workers, in a namespace of its own, over a veth from wherever the peer ends.
+//! The upstream of every peer: nginx with two workers in its own namespace, over a veth from the
+//! end of the peer's path.
 //!
-//! It answers at the least cost there is, so that the differences between peers are theirs. What a guest feels in a cloud shows
-//! where Nova itself answers, in the same namespace, with as many processes.
+//! It responds at minimum cost, so that differences are those of the peers. Measurements with Nova
+//! itself as upstream, in the same namespace with as many processes, show the effect for a guest in
+//! a cloud.
 
 use std::cell::Cell;
 use std::fs;
@@ -19,18 +21,18 @@ use tempfile::TempDir;
 
 use super::machine;
 
-/// Takes what is posted, and says so.
+/// The path that accepts a posted body and confirms it.
 pub const STORE: &str = "/store";
 pub const STORED: &[u8] = b"stored";
-/// What there is to get, by size in bytes. Whatever else is asked for is answered with the first.
+/// The available bodies, by size in bytes. Every other path returns the first one.
 pub const SIZES: [usize; 3] = [1024, 64 * 1024, 1024 * 1024];
 const PORT: u16 = 80;
-/// Of nginx, and of Nova.
+/// The number of processes of nginx and of Nova.
 const WORKERS: usize = 2;
-/// 198.18.0.0/15 is for benchmarks (RFC 2544). Each cable has four addresses of it.
+/// 198.18.0.0/15 is for benchmarks (RFC 2544). Each veth pair has four of its addresses.
 const CABLES: u32 = u32::from_be_bytes([198, 18, 0, 0]);
 
-/// In the order they go.
+/// Fields are in drop order.
 pub struct Upstream {
     server: Child,
     _folder: TempDir,
@@ -40,7 +42,7 @@ pub struct Upstream {
     asked: Cell<Asked>,
 }
 
-/// Who answers behind a cable.
+/// The server behind a veth pair.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Asked {
     Nginx,
@@ -48,7 +50,7 @@ pub enum Asked {
 }
 
 impl Upstream {
-    /// With OpenStack's servers beside it where somebody needs them.
+    /// Starts the upstream, with OpenStack's servers if a peer needs them.
     pub fn start(with_openstack: bool) -> anyhow::Result<Self> {
         let netns = Netns::new("upstream");
         let folder = tempfile::Builder::new().prefix("upstream-").tempdir().context("a folder for nginx")?;
@@ -71,23 +73,23 @@ impl Upstream {
         Ok(upstream)
     }
 
-    /// From now on cables lead there.
+    /// Selects the server for all further veth pairs.
     pub fn ask(&self, asked: Asked) {
         self.asked.set(asked);
     }
 
-    /// Whether it matters who asks.
+    /// Returns true if the server needs the identity of clients.
     pub fn wants_identity(&self) -> bool {
         self.asked.get() == Asked::Nova
     }
 
-    /// The servers behind Neutron's metadata agent.
+    /// Returns the servers behind Neutron's metadata agent.
     pub fn openstack(&self) -> anyhow::Result<&OpenStack> {
         let Some(openstack) = &self.openstack else { bail!("OpenStack's servers were not started") };
         Ok(openstack)
     }
 
-    /// Makes guests known to it where it matters who asks.
+    /// Adds guests to the server if it needs their identity.
     pub fn introduce<'a>(
         &self,
         networks: impl IntoIterator<Item = NetworkId>,
@@ -98,7 +100,7 @@ impl Upstream {
         }
     }
 
-    /// Lays a cable of its own into a namespace, and hands back where the upstream is at its other end.
+    /// Connects a namespace by a new veth pair and returns the upstream's address at the other end.
     pub fn cable(&self, netns: &Netns) -> SocketAddr {
         let number = self.cables.replace(self.cables.get() + 1);
         let address = |host: u32| Ipv4Addr::from(CABLES + 4 * number + host);
@@ -112,22 +114,22 @@ impl Upstream {
         (address(1), port).into()
     }
 
-    /// Nginx and its workers.
+    /// Returns the processes of nginx.
     pub fn processes(&self) -> Vec<u32> {
         machine::with_children(self.server.id())
     }
 }
 
-/// Two ends that know each other: the kernel has one table of neighbours for all namespaces, and hundreds of guests that ask for
-/// addresses at once would overflow it.
+/// A veth pair with static neighbour entries. The kernel has one neighbour table for all
+/// namespaces, and hundreds of guests that resolve addresses at once would overflow it.
 pub struct Cable {
-    /// One of its kind.
+    /// A number that is unique among veth pairs.
     pub number: u32,
     pub addresses: [Ipv4Addr; 2],
 }
 
 impl Cable {
-    /// Between two namespaces, each with the name of its end.
+    /// Connects two namespaces, each with the name of its end.
     pub fn lay(&self, one: (&Netns, &str), other: (&Netns, &str)) {
         let mac = |side: u8| {
             let [a, b, c, d] = self.number.to_be_bytes();
@@ -153,19 +155,19 @@ impl Cable {
     }
 }
 
-/// Lets a namespace have as many connections to one place as there are ports.
+/// Allows a namespace as many connections to one address as there are ports.
 pub fn open_ports(netns: &Netns) {
     netns.sysctl("ipv4/ip_local_port_range", "1024 65535");
 }
 
-/// The answer of this size.
+/// Returns the body of this size.
 pub fn body(size: usize) -> Vec<u8> {
     (b'a'..=b'z').cycle().take(size).collect()
 }
 
 impl Drop for Upstream {
     fn drop(&mut self) {
-        // Killed, it would leave its workers behind.
+        // SIGKILL would leave its workers behind.
         let pid = Pid::from_raw(self.server.id().cast_signed());
         if kill(pid, Signal::SIGTERM).is_ok() {
             drop(self.server.wait());

@@ -1,4 +1,4 @@
-//! This program under callgrind, and what that has counted.
+//! This program under callgrind, and the counts.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -24,28 +24,29 @@ pub fn count() -> anyhow::Result<BTreeMap<String, Figures>> {
         .output()
         .context("run valgrind")?;
     ensure!(output.status.success(), "valgrind: {}", output.status);
-    let text = String::from_utf8(output.stdout).context("read what was performed")?;
+    let text = String::from_utf8(output.stdout).context("read the list of subjects")?;
     let subjects = text.lines().map(serde_json::from_str).collect::<Result<Vec<Subject>, _>>();
-    let mut subjects = subjects.context("read what was performed")?.into_iter().zip(1..);
+    let mut subjects = subjects.context("read the list of subjects")?.into_iter().zip(1..);
     let instructions = |number: u32| {
         let path = folder.path().join(format!("out.{number}"));
         let text = fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
         summary(&text).with_context(|| format!("{} has no summary", path.display()))
     };
-    let (nothing, number) = subjects.next().context("nothing was performed")?;
+    let (nothing, number) = subjects.next().context("no subject was run")?;
     let of_a_call = instructions(number)? / nothing.calls;
     ensure!(of_a_call > 0, "callgrind did not find {COUNTED}");
     let mut figures = BTreeMap::new();
     for (Subject { name, rounds, calls, allocations }, number) in subjects {
         let counted = instructions(number)?.saturating_sub(of_a_call * calls);
-        // What happens once in many rounds, as a table that grows, is none of a single one.
+        // Events that are rare among many rounds, such as the growth of a table, are not part of a
+        // single round.
         let a_round = |count: u64| (count + rounds / 2) / rounds;
         figures.insert(name, Figures { instructions: a_round(counted), allocations: a_round(allocations) });
     }
     Ok(figures)
 }
 
-/// The count in a file of callgrind's.
+/// Returns the total in a file of callgrind.
 fn summary(text: &str) -> Option<u64> {
     text.lines().find_map(|line| line.strip_prefix("summary: "))?.trim().parse().ok()
 }

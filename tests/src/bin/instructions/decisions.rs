@@ -1,4 +1,4 @@
-//! The decisions of the BPF programs, in their host build: rows of the packet table, each by its name there.
+//! The decisions of the BPF programs in their host build: rows of the packet table, by their names.
 
 use std::hint::black_box;
 
@@ -12,7 +12,7 @@ use metadata_tests::packets::{Case, Program, cases};
 use super::meter::{Performance, Subject};
 
 const ROUNDS: u64 = 100;
-/// What every guest pays for what is none of ours, and then what a connection takes.
+/// First the cost of traffic that does not concern us, then the packets of a connection.
 const ROWS: [&str; 9] = [
     "TCP to another address",
     "UDP to port 80",
@@ -34,7 +34,7 @@ pub fn perform() -> anyhow::Result<Vec<Subject>> {
 fn decide(case: &Case) -> Subject {
     let mut performance = Performance::begin(&format!("packet: {}", case.name));
     for _ in 0..ROUNDS {
-        // Afresh, as the first packet changes both.
+        // New ones, because the first packet changes both.
         let (mut skb, world) = (HostSkb::new(case.frame.clone(), IFINDEX), host_world(&case.state));
         performance.round();
         performance.count(|| match case.program {
@@ -50,7 +50,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_row_is_in_the_table() {
+    fn every_decision_is_a_row_of_the_packet_table() {
         let subjects = perform().expect("all rows");
         assert_eq!(subjects.len(), ROWS.len());
         assert!(subjects.iter().all(|subject| subject.rounds == ROUNDS && subject.calls == ROUNDS));

@@ -1,11 +1,12 @@
-//! How many instructions a packet and a request take, and how many allocations: figures that repeat on a noisy machine, so
-//! that a rise is a rise of the code.
+//! The number of instructions and allocations per packet and per request. These figures are
+//! reproducible on a noisy machine, so an increase is caused by the code.
 //!
-//! The program runs itself under callgrind, which counts within [`meter::counted`] alone, and holds what it finds against
-//! the figures in the tree. Gungraun does the first half as well, with a runner to be built first; but it keeps what it
-//! compares with out of the tree, and knows no compiler.
+//! The program runs itself under callgrind, which counts only inside [`meter::counted`], and
+//! compares the result with the figures in the tree. Gungraun does the counting as well, but needs
+//! a runner to be built first, keeps its reference figures out of the tree, and does not
+//! distinguish compilers.
 
-#![expect(clippy::print_stdout, reason = "it talks to a person at a terminal")]
+#![expect(clippy::print_stdout, reason = "its output is for a terminal")]
 
 mod callgrind;
 mod decisions;
@@ -19,14 +20,14 @@ use clap::Parser;
 
 use record::Record;
 
-/// Counts instructions and allocations, and fails where they have risen
+/// Counts instructions and allocations, and fails if they have increased
 #[derive(Parser)]
 #[command(name = "instructions", bin_name = "cargo xtask test instructions --")]
 struct Cli {
-    /// Write the figures down, instead of comparing them
+    /// Write the figures to the record instead of comparing them
     #[arg(long)]
     record: bool,
-    /// Do what is counted, and nothing else: what runs under callgrind
+    /// Run only the counted code; used under callgrind
     #[arg(long, hide = true, conflicts_with = "record")]
     perform: bool,
 }
@@ -50,7 +51,7 @@ fn main() -> anyhow::Result<ExitCode> {
     Ok(if comparison.fails() { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
 
-/// Everything that is counted, one after the other.
+/// Runs all subjects, one after the other.
 fn subjects() -> anyhow::Result<Vec<meter::Subject>> {
     let mut subjects = vec![meter::nothing()];
     subjects.extend(decisions::perform()?);

@@ -1,4 +1,4 @@
-//! The one function within which instructions and allocations are counted, of the thread that calls it.
+//! The only function in which instructions and allocations of the calling thread are counted.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
@@ -6,23 +6,23 @@ use std::hint::black_box;
 
 use serde::{Deserialize, Serialize};
 
-/// What of this file callgrind is told, as it prints names.
+/// The name of [`counted`] for callgrind.
 pub const COUNTED: &str = "*meter::counted*";
 pub const END_OF_SUBJECT: &str = "*meter::end_of_subject*";
-/// How often the empty subject is performed.
+/// The number of rounds of the empty subject.
 const ROUNDS: u64 = 100;
 
-/// What was performed. Its instructions are what callgrind has counted up to its end.
+/// A subject after its rounds. Its instructions are those counted by callgrind up to its end.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Subject {
     pub name: String,
     pub rounds: u64,
-    /// How often [`counted`] was called for it, which costs something by itself.
+    /// The number of calls of [`counted`] for it, each of which has a cost.
     pub calls: u64,
     pub allocations: u64,
 }
 
-/// One of them.
+/// A subject during its rounds.
 pub struct Performance {
     name: String,
     rounds: u64,
@@ -40,12 +40,12 @@ impl Performance {
         Self { name: name.to_owned(), rounds: 0, calls: 0 }
     }
 
-    /// Once more.
+    /// Starts another round.
     pub fn round(&mut self) {
         self.rounds += 1;
     }
 
-    /// Does a part of a round, and counts it.
+    /// Runs and counts a part of a round.
     pub fn count<T>(&mut self, work: impl FnOnce() -> T) -> Option<T> {
         self.calls += 1;
         let (mut work, mut done) = (Some(work), None);
@@ -60,7 +60,7 @@ impl Performance {
     }
 }
 
-/// Of generic code there would be many; and inlined, callgrind could not see it.
+/// Not generic, or there would be many copies; not inlined, or callgrind could not find it.
 #[inline(never)]
 fn counted(work: &mut dyn FnMut()) {
     COUNTS.set(true);
@@ -73,7 +73,7 @@ fn end_of_subject(rounds: u64) {
     black_box(rounds);
 }
 
-/// What counting costs.
+/// Measures the cost of counting.
 pub fn nothing() -> Subject {
     let mut performance = Performance::begin("nothing");
     for _ in 0..ROUNDS {
@@ -83,7 +83,7 @@ pub fn nothing() -> Subject {
     performance.end()
 }
 
-/// The system's, which is the agent's.
+/// The system's allocator, which the agent also uses.
 struct Counting;
 
 #[global_allocator]
@@ -98,11 +98,11 @@ impl Counting {
 }
 
 #[expect(unsafe_code, reason = "an allocator has no other interface")]
-// SAFETY: every call goes to the system's allocator as it came.
+// SAFETY: every call is passed unchanged to the system's allocator.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         Self::note();
-        // SAFETY: the caller's promises are those that are asked.
+        // SAFETY: the caller upholds the contract of `alloc`.
         unsafe { System.alloc(layout) }
     }
 
@@ -129,7 +129,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn allocations_count_within_and_nowhere_else() {
+    fn only_allocations_inside_the_section_are_counted() {
         let mut performance = Performance::begin("a box");
         black_box(Box::new(1));
         performance.round();

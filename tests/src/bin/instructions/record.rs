@@ -1,8 +1,8 @@
-//! The figures in the tree, and how others stand to them.
+//! The figures in the tree and their comparison with new ones.
 //!
-//! Another compiler makes other code: with it a figure may be higher by more, and one between the two bounds is told without a
-//! failure. Allocations are the code's own, and none more is let through. Another processor has other instructions, of which
-//! nothing is said.
+//! Another compiler generates other code. With it a figure may be higher by more, and a figure
+//! between both bounds is reported without a failure. Allocations depend only on the code, so not
+//! one more is accepted. Another processor has other instructions and is not compared.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::env::consts::ARCH;
@@ -14,23 +14,23 @@ use std::process::Command;
 use anyhow::{Context as _, ensure};
 use serde::{Deserialize, Serialize};
 
-/// Where they are, from the package's folder.
+/// The path from the package's folder.
 pub const FILE: &str = "tests/instructions.json";
 
-/// By how many parts of a hundred a figure may rise.
+/// The accepted increase in percent.
 const TOLERANCE: u64 = 5;
 const TOLERANCE_OF_ANOTHER_COMPILER: u64 = 15;
-/// What of that is nothing: a few instructions of the shortest paths.
+/// An increase that is always accepted: a few instructions on the shortest paths.
 const FEW: u64 = 4;
 
-/// Of one round of something.
+/// The figures of one round.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Figures {
     pub instructions: u64,
     pub allocations: u64,
 }
 
-/// All of them, and what they are of.
+/// All figures, with their compiler and processor.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Record {
     pub compiler: String,
@@ -44,21 +44,21 @@ impl Default for Record {
     }
 }
 
-/// How something stands to the record.
+/// The result of a comparison.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Verdict {
     AsRecorded,
     Fewer,
-    /// Too many, if it were not for another compiler.
+    /// Too many for the recorded compiler, accepted for another one.
     Suspicious,
     TooMany,
-    /// In the record or among what was performed, and not in the other.
+    /// Only in the record, or only among the measured subjects.
     Unmatched,
-    /// Of another processor.
+    /// From another processor.
     NotComparable,
 }
 
-/// The record and what was found.
+/// The record and the new figures.
 #[derive(Debug)]
 pub struct Comparison {
     compiler: Option<String>,
@@ -68,7 +68,7 @@ pub struct Comparison {
 impl Record {
     pub fn read() -> anyhow::Result<Self> {
         let text = fs::read_to_string(path()).with_context(|| format!("read {FILE}"))?;
-        serde_json::from_str(&text).with_context(|| format!("{FILE} is no record of instructions"))
+        serde_json::from_str(&text).with_context(|| format!("{FILE} is not a record of instruction counts"))
     }
 
     pub fn write(&self) -> anyhow::Result<()> {
@@ -76,7 +76,7 @@ impl Record {
         fs::write(path(), text + "\n").with_context(|| format!("write {FILE}"))
     }
 
-    /// Holds what was found against it.
+    /// Compares new figures with the record.
     pub fn against(&self, found: &Self) -> Comparison {
         let names: BTreeSet<&String> = self.figures.keys().chain(found.figures.keys()).collect();
         let compare = |name: &String| {
@@ -120,10 +120,10 @@ impl Verdict {
     const fn label(self) -> &'static str {
         match self {
             Self::AsRecorded => "",
-            Self::Fewer => "fewer: record it",
-            Self::Suspicious => "more, but of another compiler",
+            Self::Fewer => "fewer: update the record",
+            Self::Suspicious => "more, but with another compiler",
             Self::TooMany => "TOO MANY",
-            Self::Unmatched => "NOT IN BOTH: record it",
+            Self::Unmatched => "NOT IN BOTH: update the record",
             Self::NotComparable => "another processor",
         }
     }
@@ -132,7 +132,7 @@ impl Verdict {
 impl fmt::Display for Comparison {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if let Some(compiler) = &self.compiler {
-            writeln!(f, "The record is of another compiler, {compiler}: more is let through.\n")?;
+            writeln!(f, "The record is from another compiler, {compiler}; higher counts are accepted.\n")?;
         }
         writeln!(f, "{:<50}{:>24}{:>24}", "instructions, allocations", "recorded", "found")?;
         let cell =
@@ -141,7 +141,10 @@ impl fmt::Display for Comparison {
             writeln!(f, "{name:<50}{:>24}{:>24}  {}", cell(old), cell(new), verdict.label())?;
         }
         if self.fails() {
-            writeln!(f, "\nIf that is meant: cargo xtask test instructions -- --record, and say why.")?;
+            writeln!(
+                f,
+                "\nIf this is intended, run cargo xtask test instructions -- --record and give the reason in the commit."
+            )?;
         }
         Ok(())
     }
@@ -162,11 +165,11 @@ impl fmt::Display for Figures {
     }
 }
 
-/// The compiler that cargo takes here.
+/// Returns the version of the compiler that cargo uses here.
 pub fn compiler() -> anyhow::Result<String> {
     let mut command = Command::new("rustc");
     let output = command.arg("--version").current_dir(env!("CARGO_MANIFEST_DIR")).output();
-    let output = output.context("ask rustc for its version")?;
+    let output = output.context("run rustc --version")?;
     ensure!(output.status.success(), "rustc --version: {}", output.status);
     Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
 }
@@ -198,14 +201,14 @@ mod tests {
     }
 
     #[test]
-    fn another_compiler_may_make_more_but_not_anything() {
+    fn another_compiler_has_a_wider_tolerance() {
         let old = record("1.95", 1000, 2);
         assert_eq!(verdict(&old, &record("1.96", 1154, 2)), (Verdict::Suspicious, false));
         assert_eq!(verdict(&old, &record("1.96", 1155, 2)), (Verdict::TooMany, true));
     }
 
     #[test]
-    fn one_allocation_more_fails_whoever_compiles_and_wherever() {
+    fn one_more_allocation_fails_with_any_compiler() {
         let old = record("1.95", 1000, 2);
         assert_eq!(verdict(&old, &record("1.96", 900, 3)), (Verdict::TooMany, true));
         let elsewhere = Record { processor: "another".to_owned(), ..record("1.95", 5000, 2) };
@@ -213,7 +216,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_in_both_fails() {
+    fn a_row_missing_on_either_side_fails() {
         let (old, new) =
             (record("1.95", 1000, 2), Record { figures: BTreeMap::new(), ..record("1.95", 0, 0) });
         assert_eq!(verdict(&old, &new), (Verdict::Unmatched, true));
@@ -221,7 +224,7 @@ mod tests {
     }
 
     #[test]
-    fn the_record_in_the_tree_reads() {
+    fn the_committed_record_parses() {
         assert!(!Record::read().expect("the record").figures.is_empty());
     }
 }

@@ -1,8 +1,8 @@
-//! One request through the agent's own proxy, in steady state: from the guest's bytes in its socket to the answer's bytes in
-//! the guest's.
+//! One request through the agent's own proxy in steady state: from the guest's bytes in its socket
+//! to the response's bytes in the guest's socket.
 //!
-//! Proxy, directory and upstream are the agent's, on real sockets and one thread, so that everything happens in the same order
-//! each time. Guest and Nova do their part between what is counted.
+//! Proxy, directory and upstream are the agent's, on real sockets and one thread, so that the order
+//! is always the same. Guest and Nova act outside the counted sections.
 
 use std::io;
 use std::sync::Arc;
@@ -25,18 +25,18 @@ use tokio_util::task::TaskTracker;
 
 use super::meter::{Performance, Subject};
 
-/// As cloud-init asks.
+/// A request of cloud-init.
 const KEPT: &str = "GET /openstack/2018-08-27/meta_data.json HTTP/1.1\r\nHost: 169.254.169.254\r\n\
     User-Agent: Cloud-Init/24.4\r\nAccept: */*\r\n\r\n";
 const NEW: &str = "GET /openstack/2018-08-27/meta_data.json HTTP/1.1\r\nHost: 169.254.169.254\r\n\
     User-Agent: Cloud-Init/24.4\r\nAccept: */*\r\nConnection: close\r\n\r\n";
-/// As Nova answers: a body of one KiB.
+/// A response of Nova with a body of one KiB.
 const HEAD: &str = "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 1024\r\n\
     Date: Mon, 02 Mar 2026 10:00:00 GMT\r\nServer: Apache/2.4.62 (Debian)\r\n\r\n";
 const BODY: usize = 1024;
-/// Attachments besides.
+/// The number of other attachments.
 const OTHERS: u32 = 99;
-/// After these every pool and every buffer is there.
+/// The number of rounds after which every pool and every buffer exists.
 const WARM_UP: usize = 50;
 const ROUNDS: usize = 200;
 
@@ -44,7 +44,7 @@ pub fn perform() -> anyhow::Result<Vec<Subject>> {
     Ok(vec![kept()?, new()?])
 }
 
-/// On a connection that stays.
+/// Counts requests on a kept connection.
 fn kept() -> anyhow::Result<Subject> {
     let mut line = Line::lay()?;
     let (guest, server) = line.connect()?;
@@ -61,7 +61,7 @@ fn kept() -> anyhow::Result<Subject> {
     Ok(performance.end())
 }
 
-/// On a connection of its own, from where it is accepted to where it is closed.
+/// Counts requests on new connections, from accept to close.
 fn new() -> anyhow::Result<Subject> {
     let mut line = Line::lay()?;
     let mut performance = Performance::begin("");
@@ -128,7 +128,10 @@ impl Line {
         guest: &UnixStream,
         question: &str,
     ) -> anyhow::Result<()> {
-        ensure!(guest.try_write(question.as_bytes())? == question.len(), "a socket takes a request at once");
+        ensure!(
+            guest.try_write(question.as_bytes())? == question.len(),
+            "the socket does not accept a whole request"
+        );
         let nova = match self.nova.take() {
             Some(nova) => nova,
             None => self.runtime.block_on(self.listener.accept()).context("accept the proxy")?.0,
@@ -138,7 +141,10 @@ impl Line {
             performance.count(|| self.runtime.block_on(nova.readable())).context("nothing was counted")??;
             take(|buffer| nova.try_read(buffer), &mut read)?;
         }
-        ensure!(nova.try_write(&self.answer)? == self.answer.len(), "a socket takes an answer at once");
+        ensure!(
+            nova.try_write(&self.answer)? == self.answer.len(),
+            "the socket does not accept a whole response"
+        );
         self.nova = Some(nova);
         read.clear();
         while !is_whole(&read) {
@@ -152,7 +158,7 @@ impl Line {
     }
 }
 
-/// Everything that is there, so that the runtime waits for more before it says that there is some.
+/// Reads all available bytes, so that the runtime sees the next ones as a new event.
 fn take(mut read: impl FnMut(&mut [u8]) -> io::Result<usize>, into: &mut Vec<u8>) -> anyhow::Result<()> {
     let mut buffer = [0; 4096];
     loop {
@@ -173,7 +179,7 @@ fn is_whole(answer: &[u8]) -> bool {
     head.is_some_and(|head| answer.len() >= head + 4 + BODY)
 }
 
-/// What the agent knows, as its guests would have told it.
+/// Returns a directory with the guest and the other attachments.
 fn directory() -> anyhow::Result<Directory> {
     let signer = Signer::new("secret".into());
     let mut change = BindingChanges::default();

@@ -1,4 +1,5 @@
-//! `direct`: each guest has a cable to the upstream. Where that is Nova, guests say themselves who they are.
+//! `direct`: each guest has a veth pair to the upstream. If that is Nova, guests send their
+//! identity headers themselves.
 
 use std::net::{Ipv4Addr, SocketAddr};
 
@@ -48,7 +49,7 @@ impl Guest {
     }
 }
 
-/// As Neutron's agents would write it.
+/// Returns the identity headers as Neutron's agents would write them.
 fn signed(port: &Port) -> String {
     let instance = port.instance.to_string();
     let address = port.ipv4().unwrap_or(Ipv4Addr::UNSPECIFIED);

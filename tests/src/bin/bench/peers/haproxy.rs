@@ -1,5 +1,6 @@
-//! `haproxy`: for each network one, in the namespace that owns 169.254.169.254, with the configuration that Neutron renders; but
-//! straight to the upstream, with the headers that Neutron's agent would have computed. Nothing listens at /dev/log.
+//! `haproxy`: one per network, in the namespace that has 169.254.169.254, with the configuration
+//! that Neutron renders. It forwards straight to the upstream with the headers that Neutron's agent
+//! would have computed. Nothing listens at /dev/log.
 
 use metadata_tests::haproxy::rendered;
 use metadata_tests::nova::{SECRET, signature};
@@ -9,7 +10,8 @@ use super::super::interrupt;
 use super::super::upstream::{Upstream, open_ports};
 use super::{Caller, Crowd, Peer};
 
-/// Guests on networks that are there, in the order of [`Crowd`]: one after the other on each network in turn.
+/// Plugs guests into existing networks, in the order of [`Crowd`]: one after the other on each
+/// network in turn.
 pub fn plug(host: &Host, crowd: Crowd) -> (Vec<Network>, Vec<Guest>) {
     let networks: Vec<_> = (0..crowd.networks).map(|_| host.network()).collect();
     let mut guests = Vec::new();
@@ -22,7 +24,7 @@ pub fn plug(host: &Host, crowd: Crowd) -> (Vec<Network>, Vec<Guest>) {
     (networks, guests)
 }
 
-/// The lines that make requests those of this port's instance.
+/// Returns the configuration lines that add this port's identity headers.
 pub fn identity(port: &Port) -> String {
     let instance = port.instance.to_string();
     format!(
@@ -34,7 +36,7 @@ pub fn identity(port: &Port) -> String {
     )
 }
 
-/// In the order they go.
+/// Fields are in drop order.
 pub struct PerNetwork {
     haproxies: Vec<(Haproxy, Gateway)>,
     guests: Vec<Guest>,
@@ -65,7 +67,7 @@ impl Peer for PerNetwork {
     }
 }
 
-/// Many networks' haproxies that nobody asks, each in a namespace of its own.
+/// Idle haproxies of many networks, each in its own namespace.
 pub struct Idle {
     haproxies: Vec<(Haproxy, Netns)>,
 }

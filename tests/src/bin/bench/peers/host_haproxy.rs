@@ -1,6 +1,7 @@
-//! `host-haproxy`: one haproxy in the host's namespace that knows each instance by the address its requests come from, as
-//! neutron/agent/l2/extensions/metadata renders it. Guests have those addresses themselves: the flows that would translate them
-//! cost nothing here. Those who ask stand in the middle of the list.
+//! `host-haproxy`: one haproxy in the host's namespace that identifies each instance by its source
+//! address, with the configuration of neutron/agent/l2/extensions/metadata. Guests have those
+//! addresses themselves, so the flows that would translate them cost nothing here. The requesting
+//! instances are in the middle of the list.
 
 use std::fmt::Write as _;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -12,10 +13,10 @@ use metadata_tests::{Haproxy, Netns, Port};
 use super::super::upstream::{Cable, Upstream, open_ports};
 use super::{Caller, Crowd, Peer, haproxy};
 
-/// 100.64.0.0/10; each instance has four addresses of it.
+/// 100.64.0.0/10. Each instance has four of its addresses.
 const PROVIDER: u32 = u32::from_be_bytes([100, 64, 0, 0]);
 
-/// In the order they go.
+/// Fields are in drop order.
 pub struct HostHaproxy {
     haproxy: Haproxy,
     guests: Vec<Netns>,

@@ -1,5 +1,6 @@
-//! `legacy`: haproxy for each network, and Neutron's own metadata agent behind its socket, which asks neutron-server by RabbitMQ whose
-//! each request is: once where haproxy names the network, twice where it names a router.
+//! `legacy`: a haproxy per network, and behind its socket Neutron's own metadata agent, which
+//! queries neutron-server through RabbitMQ to identify each request: once if haproxy sends the
+//! network, twice if it sends a router.
 
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt as _;
@@ -16,18 +17,18 @@ use super::super::upstream::Upstream;
 use super::haproxy::plug;
 use super::{Caller, Crowd, Peer};
 
-/// How it is configured.
+/// The configuration.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Variant {
-    /// The haproxies are those of routers.
+    /// The haproxies belong to routers.
     pub router: bool,
-    /// One worker for each core.
+    /// One worker per core.
     pub all_cores: bool,
-    /// The agent's cache, as it was before it was off by default.
+    /// The agent's cache, which used to be on by default.
     pub cache: bool,
 }
 
-/// In the order they go.
+/// Fields are in drop order.
 pub struct Legacy {
     haproxies: Vec<Haproxy>,
     agent: MetadataAgent,
@@ -44,7 +45,7 @@ impl Legacy {
         let (networks, guests) = plug(&host, crowd);
         let openstack = upstream.openstack()?;
         openstack.add(networks.iter().map(|network| network.id), guests.iter().map(|guest| &guest.port));
-        // Haproxy is nobody's, and must reach the socket.
+        // haproxy runs as nobody and must reach the socket.
         let folder = tempfile::Builder::new().prefix("neutron-").tempdir()?;
         fs::set_permissions(folder.path(), Permissions::from_mode(0o755))?;
         let socket = folder.path().join("metadata_proxy");

@@ -1,5 +1,5 @@
-//! The ways from a guest to the upstream that are held against each other. A peer is started by one call, and stops when its
-//! value goes; what it does in between is nobody else's business.
+//! The compared paths from a guest to the upstream. Each peer is started by one call and stopped by
+//! its drop.
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -24,44 +24,48 @@ mod ovn;
 pub use haproxy::{Idle as IdleHaproxies, identity};
 pub use ours::Ours;
 
-/// One of the ways.
+/// A path to the upstream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Kind {
     /// From the guest to the upstream over a bare veth: the limit
     Direct,
     /// Haproxy as Neutron's agents run it, straight to the upstream with precomputed headers
     Haproxy,
-    /// One haproxy a host with an ACL and a backend an instance, as the OVS agent's metadata_path extension runs it
+    /// One haproxy per host with an ACL and a backend per instance, as the OVS agent's
+    /// metadata_path extension runs it
     HostHaproxy,
     /// This project's agent and programs
     Ours,
-    /// Haproxy before Neutron's own metadata agent, whose questions to neutron-server are answered on the spot
+    /// Haproxy in front of Neutron's own metadata agent, whose queries to neutron-server are
+    /// answered from memory
     NeutronAgent,
-    /// Haproxy before the proxy of neutron-ovn-metadata-agent, with its replica of a Southbound database
+    /// Haproxy in front of the proxy of neutron-ovn-metadata-agent, with its replica of a
+    /// Southbound database
     Ovn,
-    /// The same of today's Neutron, as shipped
+    /// The same with current Neutron, as shipped
     OvnCurrent,
     /// The same with two workers
     OvnCurrentWorkers,
-    /// Haproxy before Neutron's own metadata agent, with RabbitMQ, neutron-server and MariaDB, by network, as shipped
+    /// Haproxy in front of Neutron's own metadata agent, with RabbitMQ, neutron-server and MariaDB,
+    /// by network, as shipped
     Legacy,
-    /// The same with as many of the agent's workers as there are cores
+    /// The same with one agent worker per core
     LegacyWorkers,
-    /// The same behind a router's haproxy, for whose requests neutron-server is asked twice
+    /// The same behind a router's haproxy, for whose requests neutron-server is queried twice
     LegacyRouter,
     /// By network, with the cache that the agent once had by default
     LegacyCache,
 }
 
-/// A way, and what it bears besides the guests that ask.
+/// A peer, and its load besides the requesting guests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Entry {
     pub kind: Kind,
-    /// Other instances that are configured, or ports that are known.
+    /// The number of other configured instances or known ports.
     pub others: usize,
 }
 
-/// How many guests ask, spread over how many networks.
+/// The number of guests and of their networks.
 #[derive(Clone, Copy, Debug)]
 pub struct Crowd {
     pub guests: usize,
@@ -72,14 +76,14 @@ impl Crowd {
     pub const ONE: Self = Self { guests: 1, networks: 1 };
 }
 
-/// A guest: where its requests come from, and where it sends them.
+/// A guest: the namespace of its requests, and their target.
 #[derive(Clone, Copy, Debug)]
 pub struct Caller<'a> {
     pub netns: &'a Netns,
     pub target: SocketAddr,
-    /// Who it is, where the way finds that out.
+    /// Its instance, for peers that identify guests.
     pub instance: Option<InstanceId>,
-    /// Lines of a request that say so already.
+    /// Header lines with its identity, for peers that do not.
     pub signed: &'a str,
 }
 
@@ -90,11 +94,10 @@ impl<'a> Caller<'a> {
     }
 }
 
-/// A way that is open.
+/// A running peer.
 pub trait Peer {
-    /// The guests.
     fn callers(&self) -> Vec<Caller<'_>>;
-    /// The processes that are this way's own.
+    /// Returns the peer's own processes.
     fn processes(&self) -> Vec<u32>;
 }
 
@@ -103,7 +106,7 @@ impl Entry {
         Self { kind, others: 0 }
     }
 
-    /// Opens the way.
+    /// Starts the peer.
     pub fn start(self, upstream: &Upstream, crowd: Crowd) -> anyhow::Result<Box<dyn Peer>> {
         Ok(match self.kind {
             Kind::Direct => Box::new(direct::Direct::start(upstream, crowd)),
@@ -126,15 +129,15 @@ fn current(workers: Option<usize>) -> anyhow::Result<OvnRelease> {
 }
 
 impl Kind {
-    /// Without being asked for.
+    /// The peers that run by default.
     pub const DEFAULT: [Self; 5] = [Self::Direct, Self::Haproxy, Self::HostHaproxy, Self::Ovn, Self::Ours];
 
-    /// Whether it needs the servers behind Neutron's metadata agent.
+    /// Returns true if the peer needs the servers behind Neutron's metadata agent.
     pub const fn needs_openstack(self) -> bool {
         matches!(self, Self::Legacy | Self::LegacyWorkers | Self::LegacyRouter | Self::LegacyCache)
     }
 
-    /// Whether Nova learns from it who asks, guest by guest.
+    /// Returns true if the peer sends each guest's identity to Nova.
     pub const fn identifies(self) -> bool {
         !matches!(self, Self::Haproxy | Self::HostHaproxy)
     }
@@ -147,15 +150,15 @@ impl Kind {
         }
     }
 
-    /// What this machine lacks for it.
-    pub fn lacks(self) -> Option<String> {
+    /// Returns what this machine lacks for the peer.
+    pub fn missing(self) -> Option<String> {
         let (present, what) = match self {
             Self::Direct | Self::Ours => return None,
             Self::Haproxy | Self::HostHaproxy => {
                 (machine::has_program("haproxy"), "haproxy is not installed")
             }
             Self::OvnCurrent | Self::OvnCurrentWorkers => {
-                return Self::Ovn.lacks().or_else(|| OvnRelease::current(None).err());
+                return Self::Ovn.missing().or_else(|| OvnRelease::current(None).err());
             }
             Self::Ovn => (
                 machine::has_program("haproxy") && machine::has_neutron_agent() && machine::has_southbound(),
@@ -166,7 +169,7 @@ impl Kind {
                 "haproxy or python3-neutron is not installed",
             ),
             Self::Legacy | Self::LegacyWorkers | Self::LegacyRouter | Self::LegacyCache => (
-                machine::has_program("haproxy") && OpenStack::lacks().is_none(),
+                machine::has_program("haproxy") && OpenStack::missing().is_none(),
                 "haproxy, neutron-server, nova-api, mariadb-server, rabbitmq-server or python3-pymysql is not installed \
                  (`cargo xtask setup --for bench`)",
             ),
@@ -184,10 +187,10 @@ impl fmt::Display for Kind {
             Self::Ours => "ours",
             Self::NeutronAgent => "neutron-agent (RPC replaced)",
             Self::Ovn => "ovn",
-            Self::OvnCurrent => "ovn of today",
-            Self::OvnCurrentWorkers => "ovn of today, 2 workers",
+            Self::OvnCurrent => "ovn (current)",
+            Self::OvnCurrentWorkers => "ovn (current), 2 workers",
             Self::Legacy => "legacy",
-            Self::LegacyWorkers => "legacy, a worker a core",
+            Self::LegacyWorkers => "legacy, one worker per core",
             Self::LegacyRouter => "legacy, by router",
             Self::LegacyCache => "legacy, cache",
         })
@@ -216,7 +219,7 @@ impl fmt::Display for Entry {
     }
 }
 
-/// A choice of peers on the command line.
+/// Peers chosen on the command line.
 #[derive(Clone, Debug)]
 pub struct Choice(pub Vec<Kind>);
 
@@ -241,6 +244,6 @@ mod tests {
         let chosen = |text: &str| text.parse::<Choice>().map(|choice| choice.0);
         assert_eq!(chosen("direct,ours"), Ok(vec![Kind::Direct, Kind::Ours]));
         assert_eq!(chosen("all").map(|kinds| kinds.len()), Ok(Kind::value_variants().len()));
-        assert!(chosen("direct,nobody").is_err());
+        assert!(chosen("direct,unknown").is_err());
     }
 }

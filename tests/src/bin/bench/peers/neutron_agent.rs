@@ -1,5 +1,6 @@
-//! `neutron-agent (RPC replaced)`: haproxy for each network, and Neutron's own metadata agent behind its socket. Its questions to
-//! neutron-server are answered from memory, on the spot: what a message bus and a database would add is left out.
+//! `neutron-agent (RPC replaced)`: a haproxy per network, and Neutron's own metadata agent behind
+//! its socket. Its queries to neutron-server are answered from memory, without the cost of a
+//! message bus and a database.
 
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt as _;
@@ -15,7 +16,7 @@ use super::super::upstream::Upstream;
 use super::haproxy::plug;
 use super::{Caller, Crowd, Peer};
 
-/// In the order they go.
+/// Fields are in drop order.
 pub struct Original {
     haproxies: Vec<Haproxy>,
     agent: OriginalAgent,
@@ -30,12 +31,12 @@ impl Original {
         let server = upstream.cable(host.netns());
         let (networks, guests) = plug(&host, crowd);
         upstream.introduce(networks.iter().map(|network| network.id), guests.iter().map(|guest| &guest.port));
-        // Haproxy is nobody's, and must reach the socket.
+        // haproxy runs as nobody and must reach the socket.
         let folder = tempfile::Builder::new().prefix("neutron-").tempdir()?;
         fs::set_permissions(folder.path(), Permissions::from_mode(0o755))?;
         let socket = folder.path().join("metadata_proxy");
         let ports = guests.iter().map(|guest| &guest.port);
-        let agent = OriginalAgent::asking(host.netns(), &socket, ports, server, SECRET);
+        let agent = OriginalAgent::forwarding_to(host.netns(), &socket, ports, server, SECRET);
         let haproxies =
             networks.iter().map(|network| Haproxy::start(network, Driver::Dhcp, &socket)).collect();
         Ok(Self { haproxies, agent, guests, _folder: folder, _host: host })

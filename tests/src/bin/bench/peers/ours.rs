@@ -1,5 +1,5 @@
-//! `ours`: the agent of this project, and its programs on every guest's tap. Limits of a single port are off, as a few guests stand
-//! for all of a host.
+//! `ours`: the agent of this project, and its programs on every guest's tap. The limits per port
+//! are off, because a few guests stand for all guests of a host.
 
 use std::path::PathBuf;
 
@@ -11,7 +11,7 @@ use super::super::upstream::Upstream;
 use super::haproxy::plug;
 use super::{Caller, Crowd, Peer};
 
-/// In the order they go.
+/// Fields are in drop order.
 pub struct Ours {
     pub process: AgentProcess,
     pub agent: Agent,
@@ -26,7 +26,7 @@ impl Ours {
         let server = upstream.cable(host.netns());
         let (networks, guests) = plug(&host, crowd);
         upstream.introduce(networks.iter().map(|network| network.id), guests.iter().map(|guest| &guest.port));
-        let mut installer = Agent::asking(&host, server, SECRET)
+        let mut installer = Agent::forwarding_to(&host, server, SECRET)
             .set("metadata_agent", "syn_rate_limit", "0")
             .set("metadata_agent", "connections_per_port", "65536");
         for guest in &guests {
@@ -43,7 +43,7 @@ impl Ours {
         Ok(Self { process, agent, guests, networks, host })
     }
 
-    /// Where the agent pins its maps.
+    /// Returns the folder with the agent's pinned maps.
     pub fn pins(&self) -> PathBuf {
         self.agent.pins()
     }

@@ -1,6 +1,6 @@
-//! `ovn`: haproxy for each network, and behind its socket the proxy of neutron-ovn-metadata-agent, and a Southbound database that
-//! OVN's own server serves. As Debian packages it (Neutron 21) it has the number of workers that is its default there; today's
-//! (Neutron 29) answers one request at a time by default.
+//! `ovn`: a haproxy per network, and behind its socket the proxy of neutron-ovn-metadata-agent and
+//! a Southbound database served by OVN's own server. Debian's package (Neutron 21) has its default
+//! number of workers. Current Neutron (29) handles one request at a time by default.
 
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt as _;
@@ -17,7 +17,7 @@ use super::{Caller, Crowd, Peer};
 
 const CHASSIS: &str = "hypervisor";
 
-/// In the order they go.
+/// Fields are in drop order.
 pub struct Ovn {
     haproxies: Vec<Haproxy>,
     agent: OvnAgent,
@@ -39,7 +39,7 @@ impl Ovn {
             let on_it = guests.iter().map(|guest| &guest.port).filter(|port| port.network == network.id);
             southbound.bind_at(&chassis, network.id, &on_it.collect::<Vec<_>>());
         }
-        // Haproxy is nobody's, and must reach the socket.
+        // haproxy runs as nobody and must reach the socket.
         let folder = tempfile::Builder::new().prefix("neutron-").tempdir()?;
         fs::set_permissions(folder.path(), Permissions::from_mode(0o755))?;
         let socket = folder.path().join("metadata_proxy");

@@ -1,7 +1,8 @@
-//! An HTTP server in a namespace that records what it gets and fails as told.
+//! An HTTP server in a namespace that records its requests and fails on demand.
 //!
-//! One thread, one current-thread runtime, until the value is dropped. What it answers is decided by a function of
-//! the recorded request; how it behaves around that, by its [`Mode`], which a test may change at any time.
+//! It runs a current-thread runtime on one thread until the value is dropped. A function of the
+//! recorded request decides the response. The [`Mode`] decides everything else and can be changed
+//! by a test at any time.
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -18,25 +19,22 @@ use crate::wait::PATIENCE;
 
 mod connection;
 
-/// A request as it arrived.
 #[derive(Clone, Debug)]
 pub struct Recorded {
-    /// Number of the connection it came on, from 0.
+    /// The number of its connection, from 0.
     pub connection: u64,
-    /// Where that connection came from.
     pub peer: SocketAddr,
-    /// The method.
     pub method: String,
     /// The request target, undecoded, with its query.
     pub path: String,
-    /// Names in lower case with their values, in order.
+    /// The headers in order, with names in lower case.
     pub headers: Vec<(String, String)>,
-    /// The body, without its framing.
+    /// The body without its framing.
     pub body: Bytes,
 }
 
 impl Recorded {
-    /// All values of this header, joined as a WSGI server joins them.
+    /// Returns all values of this header, joined as by a WSGI server.
     #[must_use]
     pub fn header(&self, name: &str) -> Option<String> {
         let values: Vec<&str> = self
@@ -49,32 +47,28 @@ impl Recorded {
     }
 }
 
-/// What to answer. `Content-Length` and `Date` are added.
+/// A response. `Content-Length` and `Date` are added.
 #[derive(Clone, Debug)]
 pub struct Answer {
-    /// The status.
     pub status: u16,
-    /// Headers, in order.
     pub headers: Vec<(String, String)>,
-    /// The body.
     pub body: Bytes,
 }
 
 impl Answer {
-    /// An answer with one `Content-Type`.
+    /// Builds a response with one `Content-Type`.
     #[must_use]
     pub fn new(status: u16, content_type: &str, body: impl Into<Bytes>) -> Self {
         let headers = vec![("content-type".to_owned(), content_type.to_owned())];
         Self { status, headers, body: body.into() }
     }
 
-    /// A text as Nova labels it.
+    /// Builds a text response with Nova's content type.
     #[must_use]
     pub fn text(status: u16, text: &str) -> Self {
         Self::new(status, "text/plain; charset=UTF-8", text.to_owned())
     }
 
-    /// A redirect.
     #[must_use]
     pub fn redirect(location: &str) -> Self {
         let headers = vec![("location".to_owned(), location.to_owned())];
@@ -82,22 +76,22 @@ impl Answer {
     }
 }
 
-/// How the server behaves.
+/// The behaviour of the server.
 #[derive(Clone, Debug)]
 pub enum Mode {
-    /// Answers.
+    /// Responds.
     Serve,
     /// Is down: the listener and all connections are closed.
     Refuse,
-    /// Accepts and records, but answers only once the mode is another one.
+    /// Accepts and records requests, but responds only once the mode has changed.
     Hold,
-    /// Holds requests for this path, and answers all others.
+    /// Holds requests for this path and responds to all others.
     HoldPath(&'static str),
-    /// Sends the head and half of the body of its answer, then resets the connection.
+    /// Sends the head and half of the body, then resets the connection.
     ResetMidBody,
-    /// Answers this to everything.
+    /// Sends this response to every request.
     Fixed(Answer),
-    /// Answers these bytes to everything at once, unrecorded: for benches.
+    /// Sends these bytes to every request at once, unrecorded; for benches.
     Static(Bytes),
 }
 
@@ -111,11 +105,10 @@ impl Mode {
     }
 }
 
-/// A running server.
 pub struct HttpServer {
     address: SocketAddr,
     shared: Arc<Shared>,
-    // Dropped before the thread is joined: the end of the commands is the end of the runtime.
+    // Dropped before the thread is joined, because the runtime ends when this channel closes.
     commands: Option<mpsc::UnboundedSender<Command>>,
     thread: Option<JoinHandle<()>>,
 }
@@ -135,14 +128,14 @@ struct Log {
     subscribers: Vec<mpsc::UnboundedSender<Recorded>>,
 }
 
-/// Opens or closes the listener and says when that is done.
+/// Opens or closes the listener and signals completion.
 enum Command {
     Open(std_mpsc::Sender<()>),
     Close(std_mpsc::Sender<()>),
 }
 
 impl HttpServer {
-    /// Starts in a namespace; port 0 lets the kernel choose.
+    /// Starts in a namespace. With port 0 the kernel chooses a port.
     pub fn start(
         netns: &Netns,
         listen: SocketAddr,
@@ -158,7 +151,8 @@ impl HttpServer {
             respond: Box::new(respond),
         });
         let (commands, inbox) = mpsc::unbounded_channel();
-        // The runtime's thread stays inside, so that a reopened listener is in the same namespace.
+        // The runtime's thread stays in the namespace, so that a reopened listener is in it as
+        // well.
         let thread = netns.enter(|| {
             let shared = Arc::clone(&shared);
             thread::spawn(move || {
@@ -170,13 +164,12 @@ impl HttpServer {
         Self { address, shared, commands: Some(commands), thread: Some(thread) }
     }
 
-    /// Where it listens.
     #[must_use]
     pub fn address(&self) -> SocketAddr {
         self.address
     }
 
-    /// Changes the mode; in force when this returns. Held requests go on in the new mode.
+    /// Changes the mode. It is in force on return. Held requests continue in the new mode.
     pub fn set_mode(&self, mode: Mode) {
         let (done, is_done) = std_mpsc::channel();
         let command = if matches!(mode, Mode::Refuse) { Command::Close(done) } else { Command::Open(done) };
@@ -186,18 +179,18 @@ impl HttpServer {
         assert!(obeyed, "the server on {} has died", self.address);
     }
 
-    /// What arrived so far.
+    /// Returns the requests up to now.
     #[must_use]
     pub fn requests(&self) -> Vec<Recorded> {
         self.shared.log().requests.clone()
     }
 
-    /// Forgets what arrived so far.
+    /// Forgets the requests up to now.
     pub fn forget(&self) {
         self.shared.log().requests.clear();
     }
 
-    /// Waits until `count` requests have arrived and returns all there are.
+    /// Waits until `count` requests have arrived and returns all requests.
     pub fn wait_for(&self, count: usize, deadline: Duration) -> Vec<Recorded> {
         let (log, timeout) = self
             .shared
@@ -208,7 +201,7 @@ impl HttpServer {
         log.requests.clone()
     }
 
-    /// Every request from now on.
+    /// Subscribes to all future requests.
     #[must_use]
     pub fn subscribe(&self) -> mpsc::UnboundedReceiver<Recorded> {
         let (sender, receiver) = mpsc::unbounded_channel();

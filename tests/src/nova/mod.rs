@@ -1,7 +1,7 @@
 //! A stand-in for nova-api-metadata behind a Neutron proxy (`service_metadata_proxy=True`).
 //!
-//! It checks who is asking as nova/api/metadata/handler.py does and answers from [`Instance`] records in the words
-//! and types of the real one. That it does is held against recorded answers.
+//! It verifies clients as nova/api/metadata/handler.py does and responds from [`Instance`] records
+//! in the wording and types of the real service. Tests compare it with recorded responses.
 
 use std::collections::HashMap;
 use std::fmt::Write as _;
@@ -25,10 +25,10 @@ mod path;
 
 pub use instance::Instance;
 
-/// The secret that the stand-in shares with agents unless told otherwise.
+/// The default secret that the stand-in shares with agents.
 pub const SECRET: &str = "rig-shared-secret";
 
-/// A running stand-in. Recording and modes are those of [`HttpServer`].
+/// A running stand-in. [`HttpServer`] provides recording and modes.
 #[derive(Debug)]
 pub struct NovaStandIn {
     server: HttpServer,
@@ -36,7 +36,7 @@ pub struct NovaStandIn {
     instances: Instances,
 }
 
-/// What Nova's database is to the real one, by instance id.
+/// The instances by id, in place of Nova's database.
 #[derive(Clone, Debug, Default)]
 struct Instances(Arc<Mutex<HashMap<String, Instance>>>);
 
@@ -47,7 +47,7 @@ impl Instances {
 }
 
 impl NovaStandIn {
-    /// Starts on a port of 127.0.0.1 in this namespace, knowing no instance.
+    /// Starts on a port of 127.0.0.1 in this namespace, without instances.
     #[must_use]
     pub fn start(netns: &Netns) -> Self {
         Self::start_with(netns, (Ipv4Addr::LOCALHOST, 0).into(), SECRET)
@@ -63,23 +63,22 @@ impl NovaStandIn {
         Self { server, secret: secret.to_owned(), instances }
     }
 
-    /// The secret it expects signatures from.
+    /// Returns the secret with which it verifies signatures.
     #[must_use]
     pub fn secret(&self) -> &str {
         &self.secret
     }
 
-    /// Makes an instance known, or changes it.
+    /// Adds or replaces an instance.
     pub fn add(&self, instance: Instance) {
         self.instances.lock().insert(instance.id.to_string(), instance);
     }
 
-    /// Deletes an instance.
     pub fn remove(&self, id: InstanceId) {
         self.instances.lock().remove(&id.to_string());
     }
 
-    /// The password an instance has posted.
+    /// Returns the password that an instance has posted.
     #[must_use]
     pub fn password(&self, id: InstanceId) -> Option<Vec<u8>> {
         self.instances.lock().get(&id.to_string())?.password.clone()
@@ -93,7 +92,7 @@ impl Deref for NovaStandIn {
     }
 }
 
-/// `X-Instance-ID-Signature` of an instance: HMAC-SHA256 in lower-case hex.
+/// Returns an instance's `X-Instance-ID-Signature`: HMAC-SHA256 in lower-case hex.
 #[must_use]
 pub fn signature(secret: &str, instance: &str) -> String {
     let mut mac = Hmac::<Sha256>::new_from_slice(secret.as_bytes())
@@ -110,7 +109,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn signatures_are_those_of_neutron() {
+    fn signatures_match_neutron() {
         assert_eq!(
             signature("secret", "foo"),
             "773ba44693c7553d6ee20f61ea5d2757a9a4f4a44d2841ae4e95b52e4cd62db4"

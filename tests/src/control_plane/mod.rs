@@ -1,8 +1,10 @@
-//! The real Keystone and the real neutron-server, as Debian packages them, in the namespace of a host.
+//! The real Keystone and the real neutron-server, as Debian packages them, in the namespace of a
+//! host.
 //!
-//! Configuration, databases, keys and logs are in a folder of this value's own, and processes, folder and namespace end
-//! with it. Keystone runs in uWSGI, as the package runs it. Databases are SQLite files, and Neutron's messages to agents go
-//! nowhere: there are none. A namespace of its own lets both keep their usual ports, however many tests run.
+//! This value owns the folder with configuration, databases, keys and logs. Processes, folder and
+//! namespace end with it. Keystone runs in uWSGI, as the package runs it. The databases are SQLite
+//! files. Neutron's messages to agents are discarded because there are no agents. Each test has its
+//! own namespace, so both services keep their usual ports.
 
 use std::fs;
 use std::net::{IpAddr, Ipv4Addr};
@@ -27,28 +29,26 @@ mod service;
 pub use keystone::Keystone;
 pub use neutron::Neutron;
 
-/// The administrator's name, and the name of the administrator's project.
+/// The name of the administrator and of the administrator's project.
 pub const ADMIN: &str = "admin";
-/// The administrator's password.
 pub const PASSWORD: &str = "rig-password";
-/// The only region.
 pub const REGION: &str = "rig";
 
-/// `[database]`: nothing has to survive the machine, so nothing waits for a disk.
+/// `[database]`: the data need not survive a crash, so nothing is synced to disk.
 const DATABASE_OPTIONS: &str = "sqlite_synchronous = false\n";
 
-/// A cloud without a Nova.
+/// A cloud without Nova.
 #[derive(Debug)]
 pub struct ControlPlane {
-    /// Keystone, to stop and start.
+    /// Keystone, which can be stopped and started.
     pub keystone: Keystone,
-    /// neutron-server, to stop and start.
+    /// neutron-server, which can be stopped and started.
     pub neutron: Neutron,
     host: Host,
     folder: TempDir,
 }
 
-/// What Nova or one of Neutron's agents tells about a port.
+/// The binding of a port, as Nova or one of Neutron's agents sets it.
 #[derive(Clone, Copy, Debug)]
 pub struct Binding<'a> {
     /// `device_owner`.
@@ -60,18 +60,18 @@ pub struct Binding<'a> {
 }
 
 impl ControlPlane {
-    /// Both, on this host's 127.0.0.1, with tokens that last an hour.
+    /// Starts both on the host's 127.0.0.1, with tokens that are valid for an hour.
     #[must_use]
     pub fn start(host: &Host) -> Self {
         Self::start_with(host, 3600)
     }
 
-    /// Both, with tokens that last so many seconds.
+    /// Starts both, with tokens that are valid for this number of seconds.
     #[must_use]
     pub fn start_with(host: &Host, token_seconds: u32) -> Self {
         let folder = tempfile::Builder::new().prefix("control-plane-").tempdir();
         let folder = folder.unwrap_or_else(|e| panic!("make a folder for a control plane: {e}"));
-        // Each spends most of its start on reading Python.
+        // Each spends most of its start on loading Python modules, so start them in parallel.
         let (keystone, neutron) = thread::scope(|scope| {
             let neutron = scope.spawn(|| Neutron::install(host, folder.path()));
             let keystone = Keystone::install(host, folder.path(), token_seconds);
@@ -83,19 +83,19 @@ impl ControlPlane {
         plane
     }
 
-    /// Keystone, as `auth_url` names it.
+    /// Returns the URL of Keystone for `auth_url`.
     #[must_use]
     pub fn auth_url(&self) -> String {
         keystone::URL.to_owned()
     }
 
-    /// A token of the administrator's.
+    /// Returns a token of the administrator.
     #[must_use]
     pub fn token(&self) -> String {
         keystone::token(&self.host)
     }
 
-    /// An application credential of the administrator's: its id and its secret.
+    /// Creates an application credential of the administrator. Returns its id and its secret.
     #[must_use]
     pub fn application_credential(&self) -> (String, String) {
         let token = self.token();
@@ -110,7 +110,7 @@ impl ControlPlane {
         (text(&made["id"]), text(&made["secret"]))
     }
 
-    /// A network with one subnet.
+    /// Creates a network with one subnet.
     #[must_use]
     pub fn create_network(&self, subnet: &str) -> NetworkId {
         let made = self.network_api("POST", "/networks", &json!({ "network": { "name": "rig" } }));
@@ -120,7 +120,7 @@ impl ControlPlane {
         id.parse().unwrap_or_else(|e| panic!("{id}: {e}"))
     }
 
-    /// A router with this address on a network.
+    /// Creates a router with this address on a network.
     #[must_use]
     pub fn create_router(&self, network: NetworkId, address: Ipv4Addr) -> Uuid {
         let made = self.network_api("POST", "/routers", &json!({ "router": { "name": "rig" } }));
@@ -132,7 +132,8 @@ impl ControlPlane {
         id.parse().unwrap_or_else(|e| panic!("{id}: {e}"))
     }
 
-    /// A trunk of a port that is not bound yet, with these subports, each of which becomes a port; hands back its id.
+    /// Creates a trunk for an unbound port with these subports, each of which becomes a port.
+    /// Returns the trunk's id.
     #[must_use]
     pub fn create_trunk(&self, network: NetworkId, parent: &Port, subports: &mut [Subport]) -> Uuid {
         let mut entries = Vec::new();
@@ -153,13 +154,14 @@ impl ControlPlane {
         id.parse().unwrap_or_else(|e| panic!("{id}: {e}"))
     }
 
-    /// Takes a subport off its trunk.
+    /// Removes a subport from its trunk.
     pub fn remove_subport(&self, trunk: Uuid, subport: &Subport) {
         let body = json!({ "sub_ports": [{ "port_id": subport.id }] });
         self.network_api("PUT", &format!("/trunks/{trunk}/remove_subports"), &body);
     }
 
-    /// A port with the addresses and the project of this one: the same port with the id that Neutron gave it.
+    /// Creates a port with the addresses and the project of `port`. Returns that port with the id
+    /// that Neutron assigned.
     #[must_use]
     pub fn create_port(&self, network: NetworkId, port: &Port, binding: &Binding<'_>) -> Port {
         let addresses: Vec<_> = port
@@ -177,7 +179,7 @@ impl ControlPlane {
         Port { id: id.parse().unwrap_or_else(|e| panic!("{id}: {e}")), network, ..port.clone() }
     }
 
-    /// Tells Neutron about a port anew.
+    /// Updates the binding of a port.
     pub fn bind_port(&self, port: PortId, binding: &Binding<'_>) {
         let body = json!({ "port": {
             "device_owner": binding.owner, "device_id": binding.device, "binding:host_id": binding.host,
@@ -185,18 +187,18 @@ impl ControlPlane {
         self.network_api("PUT", &format!("/ports/{port}"), &body);
     }
 
-    /// Gives a port this address instead of those that it has.
+    /// Replaces the addresses of a port by this one.
     pub fn readdress_port(&self, port: PortId, address: Ipv4Addr) {
         let body = json!({ "port": { "fixed_ips": [{ "ip_address": address }] } });
         self.network_api("PUT", &format!("/ports/{port}"), &body);
     }
 
-    /// Deletes a port.
     pub fn delete_port(&self, port: PortId) {
         self.network_api("DELETE", &format!("/ports/{port}"), &Value::Null);
     }
 
-    /// The options by which an agent uses the administrator's password, by name and value.
+    /// Returns the names and values of the options with which an agent uses the administrator's
+    /// password.
     #[must_use]
     pub fn password_options(&self) -> [(&'static str, String); 6] {
         [
@@ -209,7 +211,6 @@ impl ControlPlane {
         ]
     }
 
-    /// Where everything of it is.
     #[must_use]
     pub fn folder(&self) -> PathBuf {
         self.folder.path().to_owned()
@@ -221,18 +222,19 @@ impl ControlPlane {
     }
 }
 
-/// An address of the loopback interface.
+/// Returns an address of the loopback interface.
 const fn local(port: u16) -> (IpAddr, u16) {
     (IpAddr::V4(Ipv4Addr::LOCALHOST), port)
 }
 
 fn text(value: &Value) -> String {
-    value.as_str().unwrap_or_else(|| panic!("no text where one is due: {value}")).to_owned()
+    value.as_str().unwrap_or_else(|| panic!("expected text: {value}")).to_owned()
 }
 
-/// Has a database keep its changes in a log, in which they do not wait for those who read (`PRAGMA journal_mode`). Without it
-/// a change fails while a transaction that has read something is open, and in neutron-server, which is one thread, that
-/// transaction cannot even end meanwhile. It holds for the file.
+/// Switches the database to write-ahead logging (`PRAGMA journal_mode`), so that writers do not
+/// wait for readers. Otherwise a write fails while a reading transaction is open. neutron-server is
+/// single-threaded, so that transaction could not even end in the meantime. The setting is stored
+/// in the file.
 fn let_readers_be(database: &Path) {
     let script = "import sqlite3, sys\n\
          mode, = sqlite3.connect(sys.argv[1]).execute('PRAGMA journal_mode = WAL').fetchone()\n\

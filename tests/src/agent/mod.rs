@@ -1,7 +1,8 @@
 //! The agent under test: its configuration, and processes of the real binary.
 //!
-//! An [`Agent`] is an installation on a [`Host`]: configuration, inventory, names that nobody else has. It may run
-//! several processes, as an upgrade does. When the installation and all its processes are gone, `detach` has run.
+//! An [`Agent`] is an installation on a [`Host`]: a configuration, an inventory and unique names.
+//! It may run several processes, as during an upgrade. When the installation and all its processes
+//! have been dropped, `detach` has run.
 
 use std::fmt::Write as _;
 use std::fs;
@@ -24,7 +25,8 @@ mod process;
 
 pub use process::{AgentProcess, NotReady};
 
-/// Where the agent's binary is: `METADATA_AGENT_BIN`, or beside what cargo has built this test into.
+/// Returns the path of the agent's binary: `METADATA_AGENT_BIN`, or the one in cargo's target
+/// directory.
 #[must_use]
 pub fn binary() -> PathBuf {
     if let Some(path) = std::env::var_os("METADATA_AGENT_BIN") {
@@ -36,7 +38,7 @@ pub fn binary() -> PathBuf {
     found.unwrap_or_else(|| panic!("no metadata-agent beside {}; set METADATA_AGENT_BIN", this.display()))
 }
 
-/// The name of the portal's namespace on a host of this name.
+/// Returns the name of the portal namespace of a host.
 #[must_use]
 pub fn portal_of(host: &str) -> String {
     format!("{host}-portal")
@@ -59,7 +61,7 @@ struct Installation {
     is_placeholder: bool,
 }
 
-/// What to install.
+/// Builds an installation.
 #[derive(Debug)]
 pub struct Installer {
     host: Host,
@@ -72,15 +74,16 @@ pub struct Installer {
 }
 
 impl Agent {
-    /// An installation on this host that asks this Nova.
+    /// Starts an installation on this host that forwards to this Nova.
     #[must_use]
     pub fn on(host: &Host, nova: &NovaStandIn) -> Installer {
-        Self::asking(host, nova.address(), nova.secret())
+        Self::forwarding_to(host, nova.address(), nova.secret())
     }
 
-    /// An installation on this host that asks a Nova at this address, with this secret.
+    /// Starts an installation on this host that forwards to a Nova at this address with this
+    /// secret.
     #[must_use]
-    pub fn asking(host: &Host, nova: SocketAddr, secret: &str) -> Installer {
+    pub fn forwarding_to(host: &Host, nova: SocketAddr, secret: &str) -> Installer {
         let portal = portal_of(host.netns().name());
         Installer {
             host: host.clone(),
@@ -104,43 +107,40 @@ impl Agent {
         process
     }
 
-    /// Starts a process with more arguments, and does not wait.
+    /// Starts a process with additional arguments, without waiting.
     #[must_use]
     pub fn spawn(&self, args: &[String]) -> AgentProcess {
         AgentProcess::spawn(Arc::clone(&self.installation), args)
     }
 
-    /// The name of the portal's namespace.
     #[must_use]
     pub fn portal(&self) -> &str {
         &self.installation.portal
     }
 
-    /// The admin socket.
     #[must_use]
     pub fn admin_socket(&self) -> PathBuf {
         self.installation.admin_socket()
     }
 
-    /// Where its processes pin links and maps.
+    /// Returns the folder in which its processes pin links and maps.
     #[must_use]
     pub fn pins(&self) -> PathBuf {
         self.installation.pins()
     }
 
-    /// The configuration file.
     #[must_use]
     pub fn config_file(&self) -> PathBuf {
         self.installation.path("metadata_agent.ini")
     }
 
-    /// The folder that the libvirt source watches, empty at first.
+    /// Returns the folder that the libvirt source watches. It is empty at first.
     #[must_use]
     pub fn libvirt_dir(&self) -> PathBuf {
         self.installation.path("libvirt")
     }
 
-    /// Replaces the static inventory at once.
+    /// Replaces the static inventory atomically.
     pub fn set_ports<'a>(&self, ports: impl IntoIterator<Item = &'a Port>) {
         let ports: Vec<&Port> = ports.into_iter().collect();
         let path = self.installation.inventory();
@@ -149,7 +149,7 @@ impl Agent {
         fs::rename(&next, &path).unwrap_or_else(|e| panic!("replace {}: {e}", path.display()));
     }
 
-    /// Runs a subcommand other than `run` to its end, however it ends.
+    /// Runs a subcommand other than `run` to its end and returns its output, even if it fails.
     pub fn ask(&self, subcommand: &str, args: &[&str]) -> Output {
         let mut command = self.installation.command(subcommand);
         command.args(args).output().unwrap_or_else(|e| panic!("run {command:?}: {e}"))
@@ -160,7 +160,7 @@ impl Agent {
         netns::output_of(&mut self.installation.command("detach"));
     }
 
-    /// A subcommand with this installation's configuration, in the host's namespace, not started yet.
+    /// Builds a subcommand with this installation's configuration, in the host's namespace.
     #[must_use]
     pub fn command(&self, subcommand: &str) -> Command {
         self.installation.command(subcommand)
@@ -168,21 +168,21 @@ impl Agent {
 }
 
 impl Installer {
-    /// Sets an option; the last word on it counts.
+    /// Sets an option. A later value replaces an earlier one.
     #[must_use]
     pub fn set(mut self, group: &str, key: &str, value: &str) -> Self {
         self.options.push((group.to_owned(), key.to_owned(), value.to_owned()));
         self
     }
 
-    /// Puts a port into the static inventory.
+    /// Adds a port to the static inventory.
     #[must_use]
     pub fn port(mut self, port: &Port) -> Self {
         self.ports.push(port.clone());
         self
     }
 
-    /// Attaches nothing in the host's own namespace: guests are met in the namespaces of these names alone.
+    /// Attaches nothing in the host's own namespace: guests are served in these namespaces only.
     #[must_use]
     pub fn only_in(self, namespaces: &str) -> Self {
         self.set("metadata_agent", "guest_interfaces", "none*").set(
@@ -192,28 +192,28 @@ impl Installer {
         )
     }
 
-    /// Sets a variable in the agent's environment.
+    /// Sets an environment variable of the agent.
     #[must_use]
     pub fn env(mut self, key: &str, value: &str) -> Self {
         self.environment.push((key.to_owned(), value.to_owned()));
         self
     }
 
-    /// Takes this binary instead of [`binary`].
+    /// Uses this binary instead of [`binary`].
     #[must_use]
     pub fn binary(mut self, path: impl Into<PathBuf>) -> Self {
         self.binary = Some(path.into());
         self
     }
 
-    /// Lets the agent write to this process's own output instead of keeping what it says.
+    /// Lets the agent write to the output of this process instead of capturing it.
     #[must_use]
     pub fn pass_output(mut self) -> Self {
         self.pass_output = true;
         self
     }
 
-    /// Writes everything down.
+    /// Writes the configuration and the inventory.
     #[must_use]
     pub fn install(self) -> Agent {
         let Self { host, binary: given, portal, options, ports, environment, pass_output } = self;
@@ -262,15 +262,15 @@ impl Installation {
         let own = own.iter().map(|(key, value)| ("metadata_agent", *key, value.as_str()));
         let given = options.iter().map(|(group, key, value)| (group.as_str(), key.as_str(), value.as_str()));
         own.chain(given).fold(String::new(), |mut text, (group, key, value)| {
-            // A `$` would be a reference to another option.
+            // A `$` would refer to another option.
             let written = write!(text, "[{group}]\n{key} = {}\n", value.replace('$', "$$"));
             written.unwrap_or_else(|_| unreachable!("writing to a String cannot fail"));
             text
         })
     }
 
-    /// A subcommand of the agent, in the host's namespace and a process group of its own: what a terminal sends to
-    /// the foreground is for us, who then stop it in order.
+    /// Builds a subcommand of the agent in the host's namespace and in its own process group. A
+    /// signal from the terminal reaches only this process, which then stops the agent in order.
     fn command(&self, subcommand: &str) -> Command {
         let mut command = self.host.netns().command(&self.binary);
         command.arg(subcommand).arg("--config-file").arg(self.path("metadata_agent.ini"));
@@ -287,7 +287,7 @@ impl Drop for Installation {
             Ok(output) => format!("{}\n{}", output.status, String::from_utf8_lossy(&output.stderr)),
             Err(e) => format!("run {}: {e}", self.binary.display()),
         };
-        // What stays behind is a fault of the agent's, if it is one at all and not a program in its place.
+        // Leftovers are a fault of the agent, unless a placeholder runs instead of it.
         assert!(self.is_placeholder || thread::panicking(), "detach: {fault}");
         eprintln!("detach: {fault}");
     }

@@ -1,7 +1,9 @@
-//! The real servers behind Neutron's metadata agent, as Debian packages them: MariaDB, RabbitMQ, neutron-server and
-//! nova-api-metadata. What they know of networks, ports and instances is made through their own objects.
+//! The real servers behind Neutron's metadata agent, as Debian packages them: MariaDB, RabbitMQ,
+//! neutron-server and nova-api-metadata. Networks, ports and instances are created through their
+//! own objects.
 //!
-//! Everything is in one namespace and one folder, and ends with the value; Nova and Neutron ask nobody who they are.
+//! Everything is in one namespace and one folder, which are removed with the value. Nova and
+//! Neutron run without authentication.
 
 use std::fs;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -29,9 +31,9 @@ use neutron::Neutron;
 use nova::Nova;
 use rabbitmq::RabbitMq;
 
-/// Debian's, whose packages the servers are.
+/// Debian's Python, for its packages of the servers.
 const PYTHON: &str = "/usr/bin/python3";
-/// Files that only they bring, and the packages to name where one is missing.
+/// Files that identify the installed packages, and the names of these packages.
 const SIGNS: [(&str, &str); 5] = [
     ("/usr/sbin/mariadbd", "mariadb-server"),
     ("/usr/lib/rabbitmq/bin/rabbitmq-server", "rabbitmq-server"),
@@ -40,7 +42,7 @@ const SIGNS: [(&str, &str); 5] = [
     ("/usr/lib/python3/dist-packages/pymysql/__init__.py", "python3-pymysql"),
 ];
 
-/// All of them, running. In the order they go.
+/// All servers, running. Fields are in drop order.
 #[derive(Debug)]
 pub struct OpenStack {
     nova: Nova,
@@ -51,16 +53,17 @@ pub struct OpenStack {
 }
 
 impl OpenStack {
-    /// Where nova-api-metadata listens, at every address of the namespace.
+    /// The port of nova-api-metadata, on every address of the namespace.
     pub const NOVA_PORT: u16 = nova::PORT;
 
-    /// The Debian package that is missing for it.
+    /// Returns the first Debian package that is not installed.
     #[must_use]
-    pub fn lacks() -> Option<&'static str> {
+    pub fn missing() -> Option<&'static str> {
         SIGNS.iter().find(|(file, _)| !Path::new(file).is_file()).map(|(_, package)| *package)
     }
 
-    /// Installs and starts them in this namespace. Nova has so many processes, and shares this secret.
+    /// Installs and starts the servers in this namespace. Nova has this number of processes and
+    /// this secret.
     #[must_use]
     pub fn start(netns: &Netns, nova_processes: usize, secret: &str) -> Self {
         let folder = tempfile::Builder::new().prefix("openstack-").tempdir();
@@ -80,8 +83,8 @@ impl OpenStack {
         Self { nova, neutron, rabbit, maria, folder }
     }
 
-    /// Makes these networks of 10.0.0.0/24, each with a router of the same id at its gateway, and these ports with their
-    /// instances.
+    /// Creates these networks with the CIDR 10.0.0.0/24, each with a router with the same id at its
+    /// gateway, and these ports with their instances.
     pub fn add<'a>(
         &self,
         networks: impl IntoIterator<Item = NetworkId>,
@@ -99,20 +102,20 @@ impl OpenStack {
         self.nova.add(&path);
     }
 
-    /// The processes that answer a question of Neutron's metadata agent.
+    /// Returns the processes that handle a query of Neutron's metadata agent.
     #[must_use]
     pub fn asked_by_neutron(&self) -> Vec<u32> {
         [vec![self.maria.pid(), self.rabbit.pid()], self.neutron.processes()].concat()
     }
 
-    /// Those of Nova.
+    /// Returns the processes of Nova.
     #[must_use]
     pub fn nova(&self) -> Vec<u32> {
         self.nova.processes()
     }
 }
 
-/// Of each network of the rig's.
+/// The CIDR of every network of the rig.
 const CIDR: &str = "10.0.0.0/24";
 const GATEWAY: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 1);
 

@@ -1,4 +1,5 @@
-//! A host's Open vSwitch, of which nothing but the database is there: the rows that Nova's plugs and Neutron's agents write.
+//! The database of a host's Open vSwitch, without a switch: the rows that Nova's plugs and
+//! Neutron's agents write.
 
 pub mod server;
 
@@ -14,59 +15,57 @@ use server::{Schema, Server};
 pub(crate) const SCHEMA: Schema =
     Schema { path: "/usr/share/openvswitch/vswitch.ovsschema", database: "Open_vSwitch" };
 
-/// The integration bridge.
 const INTEGRATION: &str = "br-int";
 
-/// The database, and a server of it while that runs.
+/// The database and its server, if it runs.
 #[derive(Debug)]
 pub struct Ovsdb {
     server: Server,
 }
 
-/// How a guest is plugged into Open vSwitch.
+/// The way in which a guest is plugged into Open vSwitch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Plug {
     /// The tap is on the bridge.
     Direct,
-    /// The tap is on a Linux bridge of its own, and what is on Open vSwitch's is called `qvo`.
+    /// The tap is on a private Linux bridge, and the interface in Open vSwitch is named `qvo`.
     Hybrid,
 }
 
 impl Ovsdb {
-    /// An empty database that is served.
+    /// Serves an empty database.
     #[must_use]
     pub fn start() -> Self {
-        Self::of(Server::alone(SCHEMA), None)
+        Self::serve(Server::alone(SCHEMA), None)
     }
 
-    /// The same, served as it was prepared.
+    /// Serves an empty database after `prepare`.
     #[must_use]
     pub fn start_with(netns: &Netns, prepare: impl FnOnce(&mut Server)) -> Self {
         let mut server = Server::alone(SCHEMA);
         prepare(&mut server);
-        Self::of(server, Some(netns))
+        Self::serve(server, Some(netns))
     }
 
-    fn of(mut server: Server, netns: Option<&Netns>) -> Self {
+    fn serve(mut server: Server, netns: Option<&Netns>) -> Self {
         server.start(netns);
         let ovsdb = Self { server };
         ovsdb.ensure_bridge();
         ovsdb
     }
 
-    /// The server, as `ovsdb_connection` names it.
+    /// Returns the server's address for `ovsdb_connection`.
     #[must_use]
     pub fn remote(&self) -> String {
         self.server.remote()
     }
 
-    /// The server's socket.
     #[must_use]
     pub fn socket(&self) -> PathBuf {
         self.server.socket()
     }
 
-    /// Plugs a port of a guest, as os-vif does, on a network of Neutron's OVS agent.
+    /// Plugs a guest's port as os-vif does, on a network of Neutron's OVS agent.
     pub fn plug(&self, port: &Port, plug: Plug) {
         let prefix = match plug {
             Plug::Direct => "tap",
@@ -76,7 +75,8 @@ impl Ovsdb {
         self.insert(&name, &of_guest(port), &[("net_uuid", port.network.to_string())]);
     }
 
-    /// Unplugs what is at a port's tap and plugs the port there, in one transaction: its row is another one.
+    /// Unplugs the interface of a port's tap and plugs the port there in one transaction, which
+    /// creates a new row.
     pub fn replug(&self, port: &Port) {
         let old = json!([["name", "==", port.tap()]]);
         let select = json!({ "op": "select", "table": "Port", "where": old, "columns": ["_uuid"] });
@@ -90,7 +90,8 @@ impl Ovsdb {
         self.transact(&[unplug, insert, hold, put]);
     }
 
-    /// Plugs a port that is the parent of a trunk: os-vif puts its tap on the trunk's bridge, and the agent connects that.
+    /// Plugs the parent port of a trunk: os-vif puts its tap on the trunk's bridge, and the agent
+    /// connects the bridge.
     pub fn plug_trunk(&self, port: &Port) {
         let tap = json!({ "name": port.tap(), "external_ids": ["map", of_guest(port)] });
         let name = trunk_bridge(port);
@@ -104,13 +105,12 @@ impl Ovsdb {
         self.connect("tp", port.id, port.mac, port, &json!({}), &json!({ "net_uuid": port.network }));
     }
 
-    /// Connects a subport of a trunk, in the steps of Neutron's agent: the tag comes last.
+    /// Connects a subport of a trunk in the order of Neutron's agent: the tag comes last.
     pub fn connect_subport(&self, subport: &Subport, parent: &Port) {
         let network = json!({ "net_uuid": subport.network });
         self.connect("sp", subport.id, subport.mac, parent, &json!({ "tag": subport.vlan }), &network);
     }
 
-    /// Disconnects it.
     pub fn disconnect_subport(&self, subport: &Subport) {
         for end in ["spt-", "spi-"] {
             let name = format!("{end}{}", subport.id.device_suffix());
@@ -123,7 +123,7 @@ impl Ovsdb {
         }
     }
 
-    /// Two patch ports between the bridge of a trunk and the integration bridge.
+    /// Connects the bridge of a trunk and the integration bridge by two patch ports.
     fn connect(
         &self,
         prefix: &str,
@@ -151,7 +151,7 @@ impl Ovsdb {
         }
     }
 
-    /// Adds an interface, and the port that holds it, to the integration bridge.
+    /// Adds an interface with its port to the integration bridge.
     pub fn insert(&self, name: &str, external_ids: &[(&str, String)], port_config: &[(&str, String)]) {
         let interface = json!({ "name": name, "external_ids": ["map", external_ids] });
         self.insert_on(
@@ -176,26 +176,26 @@ impl Ovsdb {
         })]);
     }
 
-    /// Takes all ports off the bridge, and with them their rows, which nothing refers to any more.
+    /// Removes all ports from the bridge. This deletes their rows, because nothing refers to them
+    /// any more.
     pub fn clear(&self) {
         self.transact(&[
             json!({ "op": "update", "table": "Bridge", "where": [], "row": { "ports": ["set", []] } }),
         ]);
     }
 
-    /// Kills the server.
     pub fn stop(&mut self) {
         self.server.stop();
     }
 
-    /// Serves the database again, as it was.
+    /// Serves the database again, unchanged.
     pub fn restart(&mut self) {
         self.stop();
         self.server.start(None);
         self.ensure_bridge();
     }
 
-    /// Empties the database while no server runs.
+    /// Empties the database while its server is stopped.
     pub fn replace(&mut self) {
         self.server.replace();
     }
@@ -216,7 +216,7 @@ impl Ovsdb {
     }
 }
 
-/// An interface, the port that holds it, and the bridge that holds that.
+/// Builds the operations that insert an interface and its port and add the port to the bridge.
 fn insertion(bridge: &str, interface: &Value, port: &Value) -> [Value; 3] {
     let mut port = port.clone();
     port["interfaces"] = json!(["named-uuid", "i"]);
@@ -230,7 +230,7 @@ fn insertion(bridge: &str, interface: &Value, port: &Value) -> [Value; 3] {
     ]
 }
 
-/// What os-vif writes about the interface of a port.
+/// Returns the external ids that os-vif writes for a port.
 fn of_guest(port: &Port) -> [(&'static str, String); 4] {
     [
         ("iface-id", port.id.to_string()),
@@ -240,7 +240,7 @@ fn of_guest(port: &Port) -> [(&'static str, String); 4] {
     ]
 }
 
-/// A trunk has an id of its own, of which its bridge is called; here it is its parent's.
+/// Returns the name of a trunk's bridge. A trunk has its own id; here it is the id of its parent.
 fn trunk_bridge(parent: &Port) -> String {
     let mut name = format!("tbr-{}", parent.id);
     name.truncate(14);

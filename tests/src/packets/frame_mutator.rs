@@ -1,7 +1,7 @@
-//! Frames that nobody thought of: the table's own, bent at random but by somebody who knows the headers.
+//! Mutated frames: the table's frames, changed at random with knowledge of the headers.
 //!
-//! Equal seeds give equal frames. Half of the changes leave lengths and the IPv4 checksum right, or few frames would come
-//! further than the first check.
+//! Equal seeds give equal frames. Half of the changes repair lengths and the IPv4 checksum, because
+//! otherwise few frames would pass the first check.
 
 use fastrand::Rng;
 use metadata_ebpf::identity::{METADATA_IPV4, METADATA_IPV6, PORTAL_ADDRESS};
@@ -12,26 +12,26 @@ use super::{
     identity, identity_of, identity_v6,
 };
 
-/// `BPF_PROG_TEST_RUN` takes frames from an Ethernet header on.
+/// `BPF_PROG_TEST_RUN` accepts frames with at least an Ethernet header.
 const SHORTEST: usize = 14;
-/// What fits into the page that it copies a frame to.
+/// The maximum that fits into the page that the kernel copies a frame to.
 const LONGEST: usize = 2048;
-/// Where the headers are that a program may look at.
+/// The end of the headers that a program may read.
 const HEADERS: usize = 90;
 
 const ETH: usize = 14;
 /// EtherType of IPv4.
 const IPV4: &[u8] = &[8, 0];
 
-/// An endless supply of frames.
-pub struct Shapes {
+/// An endless sequence of frames.
+pub struct FrameMutator {
     rng: Rng,
     from_guest: Vec<Vec<u8>>,
     to_guest: Vec<Vec<u8>>,
 }
 
-impl Shapes {
-    /// The supply that `seed` begins.
+impl FrameMutator {
+    /// Starts the sequence of `seed`.
     #[must_use]
     pub fn new(seed: u64) -> Self {
         let of =
@@ -43,10 +43,10 @@ impl Shapes {
         }
     }
 
-    /// The next frame, and who gets it.
+    /// Returns the next frame and the program that receives it.
     pub fn next_frame(&mut self) -> (Program, Vec<u8>) {
         let program = if self.rng.u8(..4) == 0 { Program::ToGuest } else { Program::FromGuest };
-        // One in sixteen goes the wrong way.
+        // One in sixteen frames goes to the other program.
         let ours = (program == Program::FromGuest) != (self.rng.u8(..16) == 0);
         let seeds = if ours { &self.from_guest } else { &self.to_guest };
         let mut frame = seeds[self.rng.usize(..seeds.len())].clone();
@@ -55,11 +55,11 @@ impl Shapes {
             1 => frame = self.icmp_error(&frame),
             2 => frame = self.icmpv6_error(&frame),
             3 | 4 => frame = self.neighbour_discovery(),
-            // As it is.
+            // Keep the frame unchanged.
             5..8 => {}
             _ => {
                 for _ in 0..self.rng.usize(1..=3) {
-                    self.bend(&mut frame);
+                    self.mutate(&mut frame);
                 }
             }
         }
@@ -73,9 +73,9 @@ impl Shapes {
         (program, frame)
     }
 
-    fn bend(&mut self, frame: &mut Vec<u8>) {
+    fn mutate(&mut self, frame: &mut Vec<u8>) {
         match self.rng.u8(..16) {
-            0..3 => self.mutate(frame),
+            0..3 => self.change_bytes(frame),
             3 => frame.truncate(self.rng.usize(SHORTEST..=frame.len().max(SHORTEST))),
             4 => self.extend(frame),
             5 => self.splice(frame),
@@ -89,8 +89,8 @@ impl Shapes {
         }
     }
 
-    /// Some bytes, most of them in the headers and most of them values at an edge.
-    fn mutate(&mut self, frame: &mut [u8]) {
+    /// Changes some bytes, mostly in the headers and mostly to edge values.
+    fn change_bytes(&mut self, frame: &mut [u8]) {
         const EDGES: &[u8] =
             &[0, 1, 2, 4, 5, 6, 8, 13, 14, 20, 40, 44, 58, 60, 64, 80, 0x7f, 0x80, 0xfe, 0xff];
         for _ in 0..self.rng.usize(1..=6) {
@@ -112,7 +112,7 @@ impl Shapes {
         }
     }
 
-    /// The beginning of one frame and the end of another.
+    /// Joins the start of one frame and the end of another.
     fn splice(&mut self, frame: &mut Vec<u8>) {
         let seeds = if self.rng.bool() { &self.from_guest } else { &self.to_guest };
         let other = &seeds[self.rng.usize(..seeds.len())];
@@ -187,7 +187,8 @@ impl Shapes {
         }
     }
 
-    /// Flags, data offset, ports and checksum; of whatever lies behind the IP header.
+    /// Changes flags, data offset, ports or checksum, whatever the protocol behind the IP header
+    /// is.
     fn tcp_field(&mut self, frame: &mut [u8]) {
         let tcp = payload_of(frame);
         let port = self.pick(&[80, 8080, 443, 0, 5, NEW_PORT, CONNECTED_PORT, 0xffff]).to_be_bytes();
@@ -201,7 +202,7 @@ impl Shapes {
         }
     }
 
-    /// A tag inside the frame, where only a second tag lies when a program sees it.
+    /// Inserts a tag into the frame. A program sees only the second tag of a frame there.
     fn vlan(&mut self, frame: &mut Vec<u8>) {
         let [high, low] = self.rng.u16(..).to_be_bytes();
         let tag = [self.pick(&[0x81, 0x88]), self.pick(&[0, 0xa8]), high, low];
@@ -233,7 +234,7 @@ impl Shapes {
         lengthen(frame, ETH + 4, added);
     }
 
-    /// An ICMP message about a packet of metadata, from whomever.
+    /// Builds an ICMP error about a metadata packet, from various sources.
     fn icmp_error(&mut self, about: &[u8]) -> Vec<u8> {
         let (source, destination) =
             (self.pick(&[GUEST_IP, [10, 0, 0, 1]]), self.pick(&[METADATA_IPV4, [10, 0, 0, 1]]));
@@ -247,7 +248,7 @@ impl Shapes {
         frame
     }
 
-    /// The same over IPv6: packet too big, time exceeded and others.
+    /// Builds an ICMPv6 error: packet too big, time exceeded and others.
     fn icmpv6_error(&mut self, about: &[u8]) -> Vec<u8> {
         let source = self.pick(&[GUEST_IPV6, METADATA_IPV6, [0; 16]]);
         let destination = self.pick(&[METADATA_IPV6, GUEST_IPV6]);
@@ -257,7 +258,8 @@ impl Shapes {
         icmpv6((GUEST_MAC, ROUTER_MAC), (source, destination), kind, [0, 0, 5, 0], quoted)
     }
 
-    /// Solicitations, advertisements and redirects with options: of length zero, too long, several, cut.
+    /// Builds solicitations, advertisements and redirects with options: with length zero, too long,
+    /// several, truncated.
     fn neighbour_discovery(&mut self) -> Vec<u8> {
         let all_nodes = [0xff, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1];
         let source = self.pick(&[GUEST_IPV6, GUEST_IPV6, METADATA_IPV6, [0; 16], all_nodes]);
@@ -275,12 +277,12 @@ impl Shapes {
         let mut frame =
             icmpv6((GUEST_MAC, ROUTER_MAC), (source, destination), kind, [self.rng.u8(..), 0, 0, 0], &body);
         if self.rng.u8(..4) == 0 {
-            self.mutate(&mut frame);
+            self.change_bytes(&mut frame);
         }
         frame
     }
 
-    /// What has nothing to do with us, and may look like anything.
+    /// Builds a frame that is unrelated to metadata and may contain anything.
     fn bystander(&mut self) -> Vec<u8> {
         let mut frame = vec![0; self.rng.usize(SHORTEST..400)];
         self.rng.fill(&mut frame);
@@ -296,7 +298,7 @@ impl Shapes {
     }
 }
 
-/// `BPF_PROG_TEST_RUN` of recent kernels takes no part of an IP header.
+/// `BPF_PROG_TEST_RUN` of recent kernels does not accept an incomplete IP header.
 fn shortest(frame: &[u8]) -> usize {
     match frame.get(12..14) {
         Some([8, 0]) => ETH + 20,
@@ -309,12 +311,12 @@ fn is(frame: &[u8], ethertype: &[u8]) -> bool {
     frame.get(12..14) == Some(ethertype)
 }
 
-/// Where the payload of IP begins.
+/// Returns the offset of the IP payload.
 fn payload_of(frame: &[u8]) -> usize {
     if is(frame, IPV4) { ETH + 20 } else { ETH + 40 }
 }
 
-/// Overwrites what of `bytes` lies in the frame.
+/// Overwrites bytes as far as the frame reaches.
 fn put(frame: &mut [u8], at: usize, bytes: &[u8]) {
     frame.iter_mut().skip(at).zip(bytes).for_each(|(to, from)| *to = *from);
 }
@@ -324,7 +326,7 @@ fn insert(frame: &mut Vec<u8>, at: usize, bytes: &[u8]) {
     frame.splice(at..at, bytes.iter().copied());
 }
 
-/// Adds to a length in the frame.
+/// Adds to a length field in the frame.
 fn lengthen(frame: &mut [u8], at: usize, by: usize) {
     if let Some([high, low]) = frame.get(at..at + 2) {
         let len = u16::from_be_bytes([*high, *low]).wrapping_add(u16::try_from(by).expect("a few headers"));
@@ -332,7 +334,7 @@ fn lengthen(frame: &mut [u8], at: usize, by: usize) {
     }
 }
 
-/// Makes the length in an IP header that of the frame.
+/// Sets the length in an IP header to that of the frame.
 fn mend_length(frame: &mut [u8]) {
     let (at, before) = match frame.get(12..14) {
         Some([8, 0]) => (ETH + 2, ETH),
@@ -343,7 +345,7 @@ fn mend_length(frame: &mut [u8]) {
     put(frame, at, &len.to_be_bytes());
 }
 
-/// Makes an IPv4 header's checksum right, by the header's own length.
+/// Corrects an IPv4 header's checksum over the header's own length.
 fn mend_checksum(frame: &mut [u8]) {
     if !is(frame, IPV4) {
         return;
@@ -364,10 +366,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn equal_seeds_give_equal_frames_that_the_kernel_takes() {
+    fn equal_seeds_give_equal_frames_the_kernel_accepts() {
         let frames = |seed| {
-            let mut shapes = Shapes::new(seed);
-            (0..5_000).map(|_| shapes.next_frame()).collect::<Vec<_>>()
+            let mut mutator = FrameMutator::new(seed);
+            (0..5_000).map(|_| mutator.next_frame()).collect::<Vec<_>>()
         };
         assert_eq!(frames(7), frames(7));
         assert_ne!(frames(7), frames(8));
@@ -375,7 +377,7 @@ mod tests {
     }
 
     #[test]
-    fn a_mended_header_has_the_checksum_of_etherparse() {
+    fn a_repaired_header_has_the_checksum_of_etherparse() {
         let mut frame = frames::udp();
         let before = frame.clone();
         put(&mut frame, ETH + 10, &[0xde, 0xad]);

@@ -1,9 +1,11 @@
-//! What `deploy/` says, read back and tried out.
+//! Reads and tries out the files of `deploy/`.
 //!
-//! * [`Manifest`]: the DaemonSet with its ConfigMap and its Secret.
-//! * [`Container`]: its container, run by podman with the rights, files and volumes that the manifest names.
-//! * [`unit_settings`]: the unit's settings, and [`seccomp_profile`] its system calls, for that container.
-//! * [`sample_configuration`]: what `metadata-agent.conf` has to be.
+//! * [`Manifest`]: the DaemonSet with its `ConfigMap` and its Secret.
+//! * [`Container`]: its container, run by podman with the rights, files and volumes of the
+//!   manifest.
+//! * [`unit_settings`]: the unit's settings; [`seccomp_profile`]: its system calls, for that
+//!   container.
+//! * [`sample_configuration`]: the expected text of `metadata-agent.conf`.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
@@ -21,21 +23,21 @@ pub use manifest::{AgentContainer, Manifest, Probe, SeccompProfile};
 pub use sample::sample_configuration;
 pub use seccomp::seccomp_profile;
 
-/// The checker, with its PyYAML and the schemas that it ships.
+/// The validator, which ships the schemas and depends on PyYAML.
 const KUBERNETES_VALIDATE: &str = "kubernetes-validate==1.37.0";
 
-/// The folder `deploy`.
+/// Returns the path of the folder `deploy`.
 #[must_use]
 pub fn deploy_dir() -> PathBuf {
     workspace_root().join("deploy")
 }
 
-/// The assignments in the text of a unit, in order.
+/// Returns the assignments in the text of a unit, in order.
 pub fn unit_settings(unit: &str) -> impl Iterator<Item = (&str, &str)> {
     unit.lines().filter(|line| !line.starts_with('#')).filter_map(|line| line.split_once('='))
 }
 
-/// Checks a manifest against the schemas of one Kubernetes version.
+/// Validates a manifest against the schemas of one Kubernetes version.
 #[must_use]
 pub fn validate(manifest: &Path, kubernetes_version: &str) -> Output {
     let mut command = Command::new(python_tools().join("bin/kubernetes-validate"));
@@ -43,13 +45,14 @@ pub fn validate(manifest: &Path, kubernetes_version: &str) -> Output {
     command.output().expect("start kubernetes-validate")
 }
 
-/// Builds the image from the sources with the project's own recipe, around the agent's debug build.
+/// Builds the image from the sources with the project's own recipe and the agent's debug build.
 pub fn build_image(tag: &str) {
     let mut command = Command::new(env!("CARGO"));
     stdout_of(command.current_dir(workspace_root()).args(["xtask", "image", "--debug", "--tag", tag]));
 }
 
-/// Runs a command to its end and returns what it printed; panics with what it wrote to standard error when it fails.
+/// Runs a command to its end and returns its standard output. Panics with its standard error if it
+/// fails.
 pub fn stdout_of(command: &mut Command) -> String {
     let output = command.output().unwrap_or_else(|error| panic!("start {command:?}: {error}"));
     let errors = String::from_utf8_lossy(&output.stderr);
@@ -57,7 +60,8 @@ pub fn stdout_of(command: &mut Command) -> String {
     String::from_utf8(output.stdout).unwrap_or_else(|error| panic!("{command:?} printed no text: {error}"))
 }
 
-/// A virtual environment with the checker. It stays under `target`, so that it is made once.
+/// Returns a virtual environment with the validator. It is kept in `target`, so that it is created
+/// once.
 fn python_tools() -> &'static Path {
     static PLACE: OnceLock<PathBuf> = OnceLock::new();
     PLACE

@@ -1,6 +1,7 @@
-//! A stand-in for Neutron's metadata agent, as those who forward to it meet it: a unix socket with an accept queue of five
-//! connections, one request at a time, each read by a single `recv(4096)` and answered on a connection that is closed then
-//! (neutron/common/metadata.py and the `socketserver` under it).
+//! A stand-in for the socket of Neutron's metadata agent: a unix socket with an accept queue of
+//! five connections. It handles one request at a time, reads each with a single `recv(4096)` and
+//! closes the connection after the response (neutron/common/metadata.py and `socketserver` below
+//! it).
 
 use std::fmt;
 use std::io::{Read as _, Write as _};
@@ -23,21 +24,20 @@ pub use ovn::{OvnAgent, OvnRelease};
 
 /// `request_queue_size` of `socketserver`.
 const BACKLOG: i32 = 5;
-/// What one `recv` reads.
+/// The size of the single `recv`.
 const RECV: usize = 4096;
 
-/// A request as its one `recv` showed it.
+/// A request as read by its single `recv`.
 #[derive(Clone, Debug)]
-pub struct Asked {
-    /// Method and target.
+pub struct ReadRequest {
     pub line: String,
-    /// Names in lower case with their values, in order of names.
+    /// The headers, sorted, with names in lower case.
     pub headers: Vec<(String, String)>,
-    /// What of the body came along.
+    /// The part of the body that the `recv` read.
     pub body: Vec<u8>,
 }
 
-impl Asked {
+impl ReadRequest {
     fn parse(bytes: &[u8]) -> Self {
         let text = String::from_utf8_lossy(bytes);
         let (head, body) = text.split_once("\r\n\r\n").unwrap_or_else(|| panic!("half a head: {text:?}"));
@@ -53,7 +53,7 @@ impl Asked {
         Self { line, headers, body: body.as_bytes().to_vec() }
     }
 
-    /// The value of a header.
+    /// Returns the value of a header.
     #[must_use]
     pub fn header(&self, name: &str) -> Option<&str> {
         self.headers.iter().find(|(have, _)| have == name).map(|(_, value)| value.as_str())
@@ -63,17 +63,17 @@ impl Asked {
 /// A running stand-in.
 pub struct NeutronAgent {
     path: PathBuf,
-    asked: Arc<Mutex<Vec<Asked>>>,
+    asked: Arc<Mutex<Vec<ReadRequest>>>,
     stop: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl NeutronAgent {
-    /// Listens at this path; `respond` decides about each answer.
+    /// Listens at this path. `respond` chooses each response.
     #[must_use]
-    pub fn start(path: &Path, respond: impl Fn(&Asked) -> Answer + Send + 'static) -> Self {
+    pub fn start(path: &Path, respond: impl Fn(&ReadRequest) -> Answer + Send + 'static) -> Self {
         let listener = listen(path);
-        let (asked, stop) = (Arc::<Mutex<Vec<Asked>>>::default(), Arc::new(AtomicBool::new(false)));
+        let (asked, stop) = (Arc::<Mutex<Vec<ReadRequest>>>::default(), Arc::new(AtomicBool::new(false)));
         let (log, stopped) = (Arc::clone(&asked), Arc::clone(&stop));
         let thread = thread::spawn(move || {
             while let Ok((stream, _)) = listener.accept() {
@@ -86,9 +86,9 @@ impl NeutronAgent {
         Self { path: path.to_owned(), asked, stop, thread: Some(thread) }
     }
 
-    /// What it was asked so far.
+    /// Returns the requests up to now.
     #[must_use]
-    pub fn asked(&self) -> Vec<Asked> {
+    pub fn requests(&self) -> Vec<ReadRequest> {
         lock(&self.asked).clone()
     }
 }
@@ -102,7 +102,7 @@ impl fmt::Debug for NeutronAgent {
 impl Drop for NeutronAgent {
     fn drop(&mut self) {
         self.stop.store(true, Ordering::Release);
-        // Wakes it from `accept`.
+        // Wakes the thread from `accept`.
         drop(UnixStream::connect(&self.path));
         if self.thread.take().is_some_and(|thread| thread.join().is_err()) {
             eprintln!("the stand-in for Neutron's metadata agent panicked");
@@ -122,10 +122,10 @@ fn listen(path: &Path) -> UnixListener {
     bound.unwrap_or_else(|e| panic!("listen on {}: {e}", path.display()))
 }
 
-fn serve(mut stream: UnixStream, log: &Mutex<Vec<Asked>>, respond: &impl Fn(&Asked) -> Answer) {
+fn serve(mut stream: UnixStream, log: &Mutex<Vec<ReadRequest>>, respond: &impl Fn(&ReadRequest) -> Answer) {
     let mut buffer = [0; RECV];
     let Ok(read @ 1..) = stream.read(&mut buffer) else { return };
-    let asked = Asked::parse(&buffer[..read]);
+    let asked = ReadRequest::parse(&buffer[..read]);
     let answer = respond(&asked);
     lock(log).push(asked);
     let mut text = format!("HTTP/1.0 {} X\r\nContent-Length: {}\r\n", answer.status, answer.body.len());
@@ -133,10 +133,10 @@ fn serve(mut stream: UnixStream, log: &Mutex<Vec<Asked>>, respond: &impl Fn(&Ask
         text.extend([name, ": ", value, "\r\n"]);
     }
     text.push_str("\r\n");
-    // Whoever asked may be gone.
+    // The client may have disconnected.
     drop(stream.write_all(&[text.as_bytes(), &answer.body].concat()));
 }
 
-fn lock(log: &Mutex<Vec<Asked>>) -> MutexGuard<'_, Vec<Asked>> {
+fn lock(log: &Mutex<Vec<ReadRequest>>) -> MutexGuard<'_, Vec<ReadRequest>> {
     log.lock().unwrap_or_else(PoisonError::into_inner)
 }

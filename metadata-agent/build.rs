@@ -1,4 +1,4 @@
-//! Builds the BPF objects and copies them to `OUT_DIR`, where `datapath/object.rs` finds them.
+//! Builds the BPF objects and copies them to `OUT_DIR`, where `datapath/programs.rs` finds them.
 
 #[path = "build/bpf_toolchain.rs"]
 mod bpf_toolchain;
@@ -9,7 +9,7 @@ use std::process::Command;
 use std::{env, fs};
 
 const TARGET: &str = "bpfel-unknown-none";
-/// Objects that `datapath/object.rs` embeds.
+/// Objects that `datapath/programs.rs` embeds.
 const OBJECTS: [&str; 2] = ["datapath", "dispatcher"];
 
 fn main() -> Result<(), Box<dyn Error>> {

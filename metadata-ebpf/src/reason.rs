@@ -21,8 +21,8 @@ macro_rules! reasons {
     ($($(#[doc = $doc:literal])+ $name:ident = $label:literal => $verdict:ident,)+) => {
         /// The reason for a verdict: an index into `MD_STATS` and a label in the metrics.
         ///
-        /// A packet that is not metadata traffic has no reason: it leaves before any map is touched,
-        /// and that includes the counters.
+        /// A packet that is not metadata traffic has no reason: it leaves before any map is
+        /// touched, and that includes the counters.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
         #[repr(u32)]
         pub enum Reason {

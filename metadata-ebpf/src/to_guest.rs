@@ -27,6 +27,7 @@ pub fn to_guest<S: Skb, W: World>(skb: &mut S, world: &W) -> Outcome {
 
 #[inline(always)]
 fn reply<S: Skb, W: World>(skb: &mut S, world: &W) -> Result<Outcome, Reason> {
+    // Only a TCP segment from the metadata service is a reply.
     let not_a_reply = |SkbError| Reason::NotAnAnswer;
     let ethertype: [u8; 2] = skb.load(12).map_err(not_a_reply)?;
     let ip = Ipv6Header(skb.load(ETH_LEN).map_err(not_a_reply)?);
@@ -42,6 +43,7 @@ fn reply<S: Skb, W: World>(skb: &mut S, world: &W) -> Result<Outcome, Reason> {
         return Err(Reason::NotAnAnswer);
     }
 
+    // Look up the client.
     let identity = ip.destination();
     let guest = ClientAddress::from_identity(identity).ok_or(Reason::NoClient)?.guest;
     let client = world.touch_client(&ClientKey { identity }, world.now_ns()).ok_or(Reason::NoClient)?;
@@ -50,6 +52,8 @@ fn reply<S: Skb, W: World>(skb: &mut S, world: &W) -> Result<Outcome, Reason> {
     if client.netns != netns {
         return Err(Reason::NoClient);
     }
+
+    // Rewrite the frame for the guest.
     let ethertype = match guest {
         GuestAddress::Ipv4(guest) => {
             translate_ipv4(skb, &ip, guest)?;

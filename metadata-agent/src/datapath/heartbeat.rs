@@ -1,5 +1,5 @@
-//! The agent's sign of life, beaten from the runtime that serves guests: if that stands still, so does the heart, and
-//! packets go where they would go without us.
+//! The data runtime writes a heartbeat timestamp to a map. If that runtime stalls, the heartbeat
+//! stops, and packets are left to the host's own path.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -11,19 +11,20 @@ use tracing::error;
 
 use crate::datapath::{Clock, Heartbeat};
 
-/// Beats within the time after which a heart counts as still. One late beat is no reason to step aside.
-const BEATS: u32 = 8;
+/// Heartbeats within the time after which the heartbeat counts as stale, so that one late heartbeat
+/// has no effect.
+const BEATS_PER_LIMIT: u32 = 8;
 
-/// When the heart beat last.
+/// Time of the last heartbeat.
 #[derive(Clone, Debug, Default)]
 pub struct LastBeat(Arc<AtomicU64>);
 
 impl LastBeat {
-    /// Whether it beat within `patience`.
+    /// Returns true if the last heartbeat is at most `limit` old.
     #[must_use]
-    pub fn is_within(&self, patience: Duration) -> bool {
+    pub(crate) fn is_within(&self, limit: Duration) -> bool {
         let age = Clock::now_ns().saturating_sub(self.0.load(Ordering::Relaxed));
-        Duration::from_nanos(age) <= patience
+        Duration::from_nanos(age) <= limit
     }
 
     fn mark(&self) {
@@ -31,17 +32,22 @@ impl LastBeat {
     }
 }
 
-/// Beats until cancelled, then says that the agent leaves.
-pub async fn run(mut heartbeat: Heartbeat, stale_after: Duration, last: LastBeat, cancel: CancellationToken) {
-    let mut tick = interval(stale_after / BEATS);
+/// Writes heartbeats until cancelled, then marks the agent as absent.
+pub(crate) async fn run(
+    mut heartbeat: Heartbeat,
+    stale_after: Duration,
+    last_beat: LastBeat,
+    cancel: CancellationToken,
+) {
+    let mut tick = interval(stale_after / BEATS_PER_LIMIT);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     while cancel.run_until_cancelled(tick.tick()).await.is_some() {
         match heartbeat.beat() {
-            Ok(()) => last.mark(),
-            Err(error) => error!(%error, "no heartbeat; guests will be left to the host's own path"),
+            Ok(()) => last_beat.mark(),
+            Err(error) => error!(%error, "cannot write heartbeat; packets are left to the host's own path"),
         }
     }
     if let Err(error) = heartbeat.stop() {
-        error!(%error, "cannot tell the programs that the agent leaves; they will notice by the clock");
+        error!(%error, "cannot clear heartbeat; programs will treat it as stale");
     }
 }

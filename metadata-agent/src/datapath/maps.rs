@@ -1,4 +1,4 @@
-//! The maps with their types on.
+//! Typed wrappers around the BPF maps.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -17,12 +17,12 @@ use super::pins::Pins;
 /// `BPF_ANY` of linux/bpf.h.
 const ANY: u64 = 0;
 
-/// The clock that the programs read: `CLOCK_MONOTONIC`.
+/// The clock that the programs read, `CLOCK_MONOTONIC`.
 #[derive(Clone, Copy, Debug)]
 pub struct Clock;
 
 impl Clock {
-    /// Nanoseconds, as `bpf_ktime_get_ns` gives them.
+    /// Returns nanoseconds like `bpf_ktime_get_ns`.
     #[must_use]
     pub fn now_ns() -> u64 {
         let now = clock_gettime(ClockId::CLOCK_MONOTONIC).map(Duration::from).unwrap_or_default();
@@ -48,14 +48,14 @@ impl Maps {
     }
 
     pub fn settings(&self) -> Result<Settings, DatapathError> {
-        self.config.get(&0, 0).map_err(fault("read", names::CONFIG))
+        self.config.get(&0, 0).map_err(map_error("read", names::CONFIG))
     }
 
     pub fn put_settings(&mut self, settings: Settings) -> Result<(), DatapathError> {
-        self.config.set(0, settings, ANY).map_err(fault("write", names::CONFIG))
+        self.config.set(0, settings, ANY).map_err(map_error("write", names::CONFIG))
     }
 
-    /// An id that was never given before. The counter is written back before the id is used.
+    /// Returns an id that was never used before. The counter is written back before the id is used.
     pub fn next_attachment(&mut self) -> Result<AttachmentId, DatapathError> {
         let mut settings = self.settings()?;
         let next = settings.next_attachment.max(1);
@@ -65,62 +65,68 @@ impl Maps {
     }
 
     pub fn port(&self, key: PortKey) -> Result<Option<Port>, DatapathError> {
-        optional(self.ports.get(&key, 0)).map_err(fault("read", names::PORTS))
+        optional(self.ports.get(&key, 0)).map_err(map_error("read", names::PORTS))
     }
 
     pub fn ports(&self) -> Result<Vec<(PortKey, Port)>, DatapathError> {
-        self.ports.iter().collect::<Result<_, _>>().map_err(fault("read", names::PORTS))
+        self.ports.iter().collect::<Result<_, _>>().map_err(map_error("read", names::PORTS))
     }
 
     pub fn put_port(&mut self, key: PortKey, port: &Port) -> Result<(), DatapathError> {
-        self.ports.insert(key, port, ANY).map_err(fault("write", names::PORTS))
+        self.ports.insert(key, port, ANY).map_err(map_error("write", names::PORTS))
     }
 
     pub fn put_attachment_state(&mut self, id: AttachmentId) -> Result<(), DatapathError> {
         let state = AttachmentState { syn_tat_ns: 0, clients: 0 };
-        self.attachments.insert(id.get(), state, ANY).map_err(fault("write", names::ATTACHMENTS))
+        self.attachments.insert(id.get(), state, ANY).map_err(map_error("write", names::ATTACHMENTS))
     }
 
     pub fn remove_port(&mut self, key: PortKey, id: AttachmentId) -> Result<(), DatapathError> {
-        absent_is_fine(self.ports.remove(&key)).map_err(fault("remove from", names::PORTS))?;
-        absent_is_fine(self.attachments.remove(&id.get())).map_err(fault("remove from", names::ATTACHMENTS))
+        ignore_absent(self.ports.remove(&key)).map_err(map_error("remove from", names::PORTS))?;
+        ignore_absent(self.attachments.remove(&id.get()))
+            .map_err(map_error("remove from", names::ATTACHMENTS))
     }
 
     pub fn sweep(&mut self, idle: Duration) -> Result<usize, DatapathError> {
         let idle_ns = u64::try_from(idle.as_nanos()).unwrap_or(u64::MAX);
         let now = Clock::now_ns();
+        // Count the fresh clients of each attachment, and collect the keys of all others.
         let mut idle_keys = Vec::new();
         let ports = self.ports()?;
         let attached = ports.iter().filter_map(|(_, port)| AttachmentId::new(port.attachment));
-        let mut kept: BTreeMap<AttachmentId, u64> = attached.map(|id| (id, 0)).collect();
+        let mut client_counts: BTreeMap<AttachmentId, u64> = attached.map(|id| (id, 0)).collect();
         for entry in &self.clients {
-            let (key, client) = entry.map_err(fault("read", names::CLIENTS))?;
+            let (key, client) = entry.map_err(map_error("read", names::CLIENTS))?;
             let attachment = ClientAddress::from_identity(key.identity).map(|client| client.attachment);
             let fresh = now.saturating_sub(client.last_seen_ns) < idle_ns;
-            match attachment.and_then(|id| kept.get_mut(&id)).filter(|_| fresh) {
+            match attachment.and_then(|id| client_counts.get_mut(&id)).filter(|_| fresh) {
                 Some(count) => *count += 1,
                 None => idle_keys.push(key),
             }
         }
+        // Remove idle clients.
         for key in &idle_keys {
-            absent_is_fine(self.clients.remove(key)).map_err(fault("remove from", names::CLIENTS))?;
+            ignore_absent(self.clients.remove(key)).map_err(map_error("remove from", names::CLIENTS))?;
         }
-        for (id, clients) in kept {
-            let Some(state) =
-                optional(self.attachments.get(&id.get(), 0)).map_err(fault("read", names::ATTACHMENTS))?
+        // Correct the counts in the map.
+        for (id, clients) in client_counts {
+            let Some(state) = optional(self.attachments.get(&id.get(), 0))
+                .map_err(map_error("read", names::ATTACHMENTS))?
             else {
                 continue;
             };
             if state.clients != clients {
                 let state = AttachmentState { clients, ..state };
-                self.attachments.insert(id.get(), state, ANY).map_err(fault("write", names::ATTACHMENTS))?;
+                self.attachments
+                    .insert(id.get(), state, ANY)
+                    .map_err(map_error("write", names::ATTACHMENTS))?;
             }
         }
         Ok(idle_keys.len())
     }
 }
 
-/// The slots of the programs that dispatchers lead to.
+/// The slots of the programs that dispatchers tail-call.
 pub(super) struct Slots(ProgramArray<MapData>);
 
 pub(super) fn slots(ebpf: &mut Ebpf) -> Result<Slots, DatapathError> {
@@ -128,13 +134,13 @@ pub(super) fn slots(ebpf: &mut Ebpf) -> Result<Slots, DatapathError> {
 }
 
 impl Slots {
-    /// Puts a program into a slot, in place of what is there.
+    /// Puts a program into a slot, replacing the previous one.
     pub fn put(&mut self, slot: u32, program: &ProgramFd) -> Result<(), DatapathError> {
-        self.0.set(slot, program, ANY).map_err(fault("write", names::PROGRAMS))
+        self.0.set(slot, program, ANY).map_err(map_error("write", names::PROGRAMS))
     }
 }
 
-/// The agent's sign of life.
+/// The agent's heartbeat in `MD_HEARTBEAT`.
 pub struct Heartbeat {
     map: Array<MapData, u64>,
 }
@@ -144,37 +150,35 @@ impl Heartbeat {
         Ok(Self { map: typed(Map::Array(pinned(pins, names::HEARTBEAT)?), names::HEARTBEAT)? })
     }
 
-    /// Says that the agent lives.
+    /// Writes the current time.
     ///
     /// # Errors
-    /// The map refuses.
-    pub fn beat(&mut self) -> Result<(), DatapathError> {
+    /// The map operation fails.
+    pub(crate) fn beat(&mut self) -> Result<(), DatapathError> {
         self.set(Clock::now_ns())
     }
 
-    /// Says that the agent leaves: from now on packets go where they would go without us.
+    /// Marks the agent as absent: from now on packets are left to the host's own path.
     ///
     /// # Errors
-    /// The map refuses.
-    pub fn stop(&mut self) -> Result<(), DatapathError> {
+    /// The map operation fails.
+    pub(crate) fn stop(&mut self) -> Result<(), DatapathError> {
         self.set(0)
     }
 
     fn set(&mut self, value: u64) -> Result<(), DatapathError> {
-        self.map.set(0, value, ANY).map_err(fault("write", names::HEARTBEAT))
+        self.map.set(0, value, ANY).map_err(map_error("write", names::HEARTBEAT))
     }
 }
 
-/// A client as the kernel recorded it.
+/// A client as recorded by the kernel.
 #[derive(Clone, Copy, Debug)]
 pub struct ClientRecord {
-    /// Who.
     pub address: ClientAddress,
-    /// What was seen.
     pub client: Client,
 }
 
-/// The reading side of counters and clients.
+/// Read access to counters and clients.
 pub struct Counters {
     stats: PerCpuArray<MapData, u64>,
     clients: HashMap<MapData, ClientKey, Client>,
@@ -188,35 +192,35 @@ impl Counters {
         })
     }
 
-    /// Packets by reason, over all CPUs, since the maps were made.
+    /// Returns the number of packets by reason, over all CPUs, since the maps were created.
     ///
     /// # Errors
-    /// The map refuses.
-    pub fn packets(&self) -> Result<Vec<(Reason, u64)>, DatapathError> {
+    /// The map operation fails.
+    pub(crate) fn packets(&self) -> Result<Vec<(Reason, u64)>, DatapathError> {
         let count = |reason: &Reason| -> Result<(Reason, u64), DatapathError> {
-            let per_cpu = self.stats.get(&reason.index(), 0).map_err(fault("read", names::STATS))?;
+            let per_cpu = self.stats.get(&reason.index(), 0).map_err(map_error("read", names::STATS))?;
             Ok((*reason, per_cpu.iter().sum()))
         };
         Reason::ALL.iter().map(count).collect()
     }
 
-    /// What is on record of one client.
+    /// Returns the record of one client.
     ///
     /// # Errors
-    /// The map refuses.
-    pub fn client(&self, address: &ClientAddress) -> Result<Option<Client>, DatapathError> {
+    /// The map operation fails.
+    pub(crate) fn client(&self, address: &ClientAddress) -> Result<Option<Client>, DatapathError> {
         let key = ClientKey { identity: address.identity() };
-        optional(self.clients.get(&key, 0)).map_err(fault("read", names::CLIENTS))
+        optional(self.clients.get(&key, 0)).map_err(map_error("read", names::CLIENTS))
     }
 
-    /// The clients on record, in no order.
+    /// Returns all client records, in no particular order.
     ///
     /// # Errors
-    /// The map refuses.
-    pub fn clients(&self) -> Result<Vec<ClientRecord>, DatapathError> {
+    /// The map operation fails.
+    pub(crate) fn clients(&self) -> Result<Vec<ClientRecord>, DatapathError> {
         let mut records = Vec::new();
         for entry in &self.clients {
-            let (key, client) = entry.map_err(fault("read", names::CLIENTS))?;
+            let (key, client) = entry.map_err(map_error("read", names::CLIENTS))?;
             records.extend(
                 ClientAddress::from_identity(key.identity).map(|address| ClientRecord { address, client }),
             );
@@ -230,14 +234,14 @@ fn take(ebpf: &mut Ebpf, name: &'static str) -> Result<Map, DatapathError> {
 }
 
 fn pinned(pins: &Pins, name: &'static str) -> Result<MapData, DatapathError> {
-    MapData::from_pin(pins.map(name)).map_err(fault("open", name))
+    MapData::from_pin(pins.map(name)).map_err(map_error("open", name))
 }
 
 fn typed<T: TryFrom<Map, Error = MapError>>(map: Map, name: &'static str) -> Result<T, DatapathError> {
-    map.try_into().map_err(fault("use", name))
+    map.try_into().map_err(map_error("use", name))
 }
 
-fn fault(operation: &'static str, map: &'static str) -> impl Fn(MapError) -> DatapathError {
+fn map_error(operation: &'static str, map: &'static str) -> impl Fn(MapError) -> DatapathError {
     move |source| DatapathError::Map { operation, map, source: Box::new(source) }
 }
 
@@ -249,8 +253,8 @@ fn optional<T>(result: Result<T, MapError>) -> Result<Option<T>, MapError> {
     }
 }
 
-/// `BPF_MAP_DELETE_ELEM` says ENOENT for a key that is not there; aya hands that on as it is.
-fn absent_is_fine(result: Result<(), MapError>) -> Result<(), MapError> {
+/// `BPF_MAP_DELETE_ELEM` returns ENOENT for a missing key, and aya passes it on unchanged.
+fn ignore_absent(result: Result<(), MapError>) -> Result<(), MapError> {
     match result {
         Err(MapError::SyscallError(error)) if error.io_error.kind() == std::io::ErrorKind::NotFound => Ok(()),
         Err(MapError::KeyNotFound) => Ok(()),

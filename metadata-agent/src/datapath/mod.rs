@@ -1,40 +1,34 @@
-//! The kernel side as the agent handles it: programs loaded, attached and pinned, maps kept in step. The only module
-//! that names aya.
+//! The kernel side as the agent sees it: loads, attaches and pins the BPF programs, and keeps their
+//! maps up to date. The only module that names aya.
 //!
-//! State lives in the kernel, pinned under one bpffs directory. [`Datapath::open`] adopts what a dead agent of the same ABI left and rebuilds everything else, so there is
-//! one way in, whatever was there before.
+//! All state lives in the kernel, pinned under one bpffs directory. [`Datapath::open`] adopts what
+//! an earlier agent of the same ABI left and rebuilds everything else, so start-up takes one path
+//! whatever was there before.
 //!
-//! A redirection works inside one network namespace, and interface indexes repeat between namespaces. So for each
-//! namespace but the host's there is a front that knows where it is ([`NetnsDatapaths`]), before one copy of the programs. All
-//! share the maps: an attachment id is of one interface on the host, and what is there is counted once.
+//! A redirect works within one network namespace, and interface indexes repeat between namespaces.
+//! So every namespace except the host's has a dispatcher ([`NetnsDatapaths`]) in front of one
+//! shared copy of the programs. All namespaces share the maps: an attachment id identifies one
+//! interface of the host, and every counter exists once.
 
-mod attachments;
-mod branches;
 mod error;
-mod filters;
 pub mod heartbeat;
-mod hook;
 mod maps;
-mod object;
+mod netns_datapaths;
 mod pins;
-mod place;
 mod policy;
-mod remains;
-mod subports;
-mod tour;
+mod programs;
+mod tcx_scan;
 #[cfg(feature = "trace-log")]
 mod trace_log;
 
-pub use attachments::Attachment;
-pub use branches::NetnsDatapaths;
 pub use error::DatapathError;
-pub use hook::{AttachMode, Hook, remove_filter};
 pub use maps::{ClientRecord, Clock, Counters, Heartbeat};
-pub use object::{DISPATCHER, OBJECT};
-pub use pins::FilterRecord;
+pub use netns_datapaths::NetnsDatapaths;
+pub use pins::{FilterRecord, StaleState};
 pub use policy::PortPolicy;
-pub use remains::StaleState;
-pub use tour::{ExpectedPrograms, find_detached};
+pub(crate) use programs::remove_filter;
+pub use programs::{AttachMode, DISPATCHER, Hook, OBJECT};
+pub(crate) use tcx_scan::{ExpectedPrograms, find_detached};
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -42,21 +36,22 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use metadata_ebpf::abi::{ABI_VERSION, Port, PortKey, Settings, names};
+use metadata_ebpf::identity::AttachmentId;
 
-use crate::ids::{IfIndex, MacAddress};
-use hook::Programs;
-use maps::Maps;
-use object::ProgramSet;
-use pins::Pins;
-use place::Place;
+use self::maps::Maps;
+use self::netns_datapaths::Namespace;
+use self::pins::Pins;
+use self::policy::port_entry;
+use self::programs::{ProgramSet, Programs};
+use crate::ids::{IfIndex, MacAddress, VlanId};
 
-/// The names of the programs, for who looks for them in the kernel.
+/// Names of the programs in the kernel.
 pub const PROGRAMS: [&str; 2] = [names::FROM_GUEST, names::TO_GUEST];
 
-/// Where `md_from_guest` sends packets, and how patient it is.
+/// The portal as the programs of one namespace reach it.
 #[derive(Clone, Copy, Debug)]
 pub struct PortalLink {
-    /// Index of the host end of the portal's veth.
+    /// Index of this namespace's end of the veth pair.
     pub ifindex: IfIndex,
     /// Namespace id of the portal.
     pub nsid: u32,
@@ -64,15 +59,25 @@ pub struct PortalLink {
     pub mac: MacAddress,
 }
 
-/// Limits that the kernel side keeps by itself.
+/// Limits that the programs enforce.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
-    /// Without a beat for so long, packets go where they would go without us.
+    /// Time without a heartbeat after which packets are left to the host's own path.
     pub heartbeat_stale_after: Duration,
-    /// New connections per second and attachment; 0 for no limit.
+    /// New connections per second and attachment; 0 disables the limit.
     pub syn_rate: u32,
-    /// New connections that may come at once.
+    /// New connections that may arrive at once.
     pub syn_burst: u32,
+}
+
+/// A guest-facing interface that carries `md_from_guest`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Attachment {
+    /// Part of the identity addresses of the attachment's clients.
+    pub id: AttachmentId,
+    pub interface: String,
+    /// VLANs on the interface that are attachments of their own.
+    pub subports: BTreeMap<VlanId, AttachmentId>,
 }
 
 /// The programs, maps and attachments of one network namespace.
@@ -80,26 +85,28 @@ pub struct Datapath {
     maps: Arc<Mutex<Maps>>,
     pins: Pins,
     programs: Programs,
-    place: Place,
+    namespace: Namespace,
     attachments: BTreeMap<IfIndex, Attachment>,
     portal: Option<IfIndex>,
     is_adopted: bool,
-    /// Entries of this namespace that an earlier agent left; those of the host's own are looked for in the map.
+    /// Entries that an earlier agent left for this namespace. For the host's namespace they are
+    /// read from the map instead.
     inherited: Vec<(PortKey, Port)>,
 }
 
+/// Loading, and what belongs to the namespace as a whole.
 impl Datapath {
-    /// Loads the programs, on the pinned maps of an earlier agent if they speak the same ABI.
+    /// Loads the programs, on the pinned maps of an earlier agent if these have the same ABI.
     ///
     /// # Errors
-    /// Without `CAP_BPF` (or `CAP_SYS_ADMIN`), without bpffs, or when the verifier refuses.
+    /// `CAP_BPF` (or `CAP_SYS_ADMIN`) or bpffs is missing, or the verifier rejects a program.
     pub fn open(pin_directory: &Path, mode: AttachMode) -> Result<Self, DatapathError> {
         let pins = Pins::open(pin_directory)?;
-        let is_adopted = object::abi_matches(&pins);
+        let is_adopted = programs::abi_matches(&pins);
         if !is_adopted {
             pins.clear()?;
         }
-        let mut ebpf = object::load(&pins, ProgramSet::Host)?;
+        let mut ebpf = programs::load_object(&pins, ProgramSet::Host)?;
         #[cfg(feature = "trace-log")]
         trace_log::follow(&mut ebpf);
         let maps = Maps::take(&mut ebpf)?;
@@ -108,7 +115,7 @@ impl Datapath {
             maps: Arc::new(Mutex::new(maps)),
             pins,
             programs,
-            place: Place::Host,
+            namespace: Namespace::Host,
             attachments: BTreeMap::new(),
             portal: None,
             is_adopted,
@@ -116,36 +123,31 @@ impl Datapath {
         })
     }
 
-    /// Whether maps of an earlier agent go on to be used. If not, attachment ids begin anew, and nothing that still knows ids of
-    /// before may stay: the portal's connections.
+    /// Returns true if the maps of an earlier agent are in use. If not, attachment ids start again,
+    /// and nothing that still refers to earlier ids may stay: the portal's connections.
     #[must_use]
     pub fn is_adopted(&self) -> bool {
         self.is_adopted
     }
 
-    /// How programs are attached on this kernel.
-    #[must_use]
-    pub fn hook(&self) -> Hook {
+    /// Returns the hook that programs are attached to on this kernel.
+    pub(crate) fn hook(&self) -> Hook {
         self.programs.hook()
     }
 
-    /// What makes datapaths for other namespaces.
+    /// Loads the shared programs of all other namespaces.
     ///
     /// # Errors
-    /// When the verifier refuses the copy of the programs for them.
-    pub fn netns_datapaths(&self) -> Result<NetnsDatapaths, DatapathError> {
+    /// The verifier rejects a program.
+    pub(crate) fn netns_datapaths(&self) -> Result<NetnsDatapaths, DatapathError> {
         NetnsDatapaths::new(Arc::clone(&self.maps), &self.pins, self.hook())
     }
 
-    fn maps(&self) -> MutexGuard<'_, Maps> {
-        lock(&self.maps)
-    }
-
-    /// Attaches `md_to_guest` to the portal and tells `md_from_guest` where it is.
+    /// Attaches `md_to_guest` to the portal and writes the settings of `md_from_guest`.
     ///
     /// # Errors
     /// The kernel refuses the attachment.
-    pub fn connect_portal(
+    pub(crate) fn connect_portal(
         &mut self,
         interface: &str,
         portal: PortalLink,
@@ -168,38 +170,350 @@ impl Datapath {
         })
     }
 
-    /// The host end of the portal, once it is connected.
-    #[must_use]
-    pub fn portal(&self) -> Option<IfIndex> {
+    /// Returns this namespace's end of the veth pair into the portal, once it is connected.
+    pub(crate) fn portal(&self) -> Option<IfIndex> {
         self.portal
     }
 
-    /// Removes clients that were idle for `idle` or whose attachment is gone, of all namespaces, and sets the counts of the others right.
+    /// Removes clients of all namespaces that were idle for `idle` or have lost their attachment,
+    /// and corrects the client counts of the attachments. Returns the number of removed clients.
     ///
     /// # Errors
-    /// The map refuses.
+    /// A map operation fails.
     pub fn sweep(&mut self, idle: Duration) -> Result<usize, DatapathError> {
         self.maps().sweep(idle)
     }
 
-    /// A handle of its own for the heartbeat.
+    /// Opens a separate handle for the heartbeat.
     ///
     /// # Errors
-    /// The pin is gone.
-    pub fn heartbeat(&self) -> Result<Heartbeat, DatapathError> {
+    /// The pin is missing.
+    pub(crate) fn heartbeat(&self) -> Result<Heartbeat, DatapathError> {
         Heartbeat::open(&self.pins)
     }
 
-    /// A handle of its own for reading counters and clients.
+    /// Opens a separate handle for reading counters and clients.
     ///
     /// # Errors
-    /// A pin is gone.
-    pub fn counters(&self) -> Result<Counters, DatapathError> {
+    /// A pin is missing.
+    pub(crate) fn counters(&self) -> Result<Counters, DatapathError> {
         Counters::open(&self.pins)
+    }
+
+    fn maps(&self) -> MutexGuard<'_, Maps> {
+        lock(&self.maps)
     }
 }
 
+/// Attachments.
+impl Datapath {
+    /// Adopts the attachment that an earlier agent left on an interface, if its program still runs.
+    ///
+    /// # Errors
+    /// A map operation fails.
+    pub fn adopt(&mut self, index: IfIndex, interface: &str) -> Result<Option<AttachmentId>, DatapathError> {
+        if let Some(attachment) = self.attachments.get(&index) {
+            return Ok(Some(attachment.id));
+        }
+        let pin = self.pins.guest(index);
+        let Some(port) = self.maps().port(self.namespace.key(index, None))? else { return Ok(None) };
+        let Self { namespace, programs, .. } = self;
+        let is_adopted = namespace.run(|| Ok(programs.adopt_from_guest(interface, &pin)))?;
+        let id = AttachmentId::new(port.attachment).filter(|_| is_adopted);
+        if let Some(id) = id {
+            self.insert(id, index, interface);
+        }
+        Ok(id)
+    }
+
+    /// Reserves an id for [`Self::attach`], so that the caller can prepare for its clients.
+    ///
+    /// # Errors
+    /// A map operation fails.
+    pub(crate) fn reserve_id(&mut self) -> Result<AttachmentId, DatapathError> {
+        self.maps().next_attachment()
+    }
+
+    /// Attaches `md_from_guest` to an interface under an id from [`Self::reserve_id`]. The policy
+    /// applies from the first packet on.
+    ///
+    /// A [`Hook::Clsact`] needs a qdisc on the interface. `made_qdisc` states that the caller has
+    /// just created it. Where programs are attached by TCX, a filter of an earlier agent stays: see
+    /// [`Self::filter`].
+    ///
+    /// # Errors
+    /// The interface is gone, or the kernel refuses. Then at most the filter of [`Self::filter`] is
+    /// left.
+    pub(crate) fn attach(
+        &mut self,
+        id: AttachmentId,
+        index: IfIndex,
+        interface: &str,
+        made_qdisc: bool,
+        policy: &PortPolicy,
+    ) -> Result<(), DatapathError> {
+        let pin = self.pins.guest(index);
+        Pins::remove(&pin)?;
+        // The entry exists before the program runs, so no packet finds an unknown interface.
+        let key = self.namespace.key(index, None);
+        self.maps().put_attachment_state(id)?;
+        self.maps().put_port(key, &port_entry(id, policy))?;
+        let Self { namespace, programs, pins, .. } = self;
+        let attached = namespace.run(|| match programs.hook() {
+            Hook::Tcx => programs.attach_from_guest(interface, index, &pin),
+            Hook::Clsact => attach_filter(programs, pins, index, interface, made_qdisc, &pin),
+        });
+        if attached.is_err() {
+            self.maps().remove_port(key, id)?;
+            return attached;
+        }
+        self.insert(id, index, interface);
+        Ok(())
+    }
+
+    fn insert(&mut self, id: AttachmentId, index: IfIndex, interface: &str) {
+        let attachment = Attachment { id, interface: interface.to_owned(), subports: BTreeMap::new() };
+        self.attachments.insert(index, attachment);
+    }
+
+    /// Returns true if the program of a guest's interface or of the portal is attached by TCX.
+    /// `interface` is the current name.
+    ///
+    /// # Errors
+    /// The kernel refuses the query, for example because the interface is gone.
+    pub(crate) fn is_attached(&self, index: IfIndex, interface: &str) -> Result<bool, DatapathError> {
+        self.namespace.run(|| self.programs.is_attached(self.program_of(index), interface))
+    }
+
+    /// Returns the kernel's id of the program of a guest's interface or of the portal.
+    ///
+    /// # Errors
+    /// The object lacks the program.
+    pub(crate) fn program_id(&self, index: IfIndex) -> Result<u32, DatapathError> {
+        self.programs.id(self.program_of(index))
+    }
+
+    fn program_of(&self, index: IfIndex) -> &'static str {
+        if self.portal == Some(index) { names::TO_GUEST } else { names::FROM_GUEST }
+    }
+
+    /// Attaches the program of a guest's interface or of the portal again after it was detached
+    /// externally. `interface` is the current name. The attachment stays the same, so connections
+    /// continue.
+    ///
+    /// # Errors
+    /// The interface is gone or lacks the qdisc that the program needs, or the kernel refuses.
+    pub(crate) fn reattach(&mut self, index: IfIndex, interface: &str) -> Result<(), DatapathError> {
+        let Self { namespace, programs, pins, portal, attachments, .. } = self;
+        if *portal == Some(index) {
+            let pin = pins.portal();
+            return namespace.run(|| programs.attach_to_guest(interface, index, &pin));
+        }
+        if !attachments.contains_key(&index) {
+            return Err(DatapathError::NotAttached { index });
+        }
+        let pin = pins.guest(index);
+        Pins::remove(&pin)?;
+        if programs.hook() == Hook::Clsact {
+            pins.record_filter(FilterRecord { index, owns_qdisc: false })?;
+        }
+        namespace.run(|| programs.attach_from_guest(interface, index, &pin))
+    }
+
+    /// Writes the policy of an attachment, or of a VLAN on it, to the kernel. Does nothing if there
+    /// is no such attachment.
+    ///
+    /// # Errors
+    /// A map operation fails.
+    pub(crate) fn set_policy(
+        &mut self,
+        index: IfIndex,
+        vlan: Option<VlanId>,
+        policy: &PortPolicy,
+    ) -> Result<(), DatapathError> {
+        let Some(attachment) = self.attachments.get(&index) else { return Ok(()) };
+        let id = vlan.map_or(Some(attachment.id), |vlan| attachment.subports.get(&vlan).copied());
+        let key = self.namespace.key(index, vlan);
+        let mut maps = self.maps();
+        let (Some(id), Some(before)) = (id, maps.port(key)?) else { return Ok(()) };
+        let entry = port_entry(id, policy);
+        if entry == before { Ok(()) } else { maps.put_port(key, &entry) }
+    }
+
+    /// Detaches the program from an interface, with all VLANs on it. A filter is not removed: that
+    /// is left to the caller. The next [`Self::sweep`] removes the client records; they are
+    /// unreachable, because attachment ids are never reused.
+    ///
+    /// # Errors
+    /// A pin or an entry cannot be removed.
+    pub fn detach(&mut self, index: IfIndex) -> Result<Option<Attachment>, DatapathError> {
+        let Some(attachment) = self.attachments.remove(&index) else {
+            return Ok(None);
+        };
+        Pins::remove(&self.pins.guest(index))?;
+        self.maps().remove_port(self.namespace.key(index, None), attachment.id)?;
+        for (vlan, id) in &attachment.subports {
+            self.maps().remove_port(self.namespace.key(index, Some(*vlan)), *id)?;
+        }
+        Ok(Some(attachment))
+    }
+
+    /// Makes a VLAN on an attached interface an attachment of its own, or returns the id that it
+    /// already has.
+    ///
+    /// # Errors
+    /// The interface is not attached, or a map operation fails.
+    pub(crate) fn attach_subport(
+        &mut self,
+        index: IfIndex,
+        vlan: VlanId,
+    ) -> Result<AttachmentId, DatapathError> {
+        let Some(attachment) = self.attachments.get_mut(&index) else {
+            return Err(DatapathError::NotAttached { index });
+        };
+        if let Some(id) = attachment.subports.get(&vlan) {
+            return Ok(*id);
+        }
+        let mut maps = lock(&self.maps);
+        let id = maps.next_attachment()?;
+        maps.put_attachment_state(id)?;
+        maps.put_port(self.namespace.key(index, Some(vlan)), &port_entry(id, &PortPolicy::default()))?;
+        attachment.subports.insert(vlan, id);
+        Ok(id)
+    }
+
+    /// Removes the attachment of a VLAN, if there is one.
+    ///
+    /// # Errors
+    /// A map operation fails.
+    pub(crate) fn detach_subport(&mut self, index: IfIndex, vlan: VlanId) -> Result<(), DatapathError> {
+        let attachment = self.attachments.get_mut(&index);
+        let id = attachment.and_then(|attachment| attachment.subports.remove(&vlan));
+        id.map_or(Ok(()), |id| self.maps().remove_port(self.namespace.key(index, Some(vlan)), id))
+    }
+
+    /// Removes the links and map entries that an earlier agent left for interfaces that are not
+    /// attached now.
+    ///
+    /// # Errors
+    /// A pin or an entry cannot be removed.
+    pub(crate) fn remove_orphans(&mut self) -> Result<(), DatapathError> {
+        // The map holds the entries of all namespaces: scanning it once per namespace would be
+        // quadratic.
+        let attached: BTreeMap<(u32, u32), AttachmentId> = self.ids().collect();
+        let inherited = std::mem::take(&mut self.inherited);
+        let mut maps = lock(&self.maps);
+        let entries = if self.namespace.is_host() { maps.ports()? } else { inherited };
+        for (key, port) in entries {
+            if key.netns != self.namespace.inode() {
+                continue;
+            }
+            let is_orphan =
+                attached.get(&(key.ifindex, key.vlan)).is_none_or(|id| id.get() != port.attachment);
+            if let Some(id) = AttachmentId::new(port.attachment).filter(|_| is_orphan) {
+                maps.remove_port(key, id)?;
+            }
+        }
+        for (index, pin) in self.pins.guests()? {
+            if !self.attachments.contains_key(&index) {
+                Pins::remove(&pin)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Returns every attachment by interface index and VLAN id, the fields of its key.
+    fn ids(&self) -> impl Iterator<Item = ((u32, u32), AttachmentId)> {
+        self.attachments.iter().flat_map(|(index, attachment)| {
+            let subports = attachment.subports.iter().map(|(vlan, id)| (u32::from(vlan.get()), *id));
+            let all = std::iter::once((0, attachment.id)).chain(subports);
+            all.map(|(vlan, id)| ((index.0, vlan), id))
+        })
+    }
+
+    pub(crate) fn attachments(&self) -> &BTreeMap<IfIndex, Attachment> {
+        &self.attachments
+    }
+
+    /// Returns the programs that [`find_detached`] should find. `None` for the host's own
+    /// namespace, and where programs are attached as filters.
+    ///
+    /// # Errors
+    /// The object lacks the program.
+    pub(crate) fn expected_programs(&self) -> Result<Option<ExpectedPrograms>, DatapathError> {
+        let Namespace::Other { netns, .. } = &self.namespace else { return Ok(None) };
+        if self.hook() != Hook::Tcx {
+            return Ok(None);
+        }
+        let interface = |(index, attachment): (&IfIndex, &Attachment)| (*index, attachment.interface.clone());
+        Ok(Some(ExpectedPrograms {
+            netns: Arc::clone(netns),
+            program: self.programs.id(names::FROM_GUEST)?,
+            interfaces: self.attachments.iter().map(interface).collect(),
+        }))
+    }
+}
+
+/// Records of filters and of their qdiscs, which a pin cannot hold.
+impl Datapath {
+    /// Records that the qdisc on an interface is ours, before it is created, or that it is not
+    /// ours.
+    ///
+    /// # Errors
+    /// The record cannot be created or removed.
+    pub(crate) fn set_qdisc_owned(&self, index: IfIndex, owned: bool) -> Result<(), DatapathError> {
+        if owned {
+            self.pins.record_filter(FilterRecord { index, owns_qdisc: true })
+        } else {
+            self.pins.disown_qdisc(index)
+        }
+    }
+
+    /// Returns the filters that this agent or an earlier one created.
+    ///
+    /// # Errors
+    /// The pin directory cannot be read.
+    pub(crate) fn filters(&self) -> Result<Vec<FilterRecord>, DatapathError> {
+        self.pins.filters()
+    }
+
+    /// Returns the filter on one interface.
+    pub(crate) fn filter(&self, index: IfIndex) -> Option<FilterRecord> {
+        self.pins.filter(index)
+    }
+
+    /// Removes the record of a filter after the filter was removed.
+    ///
+    /// # Errors
+    /// The record cannot be removed.
+    pub(crate) fn forget_filter(&self, index: IfIndex) -> Result<(), DatapathError> {
+        self.pins.forget_filter(index)
+    }
+}
+
+/// Attaches the program as a filter. The filter is recorded first, so after a crash at any point
+/// the next agent knows what to remove.
+fn attach_filter(
+    programs: &mut Programs,
+    pins: &Pins,
+    index: IfIndex,
+    interface: &str,
+    made_qdisc: bool,
+    pin: &Path,
+) -> Result<(), DatapathError> {
+    pins.record_filter(FilterRecord { index, owns_qdisc: made_qdisc })?;
+    // An agent of another ABI may have left its filter at the same priority and handle. It is
+    // removed by its name and not replaced, because the filter there may belong to another program.
+    let had_filter = remove_filter(interface, names::FROM_GUEST)?;
+    // If our qdisc was deleted externally, our filter went with it: without the filter, the qdisc
+    // that is there now belongs to another program.
+    if !made_qdisc && !had_filter {
+        pins.disown_qdisc(index)?;
+    }
+    programs.attach_from_guest(interface, index, pin)
+}
+
 fn lock(maps: &Mutex<Maps>) -> MutexGuard<'_, Maps> {
-    // Each call on it is whole by itself, so one that panicked leaves nothing half done.
+    // Each call is complete by itself, so a call that panicked leaves no partial state.
     maps.lock().unwrap_or_else(PoisonError::into_inner)
 }

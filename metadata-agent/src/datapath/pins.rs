@@ -1,17 +1,17 @@
-//! The bpffs directory: where each pin is, how it goes, and who may change it.
+//! The bpffs directory: location and life of each pin, and its lock.
 //!
-//! Whoever opens the directory holds its lock until the value is dropped, so two agents, or an agent and `detach`, never
-//! work on the same pins; the kernel frees the lock of a process that dies. The directory may be somebody else's as
-//! well: only what bears one of our names is ever removed.
+//! Opening the directory takes its lock until the value is dropped, so two agents, or an agent and
+//! `detach`, never work on the same pins. The kernel releases the lock of a process that dies. The
+//! directory may be shared with other programs: only files with our names are ever removed.
 //!
-//! | name | what it is |
+//! | name | meaning |
 //! |---|---|
 //! | `MD_*` | maps |
 //! | `portal` | the link of `md_to_guest` |
 //! | `guest-<ifindex>` | the link of `md_from_guest` there, by TCX |
 //! | `filter-<ifindex>` | a directory: `md_from_guest` is there as a filter |
-//! | `clsact-<ifindex>` | a directory: the qdisc there, whose hook the filter is on, was made by us |
-//! | `netns-<inode>` | a directory: the same, but for maps, of the network namespace with this inode |
+//! | `clsact-<ifindex>` | a directory: we created the qdisc that the filter is on |
+//! | `netns-<inode>` | a directory: the same, without maps, for the namespace with this inode |
 
 use std::fs::{self, DirBuilder, File, TryLockError};
 use std::io;
@@ -28,71 +28,71 @@ const GUEST: &str = "guest-";
 const FILTER: &str = "filter-";
 const CLSACT: &str = "clsact-";
 const NETNS: &str = "netns-";
-/// What the names of our maps begin with, in every version.
+/// Prefix of our maps' names in every ABI version.
 const MAP: &str = "MD_";
 
-/// The pins, locked.
+/// The pins of one namespace, locked.
 #[derive(Debug)]
 pub(super) struct Pins {
     directory: PathBuf,
-    /// That of a namespace's pins is held with the directory above.
+    /// `None` for the pins of another namespace: the lock of the parent directory covers them.
     _lock: Option<File>,
 }
 
-/// A filter of ours on a guest's interface, in the namespace of whoever tells.
+/// Record of a filter of ours on a guest's interface, in the namespace of the pins.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FilterRecord {
-    /// The interface's index.
     pub index: IfIndex,
-    /// Whether its qdisc was made by us.
+    /// True if we created its qdisc.
     pub owns_qdisc: bool,
 }
 
 impl Pins {
-    /// Makes the directory if need be.
+    /// Opens the directory and creates it if it is missing.
     pub fn open(directory: &Path) -> Result<Self, DatapathError> {
-        let fault = |source| DatapathError::PinDirectory { path: directory.to_owned(), source };
-        if !is_on_bpffs(directory).map_err(fault)? {
-            return Err(fault(io::Error::new(io::ErrorKind::Unsupported, "not on a BPF file system")));
+        let failed = |source| DatapathError::PinDirectory { path: directory.to_owned(), source };
+        if !is_on_bpffs(directory).map_err(failed)? {
+            return Err(failed(io::Error::new(io::ErrorKind::Unsupported, "not on a BPF file system")));
         }
         loop {
-            DirBuilder::new().recursive(true).mode(0o700).create(directory).map_err(fault)?;
+            DirBuilder::new().recursive(true).mode(0o700).create(directory).map_err(failed)?;
             if let Some(pins) = Self::lock(directory)? {
                 return Ok(pins);
             }
         }
     }
 
-    /// The directory if it is there.
+    /// Opens the directory if it exists.
     pub fn find(directory: &Path) -> Result<Option<Self>, DatapathError> {
-        let fault = |source| DatapathError::PinDirectory { path: directory.to_owned(), source };
-        if directory.try_exists().map_err(fault)? && is_on_bpffs(directory).map_err(fault)? {
+        let failed = |source| DatapathError::PinDirectory { path: directory.to_owned(), source };
+        if directory.try_exists().map_err(failed)? && is_on_bpffs(directory).map_err(failed)? {
             Self::lock(directory)
         } else {
             Ok(None)
         }
     }
 
-    /// `None` if the directory went away before it was locked.
+    /// Returns `None` if the directory was removed before it was locked.
     fn lock(directory: &Path) -> Result<Option<Self>, DatapathError> {
-        let fault = |source| DatapathError::PinDirectory { path: directory.to_owned(), source };
+        let failed = |source| DatapathError::PinDirectory { path: directory.to_owned(), source };
         let lock = match File::open(directory) {
             Err(source) if source.kind() == io::ErrorKind::NotFound => return Ok(None),
-            opened => opened.map_err(fault)?,
+            opened => opened.map_err(failed)?,
         };
         match lock.try_lock() {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => {
                 return Err(DatapathError::InUse { path: directory.to_owned() });
             }
-            Err(TryLockError::Error(source)) => return Err(fault(source)),
+            Err(TryLockError::Error(source)) => return Err(failed(source)),
         }
-        let inode = lock.metadata().map_err(fault)?.ino();
+        let inode = lock.metadata().map_err(failed)?.ino();
         let is_there = fs::metadata(directory).is_ok_and(|now| now.ino() == inode);
         Ok(is_there.then(|| Self { directory: directory.to_owned(), _lock: Some(lock) }))
     }
 
-    /// The pins of another network namespace, beside those of the host's own; made if need be.
+    /// Opens the pins of another network namespace, below those of the host; creates the directory
+    /// if it is missing.
     pub fn of_netns(directory: &Path, inode: u32) -> Result<Self, DatapathError> {
         let path = directory.join(format!("{NETNS}{inode}"));
         match DirBuilder::new().mode(0o700).create(&path) {
@@ -103,14 +103,14 @@ impl Pins {
         }
     }
 
-    /// To look at them, while somebody else holds the lock.
+    /// Opens the pins for reading while another handle holds the lock.
     pub fn unlocked(directory: &Path) -> Self {
         Self { directory: directory.to_owned(), _lock: None }
     }
 
-    /// The network namespaces that there are pins of.
+    /// Returns the inodes of the network namespaces that have pins.
     pub fn netns(&self) -> Result<Vec<u32>, DatapathError> {
-        Ok(self.ours()?.iter().filter_map(|name| name.strip_prefix(NETNS)?.parse().ok()).collect())
+        Ok(self.own_names()?.iter().filter_map(|name| name.strip_prefix(NETNS)?.parse().ok()).collect())
     }
 
     pub fn directory(&self) -> &Path {
@@ -129,64 +129,67 @@ impl Pins {
         self.directory.join(format!("{GUEST}{index}"))
     }
 
-    /// All pinned guest links.
+    /// Returns all pinned guest links.
     pub fn guests(&self) -> Result<Vec<(IfIndex, PathBuf)>, DatapathError> {
-        let names = self.ours()?;
+        let names = self.own_names()?;
         let guests = names.iter().filter_map(|name| index_in(name, GUEST));
         Ok(guests.map(|index| (index, self.guest(index))).collect())
     }
 
-    /// Notes a filter before it is made, and a qdisc of ours that goes with it.
-    pub fn record_filter(&self, mark: FilterRecord) -> Result<(), DatapathError> {
-        self.make(FILTER, mark.index)?;
-        if mark.owns_qdisc { self.make(CLSACT, mark.index) } else { Ok(()) }
+    /// Records a filter, and its qdisc if we create it, before either is created.
+    pub fn record_filter(&self, record: FilterRecord) -> Result<(), DatapathError> {
+        self.create_record(FILTER, record.index)?;
+        if record.owns_qdisc { self.create_record(CLSACT, record.index) } else { Ok(()) }
     }
 
-    /// All filters noted.
+    /// Returns all recorded filters.
     pub fn filters(&self) -> Result<Vec<FilterRecord>, DatapathError> {
-        let names = self.ours()?;
-        let marked = names.iter().filter_map(|name| index_in(name, FILTER));
-        Ok(marked
+        let names = self.own_names()?;
+        let recorded = names.iter().filter_map(|name| index_in(name, FILTER));
+        Ok(recorded
             .map(|index| FilterRecord { index, owns_qdisc: names.contains(&format!("{CLSACT}{index}")) })
             .collect())
     }
 
-    /// The filter noted for an interface.
+    /// Returns the recorded filter of an interface.
     pub fn filter(&self, index: IfIndex) -> Option<FilterRecord> {
-        let is_marked = |prefix| self.directory.join(format!("{prefix}{index}")).is_dir();
-        is_marked(FILTER).then(|| FilterRecord { index, owns_qdisc: is_marked(CLSACT) })
+        let is_recorded = |prefix| self.directory.join(format!("{prefix}{index}")).is_dir();
+        is_recorded(FILTER).then(|| FilterRecord { index, owns_qdisc: is_recorded(CLSACT) })
     }
 
-    /// Forgets a filter that is gone; fine if it was not noted. The qdisc goes first: it is only looked for with the filter.
+    /// Removes the record of a filter, if there is one. The record of the qdisc goes first, because
+    /// it is only looked up together with the filter.
     pub fn forget_filter(&self, index: IfIndex) -> Result<(), DatapathError> {
         self.disown_qdisc(index)?;
-        self.unmake(FILTER, index)
+        self.remove_record(FILTER, index)
     }
 
-    /// Notes that the qdisc on an interface is not ours, or not any more.
+    /// Records that the qdisc on an interface is not ours, or no longer ours.
     pub fn disown_qdisc(&self, index: IfIndex) -> Result<(), DatapathError> {
-        self.unmake(CLSACT, index)
+        self.remove_record(CLSACT, index)
     }
 
-    /// Removes one pin; fine if there is none.
+    /// Removes one pin, if it exists.
     pub fn remove(pin: &Path) -> Result<(), DatapathError> {
-        absent_is_fine(fs::remove_file(pin), pin.to_owned())
+        ignore_absent(fs::remove_file(pin), pin.to_owned())
     }
 
-    /// Removes maps and links: links detach, and maps go as their last holders do. Notes of filters stay.
+    /// Removes maps and links. Links detach, and maps are freed with their last user. Records of
+    /// filters stay.
     pub fn clear(&self) -> Result<(), DatapathError> {
-        let is_note = |name: &str| name.starts_with(FILTER) || name.starts_with(CLSACT);
+        let is_record = |name: &str| name.starts_with(FILTER) || name.starts_with(CLSACT);
         for inode in self.netns()? {
             Self::of_netns(&self.directory, inode)?.remove_all()?;
         }
-        let is_file = |name: &&String| !is_note(name) && !name.starts_with(NETNS);
-        for name in self.ours()?.iter().filter(is_file) {
+        let is_file = |name: &&String| !is_record(name) && !name.starts_with(NETNS);
+        for name in self.own_names()?.iter().filter(is_file) {
             Self::remove(&self.directory.join(name))?;
         }
         Ok(())
     }
 
-    /// Removes maps and links, and the directory unless something is left in it: a note, or what is somebody else's.
+    /// Removes maps and links, and the directory unless it still contains a record of a filter or
+    /// files of another program.
     pub fn remove_all(self) -> Result<(), DatapathError> {
         self.clear()?;
         match fs::remove_dir(&self.directory) {
@@ -204,7 +207,7 @@ impl Pins {
         }
     }
 
-    fn make(&self, prefix: &str, index: IfIndex) -> Result<(), DatapathError> {
+    fn create_record(&self, prefix: &str, index: IfIndex) -> Result<(), DatapathError> {
         let path = self.directory.join(format!("{prefix}{index}"));
         match DirBuilder::new().mode(0o700).create(&path) {
             Err(source) if source.kind() != io::ErrorKind::AlreadyExists => {
@@ -214,14 +217,14 @@ impl Pins {
         }
     }
 
-    fn unmake(&self, prefix: &str, index: IfIndex) -> Result<(), DatapathError> {
+    fn remove_record(&self, prefix: &str, index: IfIndex) -> Result<(), DatapathError> {
         let path = self.directory.join(format!("{prefix}{index}"));
-        absent_is_fine(fs::remove_dir(&path), path)
+        ignore_absent(fs::remove_dir(&path), path)
     }
 
-    /// The names in the directory that can be ours.
-    fn ours(&self) -> Result<Vec<String>, DatapathError> {
-        let is_ours = |name: &String| {
+    /// Returns the names in the directory that can be ours.
+    fn own_names(&self) -> Result<Vec<String>, DatapathError> {
+        let is_own = |name: &String| {
             let numbered = [GUEST, FILTER, CLSACT].iter().any(|prefix| index_in(name, prefix).is_some());
             let netns = name.strip_prefix(NETNS).is_some_and(|inode| inode.parse::<u32>().is_ok());
             name == PORTAL || name.starts_with(MAP) || numbered || netns
@@ -233,7 +236,7 @@ impl Pins {
         };
         let names =
             names().map_err(|source| DatapathError::PinDirectory { path: self.directory.clone(), source })?;
-        Ok(names.into_iter().flatten().filter(is_ours).collect())
+        Ok(names.into_iter().flatten().filter(is_own).collect())
     }
 }
 
@@ -241,17 +244,65 @@ fn index_in(name: &str, prefix: &str) -> Option<IfIndex> {
     name.strip_prefix(prefix)?.parse().ok().map(IfIndex)
 }
 
-/// Whether a path is on a BPF file system, or would be once it is made.
+/// Returns true if a path is on a BPF file system, or would be once it is created.
 fn is_on_bpffs(path: &Path) -> io::Result<bool> {
     let existing = path.ancestors().find(|path| path.exists()).unwrap_or(Path::new("/"));
     Ok(statfs(existing)?.filesystem_type() == BPF_FS_MAGIC)
 }
 
-fn absent_is_fine(removed: io::Result<()>, path: PathBuf) -> Result<(), DatapathError> {
+fn ignore_absent(removed: io::Result<()>, path: PathBuf) -> Result<(), DatapathError> {
     match removed {
         Err(source) if source.kind() != io::ErrorKind::NotFound => {
             Err(DatapathError::PinDirectory { path, source })
         }
         _ => Ok(()),
+    }
+}
+
+/// Everything that agents of any version left under a pin directory, for removal.
+#[derive(Debug)]
+pub struct StaleState(Pins);
+
+impl StaleState {
+    /// Returns `None` if there is no such directory on a BPF file system.
+    ///
+    /// # Errors
+    /// An agent uses the directory, or it cannot be read.
+    pub(crate) fn find(pin_directory: &Path) -> Result<Option<Self>, DatapathError> {
+        Ok(Pins::find(pin_directory)?.map(Self))
+    }
+
+    /// Returns the recorded filters. A pin cannot hold a filter, so [`Self::remove`] does not
+    /// remove them.
+    ///
+    /// # Errors
+    /// The directory cannot be read.
+    pub(crate) fn filters(&self) -> Result<Vec<FilterRecord>, DatapathError> {
+        self.0.filters()
+    }
+
+    /// Removes the record of a filter after the filter was removed.
+    ///
+    /// # Errors
+    /// The record cannot be removed.
+    pub(crate) fn forget_filter(&self, index: IfIndex) -> Result<(), DatapathError> {
+        self.0.forget_filter(index)
+    }
+
+    /// Returns the state of other network namespaces by inode.
+    ///
+    /// # Errors
+    /// The directory cannot be read.
+    pub(crate) fn in_namespaces(&self) -> Result<Vec<(u32, Self)>, DatapathError> {
+        let of = |inode| Ok((inode, Self(Pins::of_netns(self.0.directory(), inode)?)));
+        self.0.netns()?.into_iter().map(of).collect()
+    }
+
+    /// Removes every link and every pin, and the directory if nothing else is in it.
+    ///
+    /// # Errors
+    /// A pin cannot be removed.
+    pub(crate) fn remove(self) -> Result<(), DatapathError> {
+        self.0.remove_all()
     }
 }

@@ -1,4 +1,4 @@
-//! What the kernel is told of a port, as the agent says it and as the map has it.
+//! The policy of a port as the agent states it, and its entry in `MD_PORTS`.
 
 use std::net::Ipv4Addr;
 
@@ -7,28 +7,30 @@ use metadata_ebpf::identity::AttachmentId;
 
 use crate::ids::{MacAddress, NetworkId};
 
-/// Source addresses that one attachment may use at the same time. A port has few; what is more is made up by its guest.
+/// Source addresses that one attachment may use at the same time. A port has few; any more are made
+/// up by its guest.
 const CLIENT_QUOTA: u32 = 256;
-/// The same of an attachment that all guests of a network share.
+/// The same for an attachment that all guests of a network share.
 const SHARED_CLIENT_QUOTA: u32 = 4096;
 
-/// What the kernel shall know of the port behind an attachment.
+/// Policy of the port behind an attachment.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct PortPolicy {
-    /// For the client records.
+    /// Copied into the client records.
     pub network: Option<NetworkId>,
     /// The only source MAC address allowed; `None` allows any.
     pub mac: Option<MacAddress>,
-    /// The only source addresses allowed, as prefixes; `None` allows any. Of more than [`MAX_PORT_IPV4`] the first count where
-    /// the attachment is shared; elsewhere any is allowed then.
+    /// The only source addresses allowed, as prefixes; `None` allows any. Above [`MAX_PORT_IPV4`]
+    /// prefixes a shared attachment keeps the first ones, and any other attachment allows any
+    /// address.
     pub addresses: Option<Vec<(Ipv4Addr, u8)>>,
-    /// Whether many guests share the attachment.
+    /// True if many guests share the attachment.
     pub shared: bool,
-    /// Whether packets that would be left to a legacy path are dropped while none listens.
+    /// True if packets for the legacy path are dropped while no legacy path listens.
     pub confined: bool,
 }
 
-/// The entry of an attachment in `MD_PORTS`.
+/// Builds the entry of an attachment in `MD_PORTS`.
 pub(super) fn port_entry(id: AttachmentId, policy: &PortPolicy) -> Port {
     let mut port = Port {
         attachment: id.get(),
@@ -44,7 +46,7 @@ pub(super) fn port_entry(id: AttachmentId, policy: &PortPolicy) -> Port {
         port.mac = mac.0;
         port.flags |= CHECK_MAC;
     }
-    // What guests share is never unchecked: there, addresses that find no room are nobody's.
+    // A shared attachment is always checked: there, addresses that do not fit are rejected.
     let fits = |addresses: &&Vec<_>| policy.shared || addresses.len() <= MAX_PORT_IPV4;
     if let Some(addresses) = policy.addresses.as_ref().filter(fits) {
         for (slot, (address, len)) in port.ipv4.iter_mut().zip(addresses) {
@@ -67,7 +69,7 @@ mod tests {
     }
 
     #[test]
-    fn what_guests_share_is_checked_however_many_subnets_there_are() {
+    fn a_shared_attachment_is_checked_for_any_number_of_subnets() {
         let most = u8::try_from(MAX_PORT_IPV4).unwrap();
         for (count, shared, checked, kept) in [
             (most, true, true, most),

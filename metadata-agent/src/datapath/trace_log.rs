@@ -1,6 +1,6 @@
-//! The programs' own log, packet by packet: the feature `trace-log`, for debugging alone.
+//! The programs' own log of each packet: the feature `trace-log`, for debugging only.
 //!
-//! Records arrive as `log` records, which tracing-subscriber takes for its own.
+//! Records arrive as `log` records, which tracing-subscriber handles like its own.
 
 use std::time::Duration;
 
@@ -9,16 +9,16 @@ use aya_log::EbpfLogger;
 use tokio::time::interval;
 use tracing::{info, warn};
 
-/// How late a record may be.
+/// Maximum delay of a record.
 const PERIOD: Duration = Duration::from_millis(50);
 
-/// Hands records on until the process ends.
+/// Forwards records until the process ends.
 pub(super) fn follow(ebpf: &mut Ebpf) {
     let mut log = match EbpfLogger::init(ebpf) {
         Ok(log) => log,
-        Err(error) => return warn!(%error, "no log of the programs"),
+        Err(error) => return warn!(%error, "cannot read the log of the BPF programs"),
     };
-    info!("the programs log each metadata packet");
+    info!("BPF programs log each metadata packet");
     tokio::spawn(async move {
         let mut tick = interval(PERIOD);
         loop {

@@ -2,8 +2,8 @@
 
 use std::fmt;
 
-/// A pattern for names of interfaces and network namespaces: `*` matches any characters, `?` matches
-/// one.
+/// A pattern for names of interfaces and network namespaces: `*` matches any characters, `?`
+/// matches one.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct NamePattern(String);
 

@@ -1,7 +1,8 @@
 //! Network namespaces: the only module that names `setns`.
 //!
-//! A named namespace is what `ip netns` makes of one: a bind mount of its nsfs file under `/run/netns`. Nothing here
-//! ever changes the namespace of a thread that does anything else.
+//! A named namespace is one created like `ip netns add` does: a bind mount of its nsfs file under
+//! `/run/netns`. Every function here enters namespaces on a thread of its own, so no other thread
+//! changes its namespace.
 
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -14,34 +15,22 @@ use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, setns, unshare};
 use nix::sys::statfs::{FsType, fstatfs};
 
-/// Where `ip netns` keeps named namespaces.
+/// Directory of named namespaces, the same as that of `ip netns`.
 pub const NAMED: &str = "/run/netns";
 
 /// `NSFS_MAGIC` of linux/magic.h.
 const NSFS_MAGIC: FsType = FsType(0x6e73_6673);
 
-/// What can go wrong with a namespace.
 #[derive(Debug, thiserror::Error)]
 pub enum NetnsError {
-    /// A system call failed.
     #[error("cannot {operation} network namespace {name}: {source}")]
-    Io {
-        /// What was tried.
-        operation: &'static str,
-        /// The namespace.
-        name: String,
-        /// Why not.
-        source: io::Error,
-    },
-    /// The thread that works inside the namespace ended before its work.
+    Io { operation: &'static str, name: String, source: io::Error },
+    /// The thread inside the namespace panicked.
     #[error("the thread in network namespace {name} panicked")]
-    Panicked {
-        /// The namespace.
-        name: String,
-    },
+    Panicked { name: String },
 }
 
-/// An open network namespace. It lives at least as long as this.
+/// An open network namespace. It stays alive at least as long as this handle.
 #[derive(Debug)]
 pub struct Netns {
     name: String,
@@ -49,18 +38,11 @@ pub struct Netns {
 }
 
 impl Netns {
-    /// The namespace of the calling thread.
+    /// Opens a named namespace. Returns `None` if there is no file, or if the file is left over
+    /// from a namespace that is gone.
     ///
     /// # Errors
-    /// `/proc` is not mounted.
-    pub fn current() -> Result<Self, NetnsError> {
-        Self::open_path("of this thread", Path::new("/proc/thread-self/ns/net"))
-    }
-
-    /// The named namespace, or `None` if there is none: no file, or a file left over from a namespace that is gone.
-    ///
-    /// # Errors
-    /// The file cannot be opened or looked at.
+    /// The file cannot be opened or inspected.
     pub fn named(name: &str) -> Result<Option<Self>, NetnsError> {
         let netns = match Self::open_path(name, &path_of(name)) {
             Err(NetnsError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
@@ -68,15 +50,15 @@ impl Netns {
             }
             opened => opened?,
         };
-        let kind = fstatfs(&netns.file).map_err(|errno| failed("look at", name, errno))?;
+        let kind = fstatfs(&netns.file).map_err(|errno| failed("inspect", name, errno))?;
         Ok((kind.filesystem_type() == NSFS_MAGIC).then_some(netns))
     }
 
-    /// Makes a named namespace, on the file of a namespace that is gone if need be.
+    /// Creates a named namespace, reusing the file of a namespace that is gone.
     ///
     /// # Errors
-    /// Without `CAP_SYS_ADMIN`, or when `/run/netns` cannot be written.
-    pub fn create(name: &str) -> Result<Self, NetnsError> {
+    /// `CAP_SYS_ADMIN` is missing, or `/run/netns` is not writable.
+    pub(crate) fn create(name: &str) -> Result<Self, NetnsError> {
         share_directory().map_err(|source| io_failed("prepare /run/netns for", name, source))?;
         let path = path_of(name);
         OpenOptions::new()
@@ -93,11 +75,12 @@ impl Netns {
         Self::open_path(name, &path)
     }
 
-    /// Removes a named namespace; fine if there is none. The namespace itself goes when nobody holds it open any more.
+    /// Removes the name of a namespace, if it exists. The namespace itself is freed with its last
+    /// user.
     ///
     /// # Errors
     /// The mount or the file cannot be removed.
-    pub fn remove(name: &str) -> Result<(), NetnsError> {
+    pub(crate) fn remove(name: &str) -> Result<(), NetnsError> {
         let path = path_of(name);
         while Self::named(name)?.is_some() {
             umount2(&path, MntFlags::MNT_DETACH).map_err(|errno| failed("unmount", name, errno))?;
@@ -108,10 +91,10 @@ impl Netns {
         }
     }
 
-    /// Runs `work` on a thread of its own inside the namespace.
+    /// Runs `work` inside the namespace, on a thread of its own.
     ///
     /// # Errors
-    /// Without `CAP_SYS_ADMIN`, or when `work` panics.
+    /// `CAP_SYS_ADMIN` is missing, or `work` panics.
     pub fn run<T: Send>(&self, work: impl FnOnce() -> T + Send) -> Result<T, NetnsError> {
         in_own_thread(&self.name, || {
             setns(&self.file, CloneFlags::CLONE_NEWNET)
@@ -120,45 +103,45 @@ impl Netns {
         })?
     }
 
-    /// Runs `work` in one namespace after the other, all on one thread: a thread for each would cost more than the work.
+    /// Runs `work` in one namespace after the other, all on one thread: a thread for each would
+    /// cost more than the work.
     ///
     /// # Errors
     /// As [`Self::run`].
-    pub fn run_in_each<'a, S: Send, T: Send>(
-        stops: impl Iterator<Item = (&'a Self, S)> + Send,
+    pub(crate) fn run_in_each<'a, S: Send, T: Send>(
+        items: impl Iterator<Item = (&'a Self, S)> + Send,
         work: impl Fn(S) -> T + Sync,
     ) -> Result<Vec<T>, NetnsError> {
-        in_own_thread("of many", || {
-            let visit = |(netns, stop): (&Self, S)| {
+        in_own_thread("(several)", || {
+            let visit = |(netns, item): (&Self, S)| {
                 setns(&netns.file, CloneFlags::CLONE_NEWNET)
                     .map_err(|errno| failed("enter", &netns.name, errno))?;
-                Ok(work(stop))
+                Ok(work(item))
             };
-            stops.map(visit).collect()
+            items.map(visit).collect()
         })?
     }
 
-    /// What tells it from every other namespace for as long as it lives: the inode of its nsfs file, which the kernel
-    /// draws from 32 bits (fs/nsfs.c, `ns_alloc_inum`).
+    /// Returns the inode of the nsfs file, which identifies the namespace as long as it lives. The
+    /// kernel allocates it from 32 bits (fs/nsfs.c, `ns_alloc_inum`).
     ///
     /// # Errors
-    /// The file cannot be looked at.
-    pub fn inode(&self) -> Result<u32, NetnsError> {
-        let inode = self.file.metadata().map_err(|source| io_failed("look at", &self.name, source))?.ino();
+    /// The file cannot be inspected.
+    pub(crate) fn inode(&self) -> Result<u32, NetnsError> {
+        let inode = self.file.metadata().map_err(|source| io_failed("inspect", &self.name, source))?.ino();
         u32::try_from(inode).map_err(|_| io_failed("number", &self.name, io::ErrorKind::InvalidData.into()))
     }
 
-    /// Its name.
     #[must_use]
-    pub fn name(&self) -> &str {
+    pub(crate) fn name(&self) -> &str {
         &self.name
     }
 
-    /// The names that there are, of namespaces or of whatever else somebody has left there.
+    /// Returns all names in the directory, including files that are not namespaces.
     ///
     /// # Errors
-    /// The directory cannot be read; none at all is no error.
-    pub fn names() -> io::Result<Vec<String>> {
+    /// The directory cannot be read. A missing directory is not an error.
+    pub(crate) fn names() -> io::Result<Vec<String>> {
         let entries = match std::fs::read_dir(NAMED) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
             entries => entries?,
@@ -167,20 +150,20 @@ impl Netns {
         Ok(names.collect::<io::Result<Vec<_>>>()?.into_iter().flatten().collect())
     }
 
-    /// The named namespace with this inode, if there is one.
+    /// Returns the named namespace with this inode, if there is one.
     ///
     /// # Errors
     /// The directory cannot be read.
-    pub fn by_inode(inode: u32) -> Result<Option<Self>, NetnsError> {
+    pub(crate) fn by_inode(inode: u32) -> Result<Option<Self>, NetnsError> {
         let names = Self::names().map_err(|source| io_failed("list", "of any name", source))?;
-        // What cannot be opened is not one that an agent could work in either.
+        // A namespace that cannot be opened is of no use to the caller.
         let mut candidates = names.iter().filter_map(|name| Self::named(name).ok().flatten());
         Ok(candidates.find(|netns| netns.inode().is_ok_and(|found| found == inode)))
     }
 
-    /// The file descriptor, for netlink messages that name a namespace.
+    /// Returns the file descriptor, for netlink messages that refer to a namespace.
     #[must_use]
-    pub fn as_raw_fd(&self) -> RawFd {
+    pub(crate) fn as_raw_fd(&self) -> RawFd {
         self.file.as_raw_fd()
     }
 
@@ -200,8 +183,9 @@ fn path_of(name: &str) -> PathBuf {
     Path::new(NAMED).join(name)
 }
 
-/// As `ip netns add` does (iproute2 ip/ipnetns.c, `create_netns_dir` and its caller): the directory is a shared mount of
-/// its own, so that names appear in mount namespaces that follow this one.
+/// Makes the directory a shared mount of its own, as `ip netns add` does (iproute2 ip/ipnetns.c,
+/// `create_netns_dir` and its caller). So names appear in mount namespaces that receive its mount
+/// events.
 fn share_directory() -> io::Result<()> {
     std::fs::create_dir_all(NAMED)?;
     let share =

@@ -1,18 +1,20 @@
-//! The portal: a network namespace that belongs to the agent alone and in which no process lives.
+//! The portal: a network namespace that belongs to the agent and contains no process.
 //!
 //! ```text
-//! host namespace                       portal namespace
-//!   md-portal  <------ veth ------>  md0   fd6d::/16 via fe80::1
-//!   [md_to_guest]                     lo    fd6d::a9fe:a9fe/128   <- the agent's listener
+//!  host namespace                       portal namespace
+//!    md-portal  <------ veth ------>  md0   fd6d::/16 via fe80::1
+//!    [md_to_guest]                     lo    fd6d::a9fe:a9fe/128   <- the agent's listener
 //! ```
 //!
-//! Guest connections end there, so they meet no conntrack, no netfilter rule, no rp_filter and no route of the host, and a fault
-//! of ours gives a guest no way to the host's other sockets. [`Portal::establish`] observes what there is and makes what is
-//! missing, so a new agent adopts what a dead one left. All clients are behind one gateway with a pinned MAC address:
-//! the neighbour table holds one entry however many guests ask.
+//! Guest connections end in the portal. There they meet no conntrack, netfilter rule, rp_filter or
+//! route of the host, and a bug of ours does not give a guest access to other sockets of the host.
+//! [`Portal::establish`] inspects the portal and creates what is missing, so a new agent adopts the
+//! portal of an earlier one. All clients are behind one gateway with a fixed MAC address, so the
+//! neighbour table has one entry for any number of guests.
 //!
-//! Guests that are met in another namespace, a router's or a DHCP server's, come by a veth pair of that namespace's own
-//! ([`Portal::add_uplink`]), and routes of their attachments lead the answers back by it ([`PortalUplink::add_routes`]).
+//! Guests behind another namespace, a router's or a DHCP server's, enter by a veth pair of that
+//! namespace ([`Portal::add_uplink`]). Routes of their attachments send the replies back the same
+//! way ([`PortalUplink::add_routes`]).
 
 use std::net::{Ipv6Addr, SocketAddrV6, TcpListener};
 use std::{fs, io};
@@ -31,10 +33,10 @@ use crate::net::netns::{Netns, NetnsError};
 pub const HOST_END: &str = "md-portal";
 const PORTAL_END: &str = "md0";
 
-/// The next hop of all clients: an address that only a route names, behind the host end.
+/// The next hop of all clients: an address that exists only in routes, behind the host end.
 const GATEWAY: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1);
 
-/// Per-namespace settings that the portal relies on; `net.` and path separators aside, as `sysctl -a` prints them.
+/// Sysctls of the portal's namespace, below `/proc/sys/net`, and their required values.
 const SYSCTLS: [(&str, &str); 6] = [
     ("ipv6/conf/all/disable_ipv6", "0"),
     ("ipv6/conf/default/disable_ipv6", "0"),
@@ -44,51 +46,29 @@ const SYSCTLS: [(&str, &str); 6] = [
     ("ipv4/tcp_syncookies", "1"),
 ];
 
-/// What can go wrong with the portal.
 #[derive(Debug, thiserror::Error)]
 pub enum PortalError {
-    /// The namespace.
     #[error(transparent)]
     Netns(#[from] NetnsError),
-    /// A link, an address or a route.
     #[error(transparent)]
     Netlink(#[from] NetlinkError),
-    /// A link that was just made is not there.
+    /// A link that was just created does not exist.
     #[error("interface {name} of the portal vanished while it was set up")]
-    Vanished {
-        /// Its name.
-        name: &'static str,
-    },
-    /// The kernel knows no id for the portal's namespace.
-    #[error("the kernel gives no namespace id for the peer of {HOST_END}")]
+    Vanished { name: &'static str },
+    /// The kernel has not assigned an id to the portal's namespace.
+    #[error("the kernel has no namespace id for the peer of {HOST_END}")]
     NoNsid,
-    /// IPv6 is off and cannot be switched on.
+    /// IPv6 is disabled and cannot be enabled.
     #[error("net.{name} is {found} in the portal and cannot be set to {want}: {source}")]
-    Sysctl {
-        /// The setting, with slashes.
-        name: &'static str,
-        /// What it is.
-        found: String,
-        /// What it must be.
-        want: &'static str,
-        /// Why it cannot be set.
-        source: io::Error,
-    },
+    Sysctl { name: &'static str, found: String, want: &'static str, source: io::Error },
     /// This kernel has no IPv6.
     #[error("this kernel has no IPv6 (ipv6.disable=1?), which carries the identity of guests: {source}")]
-    NoIpv6 {
-        /// The first file that is missing.
-        source: io::Error,
-    },
-    /// The listener.
+    NoIpv6 { source: io::Error },
     #[error("cannot listen on [{}]:{METADATA_PORT} in the portal: {source}", Ipv6Addr::from(PORTAL_ADDRESS))]
-    Listen {
-        /// Why not.
-        source: io::Error,
-    },
+    Listen { source: io::Error },
 }
 
-/// The portal, set up.
+/// The portal after set-up.
 #[derive(Debug)]
 pub struct Portal {
     netns: Netns,
@@ -96,19 +76,20 @@ pub struct Portal {
     mtu: u32,
     /// Index of the host end of the veth pair.
     pub host_ifindex: IfIndex,
-    /// Namespace id of the portal as the host's namespace sees it.
+    /// Namespace id of the portal as seen from the host's namespace.
     pub nsid: u32,
     /// MAC address of the portal's end.
     pub mac: MacAddress,
 }
 
 impl Portal {
-    /// Makes the portal, or what is missing of it. `mtu` is the veth pair's, in bytes: it bounds the segments that guests
-    /// and agent send each other, as guests' own MTU does.
+    /// Creates the portal, or the missing parts of it. `mtu` is that of the veth pair, in bytes. It
+    /// bounds the segments between guests and agent, as the guests' own MTU does.
     ///
     /// # Errors
-    /// Without `CAP_SYS_ADMIN` and `CAP_NET_ADMIN`, or on a kernel without IPv6.
+    /// `CAP_SYS_ADMIN` or `CAP_NET_ADMIN` is missing, or the kernel has no IPv6.
     pub async fn establish(name: &str, mtu: u32) -> Result<Self, PortalError> {
+        // Open or create the namespace and the veth pair into it.
         let netns = match Netns::named(name)? {
             Some(netns) => netns,
             None => Netns::create(name)?,
@@ -118,36 +99,44 @@ impl Portal {
         let pair = VethPair { name: HOST_END, peer: PORTAL_END, peer_netns: &netns, mtu, peer_mac: None };
         let (host_end, portal_end) = establish_veth(&host, &inside, &pair).await?;
 
-        netns.run(settle_sysctls)??;
+        // Set up the sysctls and the host end.
+        netns.run(apply_sysctls)??;
         let mac = portal_end.mac.ok_or(PortalError::Vanished { name: PORTAL_END })?;
         let nsid = host_end.peer_nsid.and_then(|id| u32::try_from(id).ok()).ok_or(PortalError::NoNsid)?;
         host.disable_link_local(host_end.index).await?;
         host.set_up(host_end.index, mtu).await?;
+
+        // Set up the portal's end and the address that the agent listens on.
         let lo = inside.link("lo").await?.ok_or(PortalError::Vanished { name: "lo" })?;
         inside.set_up(lo.index, lo.mtu).await?;
         inside.set_address(lo.index, PORTAL_ADDRESS.into(), 128).await?;
-        ready_for_clients(&inside, portal_end.index, mtu).await?;
+        set_up_portal_end(&inside, portal_end.index, mtu).await?;
         inside.set_route(identity_prefix(), GATEWAY, portal_end.index).await?;
         Ok(Self { netns, inside, mtu, host_ifindex: host_end.index, nsid, mac })
     }
 
-    /// Makes a way into the portal from another namespace, or what is missing of it. `outside` is a socket there, and
-    /// `number` tells that namespace from all others.
+    /// Connects another namespace to the portal by a veth pair, or creates the missing parts of it.
+    /// `outside` is a socket in that namespace and `inode` identifies it.
     ///
     /// # Errors
-    /// The kernel refuses, or the namespace goes away meanwhile.
-    pub async fn add_uplink(&self, outside: &Netlink, number: u32) -> Result<PortalUplink, PortalError> {
-        let peer = format!("md{number}");
+    /// The kernel refuses, or the namespace is removed meanwhile.
+    pub(crate) async fn add_uplink(
+        &self,
+        outside: &Netlink,
+        inode: u32,
+    ) -> Result<PortalUplink, PortalError> {
+        let peer = format!("md{inode}");
         let (mtu, peer_mac) = (self.mtu, Some(self.mac));
         let pair = VethPair { name: HOST_END, peer: &peer, peer_netns: &self.netns, mtu, peer_mac };
         let (outer, inner) = establish_veth(outside, &self.inside, &pair).await?;
         let nsid = outer.peer_nsid.and_then(|id| u32::try_from(id).ok()).ok_or(PortalError::NoNsid)?;
-        // Frames are taken before any stack sees them, so it does not matter whether that namespace has IPv6.
+        // The program takes frames before the network stack sees them, so that namespace does not
+        // need IPv6.
         if let Err(error) = outside.disable_link_local(outer.index).await {
-            debug!(%error, "the portal's interface there may have a link-local address");
+            debug!(%error, "cannot disable link-local address of portal uplink");
         }
         outside.set_up(outer.index, self.mtu).await?;
-        ready_for_clients(&self.inside, inner.index, self.mtu).await?;
+        set_up_portal_end(&self.inside, inner.index, self.mtu).await?;
         Ok(PortalUplink {
             inside: self.inside.clone(),
             inner: inner.index,
@@ -157,11 +146,11 @@ impl Portal {
         })
     }
 
-    /// Opens a listener in the portal. Several agents may hold one at the same time (`SO_REUSEPORT`), so that one can take over
-    /// from another.
+    /// Opens a listener in the portal. Several agents may hold one at the same time
+    /// (`SO_REUSEPORT`), so that one agent can take over from another.
     ///
     /// # Errors
-    /// Without `CAP_NET_BIND_SERVICE`, or when another kind of listener is there.
+    /// `CAP_NET_BIND_SERVICE` is missing, or a listener without `SO_REUSEPORT` exists.
     pub fn listen(&self, backlog: i32) -> Result<TcpListener, PortalError> {
         let listen = || -> io::Result<TcpListener> {
             let socket = Socket::new(Domain::IPV6, Type::STREAM, Some(Protocol::TCP))?;
@@ -176,12 +165,13 @@ impl Portal {
         self.netns.run(listen)?.map_err(|source| PortalError::Listen { source })
     }
 
-    /// Removes the portal of that name, or what there is of it.
+    /// Removes the portal with this name, or the remaining parts of it.
     ///
     /// # Errors
     /// The kernel refuses to remove a link or a mount.
-    pub async fn remove(name: &str) -> Result<(), PortalError> {
-        // Deleting one end deletes the other at once; the namespace itself goes asynchronously.
+    pub(crate) async fn remove(name: &str) -> Result<(), PortalError> {
+        // Deleting one end deletes the other end at once. The namespace itself is freed
+        // asynchronously.
         let host = Netlink::connect()?;
         if let Some(link) = host.link(HOST_END).await? {
             host.delete_link(link.index).await?;
@@ -191,36 +181,37 @@ impl Portal {
     }
 }
 
-/// A way into the portal from a namespace other than the host's.
+/// A connection into the portal from a namespace other than the host's.
 #[derive(Debug)]
 pub struct PortalUplink {
     inside: Netlink,
     inner: IfIndex,
     /// Index of its outer end, [`HOST_END`].
     pub outer: IfIndex,
-    /// Namespace id of the portal as that namespace sees it.
+    /// Namespace id of the portal as seen from that namespace.
     pub nsid: u32,
-    /// MAC address of the portal's end, which is the same for all: the programs keep one.
+    /// MAC address of the portal's end. All uplinks have the same one, because the programs store
+    /// only one.
     pub mac: MacAddress,
 }
 
 impl PortalUplink {
-    /// Leads answers to the clients of an attachment by this way.
+    /// Routes replies to the clients of an attachment through this uplink.
     ///
     /// # Errors
-    /// The way is gone.
-    pub async fn add_routes(&self, attachment: AttachmentId) -> Result<(), PortalError> {
+    /// The uplink is gone.
+    pub(crate) async fn add_routes(&self, attachment: AttachmentId) -> Result<(), PortalError> {
         for prefix in ClientAddress::prefixes(attachment) {
             self.inside.set_route((prefix.into(), 64), GATEWAY, self.inner).await?;
         }
         Ok(())
     }
 
-    /// Takes that back; fine if it is gone.
+    /// Removes these routes, if they exist.
     ///
     /// # Errors
     /// The kernel refuses.
-    pub async fn remove_routes(&self, attachment: AttachmentId) -> Result<(), PortalError> {
+    pub(crate) async fn remove_routes(&self, attachment: AttachmentId) -> Result<(), PortalError> {
         for prefix in ClientAddress::prefixes(attachment) {
             self.inside.delete_route((prefix.into(), 64), GATEWAY, self.inner).await?;
         }
@@ -228,22 +219,23 @@ impl PortalUplink {
     }
 }
 
-/// The portal's end of a veth pair, up and with a gateway that needs no resolving.
-async fn ready_for_clients(inside: &Netlink, end: IfIndex, mtu: u32) -> Result<(), PortalError> {
+/// Brings up the portal's end of a veth pair and sets the gateway's MAC address, so that it needs
+/// no resolution.
+async fn set_up_portal_end(inside: &Netlink, end: IfIndex, mtu: u32) -> Result<(), PortalError> {
     inside.disable_link_local(end).await?;
     inside.set_up(end, mtu).await?;
     Ok(inside.set_neighbour(end, GATEWAY, MacAddress(METADATA_MAC)).await?)
 }
 
-/// Waits until the host end of the portal is no more: deleted by somebody, or moved away. Without it guests' packets lead
-/// nowhere.
-pub async fn wait_until_lost(
+/// Waits until the host end of the portal is deleted or moved away. Without it, redirected packets
+/// have no destination.
+pub(crate) async fn wait_until_lost(
     index: IfIndex,
     mut events: impl Stream<Item = LinkEvent> + Unpin,
     netlink: Netlink,
 ) {
     while let Some(event) = events.next().await {
-        let is_lost = match event {
+        let is_gone = match event {
             LinkEvent::Present(_) => false,
             LinkEvent::Gone(gone) => gone == index,
             LinkEvent::Overrun => match netlink.links().await {
@@ -251,13 +243,14 @@ pub async fn wait_until_lost(
                 Err(_) => false,
             },
         };
-        if is_lost {
+        if is_gone {
             return;
         }
     }
 }
 
-/// Both ends, made anew unless both are there and are each other's.
+/// Returns both ends of a veth pair. Creates the pair again unless both ends exist and belong
+/// together.
 async fn establish_veth(
     host: &Netlink,
     inside: &Netlink,
@@ -269,7 +262,7 @@ async fn establish_veth(
         && portal_end.peer_index == Some(host_end.index)
         && (pair.peer_mac.is_none() || pair.peer_mac == portal_end.mac)
     {
-        info!(interface = pair.name, "portal adopted");
+        info!(interface = pair.name, "portal interface adopted");
         return Ok((host_end.clone(), portal_end.clone()));
     }
     for (netlink, stray) in [(host, found.0), (inside, found.1)] {
@@ -280,13 +273,13 @@ async fn establish_veth(
     host.add_veth(pair).await?;
     let host_end = host.link(pair.name).await?.ok_or(PortalError::Vanished { name: HOST_END })?;
     let portal_end = inside.link(pair.peer).await?.ok_or(PortalError::Vanished { name: PORTAL_END })?;
-    info!(interface = pair.name, "portal made");
+    info!(interface = pair.name, "portal interface created");
     Ok((host_end, portal_end))
 }
 
-/// Writes what is not as wanted. A container's `/proc/sys` is read-only, where new namespaces mostly have these values already;
-/// only IPv6 itself is worth failing for.
-fn settle_sysctls() -> Result<(), PortalError> {
+/// Writes the sysctls that differ. In a container `/proc/sys` is read-only, and new namespaces
+/// usually have the right values already. Only a disabled IPv6 is an error.
+fn apply_sysctls() -> Result<(), PortalError> {
     for (name, want) in SYSCTLS {
         let path = format!("/proc/sys/net/{name}");
         let found = fs::read_to_string(&path).map_err(|source| PortalError::NoIpv6 { source })?;
@@ -300,7 +293,7 @@ fn settle_sysctls() -> Result<(), PortalError> {
                 return Err(PortalError::Sysctl { name, found, want, source });
             }
             Err(error) => {
-                warn!(sysctl = name, %found, %want, %error, "a setting of the portal stays as it is");
+                warn!(sysctl = name, %found, %want, %error, "cannot set sysctl of portal");
             }
         }
     }

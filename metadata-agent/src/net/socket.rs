@@ -1,14 +1,14 @@
-//! Socket options that no library of ours sets.
+//! Socket options that our libraries do not set.
 
 use std::io;
 use std::os::fd::AsFd;
 
 use nix::sys::socket::{setsockopt, sockopt};
 
-/// Has the kernel keep so many bytes, of its own accounting, until a socket is read, beyond `net.core.rmem_max` if need be.
+/// Sets the receive buffer, in bytes of kernel accounting, beyond `net.core.rmem_max` if necessary.
 ///
 /// # Errors
-/// Without `CAP_NET_ADMIN`.
-pub fn set_receive_buffer(socket: &impl AsFd, bytes: usize) -> io::Result<()> {
+/// `CAP_NET_ADMIN` is missing.
+pub(crate) fn set_receive_buffer(socket: &impl AsFd, bytes: usize) -> io::Result<()> {
     Ok(setsockopt(socket, sockopt::RcvBufForce, &bytes)?)
 }

@@ -1,5 +1,5 @@
-//! The file of a unix socket: taken over from a process that is gone, never from one that answers, and removed by its owner
-//! alone.
+//! The file of a unix socket. A new owner takes over a file without a listener, never one with a
+//! listener. Only the owner removes the file.
 
 use std::fs::{self, DirBuilder, Permissions};
 use std::io::{self, ErrorKind};
@@ -7,32 +7,22 @@ use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, PermissionsExt}
 use std::os::unix::net;
 use std::path::{Path, PathBuf};
 
-/// Of the socket's directory, where it has to be made.
+/// Mode of the socket's directory, if it has to be created.
 const DIR_MODE: u32 = 0o755;
 
-/// Why there is no socket.
 #[derive(Debug, thiserror::Error)]
 pub enum SocketFileError {
-    /// Somebody answers there.
+    /// Another process accepts connections there.
     #[error("another agent answers on {}; stop it first", path.display())]
-    AnotherAgent {
-        /// The socket.
-        path: PathBuf,
-    },
-    /// Something that is no socket, which is not ours to remove.
-    #[error("{} is there and is no socket", path.display())]
-    NotASocket {
-        /// The path.
-        path: PathBuf,
-    },
-    /// A step towards the socket failed.
+    AnotherAgent { path: PathBuf },
+    /// The file at this path is not a socket, so it is not removed.
+    #[error("{} exists and is not a socket", path.display())]
+    NotASocket { path: PathBuf },
     #[error("cannot {step} {}: {source}", path.display())]
     Io {
-        /// What was tried, as a verb.
+        /// Failed operation, as a verb.
         step: &'static str,
-        /// What it was tried on.
         path: PathBuf,
-        /// What the system said.
         source: io::Error,
     },
 }
@@ -41,18 +31,18 @@ pub enum SocketFileError {
 #[derive(Debug)]
 pub struct SocketFile {
     path: PathBuf,
-    /// Device and inode of the file, by which it is told from a successor's.
+    /// Device and inode, which distinguish the file from that of a later owner.
     file: (u64, u64),
     listener: Option<net::UnixListener>,
 }
 
 impl SocketFile {
-    /// Binds the socket, with its directory if need be, and lets those use it that `mode` says. Clients can connect from
-    /// here on, and wait to be served.
+    /// Binds the socket with this mode, and creates its directory if necessary. From now on clients
+    /// can connect and wait.
     ///
     /// # Errors
-    /// Another agent answers at this path, something that is no socket is there, or the system refuses.
-    pub fn bind(path: &Path, mode: u32) -> Result<Self, SocketFileError> {
+    /// Another agent listens at this path, the file there is not a socket, or a system call fails.
+    pub(crate) fn bind(path: &Path, mode: u32) -> Result<Self, SocketFileError> {
         let failed = |step| move |source| SocketFileError::Io { step, path: path.to_owned(), source };
         if let Some(dir) = path.parent() {
             let created = DirBuilder::new().recursive(true).mode(DIR_MODE).create(dir);
@@ -65,17 +55,17 @@ impl SocketFile {
         remove_stale(path)?;
         let listener = net::UnixListener::bind(path).map_err(failed("bind"))?;
         fs::set_permissions(path, Permissions::from_mode(mode)).map_err(failed("set the mode of"))?;
-        let metadata = fs::symlink_metadata(path).map_err(failed("look at"))?;
+        let metadata = fs::symlink_metadata(path).map_err(failed("inspect"))?;
         listener.set_nonblocking(true).map_err(failed("set up"))?;
         let file = (metadata.dev(), metadata.ino());
         Ok(Self { path: path.to_owned(), file, listener: Some(listener) })
     }
 
-    /// The listener, for the runtime that this is called in. It can be taken once.
+    /// Returns the listener for the current runtime. Can be called once.
     ///
     /// # Errors
-    /// The runtime does not take it.
-    pub fn listener(&mut self) -> Result<tokio::net::UnixListener, SocketFileError> {
+    /// The runtime cannot register the socket.
+    pub(crate) fn listener(&mut self) -> Result<tokio::net::UnixListener, SocketFileError> {
         let Some(listener) = self.listener.take() else { unreachable!("the listener is taken once") };
         tokio::net::UnixListener::from_std(listener).map_err(|source| SocketFileError::Io {
             step: "poll",
@@ -94,18 +84,18 @@ impl Drop for SocketFile {
     }
 }
 
-/// Removes a socket on which nobody listens any more.
+/// Removes a socket without a listener.
 fn remove_stale(path: &Path) -> Result<(), SocketFileError> {
     let failed = |step, source| Err(SocketFileError::Io { step, path: path.to_owned(), source });
     match fs::symlink_metadata(path) {
         Ok(metadata) if metadata.file_type().is_socket() => {}
         Ok(_) => return Err(SocketFileError::NotASocket { path: path.to_owned() }),
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
-        Err(error) => return failed("look at", error),
+        Err(error) => return failed("inspect", error),
     }
     match connect(path) {
         Ok(()) => Err(SocketFileError::AnotherAgent { path: path.to_owned() }),
-        // A full backlog: somebody listens, however busy.
+        // The backlog is full, so there is a listener.
         Err(error) if error.kind() == ErrorKind::WouldBlock => {
             Err(SocketFileError::AnotherAgent { path: path.to_owned() })
         }

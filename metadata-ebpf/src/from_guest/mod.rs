@@ -82,6 +82,7 @@ fn is_confined<S: Skb, W: World>(skb: &S, world: &W) -> bool {
 
 #[inline(always)]
 fn serve<S: Skb, W: World>(skb: &mut S, world: &W, request: Request) -> Result<Outcome, Reason> {
+    // Build the key of the attachment.
     let netns = world.netns_context(|netns| &netns.netns);
     let key = PortKey {
         netns,
@@ -93,16 +94,22 @@ fn serve<S: Skb, W: World>(skb: &mut S, world: &W, request: Request) -> Result<O
             Vlan::Unsupported => return Err(Reason::Vlan),
         },
     };
+
+    // Check that the agent is alive.
     let settings = world.settings().ok_or(Reason::AgentAbsent)?;
     let now_ns = world.now_ns();
     let beat = world.heartbeat_ns();
     if beat == 0 || now_ns.saturating_sub(beat) > settings.stale_after_ns {
         return Err(Reason::AgentAbsent);
     }
+
+    // Find the attachment and check the source MAC address.
     let missing = if key.vlan == 0 { Reason::NotAttached } else { Reason::Vlan };
     let port = world.port(&key).ok_or(missing)?;
     let mut macs = Macs { metadata: [0; 6], guest: [0; 6] };
     check_macs(port, skb, request, &mut macs)?;
+
+    // Answer in place, or redirect.
     let context = PacketContext { settings, port, key: &key, macs: &macs, now_ns };
     let reason = match request {
         Request::Arp => neighbour::answer_arp(skb, &context).map(|()| Reason::ArpReply),

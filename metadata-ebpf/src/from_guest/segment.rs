@@ -24,11 +24,14 @@ pub(super) fn redirect_to_portal<S: Skb, W: World>(
     context: &PacketContext<'_>,
     version: Version,
 ) -> Result<Reason, Reason> {
+    // Validate the headers and compute the identity address.
     let mut peer = PortalPeer { identity: [0; 16], tcp: [0; 20] };
     match version {
         Version::V4 => parse_ipv4(skb, context, &mut peer)?,
         Version::V6 => parse_ipv6(skb, context, &mut peer)?,
     }
+
+    // Find the portal's socket for the segment.
     let opens = TcpHeader::opens_by(peer.tcp[13]);
     let nsid = match context.key.netns {
         0 => context.settings.portal_nsid,
@@ -43,6 +46,8 @@ pub(super) fn redirect_to_portal<S: Skb, W: World>(
         (false, PortalSocket::Connected) => Reason::Segment,
         (false, PortalSocket::Absent | PortalSocket::Listening) => return Err(Reason::ForeignConnection),
     };
+
+    // Rewrite the frame for the portal.
     if context.key.vlan != 0 {
         skb.pop_vlan()?;
     }
@@ -144,6 +149,8 @@ fn record_client<W: World>(
 ) -> Result<(), Reason> {
     let PacketContext { settings, port, key, macs, now_ns, .. } = *context;
     let client_key = ClientKey { identity: *identity };
+
+    // Apply the rate limit and the quota.
     let mut state = world.attachment_state(port.attachment).ok_or(Reason::NotAttached)?;
     state.syn_tat_ns = rate::admit(state.syn_tat_ns, now_ns, settings.syn_interval_ns, settings.syn_burst_ns)
         .ok_or(Reason::SynRate)?;
@@ -154,6 +161,8 @@ fn record_client<W: World>(
         }
         state.clients += 1;
     }
+
+    // Store the client, then the counters: a client that was not stored is not counted.
     let client = Client {
         network: port.network,
         first_seen_ns: known.map_or(now_ns, |(first_seen_ns, _)| first_seen_ns),

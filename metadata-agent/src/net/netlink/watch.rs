@@ -1,8 +1,8 @@
-//! What the kernel tells of unasked: links, addresses and hooks that change.
+//! Notifications from the kernel about links, addresses and TC hooks.
 
 use futures_util::{Stream, StreamExt, stream};
 use netlink_packet_route::link::LinkMessage;
-use netlink_packet_route::tc::TcMessage;
+use netlink_packet_route::tc::{TcAttribute, TcMessage};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use rtnetlink::packet_core::{NetlinkMessage, NetlinkPayload};
 use rtnetlink::sys::AsyncSocket as _;
@@ -11,54 +11,52 @@ use tokio::runtime;
 use tokio::sync::mpsc;
 use tokio_util::task::AbortOnDropHandle;
 
-use super::qdisc::has_ingress_hook;
-use super::turns::Connection;
+use super::cooperative_socket::Connection;
 use super::{Link, NetlinkError};
 use crate::ids::IfIndex;
 use crate::net::netns::Netns;
 use crate::net::socket;
 
-/// Bytes of messages that the kernel keeps until they are read. An attachment takes ten milliseconds, in which nothing is,
-/// and what is lost costs a look at all links.
+/// Bytes of notifications that the kernel queues. An attachment takes ten milliseconds, in which
+/// none are read. After an overflow all links must be listed again.
 const BACKLOG: usize = 8 << 20;
 
-/// What happens to the links of a namespace.
+/// A change of the links of a namespace.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum LinkEvent {
-    /// A link appeared or changed.
     Present(Link),
-    /// A link is gone.
     Gone(IfIndex),
-    /// Events were lost: look at all links anew.
+    /// Events were lost, so all links must be listed again.
     Overrun,
 }
 
-/// What happens to the ingress hooks of a namespace's links.
+/// A change of the ingress hooks of a namespace's links.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum HookEvent {
-    /// A link has a new qdisc, maybe one with an ingress hook.
+    /// A link has a new qdisc, possibly one with an ingress hook.
     QdiscNew(IfIndex),
-    /// A qdisc is gone from a link, and every filter on it.
+    /// A qdisc with an ingress hook was removed from a link, with every filter on it.
     QdiscGone(IfIndex),
-    /// A filter came, changed or went.
+    /// A filter was added, changed or removed.
     Filter(IfIndex),
-    /// Events were lost: look at all links anew.
+    /// Events were lost, so all links must be listed again.
     Overrun,
 }
 
-/// Follows the links of the namespace of the calling thread. What is already there is not told.
+/// Watches the links in the namespace of the calling thread. Existing links are not reported.
 ///
 /// # Errors
-/// No socket is to be had.
-pub fn watch_links() -> Result<impl Stream<Item = LinkEvent> + Unpin, NetlinkError> {
+/// The kernel provides no socket.
+pub(crate) fn watch_links() -> Result<impl Stream<Item = LinkEvent> + Unpin, NetlinkError> {
     follow(MulticastGroup::Link, link_event)
 }
 
-/// Tells that something about links, IPv4 addresses or filters of another namespace has changed.
+/// Watches links, IPv4 addresses and filters of another namespace. Each item stands for some
+/// change.
 ///
 /// # Errors
-/// No socket is to be had, or the namespace cannot be entered.
-pub fn watch_changes_in(
+/// The kernel provides no socket, or the namespace cannot be entered.
+pub(crate) fn watch_changes_in(
     netns: &Netns,
 ) -> Result<impl Stream<Item = ()> + Unpin + Send + use<>, NetlinkError> {
     let runtime = runtime::Handle::current();
@@ -67,7 +65,8 @@ pub fn watch_changes_in(
         let groups = [MulticastGroup::Link, MulticastGroup::Ipv4Ifaddr, MulticastGroup::Tc];
         let (connection, _, messages): (Connection, _, _) = new_multicast_connection_with_socket(&groups)
             .map_err(|source| NetlinkError::Socket { source })?;
-        // An open socket would keep the namespace alive, and the connection alone does not notice that nobody listens.
+        // An open socket would keep the namespace alive, and the connection alone does not notice
+        // that the receiver is gone.
         let connection = AbortOnDropHandle::new(tokio::spawn(connection));
         Ok(messages.map(move |_| {
             let _lasts = &connection;
@@ -75,8 +74,9 @@ pub fn watch_changes_in(
     })?
 }
 
-/// Turns messages into events as soon as they come. A message is some kilobytes large and an event some dozen bytes; while an
-/// agent attaches a thousand interfaces at its start nobody takes either.
+/// Converts messages to events as soon as they arrive. A message takes some kilobytes and an event
+/// a few dozen bytes. While an agent attaches a thousand interfaces at its start, neither is
+/// consumed.
 fn follow<E: Send + 'static>(
     group: MulticastGroup,
     event: impl Fn(NetlinkMessage<RouteNetlinkMessage>) -> Option<E> + Send + 'static,
@@ -97,8 +97,9 @@ fn follow<E: Send + 'static>(
     Ok(stream::poll_fn(move |cx| events.poll_recv(cx)))
 }
 
-/// A bridge tells of its ports in the same group (family `AF_BRIDGE`), also when a port merely leaves it
-/// (net/bridge/br_netlink.c, `br_ifinfo_notify`). Those messages describe the port, not the link.
+/// Bridges send messages about their ports in the same group (family `AF_BRIDGE`), also when a port
+/// leaves the bridge (net/bridge/br_netlink.c, `br_ifinfo_notify`). These messages do not describe
+/// the link.
 fn link_event(message: NetlinkMessage<RouteNetlinkMessage>) -> Option<LinkEvent> {
     let is_the_links = |link: &LinkMessage| link.header.interface_family == AddressFamily::Unspec;
     #[expect(clippy::wildcard_enum_match_arm, reason = "the group carries link messages and overruns")]
@@ -114,11 +115,11 @@ fn link_event(message: NetlinkMessage<RouteNetlinkMessage>) -> Option<LinkEvent>
     }
 }
 
-/// Follows the ingress hooks of the links of the namespace of the calling thread.
+/// Watches the ingress hooks of links in the namespace of the calling thread.
 ///
 /// # Errors
-/// No socket is to be had.
-pub fn watch_hooks() -> Result<impl Stream<Item = HookEvent> + Unpin, NetlinkError> {
+/// The kernel provides no socket.
+pub(crate) fn watch_hooks() -> Result<impl Stream<Item = HookEvent> + Unpin, NetlinkError> {
     follow(MulticastGroup::Tc, |message| hook_event(&message))
 }
 
@@ -139,4 +140,10 @@ fn hook_event(message: &NetlinkMessage<RouteNetlinkMessage>) -> Option<HookEvent
         NetlinkPayload::Overrun(_) => Some(HookEvent::Overrun),
         _ => None,
     }
+}
+
+fn has_ingress_hook(qdisc: &TcMessage) -> bool {
+    let hooks =
+        |part: &TcAttribute| matches!(part, TcAttribute::Kind(kind) if kind == "clsact" || kind == "ingress");
+    qdisc.attributes.iter().any(hooks)
 }

@@ -1,15 +1,19 @@
-//! How a program gets onto TC ingress: by a TCX link, pinned, where the kernel has TCX (6.6); by a filter before that.
+//! The BPF objects, and the attachment of their programs to TC ingress.
+//!
+//! Where the kernel has TCX (6.6), a program is attached by a pinned TCX link; before that, by a
+//! filter.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 use std::{io, mem};
 
-use aya::Ebpf;
+use aya::maps::{Array, Map, MapData};
 use aya::programs::links::{FdLink, PinnedLink};
 use aya::programs::tc::{NlOptions, SchedClassifierLink, TcAttachOptions, TcHandle, qdisc_detach_program};
 use aya::programs::{LinkOrder, ProgramError, SchedClassifier, TcAttachType, TcError};
 use aya::util::KernelVersion;
-use metadata_ebpf::abi::{names, slots};
+use aya::{Ebpf, EbpfLoader, include_bytes_aligned};
+use metadata_ebpf::abi::{ABI_VERSION, NetnsContext, Settings, names, slots};
 use nix::net::if_::if_nametoindex;
 
 use super::DatapathError;
@@ -17,31 +21,37 @@ use super::maps::Slots;
 use super::pins::Pins;
 use crate::ids::IfIndex;
 
-/// Priority and handle of our filter: fixed, so that the next agent finds and replaces it in one step.
+/// Programs and maps as the build script compiled them.
+pub static OBJECT: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/datapath.o"));
+/// Dispatchers as the build script compiled them.
+pub static DISPATCHER: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/dispatcher.o"));
+
+/// Priority and handle of our filter: fixed, so that the next agent finds and replaces it in one
+/// step.
 const CLSACT_PRIORITY: u16 = 7;
 const CLSACT_HANDLE: TcHandle = TcHandle::new(0, 1);
 
 /// The first kernel with TCX (commit e420bed02507).
 const TCX_SINCE: KernelVersion = KernelVersion::new(6, 6, 0);
 
-/// What the operator asks for.
+/// Configured choice of the hook.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum AttachMode {
-    /// TCX where the kernel has it, else clsact.
+    /// TCX if the kernel has it, else clsact.
     #[default]
     Auto,
     /// TCX, or an error.
     Tcx,
-    /// clsact, on any kernel.
+    /// clsact on any kernel.
     Clsact,
 }
 
-/// How programs are attached.
+/// The TC ingress hook that programs are attached to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Hook {
-    /// TCX links: independent of qdiscs, gone with the interface or the pin.
+    /// TCX links: independent of qdiscs, removed with the interface or the pin.
     Tcx,
-    /// Filters on the ingress hook of a qdisc, `ingress` or `clsact`.
+    /// Filters on the ingress hook of an `ingress` or `clsact` qdisc.
     Clsact,
 }
 
@@ -49,7 +59,7 @@ pub enum Hook {
 pub(super) struct Programs {
     ebpf: Ebpf,
     hook: Hook,
-    /// How the program is attached to the portal's interface.
+    /// Hook of the program on the portal's interface.
     portal_hook: Hook,
     ids: BTreeMap<&'static str, u32>,
 }
@@ -70,12 +80,14 @@ impl Programs {
         self.hook
     }
 
-    /// The same by the hook that is known already, without the maps, which the programs hold themselves.
+    /// Loads the programs of another namespace, for a hook that is already known. The maps are
+    /// dropped, because the programs hold them.
     ///
-    /// On the portal's interface there, which is ours and which nobody else has a reason to touch, the program is always a
-    /// filter: a TCX link holds the lock of all network configuration over an RCU grace period (`tcx_entry_sync`), some ten
-    /// milliseconds, and a network node has a thousand namespaces.
-    pub fn load_by(mut ebpf: Ebpf, hook: Hook) -> Result<Self, DatapathError> {
+    /// On the portal's interface in that namespace the program is always a filter. The interface is
+    /// ours and no other program uses it. A TCX link would hold the lock of all network
+    /// configuration (RTNL) for an RCU grace period (`tcx_entry_sync`), some ten milliseconds, and
+    /// a network node has a thousand namespaces.
+    pub fn load_shared(mut ebpf: Ebpf, hook: Hook) -> Result<Self, DatapathError> {
         let maps: Vec<String> = ebpf.maps().map(|(name, _)| name.to_owned()).collect();
         let ids = load_all(&mut ebpf)?;
         for name in maps {
@@ -84,27 +96,28 @@ impl Programs {
         Ok(Self { ebpf, hook, portal_hook: Hook::Clsact, ids })
     }
 
-    /// Puts the programs where dispatchers find them.
+    /// Puts the programs into the slots of the dispatchers.
     pub fn put_into(mut self, slots: &mut Slots) -> Result<(), DatapathError> {
         for (slot, name) in [(slots::FROM_GUEST, names::FROM_GUEST), (slots::TO_GUEST, names::TO_GUEST)] {
             let program = program(&mut self.ebpf, name)?.fd();
-            let program = program.map_err(|source| fault("open", name, "the kernel", source))?;
+            let program = program.map_err(|source| program_error("open", name, "the kernel", source))?;
             slots.put(slot, program)?;
         }
         Ok(())
     }
 
-    /// The kernel's id of a program.
+    /// Returns the kernel's id of a program.
     pub fn id(&self, name: &'static str) -> Result<u32, DatapathError> {
         self.ids.get(name).copied().ok_or(DatapathError::Missing { name })
     }
 
-    /// Whether a program is on an interface by TCX.
+    /// Returns true if a program is attached to an interface by TCX.
     pub fn is_attached(&self, name: &'static str, interface: &str) -> Result<bool, DatapathError> {
-        is_on(self.id(name)?, name, interface)
+        is_attached(self.id(name)?, name, interface)
     }
 
-    /// Puts `md_to_guest` on the portal, in place of what an earlier agent put there by either hook.
+    /// Attaches `md_to_guest` to the portal, in place of what an earlier agent attached by either
+    /// hook.
     pub fn attach_to_guest(
         &mut self,
         interface: &str,
@@ -131,7 +144,8 @@ impl Programs {
         self.attach(names::FROM_GUEST, self.hook, interface, index, pin)
     }
 
-    /// Replaces the program of an earlier agent's attachment in one step. `false` if there is none that lives.
+    /// Replaces the program of an earlier agent's attachment in one step. Returns false if there is
+    /// no live attachment.
     pub fn adopt_from_guest(&mut self, interface: &str, pin: &Path) -> bool {
         self.adopt(names::FROM_GUEST, self.hook, interface, pin)
     }
@@ -156,12 +170,13 @@ impl Programs {
         let link = program
             .attach_with_options(interface, TcAttachType::Ingress, options)
             .and_then(|id| program.take_link(id))
-            .map_err(|source| fault("attach", name, interface, source))?;
-        // aya attaches by name. If the name went to another interface meanwhile, dropping the link takes it off again.
+            .map_err(|source| program_error("attach", name, interface, source))?;
+        // aya attaches by name. If the name moved to another interface meanwhile, dropping the link
+        // detaches the program again.
         if if_nametoindex(interface) != Ok(index.0) {
             return Err(DatapathError::Vanished { interface: interface.to_owned() });
         }
-        persist(link, interface, pin)
+        pin_link(link, interface, pin)
     }
 
     fn adopt(&mut self, name: &'static str, hook: Hook, interface: &str, pin: &Path) -> bool {
@@ -194,28 +209,28 @@ impl Programs {
     }
 }
 
-/// Whether the program with this id is on an interface by TCX, in the namespace of the calling thread. Takes the kernel's lock
-/// of all network configuration for a moment.
-pub(super) fn is_on(id: u32, name: &'static str, interface: &str) -> Result<bool, DatapathError> {
+/// Returns true if the program with this id is attached to an interface by TCX, in the namespace of
+/// the calling thread. Takes the kernel's RTNL lock for a moment.
+pub(super) fn is_attached(id: u32, name: &'static str, interface: &str) -> Result<bool, DatapathError> {
     let (_, programs) = SchedClassifier::query_tcx(interface, TcAttachType::Ingress)
-        .map_err(|source| fault("look for", name, interface, source))?;
+        .map_err(|source| program_error("look for", name, interface, source))?;
     Ok(programs.iter().any(|program| program.id() == id))
 }
 
-/// The kernel's ids of the programs, by their names.
+/// Loads the programs and returns the kernel's ids by name.
 fn load_all(ebpf: &mut Ebpf) -> Result<BTreeMap<&'static str, u32>, DatapathError> {
     let mut ids = BTreeMap::new();
     for name in super::PROGRAMS {
         let program = program(ebpf, name)?;
         let info = program.load().and_then(|()| program.info());
-        let info = info.map_err(|source| fault("load", name, "the kernel", source))?;
+        let info = info.map_err(|source| program_error("load", name, "the kernel", source))?;
         ids.insert(name, info.id());
     }
     Ok(ids)
 }
 
-/// Makes an attachment outlive the process.
-fn persist(link: SchedClassifierLink, interface: &str, pin: &Path) -> Result<(), DatapathError> {
+/// Pins a link, so that the attachment outlives the process.
+fn pin_link(link: SchedClassifierLink, interface: &str, pin: &Path) -> Result<(), DatapathError> {
     match FdLink::try_from(link) {
         Ok(link) => {
             let pinned = link.pin(pin);
@@ -225,30 +240,94 @@ fn persist(link: SchedClassifierLink, interface: &str, pin: &Path) -> Result<(),
                 source: Box::new(source),
             })
         }
-        // A filter needs no pin; it stays until it is removed.
+        // A filter does not need a pin; it stays until it is removed.
         Err(_) => Ok(()),
     }
 }
 
-/// Takes the filter of a program off an interface. `false` if it, or the interface, was not there.
+/// Removes the filter of a program from an interface. Returns false if the filter or the interface
+/// did not exist.
 ///
 /// # Errors
 /// The kernel refuses.
-pub fn remove_filter(interface: &str, program: &'static str) -> Result<bool, DatapathError> {
+pub(crate) fn remove_filter(interface: &str, program: &'static str) -> Result<bool, DatapathError> {
     match qdisc_detach_program(interface, TcAttachType::Ingress, program) {
         Ok(()) => Ok(true),
         Err(TcError::IoError(error)) if error.kind() == io::ErrorKind::NotFound => Ok(false),
         Err(_) if if_nametoindex(interface).is_err() => Ok(false),
-        Err(source) => Err(fault("detach", program, interface, source.into())),
+        Err(source) => Err(program_error("detach", program, interface, source.into())),
     }
+}
+
+/// The copies of the programs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum ProgramSet {
+    /// Of the host's namespace.
+    Host,
+    /// Shared by all other namespaces, behind dispatchers.
+    Shared,
+}
+
+/// Loads programs and maps. Maps that are already pinned are used as they are.
+pub(super) fn load_object(pins: &Pins, set: ProgramSet) -> Result<Ebpf, DatapathError> {
+    let dispatched = match set {
+        ProgramSet::Host => 0_u32,
+        ProgramSet::Shared => 1,
+    };
+    let loaded = loader(pins).override_global(names::DISPATCHED, &dispatched, true).load(OBJECT);
+    loaded.map_err(|source| DatapathError::Load { source: Box::new(source) })
+}
+
+/// Loads dispatchers.
+pub(super) struct Dispatchers {
+    loader: EbpfLoader<'static>,
+    /// The contexts of all dispatchers so far. aya's loader requires that they live as long as the
+    /// loader. There is at most one per uplink to the portal.
+    contexts: HashMap<NetnsContext, &'static NetnsContext>,
+}
+
+impl Dispatchers {
+    pub(super) fn new(pins: &Pins) -> Self {
+        Self { loader: loader(pins), contexts: HashMap::new() }
+    }
+
+    pub(super) fn load(&mut self, context: NetnsContext) -> Result<Ebpf, DatapathError> {
+        let context = *self.contexts.entry(context).or_insert_with(|| Box::leak(Box::new(context)));
+        self.loader
+            .override_global(names::NETNS_CONTEXT, context, true)
+            .load(DISPATCHER)
+            .map_err(|source| DatapathError::Load { source: Box::new(source) })
+    }
+}
+
+fn loader(pins: &Pins) -> EbpfLoader<'static> {
+    let mut loader = EbpfLoader::new();
+    // Kernel type information serves programs with CO-RE relocations. Ours have none, and it takes
+    // megabytes.
+    loader.btf(None).default_map_pin_directory(pins.directory());
+    loader
+}
+
+/// Returns true if an agent of this ABI created the pinned maps. Maps of another layout cannot even
+/// be read.
+pub(super) fn abi_matches(pins: &Pins) -> bool {
+    let version = || {
+        let map = MapData::from_pin(pins.map(names::CONFIG)).ok()?;
+        if usize::try_from(map.info().ok()?.value_size()).ok()? != size_of::<Settings>() {
+            return None;
+        }
+        let config = Array::<_, Settings>::try_from(Map::Array(map)).ok()?;
+        Some(config.get(&0, 0).ok()?.abi_version)
+    };
+    version() == Some(ABI_VERSION)
 }
 
 fn program<'a>(ebpf: &'a mut Ebpf, name: &'static str) -> Result<&'a mut SchedClassifier, DatapathError> {
     let program = ebpf.program_mut(name).ok_or(DatapathError::Missing { name })?;
-    program.try_into().map_err(|source| fault("find", name, "the object", source))
+    program.try_into().map_err(|source| program_error("find", name, "the object", source))
 }
 
-fn fault(
+fn program_error(
     operation: &'static str,
     program: &'static str,
     interface: &str,

@@ -1,7 +1,8 @@
-//! A netlink socket that lets those who wait for its messages have their turn.
+//! A netlink socket that yields to the readers of its messages.
 //!
-//! The kernel goes on with a dump as soon as a part of it was read, so a connection that reads until there is nothing left
-//! reads all of it. A thousand links, parsed, are 27 MB, most of which nobody wants; and the allocator keeps the room.
+//! The kernel continues a dump as soon as a part of it was read, so a connection that reads until
+//! there is no more data reads all of it at once. A thousand links take 27 MB when parsed, most of
+//! which is not needed, and the allocator keeps the memory.
 
 use std::cell::Cell;
 use std::io;
@@ -14,13 +15,14 @@ use rtnetlink::proto;
 use rtnetlink::sys::{AsyncSocket, Socket, SocketAddr, TokioSocket};
 use tokio::task::yield_now;
 
-/// What drives a socket. To be spawned.
+/// Drives a socket. Must be spawned as a task.
 pub(super) type Connection = proto::Connection<RouteNetlinkMessage, CooperativeSocket>;
 
-/// Gives way after each datagram: one holds the links that fit into 32 KiB, which their readers take before the next.
+/// Yields after each datagram. A datagram holds the links that fit into 32 KiB, and their readers
+/// consume these before the next read.
 pub(super) struct CooperativeSocket {
     socket: TokioSocket,
-    gives_way: Cell<bool>,
+    yields_next: Cell<bool>,
 }
 
 impl CooperativeSocket {
@@ -29,12 +31,13 @@ impl CooperativeSocket {
         cx: &mut Context<'_>,
         datagram: impl FnOnce(&TokioSocket, &mut Context<'_>) -> Poll<io::Result<T>>,
     ) -> Poll<io::Result<T>> {
-        if self.gives_way.take() {
-            // A mere wake would be before the runtime's main future, which is polled only now and then while a task is ready.
+        if self.yields_next.take() {
+            // A plain wake would run before the runtime's main future, which is polled only now and
+            // then while a task is ready.
             ready!(pin!(yield_now()).poll(cx));
         }
         let read = ready!(datagram(&self.socket, cx));
-        self.gives_way.set(true);
+        self.yields_next.set(true);
         Poll::Ready(read)
     }
 }
@@ -49,7 +52,7 @@ impl AsyncSocket for CooperativeSocket {
     }
 
     fn new(protocol: isize) -> io::Result<Self> {
-        Ok(Self { socket: TokioSocket::new(protocol)?, gives_way: Cell::default() })
+        Ok(Self { socket: TokioSocket::new(protocol)?, yields_next: Cell::default() })
     }
 
     fn poll_send(&self, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
@@ -85,8 +88,9 @@ mod tests {
     const LOOPBACK: u32 = 1;
     const DATAGRAMS: usize = 8;
 
-    /// Asks as often, and returns when all is answered: the kernel serves netlink in the caller's own time.
-    async fn asked() -> CooperativeSocket {
+    /// Sends the same request several times. Returns when all responses are queued, because the
+    /// kernel serves netlink in the caller's time.
+    async fn socket_with_responses() -> CooperativeSocket {
         let mut about = LinkMessage::default();
         about.header.index = LOOPBACK;
         let mut request = NetlinkMessage::from(RouteNetlinkMessage::GetLink(about));
@@ -102,8 +106,8 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn who_waits_for_a_datagram_has_its_turn_before_the_next_is_read() {
-        let socket = asked().await;
+    async fn a_waiting_reader_runs_before_the_next_datagram_is_read() {
+        let socket = socket_with_responses().await;
         let (sender, mut datagrams) = mpsc::unbounded_channel();
         tokio::spawn(poll_fn(move |cx| {
             loop {

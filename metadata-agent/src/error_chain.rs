@@ -2,7 +2,7 @@
 
 use std::error::Error;
 
-/// Joins an error and its causes with `: `. Skips a cause that is already quoted by the error above.
+/// Joins an error and its causes with `: `. Skips causes that the error above them already quotes.
 pub(crate) fn error_chain(error: &dyn Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();

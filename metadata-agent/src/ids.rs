@@ -1,5 +1,5 @@
-//! The names that Neutron and Nova give to things, each a type of its own: two bare UUIDs in one signature are
-//! two chances to swap them.
+//! Identifiers of Neutron, Nova and the kernel. Each has its own type, so that two of them cannot
+//! be swapped in a signature.
 
 use std::fmt;
 use std::str::FromStr;
@@ -7,33 +7,18 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-/// Why a text is not an identifier.
+/// Invalid text or number for an identifier.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum IdError {
-    /// Not a UUID.
     #[error("`{text}` is not a UUID")]
-    NotUuid {
-        /// What was given.
-        text: String,
-    },
-    /// Not a MAC address of six octets.
+    NotUuid { text: String },
     #[error("`{text}` is not a MAC address like fa:16:3e:00:00:01")]
-    NotMac {
-        /// What was given.
-        text: String,
-    },
-    /// Not a VLAN id.
+    NotMac { text: String },
     #[error("{id} is not a VLAN id: 1 to 4094")]
-    NotVlan {
-        /// What was given.
-        id: u64,
-    },
-    /// Not usable as the value of `X-Tenant-ID`.
+    NotVlan { id: u64 },
+    /// The header `X-Tenant-ID` could not carry it.
     #[error("`{text}` is not a project id: 1 to 255 visible ASCII characters")]
-    NotProject {
-        /// What was given.
-        text: String,
-    },
+    NotProject { text: String },
 }
 
 macro_rules! uuid_newtype {
@@ -44,13 +29,12 @@ macro_rules! uuid_newtype {
         pub struct $name(Uuid);
 
         impl $name {
-            /// Wraps a UUID.
             #[must_use]
             pub const fn new(uuid: Uuid) -> Self {
                 Self(uuid)
             }
 
-            /// The 16 bytes, in network order.
+            /// Returns the 16 bytes in network order.
             #[must_use]
             pub const fn octets(&self) -> [u8; 16] {
                 *self.0.as_bytes()
@@ -102,7 +86,7 @@ uuid_newtype! {
     RouterId;
 }
 
-/// A network, or a router with all of its networks: the scope in which a client's address is unique.
+/// A network, or a router with all of its networks: the scope of a client's address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum NetworkOrRouter {
     Network(NetworkId),
@@ -117,7 +101,8 @@ impl NetworkOrRouter {
 }
 
 impl PortId {
-    /// The first eleven characters, of which Nova makes the interface's name (nova/network/model.py, `get_devname`).
+    /// Returns the first eleven characters. Nova forms the interface's name from them
+    /// (nova/network/model.py, `get_devname`).
     #[must_use]
     pub fn device_suffix(&self) -> String {
         let mut text = self.to_string();
@@ -126,13 +111,13 @@ impl PortId {
     }
 }
 
-/// A Keystone project. Not always a UUID, and Nova compares it as text (nova/api/metadata/handler.py).
+/// A Keystone project. It may not be a UUID: Nova compares it as text
+/// (nova/api/metadata/handler.py).
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct ProjectId(String);
 
 impl ProjectId {
-    /// The text as given.
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0
@@ -183,16 +168,16 @@ pub struct MacAddress(pub [u8; 6]);
 impl FromStr for MacAddress {
     type Err = IdError;
     fn from_str(text: &str) -> Result<Self, IdError> {
-        let fault = || IdError::NotMac { text: text.to_owned() };
+        let error = || IdError::NotMac { text: text.to_owned() };
         let mut octets = [0; 6];
         let mut parts = text.split(':');
         for octet in &mut octets {
             let part =
                 parts.next().filter(|part| part.len() == 2 && part.bytes().all(|b| b.is_ascii_hexdigit()));
-            let part = part.ok_or_else(fault)?;
-            *octet = u8::from_str_radix(part, 16).map_err(|_| fault())?;
+            let part = part.ok_or_else(error)?;
+            *octet = u8::from_str_radix(part, 16).map_err(|_| error())?;
         }
-        if parts.next().is_some() { Err(fault()) } else { Ok(Self(octets)) }
+        if parts.next().is_some() { Err(error()) } else { Ok(Self(octets)) }
     }
 }
 
@@ -222,13 +207,13 @@ impl fmt::Debug for MacAddress {
     }
 }
 
-/// The id of an IEEE 802.1Q VLAN: Neutron's segmentation id of a trunk's subport.
+/// An IEEE 802.1Q VLAN id, which is the segmentation id of a trunk's subport in Neutron.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "u64", into = "u64")]
 pub struct VlanId(u16);
 
 impl VlanId {
-    /// The number, 1 to 4094.
+    /// Returns the number, from 1 to 4094.
     #[must_use]
     pub const fn get(self) -> u16 {
         self.0
@@ -278,7 +263,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_port_names_its_tap_as_nova_does() {
+    fn a_ports_tap_is_named_as_in_nova() {
         let port: PortId = "3f2a9d10-77c1-4e55-9d0c-2b6f4f1f0a01".parse().unwrap();
         assert_eq!(format!("tap{}", port.device_suffix()), "tap3f2a9d10-77");
     }
@@ -292,7 +277,7 @@ mod tests {
     }
 
     #[test]
-    fn a_vlan_id_is_one_that_a_frame_can_bear() {
+    fn a_vlan_id_is_one_that_a_frame_can_carry() {
         assert_eq!(VlanId::try_from(4094).unwrap().get(), 4094);
         for bad in [0, 4095, 65_537] {
             assert_eq!(VlanId::try_from(bad), Err(IdError::NotVlan { id: bad }));

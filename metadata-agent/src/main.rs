@@ -61,7 +61,7 @@ fn told(error: &anyhow::Error) -> String {
 }
 
 #[expect(clippy::print_stderr, reason = "the command's own last word")]
-fn unusable(faults: &metadata_agent::config::ConfigFaults) -> ExitCode {
+fn unusable(faults: &metadata_agent::config::ConfigErrors) -> ExitCode {
     eprintln!("metadata-agent: {faults}");
     ExitCode::from(EX_USAGE)
 }

@@ -12,7 +12,9 @@ use std::sync::LazyLock;
 use clap::builder::{PathBufValueParser, StyledStr};
 use clap::{Arg, ArgAction, ArgMatches, Args, FromArgMatches, Parser, Subcommand};
 
-use crate::config::{Access, ConfigArgs, ConfigSource, NEUTRON_FILES, OPTIONS, OptionSpec};
+use oslo_config::{Access, OptionSpec};
+
+use crate::config::{ConfigArgs, ConfigSource, NEUTRON_FILES, OPTIONS};
 
 /// Exit code for a wrong command line or configuration.
 pub const EX_USAGE: u8 = 64;

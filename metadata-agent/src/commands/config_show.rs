@@ -22,8 +22,7 @@ pub fn run(config: &Config, json: bool) -> Result<()> {
 /// By section, `DEFAULT` first as in Neutron's files, and by name.
 fn sorted(config: &Config) -> Vec<&Setting> {
     let mut settings: Vec<_> = config.settings().iter().collect();
-    settings
-        .sort_by_key(|setting| (setting.group != crate::config::raw::DEFAULT, setting.group, setting.name));
+    settings.sort_by_key(|setting| (setting.group != oslo_config::DEFAULT, setting.group, setting.name));
     settings
 }
 

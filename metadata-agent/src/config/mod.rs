@@ -1,74 +1,56 @@
-//! Configuration: Neutron's own files and option names, the environment, and flags.
+//! The agent's configuration: Neutron's own files and option names, environment variables, and flags.
 //!
-//! In: [`ConfigArgs`], the environment, files. Out: [`Config`], in which every value is valid, or [`ConfigFaults`],
-//! which lists everything that is wrong. The table in [`options`] is the one place that names an option.
-//!
-//! raw (what files say) -> interpolate -> resolver (which text wins) -> rule (text to value) -> options -> resolved (what
-//! the values mean together).
+//! Input: [`ConfigArgs`], the environment, files. Output: [`Config`], in which every value is valid, or
+//! [`ConfigErrors`], which lists everything that is wrong. [`options`] is the table of options; the crate
+//! `oslo-config` reads them. Only `app` and the commands use this module. The components get their
+//! settings from [`components`].
 
 mod components;
-pub mod fault;
-pub mod interpolate;
+mod error;
 mod neutron;
-pub mod notice;
-mod notices;
+pub mod notices;
 pub mod options;
-pub mod raw;
-pub mod resolved;
-mod resolver;
-pub mod rule;
+pub mod reference;
+mod resolved;
 mod rules;
-pub mod setting;
-pub mod spec;
-pub mod value;
+mod value;
 
 use std::ffi::OsString;
-use std::io;
 use std::path::{Path, PathBuf};
 
-pub use fault::{ConfigFaults, Fault};
-pub use notice::{Effect, Notice};
+pub use error::{ConfigError, ConfigErrors};
 pub use options::{Config, OPTIONS};
+pub use oslo_config::{ConfigSource, Flags, Origin, Setting};
 pub use resolved::ConfigWarning;
-pub use resolver::Flags;
-pub use setting::{Origin, Setting};
-pub use spec::{Access, OptionSpec};
 pub use value::{IpVersion, NovaEndpoint, SocketMode, Upstream};
 
 use options::spec as option;
-use resolver::Resolver;
-use rule::SocketPath;
+use oslo_config::Resolver;
+use oslo_config::rule::SocketPath;
 
-/// Where Neutron keeps its files.
+/// Directory of Neutron's files.
 const NEUTRON_DIR: &str = "/etc/neutron";
 
-/// Neutron's files that hold our options, in the order in which its services read them.
+/// Neutron's files with options of the agent, in the order in which Neutron's services read them.
 pub const NEUTRON_FILES: [&str; 3] = ["neutron.conf", "metadata_agent.ini", "neutron_ovn_metadata_agent.ini"];
 
-/// What the command line says about the configuration.
+/// Defaults of Neutron's options that values of the agent's options refer to.
+const NEUTRON_DEFAULTS: &[(&str, &str)] = &[("state_path", "/var/lib/neutron")];
+
+/// The command line's part of the configuration.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ConfigArgs {
-    /// Files and directories to read, in their order. If empty: those of [`NEUTRON_FILES`] that exist.
+    /// Files and directories to read, in this order. If empty, those of [`NEUTRON_FILES`] that exist.
     pub sources: Vec<ConfigSource>,
-    /// Values given by flags, by the option's key.
     pub flags: Flags,
-}
-
-/// A file, or a directory of files.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum ConfigSource {
-    /// A file, which must exist.
-    File(PathBuf),
-    /// A directory, which must exist. Its `*.conf` are read in the order of their names.
-    Dir(PathBuf),
 }
 
 impl Config {
     /// Reads the configuration of this process.
     ///
     /// # Errors
-    /// All faults, of files, environment and flags.
-    pub fn load(args: &ConfigArgs) -> Result<Self, ConfigFaults> {
+    /// Every error in files, environment and flags.
+    pub fn load(args: &ConfigArgs) -> Result<Self, ConfigErrors> {
         Self::load_from(args, &|var| std::env::var_os(var), Path::new(NEUTRON_DIR))
     }
 
@@ -76,19 +58,20 @@ impl Config {
         args: &ConfigArgs,
         env: &dyn Fn(&str) -> Option<OsString>,
         neutron_dir: &Path,
-    ) -> Result<Self, ConfigFaults> {
-        let mut resolver = Resolver::new(OPTIONS, &args.flags, env);
+    ) -> Result<Self, ConfigErrors> {
+        let mut resolver = Resolver::new(OPTIONS, NEUTRON_DEFAULTS, &args.flags, env);
         read_files(&mut resolver, &args.sources, neutron_dir);
-        Self::of(resolver)
+        Self::resolve(resolver)
     }
 }
 
-/// The admin socket alone, for commands that only ask the running agent. Where flag or environment name it, no file
-/// is read, so that whoever may use the socket needs no right to read Neutron's files.
+/// Reads only the path of the admin socket, for commands that only ask the running agent. If a flag or
+/// the environment sets it, no file is read. A user of the socket then needs no access to Neutron's
+/// files.
 ///
 /// # Errors
-/// Faults of the files, if they matter, or of the option.
-pub fn admin_socket(args: &ConfigArgs) -> Result<PathBuf, ConfigFaults> {
+/// Errors of the option, and of the files if they were read.
+pub fn admin_socket(args: &ConfigArgs) -> Result<PathBuf, ConfigErrors> {
     admin_socket_from(args, &|var| std::env::var_os(var), Path::new(NEUTRON_DIR))
 }
 
@@ -96,46 +79,31 @@ fn admin_socket_from(
     args: &ConfigArgs,
     env: &dyn Fn(&str) -> Option<OsString>,
     neutron_dir: &Path,
-) -> Result<PathBuf, ConfigFaults> {
-    let mut resolver = Resolver::new(OPTIONS, &args.flags, env);
+) -> Result<PathBuf, ConfigErrors> {
+    let mut resolver = Resolver::new(OPTIONS, NEUTRON_DEFAULTS, &args.flags, env);
     if !resolver.is_set_outside_files(&option::admin_socket) {
         read_files(&mut resolver, &args.sources, neutron_dir);
     }
-    resolver.finish_with(&option::admin_socket, &SocketPath)
+    let socket = resolver.read(&option::admin_socket, &SocketPath);
+    let errors = resolver.into_errors();
+    match socket {
+        Some(socket) if errors.is_empty() => Ok(socket),
+        _ => Err(errors.into()),
+    }
 }
 
 fn read_files(resolver: &mut Resolver<'_>, sources: &[ConfigSource], neutron_dir: &Path) {
     if sources.is_empty() {
         for file in NEUTRON_FILES.map(|name| neutron_dir.join(name)) {
-            // What cannot even be looked up is reported when it is read.
+            // If this check fails, reading reports the error.
             if file.try_exists().unwrap_or(true) {
-                resolver.merge(&file);
+                resolver.merge(&ConfigSource::File(file));
             }
         }
     }
     for source in sources {
-        match source {
-            ConfigSource::File(file) => resolver.merge(file),
-            ConfigSource::Dir(dir) => match conf_files(dir) {
-                Ok(files) => files.iter().for_each(|file| resolver.merge(file)),
-                Err(source) => resolver.fault(Fault::Source { path: dir.clone(), source }),
-            },
-        }
+        resolver.merge(source);
     }
-}
-
-/// What the shell pattern `*.conf` yields in a directory, sorted.
-fn conf_files(dir: &Path) -> io::Result<Vec<PathBuf>> {
-    let mut files = Vec::new();
-    for entry in std::fs::read_dir(dir)? {
-        let name = entry?.file_name();
-        let name_bytes = name.as_encoded_bytes();
-        if name_bytes.ends_with(b".conf") && !name_bytes.starts_with(b".") {
-            files.push(dir.join(name));
-        }
-    }
-    files.sort();
-    Ok(files)
 }
 
 #[cfg(test)]

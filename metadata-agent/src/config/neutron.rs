@@ -1,16 +1,15 @@
-//! From the options that keystoneauth has, each behind the prefix `neutron_`, to one value in which what belongs together is
-//! together.
+//! Combines the options `neutron_*`, which follow keystoneauth's options, into one [`NeutronAccess`].
 
+use oslo_config::Origin;
 use secrecy::{ExposeSecret, SecretString};
 
-use super::fault::Fault;
+use super::error::ConfigError;
 use super::options::Config;
-use super::setting::Origin;
 use super::value::NeutronAuthType;
 use crate::sources::neutron::{Credentials, Domain, NeutronAccess, NeutronAuth};
 
-/// The options as they belong together; `None` while Neutron is not to be asked.
-pub(super) fn access(config: &Config) -> Result<Option<NeutronAccess>, Fault> {
+/// Returns how to reach Neutron's API, or `None` if it is not configured.
+pub(super) fn access(config: &Config) -> Result<Option<NeutronAccess>, ConfigError> {
     let auth = match config.neutron_auth_type {
         NeutronAuthType::Nobody => match config.neutron_endpoint_override.clone() {
             Some(endpoint) => NeutronAuth::Nobody { endpoint },
@@ -19,7 +18,7 @@ pub(super) fn access(config: &Config) -> Result<Option<NeutronAccess>, Fault> {
         NeutronAuthType::Password | NeutronAuthType::ApplicationCredential => {
             match &config.neutron_auth_url {
                 Some(url) => NeutronAuth::Keystone { url: url.clone(), credentials: credentials(config)? },
-                // A part of the options is an oversight; none of them is no wish.
+                // Without the URL, no other option may be set either.
                 None => {
                     return anything_set(config).map_or(Ok(None), |set| Err(incomplete(config, set, URL)));
                 }
@@ -41,7 +40,7 @@ const URL: &str = "neutron_auth_url";
 const ENDPOINT: &str = "neutron_endpoint_override";
 const AUTH_TYPE: &str = "neutron_auth_type";
 
-fn credentials(config: &Config) -> Result<Credentials, Fault> {
+fn credentials(config: &Config) -> Result<Credentials, ConfigError> {
     let text = |value: &Option<String>, option: &'static str| {
         value.clone().ok_or_else(|| incomplete(config, URL, option))
     };
@@ -88,7 +87,7 @@ fn anything_set(config: &Config) -> Option<&'static str> {
     set.into_iter().find(|(_, set)| *set).map(|(option, _)| option)
 }
 
-fn incomplete(config: &Config, present: &'static str, missing: &'static str) -> Fault {
+fn incomplete(config: &Config, present: &'static str, missing: &'static str) -> ConfigError {
     let origin = config.origin(present).cloned().unwrap_or(Origin::Default);
-    Fault::Incomplete { present, missing, origin }
+    ConfigError::Incomplete { present, missing, origin }
 }

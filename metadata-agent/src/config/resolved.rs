@@ -1,46 +1,43 @@
-//! The checked [`Config`] as a whole: what its options mean, and forbid, together.
+//! The valid [`Config`] as a whole: the meaning of options together, and combinations that are not
+//! allowed.
 
 use std::fmt;
 
 use nix::sys::utsname::uname;
+use oslo_config::{Origin, Resolver, Setting};
 use ovsdb_client::Remote;
 use secrecy::ExposeSecret;
 
-use super::fault::{ConfigFaults, Fault};
+use super::error::{ConfigError, ConfigErrors};
 use super::neutron::access;
-use super::notice::Notice;
-use super::notices;
+use super::notices::{Notice, notices};
 use super::options::{Config, spec};
-use super::resolver::Resolver;
-use super::setting::{Origin, Setting};
 use super::value::{NovaEndpoint, Upstream};
 use crate::proxy::Scheme;
 use crate::sources::neutron::NeutronAccess;
 
 impl Config {
-    /// The configuration, unless there was a fault anywhere.
-    pub(super) fn of(mut resolver: Resolver<'_>) -> Result<Self, ConfigFaults> {
-        let Some(mut config) = Self::read(&mut resolver) else { return Err(resolver.into_faults()) };
-        resolver.note(notices::of(resolver.files(), &config));
-        for fault in unpaired(&config).into_iter().chain(same_socket(&config)) {
-            resolver.fault(fault);
-        }
+    /// Reads every option and checks combinations of options.
+    pub(super) fn resolve(mut resolver: Resolver<'_>) -> Result<Self, ConfigErrors> {
+        let Some(mut config) = Self::read(&mut resolver) else { return Err(resolver.into_errors().into()) };
+        config.notices = notices(&mut resolver, &config);
+        let mut errors = ConfigErrors::from(resolver.into_errors());
+        errors.0.extend(unpaired(&config).into_iter().chain(same_socket(&config)));
         match access(&config) {
             Ok(access) => config.neutron = access,
-            Err(fault) => resolver.fault(fault),
+            Err(error) => errors.0.push(error),
         }
-        config.notices = resolver.finish()?;
-        Ok(config)
+        if errors.0.is_empty() { Ok(config) } else { Err(errors) }
     }
 
-    /// Where Nova's metadata service listens: the first that can be reached is to be used.
+    /// Returns the endpoints of Nova's metadata API. The first reachable one is to be used.
     pub fn nova_endpoints(&self) -> impl Iterator<Item = NovaEndpoint> {
         let (scheme, port) = (self.nova_metadata_protocol, self.nova_metadata_port);
         self.nova_metadata_host.iter().cloned().map(move |host| NovaEndpoint { scheme, host, port })
     }
 
-    /// The servers of OVN's Southbound database, where somebody set them. Neutron's default is no sign of an OVN: without
-    /// one nothing would be at that address, and something else may be.
+    /// Returns the servers of OVN's Southbound database if they are set. Neutron's default address does
+    /// not mean that there is an OVN: another service may listen there.
     #[must_use]
     pub fn ovn_southbound(&self) -> Option<&[Remote]> {
         let is_set =
@@ -48,38 +45,38 @@ impl Config {
         is_set.then_some(&*self.ovn_sb_connection)
     }
 
-    /// The name under which Neutron knows this host.
+    /// Returns the name of this host in Neutron.
     #[must_use]
     pub fn host_name(&self) -> String {
         let own = || uname().map(|name| name.nodename().to_string_lossy().into_owned()).unwrap_or_default();
         self.host.clone().unwrap_or_else(own)
     }
 
-    /// How to reach Neutron's API, if it is to be asked.
+    /// Returns how to reach Neutron's API, if it is configured.
     #[must_use]
     pub fn neutron(&self) -> Option<&NeutronAccess> {
         self.neutron.as_ref()
     }
 
-    /// Every option with its value and origin, in the order of the documentation.
+    /// Returns every option with its value and origin, in the order of the documentation.
     #[must_use]
     pub fn settings(&self) -> &[Setting] {
         &self.settings
     }
 
-    /// What somebody set that has not the effect it has in Neutron.
+    /// Returns notices about options that are set without their effect in Neutron.
     #[must_use]
     pub fn notices(&self) -> &[Notice] {
         &self.notices
     }
 
-    /// Where the value of an option comes from, by its key. `None` for a key that is no option's.
+    /// Returns the origin of an option's value, by the option's key.
     #[must_use]
     pub fn origin(&self, key: &str) -> Option<&Origin> {
         self.settings.iter().find(|setting| setting.key == key).map(|setting| &setting.origin)
     }
 
-    /// What is allowed but hardly meant.
+    /// Returns warnings about settings that are allowed but probably a mistake.
     #[must_use]
     pub fn warnings(&self) -> Vec<ConfigWarning> {
         let https = self.nova_metadata_protocol == Scheme::Https;
@@ -105,16 +102,16 @@ impl Config {
     }
 }
 
-/// What is allowed but hardly meant.
+/// Settings that are allowed but probably a mistake.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ConfigWarning {
-    /// Instance ids are signed with an empty key.
+    /// The key that signs instance ids is empty.
     EmptySecret,
-    /// TLS without authentication.
+    /// TLS to Nova without authentication.
     CertificateNotChecked,
-    /// Certificates without TLS.
+    /// Certificates for Nova without TLS.
     TlsUnused,
-    /// Keystone and Neutron without authentication.
+    /// TLS to Keystone and Neutron without authentication.
     NeutronNotChecked,
 }
 
@@ -122,7 +119,7 @@ impl fmt::Display for ConfigWarning {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::EmptySecret => {
-                "metadata_proxy_shared_secret is empty: whoever reaches Nova can sign for any instance"
+                "metadata_proxy_shared_secret is empty: any client that reaches Nova can sign for any instance"
             }
             Self::CertificateNotChecked => "nova_metadata_insecure is on: Nova's certificate is not checked",
             Self::TlsUnused => {
@@ -135,8 +132,8 @@ impl fmt::Display for ConfigWarning {
     }
 }
 
-/// The certificate and its key stand or fall together.
-fn unpaired(config: &Config) -> Option<Fault> {
+/// Requires a client certificate and its key together.
+fn unpaired(config: &Config) -> Option<ConfigError> {
     let (cert, key) = ("nova_client_cert", "nova_client_priv_key");
     let (present, missing) = match (&config.nova_client_cert, &config.nova_client_priv_key) {
         (Some(_), None) => (cert, key),
@@ -144,15 +141,15 @@ fn unpaired(config: &Config) -> Option<Fault> {
         (Some(_), Some(_)) | (None, None) => return None,
     };
     let origin = config.origin(present).cloned().unwrap_or(Origin::Default);
-    Some(Fault::Unpaired { present, missing, origin })
+    Some(ConfigError::Unpaired { present, missing, origin })
 }
 
-/// One socket cannot have us at both its ends.
-fn same_socket(config: &Config) -> Option<Fault> {
+/// Rejects one socket for both serving and sending requests.
+fn same_socket(config: &Config) -> Option<ConfigError> {
     let asks = config.upstream != Upstream::Nova;
     let same = config.neutron_agent_socket == config.metadata_proxy_socket;
     (config.serve_metadata_proxy_socket && asks && same).then(|| {
         let origin = config.origin("neutron_agent_socket").cloned().unwrap_or(Origin::Default);
-        Fault::SameSocket { path: config.neutron_agent_socket.clone(), origin }
+        ConfigError::SameSocket { path: config.neutron_agent_socket.clone(), origin }
     })
 }

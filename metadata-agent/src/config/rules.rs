@@ -2,9 +2,10 @@
 
 use std::path::PathBuf;
 
+use oslo_config::rule::AbsolutePath;
+use oslo_config::{Rejected, Rule};
 use ovsdb_client::{Host, Remote};
 
-use super::rule::{AbsolutePath, Rejected, Rule};
 use crate::net::name_pattern::NamePattern;
 use crate::secrets;
 use crate::sources::neutron::HttpUrl;
@@ -22,7 +23,7 @@ impl Rule<Host> for HostName {
     }
 }
 
-/// A pattern for names.
+/// A name pattern.
 pub struct Pattern;
 
 impl Rule<NamePattern> for Pattern {

@@ -3,9 +3,9 @@
 
 use std::fmt;
 
+use oslo_config::Words;
 use ovsdb_client::Host;
 
-use super::rule::Words;
 use crate::admin::logging::LogFormat;
 use crate::attach::{LinkKind, SourceCheck};
 use crate::datapath::AttachMode;

@@ -1,144 +1,109 @@
-//! Reads oslo.config's file format and merges files as oslo.config does (oslo_config/iniparser.py and cfg.py).
+//! Parses oslo.config's file format and merges files as oslo.config does (oslo_config/iniparser.py and
+//! cfg.py).
 //!
-//! In: bytes of files, in the order of the command line. Out: every assignment in that order, each with its file
-//! and line. Nothing is interpreted here but the syntax. Values may be secrets, also those of options that the
-//! agent does not know, so neither a fault nor `Debug` ever shows one.
+//! Input: the bytes of files, in the order of the command line. Output: every assignment in that
+//! order, with its file and line. Only the syntax is interpreted here. Any value may be a secret,
+//! also that of an unknown option, so neither an error nor `Debug` output shows one.
 //!
 //! The rules:
-//! - lines end with LF, CRLF or CR; trailing white space does not count; the text is UTF-8;
-//! - `[section]`, then `key = value` or `key: value`, whichever separator comes first;
-//! - one pair of equal quotes around the value's first line is taken off;
-//! - a line that starts with space or tab continues the value, after a line feed;
-//! - a blank line or a comment ends the value; `#` and `;` begin a comment at the start of a line alone;
-//! - section names fold case, except `DEFAULT`, which is written just so; keys keep their case.
+//! - Lines end with LF, CRLF or CR. Trailing white space is ignored. The text is UTF-8.
+//! - `[section]`, then `key = value` or `key: value`. The first separator counts.
+//! - One pair of equal quotes around the first line of the value is removed.
+//! - A line that starts with a space or a tab continues the value, after a line feed.
+//! - A blank line or a comment ends the value. `#` and `;` start a comment only at the start of a line.
+//! - Section names are case-insensitive, except `DEFAULT`. Keys are case-sensitive.
 
 use std::collections::HashMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-/// The section of options without a group.
+use super::error::{SyntaxError, SyntaxErrorKind};
+
+/// The section of options that have no group.
 pub const DEFAULT: &str = "DEFAULT";
 
 /// The assignments of all files.
 #[derive(Debug, Default)]
-pub struct RawConfig {
+pub struct Files {
     sections: HashMap<String, HashMap<String, Vec<Assignment>>>,
 }
 
 /// One `key = value`.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Assignment {
-    /// The value, its lines joined by line feeds, before any `$name` is replaced.
+    /// The value before references are replaced. Its lines are joined by line feeds.
     pub text: String,
-    /// Where it stands.
-    pub place: Place,
+    pub location: Location,
 }
 
 impl fmt::Debug for Assignment {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Assignment({})", self.place)
+        write!(f, "Assignment({})", self.location)
     }
 }
 
-/// A line of a file, counted from 1.
+/// A line of a file. Lines are counted from 1.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Place {
-    /// The file.
+pub struct Location {
     pub file: Arc<Path>,
-    /// The line.
     pub line: usize,
 }
 
-impl fmt::Display for Place {
+impl fmt::Display for Location {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}:{}", self.file.display(), self.line)
     }
 }
 
-/// A line that is no oslo.config syntax.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{place}: {problem}")]
-pub struct SyntaxFault {
-    /// The line.
-    pub place: Place,
-    /// What is wrong with it.
-    pub problem: SyntaxProblem,
-}
-
-/// What can be wrong with a line. The line itself is not repeated: it may hold a secret.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum SyntaxProblem {
-    /// Bytes that are no text.
-    #[error("the file is not UTF-8 from here on")]
-    NotUtf8,
-    /// `[name` without the end.
-    #[error("a section must end with `]`, and nothing may follow it")]
-    SectionNotClosed,
-    /// `[]`.
-    #[error("the section has no name")]
-    SectionUnnamed,
-    /// Neither `=` nor `:`.
-    #[error("neither `=` nor `:` in what should be `option = value`")]
-    NoSeparator,
-    /// `= value`.
-    #[error("there is no option name before the separator")]
-    KeyEmpty,
-    /// An indented line after none that it could continue.
-    #[error("a line that starts with white space continues a value, but there is none to continue")]
-    StrayContinuation,
-    /// An assignment above the first section.
-    #[error("an option before the first `[section]`")]
-    OutsideSection,
-}
-
-impl RawConfig {
-    /// Adds a file whose assignments win over those of the files before it.
+impl Files {
+    /// Adds a file. Its assignments override those of earlier files.
     ///
     /// # Errors
-    /// Every faulty line. The sound ones are added all the same, so that their faults can be reported together.
-    pub fn merge(&mut self, file: &Path, bytes: &[u8]) -> Result<(), Vec<SyntaxFault>> {
+    /// Every invalid line. Valid lines are added all the same, so that errors of their values can be
+    /// reported too.
+    pub fn merge(&mut self, file: &Path, bytes: &[u8]) -> Result<(), Vec<SyntaxError>> {
         let mut reader = Reader::new(self, file);
         let text = match std::str::from_utf8(bytes) {
             Ok(text) => text,
-            Err(fault) => {
-                let sound = bytes.get(..fault.valid_up_to()).unwrap_or_default();
+            Err(error) => {
+                let sound = bytes.get(..error.valid_up_to()).unwrap_or_default();
                 let sound = String::from_utf8_lossy(sound);
                 reader.line = lines(&sound).count().max(1);
-                reader.fault(SyntaxProblem::NotUtf8);
-                return Err(reader.faults);
+                reader.error(SyntaxErrorKind::NotUtf8);
+                return Err(reader.errors);
             }
         };
         for line in lines(text) {
             reader.read(line);
         }
         reader.flush();
-        if reader.faults.is_empty() { Ok(()) } else { Err(reader.faults) }
+        if reader.errors.is_empty() { Ok(()) } else { Err(reader.errors) }
     }
 
-    /// Every assignment to an option, the winning one last.
+    /// Returns every assignment to an option. The last one wins.
     #[must_use]
     pub fn all(&self, section: &str, key: &str) -> &[Assignment] {
         let section = self.sections.get(&fold(section));
         section.and_then(|keys| keys.get(key)).map_or(&[], Vec::as_slice)
     }
 
-    /// The first assignment in a section, whatever its option.
+    /// Returns the first assignment in a section.
     #[must_use]
     pub fn any(&self, section: &str) -> Option<&Assignment> {
         let keys = self.sections.get(&fold(section))?;
-        let place = |one: &&Assignment| (one.place.file.to_path_buf(), one.place.line);
+        let place = |one: &&Assignment| (one.location.file.to_path_buf(), one.location.line);
         keys.values().flatten().min_by_key(place)
     }
 
-    /// The assignment that wins.
+    /// Returns the assignment that wins.
     #[must_use]
     pub fn last(&self, section: &str, key: &str) -> Option<&Assignment> {
         self.all(section, key).last()
     }
 }
 
-/// A section's name as it is compared.
+/// Folds a section name for comparison.
 #[must_use]
 pub fn fold(section: &str) -> String {
     if section == DEFAULT { section.to_owned() } else { section.to_lowercase() }
@@ -149,12 +114,12 @@ fn lines(text: &str) -> impl Iterator<Item = &str> {
     text.split('\n').flat_map(|line| line.strip_suffix('\r').unwrap_or(line).split('\r'))
 }
 
-/// What Python's `str.strip` takes off: Unicode's white space and the four ASCII separators.
+/// Matches what Python's `str.strip` removes: Unicode white space and the four ASCII separators.
 fn is_space(c: char) -> bool {
     c.is_whitespace() || ('\x1c'..='\x1f').contains(&c)
 }
 
-/// What an indented line would continue.
+/// The value that an indented line continues.
 enum Open {
     Nothing,
     Value {
@@ -162,30 +127,30 @@ enum Open {
         text: String,
         line: usize,
     },
-    /// A line that has been reported already; what continues it needs no second report.
-    Fault,
+    /// An invalid line. Its continuation needs no second error.
+    Invalid,
 }
 
 enum Section {
     Missing,
     Named(String),
-    /// A section whose heading has been reported; where its options belong is not known.
-    Fault,
+    /// A section with an invalid heading. The section of its options is not known.
+    Invalid,
 }
 
 struct Reader<'a> {
-    into: &'a mut RawConfig,
+    into: &'a mut Files,
     file: Arc<Path>,
     line: usize,
     section: Section,
     open: Open,
-    faults: Vec<SyntaxFault>,
+    errors: Vec<SyntaxError>,
 }
 
 impl<'a> Reader<'a> {
-    fn new(into: &'a mut RawConfig, file: &Path) -> Self {
+    fn new(into: &'a mut Files, file: &Path) -> Self {
         let file = PathBuf::from(file).into();
-        Self { into, file, line: 0, section: Section::Missing, open: Open::Nothing, faults: Vec::new() }
+        Self { into, file, line: 0, section: Section::Missing, open: Open::Nothing, errors: Vec::new() }
     }
 
     fn read(&mut self, line: &str) {
@@ -210,31 +175,31 @@ impl<'a> Reader<'a> {
                 text.push_str(more);
             }
             Open::Nothing => {
-                self.fault(SyntaxProblem::StrayContinuation);
-                self.open = Open::Fault;
+                self.error(SyntaxErrorKind::StrayContinuation);
+                self.open = Open::Invalid;
             }
-            Open::Fault => {}
+            Open::Invalid => {}
         }
     }
 
     fn begin_section(&mut self, heading: &str) {
-        let problem = match heading.strip_suffix(']') {
-            None => SyntaxProblem::SectionNotClosed,
-            Some("") => SyntaxProblem::SectionUnnamed,
+        let kind = match heading.strip_suffix(']') {
+            None => SyntaxErrorKind::SectionNotClosed,
+            Some("") => SyntaxErrorKind::SectionUnnamed,
             Some(name) => {
                 self.section = Section::Named(fold(name));
                 return;
             }
         };
-        self.fault(problem);
-        self.section = Section::Fault;
+        self.error(kind);
+        self.section = Section::Invalid;
     }
 
     fn begin_value(&mut self, line: &str) {
-        let problem = match line.split_once(['=', ':']) {
-            None => SyntaxProblem::NoSeparator,
+        let kind = match line.split_once(['=', ':']) {
+            None => SyntaxErrorKind::NoSeparator,
             Some((key, value)) => match key.trim_matches(is_space) {
-                "" => SyntaxProblem::KeyEmpty,
+                "" => SyntaxErrorKind::KeyEmpty,
                 key => {
                     let text = unquote(value.trim_matches(is_space)).to_owned();
                     self.open = Open::Value { key: key.to_owned(), text, line: self.line };
@@ -242,8 +207,8 @@ impl<'a> Reader<'a> {
                 }
             },
         };
-        self.fault(problem);
-        self.open = Open::Fault;
+        self.error(kind);
+        self.open = Open::Invalid;
     }
 
     /// Ends the value that was being read.
@@ -251,26 +216,26 @@ impl<'a> Reader<'a> {
         let Open::Value { key, text, line } = std::mem::replace(&mut self.open, Open::Nothing) else {
             return;
         };
-        let place = Place { file: Arc::clone(&self.file), line };
+        let location = Location { file: Arc::clone(&self.file), line };
         match &self.section {
             Section::Named(section) => {
                 let keys = self.into.sections.entry(section.clone()).or_default();
-                keys.entry(key).or_default().push(Assignment { text, place });
+                keys.entry(key).or_default().push(Assignment { text, location });
             }
             Section::Missing => {
-                self.faults.push(SyntaxFault { place, problem: SyntaxProblem::OutsideSection });
+                self.errors.push(SyntaxError { location, kind: SyntaxErrorKind::OutsideSection });
             }
-            Section::Fault => {}
+            Section::Invalid => {}
         }
     }
 
-    fn fault(&mut self, problem: SyntaxProblem) {
-        let place = Place { file: Arc::clone(&self.file), line: self.line };
-        self.faults.push(SyntaxFault { place, problem });
+    fn error(&mut self, kind: SyntaxErrorKind) {
+        let location = Location { file: Arc::clone(&self.file), line: self.line };
+        self.errors.push(SyntaxError { location, kind });
     }
 }
 
-/// Takes one pair of equal quotes off. A lone quote is its own pair, as in oslo.config.
+/// Removes one pair of equal quotes. A single quote character counts as a pair, as in oslo.config.
 fn unquote(value: &str) -> &str {
     for quote in ['"', '\''] {
         if let Some(rest) = value.strip_prefix(quote) {
@@ -290,22 +255,22 @@ mod tests {
     use proptest::prelude::*;
     use std::fmt::Write as _;
 
-    fn parse(text: &str) -> RawConfig {
-        let mut raw = RawConfig::default();
+    fn parse(text: &str) -> Files {
+        let mut raw = Files::default();
         raw.merge(Path::new("a.conf"), text.as_bytes()).unwrap();
         raw
     }
 
-    fn faults(bytes: &[u8]) -> Vec<(usize, SyntaxProblem)> {
-        let faults = RawConfig::default().merge(Path::new("a.conf"), bytes).unwrap_err();
-        faults.into_iter().map(|fault| (fault.place.line, fault.problem)).collect()
+    fn faults(bytes: &[u8]) -> Vec<(usize, SyntaxErrorKind)> {
+        let faults = Files::default().merge(Path::new("a.conf"), bytes).unwrap_err();
+        faults.into_iter().map(|fault| (fault.location.line, fault.kind)).collect()
     }
 
-    fn texts(raw: &RawConfig, section: &str, key: &str) -> Vec<String> {
+    fn texts(raw: &Files, section: &str, key: &str) -> Vec<String> {
         raw.all(section, key).iter().map(|assignment| assignment.text.clone()).collect()
     }
 
-    /// Each row was checked against oslo.config 10 itself.
+    /// Each row was compared with oslo.config 10.
     #[test]
     fn values_read_as_oslo_config_reads_them() {
         for (line, value) in [
@@ -335,7 +300,7 @@ mod tests {
     }
 
     #[test]
-    fn sections_fold_case_but_default_does_not_and_keys_never_do() {
+    fn only_section_names_other_than_default_fold_case() {
         let raw = parse(
             "[Agent]\na=1\n[AGENT]\na=2\nA=3\n[default]\nb=4\n[DEFAULT]\nb=5\n[ x ]\nc=6\n[y]z]\nd=7\n",
         );
@@ -356,14 +321,14 @@ mod tests {
         let mut raw = parse("[DEFAULT]\na=1\n\na=2\n");
         raw.merge(Path::new("b.conf"), b"# c\n[DEFAULT]\na = 3\n   4\n").unwrap();
         assert_eq!(texts(&raw, DEFAULT, "a"), ["1", "2", "3\n4"]);
-        assert_eq!(raw.last(DEFAULT, "a").unwrap().place.to_string(), "b.conf:3");
-        assert_eq!(raw.all(DEFAULT, "a")[1].place.to_string(), "a.conf:4");
+        assert_eq!(raw.last(DEFAULT, "a").unwrap().location.to_string(), "b.conf:3");
+        assert_eq!(raw.all(DEFAULT, "a")[1].location.to_string(), "a.conf:4");
         assert_eq!(raw.last(DEFAULT, "b"), None);
     }
 
     #[test]
-    fn every_fault_has_its_line_and_hides_no_other() {
-        use SyntaxProblem::*;
+    fn every_invalid_line_is_reported() {
+        use SyntaxErrorKind::*;
         for (text, want) in [
             (
                 "[DEFAULT]\na\n=1\n  more\n[x\nb=1\n[]\n  c\n",
@@ -388,14 +353,14 @@ mod tests {
     }
 
     #[test]
-    fn sound_lines_survive_faulty_ones() {
-        let mut raw = RawConfig::default();
+    fn valid_lines_survive_invalid_ones() {
+        let mut raw = Files::default();
         raw.merge(Path::new("a.conf"), b"[DEFAULT]\noops\na=1\n").unwrap_err();
         assert_eq!(texts(&raw, DEFAULT, "a"), ["1"]);
     }
 
     #[test]
-    fn neither_debug_nor_faults_repeat_the_text() {
+    fn neither_debug_nor_errors_show_the_text() {
         let mut raw = parse("[DEFAULT]\nmetadata_proxy_shared_secret = hunter2\n");
         let faults = raw.merge(Path::new("b.conf"), b"[DEFAULT]\nsecret hunter2\n").unwrap_err();
         let shown = format!("{raw:?} {faults:?} {}", faults[0]);
@@ -403,7 +368,8 @@ mod tests {
         assert!(shown.contains("b.conf:2"), "{shown}");
     }
 
-    /// A value that the format can carry: lines without surrounding white space, none of the later ones blank.
+    /// A value that the format can represent: no line has surrounding white space, and no later line is
+    /// blank.
     fn value() -> impl Strategy<Value = String> {
         let line = "[!-~&&[^'\"]]([ -~]{0,12}[!-~&&[^'\"]])?";
         (proptest::option::of(line), proptest::collection::vec(line, 0..3)).prop_map(|(first, rest)| {
@@ -432,7 +398,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_is_rendered_reads_back(assignments in assignments(), style in 0usize..4) {
+        fn rendered_assignments_read_back(assignments in assignments(), style in 0usize..4) {
             let raw = parse(&render(&assignments, style));
             for (section, key, _) in &assignments {
                 let want: Vec<_> = assignments.iter().filter(|(s, k, _)| s == section && k == key)
@@ -442,16 +408,16 @@ mod tests {
         }
 
         #[test]
-        fn no_bytes_make_it_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
-            let _ = RawConfig::default().merge(Path::new("a"), &bytes);
+        fn no_bytes_cause_a_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+            let _ = Files::default().merge(Path::new("a"), &bytes);
         }
 
         #[test]
-        fn faults_lie_inside_the_file(text in "([\\[\\]=:#; \ta'\"é\r]{0,6}\n){0,20}") {
+        fn error_locations_lie_inside_the_file(text in "([\\[\\]=:#; \ta'\"é\r]{0,6}\n){0,20}") {
             let count = lines(&text).count();
-            if let Err(faults) = RawConfig::default().merge(Path::new("a"), text.as_bytes()) {
+            if let Err(faults) = Files::default().merge(Path::new("a"), text.as_bytes()) {
                 for fault in faults {
-                    prop_assert!((1..=count).contains(&fault.place.line), "{}", fault);
+                    prop_assert!((1..=count).contains(&fault.location.line), "{}", fault);
                 }
             }
         }

@@ -1,75 +1,55 @@
-//! Replaces `$name`, `${name}` and `${group.name}` in values of files, as oslo.config does (`_substitute` in
-//! oslo_config/cfg.py).
+//! Replaces `$name`, `${name}` and `${group.name}` in values of files, as oslo.config does
+//! (`_substitute` in oslo_config/cfg.py).
 //!
-//! A bare name is looked for in the option's own group and then in `DEFAULT`; a name with a group is looked for
-//! there alone. What is found is expanded in turn, and the result is not read again. `$$` and `\$` are a dollar
-//! sign, and so is a `$` that no name follows. The names are ASCII letters, digits, `_` and `.`.
+//! A bare name is looked up in the option's own group and then in `DEFAULT`. A name with a group is
+//! looked up in that group only. The value found is expanded in turn, and the result is not parsed
+//! again. `$$` and `\$` stand for a dollar sign, and so does a `$` that no name follows. Names consist
+//! of ASCII letters, digits, `_` and `.`.
 //!
-//! An error names the reference that stands in the option itself, never one of an option on the way: that text is
-//! part of a value that may be a secret.
+//! An error names the reference that stands in the option itself, never one in an option on the way:
+//! that text is part of a value that may be a secret.
 
-use super::raw::{DEFAULT, fold};
+use super::file::{DEFAULT, fold};
 
-/// What an option's name leads to.
-pub enum Found<'a> {
-    /// Text that may refer to further options.
+/// The value behind an option's name.
+pub enum Lookup<'a> {
+    /// Text that may refer to more options.
     Template(&'a str),
-    /// Text to take as it is.
+    /// Text to insert unchanged.
     Literal(&'a str),
-    /// A secret, which goes nowhere but where it belongs.
+    /// A secret, which must not become part of another option.
     Secret,
-    /// No such option.
     Unknown,
 }
 
-/// Finds options by group (folded) and name.
+/// Finds options by folded group and name.
 pub trait Scope {
-    /// Looks an option up.
-    fn find(&self, group: &str, name: &str) -> Found<'_>;
+    fn find(&self, group: &str, name: &str) -> Lookup<'_>;
 }
 
-/// Why a reference cannot be replaced.
+/// A reference that cannot be replaced. `name` is the name as written.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum InterpolationError {
-    /// No option of this name.
     #[error("`${name}` names no option; a dollar sign itself is written `$$`")]
-    Unknown {
-        /// The name as written.
-        name: String,
-    },
-    /// The option leads back to itself.
+    Unknown { name: String },
     #[error("`${name}` leads back to itself")]
-    Loop {
-        /// The name as written.
-        name: String,
-    },
-    /// The secret is no part of other options.
+    Loop { name: String },
     #[error("`${name}` is or holds a secret, which may not become part of another option")]
-    Secret {
-        /// The name as written.
-        name: String,
-    },
-    /// More references than any sane file has.
+    Secret { name: String },
     #[error("`${name}` leads to more than {MAX_REFERENCES} references")]
-    TooMany {
-        /// The name as written.
-        name: String,
-    },
-    /// An option on the way has a reference that cannot be replaced.
+    TooMany { name: String },
+    /// Another option on the way has a reference that cannot be replaced.
     #[error("the value of `${name}` holds a reference that names no option")]
-    Broken {
-        /// The name as written.
-        name: String,
-    },
+    Broken { name: String },
 }
 
-/// Bounds both the depth and the work of one expansion.
+/// Limits both the depth and the work of one expansion.
 const MAX_REFERENCES: usize = 256;
 
 /// Expands the value of an option in `group`.
 ///
 /// # Errors
-/// The first reference that cannot be replaced.
+/// Names the first reference that cannot be replaced.
 pub fn expand(
     group: &str,
     option: &str,
@@ -103,7 +83,7 @@ struct Walk<'a> {
 }
 
 impl Walk<'_> {
-    /// The error bears the reference of this text that led to it.
+    /// The error carries the reference in this text that led to it.
     fn expand(&mut self, group: &str, text: &str) -> Result<String, (String, DeadEnd)> {
         let text = text.replace("\\$", "$$");
         let mut out = String::with_capacity(text.len());
@@ -134,8 +114,8 @@ impl Walk<'_> {
         }
         let scope = self.scope;
         match scope.find(&group, &name) {
-            Found::Literal(text) => Ok(text.to_owned()),
-            Found::Template(text) => {
+            Lookup::Literal(text) => Ok(text.to_owned()),
+            Lookup::Template(text) => {
                 self.path.push((group.clone(), name));
                 let value = self.expand(&group, text).map_err(|(_, dead_end)| match dead_end {
                     DeadEnd::Unknown => DeadEnd::Broken,
@@ -144,16 +124,16 @@ impl Walk<'_> {
                 self.path.pop();
                 Ok(value)
             }
-            Found::Secret => Err(DeadEnd::Secret),
-            Found::Unknown => Err(DeadEnd::Unknown),
+            Lookup::Secret => Err(DeadEnd::Secret),
+            Lookup::Unknown => Err(DeadEnd::Unknown),
         }
     }
 
-    /// The group and name of the option that a reference means.
+    /// Returns the group and name of the option that a reference means.
     fn locate(&self, group: &str, name: &str) -> Option<(String, String)> {
-        let known = |group: &str, name: &str| !matches!(self.scope.find(group, name), Found::Unknown);
+        let known = |group: &str, name: &str| !matches!(self.scope.find(group, name), Lookup::Unknown);
         if let Some((other, option)) = name.split_once('.') {
-            // DEFAULT is no group that oslo.config would look into by name.
+            // oslo.config does not find options of DEFAULT by that name.
             let other = fold(other);
             return (other != DEFAULT && known(&other, option)).then(|| (other, option.to_owned()));
         }
@@ -162,7 +142,7 @@ impl Walk<'_> {
     }
 }
 
-/// The name after a `$`, and what follows the reference.
+/// Splits the text after a `$` into the name and the rest.
 fn reference(text: &str) -> Option<(&str, &str)> {
     if let Some(braced) = text.strip_prefix('{') {
         let (name, after) = split_name(braced)?;
@@ -188,11 +168,11 @@ mod tests {
     struct Table(HashMap<(String, String), String>);
 
     impl Scope for Table {
-        fn find(&self, group: &str, name: &str) -> Found<'_> {
+        fn find(&self, group: &str, name: &str) -> Lookup<'_> {
             match self.0.get(&(group.to_owned(), name.to_owned())) {
-                _ if name == "secret" => Found::Secret,
-                Some(text) => Found::Template(text),
-                None => Found::Unknown,
+                _ if name == "secret" => Lookup::Secret,
+                Some(text) => Lookup::Template(text),
+                None => Lookup::Unknown,
             }
         }
     }
@@ -216,7 +196,7 @@ mod tests {
         ])
     }
 
-    /// Each row was checked against oslo.config 10 itself.
+    /// Each row was compared with oslo.config 10.
     #[test]
     fn references_are_replaced_as_oslo_config_does() {
         for (group, text, want) in [
@@ -233,7 +213,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_replaced_is_an_error() {
+    fn references_without_a_usable_option_are_errors() {
         use InterpolationError::*;
         let name = str::to_owned;
         for (text, want) in [
@@ -255,14 +235,14 @@ mod tests {
     }
 
     #[test]
-    fn an_error_does_not_quote_the_value_of_an_option_on_the_way() {
+    fn an_error_does_not_quote_the_value_of_another_option() {
         let error = expand(DEFAULT, "a", "$password", &scope()).unwrap_err();
         assert_eq!(error, InterpolationError::Broken { name: "password".to_owned() });
         assert!(!error.to_string().contains("$word"), "{error}");
     }
 
     #[test]
-    fn references_that_multiply_are_cut_off() {
+    fn references_that_multiply_are_limited() {
         let names: Vec<String> = (0..40).map(|n| format!("n{n}")).collect();
         let rows: Vec<(String, String)> =
             names.windows(2).map(|pair| (pair[0].clone(), format!("${0}${0}", pair[1]))).collect();
@@ -280,7 +260,7 @@ mod tests {
         }
 
         #[test]
-        fn no_text_makes_it_panic(text in "[$\\\\{}ab.\u{e9}]{0,40}") {
+        fn no_text_causes_a_panic(text in "[$\\\\{}ab.\u{e9}]{0,40}") {
             let _ = expand("g", "a", &text, &scope());
         }
     }

@@ -1,47 +1,48 @@
-//! What there is to know of an option besides its value's type: its names, its default, where it may be set.
+//! The description of an option: its names, default and documentation, and where it may be set.
 
-/// One option.
+/// The description of one option.
 #[derive(Debug)]
 pub struct OptionSpec {
-    /// The section of the configuration files.
+    /// Section in files.
     pub group: &'static str,
-    /// The name in files.
+    /// Name in files.
     pub name: &'static str,
-    /// The name among the options of all sections. With dashes it is the flag.
+    /// Name among the options of all sections. With dashes it is the flag.
     pub key: &'static str,
-    /// Options of files, by section and name, that count where this one is not set, the first of them before the next.
+    /// Start of the environment variable's name.
+    pub env_prefix: &'static str,
+    /// Options in files, by section and name, that stand in for this one if it is not set. Earlier ones
+    /// win.
     pub fallbacks: &'static [(&'static str, &'static str)],
-    /// The value where nobody sets one, as it would stand in a file.
+    /// Default, as it would be written in a file.
     pub default: &'static str,
-    /// What it is for.
     pub doc: &'static str,
-    /// Where it may be set, and whether it may be shown.
     pub access: Access,
-    /// What its rule accepts.
+    /// Description of the accepted values.
     pub accepts: fn() -> String,
 }
 
-/// Where an option may be set besides files and environment, and whether it may be shown.
+/// Ways to set an option besides files and the environment, and its visibility.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Access {
-    /// In files and environment alone.
+    /// No flag.
     File,
-    /// By a flag, too.
+    /// A flag with a value.
     Flag,
-    /// By a flag that needs no value, too.
+    /// A flag whose value may be left out.
     Toggle,
-    /// Like [`Access::File`], since the process list shows flags; and never shown.
+    /// No flag, because the process list shows flags. The value is never shown.
     Secret,
 }
 
 impl OptionSpec {
-    /// The environment variable that sets it.
+    /// Returns the environment variable that sets the option.
     #[must_use]
     pub fn env(&self) -> String {
-        format!("METADATA_AGENT_{}", self.key.to_ascii_uppercase())
+        format!("{}{}", self.env_prefix, self.key.to_ascii_uppercase())
     }
 
-    /// The flag that sets it, without the leading dashes.
+    /// Returns the flag that sets the option, without its dashes.
     #[must_use]
     pub fn flag(&self) -> Option<String> {
         let flag = match self.access {
@@ -51,12 +52,12 @@ impl OptionSpec {
         flag.then(|| self.key.replace('_', "-"))
     }
 
-    /// Where it may stand in a file, by section and name, the one that wins first.
+    /// Returns the sections and names under which files may set the option. Earlier ones win.
     pub fn places(&self) -> impl Iterator<Item = (&'static str, &'static str)> {
         std::iter::once((self.group, self.name)).chain(self.fallbacks.iter().copied())
     }
 
-    /// Whether its value must not be shown.
+    /// Reports whether the value must not be shown.
     #[must_use]
     pub fn is_secret(&self) -> bool {
         self.access == Access::Secret
@@ -66,13 +67,13 @@ impl OptionSpec {
 /// A table of options, in the order of the documentation.
 pub type Table = &'static [&'static OptionSpec];
 
-/// Finds an option by its group, folded, and its name.
+/// Finds an option by its folded group and its name.
 #[must_use]
 pub fn find(table: Table, group: &str, name: &str) -> Option<&'static OptionSpec> {
     table.iter().copied().find(|spec| spec.group == group && spec.name == name)
 }
 
-/// Whether what stands in a file under this section, folded, and name must not be shown.
+/// Reports whether the value that files give to this folded section and name must not be shown.
 #[must_use]
 pub fn is_secret(table: Table, group: &str, name: &str) -> bool {
     table.iter().any(|spec| spec.is_secret() && spec.places().any(|place| place == (group, name)))

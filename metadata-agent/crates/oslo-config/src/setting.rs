@@ -1,56 +1,47 @@
-//! An option's value as text, and where it was set.
+//! Values as text, and their origins.
 
 use std::fmt;
 use std::path::PathBuf;
 
 use serde::{Serialize, Serializer};
 
-use super::raw::Assignment;
+use super::file::Assignment;
 
-/// Where a value comes from.
+/// The origin of a value.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Origin {
-    /// The command line.
+    /// A command-line flag, without its dashes.
     Flag {
-        /// The flag, without its dashes.
         flag: String,
     },
-    /// The environment.
+    /// An environment variable.
     Env {
-        /// The variable.
         var: String,
     },
-    /// A configuration file.
+    /// A line of a file, counted from 1.
     File {
-        /// The file.
         path: PathBuf,
-        /// The line, counted from 1.
         line: usize,
     },
-    /// Several lines of configuration files, which all count.
+    /// Several lines of files, all of which count.
     Files {
-        /// Each file and line.
-        places: Vec<(PathBuf, usize)>,
+        lines: Vec<(PathBuf, usize)>,
     },
-    /// Another option, in whose stead ours is, in a configuration file.
+    /// A line of a file that sets another option, which stands in for this one.
     Fallback {
-        /// The other option's section.
         group: &'static str,
-        /// The other option.
         name: &'static str,
-        /// The file.
         path: PathBuf,
-        /// The line, counted from 1.
         line: usize,
     },
-    /// Nobody set it.
     Default,
 }
 
 impl Origin {
-    /// Where an assignment stands.
-    pub(super) fn of(assignment: &Assignment) -> Self {
-        Self::File { path: assignment.place.file.to_path_buf(), line: assignment.place.line }
+    /// Returns the origin of an assignment in a file.
+    #[must_use]
+    pub fn from_assignment(assignment: &Assignment) -> Self {
+        Self::File { path: assignment.location.file.to_path_buf(), line: assignment.location.line }
     }
 }
 
@@ -60,7 +51,7 @@ impl fmt::Display for Origin {
             Self::Flag { flag } => write!(f, "--{flag}"),
             Self::Env { var } => write!(f, "environment {var}"),
             Self::File { path, line } => write!(f, "{}:{line}", path.display()),
-            Self::Files { places } => places.iter().enumerate().try_for_each(|(number, (path, line))| {
+            Self::Files { lines } => lines.iter().enumerate().try_for_each(|(number, (path, line))| {
                 write!(f, "{}{}:{line}", if number == 0 { "" } else { ", " }, path.display())
             }),
             Self::Fallback { group, name, path, line } => {
@@ -77,18 +68,15 @@ impl Serialize for Origin {
     }
 }
 
-/// An option's value as text, and where it comes from.
+/// The value of an option as text, and its origin.
 #[derive(Clone, Debug, Serialize)]
 pub struct Setting {
-    /// The section.
     pub group: &'static str,
-    /// The option.
     pub name: &'static str,
-    /// Its name among the options of all sections.
+    /// Name among the options of all sections.
     #[serde(skip)]
     pub key: &'static str,
-    /// The value after references were replaced. Of a secret: whether there is one.
+    /// The value after references are replaced. For a secret: `(set)` or `(empty)`.
     pub value: String,
-    /// Its origin.
     pub origin: Origin,
 }

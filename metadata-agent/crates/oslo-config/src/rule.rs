@@ -1,5 +1,5 @@
-//! The rules by which an option's text becomes its value. A rule also says in words what it accepts, so that a
-//! fault and the help can tell it and cannot disagree with the check.
+//! Rules that turn the text of an option into its value. A rule also describes in words what it accepts,
+//! so that errors and help always agree with the check.
 
 use std::fmt::{Debug, Display};
 use std::fs::File;
@@ -23,42 +23,41 @@ pub trait Words: Copy + Sized + 'static {
 
 /// Turns text into a `T`.
 pub trait Rule<T> {
-    /// Reads the text.
+    /// Parses the text.
     ///
     /// # Errors
-    /// The text is none of what the rule accepts.
+    /// The rule does not accept the text.
     fn read(&self, text: &str) -> Result<T, Rejected>;
 
-    /// What it accepts, as the end of the sentence "accepted is ...".
+    /// Describes what it accepts, as the end of the sentence "accepted is ...".
     fn accepts(&self) -> String;
 
-    /// The accepted text nearest to one that was written for another program, whose bounds are not ours.
+    /// Returns the accepted text nearest to one that was written for another program with other limits.
     fn fit(&self, _text: &str) -> Option<String> {
         None
     }
 
-    /// Whether every assignment to the option counts, as with oslo.config's `MultiOpt`: their texts are then joined by
-    /// commas. Otherwise the last one alone counts, also if it is a list.
+    /// Reports whether every assignment to the option counts, as with oslo.config's `MultiOpt`. Their
+    /// texts are then joined by commas. Otherwise only the last assignment counts, also if it is a list.
     fn adds_up(&self) -> bool {
         false
     }
 }
 
-/// Why a rule refuses a text.
+/// A text that a rule does not accept.
 #[derive(Debug)]
 pub enum Rejected {
-    /// It is not what [`Rule::accepts`] describes.
+    /// The text is not what [`Rule::accepts`] describes.
     NotAccepted,
-    /// It names a file that cannot be read.
+    /// The text names a file that cannot be read.
     Unreadable(io::Error),
 }
 
-/// Turns an `Option` of [`Rejected::NotAccepted`] around.
 fn accepted<T>(value: Option<T>) -> Result<T, Rejected> {
     value.ok_or(Rejected::NotAccepted)
 }
 
-/// A name or an id of Keystone's: any text of one line.
+/// Any text of one line.
 pub struct Line;
 
 impl Rule<String> for Line {
@@ -85,11 +84,10 @@ impl<N: FromStr + PartialOrd + Display> Rule<N> for Number<N> {
     }
 }
 
-/// A whole number of which 0, or nothing, has a meaning of its own.
+/// A whole number for which 0 and an empty value have a special meaning.
 pub struct NumberOr {
-    /// The largest that is accepted.
     pub max: u32,
-    /// What 0 means.
+    /// Description of the meaning of 0.
     pub zero: &'static str,
 }
 
@@ -142,7 +140,7 @@ impl Rule<bool> for Switch {
     }
 }
 
-/// One of an enumeration's names.
+/// The name of an enumeration's value.
 pub struct OneOf;
 
 impl<T: Words> Rule<T> for OneOf {
@@ -157,7 +155,7 @@ impl<T: Words> Rule<T> for OneOf {
     }
 }
 
-/// At least one of something, separated by commas. As in oslo.config a comma may also end the list.
+/// A list with at least one item, separated by commas. As in oslo.config, a comma may end the list.
 pub struct ListOf<R>(pub R);
 
 impl<T, R: Rule<T>> Rule<Vec<T>> for ListOf<R> {
@@ -170,7 +168,7 @@ impl<T, R: Rule<T>> Rule<Vec<T>> for ListOf<R> {
     }
 }
 
-/// Any number of something, separated by commas; all assignments count.
+/// A list that may be empty, separated by commas. All assignments to the option count.
 pub struct Added<R>(pub R);
 
 impl<T, R: Rule<T>> Rule<Vec<T>> for Added<R> {
@@ -188,7 +186,7 @@ impl<T, R: Rule<T>> Rule<Vec<T>> for Added<R> {
     }
 }
 
-/// A packet's mark, decimal or with `0x` hexadecimal.
+/// A packet mark: decimal, or hexadecimal with `0x`.
 pub struct Mark;
 
 impl Rule<u32> for Mark {
@@ -206,7 +204,7 @@ impl Rule<u32> for Mark {
     }
 }
 
-/// A path. Relative ones start at the working directory.
+/// A path. Relative paths start at the working directory.
 pub struct AnyPath;
 
 impl Rule<PathBuf> for AnyPath {
@@ -232,7 +230,7 @@ impl Rule<PathBuf> for AbsolutePath {
     }
 }
 
-/// The path of a unix socket, which the kernel keeps in 108 bytes with the NUL at its end.
+/// The path of a unix socket. The kernel keeps it in 108 bytes, with the NUL at its end.
 pub struct SocketPath;
 
 impl Rule<PathBuf> for SocketPath {
@@ -281,11 +279,10 @@ impl Rule<String> for FileName {
     }
 }
 
-/// Something, or nothing for none.
+/// A value, or an empty text for none.
 pub struct Unset<R> {
-    /// What is accepted besides nothing.
     pub or: R,
-    /// What nothing means.
+    /// Description of the meaning of an empty text.
     pub meaning: &'static str,
 }
 
@@ -299,7 +296,7 @@ impl<T, R: Rule<T>> Rule<Option<T>> for Unset<R> {
     }
 }
 
-/// Any text, kept from view.
+/// Any text, protected from being shown.
 pub struct Secret;
 
 impl Rule<SecretString> for Secret {
@@ -357,7 +354,7 @@ mod tests {
     }
 
     #[test]
-    fn a_time_that_was_meant_for_another_program_is_fitted() {
+    fn a_time_for_another_program_is_fitted() {
         let rule = Seconds(32.0..=600.0);
         for (text, want) in [
             ("20", Some("32")),
@@ -394,7 +391,7 @@ mod tests {
     }
 
     #[test]
-    fn paths_and_names_are_what_they_must_be() {
+    fn paths_and_names_are_validated() {
         let path = |text: &str| PathBuf::from(text);
         check(&AbsolutePath, &[("/a b", path("/a b"))], &["", "a", "./a", "/a\n", "/a\0"]);
         let (longest, longer) = (format!("/{}", "a".repeat(106)), format!("/{}", "a".repeat(107)));

@@ -20,3 +20,4 @@ pub mod process;
 pub mod proxy;
 pub mod secrets;
 pub mod sources;
+mod teardown;

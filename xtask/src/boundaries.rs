@@ -1,7 +1,9 @@
-//! The agent's boundaries: which module may know what. One table, checked against the text of the sources.
+//! Checks which rooms of the agent import which. A room is a file or folder at the top of
+//! `metadata-agent/src`.
 //!
-//! It reads tokens, not types: comments and literals are left out, and a name counts wherever it stands in a
-//! path. That is coarser than the compiler and cannot be circumvented by a re-export under the same name.
+//! The check reads tokens, not types. It resolves paths that start at the crate (`crate::`,
+//! `metadata_agent::`) or climb there (`super::super::`), alone and in `use` trees. A re-export under
+//! another name is not followed.
 
 use std::fmt;
 use std::fs;
@@ -12,73 +14,58 @@ use anyhow::{Context, Result, bail};
 use crate::command::workspace_root;
 use crate::tokens::{self, Token};
 
-/// Whom a rule binds, by module path under `metadata-agent/src`.
-enum Subject {
-    /// The files of this module.
-    Inside(&'static str),
-    /// All files but those of this module.
-    Outside(&'static str),
-}
+/// The layers from top to bottom. A room imports only rooms of lower layers, and none of its own layer.
+const LAYERS: &[&[&str]] = &[
+    &["main"],
+    &["commands"],
+    &["app"],
+    &["config"],
+    &["admin", "teardown"],
+    &["namespaces"],
+    &["attach"],
+    &["directory"],
+    &["datapath", "secrets", "sources"],
+    &["inventory", "net", "process", "proxy"],
+    &["error_chain", "ids"],
+];
 
-/// What they must not name.
-enum Forbidden {
-    /// Modules of the agent itself.
-    Modules(&'static [&'static str]),
-    /// Names of any kind: crates, system calls.
-    Names(&'static [&'static str]),
-}
+/// Rooms that a room must not import although they are in a lower layer, with the reason.
+const FORBIDDEN: &[(&str, &str, &str)] =
+    &[("sources", "proxy", "sources feed the inventory; the proxy reads it through the directory")];
 
-struct Rule {
-    subject: Subject,
-    forbidden: Forbidden,
+/// A name that only one module may use.
+struct Home {
+    module: &'static str,
+    names: &'static [&'static str],
     why: &'static str,
 }
 
-const RULES: &[Rule] = &[
-    Rule {
-        subject: Subject::Inside("proxy"),
-        forbidden: Forbidden::Modules(&["datapath", "sources", "inventory", "app"]),
-        why: "the proxy answers requests; where ports and packets come from is wired up in app.rs",
+const HOMES: &[Home] = &[
+    Home { module: "datapath", names: &["aya", "aya_log"], why: "only datapath loads and maps BPF objects" },
+    Home {
+        module: "net/netlink",
+        names: &["rtnetlink", "netlink_packet_route"],
+        why: "rtnetlink breaks its API with every release; only net/netlink uses it",
     },
-    Rule {
-        subject: Subject::Inside("inventory"),
-        forbidden: Forbidden::Modules(&["datapath", "sources", "proxy", "app"]),
-        why: "the inventory is told what there is; who tells and who asks is wired up in app.rs",
+    Home {
+        module: "net/netns",
+        names: &["setns"],
+        why: "a thread in the wrong namespace is a security hole; only net/netns moves threads",
     },
-    Rule {
-        subject: Subject::Inside("sources"),
-        forbidden: Forbidden::Modules(&["datapath", "proxy", "app"]),
-        why: "sources feed the inventory alone; what they share with the proxy stands beside both",
-    },
-    Rule {
-        subject: Subject::Outside("datapath"),
-        forbidden: Forbidden::Names(&["aya", "aya_log"]),
-        why: "the datapath alone loads and maps BPF objects",
-    },
-    Rule {
-        subject: Subject::Outside("net/netlink"),
-        forbidden: Forbidden::Names(&["rtnetlink", "netlink_packet_route"]),
-        why: "rtnetlink breaks its API with every release; netlink alone speaks it",
-    },
-    Rule {
-        subject: Subject::Outside("net/netns"),
-        forbidden: Forbidden::Names(&["setns"]),
-        why: "a thread in the wrong namespace is a security hole; netns alone moves threads",
-    },
-    Rule {
-        subject: Subject::Outside("net/socket"),
-        forbidden: Forbidden::Names(&["setsockopt"]),
-        why: "raw socket options are set in socket alone",
+    Home {
+        module: "net/socket",
+        names: &["setsockopt"],
+        why: "raw socket options are set only in net/socket",
     },
 ];
 
-/// One place where a rule is broken.
+/// One import or name that a rule forbids.
 #[derive(Debug, PartialEq, Eq)]
 struct Breach {
     file: PathBuf,
     line: usize,
     name: String,
-    why: &'static str,
+    why: String,
 }
 
 impl fmt::Display for Breach {
@@ -95,7 +82,7 @@ pub fn check() -> Result<()> {
     eprintln!("+ check the boundaries of the agent's modules");
     let root = workspace_root().join("metadata-agent/src");
     let mut files = Vec::new();
-    sources(&root, &mut files)?;
+    collect(&root, &mut files)?;
     let mut breaches = Vec::new();
     for file in files {
         let text = fs::read_to_string(&file).with_context(|| format!("read {}", file.display()))?;
@@ -103,16 +90,16 @@ pub fn check() -> Result<()> {
     }
     if !breaches.is_empty() {
         let list: Vec<_> = breaches.iter().map(|breach| format!("metadata-agent/src/{breach}")).collect();
-        bail!("modules know what they must not:\n{}", list.join("\n"));
+        bail!("modules import what they must not:\n{}", list.join("\n"));
     }
     Ok(())
 }
 
-fn sources(folder: &Path, files: &mut Vec<PathBuf>) -> Result<()> {
+fn collect(folder: &Path, files: &mut Vec<PathBuf>) -> Result<()> {
     for entry in fs::read_dir(folder).with_context(|| format!("list {}", folder.display()))? {
         let path = entry?.path();
         if path.is_dir() {
-            sources(&path, files)?;
+            collect(&path, files)?;
         } else if path.extension().is_some_and(|extension| extension == "rs") {
             files.push(path);
         }
@@ -123,68 +110,106 @@ fn sources(folder: &Path, files: &mut Vec<PathBuf>) -> Result<()> {
 
 fn breaches_in(file: &Path, text: &str) -> Vec<Breach> {
     let tokens = tokens::read(text);
-    let rules = RULES.iter().filter(|rule| rule.binds(file));
-    rules
-        .flat_map(|rule| {
-            rule.forbidden.uses(&tokens).into_iter().map(|token| Breach {
-                file: file.to_owned(),
-                line: token.line,
-                name: token.text.to_owned(),
-                why: rule.why,
-            })
-        })
-        .collect()
+    let breach = |token: Token<'_>, why: String| Breach {
+        file: file.to_owned(),
+        line: token.line,
+        name: token.text.to_owned(),
+        why,
+    };
+    let module = module_of(file);
+    // The root of the library only declares the rooms.
+    let room = module.first().map_or("", String::as_str);
+    let imports = if room == "lib" { Vec::new() } else { imports(&tokens, module.len()) };
+    let imports = imports
+        .into_iter()
+        .filter_map(|token| forbidden_import(room, token.text).map(|why| breach(token, why)));
+
+    let is_in = |home: &Home| file.with_extension("").starts_with(home.module);
+    let names = HOMES.iter().filter(|home| !is_in(home)).flat_map(|home| {
+        let uses = tokens.iter().filter(|token| home.names.contains(&token.text));
+        uses.map(|token| breach(*token, home.why.to_owned()))
+    });
+    imports.chain(names).collect()
 }
 
-impl Rule {
-    fn binds(&self, file: &Path) -> bool {
-        // `proxy.rs`, `proxy/mod.rs` and `proxy/server.rs` are all of the module `proxy`.
-        let is_of = |module: &str| file.with_extension("").starts_with(module);
-        match self.subject {
-            Subject::Inside(module) => is_of(module),
-            Subject::Outside(module) => !is_of(module),
-        }
+/// Returns the path of the module in a file. The first part is the room.
+fn module_of(file: &Path) -> Vec<String> {
+    let parts = file.with_extension("");
+    let mut parts: Vec<String> = parts.iter().map(|part| part.to_string_lossy().into_owned()).collect();
+    if parts.last().is_some_and(|last| last == "mod") {
+        parts.pop();
     }
+    parts
 }
 
-impl Forbidden {
-    fn uses<'a>(&self, tokens: &[Token<'a>]) -> Vec<Token<'a>> {
-        match self {
-            Self::Names(names) => {
-                tokens.iter().filter(|token| names.contains(&token.text)).copied().collect()
-            }
-            Self::Modules(names) => module_uses(names, tokens),
-        }
+/// Returns the reason why `room` must not import `other`, or `None` if it may.
+fn forbidden_import(room: &str, other: &str) -> Option<String> {
+    if room == other {
+        return None;
     }
+    let layer_of = |name: &str| LAYERS.iter().position(|layer| layer.contains(&name));
+    // A word that is not a room is an item at the crate's root.
+    let other_layer = layer_of(other)?;
+    let Some(layer) = layer_of(room) else {
+        return Some(format!("`{room}` is not in the list of layers; add it"));
+    };
+    if layer >= other_layer {
+        return Some(format!("`{room}` imports only rooms of lower layers"));
+    }
+    let why = FORBIDDEN.iter().find(|(from, to, _)| (*from, *to) == (room, other));
+    why.map(|(_, _, why)| (*why).to_owned())
 }
 
-/// The tokens that name one of `modules` in a path, or a tree of paths, that starts at the crate or above the
-/// module it stands in.
-fn module_uses<'a>(modules: &[&str], tokens: &[Token<'a>]) -> Vec<Token<'a>> {
+/// Returns the first names of all paths that start at the root of the crate. `depth` is the number of
+/// modules between the file and the root.
+fn imports<'a>(tokens: &[Token<'a>], depth: usize) -> Vec<Token<'a>> {
     let mut found = Vec::new();
     let mut rest = tokens;
     while let [token, tail @ ..] = rest {
         rest = tail;
-        if !["crate", "super", "metadata_agent"].contains(&token.text) {
-            continue;
-        }
-        let mut depth = 0usize;
-        while let [token, tail @ ..] = rest {
-            match token.text {
-                "{" => depth += 1,
-                "}" if depth > 0 => depth -= 1,
-                "," if depth > 0 => {}
-                "::" | "*" => {}
-                word if tokens::is_word(word) => {}
-                _ => break,
+        let mut supers = 0;
+        let at_root = match token.text {
+            "crate" | "metadata_agent" => true,
+            "super" => {
+                supers += 1;
+                while let [Token { text: "::", .. }, Token { text: "super", .. }, tail @ ..] = rest {
+                    supers += 1;
+                    rest = tail;
+                }
+                supers >= depth
             }
-            if modules.contains(&token.text) {
-                found.push(*token);
-            }
-            rest = tail;
+            _ => false,
+        };
+        if at_root && let [Token { text: "::", .. }, tail @ ..] = rest {
+            found.extend(first_names(tail));
         }
     }
     found
+}
+
+/// Returns the name that follows, or the first name of each path in the tree that follows.
+fn first_names<'a>(tokens: &[Token<'a>]) -> Vec<Token<'a>> {
+    let [first, rest @ ..] = tokens else { return Vec::new() };
+    if first.text != "{" {
+        return vec![*first];
+    }
+    let mut names = Vec::new();
+    let mut depth = 1_usize;
+    let mut starts_path = true;
+    for token in rest {
+        match token.text {
+            "{" => depth += 1,
+            "}" => depth -= 1,
+            "," => {}
+            _ if depth == 1 && starts_path => names.push(*token),
+            _ => {}
+        }
+        if depth == 0 {
+            break;
+        }
+        starts_path = depth == 1 && token.text == ",";
+    }
+    names
 }
 
 #[cfg(test)]
@@ -196,7 +221,7 @@ mod tests {
     }
 
     #[test]
-    fn the_proxy_knows_no_datapath_however_it_is_imported() {
+    fn an_import_of_a_higher_layer_is_found_in_every_form() {
         for text in [
             "use crate::datapath::Map;",
             "use crate::{ids::PortId, datapath};",
@@ -207,24 +232,48 @@ mod tests {
         ] {
             assert_eq!(names("proxy/server.rs", text), [(1, "datapath".to_owned())], "{text}");
             assert_eq!(names("proxy.rs", text).len(), 1, "{text}");
-            assert_eq!(names("app.rs", text), [], "{text}");
+            assert_eq!(names("app/mod.rs", text), [], "{text}");
+        }
+        let deep = "use super::super::super::datapath::Map;";
+        assert_eq!(names("proxy/upstream/tls.rs", deep), [(1, "datapath".to_owned())]);
+        let own = "use super::super::datapath::Map;";
+        assert_eq!(names("proxy/upstream/tls.rs", own), [], "a module of the room itself");
+    }
+
+    #[test]
+    fn arrows_point_only_downwards() {
+        for (file, text, allowed) in [
+            ("main.rs", "use metadata_agent::commands;", true),
+            ("commands/check/mod.rs", "use crate::app;", true),
+            ("app/mod.rs", "use crate::commands::cli;", false),
+            ("sources/mod.rs", "use crate::config::Config;", false),
+            ("sources/mod.rs", "use crate::inventory::Event;", true),
+            ("sources/mod.rs", "use crate::proxy::Proxy;", false),
+            ("sources/mod.rs", "use crate::datapath::Datapath;", false),
+            ("inventory/mod.rs", "use crate::net::netlink;", false),
+            ("admin/mod.rs", "use crate::teardown;", false),
+            ("ids.rs", "use crate::error_chain;", false),
+            ("unlisted.rs", "use crate::ids;", false),
+            ("lib.rs", "pub use crate::app;", true),
+        ] {
+            assert_eq!(names(file, text).is_empty(), allowed, "{file}: {text}");
         }
     }
 
     #[test]
-    fn words_that_are_no_paths_are_free() {
+    fn words_outside_paths_are_ignored() {
         let text = "//! The datapath.\nuse crate::ids::PortId; let inventory = sources(\"crate::datapath\");\n\
                     /* crate::datapath */ let x = 'a'; struct S<'crate_> { datapath: &'crate_ str }";
         assert_eq!(names("proxy/mod.rs", text), []);
     }
 
     #[test]
-    fn a_breach_bears_its_line() {
+    fn a_breach_has_its_line() {
         assert_eq!(names("inventory/mod.rs", "\n\nuse crate::proxy::X;\n"), [(3, "proxy".to_owned())]);
     }
 
     #[test]
-    fn each_dangerous_name_has_one_home() {
+    fn each_restricted_name_has_one_home() {
         for (home, text) in [
             ("datapath/load.rs", "use aya::Ebpf;"),
             ("net/netlink/mod.rs", "use rtnetlink::Handle;"),
@@ -237,8 +286,8 @@ mod tests {
     }
 
     #[test]
-    fn a_module_is_not_known_by_the_beginning_of_its_name() {
+    fn a_name_prefix_is_not_the_module() {
         assert_eq!(names("netns_watch.rs", "setns(fd)").len(), 1);
-        assert_eq!(names("proxy_protocol.rs", "use crate::datapath;"), []);
+        assert_eq!(names("proxy_protocol.rs", "use crate::datapath;").len(), 1, "not in the list of layers");
     }
 }

@@ -1,4 +1,4 @@
-//! Asks a running agent over its admin socket, with a deadline and a limit for the answer.
+//! Client of the admin socket, with a timeout and a size limit.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -12,69 +12,42 @@ use hyper::{Request, StatusCode};
 use hyper_util::rt::TokioIo;
 use tokio::net::UnixStream;
 
-/// What an agent may answer at most. Its state with every port of a full host is a tenth of that.
-const MAX_ANSWER: usize = 64 * 1024 * 1024;
+/// Size limit of a response. The state of a full host is a tenth of it.
+const MAX_RESPONSE: usize = 64 * 1024 * 1024;
 
-/// The agent's answer.
+/// A response of the agent.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Answer {
-    /// The status.
+pub struct AdminResponse {
     pub status: StatusCode,
-    /// The body.
     pub body: Bytes,
 }
 
-/// Why there is no answer.
+/// The agent did not answer.
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
-    /// Nobody listens, or we may not ask.
+    /// The socket has no listener, or access is denied.
     #[error("cannot reach the agent at {}: {source}", path.display())]
-    Connect {
-        /// The socket.
-        path: PathBuf,
-        /// What the system said.
-        source: io::Error,
-    },
-    /// What answers does not speak HTTP as the agent does.
+    Connect { path: PathBuf, source: io::Error },
+    /// The response is not valid HTTP.
     #[error("cannot get {route} from the agent at {}: {source}", path.display())]
-    Http {
-        /// The socket.
-        path: PathBuf,
-        /// What was asked for.
-        route: &'static str,
-        /// What is wrong.
-        source: hyper::Error,
-    },
-    /// The answer did not end in time.
+    Http { path: PathBuf, route: &'static str, source: hyper::Error },
     #[error("the agent at {} did not answer {route} within {} s", path.display(), limit.as_secs_f64())]
-    Timeout {
-        /// The socket.
-        path: PathBuf,
-        /// What was asked for.
-        route: &'static str,
-        /// The time it had.
-        limit: Duration,
-    },
-    /// The answer is too long.
-    #[error("the agent at {} answered {route} with more than {MAX_ANSWER} bytes", path.display())]
-    TooLong {
-        /// The socket.
-        path: PathBuf,
-        /// What was asked for.
-        route: &'static str,
-    },
+    Timeout { path: PathBuf, route: &'static str, limit: Duration },
+    #[error("the agent at {} answered {route} with more than {MAX_RESPONSE} bytes", path.display())]
+    TooLong { path: PathBuf, route: &'static str },
 }
 
-/// Asks for one route, like `/state`. The limit is for all of it, from connecting to the answer's last byte.
+/// Requests one route, such as `/state`. The time limit covers everything, from connecting to the last byte of
+/// the response.
 ///
 /// # Errors
-/// Nobody answers, or not in time, or not as the agent does. An answer of any status is an answer.
-pub async fn get(path: &Path, route: &'static str, limit: Duration) -> Result<Answer, ClientError> {
-    let asked = tokio::time::timeout(limit, ask(path, route)).await;
-    asked.unwrap_or_else(|_| Err(ClientError::Timeout { path: path.to_owned(), route, limit }))
+/// There is no valid response in time. A response with an error status is a valid response.
+pub async fn get(path: &Path, route: &'static str, limit: Duration) -> Result<AdminResponse, ClientError> {
+    let response = tokio::time::timeout(limit, request(path, route)).await;
+    response.unwrap_or_else(|_| Err(ClientError::Timeout { path: path.to_owned(), route, limit }))
 }
 
-async fn ask(path: &Path, route: &'static str) -> Result<Answer, ClientError> {
+async fn request(path: &Path, route: &'static str) -> Result<AdminResponse, ClientError> {
     let http = |source| ClientError::Http { path: path.to_owned(), route, source };
     let stream = UnixStream::connect(path)
         .await
@@ -83,10 +56,10 @@ async fn ask(path: &Path, route: &'static str) -> Result<Answer, ClientError> {
     let mut request = Request::new(Empty::<Bytes>::new());
     *request.uri_mut() = hyper::Uri::from_static(route);
     request.headers_mut().insert(HOST, hyper::header::HeaderValue::from_static("localhost"));
-    let answer = async {
+    let response = async {
         let response = sender.send_request(request).await.map_err(http)?;
         let status = response.status();
-        let body = Limited::new(response.into_body(), MAX_ANSWER).collect().await;
+        let body = Limited::new(response.into_body(), MAX_RESPONSE).collect().await;
         let body = body.map_err(|error| match error.downcast::<hyper::Error>() {
             Ok(error) => http(*error),
             Err(other) => {
@@ -94,9 +67,9 @@ async fn ask(path: &Path, route: &'static str) -> Result<Answer, ClientError> {
                 ClientError::TooLong { path: path.to_owned(), route }
             }
         })?;
-        Ok(Answer { status, body: body.to_bytes() })
+        Ok(AdminResponse { status, body: body.to_bytes() })
     };
-    // The connection only moves while it is polled. What breaks it shows in the answer.
-    let (answer, _) = tokio::join!(answer, connection);
-    answer
+    // The connection makes progress only while it is polled. Its errors show in the response.
+    let (response, _) = tokio::join!(response, connection);
+    response
 }

@@ -1,7 +1,8 @@
 //! Log lines, on stderr, as text or JSON.
 //!
-//! RUST_LOG says what is logged; without it `debug` decides between the agent's debug and info. One line for each
-//! request has the target `access`, level debug: `RUST_LOG=info,access=debug` shows requests and nothing else more.
+//! RUST_LOG selects the lines. Without it, the option `debug` selects level debug or info for the agent. Each
+//! request writes one line with the target `access` at level debug: `RUST_LOG=info,access=debug` adds these
+//! lines and no others.
 
 use std::env::VarError;
 use std::io::IsTerminal;
@@ -11,7 +12,7 @@ use tracing_subscriber::EnvFilter;
 use tracing_subscriber::fmt::MakeWriter;
 use tracing_subscriber::util::{SubscriberInitExt as _, TryInitError};
 
-/// The target of the line that each request leaves.
+/// Target of the line of each request.
 pub const ACCESS: &str = "access";
 
 /// Format of log lines.
@@ -22,29 +23,21 @@ pub enum LogFormat {
     Json,
 }
 
-/// Why there will be no log.
+/// Logging cannot be set up.
 #[derive(Debug, thiserror::Error)]
 pub enum LoggingError {
-    /// RUST_LOG is none of the directives that tracing-subscriber knows.
-    #[error("RUST_LOG is `{text}`, which cannot be read")]
-    Filter {
-        /// The value.
-        text: String,
-        /// What is wrong with it.
-        source: tracing_subscriber::filter::ParseError,
-    },
-    /// RUST_LOG is no text.
+    #[error("RUST_LOG is `{text}`, which cannot be parsed")]
+    Filter { text: String, source: tracing_subscriber::filter::ParseError },
     #[error("RUST_LOG is not UTF-8")]
     FilterNotUtf8,
-    /// Logging was set up before.
-    #[error("logging is set up already")]
+    #[error("logging is already set up")]
     Twice(#[source] TryInitError),
 }
 
 /// Sends all log lines of this process to stderr, those of libraries that use the `log` crate too.
 ///
 /// # Errors
-/// RUST_LOG cannot be read, or logging is set up already.
+/// RUST_LOG cannot be parsed, or logging is already set up.
 pub fn init(debug: bool, format: LogFormat) -> Result<(), LoggingError> {
     let wanted = match std::env::var("RUST_LOG") {
         Ok(text) => Some(text),
@@ -56,12 +49,13 @@ pub fn init(debug: bool, format: LogFormat) -> Result<(), LoggingError> {
     subscriber(filter, format, colours, std::io::stderr).try_init().map_err(LoggingError::Twice)
 }
 
-/// An empty RUST_LOG is as good as none.
+/// Creates the filter. An empty RUST_LOG counts as none.
 fn filter(wanted: Option<&str>, debug: bool) -> Result<EnvFilter, LoggingError> {
     let text = match wanted {
         Some(text) if !text.is_empty() => text,
-        // Not the libraries' debug: a line for each packet of each connection drowns ours. And netlink_proto warns of every
-        // message that comes after its reader went, at length; lost ones we tell of ourselves.
+        // Debug lines of libraries are left out: one line per packet of each connection hides ours.
+        // netlink_proto warns of every message that arrives after its reader is gone; the agent itself
+        // reports lost messages.
         _ if debug => "info,netlink_proto=error,metadata_agent=debug,access=debug",
         _ => "info,netlink_proto=error",
     };
@@ -128,7 +122,7 @@ mod tests {
     }
 
     #[test]
-    fn rust_log_beats_debug_beats_info() {
+    fn rust_log_overrides_debug_overrides_info() {
         assert_eq!(words(None, false), ["own-info"]);
         assert_eq!(words(Some(""), false), ["own-info"]);
         assert_eq!(words(None, true), ["own-info", "own-debug", "access-line"]);
@@ -147,8 +141,8 @@ mod tests {
     }
 
     #[test]
-    fn a_filter_that_cannot_be_read_is_an_error() {
+    fn an_invalid_filter_is_an_error() {
         let error = filter(Some("metadata_agent=loud"), false).unwrap_err();
-        assert_eq!(error.to_string(), "RUST_LOG is `metadata_agent=loud`, which cannot be read");
+        assert_eq!(error.to_string(), "RUST_LOG is `metadata_agent=loud`, which cannot be parsed");
     }
 }

@@ -1,8 +1,9 @@
-//! The agent's own face, as HTTP on a unix socket: `/live`, `/ready`, `/metrics` and `/state`. For operators, probes
-//! and Prometheus; guests never reach it.
+//! The admin socket: HTTP on a unix socket with `/live`, `/ready`, `/metrics` and `/state`. It is for
+//! operators, probes and Prometheus. Guests cannot reach it.
 //!
-//! In: an [`AdminState`] to read from. The server owns nothing but the socket's file, and takes that away when it
-//! ends. One client cannot hold up the others: connections are few, short, and serve one request each.
+//! The server reads from an [`AdminState`] and owns only the file of the socket, which it removes at its
+//! end. A client cannot delay others: the number of connections is limited, each is short and serves one
+//! request.
 
 pub mod client;
 pub mod logging;
@@ -27,15 +28,15 @@ use tokio_util::task::TaskTracker;
 
 use crate::net::socket_file::{SocketFile, SocketFileError};
 
-/// Root and its group may ask.
+/// Access for the owner and the group.
 const SOCKET_MODE: u32 = 0o660;
-/// Connections served at once; more wait to be accepted.
+/// Limit of concurrent connections. More connections wait to be accepted.
 const MAX_CONNECTIONS: usize = 16;
-/// What a client may take its time for.
-const PATIENCE: Patience = Patience { head: Duration::from_secs(5), connection: Duration::from_secs(10) };
-/// Bytes of a request's headers.
+/// Time limits for a client.
+const TIMEOUTS: Timeouts = Timeouts { head: Duration::from_secs(5), connection: Duration::from_secs(10) };
+/// Size limit of a request's headers.
 const MAX_HEAD: usize = 16 * 1024;
-/// Pause after a failed `accept`, which fails again at once while the process has no descriptor left.
+/// Pause after a failed `accept`. It would fail again at once while the process has no free descriptor.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 const OPENMETRICS: HeaderValue =
@@ -44,25 +45,25 @@ const JSON: HeaderValue = HeaderValue::from_static("application/json");
 const TEXT: HeaderValue = HeaderValue::from_static("text/plain; charset=utf-8");
 
 #[derive(Clone, Copy)]
-struct Patience {
-    /// The request's headers.
+struct Timeouts {
+    /// For the request's headers.
     head: Duration,
-    /// The connection from its beginning to its end.
+    /// For the whole connection.
     connection: Duration,
 }
 
-/// What the admin socket tells about. Read on each request.
+/// The state that the admin socket shows. It is read at each request.
 pub trait AdminState: Send + Sync {
-    /// Whether the agent does its work, however slowly: false asks for a restart.
+    /// Reports whether the agent works. If not, it needs a restart.
     fn live(&self) -> bool;
 
-    /// What start-up still waits for; nothing once guests are served.
+    /// Returns the steps that start-up still waits for. The list is empty once guests are served.
     fn waiting_for(&self) -> Vec<String>;
 
-    /// All metrics as OpenMetrics text 1.0, which `prometheus_client::encoding::text` writes.
+    /// Returns all metrics as OpenMetrics text 1.0.
     fn metrics(&self) -> String;
 
-    /// What the agent knows, for people and for bug reports. Holds no secret.
+    /// Returns the state as JSON, for people and bug reports. It contains no secret.
     fn state(&self) -> serde_json::Value;
 }
 
@@ -85,7 +86,7 @@ pub async fn serve(
 }
 
 impl AdminSocket {
-    /// Binds it. Clients can connect from here on, and wait to be served.
+    /// Binds the socket. Clients can connect, and wait until it is served.
     ///
     /// # Errors
     /// Those of [`SocketFile::bind`].
@@ -93,27 +94,27 @@ impl AdminSocket {
         Ok(Self { file: SocketFile::bind(path, SOCKET_MODE)? })
     }
 
-    /// Serves until cancelled, then closes what is open and removes the socket.
+    /// Serves until cancelled, then closes all connections and removes the socket.
     ///
     /// # Errors
-    /// The runtime does not take the socket.
+    /// The runtime cannot poll the socket.
     pub async fn serve(
         self,
         state: Arc<dyn AdminState>,
         cancel: CancellationToken,
     ) -> Result<(), SocketFileError> {
-        self.serve_with(PATIENCE, state, cancel).await
+        self.serve_with(TIMEOUTS, state, cancel).await
     }
 
     async fn serve_with(
         mut self,
-        patience: Patience,
+        timeouts: Timeouts,
         state: Arc<dyn AdminState>,
         cancel: CancellationToken,
     ) -> Result<(), SocketFileError> {
         let listener = self.file.listener()?;
         let tasks = TaskTracker::new();
-        let accepting = accept(listener, patience, state, &tasks, &cancel);
+        let accepting = accept(listener, timeouts, state, &tasks, &cancel);
         cancel.run_until_cancelled(accepting).await;
         tasks.close();
         tasks.wait().await;
@@ -123,7 +124,7 @@ impl AdminSocket {
 
 async fn accept(
     listener: UnixListener,
-    patience: Patience,
+    timeouts: Timeouts,
     state: Arc<dyn AdminState>,
     tasks: &TaskTracker,
     cancel: &CancellationToken,
@@ -131,29 +132,29 @@ async fn accept(
     let room = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     loop {
         let Ok(permit) = Arc::clone(&room).acquire_owned().await else {
-            unreachable!("nobody closes this semaphore");
+            unreachable!("this semaphore is never closed");
         };
         match listener.accept().await {
             Ok((stream, _)) => {
                 let (state, cancel) = (Arc::clone(&state), cancel.clone());
                 tasks.spawn(async move {
-                    let conversation = converse(stream, patience.head, state);
-                    let connection = tokio::time::timeout(patience.connection, conversation);
+                    let conversation = serve_stream(stream, timeouts.head, state);
+                    let connection = tokio::time::timeout(timeouts.connection, conversation);
                     if let Some(Err(_)) = cancel.run_until_cancelled(connection).await {
-                        tracing::debug!("an admin connection took too long and was closed");
+                        tracing::debug!("admin connection timed out");
                     }
                     drop(permit);
                 });
             }
             Err(error) => {
-                tracing::warn!(%error, "cannot accept an admin connection");
+                tracing::warn!(%error, "cannot accept admin connection");
                 tokio::time::sleep(ACCEPT_PAUSE).await;
             }
         }
     }
 }
 
-async fn converse(stream: UnixStream, head: Duration, state: Arc<dyn AdminState>) {
+async fn serve_stream(stream: UnixStream, head: Duration, state: Arc<dyn AdminState>) {
     let service = service_fn(move |request: Request<Incoming>| {
         let answer = answer(request.method(), request.uri().path(), state.as_ref());
         async move { Ok::<_, Infallible>(answer) }
@@ -165,7 +166,7 @@ async fn converse(stream: UnixStream, head: Duration, state: Arc<dyn AdminState>
         .keep_alive(false)
         .serve_connection(TokioIo::new(stream), service);
     if let Err(error) = connection.await {
-        tracing::debug!(%error, "an admin connection broke");
+        tracing::debug!(%error, "admin connection failed");
     }
 }
 
@@ -194,7 +195,7 @@ fn live(state: &dyn AdminState) -> (StatusCode, HeaderValue, String) {
     }
 }
 
-/// What is waited for, one item a line.
+/// Lists the unfinished start-up steps, one per line.
 fn ready(state: &dyn AdminState) -> (StatusCode, HeaderValue, String) {
     let waiting = state.waiting_for();
     if waiting.is_empty() {

@@ -1,8 +1,8 @@
-//! What the admin socket tells about the agent: readiness, metrics, state. Reads what others keep, when it is asked.
+//! Readiness, metrics and state of the agent, read from the components at each request.
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use metadata_ebpf::identity::GuestAddress;
@@ -25,38 +25,47 @@ use crate::inventory::Inventory;
 use crate::namespaces::Tallies;
 use crate::sources::SourceState;
 
-/// Steps of the start that are not done yet.
+/// Start-up steps that are not finished.
 #[derive(Clone, Debug, Default)]
 pub struct Startup(Arc<Mutex<Vec<&'static str>>>);
 
+/// A step that readiness waits for until this guard is dropped.
+#[derive(Debug)]
+pub struct StartupStep {
+    name: &'static str,
+    startup: Startup,
+}
+
 impl Startup {
-    /// Names a step that readiness waits for.
-    pub fn awaits(&self, step: &'static str) {
-        self.steps(|steps| steps.push(step));
+    /// Adds a step. Readiness waits until the returned guard is dropped.
+    #[must_use]
+    pub fn step(&self, name: &'static str) -> StartupStep {
+        self.lock().push(name);
+        StartupStep { name, startup: self.clone() }
     }
 
-    /// Strikes a step out.
-    pub fn is_done(&self, step: &'static str) {
-        self.steps(|steps| steps.retain(|other| *other != step));
+    fn unfinished(&self) -> Vec<String> {
+        self.lock().iter().map(ToString::to_string).collect()
     }
 
-    fn steps<T>(&self, of: impl FnOnce(&mut Vec<&'static str>) -> T) -> T {
-        of(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    fn lock(&self) -> MutexGuard<'_, Vec<&'static str>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// What is there once guests are served.
+impl Drop for StartupStep {
+    fn drop(&mut self) {
+        self.startup.lock().retain(|other| *other != self.name);
+    }
+}
+
+/// Components that are present while guests are served.
 #[derive(Clone)]
 pub struct Running {
-    /// Packet counters and clients.
     pub counters: Arc<Counters>,
-    /// Attachments and their ports.
     pub directory: Arc<Directory>,
-    /// Interfaces that could not be attached.
     pub failures: Failures,
-    /// Namespaces that are served.
     pub tallies: Tallies,
-    /// How programs are attached.
     pub hook: Hook,
 }
 
@@ -73,8 +82,8 @@ impl Liveness {
     }
 }
 
-/// All that the admin socket reads from.
-pub struct Overview {
+/// Everything that the admin socket reads from.
+pub struct AgentState {
     settings: Value,
     startup: Startup,
     liveness: Liveness,
@@ -85,8 +94,8 @@ pub struct Overview {
     since: Instant,
 }
 
-impl Overview {
-    /// Adds the kernel's counters and the gauges of this module to the registry.
+impl AgentState {
+    /// Adds the packet counters and the gauges of this module to the registry.
     pub fn new(
         settings: Value,
         startup: Startup,
@@ -103,23 +112,23 @@ impl Overview {
     }
 }
 
-impl AdminState for Overview {
-    /// Before the first beat the agent starts; after it, it must go on.
+impl AdminState for AgentState {
+    /// An agent that starts counts as live. After that, its heartbeat must be recent.
     fn live(&self) -> bool {
         self.running.borrow().is_none() || self.liveness.is_live()
     }
 
     fn waiting_for(&self) -> Vec<String> {
-        let steps = self.startup.steps(|steps| steps.iter().map(ToString::to_string).collect::<Vec<_>>());
         let sources = self.sources.iter().map(|source| source.borrow());
-        let silent = sources.filter(|source| !source.ready).map(|source| format!("source {}", source.source));
-        steps.into_iter().chain(silent).collect()
+        let waiting =
+            sources.filter(|source| !source.ready).map(|source| format!("source {}", source.source));
+        self.startup.unfinished().into_iter().chain(waiting).collect()
     }
 
     fn metrics(&self) -> String {
         let mut out = String::new();
         if let Err(error) = text::encode(&mut out, &self.registry) {
-            warn!(%error, "metrics cannot be written");
+            warn!(%error, "cannot encode metrics");
         }
         out
     }
@@ -162,7 +171,7 @@ fn attachments_state(running: &Running) -> Value {
     for record in running.counters.clients().unwrap_or_default() {
         let age = |ns: u64| Duration::from_nanos(now.saturating_sub(ns)).as_secs_f64();
         clients.entry(record.address.attachment.get()).or_default().push(json!({
-            "address": shown(record.address.guest),
+            "address": guest_address(record.address.guest),
             "mac": crate::ids::MacAddress(record.client.guest_mac),
             "metadata_mac": crate::ids::MacAddress(record.client.metadata_mac),
             "connections": record.client.connections,
@@ -170,14 +179,14 @@ fn attachments_state(running: &Running) -> Value {
             "last_seen_seconds_ago": age(record.client.last_seen_ns),
         }));
     }
-    let mut shown = Vec::new();
+    let mut states = Vec::new();
     for (id, binding) in running.directory.bindings() {
-        shown.push(attachment_state(id.get(), &binding, clients.remove(&id.get())));
+        states.push(attachment_state(id.get(), &binding, clients.remove(&id.get())));
     }
     for (id, binding) in running.directory.shared() {
-        shown.push(shared_state(id.get(), &binding, clients.remove(&id.get())));
+        states.push(shared_state(id.get(), &binding, clients.remove(&id.get())));
     }
-    Value::Array(shown)
+    Value::Array(states)
 }
 
 fn shared_state(id: u32, binding: &SharedBinding, clients: Option<Vec<Value>>) -> Value {
@@ -235,7 +244,7 @@ fn namespaces_state(running: &Running) -> Value {
     })
 }
 
-fn shown(guest: GuestAddress) -> String {
+fn guest_address(guest: GuestAddress) -> String {
     match guest {
         GuestAddress::Ipv4(octets) => std::net::Ipv4Addr::from(octets).to_string(),
         GuestAddress::Ipv6LinkLocal(interface) => {
@@ -247,7 +256,7 @@ fn shown(guest: GuestAddress) -> String {
     }
 }
 
-/// Reads counters and gauges at each scrape.
+/// Collects packet counters and gauges at each scrape.
 struct Gauges {
     running: watch::Receiver<Option<Running>>,
     inventory: Arc<Inventory>,
@@ -321,7 +330,7 @@ fn gauge(
     gauge.encode(metric)
 }
 
-/// One gauge for each source.
+/// Encodes one gauge with a value for each source.
 fn gauges(
     encoder: &mut DescriptorEncoder<'_>,
     name: &str,
@@ -340,7 +349,7 @@ fn gauges(
 
 fn packets(encoder: &mut DescriptorEncoder<'_>, counters: &Counters) -> Result<(), fmt::Error> {
     let packets = counters.packets().map_err(|error| {
-        warn!(%error, "packet counters cannot be read");
+        warn!(%error, "cannot read packet counters");
         fmt::Error
     })?;
     let help = "Metadata packets that the programs decided about, by reason";

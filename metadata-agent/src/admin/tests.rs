@@ -8,10 +8,10 @@ use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::task::JoinHandle;
 
-use super::client::{Answer, ClientError, get};
+use super::client::{AdminResponse, ClientError, get};
 use super::*;
 
-/// Far longer than anything here takes, and shorter than a test runner's patience.
+/// Far longer than anything here takes, and shorter than a test runner's timeouts.
 const LIMIT: Duration = Duration::from_mins(1);
 
 #[derive(Default)]
@@ -53,16 +53,16 @@ struct Served {
 
 impl Served {
     fn start() -> Self {
-        Self::start_with(PATIENCE)
+        Self::start_with(TIMEOUTS)
     }
 
-    fn start_with(patience: Patience) -> Self {
+    fn start_with(timeouts: Timeouts) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("run/admin.sock");
         let (agent, cancel) = (Arc::new(FakeAgent::default()), CancellationToken::new());
         let socket = AdminSocket::bind(&path).unwrap();
         let task = tokio::spawn(socket.serve_with(
-            patience,
+            timeouts,
             Arc::clone(&agent) as Arc<dyn AdminState>,
             cancel.clone(),
         ));
@@ -70,7 +70,7 @@ impl Served {
     }
 
     async fn get(&self, route: &'static str) -> (u16, String) {
-        let Answer { status, body } = get(&self.path, route, LIMIT).await.unwrap();
+        let AdminResponse { status, body } = get(&self.path, route, LIMIT).await.unwrap();
         (status.as_u16(), String::from_utf8(body.to_vec()).unwrap())
     }
 
@@ -139,8 +139,8 @@ async fn a_request_head_over_the_limit_is_refused() {
 }
 
 /// Fills every place with clients that say no more than `first`, and waits for one that asks.
-async fn outlast_silent_clients(patience: Patience, first: &str) -> Duration {
-    let served = Served::start_with(patience);
+async fn outlast_silent_clients(timeouts: Timeouts, first: &str) -> Duration {
+    let served = Served::start_with(timeouts);
     let mut silent = Vec::new();
     let before = Instant::now();
     for _ in 0..MAX_CONNECTIONS {
@@ -155,17 +155,17 @@ async fn outlast_silent_clients(patience: Patience, first: &str) -> Duration {
 }
 
 #[tokio::test]
-async fn clients_that_never_finish_a_head_cannot_keep_others_out() {
-    let patience = Patience { head: Duration::from_millis(50), connection: LIMIT };
-    let waited = outlast_silent_clients(patience, "GET /live HTTP/1.1\r\n").await;
-    assert!(waited >= patience.head, "there was no room before: {waited:?}");
+async fn slow_clients_cannot_keep_others_out() {
+    let timeouts = Timeouts { head: Duration::from_millis(50), connection: LIMIT };
+    let waited = outlast_silent_clients(timeouts, "GET /live HTTP/1.1\r\n").await;
+    assert!(waited >= timeouts.head, "there was no room before: {waited:?}");
 }
 
 #[tokio::test]
 async fn no_connection_outlives_its_time() {
-    let patience = Patience { head: LIMIT, connection: Duration::from_millis(50) };
-    let waited = outlast_silent_clients(patience, "").await;
-    assert!(waited >= patience.connection, "there was no room before: {waited:?}");
+    let timeouts = Timeouts { head: LIMIT, connection: Duration::from_millis(50) };
+    let waited = outlast_silent_clients(timeouts, "").await;
+    assert!(waited >= timeouts.connection, "there was no room before: {waited:?}");
 }
 
 #[tokio::test]
@@ -176,11 +176,11 @@ async fn cancelling_does_not_wait_for_open_connections() {
     assert_eq!(served.get("/live").await.0, 200, "the connection before it has been accepted too");
     let before = Instant::now();
     served.stop().await;
-    assert!(before.elapsed() < PATIENCE.head);
+    assert!(before.elapsed() < TIMEOUTS.head);
 }
 
 #[test]
-fn a_new_socket_is_for_its_group_alone_in_a_directory_for_all() {
+fn a_new_socket_is_restricted_to_its_group() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("a/admin.sock");
     let _socket = AdminSocket::bind(&path).unwrap();

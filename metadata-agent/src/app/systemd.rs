@@ -1,4 +1,4 @@
-//! What systemd is told. Without systemd all of it is nothing.
+//! Notifications to systemd. Without systemd they do nothing.
 
 use std::convert::Infallible;
 use std::io;
@@ -8,27 +8,27 @@ use tracing::warn;
 
 use crate::datapath::heartbeat::LastBeat;
 
-/// Tells systemd that the agent lives, as long as it does: a data runtime that stands still must not go unnoticed because
-/// this one runs.
-pub(super) async fn feed_watchdog(last_beat: &LastBeat, patience: Duration) -> Infallible {
+/// Feeds systemd's watchdog while the heartbeat is recent. The heartbeat runs on the data runtime, so a
+/// stalled data runtime is noticed although the control runtime works.
+pub(super) async fn feed_watchdog(last_beat: &LastBeat, stale_after: Duration) -> Infallible {
     let mut watchdog = tokio::time::interval(watchdog_period());
     loop {
         watchdog.tick().await;
-        if last_beat.is_within(patience) {
+        if last_beat.is_within(stale_after) {
             notify(&[sd_notify::NotifyState::Watchdog]);
         }
     }
 }
 
-/// Half of what systemd grants, as sd_watchdog_enabled(3) advises.
+/// Returns half of systemd's time-out, as sd_watchdog_enabled(3) recommends.
 fn watchdog_period() -> Duration {
     sd_notify::watchdog_enabled().map_or(Duration::from_hours(1), |granted| granted / 2)
 }
 
-/// Tells systemd, where it listens.
+/// Notifies systemd, if it listens.
 pub(super) fn notify(states: &[sd_notify::NotifyState<'_>]) {
     match sd_notify::notify(states) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => warn!(%error, "systemd cannot be told"),
+        Err(error) if error.kind() != io::ErrorKind::NotFound => warn!(%error, "cannot notify systemd"),
         _ => {}
     }
 }

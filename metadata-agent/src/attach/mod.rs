@@ -29,9 +29,9 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info, warn};
 
 use crate::datapath::{Datapath, DatapathError, Hook, PortPolicy};
-use crate::directory::presence::{Presence, Present};
 use crate::directory::{Directory, Owner};
 use crate::ids::IfIndex;
+use crate::inventory::presence::{Presence, Present};
 use crate::inventory::{AddressPrefix, Inventory, Resolution};
 use crate::net::name_pattern::NamePattern;
 use crate::net::netlink::{HookEvent, Link, LinkEvent, Netlink, NetlinkError};

@@ -8,9 +8,9 @@ use std::sync::Arc;
 use metadata_ebpf::identity::AttachmentId;
 use tokio::sync::watch;
 
-use crate::directory::presence::{Presence, Present};
 use crate::directory::{Binding, BindingChanges, Directory};
 use crate::ids::IfIndex;
+use crate::inventory::presence::{Presence, Present};
 
 /// All that is told of one interface; by default that there is none.
 #[derive(Clone, Debug, Default)]
@@ -69,8 +69,8 @@ mod tests {
 
     use super::*;
     use crate::directory::Owner;
-    use crate::directory::presence::Need;
     use crate::ids::VlanId;
+    use crate::inventory::presence::Need;
 
     proptest! {
         /// Whatever is told of whom, and in whatever portions.

@@ -1,8 +1,8 @@
-//! The command line. What a command needs to know of the configuration is made of the table of options, so that help,
-//! flags and reader cannot disagree.
+//! The command line. Flags and help of the configuration are made from the table of options, so that they
+//! always agree with the reader.
 //!
-//! Exit codes are a promise to init systems and probes: 0 done, 1 failed, 64 (`EX_USAGE` of sysexits.h) the command
-//! line or the configuration is wrong and a restart will not mend it.
+//! Init systems and probes rely on the exit codes: 0 done, 1 failed, 64 (`EX_USAGE` in sysexits.h) the
+//! command line or the configuration is wrong, and a restart does not help.
 
 use std::ffi::OsString;
 use std::fmt::Write as _;
@@ -21,8 +21,9 @@ pub const EX_USAGE: u8 = 64;
 
 /// Answers the metadata requests of all guests of this host.
 ///
-/// eBPF programs on the guests' interfaces lead requests to 169.254.169.254 into a network namespace of the agent's
-/// own; the agent knows each guest by its interface, signs its identity and asks Nova.
+/// eBPF programs on the interfaces of guests redirect requests for 169.254.169.254 into the agent's own
+/// network namespace. The agent identifies each guest by its interface, signs its identity and sends the
+/// request to Nova.
 #[derive(Debug, Parser)]
 #[command(
     name = "metadata-agent",
@@ -31,71 +32,70 @@ pub const EX_USAGE: u8 = 64;
     max_term_width = 110
 )]
 pub struct Cli {
-    /// What to do.
     #[command(subcommand)]
     pub command: Command,
 }
 
-/// What the agent can be told to do.
+/// The subcommands.
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Serve the guests of this host until told to stop.
+    /// Serve the guests of this host until a signal stops it.
     ///
-    /// Adopts what an agent that crashed left attached, attaches to new guest interfaces as they come, and answers.
-    /// SIGTERM and SIGINT stop it: new connections go to the host's own metadata path at once, requests in flight end, and
-    /// then everything that the agent made is removed again. After a crash the programs stay attached and step aside
-    /// for the host's own metadata path, until the next agent adopts them or `detach` removes them.
+    /// Adopts the attachments of an agent that crashed, attaches to new guest interfaces, and answers
+    /// requests. SIGTERM and SIGINT stop it: new connections take the host's own metadata path at once,
+    /// requests in flight end, and then the agent removes everything that it made. After a crash the
+    /// programs stay attached and leave guests to the host's own metadata path, until the next agent adopts
+    /// them or `detach` removes them.
     ///
     /// Needs root, or CAP_SYS_ADMIN, CAP_NET_ADMIN and CAP_NET_BIND_SERVICE; Linux 5.10 with IPv6; a BPF file system.
     /// CAP_SYS_ADMIN includes CAP_BPF and CAP_PERFMON.
     #[command(after_help = RUN_EXIT, after_long_help = long_reference(RUN_EXIT))]
     Run(RunArgs),
-    /// Tell whether this host can run the agent, and what is missing.
+    /// Check if this host can run the agent, and print what is missing.
     ///
-    /// Checks the configuration, the kernel, capabilities, the BPF file system and whether Nova can be reached. Changes
-    /// nothing. Needs the same rights as `run` to give the same answers.
+    /// Checks the configuration, the kernel, capabilities, the BPF file system, the sources and Nova.
+    /// Changes nothing. Needs the same capabilities as `run` for the same results.
     #[command(after_help = CHECK_EXIT, after_long_help = long_reference(CHECK_EXIT))]
     Check(CheckArgs),
-    /// Look at the configuration.
+    /// Show the configuration.
     #[command(subcommand)]
     Config(ConfigCommand),
-    /// Ask the running agent how it is.
+    /// Show the state of the running agent.
     ///
-    /// Talks to the admin socket and needs no more than the right to use it. With --live or --ready it prints little
-    /// and answers by its exit code, for exec probes. Where --admin-socket or its variable is given, no configuration
-    /// file is read.
+    /// Uses the admin socket and needs only access to it. With --live or --ready it prints one line and
+    /// reports through its exit code, for exec probes. If --admin-socket or its variable is set, it reads no
+    /// configuration file.
     #[command(after_help = STATUS_EXIT, after_long_help = long_reference(STATUS_EXIT))]
     Status(StatusArgs),
-    /// Take the agent off this host.
+    /// Remove everything that an agent left on this host.
     ///
-    /// Removes every program, pinned map, interface, route and namespace that the agent made, and nothing else. Guests
-    /// fall back to the host's own metadata path at once. For after a crash: an agent that is stopped does this by
-    /// itself, and while one runs this refuses. Doing it twice does no harm. Needs root, or CAP_SYS_ADMIN and
-    /// CAP_NET_ADMIN.
+    /// Removes every program, pinned map, interface, route and namespace that the agent made, and nothing
+    /// else. Guests take the host's own metadata path at once. Use it after a crash: an agent that stops does
+    /// this by itself, and while an agent runs, this command refuses. Running it twice does no harm. Needs
+    /// root, or CAP_SYS_ADMIN and CAP_NET_ADMIN.
     #[command(after_help = DETACH_EXIT, after_long_help = long_reference(DETACH_EXIT))]
     Detach(DetachArgs),
 }
 
-/// What can be done with the configuration.
+/// Subcommands of `config`.
 #[derive(Debug, Subcommand)]
 pub enum ConfigCommand {
-    /// Print each option's value, and where it comes from.
+    /// Print the value of each option, and its origin.
     ///
-    /// Reads what `run` would read, in the same way, and prints what `run` would use: by section, each option with its
-    /// value after references were replaced and, in brackets, the flag, the variable, the file and line that set it, or
-    /// `default`. Of a secret it prints only whether there is one. Options of Neutron that are set but have no effect
-    /// here, or another one, follow as notes. It asks no running agent (`status --json` does) and needs only the right to
-    /// read the files.
+    /// Reads the same configuration as `run` and prints the values that `run` would use, by section. Each
+    /// value is shown after references are replaced. Its origin follows in brackets: the flag, the variable,
+    /// the file and line, or `default`. Of a secret it prints only whether it is set. Notes name Neutron's
+    /// options that have no effect here, or a different one. The command does not ask the running agent
+    /// (`status --json` does) and needs only read access to the files.
     #[command(after_help = SHOW_EXIT, after_long_help = long_reference(SHOW_EXIT))]
     Show(ShowArgs),
 }
 
-const SHOW_EXIT: &str = "Exit codes: 0 the configuration can be used, 1 it cannot be printed, 64 wrong command line or configuration.";
-const RUN_EXIT: &str =
-    "Exit codes: 0 stopped as told, 1 could not go on, 64 wrong command line or configuration.";
+const SHOW_EXIT: &str = "Exit codes: 0 the configuration is usable, 1 it cannot be printed, 64 wrong command line or configuration.";
+const RUN_EXIT: &str = "Exit codes: 0 stopped by a signal, 1 failed, 64 wrong command line or configuration.";
 const CHECK_EXIT: &str =
     "Exit codes: 0 nothing is missing, 1 something is, 64 wrong command line or configuration.";
-const STATUS_EXIT: &str = "Exit codes: 0 the agent answers (--live: and lives; --ready: and serves), 1 it does not, \
+const STATUS_EXIT: &str = "Exit codes: 0 the agent answers (--live: and is live; --ready: and serves guests), 1 it does not, \
                            64 wrong command line or configuration.";
 const DETACH_EXIT: &str =
     "Exit codes: 0 nothing is left, 1 something is, 64 wrong command line or configuration.";
@@ -103,7 +103,6 @@ const DETACH_EXIT: &str =
 /// Arguments of `run`.
 #[derive(Debug, Args)]
 pub struct RunArgs {
-    /// Where the configuration comes from.
     #[command(flatten)]
     pub config: ConfigArgs,
 }
@@ -111,7 +110,6 @@ pub struct RunArgs {
 /// Arguments of `check`.
 #[derive(Debug, Args)]
 pub struct CheckArgs {
-    /// Where the configuration comes from.
     #[command(flatten)]
     pub config: ConfigArgs,
     /// Print JSON.
@@ -122,7 +120,6 @@ pub struct CheckArgs {
 /// Arguments of `config show`.
 #[derive(Debug, Args)]
 pub struct ShowArgs {
-    /// Where the configuration comes from.
     #[command(flatten)]
     pub config: ConfigArgs,
     /// Print JSON.
@@ -133,16 +130,15 @@ pub struct ShowArgs {
 /// Arguments of `status`.
 #[derive(Debug, Args)]
 pub struct StatusArgs {
-    /// Where the configuration comes from.
     #[command(flatten)]
     pub config: ConfigArgs,
-    /// Print the agent's whole state as JSON.
+    /// Print the whole state as JSON.
     #[arg(long)]
     pub json: bool,
-    /// Exit with 0 if the agent lives.
+    /// Exit with 0 if the agent is live.
     #[arg(long, conflicts_with_all = ["ready", "json"])]
     pub live: bool,
-    /// Exit with 0 if the agent serves guests; otherwise print what it still waits for.
+    /// Exit with 0 if the agent serves guests; otherwise print the start-up steps it still waits for.
     #[arg(long, conflicts_with = "json")]
     pub ready: bool,
 }
@@ -150,24 +146,23 @@ pub struct StatusArgs {
 /// Arguments of `detach`.
 #[derive(Debug, Args)]
 pub struct DetachArgs {
-    /// Where the configuration comes from.
     #[command(flatten)]
     pub config: ConfigArgs,
 }
 
 impl Cli {
-    /// Reads the command line of this process; prints help, version or the error and exits where that is all there is
-    /// to do.
+    /// Parses the command line of this process. Prints help, version or an error and exits if there is
+    /// no command to run.
     #[must_use]
     pub fn parse_or_exit() -> Self {
         Self::read(std::env::args_os()).unwrap_or_else(|(error, code)| {
-            // A closed stdout leaves nobody to tell.
+            // A closed stdout cannot be reported anywhere.
             let _ = error.print();
             std::process::exit(i32::from(code))
         })
     }
 
-    /// The command line, or what to print and the exit code.
+    /// Parses a command line. The error is the message to print and the exit code.
     fn read(args: impl IntoIterator<Item = OsString>) -> Result<Self, (clap::Error, u8)> {
         Self::try_parse_from(args).map_err(|error| {
             let code = if error.use_stderr() { EX_USAGE } else { 0 };
@@ -179,7 +174,7 @@ impl Cli {
 const CONFIG_FILE: &str = "config-file";
 const CONFIG_DIR: &str = "config-dir";
 
-/// The options that have flags, and the flags.
+/// Options that have flags, with their flags.
 static FLAGS: LazyLock<Vec<(&OptionSpec, String)>> =
     LazyLock::new(|| OPTIONS.iter().filter_map(|option| Some((*option, option.flag()?))).collect());
 
@@ -192,7 +187,7 @@ impl Args for ConfigArgs {
         let files = NEUTRON_FILES.join(", ");
         let command = command.next_help_heading("Configuration").args([
             source(CONFIG_FILE, "FILE", format!(
-                "Read a file in the format of oslo.config. May be given several times; later ones win. Without \
+                "Read a file in the format of oslo.config. May be given several times; later files override earlier ones. Without \
                  --config-file and --config-dir: those of {files} that exist in /etc/neutron"
             )),
             source(CONFIG_DIR, "DIR", "Read every *.conf of a directory, in the order of their names".to_owned()),
@@ -237,18 +232,19 @@ impl FromArgMatches for ConfigArgs {
     }
 }
 
-/// Each path of an argument with its place on the command line: files and directories win over those before them.
+/// Returns each path of an argument with its position on the command line: later files and directories
+/// override earlier ones.
 fn placed(matches: &ArgMatches, id: &str, source: fn(PathBuf) -> ConfigSource) -> Vec<(usize, ConfigSource)> {
     let paths = matches.get_many::<PathBuf>(id).into_iter().flatten().cloned().map(source);
     matches.indices_of(id).into_iter().flatten().zip(paths).collect()
 }
 
-/// Every option, for `--help`.
+/// Formats every option, for `--help`.
 fn long_reference(exit_codes: &str) -> StyledStr {
     let mut text = format!(
-        "{exit_codes}\n\nOptions of the configuration. A flag wins over the environment, the environment over files, \
-         later files over earlier ones. In files, unknown options are ignored and $name stands for another option's \
-         value; a bad value of a known option is fatal.\n"
+        "{exit_codes}\n\nOptions of the configuration. A flag overrides the environment, the environment overrides \
+         files, and later files override earlier ones. In files, unknown options are ignored, and $name stands for \
+         the value of another option. An invalid value of a known option is fatal.\n"
     );
     let mut group = "";
     for option in OPTIONS {
@@ -260,7 +256,7 @@ fn long_reference(exit_codes: &str) -> StyledStr {
             [] => String::new(),
             fallbacks => {
                 let named = fallbacks.iter().map(|(group, name)| format!("{name} of [{group}]"));
-                format!(" Where it is not set: {}.", named.collect::<Vec<_>>().join(", then "))
+                format!(" If not set: {}.", named.collect::<Vec<_>>().join(", then "))
             }
         };
         let default = if option.default.is_empty() { "nothing" } else { option.default };
@@ -295,19 +291,19 @@ mod tests {
     }
 
     #[test]
-    fn clap_finds_no_contradiction() {
+    fn the_command_line_is_consistent() {
         Cli::command().debug_assert();
     }
 
     #[test]
-    fn files_and_directories_keep_their_common_order() {
+    fn files_and_directories_keep_their_order() {
         let file = |path: &str| ConfigSource::File(path.into());
         let args = run_config("metadata-agent run --config-file a --config-dir d --config-file=b");
         assert_eq!(args.sources, [file("a"), ConfigSource::Dir("d".into()), file("b")]);
     }
 
     #[test]
-    fn flags_arrive_under_the_names_of_their_options() {
+    fn flags_are_stored_under_the_keys_of_their_options() {
         let line = "metadata-agent run --nova-metadata-host ::1 --guest-interfaces tap*,eth? --attach-mode tcx --debug";
         let flags = run_config(line).flags;
         let want = [
@@ -321,7 +317,7 @@ mod tests {
     }
 
     #[test]
-    fn operators_have_the_flags_that_they_need() {
+    fn important_options_have_flags() {
         for flag in [
             "nova-metadata-host",
             "static-inventory",
@@ -361,7 +357,7 @@ mod tests {
     }
 
     #[test]
-    fn a_commands_own_flags_do_not_pass_for_configuration() {
+    fn flags_of_a_command_are_not_listed_as_configuration() {
         let help = read("metadata-agent status -h").unwrap_err().0.to_string();
         let (own, configuration) = help.split_once("\nConfiguration:\n").unwrap();
         assert!(own.contains("--ready  ") && !configuration.contains("--ready  "), "{help}");
@@ -371,7 +367,7 @@ mod tests {
     fn help_names_every_option_and_variable() {
         for command in ["run", "check", "config show", "status", "detach"] {
             let (help, _) = read(&format!("metadata-agent {command} --help")).unwrap_err();
-            // However its lines are broken.
+            // Independent of line breaks.
             let help = help.to_string().split_whitespace().collect::<Vec<_>>().join(" ");
             assert!(help.contains("Exit codes: 0"), "{help}");
             for option in OPTIONS {

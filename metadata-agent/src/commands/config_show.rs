@@ -1,28 +1,31 @@
-//! `metadata-agent config show`: every option as the agent would use it, and where its value comes from.
-//!
-//! Of a secret it says only whether there is one.
+//! `metadata-agent config show`: prints every option as the agent would use it, and its origin. Of a
+//! secret it prints only whether it is set.
 
 use std::io::{self, Write};
+use std::process::ExitCode;
 
 use anyhow::{Context as _, Result};
+use oslo_config::DEFAULT;
 use serde_json::json;
 
+use super::cli::ShowArgs;
+use super::with_config;
 use crate::config::{Config, Setting};
 
-/// Prints the configuration.
-///
-/// # Errors
-/// Nobody takes the output.
-pub fn run(config: &Config, json: bool) -> Result<()> {
+pub(super) fn run(args: &ShowArgs) -> ExitCode {
+    with_config(&args.config, |config| show(config, args.json).map(|()| ExitCode::SUCCESS))
+}
+
+fn show(config: &Config, json: bool) -> Result<()> {
     let mut out = io::stdout().lock();
     if json { as_json(config, &mut out) } else { as_text(config, &mut out) }
         .context("print the configuration")
 }
 
-/// By section, `DEFAULT` first as in Neutron's files, and by name.
+/// Sorts by section, with `DEFAULT` first as in Neutron's files, and by name.
 fn sorted(config: &Config) -> Vec<&Setting> {
     let mut settings: Vec<_> = config.settings().iter().collect();
-    settings.sort_by_key(|setting| (setting.group != oslo_config::DEFAULT, setting.group, setting.name));
+    settings.sort_by_key(|setting| (setting.group != DEFAULT, setting.group, setting.name));
     settings
 }
 
@@ -53,7 +56,7 @@ fn as_text(config: &Config, out: &mut impl Write) -> io::Result<()> {
     Ok(())
 }
 
-/// One line that does nothing to a terminal.
+/// Escapes control characters, so that the text is one line and does not control the terminal.
 fn printable(text: &str) -> String {
     let mut line = String::with_capacity(text.len());
     for c in text.chars() {
@@ -81,7 +84,7 @@ mod tests {
     }
 
     #[test]
-    fn values_stand_by_section_and_name_with_their_origins() {
+    fn values_are_sorted_and_have_their_origins() {
         let [text, json] =
             shown("[DEFAULT]\nnova_metadata_port = 80\n[METADATA]\nnova_metadata_host = nova\n");
         let line = |start: &str| {
@@ -122,7 +125,7 @@ mod tests {
     }
 
     #[test]
-    fn a_value_cannot_play_with_the_terminal() {
+    fn a_value_cannot_control_the_terminal() {
         let [text, _] = shown("[metadata_agent]\nguest_interfaces = tap*\n  ,eth0\n");
         assert!(text.contains("= tap*\\n,eth0  (/a.ini:2)"), "{text}");
     }

@@ -1,7 +1,68 @@
-//! The subcommands of `metadata-agent` and their command line.
+//! The subcommands of `metadata-agent`, one file or folder each, and their command line.
 
-pub mod check;
+mod check;
 pub mod cli;
-pub mod config_show;
-pub mod detach;
-pub mod status;
+mod config_show;
+mod detach;
+mod run;
+mod status;
+
+use std::process::ExitCode;
+
+use anyhow::{Context as _, Result};
+use tokio::runtime::Builder;
+
+use crate::config::{Config, ConfigArgs, ConfigErrors};
+use crate::error_chain::error_chain;
+use cli::{Command, ConfigCommand, EX_USAGE};
+
+/// Runs a command, prints its error, and returns its exit code.
+#[must_use]
+pub fn dispatch(command: &Command) -> ExitCode {
+    match command {
+        Command::Run(args) => run::run(args),
+        Command::Check(args) => check::run(args),
+        Command::Config(ConfigCommand::Show(args)) => config_show::run(args),
+        Command::Status(args) => status::run(args),
+        Command::Detach(args) => detach::run(args),
+    }
+}
+
+/// Runs the work of a command that needs the whole configuration.
+fn with_config(args: &ConfigArgs, work: impl FnOnce(&Config) -> Result<ExitCode>) -> ExitCode {
+    match Config::load(args) {
+        Ok(config) => exit_code(work(&config)),
+        Err(errors) => unusable_config(&errors),
+    }
+}
+
+/// Drives the work of a command to its end on the calling thread.
+fn block_on<T>(work: impl Future<Output = Result<T>>) -> Result<T> {
+    Builder::new_current_thread().enable_all().build().context("start a runtime")?.block_on(work)
+}
+
+#[expect(clippy::print_stderr, reason = "the error of a command goes to the terminal")]
+fn exit_code(outcome: Result<ExitCode>) -> ExitCode {
+    outcome.unwrap_or_else(|error| {
+        eprintln!("metadata-agent: {}", error_chain(error.as_ref()));
+        ExitCode::FAILURE
+    })
+}
+
+#[expect(clippy::print_stderr, reason = "the error of a command goes to the terminal")]
+fn unusable_config(errors: &ConfigErrors) -> ExitCode {
+    eprintln!("metadata-agent: {errors}");
+    ExitCode::from(EX_USAGE)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use anyhow::anyhow;
+
+    #[test]
+    fn a_quoted_cause_is_printed_once() {
+        let error = anyhow!("no such file").context("cannot open x: no such file").context("start");
+        assert_eq!(error_chain(error.as_ref()), "start: cannot open x: no such file");
+    }
+}

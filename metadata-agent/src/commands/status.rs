@@ -1,4 +1,4 @@
-//! `metadata-agent status`: the running agent's own words, for people, scripts and probes.
+//! `metadata-agent status`: shows the state of the running agent, for people, scripts and probes.
 #![expect(clippy::print_stdout, reason = "a command that prints")]
 
 use std::path::Path;
@@ -9,29 +9,27 @@ use anyhow::{Context as _, Result, bail};
 use hyper::StatusCode;
 use serde_json::Value;
 
+use super::cli::StatusArgs;
+use super::{block_on, exit_code, unusable_config};
 use crate::admin::client;
-use crate::commands::cli::StatusArgs;
+use crate::config;
 
-/// How long the agent may take to answer.
-const ANSWER: Duration = Duration::from_secs(5);
+/// Time for the agent to respond.
+const RESPONSE_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// What is asked.
+/// The part of the state to print.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum View {
-    /// Whether it lives.
+enum View {
     Live,
-    /// Whether it serves.
     Ready,
-    /// All, as JSON.
+    /// The whole state.
     Json,
-    /// What a person wants to know.
+    /// A page for people.
     Summary,
 }
 
 impl View {
-    /// As the command line asks.
-    #[must_use]
-    pub fn of(args: &StatusArgs) -> Self {
+    fn from_args(args: &StatusArgs) -> Self {
         match (args.live, args.ready, args.json) {
             (true, _, _) => Self::Live,
             (_, true, _) => Self::Ready,
@@ -41,38 +39,42 @@ impl View {
     }
 }
 
-/// Asks and prints.
-///
-/// # Errors
-/// No agent answers on the socket.
-pub async fn run(socket: &Path, view: View) -> Result<ExitCode> {
+pub(super) fn run(args: &StatusArgs) -> ExitCode {
+    match config::admin_socket(&args.config) {
+        Ok(socket) => exit_code(block_on(show(&socket, View::from_args(args)))),
+        Err(errors) => unusable_config(&errors),
+    }
+}
+
+async fn show(socket: &Path, view: View) -> Result<ExitCode> {
     let route = match view {
         View::Live => "/live",
         View::Ready => "/ready",
         View::Json | View::Summary => "/state",
     };
-    let answer = client::get(socket, route, ANSWER).await?;
-    let text = String::from_utf8_lossy(&answer.body);
+    let response = client::get(socket, route, RESPONSE_TIMEOUT).await?;
+    let text = String::from_utf8_lossy(&response.body);
     match view {
         View::Live | View::Ready => {
             println!("{}", text.trim_end());
-            return Ok(if answer.status == StatusCode::OK { ExitCode::SUCCESS } else { ExitCode::FAILURE });
+            return Ok(if response.status == StatusCode::OK { ExitCode::SUCCESS } else { ExitCode::FAILURE });
         }
-        _ if answer.status != StatusCode::OK => {
-            bail!("the agent answers {}: {}", answer.status, text.trim_end())
+        _ if response.status != StatusCode::OK => {
+            bail!("the agent answers {}: {}", response.status, text.trim_end())
         }
         View::Json => println!("{text}"),
         View::Summary => {
-            let state = serde_json::from_slice(&answer.body).context("read the agent's state")?;
+            let state = serde_json::from_slice(&response.body).context("read the agent's state")?;
             print!("{}", summary(&state));
         }
     }
     Ok(ExitCode::SUCCESS)
 }
 
-/// A page: how the agent is, its sources, its guests.
+/// Formats the state for people: readiness, sources, attachments, packets.
 fn summary(state: &Value) -> String {
     let mut page = Vec::new();
+    // Process and readiness.
     page.push(format!(
         "metadata-agent {}, process {}, up {} s",
         plain(&state["version"]),
@@ -85,13 +87,15 @@ fn summary(state: &Value) -> String {
             format!("not ready, waiting for: {}", waiting.iter().map(plain).collect::<Vec<_>>().join(", "))
         }
     });
+    // Sources with their errors.
     for source in list(&state["sources"]) {
         let ready = if source["ready"] == true { "ready" } else { "not ready" };
         page.push(format!("source {}: {ready}, {} ports", plain(&source["source"]), source["ports"]));
-        for (place, fault) in source["faults"].as_object().into_iter().flatten() {
-            page.push(format!("  {place}: {}", plain(fault)));
+        for (place, error) in source["faults"].as_object().into_iter().flatten() {
+            page.push(format!("  {place}: {}", plain(error)));
         }
     }
+    // Attachments with their clients, and interfaces without one.
     page.push(format!("attached by {}:", plain(&state["datapath"]["hook"])));
     for attachment in list(&state["attachments"]) {
         let instance = attachment["port"]["instance"].as_str();
@@ -103,6 +107,7 @@ fn summary(state: &Value) -> String {
     for failure in list(&state["failed"]) {
         page.push(format!("  {}  not attached: {}", plain(&failure["interface"]), plain(&failure["error"])));
     }
+    // Packet counters other than 0.
     page.push("packets:".to_owned());
     for (reason, count) in state["datapath"]["packets"].as_object().into_iter().flatten() {
         if *count != 0 {
@@ -126,7 +131,7 @@ mod tests {
     use serde_json::json;
 
     #[test]
-    fn a_summary_names_what_is_wrong_and_who_is_served() {
+    fn the_summary_shows_errors_and_served_guests() {
         let page = summary(&json!({
             "version": "0.1.0", "pid": 7, "uptime_seconds": 5,
             "waiting_for": ["source libvirt"],

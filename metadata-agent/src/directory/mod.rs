@@ -3,7 +3,6 @@
 //! there is, is told by its address, and by whoever knows the addresses of the scope ([`ClientDirectory`]).
 
 pub mod clients;
-pub mod presence;
 
 use std::net::IpAddr;
 use std::sync::Arc;

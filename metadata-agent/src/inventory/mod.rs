@@ -22,6 +22,7 @@ mod device;
 mod ledger;
 mod port;
 mod prefix;
+pub mod presence;
 pub(crate) mod shards;
 mod snapshot;
 mod trunk;

@@ -1,28 +1,28 @@
-//! The capabilities that the agent needs, and what for: asked for before anything is done, so that an error names what is
-//! missing and not what failed for want of it.
+//! Capabilities that the agent needs. They are checked before anything else, so that an error names the
+//! missing capability instead of the step that failed without it.
 
 use std::fmt;
 
 use caps::{CapSet, Capability};
 
-/// A capability and what it is for.
+/// A capability and its purpose.
 pub type Need = (Capability, &'static str);
 
-/// `CAP_SYS_ADMIN` includes `CAP_BPF` and `CAP_PERFMON`, and network namespaces need it anyway.
+/// `CAP_SYS_ADMIN` includes `CAP_BPF` and `CAP_PERFMON`. Network namespaces need it anyway.
 const SYS_ADMIN: Need = (Capability::CAP_SYS_ADMIN, "network namespaces, BPF programs, maps and pins");
 const NET_ADMIN: Need = (Capability::CAP_NET_ADMIN, "interfaces, routes and attaching programs");
 const NET_BIND_SERVICE: Need = (Capability::CAP_NET_BIND_SERVICE, "port 80 in the portal");
 
-/// What `run` needs.
+/// Capabilities for `run`.
 pub const TO_RUN: [Need; 3] = [SYS_ADMIN, NET_ADMIN, NET_BIND_SERVICE];
-/// What `detach` needs.
+/// Capabilities for `detach`.
 pub const TO_DETACH: [Need; 2] = [SYS_ADMIN, NET_ADMIN];
 
-/// Capabilities that this process does not have.
+/// Capabilities that this process lacks.
 #[derive(Debug, thiserror::Error)]
-pub struct MissingRights(Vec<Need>);
+pub struct MissingCapabilitiesError(Vec<Need>);
 
-impl fmt::Display for MissingRights {
+impl fmt::Display for MissingCapabilitiesError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (position, (capability, purpose)) in self.0.iter().enumerate() {
             let separator = if position == 0 { "without " } else { ", without " };
@@ -32,17 +32,17 @@ impl fmt::Display for MissingRights {
     }
 }
 
-/// Whether all of them are in effect.
+/// Requires capabilities to be effective.
 ///
 /// # Errors
-/// Those that are not.
-pub fn require(needs: &[Need]) -> Result<(), MissingRights> {
+/// Names those that are missing.
+pub fn require(needs: &[Need]) -> Result<(), MissingCapabilitiesError> {
     require_of(needs, |capability| caps::has_cap(None, CapSet::Effective, capability).unwrap_or(false))
 }
 
-fn require_of(needs: &[Need], is_held: impl Fn(Capability) -> bool) -> Result<(), MissingRights> {
+fn require_of(needs: &[Need], is_held: impl Fn(Capability) -> bool) -> Result<(), MissingCapabilitiesError> {
     let missing: Vec<Need> = needs.iter().copied().filter(|(capability, _)| !is_held(*capability)).collect();
-    if missing.is_empty() { Ok(()) } else { Err(MissingRights(missing)) }
+    if missing.is_empty() { Ok(()) } else { Err(MissingCapabilitiesError(missing)) }
 }
 
 #[cfg(test)]
@@ -50,7 +50,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn all_that_is_missing_is_named_with_its_purpose() {
+    fn every_missing_capability_is_named_with_its_purpose() {
         let error = require_of(&TO_RUN, |capability| capability == Capability::CAP_SYS_ADMIN).unwrap_err();
         assert_eq!(
             error.to_string(),

@@ -1,16 +1,15 @@
-//! Tasks without which the agent does not do its job: that one has ended, whether by itself or by a panic, is noticed at
-//! once.
+//! Tasks that the agent cannot work without. Their end, by itself or by a panic, is noticed at once.
 
 use tokio::sync::mpsc;
 
-/// Hears of the end of vital tasks.
+/// Receives the names of critical tasks that ended.
 #[derive(Debug)]
 pub struct CriticalTasks {
     ends: mpsc::UnboundedReceiver<&'static str>,
     ended: mpsc::UnboundedSender<&'static str>,
 }
 
-/// Says so when it is dropped.
+/// Reports the end of a task when it is dropped.
 struct Guard {
     name: &'static str,
     ended: mpsc::UnboundedSender<&'static str>,
@@ -18,7 +17,7 @@ struct Guard {
 
 impl Drop for Guard {
     fn drop(&mut self) {
-        // Whoever has stopped listening ends by itself.
+        // Without a receiver, the agent is stopping already.
         let _ = self.ended.send(self.name);
     }
 }
@@ -31,7 +30,7 @@ impl Default for CriticalTasks {
 }
 
 impl CriticalTasks {
-    /// Makes a task vital, under a name for people.
+    /// Makes a task critical. The name is for messages.
     pub fn task<F: Future>(&self, name: &'static str, task: F) -> impl Future<Output = F::Output> + use<F> {
         let guard = Guard { name, ended: self.ended.clone() };
         async move {
@@ -40,7 +39,7 @@ impl CriticalTasks {
         }
     }
 
-    /// Waits until a vital task has ended, and tells which.
+    /// Waits until a critical task has ended, and returns its name.
     pub async fn first_end(&mut self) -> &'static str {
         match self.ends.recv().await {
             Some(name) => name,
@@ -55,12 +54,12 @@ mod tests {
 
     #[tokio::test]
     async fn a_task_that_panics_is_named() {
-        let mut vital = CriticalTasks::default();
-        let lasting = tokio::spawn(vital.task("lasting", std::future::pending::<()>()));
-        let broken = tokio::spawn(vital.task("broken", async { panic!("as it must") }));
-        assert_eq!(vital.first_end().await, "broken");
+        let mut critical = CriticalTasks::default();
+        let lasting = tokio::spawn(critical.task("lasting", std::future::pending::<()>()));
+        let broken = tokio::spawn(critical.task("broken", async { panic!("as it must") }));
+        assert_eq!(critical.first_end().await, "broken");
         assert!(broken.await.is_err_and(|error| error.is_panic()));
         lasting.abort();
-        assert_eq!(vital.first_end().await, "lasting");
+        assert_eq!(critical.first_end().await, "lasting");
     }
 }

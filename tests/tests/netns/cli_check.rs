@@ -64,7 +64,7 @@ fn each_source_has_its_own_line() {
 
     domain_dir_is(&agent, false);
     assert_says(&agent, "libvirt", true, &["is not there", "libvirt_dir"]);
-    assert_says(&agent, "sources", false, &["no guest can be known"]);
+    assert_says(&agent, "sources", false, &["no guest can be identified"]);
     fs::write(agent.libvirt_dir(), "").expect("write a file in its place");
     assert_says(&agent, "libvirt", false, &["Not a directory", "(libvirt_dir)"]);
     fs::remove_file(agent.libvirt_dir()).expect("remove it");
@@ -119,7 +119,7 @@ fn ovn_and_open_vswitch_together_are_enough() {
 
     let alone = bare(&host, &nova).set("ovs", "ovsdb_connection", &ovsdb.remote()).install();
     assert_says(&alone, "OVN Southbound", true, &["none is configured", "ovn_sb_connection"]);
-    assert_says(&alone, "sources", false, &["no guest can be known", "Neutron"]);
+    assert_says(&alone, "sources", false, &["no guest can be identified", "Neutron"]);
 
     let swapped = bare(&host, &nova)
         .set("ovs", "ovsdb_connection", &southbound.remotes())
@@ -130,7 +130,7 @@ fn ovn_and_open_vswitch_together_are_enough() {
 
     southbound.servers()[0].stop();
     assert_says(&both, "OVN Southbound", false, &["cannot connect", "(ovn_sb_connection)"]);
-    assert_says(&both, "sources", false, &["no guest can be known"]);
+    assert_says(&both, "sources", false, &["no guest can be identified"]);
 }
 
 #[test]
@@ -188,7 +188,7 @@ fn neutron_alone_is_enough_if_it_knows_this_host() {
     assert_says(&wrong, "Neutron", false, &["401"]);
     plane.neutron.stop();
     assert_says(&agent, "Neutron", false, &["http://127.0.0.1:9696", "cannot be asked"]);
-    assert_says(&agent, "sources", false, &["no guest can be known"]);
+    assert_says(&agent, "sources", false, &["no guest can be identified"]);
 }
 
 /// With `upstream = neutron-agent`, Nova is not probed.

@@ -1,4 +1,4 @@
-//! What the kernel and the machine must have.
+//! Checks of the kernel and the host.
 
 use std::path::Path;
 
@@ -9,10 +9,10 @@ use super::{Finding, finding};
 use crate::config::Config;
 use crate::process::capabilities;
 
-/// Oldest kernel: `bpf_redirect_peer` came with 5.10.
+/// Oldest supported kernel, the first with `bpf_redirect_peer`.
 const OLDEST_KERNEL: (u32, u32) = (5, 10);
 
-pub(super) fn look(config: &Config) -> Vec<Finding> {
+pub(super) fn check(config: &Config) -> Vec<Finding> {
     vec![kernel(), ipv6(), capabilities(), bpffs(&config.bpffs_dir), namespaces()]
 }
 

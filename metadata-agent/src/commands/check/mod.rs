@@ -1,6 +1,7 @@
-//! `metadata-agent check`: whether this host can run the agent, and what to change where it cannot. Changes nothing.
+//! `metadata-agent check`: checks if this host can run the agent, and names what to change. Changes
+//! nothing.
 //!
-//! A file a subject; each returns its findings.
+//! One file per subject; each returns its findings.
 #![expect(clippy::print_stdout, reason = "a command that prints")]
 
 mod host;
@@ -13,13 +14,15 @@ use std::time::Duration;
 use anyhow::Result;
 use serde::Serialize;
 
+use super::cli::CheckArgs;
+use super::{block_on, with_config};
 use crate::admin::client;
 use crate::config::Config;
 
-/// How long another agent may take to answer.
-const ANSWER: Duration = Duration::from_secs(2);
+/// Time for another agent to respond.
+const RESPONSE_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// One question and its answer.
+/// The result of one check.
 #[derive(Debug, Serialize)]
 struct Finding {
     subject: &'static str,
@@ -27,15 +30,17 @@ struct Finding {
     detail: String,
 }
 
-/// Looks, prints, and exits with 0 if nothing is missing.
-///
-/// # Errors
-/// Output cannot be written as JSON.
-pub async fn run(config: &Config, json: bool) -> Result<ExitCode> {
-    let mut findings = host::look(config);
-    findings.extend(sources::look(config).await);
-    findings.extend(nova::look(config).await);
+pub(super) fn run(args: &CheckArgs) -> ExitCode {
+    with_config(&args.config, |config| block_on(check(config, args.json)))
+}
+
+/// Runs all checks and prints their findings.
+async fn check(config: &Config, json: bool) -> Result<ExitCode> {
+    let mut findings = host::check(config);
+    findings.extend(sources::check(config).await);
+    findings.extend(nova::check(config).await);
     findings.push(other_agent(config).await);
+    // Warnings and notes fail no check.
     findings.extend(config.warnings().iter().map(|warning| Finding {
         subject: "configuration",
         ok: true,
@@ -69,9 +74,12 @@ fn finding(subject: &'static str, outcome: Result<String, String>) -> Finding {
 }
 
 async fn other_agent(config: &Config) -> Finding {
-    let answers = client::get(&config.admin_socket, "/live", ANSWER).await.is_ok();
+    let answers = client::get(&config.admin_socket, "/live", RESPONSE_TIMEOUT).await.is_ok();
     let socket = config.admin_socket.display();
-    let detail =
-        if answers { format!("one runs already, on {socket}") } else { format!("none answers on {socket}") };
+    let detail = if answers {
+        format!("an agent runs already, on {socket}")
+    } else {
+        format!("no agent answers on {socket}")
+    };
     Finding { subject: "agent", ok: true, detail }
 }

@@ -1,4 +1,5 @@
-//! Whether Nova's metadata API answers, or whoever is asked in its place, and which option to look at where it does not.
+//! Checks of Nova's metadata API, or of the agent of Neutron that stands in for it. Each failure names the
+//! option to change.
 
 use std::time::Duration;
 
@@ -9,8 +10,8 @@ use super::{Finding, finding};
 use crate::config::{Config, NovaEndpoint, Upstream};
 use crate::proxy::{self, ProbeError, Scheme, TlsErrorKind, UpstreamConfig};
 
-/// Each endpoint, asked for itself; or the agent of Neutron's that guests are passed on to.
-pub(super) async fn look(config: &Config) -> Vec<Finding> {
+/// Probes each endpoint of Nova, or the socket of Neutron's agent.
+pub(super) async fn check(config: &Config) -> Vec<Finding> {
     match config.upstream {
         Upstream::Nova => nova(config).await,
         Upstream::NeutronAgent | Upstream::OvnAgent => vec![neutron_agent(config).await],
@@ -33,7 +34,7 @@ async fn neutron_agent(config: &Config) -> Finding {
 async fn nova(config: &Config) -> Vec<Finding> {
     let mut findings = Vec::new();
     for endpoint in config.nova_endpoints() {
-        let outcome = match ask(config, &endpoint, config.nova_connect_timeout).await {
+        let outcome = match probe(config, &endpoint, config.nova_connect_timeout).await {
             Ok(()) => Ok(format!("{endpoint} lists its versions")),
             Err(fault) => Err(format!("{endpoint}: {fault}")),
         };
@@ -42,7 +43,7 @@ async fn nova(config: &Config) -> Vec<Finding> {
     findings
 }
 
-async fn ask(config: &Config, endpoint: &NovaEndpoint, limit: Duration) -> Result<(), String> {
+async fn probe(config: &Config, endpoint: &NovaEndpoint, limit: Duration) -> Result<(), String> {
     let upstream = config.nova_config([endpoint.clone()]).map_err(|error| error.to_string())?;
     let upstream = UpstreamConfig { answer_timeout: limit, ..upstream };
     proxy::probe(upstream).await.map_err(|error| match remedy(&error, endpoint.scheme) {
@@ -53,18 +54,18 @@ async fn ask(config: &Config, endpoint: &NovaEndpoint, limit: Duration) -> Resul
 
 fn remedy(error: &ProbeError, scheme: Scheme) -> Option<&'static str> {
     match error {
-        // It names the file.
+        // The error names the file.
         ProbeError::Setup(_) => None,
-        ProbeError::Resolve(_) => Some("correct nova_metadata_host, or let the name be found"),
+        ProbeError::Resolve(_) => Some("correct nova_metadata_host, or make the name resolvable"),
         ProbeError::Connect(_) => Some("start it, or correct nova_metadata_host and nova_metadata_port"),
         ProbeError::Silent(_) => {
-            Some("let a firewall pass it, or correct nova_metadata_host and nova_metadata_port")
+            Some("allow it in the firewall, or correct nova_metadata_host and nova_metadata_port")
         }
         ProbeError::NotHttp(_) if scheme == Scheme::Http => {
             Some("if it speaks TLS, set nova_metadata_protocol = https")
         }
         ProbeError::NotHttp(_) | ProbeError::NotNova(_) => {
-            Some("it is no metadata API of Nova; correct nova_metadata_host and nova_metadata_port")
+            Some("it is not a metadata API of Nova; correct nova_metadata_host and nova_metadata_port")
         }
         ProbeError::Tls { fault, .. } => Some(match fault {
             TlsErrorKind::NotTls => "if it does not speak TLS, set nova_metadata_protocol = http",

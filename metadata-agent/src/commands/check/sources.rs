@@ -1,4 +1,4 @@
-//! Whether the sources of ports can be reached: a line for each, and one for all.
+//! Checks of the sources: one finding for each, and one for all together.
 
 use std::io::ErrorKind;
 use std::time::Duration;
@@ -10,47 +10,47 @@ use crate::config::{Config, Upstream};
 use crate::sources::neutron::Reached;
 use crate::sources::{libvirt, neutron, ovn, ovsdb, static_file};
 
-/// How long a server may take to answer.
-const ANSWER: Duration = Duration::from_secs(2);
+/// Time for a server to respond.
+const RESPONSE_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// One source.
+/// The result of one source.
 struct Source {
     subject: &'static str,
     state: State,
-    /// Whether it tells all that Nova asks for.
+    /// Provides everything that Nova needs.
     suffices: bool,
 }
 
 enum State {
-    /// It can be read; with what was found.
+    /// The source can be read. The text says what was found.
     Works(String),
-    /// It is not there, as on many hosts; with where it was looked for.
+    /// The source is not on this host. The text says where it was searched.
     Absent(String),
-    /// It is there or asked for, and cannot be read; with what to change.
+    /// The source is configured or present but cannot be read. The text says what to change.
     Broken(String),
 }
 
-pub(super) async fn look(config: &Config) -> Vec<Finding> {
+pub(super) async fn check(config: &Config) -> Vec<Finding> {
     let (open_vswitch, southbound, neutron) =
         tokio::join!(open_vswitch(config), southbound(config), neutron(config));
-    // It is asked about ports that have an id already, which on its hosts Open vSwitch tells.
+    // OVN looks up ports by their ids, which come from Open vSwitch.
     let suffices = matches!(open_vswitch.state, State::Works(_));
     let southbound = Source { suffices, ..southbound };
-    judge(vec![static_file(config), libvirt(config), open_vswitch, southbound, neutron])
+    findings(vec![static_file(config), libvirt(config), open_vswitch, southbound, neutron])
 }
 
-/// One source that works is enough to serve, and one that is absent may yet come.
-fn judge(sources: Vec<Source>) -> Vec<Finding> {
+/// Combines the results. One working source is enough to serve, and an absent one may still appear.
+fn findings(sources: Vec<Source>) -> Vec<Finding> {
     let enough = |source: &Source| source.suffices && matches!(source.state, State::Works(_));
     let names = |sources: &[Source], which: &dyn Fn(&Source) -> bool| {
         let names: Vec<_> = sources.iter().filter(|one| which(one)).map(|one| one.subject).collect();
         names.join(", ")
     };
     let all = if sources.iter().any(enough) {
-        Ok(format!("guests can be known by {}", names(&sources, &enough)))
+        Ok(format!("guests can be identified by {}", names(&sources, &enough)))
     } else {
         let possible = names(&sources, &|source| source.suffices);
-        Err(format!("no guest can be known; one of these must work: {possible}"))
+        Err(format!("no guest can be identified; one of these must work: {possible}"))
     };
     let mut findings: Vec<_> = sources
         .into_iter()
@@ -105,10 +105,11 @@ fn libvirt_in(directory: &std::path::Path) -> State {
     }
 }
 
-/// Its database knows instances and networks but no projects, which Nova has to be told and Neutron's agent finds out.
+/// Checks Open vSwitch. Its database has instances and networks but no projects. Nova needs the project,
+/// while Neutron's agent looks it up.
 async fn open_vswitch(config: &Config) -> Source {
     let access = config.open_vswitch();
-    let access = ovsdb::Access { patience: access.patience.min(ANSWER), ..access };
+    let access = ovsdb::Access { patience: access.patience.min(RESPONSE_TIMEOUT), ..access };
     let state = match access.probe().await {
         None => State::Absent(format!("none here: {} are not there", ovsdb::USUAL_SOCKETS.join(", "))),
         Some((remote, Ok(()))) => State::Works(format!("{remote} has its database")),
@@ -117,12 +118,12 @@ async fn open_vswitch(config: &Config) -> Source {
     Source { subject: "Open vSwitch", state, suffices: config.upstream != Upstream::Nova }
 }
 
-/// One server that answers is enough; the others are told.
+/// Checks OVN's servers. One that answers is enough; the finding lists all.
 async fn southbound(config: &Config) -> Source {
     let state = match config.ovn() {
         None => State::Absent("none is configured (ovn_sb_connection)".to_owned()),
         Some(access) => {
-            let access = ovn::Access { patience: access.patience.min(ANSWER), ..access };
+            let access = ovn::Access { patience: access.patience.min(RESPONSE_TIMEOUT), ..access };
             let answers = access.probe().await;
             let works = answers.iter().any(|(_, answer)| answer.is_ok());
             let each = answers.iter().map(|(server, answer)| match answer {
@@ -140,9 +141,9 @@ async fn neutron(config: &Config) -> Source {
     let state = match config.neutron_source(TaskTracker::new()) {
         None => State::Absent("none is configured (neutron_auth_url)".to_owned()),
         Some(settings) => match neutron::probe(&settings).await {
-            Ok(Reached::Ports) => State::Works(format!("it tells the ports of host {}", settings.host)),
+            Ok(Reached::Ports) => State::Works(format!("it has ports of host {}", settings.host)),
             Ok(Reached::NoPorts) => State::Works(format!(
-                "it answers, but tells of no port of host {}; if there are guests, correct host to what Neutron has in \
+                "it answers, but has no port of host {}; if there are guests, correct host to what Neutron has in \
                  binding:host_id, or give its user the role admin or service",
                 settings.host
             )),
@@ -161,11 +162,11 @@ mod tests {
     }
 
     fn wrong(sources: Vec<Source>) -> Vec<&'static str> {
-        judge(sources).into_iter().filter(|finding| !finding.ok).map(|finding| finding.subject).collect()
+        findings(sources).into_iter().filter(|finding| !finding.ok).map(|finding| finding.subject).collect()
     }
 
     #[test]
-    fn one_source_that_works_is_enough_and_what_is_broken_is_told_all_the_same() {
+    fn one_working_source_is_enough_and_broken_ones_are_shown() {
         use State::{Absent, Broken, Works};
         let none: [&str; 0] = [];
         assert_eq!(wrong(vec![source("a", true, Works), source("b", true, Absent)]), none);

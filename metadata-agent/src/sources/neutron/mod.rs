@@ -32,8 +32,8 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::{RECHECK_FAULTY, Reporter};
-use crate::directory::presence::Presence;
 use crate::inventory::Event;
+use crate::inventory::presence::Presence;
 use api::{Api, Filter};
 use http::{Http, Trust};
 use keystone::Keystone;

@@ -46,8 +46,8 @@ use tokio_util::sync::CancellationToken;
 
 use super::Reporter;
 use super::rows::{Rows, ServerError};
-use crate::directory::presence::Presence;
 use crate::ids::PortId;
+use crate::inventory::presence::Presence;
 use crate::inventory::{Event, SourceKind};
 use bindings::{Bindings, DATABASE, MONITOR};
 use member::{Clusters, Member};

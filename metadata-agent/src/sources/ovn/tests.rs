@@ -10,7 +10,7 @@ use uuid::Uuid;
 use super::super::SourceState;
 use super::bindings::clauses;
 use super::*;
-use crate::directory::presence::{Need, Present};
+use crate::inventory::presence::{Need, Present};
 use ovsdb_client::Framer;
 
 const PATIENCE: Duration = Duration::from_mins(1);

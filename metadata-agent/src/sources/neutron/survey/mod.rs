@@ -23,8 +23,8 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::ports::{RowError, Said, Told};
-use crate::directory::presence::{Need, Present};
 use crate::ids::{IfIndex, MacAddress, PortId};
+use crate::inventory::presence::{Need, Present};
 use crate::inventory::{DeviceName, Event, SourceKind};
 
 /// Interfaces about which one question is, unless it is about all: 64 ids make 2.5 KiB of URL, and eventlet, which

@@ -14,8 +14,8 @@ use tokio::time::timeout;
 use uuid::Uuid;
 
 use super::*;
-use crate::directory::presence::{Need, Present};
 use crate::ids::{IfIndex, InstanceId, MacAddress, NetworkId, NetworkOrRouter, PortId, RouterId};
+use crate::inventory::presence::{Need, Present};
 use crate::inventory::{DeviceName, SourceKind};
 use crate::sources::SourceState;
 use cloud::Cloud;

@@ -1,4 +1,4 @@
-//! The socket on which haproxies of Neutron's that still run are answered.
+//! The unix socket for requests of Neutron's haproxy processes.
 
 use nix::unistd::{Gid, Group, Uid, User};
 use tokio::net::UnixListener;
@@ -7,7 +7,8 @@ use tracing::{info, warn};
 use crate::config::{Config, SocketMode};
 use crate::net::socket_file::{SocketFile, SocketFileError};
 
-/// The modes of Neutron's metadata agent (neutron/agent/metadata/agent.py, `MODE_MAP`). Connecting takes the right to write.
+/// Modes of Neutron's metadata agent (neutron/agent/metadata/agent.py, `MODE_MAP`). A client needs
+/// write access to connect.
 const USER: u32 = 0o644;
 const GROUP: u32 = 0o664;
 const ALL: u32 = 0o666;
@@ -19,25 +20,25 @@ pub(super) struct HaproxySocket {
 }
 
 impl HaproxySocket {
-    /// Binds it, if the configuration asks for it. Who connects waits until it is served.
+    /// Binds the socket, if it is configured. Clients can connect, and wait until it is served.
     pub(super) fn bind(config: &Config) -> Result<Option<Self>, SocketFileError> {
         if !config.serve_metadata_proxy_socket {
             return Ok(None);
         }
         let (path, mode) = (&config.metadata_proxy_socket, mode(config));
         let file = SocketFile::bind(path, mode)?;
-        info!(socket = %path.display(), mode = format_args!("{mode:04o}"), "haproxies are answered");
+        info!(socket = %path.display(), mode = format_args!("{mode:04o}"), "serving haproxy");
         if mode == ALL {
             warn!(
                 socket = %path.display(),
-                "every user of this host can reach it, and so read any guest's metadata, unless its directory is closed \
-                 to them; metadata_proxy_socket_mode narrows that"
+                "every user of this host can use the socket and read the metadata of any guest, unless its \
+                 directory denies access; metadata_proxy_socket_mode restricts it"
             );
         }
         Ok(Some(Self { file }))
     }
 
-    /// The listener, for the runtime that this is called in.
+    /// Takes the listener. The runtime of the caller polls it.
     pub(super) fn listener(&mut self) -> Result<UnixListener, SocketFileError> {
         self.file.listener()
     }
@@ -56,8 +57,9 @@ fn mode(config: &Config) -> u32 {
     }
 }
 
-/// As `_get_socket_mode` of neutron/agent/metadata/agent.py, but that a user or group that is not told is not taken for our
-/// own: other agents than we start haproxy, and as their own user.
+/// Deduces the mode like `_get_socket_mode` in neutron/agent/metadata/agent.py, with one difference: if the
+/// user or group is not configured, it is not assumed to be our own, because other agents start haproxy as
+/// their own user.
 fn deduced(user: Option<Uid>, group: Option<Gid>, own_user: Uid, own_group: Gid) -> u32 {
     if user.is_some_and(|user| user.is_root() || user == own_user) {
         USER
@@ -83,7 +85,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_mode_is_deduced_from_whom_haproxy_runs_as() {
+    fn the_mode_is_deduced_from_the_user_of_haproxy() {
         let (ours, others) = (Uid::from_raw(7), Uid::from_raw(8));
         let (our_group, other_group) = (Gid::from_raw(7), Gid::from_raw(8));
         for (user, group, want) in [

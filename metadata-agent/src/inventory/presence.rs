@@ -4,8 +4,8 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use super::{DeviceName, Entry, Snapshot};
 use crate::ids::{IfIndex, InstanceId, MacAddress, PortId};
-use crate::inventory::{DeviceName, Entry, Snapshot};
 
 /// A guest's interface on this host.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]

@@ -1,32 +1,31 @@
-//! The sources that the configuration asks for, each started as a task.
+//! Starts each configured source as a task.
 
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::config::Config;
-use crate::directory::presence::Presence;
+use crate::inventory::presence::Presence;
 use crate::inventory::{Event, SourceKind};
 use crate::process::supervisor::CriticalTasks;
 use crate::sources::neutron::{Channels, Lookup};
 use crate::sources::{self, Reporter, SourceState};
 
-/// What every source is given.
+/// Inputs of every source.
 pub(super) struct SourceTasks<'a> {
     events: mpsc::Sender<Event>,
     present: watch::Receiver<Presence>,
-    vital: &'a CriticalTasks,
+    critical: &'a CriticalTasks,
     tasks: &'a TaskTracker,
     stop: &'a CancellationToken,
-    fed: SourceHandles,
+    handles: SourceHandles,
 }
 
-/// What is there of sources once they run.
+/// Handles of running sources.
 #[derive(Clone, Debug, Default)]
 pub(super) struct SourceHandles {
-    /// Where the state of each can be read.
     pub(super) states: Vec<watch::Receiver<SourceState>>,
-    /// Who knows guests of other hosts.
+    /// Looks up guests of other hosts in Neutron.
     pub(super) lookup: Option<Lookup>,
 }
 
@@ -34,28 +33,26 @@ impl<'a> SourceTasks<'a> {
     pub(super) fn new(
         events: mpsc::Sender<Event>,
         present: watch::Receiver<Presence>,
-        vital: &'a CriticalTasks,
+        critical: &'a CriticalTasks,
         tasks: &'a TaskTracker,
         stop: &'a CancellationToken,
     ) -> Self {
-        Self { events, present, vital, tasks, stop, fed: SourceHandles::default() }
+        Self { events, present, critical, tasks, stop, handles: SourceHandles::default() }
     }
 
-    pub(super) fn start(&mut self, config: &Config) {
+    /// Starts the sources that are configured.
+    pub(super) fn start(mut self, config: &Config) -> SourceHandles {
         self.static_file(config);
         self.ovsdb(config);
         self.libvirt(config);
         self.ovn(config);
         self.neutron(config);
-    }
-
-    pub(super) fn fed(self) -> SourceHandles {
-        self.fed
+        self.handles
     }
 
     fn reporter(&mut self, kind: SourceKind) -> Reporter {
         let (reporter, state) = Reporter::new(kind);
-        self.fed.states.push(state);
+        self.handles.states.push(state);
         reporter
     }
 
@@ -63,21 +60,21 @@ impl<'a> SourceTasks<'a> {
         let Some(file) = config.static_inventory.clone() else { return };
         let reporter = self.reporter(SourceKind::StaticFile);
         let source = sources::static_file::run(file, self.events.clone(), reporter, self.stop.clone());
-        self.tasks.spawn(self.vital.task("the source static_inventory", source));
+        self.tasks.spawn(self.critical.task("the source static_inventory", source));
     }
 
     fn ovsdb(&mut self, config: &Config) {
-        let access = config.open_vswitch();
         let reporter = self.reporter(SourceKind::Ovsdb);
-        let source = sources::ovsdb::run(access, self.events.clone(), reporter, self.stop.clone());
-        self.tasks.spawn(self.vital.task("the source ovsdb", source));
+        let source =
+            sources::ovsdb::run(config.open_vswitch(), self.events.clone(), reporter, self.stop.clone());
+        self.tasks.spawn(self.critical.task("the source ovsdb", source));
     }
 
     fn libvirt(&mut self, config: &Config) {
         let Some(directory) = config.libvirt_dir.clone() else { return };
         let reporter = self.reporter(SourceKind::Libvirt);
         let source = sources::libvirt::run(directory, self.events.clone(), reporter, self.stop.clone());
-        self.tasks.spawn(self.vital.task("the source libvirt", source));
+        self.tasks.spawn(self.critical.task("the source libvirt", source));
     }
 
     fn ovn(&mut self, config: &Config) {
@@ -85,13 +82,13 @@ impl<'a> SourceTasks<'a> {
         let reporter = self.reporter(SourceKind::OvnSouthbound);
         let (present, events) = (self.present.clone(), self.events.clone());
         let source = sources::ovn::run(access, present, events, reporter, self.stop.clone());
-        self.tasks.spawn(self.vital.task("the source ovn_southbound", source));
+        self.tasks.spawn(self.critical.task("the source ovn_southbound", source));
     }
 
     fn neutron(&mut self, config: &Config) {
         let Some(settings) = config.neutron_source(self.tasks.clone()) else { return };
         let (lookup, questions) = Lookup::new();
-        self.fed.lookup = Some(lookup.clone());
+        self.handles.lookup = Some(lookup.clone());
         let channels = Channels {
             present: self.present.clone(),
             events: self.events.clone(),
@@ -100,6 +97,6 @@ impl<'a> SourceTasks<'a> {
             lookup,
         };
         let source = sources::neutron::run(settings, channels, self.stop.clone());
-        self.tasks.spawn(self.vital.task("the source neutron", source));
+        self.tasks.spawn(self.critical.task("the source neutron", source));
     }
 }

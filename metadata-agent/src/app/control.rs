@@ -1,0 +1,105 @@
+//! Components that run from the beginning to the end: sources, inventory and admin socket.
+
+use std::sync::Arc;
+
+use prometheus_client::registry::Registry;
+use serde_json::json;
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinHandle;
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tracing::warn;
+
+use super::TASK_END;
+use super::source_tasks::{SourceHandles, SourceTasks};
+use crate::admin::AdminSocket;
+use crate::admin::state::{AgentState, Liveness, Running, Startup, StartupStep};
+use crate::config::Config;
+use crate::datapath::heartbeat::LastBeat;
+use crate::inventory::Inventory;
+use crate::inventory::presence::Presence;
+use crate::net::socket_file::SocketFileError;
+use crate::process::supervisor::CriticalTasks;
+use crate::proxy::metrics::Metrics;
+
+/// Limit of events from sources that wait for the inventory.
+const EVENT_QUEUE: usize = 1024;
+
+/// The running components.
+pub(super) struct Control {
+    pub(super) critical: CriticalTasks,
+    pub(super) tasks: TaskTracker,
+    /// Cancels every task of this struct.
+    pub(super) stop: CancellationToken,
+    /// Readiness waits for this step until guests are served.
+    pub(super) guest_interfaces: Option<StartupStep>,
+    pub(super) last_beat: LastBeat,
+    /// Published for the admin socket while guests are served.
+    pub(super) running: watch::Sender<Option<Running>>,
+    admin: JoinHandle<Result<(), SocketFileError>>,
+}
+
+/// Inputs of the guest service.
+pub(super) struct Inputs {
+    pub(super) inventory: Arc<Inventory>,
+    pub(super) presence: watch::Sender<Presence>,
+    pub(super) sources: SourceHandles,
+    pub(super) metrics: Arc<Metrics>,
+    /// Readiness waits for this step until the first scan of namespaces, if any are to be served.
+    pub(super) namespaces: Option<StartupStep>,
+}
+
+impl Control {
+    pub(super) fn start(config: &Config, admin_socket: AdminSocket) -> (Self, Inputs) {
+        let (critical, tasks) = (CriticalTasks::default(), TaskTracker::new());
+        let stop = CancellationToken::new();
+        let startup = Startup::default();
+        let guest_interfaces = Some(startup.step("guest interfaces"));
+        let namespaces = config.namespaces.is_some().then(|| startup.step("namespaces"));
+
+        // Sources and the inventory that they feed.
+        let (inventory, publisher) = Inventory::new();
+        let (events, event_queue) = mpsc::channel(EVENT_QUEUE);
+        let (presence, present) = watch::channel(Presence::default());
+        let sources = SourceTasks::new(events, present, &critical, &tasks, &stop).start(config);
+        tasks.spawn(critical.task("the inventory", publisher.run(event_queue, stop.clone())));
+
+        // The admin socket and the state that it shows.
+        let mut registry = Registry::default();
+        let metrics = Arc::new(Metrics::register(&mut registry));
+        let last_beat = LastBeat::default();
+        let (running, running_now) = watch::channel(None);
+        let state = AgentState::new(
+            json!(config.settings()),
+            startup,
+            Liveness { last_beat: last_beat.clone(), stale_after: config.heartbeat_stale_after },
+            Arc::clone(&inventory),
+            sources.states.clone(),
+            registry,
+            running_now,
+        );
+        let serving = admin_socket.serve(Arc::new(state), stop.clone());
+        let admin = tasks.spawn(critical.task("the admin socket", serving));
+
+        let control = Self { critical, tasks, stop, guest_interfaces, last_beat, running, admin };
+        (control, Inputs { inventory, presence, sources, metrics, namespaces })
+    }
+
+    /// Asks every task to stop.
+    pub(super) fn stop(&self) {
+        self.running.send_replace(None);
+        self.stop.cancel();
+    }
+
+    /// Waits until every task has ended.
+    pub(super) async fn end(self) {
+        if let Ok(Err(error)) = self.admin.await {
+            warn!(%error, "admin socket failed");
+        }
+        self.tasks.close();
+        if timeout(TASK_END, self.tasks.wait()).await.is_err() {
+            warn!("a task did not end in time");
+        }
+    }
+}

@@ -1,0 +1,242 @@
+//! Components that serve guests: datapath, proxy, heartbeat and attachments.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Result;
+use metadata_ebpf::identity::ClientAddress;
+use tokio::runtime::Runtime;
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+use tracing::debug;
+
+use super::control::{Control, Inputs};
+use super::data_plane::DataPlane;
+use super::haproxy_socket::HaproxySocket;
+use super::source_tasks::SourceHandles;
+use crate::admin::state::{Running, StartupStep};
+use crate::attach::{Failures, Guests};
+use crate::config::Config;
+use crate::datapath::heartbeat;
+use crate::datapath::{Counters, Datapath, Hook, NetnsDatapaths, PortalLink};
+use crate::directory::clients::{HostLookup, InventoryLookup, NeutronLookup};
+use crate::directory::{ClientDirectory, Directory};
+use crate::ids::MacAddress;
+use crate::inventory::Inventory;
+use crate::inventory::presence::Presence;
+use crate::namespaces::{Namespaces, Tallies};
+use crate::net::netlink::{self, Netlink};
+use crate::net::portal::{self, Portal};
+use crate::proxy::UpstreamAuth;
+use crate::proxy::metrics::Metrics;
+use crate::secrets::SecretFiles;
+
+/// The running components.
+pub(super) struct GuestService {
+    data_plane: DataPlane,
+    guests: JoinHandle<Datapath>,
+    namespaces: Option<JoinHandle<()>>,
+    /// Cancels the tasks that keep attachments.
+    leave: CancellationToken,
+    heartbeat: JoinHandle<()>,
+    beating: CancellationToken,
+}
+
+impl GuestService {
+    /// Adopts what an earlier agent left on the host, or creates it, and serves guests. If the future is
+    /// dropped halfway, teardown removes what it made.
+    pub(super) async fn start(
+        config: &Config,
+        data: &Runtime,
+        control: &Control,
+        inputs: Inputs,
+        haproxy_socket: Option<HaproxySocket>,
+    ) -> Result<Self> {
+        let boot = Boot { config, data, control, leave: control.stop.child_token() };
+        let Inputs { inventory, presence, sources, metrics, namespaces } = inputs;
+        let mut host = boot.open_host().await?;
+        let auth = boot.open_secrets()?;
+        let directory = Arc::new(Directory::default());
+        let lookup = Arc::new(host_lookup(sources, &inventory, &auth));
+        let data_plane = boot.start_data_plane(&host, &directory, lookup, metrics, haproxy_socket)?;
+        // Without a heartbeat, the first packets of the first guest would bypass the agent.
+        let (heartbeat, beating) = boot.start_heartbeat(&mut host.datapath)?;
+        let netns_datapaths =
+            config.namespaces.is_some().then(|| host.datapath.netns_datapaths()).transpose()?;
+
+        // From here on, packets of guests are redirected.
+        let Host { datapath, portal, netlink, counters } = host;
+        let hook = datapath.hook();
+        let known = Known { inventory, directory: Arc::clone(&directory) };
+        let (guests, failures) = boot.attach_guests(datapath, netlink, &known, auth, presence).await?;
+        let (namespaces, tallies) = boot.watch_namespaces(netns_datapaths, portal, known, namespaces)?;
+        control.running.send_replace(Some(Running { counters, directory, failures, tallies, hook }));
+        Ok(Self { data_plane, guests, namespaces, leave: boot.leave, heartbeat, beating })
+    }
+
+    /// Ends requests first, then the attachments. The heartbeat ends last: until then packets of open
+    /// connections reach the agent.
+    pub(super) async fn end(self, drain_timeout: Duration) {
+        self.data_plane.drain(drain_timeout).await;
+        self.leave.cancel();
+        // A task that panicked has been reported. Teardown removes what it kept.
+        drop(self.guests.await);
+        if let Some(namespaces) = self.namespaces {
+            drop(namespaces.await);
+        }
+        self.beating.cancel();
+        drop(self.heartbeat.await);
+    }
+}
+
+/// The context of the boot steps.
+struct Boot<'a> {
+    config: &'a Config,
+    data: &'a Runtime,
+    control: &'a Control,
+    leave: CancellationToken,
+}
+
+/// The agent's part of the host's kernel state.
+struct Host {
+    datapath: Datapath,
+    portal: Portal,
+    netlink: Netlink,
+    counters: Arc<Counters>,
+}
+
+/// Ports from sources, and bindings of attachments to ports.
+struct Known {
+    inventory: Arc<Inventory>,
+    directory: Arc<Directory>,
+}
+
+impl Boot<'_> {
+    /// Opens the datapath and the portal, and watches the portal's interface.
+    async fn open_host(&self) -> Result<Host> {
+        let config = self.config;
+        let mut datapath = Datapath::open(&config.bpffs_dir, config.attach_mode)?;
+        // A portal without adopted maps belongs to an agent of another version.
+        if !datapath.is_adopted() {
+            Portal::remove(&config.portal_namespace).await?;
+        }
+        let portal = Portal::establish(&config.portal_namespace, u32::from(config.portal_mtu)).await?;
+        let netlink = Netlink::connect()?;
+        let link_events = netlink::watch_links()?;
+        let lost = portal::wait_until_lost(portal.host_ifindex, link_events, netlink.clone());
+        let lost = self.leave.clone().run_until_cancelled_owned(lost);
+        self.control.tasks.spawn(self.control.critical.task("the portal's interface", lost));
+
+        // Without TCX, the program that returns packets to guests needs a qdisc.
+        if datapath.hook() == Hook::Clsact {
+            netlink.add_ingress_qdisc(portal.host_ifindex).await?;
+        }
+        datapath.connect_portal(portal::HOST_END, portal_link(&portal), config.datapath_limits())?;
+        let counters = Arc::new(datapath.counters()?);
+        Ok(Host { datapath, portal, netlink, counters })
+    }
+
+    /// Reads the shared secrets, and keeps them up to date.
+    fn open_secrets(&self) -> Result<UpstreamAuth> {
+        let secret = self.config.metadata_proxy_shared_secret.clone();
+        let secrets = SecretFiles::open(secret, &self.config.shared_secret_files)?;
+        let signer = secrets.signer();
+        self.control.tasks.spawn(secrets.keep(signer.clone(), self.leave.clone()));
+        Ok(self.config.upstream_auth(signer))
+    }
+
+    /// Starts the listeners and the upstream.
+    fn start_data_plane(
+        &self,
+        host: &Host,
+        directory: &Arc<Directory>,
+        lookup: Arc<HostLookup>,
+        metrics: Arc<Metrics>,
+        haproxy_socket: Option<HaproxySocket>,
+    ) -> Result<DataPlane> {
+        let critical = &self.control.critical;
+        let seen = client_mac(&host.counters);
+        let clients = ClientDirectory::new(Arc::clone(directory), Arc::clone(&lookup), seen);
+        let mut data_plane =
+            DataPlane::start(self.data, self.config, &host.portal, clients, &metrics, critical)?;
+        if let Some(socket) = haproxy_socket {
+            data_plane.serve_haproxies(self.data, self.config, socket, lookup, metrics, critical)?;
+        }
+        Ok(data_plane)
+    }
+
+    /// Writes the first heartbeat, and keeps writing on the data runtime.
+    fn start_heartbeat(&self, datapath: &mut Datapath) -> Result<(JoinHandle<()>, CancellationToken)> {
+        let mut heartbeat = datapath.heartbeat()?;
+        heartbeat.beat()?;
+        let beating = CancellationToken::new();
+        let (stale_after, last_beat) = (self.config.heartbeat_stale_after, self.control.last_beat.clone());
+        let beats = heartbeat::run(heartbeat, stale_after, last_beat, beating.clone());
+        Ok((self.data.spawn(self.control.critical.task("the heartbeat", beats)), beating))
+    }
+
+    /// Attaches the program to every guest interface, and keeps the attachments.
+    async fn attach_guests(
+        &self,
+        datapath: Datapath,
+        netlink: Netlink,
+        known: &Known,
+        auth: UpstreamAuth,
+        presence: watch::Sender<Presence>,
+    ) -> Result<(JoinHandle<Datapath>, Failures)> {
+        // Watch first, so that no change after the first scan is missed.
+        let (link_events, hook_events) = (netlink::watch_links()?, netlink::watch_hooks()?);
+        let rules = self.config.guest_rules();
+        let (inventory, directory) = (Arc::clone(&known.inventory), Arc::clone(&known.directory));
+        let mut guests = Guests::new(datapath, netlink, rules, inventory, directory, auth, presence);
+        guests.resync().await?;
+        let failures = guests.failures();
+        let watch = guests.run(link_events, hook_events, self.leave.clone());
+        let watch = self.control.critical.task("the watch over guest interfaces", watch);
+        Ok((self.control.tasks.spawn(watch), failures))
+    }
+
+    /// Serves the namespaces of routers and DHCP servers, if any are configured.
+    fn watch_namespaces(
+        &self,
+        datapaths: Option<NetnsDatapaths>,
+        portal: Portal,
+        known: Known,
+        step: Option<StartupStep>,
+    ) -> Result<(Option<JoinHandle<()>>, Tallies)> {
+        let (Some(rules), Some(datapaths)) = (self.config.namespace_rules(), datapaths) else {
+            return Ok((None, Tallies::default()));
+        };
+        let namespaces = Namespaces::new(rules, portal, datapaths, known.inventory, known.directory)?;
+        let tallies = namespaces.tallies();
+        let watch = namespaces.run(move || drop(step), self.leave.clone());
+        let watch = self.control.critical.task("the watch over namespaces", watch);
+        Ok((Some(self.control.tasks.spawn(watch)), tallies))
+    }
+}
+
+fn portal_link(portal: &Portal) -> PortalLink {
+    PortalLink { ifindex: portal.host_ifindex, nsid: portal.nsid, mac: portal.mac }
+}
+
+/// Looks up the MAC address from which a client sent its last SYN.
+fn client_mac(counters: &Arc<Counters>) -> impl Fn(&ClientAddress) -> Option<MacAddress> + use<> {
+    let counters = Arc::clone(counters);
+    move |client| match counters.client(client) {
+        Ok(record) => record.map(|record| MacAddress(record.guest_mac)),
+        Err(error) => {
+            debug!(%error, "cannot read the MAC address of a client");
+            None
+        }
+    }
+}
+
+/// Finds guests by network or router and address: in the inventory, and in Neutron if it is configured.
+fn host_lookup(sources: SourceHandles, inventory: &Arc<Inventory>, auth: &UpstreamAuth) -> HostLookup {
+    let local = InventoryLookup::new(Arc::clone(inventory), sources.states, auth.clone());
+    match sources.lookup {
+        None => HostLookup::Local(local),
+        Some(lookup) => HostLookup::Anywhere((local, NeutronLookup::new(lookup, auth.clone()))),
+    }
+}

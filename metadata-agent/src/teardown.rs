@@ -1,0 +1,71 @@
+//! Removes everything that the agent makes on a host: programs, pins and portal. `run` does it at its
+//! end, `detach` after a crash.
+
+use std::path::Path;
+
+use anyhow::{Context as _, Result};
+
+use crate::attach::qdisc;
+use crate::datapath::{DatapathError, StaleState};
+use crate::net::netlink::Netlink;
+use crate::net::netns::Netns;
+use crate::net::portal::Portal;
+
+/// Removes programs first: from then on, packets of guests bypass the agent. Goes on after an error, and
+/// returns the first one.
+///
+/// # Errors
+/// Something cannot be removed, or a running agent uses it.
+pub(crate) async fn remove_all(bpffs_dir: &Path, portal_namespace: &str) -> Result<()> {
+    let programs = remove_programs(bpffs_dir).await;
+    // Then everything that is there belongs to another agent.
+    if programs.as_ref().is_err_and(is_in_use) {
+        return programs;
+    }
+    let portal = Portal::remove(portal_namespace).await.context("remove the portal");
+    programs.and(portal)
+}
+
+async fn remove_programs(bpffs_dir: &Path) -> Result<()> {
+    let Some(stale) = StaleState::find(bpffs_dir).context("find programs")? else {
+        return Ok(());
+    };
+    let netlink = Netlink::connect()?;
+    let links = netlink.links().await?;
+    let mut outcome = Ok(());
+    // Filters on interfaces of the host.
+    for mark in stale.filters()? {
+        let removed = qdisc::take_off(&netlink, &links, mark).await.context("remove a filter");
+        outcome = outcome.and(removed.and_then(|()| Ok(stale.forget_filter(mark.index)?)));
+    }
+    // Filters in network namespaces.
+    for (inode, in_namespace) in stale.in_namespaces()? {
+        outcome = outcome.and(remove_filters_in(inode, &in_namespace).await);
+    }
+    // Links and maps go with their pins.
+    outcome.and(stale.remove().context("remove the programs"))
+}
+
+/// Removes filters in one namespace. If the namespace is gone, its filters are gone too.
+async fn remove_filters_in(inode: u32, stale: &StaleState) -> Result<()> {
+    let marks = stale.filters()?;
+    if marks.is_empty() {
+        return Ok(());
+    }
+    let Some(netns) = Netns::by_inode(inode)? else {
+        return marks.iter().try_for_each(|mark| Ok(stale.forget_filter(mark.index)?));
+    };
+    let netlink = Netlink::connect_in(&netns)?;
+    let links = netlink.links().await?;
+    let mut outcome = Ok(());
+    for mark in marks {
+        let removed = qdisc::take_off_in(&netns, &netlink, &links, mark).await;
+        let removed = removed.with_context(|| format!("remove a filter in {}", netns.name()));
+        outcome = outcome.and(removed.and_then(|()| Ok(stale.forget_filter(mark.index)?)));
+    }
+    outcome
+}
+
+fn is_in_use(error: &anyhow::Error) -> bool {
+    matches!(error.downcast_ref(), Some(DatapathError::InUse { .. }))
+}

@@ -47,8 +47,8 @@ impl CloudInit {
         let child = child.unwrap_or_else(|e| panic!("start cloud-init's probe: {e}"));
         thread::spawn(move || {
             let output = child.wait_with_output().unwrap_or_else(|e| panic!("wait for the probe: {e}"));
-            let said = String::from_utf8_lossy(&output.stderr);
-            assert!(output.status.success(), "cloud-init's probe: {said}");
+            let errors = String::from_utf8_lossy(&output.stderr);
+            assert!(output.status.success(), "cloud-init's probe: {errors}");
             let text = String::from_utf8_lossy(&output.stdout);
             let (url, answer) = text.split_once(' ').unwrap_or_else(|| panic!("the probe printed {text:?}"));
             (if url == "False" { String::new() } else { url.to_owned() }, answer.trim_end().to_owned())

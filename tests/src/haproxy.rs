@@ -57,7 +57,7 @@ impl Haproxy {
         let mut haproxy = Self::spawn(netns, config);
         wait::until("haproxy listens", PATIENCE, || {
             let ended = haproxy.child.try_wait().unwrap_or_else(|e| panic!("wait for haproxy: {e}"));
-            assert_eq!(ended, None, "haproxy ended before it listened");
+            assert_eq!(ended, None, "haproxy exited before it listened");
             netns.enter(|| TcpStream::connect((Ipv4Addr::from(METADATA_IPV4), METADATA_PORT))).ok()
         });
         haproxy
@@ -67,7 +67,7 @@ impl Haproxy {
     #[must_use]
     pub fn spawn(netns: &Netns, config: &str) -> Self {
         let folder = tempfile::Builder::new().prefix("haproxy-").tempdir();
-        let folder = folder.unwrap_or_else(|e| panic!("make a folder for a haproxy: {e}"));
+        let folder = folder.unwrap_or_else(|e| panic!("create a folder for a haproxy: {e}"));
         let path = folder.path().join("haproxy.conf");
         fs::write(&path, config).unwrap_or_else(|e| panic!("write {}: {e}", path.display()));
         // In the foreground, because a daemon would outlive a failed test.

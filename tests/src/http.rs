@@ -173,5 +173,5 @@ impl Connection<TcpStream> {
 }
 
 fn garbage(what: &str, text: &str) -> io::Error {
-    io::Error::new(io::ErrorKind::InvalidData, format!("no HTTP {what}: {text:?}"))
+    io::Error::new(io::ErrorKind::InvalidData, format!("invalid HTTP {what}: {text:?}"))
 }

@@ -57,7 +57,7 @@ impl KernelObjects {
             last = Self::from_host(host);
             (last.counts() == counts).then_some(())
         })
-        .unwrap_or_else(|| panic!("maps, programs and links should be {counts:?} and are {last:?}"));
+        .unwrap_or_else(|| panic!("maps, programs and links are {last:?}, expected {counts:?}"));
         last
     }
 

@@ -62,7 +62,7 @@ impl Libvirt {
     #[must_use]
     pub fn prepare() -> (TempDir, PathBuf) {
         let folder = tempfile::Builder::new().prefix("libvirt-").tempdir();
-        let folder = folder.unwrap_or_else(|e| panic!("make a folder for libvirtd: {e}"));
+        let folder = folder.unwrap_or_else(|e| panic!("create a folder for libvirtd: {e}"));
         let state = Self::state_of(folder.path());
         (folder, state)
     }
@@ -85,7 +85,7 @@ impl Libvirt {
         let daemon = format!("{DAEMON}host_uuid = \"{}\"\n", Uuid::new_v4());
         write(&path("etc/libvirt/libvirtd.conf"), &daemon);
         write(&path("etc/libvirt/qemu.conf"), QEMU);
-        let log = fs::File::create(path("stderr")).unwrap_or_else(|e| panic!("make libvirtd's log: {e}"));
+        let log = fs::File::create(path("stderr")).unwrap_or_else(|e| panic!("create libvirtd's log: {e}"));
         let mut command = host.netns().command("unshare");
         command.args(["--mount", "--uts", "sh", "-c", VIEW]);
         command.env("FOLDER", folder.path()).env("NAME", host.netns().name());
@@ -209,7 +209,7 @@ impl Drop for Libvirt {
             let _ = kill(emulator, Signal::SIGKILL);
         }
         if thread::panicking() {
-            eprintln!("--- libvirtd said\n{}", self.log());
+            eprintln!("--- output of libvirtd\n{}", self.log());
         }
     }
 }

@@ -63,7 +63,7 @@ impl PacketSocket {
                 Err(e) => panic!("read from {}: {e}", self.name),
             }
         }
-        panic!("after {PATIENCE:?} no {what} on {}", self.name)
+        panic!("no {what} after {PATIENCE:?} on {}", self.name)
     }
 }
 

@@ -30,7 +30,7 @@ impl Pki {
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
         let authority = CertifiedIssuer::self_signed(params, key());
-        let authority = authority.unwrap_or_else(|e| panic!("make an authority: {e}"));
+        let authority = authority.unwrap_or_else(|e| panic!("create an authority: {e}"));
         let pki = Self { folder: folder.to_owned(), authority };
         write(&pki.authority(), &pki.authority.pem());
         pki
@@ -75,7 +75,7 @@ fn params(name: &str) -> CertificateParams {
 }
 
 fn key() -> KeyPair {
-    KeyPair::generate().unwrap_or_else(|e| panic!("make a key: {e}"))
+    KeyPair::generate().unwrap_or_else(|e| panic!("create a key: {e}"))
 }
 
 fn write(path: &Path, text: &str) {

@@ -25,8 +25,8 @@ pub fn environment(python: &str, package: &str) -> Result<PathBuf, String> {
 
 fn run(command: &mut Command) -> Result<(), String> {
     let output = command.output().map_err(|e| format!("start {command:?}: {e}"))?;
-    let said = String::from_utf8_lossy(&output.stderr);
-    if output.status.success() { Ok(()) } else { Err(format!("{command:?}: {}: {said}", output.status)) }
+    let errors = String::from_utf8_lossy(&output.stderr);
+    if output.status.success() { Ok(()) } else { Err(format!("{command:?}: {}: {errors}", output.status)) }
 }
 
 /// Returns cargo's target directory.

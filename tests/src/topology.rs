@@ -57,7 +57,7 @@ impl Host {
     }
 
     fn with(netns: Netns, folder: io::Result<TempDir>) -> Self {
-        let folder = folder.unwrap_or_else(|e| panic!("make the folder of host {}: {e}", netns.name()));
+        let folder = folder.unwrap_or_else(|e| panic!("create the folder of host {}: {e}", netns.name()));
         let bpffs = Bpffs::mount(&folder.path().join(BPFFS));
         Self { parts: Arc::new(Parts { netns, bpffs, folder }) }
     }

@@ -32,8 +32,8 @@ impl Vswitch {
         let mut server = Server::alone(SCHEMA);
         server.start(Some(netns));
         let folder = tempfile::Builder::new().prefix("vswitch-").tempdir();
-        let folder = folder.unwrap_or_else(|e| panic!("make a folder for a switch: {e}"));
-        let log = File::create(folder.path().join("log")).unwrap_or_else(|e| panic!("make its log: {e}"));
+        let folder = folder.unwrap_or_else(|e| panic!("create a folder for a switch: {e}"));
+        let log = File::create(folder.path().join("log")).unwrap_or_else(|e| panic!("create its log: {e}"));
         let mut command = netns.command("ovs-vswitchd");
         command
             .arg(server.remote())
@@ -124,7 +124,7 @@ impl Drop for Vswitch {
             eprintln!("kill ovs-vswitchd: {e}");
         }
         if thread::panicking() {
-            eprintln!("--- ovs-vswitchd said\n{}", self.log());
+            eprintln!("--- output of ovs-vswitchd\n{}", self.log());
         }
     }
 }

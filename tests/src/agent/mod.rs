@@ -218,7 +218,7 @@ impl Installer {
     pub fn install(self) -> Agent {
         let Self { host, binary: given, portal, options, ports, environment, pass_output } = self;
         let folder = tempfile::Builder::new().prefix("agent-").tempdir_in(host.folder());
-        let folder = folder.unwrap_or_else(|e| panic!("make a folder for an agent: {e}"));
+        let folder = folder.unwrap_or_else(|e| panic!("create a folder for an agent: {e}"));
         let is_placeholder = given.is_some();
         let binary = given.unwrap_or_else(binary);
         let installation =

@@ -21,7 +21,7 @@ use crate::wait::{self, PATIENCE};
 #[derive(Debug, thiserror::Error)]
 pub enum NotReady {
     /// The process has exited.
-    #[error("the agent ended before it was ready: {status}")]
+    #[error("the agent exited before it was ready: {status}")]
     Exited { status: ExitStatus },
     /// The process is still starting.
     #[error("the agent is not ready after {deadline:?}; it says {missing:?}")]
@@ -177,7 +177,9 @@ impl AgentProcess {
             found = self.attachments();
             found.keys().map(String::as_str).eq(wanted.iter().copied()).then_some(())
         })
-        .unwrap_or_else(|| panic!("attached should be {wanted:?} and are {found:?}\n{}", self.output()));
+        .unwrap_or_else(|| {
+            panic!("attached interfaces are {found:?}, expected {wanted:?}\n{}", self.output())
+        });
         found
     }
 
@@ -227,7 +229,7 @@ impl Drop for AgentProcess {
             eprintln!("reading the agent's output failed");
         }
         if thread::panicking() {
-            eprintln!("--- the agent said\n{}", self.output());
+            eprintln!("--- output of the agent\n{}", self.output());
         }
     }
 }

@@ -38,7 +38,7 @@ pub(super) fn call(
         let stream = host.netns().enter(|| TcpStream::connect_timeout(&SocketAddr::from(address), PATIENCE));
         let stream = stream.unwrap_or_else(|e| panic!("{method} {path}: connect to {address:?}: {e}"));
         for set in [TcpStream::set_read_timeout, TcpStream::set_write_timeout] {
-            set(&stream, Some(PATIENCE)).unwrap_or_else(|e| panic!("bound a wait: {e}"));
+            set(&stream, Some(PATIENCE)).unwrap_or_else(|e| panic!("set a time-out: {e}"));
         }
         let answer = Connection::new(stream).request(method, path, &headers, body.as_bytes());
         let answer = answer.unwrap_or_else(|e| panic!("{method} {path}: {e}"));
@@ -46,7 +46,7 @@ pub(super) fn call(
         last = Some(answer);
         done
     });
-    let Some(answer) = answer.or(last) else { panic!("{method} {path} was not called") };
+    let Some(answer) = answer.or(last) else { panic!("{method} {path} could not be called") };
     let text = String::from_utf8_lossy(&answer.body);
     assert!((200..300).contains(&answer.status), "{method} {path} {body}: {} {text}", answer.status);
     let token = answer.header("x-subject-token").map(str::to_owned);

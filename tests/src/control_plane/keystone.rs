@@ -31,7 +31,7 @@ pub(super) fn token(host: &Host) -> String {
     let identity = json!({ "methods": ["password"], "password": { "user": user } });
     let body = json!({ "auth": { "identity": identity, "scope": { "project": project } } });
     let answer = api::call(host, ADDRESS, "POST", "/v3/auth/tokens", None, &body);
-    answer.token.unwrap_or_else(|| panic!("Keystone gives no token: {}", answer.body))
+    answer.token.unwrap_or_else(|| panic!("Keystone returned no token: {}", answer.body))
 }
 
 #[derive(Debug)]

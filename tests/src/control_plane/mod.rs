@@ -70,7 +70,7 @@ impl ControlPlane {
     #[must_use]
     pub fn start_with(host: &Host, token_seconds: u32) -> Self {
         let folder = tempfile::Builder::new().prefix("control-plane-").tempdir();
-        let folder = folder.unwrap_or_else(|e| panic!("make a folder for a control plane: {e}"));
+        let folder = folder.unwrap_or_else(|e| panic!("create a folder for a control plane: {e}"));
         // Each spends most of its start on loading Python modules, so start them in parallel.
         let (keystone, neutron) = thread::scope(|scope| {
             let neutron = scope.spawn(|| Neutron::install(host, folder.path()));

@@ -49,7 +49,7 @@ impl Service {
             self.answers().then_some(())
         });
         self.child = Some(child);
-        assert!(answered.is_some(), "{} does not answer\n{}", self.name, self.log());
+        assert!(answered.is_some(), "{} does not respond\n{}", self.name, self.log());
     }
 
     /// Kills all its processes.
@@ -63,7 +63,7 @@ impl Service {
             eprintln!("wait for {}: {e}", self.name);
         }
         let refused = wait::poll(wait::PATIENCE, || (!self.answers()).then_some(()));
-        assert!(refused.is_some() || thread::panicking(), "{} answers though it was killed", self.name);
+        assert!(refused.is_some() || thread::panicking(), "{} still responds after it was killed", self.name);
     }
 
     pub(super) fn log(&self) -> String {

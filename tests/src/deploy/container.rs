@@ -84,7 +84,7 @@ impl Container {
     #[must_use]
     pub fn exit_code(&self) -> i32 {
         let code = stdout_of(Command::new("podman").args(["wait", &self.name]));
-        code.trim().parse().unwrap_or_else(|e| panic!("exit code {code:?}: {e}"))
+        code.trim().parse().unwrap_or_else(|e| panic!("parse the exit code {code:?}: {e}"))
     }
 
     #[must_use]
@@ -103,7 +103,7 @@ impl Container {
 impl Drop for Container {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            eprintln!("--- the container said\n{}", self.output());
+            eprintln!("--- output of the container\n{}", self.output());
         }
         match Command::new("podman").args(["rm", "--force", "--time=0", &self.name]).output() {
             Ok(output) if output.status.success() => {}

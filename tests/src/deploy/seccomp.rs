@@ -17,7 +17,7 @@ pub fn seccomp_profile(unit: &str) -> String {
     let filters = unit_settings(unit).filter(|(name, _)| *name == "SystemCallFilter").map(|(_, value)| value);
     let mut names = BTreeSet::new();
     for filter in filters.chain([ALWAYS]) {
-        assert!(!filter.starts_with('~'), "SystemCallFilter={filter} is a list of what is forbidden");
+        assert!(!filter.starts_with('~'), "SystemCallFilter={filter} is a deny list");
         filter.split_whitespace().for_each(|word| expand(word, &mut names));
     }
     let allowed = json!({ "names": names, "action": "SCMP_ACT_ALLOW" });

@@ -124,7 +124,7 @@ async fn answer(
         Mode::Static(bytes) => Response::new(AnswerBody::whole(bytes)),
         Mode::ResetMidBody => {
             if let Err(e) = socket.set_linger(Some(Duration::ZERO)) {
-                panic!("make the connection of {peer} reset: {e}");
+                panic!("reset the connection of {peer}: {e}");
             }
             respond((shared.respond)(&request), AnswerBody::torn)
         }

@@ -40,12 +40,12 @@ pub struct ReadRequest {
 impl ReadRequest {
     fn parse(bytes: &[u8]) -> Self {
         let text = String::from_utf8_lossy(bytes);
-        let (head, body) = text.split_once("\r\n\r\n").unwrap_or_else(|| panic!("half a head: {text:?}"));
+        let (head, body) = text.split_once("\r\n\r\n").unwrap_or_else(|| panic!("incomplete head: {text:?}"));
         let mut lines = head.lines();
         let line =
             lines.next().and_then(|line| line.strip_suffix(" HTTP/1.1")).unwrap_or_default().to_owned();
         let header = |line: &str| {
-            let (name, value) = line.split_once(':').unwrap_or_else(|| panic!("no header: {line:?}"));
+            let (name, value) = line.split_once(':').unwrap_or_else(|| panic!("invalid header: {line:?}"));
             (name.to_lowercase(), value.trim().to_owned())
         };
         let mut headers: Vec<_> = lines.map(header).collect();

@@ -29,7 +29,7 @@ pub(super) struct Script {
 /// Creates an empty folder for a script.
 pub(super) fn folder() -> TempDir {
     let folder = tempfile::Builder::new().prefix("neutron-").tempdir();
-    folder.unwrap_or_else(|e| panic!("make a folder for Neutron's agent: {e}"))
+    folder.unwrap_or_else(|e| panic!("create a folder for Neutron's agent: {e}"))
 }
 
 impl Script {
@@ -44,7 +44,7 @@ impl Script {
         for (name, text) in files {
             fs::write(folder.path().join(name), text).unwrap_or_else(|e| panic!("write {name}: {e}"));
         }
-        let log = File::create(folder.path().join(LOG)).unwrap_or_else(|e| panic!("make a log: {e}"));
+        let log = File::create(folder.path().join(LOG)).unwrap_or_else(|e| panic!("create a log: {e}"));
         command.current_dir(folder.path()).stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
         let child = command.spawn().unwrap_or_else(|e| panic!("run {command:?}: {e}"));
         let mut script = Self { child, folder };

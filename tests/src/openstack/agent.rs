@@ -39,7 +39,7 @@ impl MetadataAgent {
         options: MetadataAgentOptions,
     ) -> Self {
         let folder = tempfile::Builder::new().prefix("neutron-").tempdir();
-        let folder = folder.unwrap_or_else(|e| panic!("make a folder for Neutron's agent: {e}"));
+        let folder = folder.unwrap_or_else(|e| panic!("create a folder for Neutron's agent: {e}"));
         let config = folder.path().join("metadata_agent.ini");
         let at = folder.path().display();
         let mut text = format!(

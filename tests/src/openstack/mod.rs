@@ -67,7 +67,7 @@ impl OpenStack {
     #[must_use]
     pub fn start(netns: &Netns, nova_processes: usize, secret: &str) -> Self {
         let folder = tempfile::Builder::new().prefix("openstack-").tempdir();
-        let folder = folder.unwrap_or_else(|e| panic!("make a folder for OpenStack: {e}"));
+        let folder = folder.unwrap_or_else(|e| panic!("create a folder for OpenStack: {e}"));
         let at = folder.path();
         let databases: Vec<_> = [neutron::DATABASE].into_iter().chain(nova::DATABASES).collect();
         let maria = MariaDb::start(at, &databases);

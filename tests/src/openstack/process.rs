@@ -41,7 +41,7 @@ impl Process {
         let mut process = Self { name, log, child };
         let is_ready = wait::poll(START, || {
             let ended = process.child.try_wait().unwrap_or_else(|e| panic!("wait for {name}: {e}"));
-            assert_eq!(ended, None, "{name} ended before it was ready");
+            assert_eq!(ended, None, "{name} exited before it was ready");
             ready().then_some(())
         });
         assert!(is_ready.is_some(), "{name} is not ready after {START:?}");

@@ -64,7 +64,7 @@ impl Server {
 
     fn without_database(schema: Schema) -> Self {
         let folder = tempfile::Builder::new().prefix("ovsdb-").tempdir();
-        let folder = folder.unwrap_or_else(|e| panic!("make a folder for a database: {e}"));
+        let folder = folder.unwrap_or_else(|e| panic!("create a folder for a database: {e}"));
         Self { schema, folder, options: Vec::new(), process: None }
     }
 
@@ -92,7 +92,8 @@ impl Server {
 
     /// Serves the database. All listeners besides its socket are in the namespace.
     pub fn start(&mut self, netns: Option<&Netns>) {
-        let log = File::create(self.path("stderr")).unwrap_or_else(|e| panic!("make the server's log: {e}"));
+        let log =
+            File::create(self.path("stderr")).unwrap_or_else(|e| panic!("create the server's log: {e}"));
         let program = "ovsdb-server";
         let mut command = netns.map_or_else(|| Command::new(program), |netns| netns.command(program));
         command
@@ -170,7 +171,7 @@ pub fn transact(remotes: &str, schema: Schema, operations: &[Value]) -> Value {
         last = String::from_utf8_lossy(&output.stderr).into_owned();
         output.status.success().then_some(output.stdout)
     });
-    let answer = answer.unwrap_or_else(|| panic!("{request} was not done: {last}"));
+    let answer = answer.unwrap_or_else(|| panic!("{request} failed: {last}"));
     let results: Value = serde_json::from_slice(&answer)
         .unwrap_or_else(|e| panic!("{request}: {e}: {}", String::from_utf8_lossy(&answer)));
     let failed = results.as_array().is_none_or(|results| results.iter().any(|one| !one["error"].is_null()));
@@ -182,7 +183,7 @@ impl Drop for Server {
     fn drop(&mut self) {
         self.stop();
         if thread::panicking() {
-            eprintln!("--- ovsdb-server said\n{}", self.log());
+            eprintln!("--- output of ovsdb-server\n{}", self.log());
         }
     }
 }

@@ -22,7 +22,7 @@ pub fn has_no_effect() {
                 let (made, left) = run(kernel, case, &state, block);
                 assert_eq!(made, clean, "{}, {routed}: {block:x?}", case.name);
                 let expected = if routed { control_block(kernel.netns_context(true), 0) } else { block };
-                assert_eq!(left, expected, "{}, {routed}: what is behind it finds", case.name);
+                assert_eq!(left, expected, "{}, {routed}: the control block for the next program", case.name);
             }
             if clean.counted == [Reason::ConnectionOpened] {
                 let recorded = (kernel.netns_context(routed).netns, NETWORK);

@@ -145,7 +145,7 @@ impl Pair {
             if host != kernel {
                 self.report(batch, number, program, &frame, (reason, &host), &kernel);
             }
-            assert!(moved(reason) || host.frame == frame, "changed, though {reason:?}: {}", hex(&frame));
+            assert!(moved(reason) || host.frame == frame, "changed despite {reason:?}: {}", hex(&frame));
             counted[position(reason)] += 1;
         }
         let in_kernel: Vec<u64> =

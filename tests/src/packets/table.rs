@@ -100,7 +100,7 @@ pub fn assert_recorded(case: &Case, record: Option<Client>) {
     assert_eq!(
         record.metadata_mac[..],
         case.frame[..6],
-        "{}: answers bear the MAC address that was asked",
+        "{}: replies have the MAC address that was addressed",
         case.name
     );
     assert_eq!(record.ifindex, IFINDEX, "{}", case.name);

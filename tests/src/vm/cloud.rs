@@ -91,16 +91,18 @@ impl CloudVm {
     /// Returns an error if that takes longer than three minutes or the report is incomplete.
     pub fn report(self) -> Result<CloudReport> {
         let deadline = Instant::now() + BOOT;
-        let mut said = HashMap::new();
+        let mut reports = HashMap::new();
         while let Some(line) = self.qemu.line(deadline)? {
             let (name, content) = line.split_once(' ').unwrap_or((&line, ""));
             let content = hex::decode(content);
             let content =
                 content.with_context(|| format!("the guest's report of {name} is not hexadecimal"))?;
-            said.insert(name.to_owned(), String::from_utf8_lossy(&content).trim_end().to_owned());
+            reports.insert(name.to_owned(), String::from_utf8_lossy(&content).trim_end().to_owned());
         }
         let mut take = |name: &str| {
-            said.remove(name).ok_or_else(|| self.qemu.fault(&format!("the guest powered off without {name}")))
+            reports
+                .remove(name)
+                .ok_or_else(|| self.qemu.fault(&format!("the guest powered off without {name}")))
         };
         Ok(CloudReport {
             status: take("status")?,

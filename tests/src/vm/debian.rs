@@ -11,8 +11,8 @@ use super::cache::{self, Key};
 /// Runs a tool to its end and returns its standard output. An error contains its output.
 pub fn run(command: &mut Command) -> Result<String> {
     let output = command.output().with_context(|| format!("start {command:?}"))?;
-    let said = String::from_utf8_lossy(&output.stderr);
-    ensure!(output.status.success(), "{command:?} failed ({}):\n{}", output.status, said.trim_end());
+    let errors = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success(), "{command:?} failed ({}):\n{}", output.status, errors.trim_end());
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
@@ -98,7 +98,9 @@ impl Suite {
         let policy = run(self.command("apt-cache").args(["policy", package]))?;
         let version = policy.lines().find_map(|line| line.trim().strip_prefix("Candidate: "));
         match version {
-            None | Some("(none)") => bail!("apt knows no package {package}; `apt-get update` may help"),
+            None | Some("(none)") => {
+                bail!("apt does not know the package {package}; `apt-get update` may help")
+            }
             Some(version) => Ok(version.to_owned()),
         }
     }
@@ -107,7 +109,7 @@ impl Suite {
     pub fn first_dependency(&self, package: &str) -> Result<String> {
         let depends = run(self.command("apt-cache").args(["depends", package]))?;
         let dependency = depends.lines().find_map(|line| line.trim().strip_prefix("Depends: "));
-        Ok(dependency.with_context(|| format!("{package} depends on nothing: {depends}"))?.to_owned())
+        Ok(dependency.with_context(|| format!("{package} has no dependency: {depends}"))?.to_owned())
     }
 
     /// Downloads `package` into `dir`, unpacks it there and returns the tree.
@@ -120,7 +122,7 @@ impl Suite {
         let archive = std::fs::read_dir(&tree)?
             .filter_map(|entry| Some(entry.ok()?.path()))
             .find(|path| path.extension() == Some(OsStr::new("deb")))
-            .with_context(|| format!("apt-get left no archive of {package}"))?;
+            .with_context(|| format!("apt-get downloaded no archive of {package}"))?;
         run(Command::new("dpkg-deb").arg("--extract").arg(&archive).arg(&tree))?;
         std::fs::remove_file(&archive).with_context(|| format!("remove {}", archive.display()))?;
         Ok(tree)

@@ -62,14 +62,14 @@ impl Dhcp {
             }
         });
         let deadline = Instant::now() + START;
-        let mut said = String::new();
+        let mut log = String::new();
         loop {
             match lines.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
                 // The last step of its start, after the sockets are bound.
                 Ok(line) if line.contains("static leases only") => return Ok(server),
-                Ok(line) => said.extend([&line, "\n"]),
-                Err(RecvTimeoutError::Disconnected) => bail!("dnsmasq ended:\n{said}"),
-                Err(RecvTimeoutError::Timeout) => bail!("dnsmasq did not come up:\n{said}"),
+                Ok(line) => log.extend([&line, "\n"]),
+                Err(RecvTimeoutError::Disconnected) => bail!("dnsmasq exited:\n{log}"),
+                Err(RecvTimeoutError::Timeout) => bail!("dnsmasq did not come up:\n{log}"),
             }
         }
     }

@@ -79,21 +79,21 @@ impl KernelUnderTest {
         let qemu =
             Qemu::start(&kernel, None, &Machine { memory_mib: 1024, boot: "rdinit=/init", extra: &[] })?;
         let deadline = Instant::now() + RUN;
-        let mut said = String::new();
+        let mut output = String::new();
         let ended = loop {
             match qemu.line(deadline) {
-                Ok(Some(line)) => said.extend([line.as_str(), "\n"]),
+                Ok(Some(line)) => output.extend([line.as_str(), "\n"]),
                 Ok(None) => break Ok(()),
                 Err(silent) => break Err(silent),
             }
         };
         let log = log_folder()?.join(format!("{}.log", self.package));
-        fs::write(&log, &said).with_context(|| format!("write {}", log.display()))?;
-        ended.with_context(|| said.clone())?;
-        if said.lines().last() == Some("exit 0") {
-            return Ok(said);
+        fs::write(&log, &output).with_context(|| format!("write {}", log.display()))?;
+        ended.with_context(|| output.clone())?;
+        if output.lines().last() == Some("exit 0") {
+            return Ok(output);
         }
-        Err(qemu.fault(&format!("{}: the test failed, see {}:\n{said}", self.package, log.display())))
+        Err(qemu.fault(&format!("{}: the test failed, see {}:\n{output}", self.package, log.display())))
     }
 }
 
@@ -185,10 +185,10 @@ fn name_of(path: &Path) -> Result<String> {
 
 /// Returns the paths that `ldd` lists: libraries and the loader itself.
 fn libraries_of(program: &Path) -> Result<Vec<PathBuf>> {
-    let said = debian::run(Command::new("ldd").arg(program))?;
-    let paths = said.split_whitespace().filter(|word| word.starts_with('/'));
+    let listing = debian::run(Command::new("ldd").arg(program))?;
+    let paths = listing.split_whitespace().filter(|word| word.starts_with('/'));
     let paths: Vec<PathBuf> = paths.map(|word| PathBuf::from(OsStr::new(word))).collect();
-    ensure!(!paths.is_empty(), "ldd names no library of {}: {said}", program.display());
+    ensure!(!paths.is_empty(), "ldd lists no library of {}: {listing}", program.display());
     Ok(paths)
 }
 

@@ -148,8 +148,8 @@ impl Qemu {
 
     /// Sends a line to the guest.
     pub fn say(&mut self, line: &str) -> Result<()> {
-        let said = writeln!(self.input, "{line}").and_then(|()| self.input.flush());
-        said.map_err(|error| self.fault(&format!("the guest does not listen: {error}")))
+        let written = writeln!(self.input, "{line}").and_then(|()| self.input.flush());
+        written.map_err(|error| self.fault(&format!("the guest does not listen: {error}")))
     }
 
     /// Returns an error with the recent output of guest and qemu.

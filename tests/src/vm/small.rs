@@ -64,7 +64,7 @@ impl SmallVm {
         let deadline = Instant::now() + BOOT;
         match qemu.line(deadline)?.as_deref() {
             Some("ready") => Ok(Self { qemu }),
-            other => Err(qemu.fault(&format!("the guest began with {other:?}, not with ready"))),
+            other => Err(qemu.fault(&format!("the first line of the guest is {other:?} instead of ready"))),
         }
     }
 

@@ -75,9 +75,9 @@ fn systemd_accepts_the_unit() {
             .arg(file)
             .output()
             .unwrap();
-        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        let errors = String::from_utf8_lossy(&output.stderr).into_owned();
         // Ignore other units of the machine.
-        let ours: Vec<_> = said.lines().filter(|line| line.contains("metadata-agent.service")).collect();
+        let ours: Vec<_> = errors.lines().filter(|line| line.contains("metadata-agent.service")).collect();
         (output.status.success(), ours.join("\n"))
     };
     assert_eq!(verify(&copy), (true, String::new()));
@@ -113,10 +113,10 @@ fn kubernetes_accepts_the_daemonset() {
     let manifest = deploy_dir().join("daemonset.yaml");
     for version in KUBERNETES {
         let output = validate(&manifest, version);
-        let said =
+        let text =
             format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-        assert!(output.status.success(), "Kubernetes {version}: {said}");
-        assert!(said.contains("daemonset/metadata-agent"), "Kubernetes {version}: {said}");
+        assert!(output.status.success(), "Kubernetes {version}: {text}");
+        assert!(text.contains("daemonset/metadata-agent"), "Kubernetes {version}: {text}");
     }
 
     let folder = tempfile::tempdir().unwrap();

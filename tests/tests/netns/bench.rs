@@ -125,7 +125,7 @@ fn a_peer_that_is_not_installed_is_reported_absent() {
     for name in ["ip", "nsenter", "nginx"] {
         let path = std::env::var_os("PATH").expect("a PATH");
         let mut found = std::env::split_paths(&path).map(|folder| folder.join(name));
-        let found = found.find(|path| path.is_file()).expect("what the bench itself needs");
+        let found = found.find(|path| path.is_file()).expect("a program that the bench needs");
         symlink(found, programs.join(name)).expect("a link to a program");
     }
     let out_text = out.display().to_string();

@@ -32,7 +32,7 @@ fn output(command: &mut Command) -> (Option<i32>, String, String) {
 }
 
 fn config(text: &str) -> (TempDir, PathBuf) {
-    let folder = tempfile::tempdir().expect("make a folder");
+    let folder = tempfile::tempdir().expect("create a folder");
     let file = folder.path().join("agent.ini");
     fs::write(&file, text).expect("write a configuration");
     (folder, file)
@@ -164,7 +164,7 @@ fn check_names_everything_missing_and_changes_nothing() {
 
     // The fault that `check` finds is the one that keeps `run` from starting, and nothing else
     // changes.
-    fs::create_dir(&elsewhere).expect("make an ordinary directory");
+    fs::create_dir(&elsewhere).expect("create an ordinary directory");
     fs::write(elsewhere.join("MD_CONFIG"), "foreign file").expect("write a file");
     let process = agent.spawn(&[]);
     assert_eq!(process.wait_exit(metadata_tests::wait::PATIENCE).code(), Some(1));
@@ -202,7 +202,7 @@ fn status_reports_by_exit_code() {
 
     fs::remove_file(agent.config_file().with_file_name("inventory.json")).expect("remove the inventory");
     let process = agent.spawn(&[]);
-    metadata_tests::wait::until("it waits for its source alone", metadata_tests::wait::PATIENCE, || {
+    metadata_tests::wait::until("it waits only for its source", metadata_tests::wait::PATIENCE, || {
         (status(&["--ready"]) == (Some(1), "source static_file\n".to_owned(), String::new())).then_some(())
     });
     assert_eq!(status(&["--live"]).0, Some(0));

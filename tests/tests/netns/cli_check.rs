@@ -18,7 +18,7 @@ fn found(agent: &Agent, subject: &str) -> (bool, String) {
     let mut about = findings.iter().filter(|finding| finding["subject"] == subject);
     let (finding, more) = (about.next().expect("a finding of it"), about.next());
     assert!(more.is_none(), "{findings:?}");
-    let is_well = finding["ok"].as_bool().expect("whether it is well");
+    let is_well = finding["ok"].as_bool().expect("a boolean");
     let all_well = findings.iter().all(|finding| finding["ok"] == true);
     assert_eq!(output.status.code(), Some(i32::from(!all_well)));
     (is_well, finding["detail"].as_str().expect("a text").to_owned())

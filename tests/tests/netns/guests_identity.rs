@@ -80,7 +80,7 @@ fn get_from(guest: &Tenant, source: SocketAddr, patience: Duration) -> Result<St
     let connected = guest.dial(guest.metadata_ipv4(), Some(source), patience);
     let mut connection = connected.map_err(|e| e.kind())?;
     connection.stream().set_read_timeout(Some(PATIENCE)).expect("be patient again");
-    let answer = connection.request("GET", HOSTNAME, &[], b"").expect("an answer to who is connected");
+    let answer = connection.request("GET", HOSTNAME, &[], b"").expect("an answer on the open connection");
     Ok(answer.text().to_owned())
 }
 
@@ -125,7 +125,7 @@ fn only_addresses_in_the_allowed_prefix_are_the_guests_own() {
     assert!(asked.iter().all(|request| request.header("x-forwarded-for").as_deref() == Some("10.0.0.5")));
 
     agent.set_ports([&red.port, &blue.port]);
-    wait::until("it is allowed no more", PATIENCE, || get(red, first, UNANSWERED).is_err().then_some(()));
+    wait::until("it is no longer allowed", PATIENCE, || get(red, first, UNANSWERED).is_err().then_some(()));
     red.assert_hostname_served();
     blue.assert_hostname_served();
 }

@@ -39,7 +39,7 @@ fn ask_at_once(process: &AgentProcess, from: &[(&Tenant, SocketAddr)]) {
         let all = from.len() as u64;
         let open = wait::poll(PATIENCE, || (process.count(OPEN) == all).then_some(()));
         together.wait();
-        open.expect("the agent has all connections at once");
+        open.expect("the agent has all connections open");
     });
 }
 
@@ -149,7 +149,7 @@ fn syn_cookie_handshakes_are_served_and_forged_acks_are_not() {
     let mut frame = Vec::new();
     ack.write(&mut frame, &[]).expect("a vector takes all");
     wire.send(&frame);
-    wait::until("the guess is left alone", PATIENCE, || {
+    wait::until("the forged ACK is passed on", PATIENCE, || {
         (scene.process.packets(Reason::ForeignConnection) > foreign).then_some(())
     });
 }

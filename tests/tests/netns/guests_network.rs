@@ -171,8 +171,8 @@ fn nothing_remains_of_a_guest_that_left() {
         drop(guest);
         wait::until("it is detached", PATIENCE, || (attachments() == Some(0)).then_some(()));
     }
-    let said = process.output();
-    assert!(said.contains("let go") && !said.contains("stays behind"), "{said}");
+    let log = process.output();
+    assert!(log.contains("let go") && !log.contains("stays behind"), "{log}");
     // `detach` must not find anything either.
     process.kill9();
     agent.detach();

@@ -96,7 +96,7 @@ fn user_data_arrives_byte_for_byte() {
             let answer = guest.connect().request("GET", path, &accepting, b"").expect("an answer");
             assert_eq!(answer.header("content-length"), Some(bytes.len().to_string().as_str()));
             assert_eq!(answer.header("content-encoding"), None);
-            assert!(answer.body == bytes, "{path}: other bytes than Nova sent");
+            assert!(answer.body == bytes, "{path}: the body differs from the body of Nova");
         }
     }
 }
@@ -108,7 +108,10 @@ fn a_mebibyte_arrives_byte_for_byte() {
     let bytes = noise(1024 * 1024);
     nova.set_mode(Mode::Fixed(Answer::new(200, "application/octet-stream", bytes.clone())));
     for guest in [red, blue] {
-        assert!(guest.get("/openstack/latest/user_data").body == bytes, "other bytes than Nova sent");
+        assert!(
+            guest.get("/openstack/latest/user_data").body == bytes,
+            "the body differs from the body of Nova"
+        );
     }
 }
 

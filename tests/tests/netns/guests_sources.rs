@@ -33,7 +33,7 @@ fn an_unknown_guest_is_held_then_deferred_then_refused() {
     connection.stream().set_nonblocking(false).expect("wait again");
 
     let answer = connection.receive().expect("an answer");
-    assert!(asked_at.elapsed() >= SHORT_HOLD, "held for {:?} only", asked_at.elapsed());
+    assert!(asked_at.elapsed() >= SHORT_HOLD, "held for only {:?}", asked_at.elapsed());
     assert_eq!((answer.status, answer.header("retry-after")), (503, Some("1")));
     let refused = wait::until("the grace is over", PATIENCE, || {
         let answer = red.get(HOSTNAME);

@@ -69,7 +69,7 @@ fn guests_with_one_address_are_told_apart_by_their_haproxy() {
         let over_ipv6 = tenant.get_v6(HOSTNAME);
         assert_eq!((over_ipv6.status, over_ipv6.text()), (200, tenant.hostname().as_str()));
     }
-    assert!(process.attachments().is_empty(), "the guests' packets are left alone");
+    assert!(process.attachments().is_empty(), "the guests' packets are passed on");
     let received: Vec<_> =
         nova.requests().iter().map(|asked| asked.header("x-forwarded-for").expect("an address")).collect();
     assert_eq!(received[0], "10.0.0.5");
@@ -216,9 +216,9 @@ fn a_running_agent_keeps_its_socket() {
     let neutrons = UnixListener::bind(shared.socket()).expect("Neutron's own agent");
     let process = agent.spawn(&[]);
     assert!(!process.wait_exit(PATIENCE).success());
-    let said = process.output();
+    let log = process.output();
     let clear = format!("another agent answers on {}; stop it first", shared.socket().display());
-    assert!(said.contains(&clear), "{said}");
+    assert!(log.contains(&clear), "{log}");
     assert!(shared.socket().exists());
     drop(neutrons);
 }

@@ -21,7 +21,7 @@ struct Lab {
 impl Lab {
     fn new(test: &str) -> Self {
         let name = format!("{test}{}", process::id());
-        let folder = tempfile::tempdir().expect("make a folder");
+        let folder = tempfile::tempdir().expect("create a folder");
         let lab = Self { before: machine(&name), name, folder };
         fs::write(lab.placeholder(), "#!/bin/sh\n[ \"$1\" = detach ] || exec tail -f /dev/null\n")
             .expect("write the placeholder");
@@ -81,7 +81,7 @@ fn a_lab_whose_agent_fails_reports_it_and_cleans_up() {
     let output = lab.command("/bin/false").output().expect("run the lab");
     assert_eq!(output.status.code(), Some(1), "{}", text_of(&output));
     assert!(
-        text_of(&output).contains("the agent ended before it was ready: exit status: 1"),
+        text_of(&output).contains("the agent exited before it was ready: exit status: 1"),
         "{}",
         text_of(&output)
     );

@@ -36,7 +36,7 @@ fn requests_in_flight_finish_while_new_ones_bypass_the_agent() {
                 });
                 assert_eq!(answer.text(), format!("{}{}", legacy::GREETING, network.id), "{mode}");
             }
-            assert!(process.exited().is_none(), "the agent waits for what is in flight");
+            assert!(process.exited().is_none(), "the agent waits for requests in flight");
             tenants.nova.set_mode(Mode::Serve);
             for request in in_flight {
                 request.join().expect("the request in flight is served");
@@ -122,8 +122,8 @@ fn an_agent_that_loses_its_portal_reports_it_and_cleans_up() {
     let process = agent.start();
     tenants.host.netns().run(&["ip", "link", "del", "md-portal"]);
     assert_eq!(process.wait_exit(PATIENCE).code(), Some(1));
-    let said = "the portal's interface ended by itself";
-    wait::until("it reported the reason", PATIENCE, || process.output().contains(said).then_some(()));
+    let reason = "the portal's interface ended by itself";
+    wait::until("it reported the reason", PATIENCE, || process.output().contains(reason).then_some(()));
     before.assert_same(&HostState::capture(&tenants.host));
     let next = agent.start();
     tenants.assert_served();

@@ -88,7 +88,7 @@ fn a_hundred_interfaces_are_attached_and_detached_at_once() {
         let all = own.iter().copied().chain(names.iter().map(String::as_str));
         let ids: BTreeSet<u64> = process.wait_for_attachments(all).into_values().collect();
         eprintln!("{mode}: 100 interfaces created within {made:?}, attached within {:?}", began.elapsed());
-        assert_eq!(ids.len(), 102, "every attachment has an id of its own");
+        assert_eq!(ids.len(), 102, "every attachment has its own id");
         assert_eq!(known(&tenants.host), (102, 102));
         tenants.assert_served();
 

@@ -228,14 +228,14 @@ fn pins_of_another_abi_are_rebuilt() {
     let other_version = |crashed: &Crashed| {
         let config = MapData::from_pin(crashed.pin(names::CONFIG)).expect("open MD_CONFIG");
         let mut config = Array::<_, Settings>::try_from(Map::Array(config)).expect("read MD_CONFIG");
-        let settings = config.get(&0, 0).expect("its one element");
+        let settings = config.get(&0, 0).expect("its only element");
         let settings = Settings { abi_version: settings.abi_version + 1, ..settings };
         config.set(0, settings, 0).expect("write MD_CONFIG");
     };
     let other_size = |crashed: &Crashed| {
         let pin = crashed.pin(names::CONFIG);
         fs::remove_file(&pin).expect("remove a pin");
-        Array::<MapData, u64>::create(1, 0).expect("make a map").pin(&pin).expect("pin it");
+        Array::<MapData, u64>::create(1, 0).expect("create a map").pin(&pin).expect("pin it");
     };
     let no_map = |crashed: &Crashed| fs::remove_file(crashed.pin(names::CONFIG)).expect("remove a pin");
     let olds: [(&str, HostChange<'_>); 3] =

@@ -40,7 +40,7 @@ fn correct_answers_are_counted_and_timed() {
         assert_eq!(tally.failed(), 0, "{style:?}: {:?}", tally.first_failure);
         assert!(tally.in_time > 0, "{style:?}");
         let late = tally.latencies.len() as u64 - tally.in_time;
-        assert!(late <= 3, "{style:?}: at most one answer a connection is late, not {late}");
+        assert!(late <= 3, "{style:?}: at most one late response per connection, not {late}");
         assert!(tally.latencies.is_sorted(), "{style:?}");
         assert!(tally.quantile(0.5) > Duration::ZERO && tally.cpu > Duration::ZERO, "{style:?}");
     }

@@ -114,7 +114,7 @@ fn ipv6_guests_of_two_routers_get_their_own_metadata() {
         assert!(answer.text().contains(&guest.port.instance.to_string()), "{}", answer.text());
         assert_served(guest);
     }
-    assert_eq!(process.packets(Reason::Reply), 0, "answers go by the namespaces' own neighbour tables");
+    assert_eq!(process.packets(Reason::Reply), 0, "replies use the namespaces\' own neighbour tables");
     assert!(process.packets(Reason::RoutedReply) > 0);
 }
 

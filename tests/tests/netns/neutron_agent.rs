@@ -99,13 +99,13 @@ fn a_guest_is_served_by_its_network_alone() {
 fn a_password_and_every_status_pass() {
     let site = Site::known();
     let neutron = NeutronAgent::start(&site.socket, |asked| match asked.line.split_once(" /") {
-        Some((_, status)) => Answer::text(status.parse().expect("a status"), "said"),
+        Some((_, status)) => Answer::text(status.parse().expect("a status"), "a body"),
         None => Answer::text(400, "no path"),
     });
     let red = &site.tenants.red;
     for status in [200, 403, 404, 409, 429, 500, 503] {
         let answer = red.get(&format!("/{status}"));
-        assert_eq!((answer.status, answer.text(), answer.header("retry-after")), (status, "said", None));
+        assert_eq!((answer.status, answer.text(), answer.header("retry-after")), (status, "a body", None));
     }
     assert_eq!(red.post("/200", b"hunter2").status, 200);
     // It reads once: a body that does not arrive together with the head is lost.

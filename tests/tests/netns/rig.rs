@@ -91,7 +91,7 @@ fn a_host_state_has_filters_routes_neighbours_and_pins() {
     host.netns().ip("address add 192.0.2.1/24 dev tap0\n\
          neighbour add 192.0.2.2 lladdr fa:16:3e:00:00:02 nud permanent dev tap0\n\
          route add fd00::/64 dev tap0");
-    fs::create_dir(host.bpffs().join("pinned")).expect("make a folder on the BPF file system");
+    fs::create_dir(host.bpffs().join("pinned")).expect("create a folder on the BPF file system");
     let diff = before.diff(&HostState::capture(&host));
     for fact in [
         "qdisc",

@@ -85,8 +85,9 @@ impl World {
     }
 
     fn until(&self, what: &str, fits: impl Fn() -> bool) {
-        wait::poll(RECOVERY, || fits().then_some(()))
-            .unwrap_or_else(|| panic!("never: {what}\n{}\n{}", self.process.state(), self.process.output()));
+        wait::poll(RECOVERY, || fits().then_some(())).unwrap_or_else(|| {
+            panic!("timed out waiting until {what}\n{}\n{}", self.process.state(), self.process.output())
+        });
     }
 
     fn assert_served_as(&self, guest: &Guest, port: &Port) {
@@ -141,7 +142,7 @@ fn neutron_settles_a_dispute_if_it_agrees_with_one_side() {
     let refused = world.plug(&other, None);
     world.until("Neutron is queried about it", || world.plane.neutron.port_questions().len() > asked);
     let tap = other.tap();
-    world.until("its word is among the claims", || {
+    world.until("its record is among the claims", || {
         world.attachment(&tap)["identity"] == "disputed"
             && world.process.output().contains(&third.instance.to_string())
     });
@@ -192,7 +193,7 @@ fn a_successor_on_the_same_tap_never_gets_the_old_data() {
     domain::write(&world.agent.libvirt_dir(), &next);
     assert!(ask());
     domain::remove(&world.agent.libvirt_dir(), &old);
-    world.until("libvirt is over it", || {
+    world.until("libvirt has recovered", || {
         let state = world.process.state();
         let sources = state["sources"].as_array().expect("sources").clone();
         sources.iter().any(|one| one["source"] == "libvirt" && one["ports"] == 1)

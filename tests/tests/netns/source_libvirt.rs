@@ -60,7 +60,7 @@ impl World {
             (last["identity"] == identity).then(|| last.clone())
         });
         found.unwrap_or_else(|| {
-            panic!("{} never was {identity}: {last}\n{}", port.tap(), self.process.output())
+            panic!("{} did not become {identity}: {last}\n{}", port.tap(), self.process.output())
         })
     }
 
@@ -123,7 +123,7 @@ fn outgoing_and_incoming_migrations_are_followed() {
     // file.
     let file = |name: &str| world.libvirt.state_dir().join(name);
     let name = format!("instance-{}", &port.instance.to_string()[..8]);
-    let real = fs::read_to_string(file(&format!("{name}.xml"))).expect("what libvirtd wrote");
+    let real = fs::read_to_string(file(&format!("{name}.xml"))).expect("the file of libvirtd");
     let other = world.port(6);
     let text = [
         (port.instance.to_string(), other.instance.to_string()),
@@ -133,11 +133,11 @@ fn outgoing_and_incoming_migrations_are_followed() {
     ]
     .iter()
     .fold(real, |text, (own, others)| text.replace(own, others));
-    assert!(text.contains("<domstatus state='paused' reason="), "as one that still comes in: {text}");
+    assert!(text.contains("<domstatus state='paused' reason="), "the domain is incoming: {text}");
     fs::write(file("incoming.xml.new"), &text).expect("write a file");
     let half = &text[..text.len() / 2];
     fs::write(file("incoming.xml"), half).expect("write half a file");
-    wait::until("the half is named", PATIENCE, || {
+    wait::until("the incomplete file is reported", PATIENCE, || {
         world.source()["faults"]["incoming.xml"].is_string().then_some(())
     });
     world.until_known(&port, &port);

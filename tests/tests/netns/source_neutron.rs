@@ -85,7 +85,7 @@ fn vlan(process: &AgentProcess, guest: &Guest, tag: u64) -> Option<Value> {
 fn until_identity(process: &AgentProcess, guest: &Guest, wanted: &str) {
     let found = wait::poll(RECOVERY, || (attachment(process, guest)["identity"] == wanted).then_some(()));
     found.unwrap_or_else(|| {
-        panic!("{} never was {wanted}\n{}\n{}", guest.tap, process.state(), process.output())
+        panic!("{} did not become {wanted}\n{}\n{}", guest.tap, process.state(), process.output())
     });
 }
 
@@ -136,7 +136,7 @@ fn neutron_is_polled_and_never_queried_per_request() {
 
     // Neutron's own port loses our program once Neutron has been queried.
     let dhcp = world.plug(&world.port(7, "network:dhcp"));
-    wait::until("the DHCP port is left alone", RECOVERY, || {
+    wait::until("the DHCP port is passed on", RECOVERY, || {
         process.output().contains("not an instance's port").then_some(())
     });
     assert!(attachment(&process, &dhcp).is_null());

@@ -90,8 +90,9 @@ impl World {
             last = self.attachment(guest);
             (last["identity"] == wanted).then_some(())
         });
-        found
-            .unwrap_or_else(|| panic!("{} never was {wanted}: {last}\n{}", guest.tap, self.process.output()));
+        found.unwrap_or_else(|| {
+            panic!("{} did not become {wanted}: {last}\n{}", guest.tap, self.process.output())
+        });
     }
 
     fn until_metric(&self, series: &str, wanted: f64) {
@@ -245,7 +246,7 @@ fn a_restarted_ovsdb_server_does_not_disturb_guests() {
     world.ovsdb.plug(&other, Plug::Direct);
     world.assert_refused(&stays, "disputed");
     // libvirt alone still identifies the second port, but nothing remains of its row.
-    wait::until("the row that vanished is forgotten", PATIENCE, || {
+    wait::until("the deleted row is forgotten", PATIENCE, || {
         (world.attachment(&leaves)["port"]["network"].is_null()).then_some(())
     });
     assert_eq!(leaves.get(HOSTNAME).status, 200);
@@ -303,21 +304,21 @@ fn a_server_that_sends_garbage_affects_no_other_source() {
     world.ovsdb.plug(&guest.port, Plug::Direct);
     world.assert_served(&guest);
     world.ovsdb.stop();
-    fs::remove_file(world.ovsdb.socket()).expect("remove what the server left");
+    fs::remove_file(world.ovsdb.socket()).expect("remove the server's socket");
     let listener = UnixListener::bind(world.ovsdb.socket()).expect("take the server's place");
     let garbage = thread::spawn(move || {
         for answer in ["HTTP/1.1 400 Bad Request\r\n\r\n", "{\"id\": 1, \"result\": [\"Open_vSw", "{\"id\":}"]
         {
-            let (mut stream, _) = listener.accept().expect("the agent comes");
+            let (mut stream, _) = listener.accept().expect("the agent connects");
             stream.set_read_timeout(Some(PATIENCE)).expect("a deadline");
             assert!(stream.read(&mut [0; 1024]).expect("its request") > 0);
             stream.write_all(answer.as_bytes()).expect("answer it");
         }
     });
-    garbage.join().expect("the agent came thrice");
+    garbage.join().expect("the agent connected three times");
     world.until_metric(FAULTS, 1.0);
     world.assert_served(&guest);
-    fs::remove_file(world.ovsdb.socket()).expect("remove the place of garbage");
+    fs::remove_file(world.ovsdb.socket()).expect("remove the impostor\'s socket");
     world.ovsdb.restart();
     world.until_metric(FAULTS, 0.0);
     world.assert_served(&guest);

@@ -69,7 +69,7 @@ impl World {
             last = self.attachment(&port.tap());
             (last["ifindex"] == index && last["identity"] == wanted).then_some(())
         });
-        found.unwrap_or_else(|| panic!("never {wanted}: {last}\n{}", self.process.output()));
+        found.unwrap_or_else(|| panic!("timed out waiting for {wanted}: {last}\n{}", self.process.output()));
     }
 
     fn assert_served(&self, guest: &Guest, port: &Port) {

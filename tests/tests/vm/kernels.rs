@@ -46,8 +46,8 @@ mod inside {
             let verified = program.verified_instruction_count();
             let name = program.name_as_str().unwrap();
             println!("{major}.{minor} {name} {copy}: {translated} instructions, {verified:?} verified");
-            assert!(translated < 4_608, "{name} {copy} grew");
-            assert!(verified.unwrap_or(0) < 100_000, "{name} has become a tenth of what a verifier takes");
+            assert!(translated < 4_608, "{name} {copy} is too large");
+            assert!(verified.unwrap_or(0) < 100_000, "{name} is a tenth of the limit of the verifier");
         }
     }
 
@@ -140,10 +140,10 @@ fn linux_6_12_serves() {
 
 fn serves(metapackage: &str, bullseye: bool, version: &str) {
     let kernel = KernelUnderTest::prepare(metapackage, bullseye).unwrap();
-    let said = kernel.run_this_test("kernels::inside:: --test-threads=1 --nocapture").unwrap();
-    assert!(said.lines().any(|line| line.starts_with(version)), "another kernel: {said}");
-    assert!(said.contains("5 passed; 0 failed; 0 ignored"), "{said}");
-    for line in said.lines().filter(|line| line.contains(" instructions, ")) {
+    let output = kernel.run_this_test("kernels::inside:: --test-threads=1 --nocapture").unwrap();
+    assert!(output.lines().any(|line| line.starts_with(version)), "another kernel: {output}");
+    assert!(output.contains("5 passed; 0 failed; 0 ignored"), "{output}");
+    for line in output.lines().filter(|line| line.contains(" instructions, ")) {
         println!("{line}");
     }
 }

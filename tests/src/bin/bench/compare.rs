@@ -170,15 +170,22 @@ mod tests {
     use super::*;
     use crate::results::tests::rates;
 
-    fn said(old: &[f64], new: &[f64]) -> String {
+    fn comparison_of(old: &[f64], new: &[f64]) -> String {
         Comparison::new(&rates(&[("ours", old)]), &rates(&[("ours", new)])).to_string()
     }
 
     #[test]
     fn ranges_that_do_not_touch_are_a_change() {
-        assert!(said(&[10.0, 11.0, 12.0], &[13.0, 14.0, 15.0]).starts_with("Better, beyond the noise:"));
-        assert!(said(&[13.0, 14.0, 15.0], &[10.0, 11.0, 12.0]).starts_with("Worse, beyond the noise:"));
-        assert_eq!(said(&[10.0, 11.0, 13.0], &[13.0, 14.0, 15.0]), "1 of 1 figures are within the noise.");
+        assert!(
+            comparison_of(&[10.0, 11.0, 12.0], &[13.0, 14.0, 15.0]).starts_with("Better, beyond the noise:")
+        );
+        assert!(
+            comparison_of(&[13.0, 14.0, 15.0], &[10.0, 11.0, 12.0]).starts_with("Worse, beyond the noise:")
+        );
+        assert_eq!(
+            comparison_of(&[10.0, 11.0, 13.0], &[13.0, 14.0, 15.0]),
+            "1 of 1 figures are within the noise."
+        );
     }
 
     #[test]
@@ -189,7 +196,7 @@ mod tests {
 
     #[test]
     fn one_repetition_proves_nothing() {
-        assert!(said(&[10.0], &[20.0]).starts_with("Single repetition"));
+        assert!(comparison_of(&[10.0], &[20.0]).starts_with("Single repetition"));
     }
 
     #[test]
@@ -198,8 +205,8 @@ mod tests {
         new.runs[0].failed = 7;
         new.machine.kernel = "6.18".to_owned();
         new.plan = "shorter".to_owned();
-        let said = Comparison::new(&old, &new).to_string();
-        assert!(said.contains("different machines") && said.contains("different plans"), "{said}");
-        assert!(said.contains("ours: 0 failed, now 7"), "{said}");
+        let text = Comparison::new(&old, &new).to_string();
+        assert!(text.contains("different machines") && text.contains("different plans"), "{text}");
+        assert!(text.contains("ours: 0 failed, now 7"), "{text}");
     }
 }

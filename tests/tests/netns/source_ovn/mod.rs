@@ -90,11 +90,13 @@ impl World {
             last = sources.iter().find(|one| one["source"] == "ovn_southbound")?.clone();
             wanted(&last).then(|| last.clone())
         });
-        found.unwrap_or_else(|| panic!("the source never {what}: {last}\n{}", self.process.output()))
+        found.unwrap_or_else(|| {
+            panic!("timed out waiting until the source {what}: {last}\n{}", self.process.output())
+        })
     }
 
     fn until_sound(&self) -> Value {
-        self.source("was sound", |state| state["ready"] == true && state["faults"] == json!({}))
+        self.source("had no errors", |state| state["ready"] == true && state["faults"] == json!({}))
     }
 
     /// Waits until the error of a server contains these words.
@@ -113,7 +115,8 @@ impl World {
             (last["identity"] == "known" && last["port"]["instance"] == port.instance.to_string())
                 .then_some(())
         });
-        known.unwrap_or_else(|| panic!("{} never was known: {last}\n{}", guest.tap, self.process.output()));
+        known
+            .unwrap_or_else(|| panic!("{} was not identified: {last}\n{}", guest.tap, self.process.output()));
         let answer = guest.get(HOSTNAME);
         assert_eq!((answer.status, answer.text()), (200, Instance::from_port(port).hostname().as_str()));
     }
@@ -125,7 +128,7 @@ impl World {
             (last["identity"] == identity).then_some(())
         });
         refused.unwrap_or_else(|| {
-            panic!("{} never was {identity}: {last}\n{}", guest.tap, self.process.output())
+            panic!("{} did not become {identity}: {last}\n{}", guest.tap, self.process.output())
         });
         assert_eq!(guest.get(HOSTNAME).status, 503);
     }

@@ -63,7 +63,10 @@ fn only_rows_of_this_hosts_ports_are_received() {
     let mut foreign = southbound.bind_foreign(&elsewhere, 2_000);
     let world = World::new(&relay.remote());
     world.until_sound();
-    assert!(!relay.recorded().contains("logical_port"), "a row came though no port is here");
+    assert!(
+        !relay.recorded().contains("logical_port"),
+        "a row was received although no port is on this host"
+    );
 
     let [first, second] = [5, 6].map(|last| world.guest(last));
     for guest in [&first, &second] {
@@ -72,18 +75,18 @@ fn only_rows_of_this_hosts_ports_are_received() {
     }
     foreign.extend(southbound.bind_foreign(&elsewhere, 100));
     world.network.host().netns().ip(&format!("link del {}", second.tap));
-    world.source("let the row go", |state| state["ports"] == 1);
+    world.source("dropped the row", |state| state["ports"] == 1);
     // The condition has changed and still does not select rows of other hosts.
     foreign.extend(southbound.bind_foreign(&elsewhere, 100));
     southbound.set_external_ids(&first.port, &[("neutron:device_id", &Uuid::new_v4().to_string())]);
     world.assert_refused(&first, "disputed");
-    let said = relay.recorded();
+    let traffic = relay.recorded();
     for guest in [&first, &second] {
-        assert!(said.contains(&guest.port.id.to_string()));
+        assert!(traffic.contains(&guest.port.id.to_string()));
     }
-    let strangers = foreign.iter().filter(|port| said.contains(&port.to_string())).count();
-    assert_eq!((strangers, foreign.len()), (0, 2_200));
-    assert!(said.len() < 16 * 1024, "{} bytes came: {said}", said.len());
+    let received = foreign.iter().filter(|port| traffic.contains(&port.to_string())).count();
+    assert_eq!((received, foreign.len()), (0, 2_200));
+    assert!(traffic.len() < 16 * 1024, "{} bytes were received: {traffic}", traffic.len());
 }
 
 /// The host keeps it until it becomes an instance's port.

@@ -31,11 +31,15 @@ fn another_cluster_member_takes_over_unless_partitioned() {
         let found: Vec<_> = (0..3).filter(|index| relays[*index].recorded().contains(&id)).collect();
         found
     };
-    let [used] = speaks_of(&first)[..] else { panic!("of one member: {:?}", speaks_of(&first)) };
+    let [used] = speaks_of(&first)[..] else {
+        panic!("expected exactly one member: {:?}", speaks_of(&first))
+    };
     southbound.servers()[used].stop();
     southbound.bind(&second.port);
     world.assert_served(&second);
-    let [next] = speaks_of(&second)[..] else { panic!("of one member: {:?}", speaks_of(&second)) };
+    let [next] = speaks_of(&second)[..] else {
+        panic!("expected exactly one member: {:?}", speaks_of(&second))
+    };
     assert_ne!(next, used);
     world.until_sound();
 
@@ -73,7 +77,7 @@ fn a_restarted_southbound_server_does_not_disturb_guests() {
     }
     // A removed interface takes its row with it, with or without a server.
     world.network.host().netns().ip(&format!("link del {}", leaves.tap));
-    world.source("let the row go", |state| state["ports"] == 1);
+    world.source("dropped the row", |state| state["ports"] == 1);
 
     southbound.servers()[0].replace();
     southbound.servers()[0].start(None);
@@ -86,7 +90,7 @@ fn a_restarted_southbound_server_does_not_disturb_guests() {
 
 /// Answers the first message of the next client with these bytes and disconnects.
 fn answer_next(listener: &UnixListener, answer: &[u8]) {
-    let (mut stream, _) = listener.accept().expect("the agent comes");
+    let (mut stream, _) = listener.accept().expect("the agent connects");
     stream.set_read_timeout(Some(PATIENCE)).expect("a deadline");
     stream.set_write_timeout(Some(PATIENCE)).expect("a deadline");
     assert!(stream.read(&mut [0; 1024]).expect("its request") > 0);
@@ -104,7 +108,7 @@ fn a_server_that_sends_garbage_is_a_cheap_error() {
     let before = peak_memory(world.process.pid());
     let socket = southbound.servers()[0].socket();
     southbound.servers()[0].stop();
-    fs::remove_file(&socket).expect("remove what the server left");
+    fs::remove_file(&socket).expect("remove the server's socket");
     let impostor = UnixListener::bind(&socket).expect("take the server's place");
     let mut endless = b"{\"id\": 1, \"result\": \"".to_vec();
     endless.resize(100 << 20, b'x');
@@ -120,10 +124,10 @@ fn a_server_that_sends_garbage_is_a_cheap_error() {
         world.until_fault(wanted);
     }
     let grown = peak_memory(world.process.pid()) - before;
-    assert!(grown < 32 << 20, "{grown} bytes for nothing");
+    assert!(grown < 32 << 20, "the agent grew by {grown} bytes");
     world.assert_served(&guest);
     drop(impostor);
-    fs::remove_file(&socket).expect("leave the server's place");
+    fs::remove_file(&socket).expect("remove the impostor\'s socket");
     southbound.servers()[0].start(None);
     world.until_sound();
     world.assert_served(&guest);

@@ -1,5 +1,6 @@
 //! Millions of generated frames, through the kernel and through the host build.
 //! `DIFFERENTIAL_FRAMES` and `DIFFERENTIAL_SEED` change their number and the seed.
+
 use std::env;
 
 use metadata_tests::packets::differential::decide_alike;

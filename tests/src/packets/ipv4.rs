@@ -1,0 +1,330 @@
+//! The rows of IPv4 and ARP, and of traffic that is not metadata traffic.
+
+use metadata_ebpf::from_guest::METADATA_MAC;
+use metadata_ebpf::identity::METADATA_IPV4;
+use metadata_ebpf::reason::Reason;
+
+use super::frames::{Segment, answer, arp, arp_answer, echo, patched, udp};
+use super::{
+    ATTACHMENT, Case, GUEST_IP, GUEST_MAC, KNOWN_CLIENT, NORMAL, ROUTER_MAC, State, UNKNOWN_PORT, answered,
+    identity_of, refused, row, undelivered,
+};
+
+pub(super) fn cases() -> Vec<Case> {
+    let mut cases = untouched();
+    cases.extend(served());
+    cases.extend(passed_on());
+    cases.extend(dropped());
+    cases.extend(out_of_the_portal());
+    cases
+}
+
+/// Frames that are not metadata traffic: no reason, no counter, no change.
+fn untouched() -> Vec<Case> {
+    let bystander = |name, frame| row(name, NORMAL, frame, None, None);
+    let syn_to = |address: [u8; 4]| Segment::syn().with(|s| s.ip.destination = address).frame();
+    vec![
+        bystander("TCP to another address", syn_to([10, 0, 0, 1])),
+        bystander("TCP to a neighbour of the address", syn_to([169, 254, 169, 253])),
+        bystander("TCP to another port", Segment::syn().with(|s| s.tcp.destination_port = 443).frame()),
+        bystander("UDP to port 80", udp()),
+        bystander(
+            "an echo reply to the address",
+            echo(GUEST_IP, METADATA_IPV4, (GUEST_MAC, ROUTER_MAC), true),
+        ),
+        bystander(
+            "an echo request to another",
+            echo(GUEST_IP, [10, 0, 0, 1], (GUEST_MAC, ROUTER_MAC), false),
+        ),
+        bystander("ARP for another address", arp(1, GUEST_MAC, GUEST_IP, [10, 0, 0, 1])),
+        bystander("an ARP reply to the address", arp(2, GUEST_MAC, GUEST_IP, METADATA_IPV4)),
+        bystander(
+            "ARP of another hardware",
+            patched(arp(1, GUEST_MAC, GUEST_IP, METADATA_IPV4), 14, &[0, 6]),
+        ),
+        bystander(
+            "a frame shorter than any of ours",
+            arp(1, GUEST_MAC, GUEST_IP, METADATA_IPV4)[..41].to_vec(),
+        ),
+        bystander("a second VLAN tag inside the frame", {
+            let frame = Segment::syn().frame();
+            [&frame[..12], &[0x81, 0, 0, 5], &frame[12..]].concat()
+        }),
+    ]
+}
+
+fn served() -> Vec<Case> {
+    let opens = |name, state, segment: Segment| {
+        row(name, state, segment.clone().frame(), Some(Reason::ConnectionOpened), Some(segment.in_portal()))
+    };
+    let goes_on = |name, segment: Segment| {
+        row(name, NORMAL, segment.clone().frame(), Some(Reason::Segment), Some(segment.in_portal()))
+    };
+    let arp_answered = |name, state, sender| {
+        let request = arp(1, GUEST_MAC, sender, METADATA_IPV4);
+        row(name, state, request, Some(Reason::ArpReply), Some(arp_answer(sender)))
+    };
+    let answer = || echo(METADATA_IPV4, GUEST_IP, (ROUTER_MAC, GUEST_MAC), true);
+    let request = || echo(GUEST_IP, METADATA_IPV4, (GUEST_MAC, ROUTER_MAC), false);
+    vec![
+        opens("a SYN", NORMAL, Segment::syn()),
+        opens("a SYN of a known client", KNOWN_CLIENT, Segment::syn()),
+        opens(
+            "a SYN of a known client when no other may come",
+            State { client_quota: 1, ..KNOWN_CLIENT },
+            Segment::syn(),
+        ),
+        opens("a SYN of a port that no source knows", UNKNOWN_PORT, Segment::syn()),
+        opens(
+            "a SYN with ECN",
+            NORMAL,
+            Segment::syn().with(|s| {
+                s.ip.ecn = etherparse::IpEcn::TWO;
+                s.tcp.ece = true;
+                s.tcp.cwr = true;
+            }),
+        ),
+        opens(
+            "a SYN with DSCP and a low TTL",
+            NORMAL,
+            Segment::syn().with(|s| {
+                s.ip.dscp = etherparse::IpDscp::try_new(46).expect("a DSCP");
+                s.ip.time_to_live = 1;
+            }),
+        ),
+        opens("a SYN with data", NORMAL, Segment::syn().with(|s| s.payload = b"GET".to_vec())),
+        opens(
+            "a SYN to the MAC address of our ARP answer",
+            NORMAL,
+            Segment::syn().with(|s| s.ethernet.destination = METADATA_MAC),
+        ),
+        goes_on("a bare ACK", Segment::data(&[])),
+        goes_on("a request", Segment::data(b"GET / HTTP/1.1\r\n\r\n")),
+        goes_on("a segment of odd length", Segment::data(b"odd")),
+        goes_on("a segment of a full frame", Segment::data(&[0x5a; 1446])),
+        goes_on("a FIN", Segment::data(&[]).with(|s| s.tcp.fin = true)),
+        goes_on(
+            "a RST",
+            Segment::data(&[]).with(|s| (s.tcp.rst, s.tcp.ack, s.tcp.psh) = (true, false, false)),
+        ),
+        arp_answered("ARP for the address", NORMAL, GUEST_IP),
+        arp_answered("an ARP probe, before the guest has an address", NORMAL, [0; 4]),
+        arp_answered("ARP of a port that no source knows", UNKNOWN_PORT, GUEST_IP),
+        row("an echo request", NORMAL, request(), Some(Reason::EchoReply), Some(answer())),
+        row(
+            "an echo request of a port that no source knows",
+            UNKNOWN_PORT,
+            request(),
+            Some(Reason::EchoReply),
+            Some(answer()),
+        ),
+    ]
+}
+
+fn mutated(name: &'static str, mutate: fn(&mut Segment), reason: Reason) -> Case {
+    refused(name, NORMAL, Segment::syn().with(mutate).frame(), reason)
+}
+
+fn syn() -> Vec<u8> {
+    Segment::syn().frame()
+}
+
+fn passed_on() -> Vec<Case> {
+    absent_or_foreign().into_iter().chain(unclear()).collect()
+}
+
+/// Frames without an agent, or frames that belong to others.
+fn absent_or_foreign() -> Vec<Case> {
+    let dead = State { alive: false, ..NORMAL };
+    let unheard = State { listening: false, ..NORMAL };
+    let arp_request = || arp(1, GUEST_MAC, GUEST_IP, METADATA_IPV4);
+    vec![
+        refused("a SYN while the heartbeat is stale", dead, syn(), Reason::AgentAbsent),
+        refused("ARP while the heartbeat is stale", dead, arp_request(), Reason::AgentAbsent),
+        refused(
+            "a segment while the heartbeat is stale",
+            dead,
+            Segment::data(b"x").frame(),
+            Reason::AgentAbsent,
+        ),
+        refused("a SYN without a listener", unheard, syn(), Reason::AgentAbsent),
+        refused(
+            "a SYN from an interface that is not attached",
+            State { attached: false, ..NORMAL },
+            syn(),
+            Reason::NotAttached,
+        ),
+        refused(
+            "a segment of a connection that is not ours",
+            NORMAL,
+            Segment::data(b"x").with(|s| s.tcp.source_port = 5).frame(),
+            Reason::ForeignConnection,
+        ),
+        refused(
+            "the same from a client that we know",
+            KNOWN_CLIENT,
+            Segment::data(b"x").with(|s| s.tcp.source_port = 5).frame(),
+            Reason::ForeignConnection,
+        ),
+        refused(
+            "SYN and ACK of a connection that is not ours",
+            NORMAL,
+            Segment::syn().with(|s| s.tcp.ack = true).frame(),
+            Reason::ForeignConnection,
+        ),
+        refused(
+            "SYN and FIN",
+            NORMAL,
+            Segment::syn().with(|s| s.tcp.fin = true).frame(),
+            Reason::ForeignConnection,
+        ),
+    ]
+}
+
+/// Frames with headers that we cannot or do not translate.
+fn unclear() -> Vec<Case> {
+    vec![
+        mutated(
+            "IPv4 options",
+            |s| s.ip.options = etherparse::Ipv4Options::try_from(&[1, 1, 1, 0][..]).expect("four bytes"),
+            Reason::Ipv4Options,
+        ),
+        mutated("a first fragment", |s| s.ip.more_fragments = true, Reason::Fragment),
+        mutated(
+            "a later fragment",
+            |s| s.ip.fragment_offset = etherparse::IpFragOffset::try_new(8).expect("an offset"),
+            Reason::Fragment,
+        ),
+        refused(
+            "an IP header shorter than five words",
+            NORMAL,
+            patched(syn(), 14, &[0x44]),
+            Reason::Malformed,
+        ),
+        refused(
+            "an IP total length beyond the frame",
+            NORMAL,
+            patched(syn(), 16, &[0x40, 0]),
+            Reason::Malformed,
+        ),
+        refused(
+            "an IP total length within the TCP header",
+            NORMAL,
+            patched(syn(), 16, &[0, 30]),
+            Reason::Malformed,
+        ),
+        refused(
+            "a TCP header shorter than five words",
+            NORMAL,
+            patched(syn(), 46, &[0x40]),
+            Reason::Malformed,
+        ),
+        refused("a TCP header beyond the packet", NORMAL, patched(syn(), 46, &[0xf0]), Reason::Malformed),
+        refused("a frame cut within the TCP header", NORMAL, syn()[..50].to_vec(), Reason::Malformed),
+        refused(
+            "a wrong IP header checksum",
+            NORMAL,
+            patched(syn(), 24, &[0xde, 0xad]),
+            Reason::BadIpv4Checksum,
+        ),
+        mutated("a broadcast frame", |s| s.ethernet.destination = [0xff; 6], Reason::Malformed),
+        mutated(
+            "a group address for source",
+            |s| s.ethernet.source = [1, 0, 0x5e, 0, 0, 5],
+            Reason::Malformed,
+        ),
+    ]
+}
+
+fn dropped() -> Vec<Case> {
+    vec![
+        mutated("a forged MAC address", |s| s.ethernet.source[5] = 6, Reason::ForgedMac),
+        refused(
+            "ARP from a forged MAC address",
+            NORMAL,
+            arp(1, ROUTER_MAC, GUEST_IP, METADATA_IPV4),
+            Reason::ForgedMac,
+        ),
+        mutated("a forged address", |s| s.ip.source = [10, 0, 0, 6], Reason::ForgedAddress),
+        refused(
+            "a forged address in a segment",
+            NORMAL,
+            Segment::data(b"x").with(|s| s.ip.source = [10, 0, 0, 6]).frame(),
+            Reason::ForgedAddress,
+        ),
+        refused(
+            "a forged address in an echo request",
+            NORMAL,
+            echo([10, 0, 0, 6], METADATA_IPV4, (GUEST_MAC, ROUTER_MAC), false),
+            Reason::ForgedAddress,
+        ),
+        refused(
+            "the metadata address for source, on a port that no source knows",
+            UNKNOWN_PORT,
+            Segment::syn().with(|s| s.ip.source = METADATA_IPV4).frame(),
+            Reason::ForgedAddress,
+        ),
+        refused(
+            "a multicast source, on a port that no source knows",
+            UNKNOWN_PORT,
+            Segment::syn().with(|s| s.ip.source = [224, 0, 0, 1]).frame(),
+            Reason::ForgedAddress,
+        ),
+        refused(
+            "an ARP announcement of the address",
+            NORMAL,
+            arp(1, GUEST_MAC, METADATA_IPV4, METADATA_IPV4),
+            Reason::ForgedArp,
+        ),
+        refused(
+            "an ARP reply that claims the address",
+            NORMAL,
+            arp(2, GUEST_MAC, METADATA_IPV4, GUEST_IP),
+            Reason::ForgedArp,
+        ),
+        refused(
+            "a SYN beyond the allowance",
+            State { syn_exhausted: true, ..NORMAL },
+            syn(),
+            Reason::SynRate,
+        ),
+        refused(
+            "a SYN of one client too many",
+            State { client_quota: 0, ..NORMAL },
+            syn(),
+            Reason::ClientQuota,
+        ),
+    ]
+}
+
+fn out_of_the_portal() -> Vec<Case> {
+    let out = || answer(b"HTTP/1.1 200 OK\r\n").0;
+    let to_other = identity_of(ATTACHMENT + 1);
+    let no_answer = |name, offset, bytes: &[u8]| {
+        undelivered(name, KNOWN_CLIENT, patched(out(), offset, bytes), Reason::NotAnAnswer)
+    };
+    vec![
+        answered("an answer", answer(b"HTTP/1.1 200 OK\r\n\r\n")),
+        answered("an empty answer", answer(&[])),
+        answered("an answer of odd length", answer(b"odd")),
+        answered("an answer of a full frame", answer(&[0xa5; 1400])),
+        undelivered("an answer to a client that is not on record", NORMAL, out(), Reason::NoClient),
+        undelivered(
+            "an answer to the same address behind another attachment",
+            KNOWN_CLIENT,
+            patched(out(), 38, &to_other),
+            Reason::NoClient,
+        ),
+        undelivered(
+            "an answer to no identity address",
+            KNOWN_CLIENT,
+            patched(out(), 38, &[0x20, 1]),
+            Reason::NoClient,
+        ),
+        no_answer("a packet from another port", 54, &[0, 81]),
+        no_answer("a packet from another address", 37, &[9]),
+        no_answer("UDP out of the portal", 20, &[17]),
+        no_answer("IPv4 out of the portal", 12, &[8, 0]),
+        no_answer("a payload length beyond the frame", 18, &[0x40, 0]),
+    ]
+}

@@ -140,13 +140,13 @@ mod tests {
     }
 
     #[test]
-    fn ipv4_identity_reads_as_the_design_shows_it() {
+    fn an_ipv4_identity_has_the_documented_format() {
         let client = ClientAddress::ipv4(attachment(1), [10, 0, 0, 5]);
         assert_eq!(Ipv6Addr::from(client.identity()).to_string(), "fd6d:4:0:1::a00:5");
     }
 
     #[test]
-    fn the_portal_and_attachment_zero_are_nobody() {
+    fn the_portal_and_attachment_zero_are_not_clients() {
         assert_eq!(ClientAddress::from_identity(PORTAL_ADDRESS), None);
         let zero: Ipv6Addr = "fd6d:4::a00:5".parse().unwrap();
         assert_eq!(ClientAddress::from_identity(zero.octets()), None);
@@ -167,7 +167,7 @@ mod tests {
         }
 
         #[test]
-        fn whatever_reads_as_a_client_is_its_identity(tail in any::<[u8; 13]>(), family in 0u8..8) {
+        fn a_parsed_client_formats_to_the_same_address(tail in any::<[u8; 13]>(), family in 0u8..8) {
             let mut address = [0; 16];
             address[..2].copy_from_slice(&IDENTITY_PREFIX);
             address[3..].copy_from_slice(&tail);

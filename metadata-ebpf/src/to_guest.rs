@@ -74,7 +74,7 @@ fn reply<S: Skb, W: World>(skb: &mut S, world: &W) -> Result<Outcome, Reason> {
 
 #[inline(always)]
 fn translate_ipv4<S: Skb>(skb: &mut S, ip: &Ipv6Header, guest: [u8; 4]) -> Result<(), SkbError> {
-    let header = Ipv4Header::answer(METADATA_IPV4, guest, ip.payload_len(), ip.traffic_class(), ip.0[7]);
+    let header = Ipv4Header::reply(METADATA_IPV4, guest, ip.payload_len(), ip.traffic_class(), ip.0[7]);
     let difference = wire::checksum_difference(&PORTAL_ADDRESS, &METADATA_IPV4)
         + wire::checksum_difference(&ip.destination(), &guest);
 

@@ -133,7 +133,7 @@ impl Ipv4Header {
     /// Builds the header of a reply that carries `segment_len` bytes of TCP, with its checksum.
     /// Don't Fragment is set, so the identification may be zero (RFC 6864 section 4.1).
     #[inline(always)]
-    pub fn answer(from: [u8; 4], to: [u8; 4], segment_len: u16, tos: u8, ttl: u8) -> Self {
+    pub fn reply(from: [u8; 4], to: [u8; 4], segment_len: u16, tos: u8, ttl: u8) -> Self {
         let [len_high, len_low] = (segment_len + Self::LEN).to_be_bytes();
         let mut header =
             [0x45, tos, len_high, len_low, 0, 0, 0x40, 0, ttl, protocol::TCP, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
@@ -291,10 +291,10 @@ mod tests {
 
     proptest! {
         #[test]
-        fn an_answers_header_is_what_etherparse_would_write(
+        fn a_reply_header_matches_etherparse(
             from in any::<[u8; 4]>(), to in any::<[u8; 4]>(), len in 20u16..65_000, tos in any::<u8>(), ttl in any::<u8>(),
         ) {
-            let header = Ipv4Header::answer(from, to, len, tos, ttl);
+            let header = Ipv4Header::reply(from, to, len, tos, ttl);
             prop_assert!(header.checksum_is_right());
             let slice = Ipv4HeaderSlice::from_slice(&header.0).unwrap();
             prop_assert_eq!(slice.to_header().calc_header_checksum(), slice.header_checksum());
@@ -305,14 +305,14 @@ mod tests {
         }
 
         #[test]
-        fn a_bit_flip_anywhere_spoils_the_header_checksum(bit in 0usize..160, from in any::<[u8; 4]>()) {
-            let mut header = Ipv4Header::answer(from, [10, 0, 0, 5], 20, 0, 64);
+        fn a_bit_flip_invalidates_the_header_checksum(bit in 0usize..160, from in any::<[u8; 4]>()) {
+            let mut header = Ipv4Header::reply(from, [10, 0, 0, 5], 20, 0, 64);
             header.0[bit / 8] ^= 1 << (bit % 8);
             prop_assert!(!header.checksum_is_right());
         }
 
         #[test]
-        fn a_difference_applied_equals_a_sum_made_anew(
+        fn an_applied_difference_equals_a_full_sum(
             old in any::<[u8; 8]>(), new in any::<[u8; 32]>(), rest in any::<[u8; 6]>(),
         ) {
             let before = (!fold(sum(&rest, sum(&old, 0)))).to_ne_bytes();

@@ -39,7 +39,7 @@ pub(super) struct Pins {
     _lock: Option<File>,
 }
 
-/// Record of a filter of ours on a guest's interface, in the namespace of the pins.
+/// Record of our filter on a guest's interface, in the namespace of the pins.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FilterRecord {
     pub index: IfIndex,

@@ -8,7 +8,7 @@ use crate::config::Config;
 use crate::inventory::presence::Presence;
 use crate::inventory::{Event, SourceKind};
 use crate::process::supervisor::CriticalTasks;
-use crate::sources::neutron::{Channels, Lookup};
+use crate::sources::neutron::{Lookup, NeutronChannels};
 use crate::sources::{self, Reporter, SourceState};
 
 /// Inputs of every source.
@@ -87,13 +87,13 @@ impl<'a> SourceTasks<'a> {
 
     fn neutron(&mut self, config: &Config) {
         let Some(settings) = config.neutron_source(self.tasks.clone()) else { return };
-        let (lookup, questions) = Lookup::new();
+        let (lookup, requests) = Lookup::new();
         self.handles.lookup = Some(lookup.clone());
-        let channels = Channels {
+        let channels = NeutronChannels {
             present: self.present.clone(),
             events: self.events.clone(),
             reporter: self.reporter(SourceKind::Neutron),
-            questions,
+            requests,
             lookup,
         };
         let source = sources::neutron::run(settings, channels, self.stop.clone());

@@ -11,7 +11,7 @@ use super::GuestRules;
 use crate::datapath::{Datapath, PortPolicy};
 use crate::directory::{Binding, Owner};
 use crate::ids::{IfIndex, PortId, VlanId};
-use crate::inventory::{Ambiguous, Entry, Port, PortRecord, Subport};
+use crate::inventory::{AmbiguousPortError, Entry, Port, PortRecord, Subport};
 use crate::net::netlink::Link;
 use crate::proxy::UpstreamAuth;
 
@@ -70,14 +70,14 @@ impl Attached {
     pub(super) fn own(
         &mut self,
         index: IfIndex,
-        entry: Result<Option<&Entry>, Ambiguous>,
+        entry: Result<Option<&Entry>, AmbiguousPortError>,
         kernel: &mut Kernel<'_>,
     ) {
         // One that is no instance's is let go with the next snapshot, and not known until then.
         let owner = match entry {
             Ok(Some(entry)) => Owner::from_entry(entry, kernel.introduction),
             Ok(None) => Owner::Unknown,
-            Err(Ambiguous) => Owner::Disputed,
+            Err(AmbiguousPortError) => Owner::Disputed,
         };
         if matches!(owner, Owner::Known { .. } | Owner::OnNetwork { .. }) && owner == self.owner {
             return;

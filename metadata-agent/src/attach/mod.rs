@@ -32,7 +32,7 @@ use crate::datapath::{Datapath, DatapathError, Hook, PortPolicy};
 use crate::directory::{Directory, Owner};
 use crate::ids::IfIndex;
 use crate::inventory::presence::{Presence, Present};
-use crate::inventory::{AddressPrefix, Inventory, Resolution};
+use crate::inventory::{AddressPrefix, Entry, Inventory};
 use crate::net::name_pattern::NamePattern;
 use crate::net::netlink::{HookEvent, Link, LinkEvent, Netlink, NetlinkError};
 use crate::proxy::UpstreamAuth;
@@ -328,7 +328,8 @@ impl Guests {
 
     /// Whether a source says for certain that no instance is behind a link.
     fn is_no_instance(&self, link: &Link) -> bool {
-        self.inventory.load().resolve_at(&link.name, link.index, link.mac) == Resolution::NoInstance
+        let snapshot = self.inventory.load();
+        matches!(snapshot.find_at(&link.name, link.index, link.mac), Ok(Some(Entry::NoInstance(_))))
     }
 
     /// Leaves a link to the host's own path. Whether anything changed.

@@ -125,37 +125,37 @@ impl Config {
         Some(ClientCertificate { certificate, key })
     }
 
-    pub(crate) fn open_vswitch(&self) -> ovsdb::Access {
-        ovsdb::Access {
+    pub(crate) fn open_vswitch(&self) -> ovsdb::OvsdbAccess {
+        ovsdb::OvsdbAccess {
             connection: self.ovsdb_connection.clone(),
             tls: TlsFiles {
                 private_key: self.ovs_ssl_key_file.clone(),
                 certificate: self.ovs_ssl_cert_file.clone(),
                 ca_certificates: self.ovs_ssl_ca_cert_file.clone(),
             },
-            patience: self.ovsdb_connection_timeout,
+            timeout: self.ovsdb_connection_timeout,
         }
     }
 
     /// Returns how to reach OVN's Southbound database, if its servers are configured.
-    pub(crate) fn ovn(&self) -> Option<ovn::Access> {
+    pub(crate) fn ovn(&self) -> Option<ovn::OvnAccess> {
         let probe = Duration::from_millis(self.ovn_ovsdb_probe_interval.into());
-        Some(ovn::Access {
+        Some(ovn::OvnAccess {
             servers: self.ovn_southbound()?.to_vec(),
             tls: TlsFiles {
                 private_key: self.ovn_sb_private_key.clone(),
                 certificate: self.ovn_sb_certificate.clone(),
                 ca_certificates: self.ovn_sb_ca_cert.clone(),
             },
-            patience: self.ovn_ovsdb_connection_timeout,
+            timeout: self.ovn_ovsdb_connection_timeout,
             longest_pause: self.ovn_ovsdb_retry_max_interval,
-            probe: (!probe.is_zero()).then_some(probe),
+            probe_interval: (!probe.is_zero()).then_some(probe),
         })
     }
 
     /// Returns the settings of the Neutron source, if Neutron's API is configured. Its connections run
     /// as `tasks`.
-    pub(crate) fn neutron_source(&self, tasks: TaskTracker) -> Option<neutron::Settings> {
-        Some(neutron::Settings { access: self.neutron()?.clone(), host: self.host_name(), tasks })
+    pub(crate) fn neutron_source(&self, tasks: TaskTracker) -> Option<neutron::NeutronSettings> {
+        Some(neutron::NeutronSettings { access: self.neutron()?.clone(), host: self.host_name(), tasks })
     }
 }

@@ -30,9 +30,9 @@ pub(super) fn access(config: &Config) -> Result<Option<NeutronAccess>, ConfigErr
         endpoint: config.neutron_endpoint_override.clone(),
         region: config.neutron_region_name.clone(),
         interface: config.neutron_interface,
-        authorities: config.neutron_cafile.clone(),
+        ca_certificates: config.neutron_cafile.clone(),
         insecure: config.neutron_insecure,
-        patience: config.neutron_timeout,
+        timeout: config.neutron_timeout,
     }))
 }
 

@@ -16,7 +16,7 @@ use crate::ids::{NetworkId, NetworkOrRouter};
 use crate::inventory::{Entry, Inventory, Port, Snapshot};
 use crate::proxy::{self, ClientQuery, LookupOutcome, PortMatch, UpstreamAuth};
 use crate::sources::SourceState;
-use crate::sources::neutron::{self, Answer, Lookup, Query, Whom};
+use crate::sources::neutron::{self, Lookup, LookupQuery, LookupResult, PortSelector};
 
 /// The ports of this host, by where haproxies meet them.
 #[derive(Debug)]
@@ -92,7 +92,7 @@ impl NeutronLookup {
     }
 
     /// As Neutron's agent does it, the project is the port's.
-    fn found(&self, found: &neutron::Found) -> LookupOutcome {
+    fn found(&self, found: &neutron::InstancePort) -> LookupOutcome {
         let port = Port {
             id: Some(found.port),
             device: None,
@@ -112,16 +112,16 @@ impl NeutronLookup {
 
 impl proxy::ClientLookup for NeutronLookup {
     async fn find(&self, caller: &ClientQuery) -> LookupOutcome {
-        let whom = match caller.mark() {
-            Some(PortMatch::Address(address)) => Whom::Address(address, caller.mac),
-            Some(PortMatch::Mac(mac)) => Whom::Mac(mac),
+        let target = match caller.mark() {
+            Some(PortMatch::Address(address)) => PortSelector::Ip(address, caller.mac),
+            Some(PortMatch::Mac(mac)) => PortSelector::Mac(mac),
             None => return LookupOutcome::NotFound,
         };
-        match self.lookup.ask(Query { scope: caller.scope, whom }).await {
-            Ok(Answer::Instance(found)) => self.found(&found),
-            Ok(Answer::NotAnInstance) => LookupOutcome::NotAnInstance,
-            Ok(Answer::NotFound) => LookupOutcome::NotFound,
-            Ok(Answer::Ambiguous) => LookupOutcome::Ambiguous,
+        match self.lookup.find(LookupQuery { scope: caller.scope, target }).await {
+            Ok(LookupResult::Instance(found)) => self.found(&found),
+            Ok(LookupResult::NotAnInstance) => LookupOutcome::NotAnInstance,
+            Ok(LookupResult::NotFound) => LookupOutcome::NotFound,
+            Ok(LookupResult::Ambiguous) => LookupOutcome::Ambiguous,
             Err(error) => {
                 tracing::debug!(%error, "Neutron cannot tell who asks");
                 LookupOutcome::Unavailable

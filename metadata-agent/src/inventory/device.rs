@@ -1,4 +1,4 @@
-//! The names of kernel interfaces, and the one that Nova gives the tap of a port.
+//! Names of kernel interfaces, and the name that Nova gives the tap of a port.
 
 use std::borrow::Borrow;
 use std::fmt;
@@ -9,11 +9,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::ids::PortId;
 
-/// Not usable as the name of a kernel interface.
+/// The text is not a valid name of a kernel interface.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{text:?} is not an interface name: 1 to 15 visible ASCII characters without `/` and `:`")]
 pub struct DeviceNameError {
-    /// What was given.
     pub text: String,
 }
 
@@ -23,13 +22,13 @@ pub struct DeviceNameError {
 pub struct DeviceName(Arc<str>);
 
 impl DeviceName {
-    /// The tap that Nova makes for a port: `tap` and the first eleven characters of the port id.
+    /// Returns the name of the tap that Nova creates for a port: `tap` and the first eleven
+    /// characters of the port id.
     #[must_use]
-    pub fn tap_of(port: &PortId) -> Self {
+    pub fn from_port_id(port: &PortId) -> Self {
         Self(format!("tap{}", port.device_suffix()).into())
     }
 
-    /// The name as text.
     pub fn as_str(&self) -> &str {
         &self.0
     }
@@ -38,7 +37,7 @@ impl DeviceName {
 impl FromStr for DeviceName {
     type Err = DeviceNameError;
     fn from_str(text: &str) -> Result<Self, DeviceNameError> {
-        // dev_valid_name() of the kernel, narrowed to ASCII that can be printed.
+        // Like the kernel's dev_valid_name(), but limited to printable ASCII.
         let fits = (1..=15).contains(&text.len()) && text != "." && text != "..";
         if fits && text.bytes().all(|b| b.is_ascii_graphic() && b != b'/' && b != b':') {
             Ok(Self(text.into()))
@@ -84,7 +83,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_device_name_is_what_the_kernel_takes() {
+    fn a_device_name_is_one_that_the_kernel_accepts() {
         assert_eq!("tap3f2a9d10-77".parse::<DeviceName>().unwrap().as_str(), "tap3f2a9d10-77");
         for bad in ["", ".", "..", "a/b", "a:1", "a b", "a\n", "0123456789abcdef", "\u{fc}"] {
             assert!(bad.parse::<DeviceName>().is_err(), "{bad:?}");

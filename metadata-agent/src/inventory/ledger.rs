@@ -1,10 +1,11 @@
-//! Who said what, and of which port.
+//! Records of all sources, indexed by port.
 //!
-//! The ledger takes events in any order and settles, per batch, only the ports and names that they touch. What
-//! follows is a function of the last event of each key, never of the order in which keys came.
+//! The ledger accepts events in any order and recomputes, per batch, only the affected ports and
+//! names. The result depends on the last event of each key, not on the order of the keys.
 //!
-//! Records belong to one port if they bear the same port id. A record without an id belongs to the port that its
-//! device names: the one that another source places there, or the one whose tap Nova would call so.
+//! Records with the same port id belong to one port. A record without an id belongs to the port of
+//! its device: the port that another source places on the device or, failing that, the port whose
+//! tap Nova gives this name.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::hash::Hash;
@@ -12,16 +13,17 @@ use std::sync::Arc;
 
 use tracing::{info, warn};
 
-use super::claim::{Claim, combine, subports};
 use super::device::DeviceName;
+use super::merge::{Claim, merge, subports};
 use super::port::{Event, PortRecord, SourceKind};
-use super::snapshot::{Answering, Entry, PortKey, Snapshot};
+use super::shards::Replaced;
+use super::snapshot::{Candidate, Entry, PortKey, Snapshot};
 use crate::ids::{IfIndex, PortId};
 
-/// The state behind the snapshots.
+/// Mutable state from which snapshots are made.
 #[derive(Debug, Default)]
 pub(super) struct Ledger {
-    said: HashMap<(SourceKind, Arc<str>), BTreeSet<Arc<PortRecord>>>,
+    records: HashMap<(SourceKind, Arc<str>), BTreeSet<Arc<PortRecord>>>,
     by_id: HashMap<PortId, BTreeSet<Claim>>,
     by_device: HashMap<DeviceName, BTreeSet<Claim>>,
     by_tap: HashMap<DeviceName, BTreeSet<PortId>>,
@@ -33,46 +35,44 @@ pub(super) struct Ledger {
 }
 
 impl Ledger {
-    /// Takes an event in. What follows from it shows after [`Self::settle`].
+    /// Applies an event. Its effect is visible after [`Self::settle`].
     pub(super) fn apply(&mut self, event: Event) {
         let origin = (event.source, Arc::from(event.key));
         let now: BTreeSet<Arc<PortRecord>> = event.ports.into_iter().map(Arc::new).collect();
-        let before = self.said.remove(&origin).unwrap_or_default();
-        let claim = |facts: &Arc<PortRecord>| Claim {
+        let before = self.records.remove(&origin).unwrap_or_default();
+        let claim = |record: &Arc<PortRecord>| Claim {
             source: origin.0,
             key: Arc::clone(&origin.1),
-            facts: Arc::clone(facts),
+            record: Arc::clone(record),
         };
         for gone in before.difference(&now) {
-            self.withdraw(&claim(gone));
+            self.remove(&claim(gone));
         }
         for new in now.difference(&before) {
-            self.enter(claim(new));
+            self.insert(claim(new));
         }
         if !now.is_empty() {
-            self.said.insert(origin, now);
+            self.records.insert(origin, now);
         }
     }
 
-    /// Works out what the events since the last time change; `None` if that is nothing.
+    /// Computes the effect of all events since the last call; `None` if nothing changed.
     pub(super) fn settle(&mut self) -> Option<Snapshot> {
+        // Collect the affected ports and names.
         let names = std::mem::take(&mut self.touched_names);
         let mut ids = std::mem::take(&mut self.touched_ids);
         for name in &names {
             ids.extend(self.placed_at(name));
             ids.extend(self.by_tap.get(name).into_iter().flatten());
         }
-        // A port has a name by which it is asked for, whatever else is known of it. So nothing changes without a device.
+        // Recompute them and collect the changed devices. Every port has at least one name by which
+        // it is looked up, so every change concerns a device.
         let mut devices = BTreeSet::new();
         for id in ids {
-            if self.settle_id(id) {
-                devices.extend(self.names_of(id));
-            }
+            self.settle_id(id, &mut devices);
         }
         for name in names {
-            if self.settle_name(&name) {
-                devices.insert(name);
-            }
+            self.settle_name(name, &mut devices);
         }
         for parent in std::mem::take(&mut self.touched_parents) {
             let subports = self.by_parent.get(&parent).map(subports).filter(|subports| !subports.is_empty());
@@ -84,146 +84,164 @@ impl Ledger {
             return None;
         }
         self.snapshot.version += 1;
-        self.snapshot.changes.note(devices);
+        self.snapshot.changes.push(devices);
         Some(self.snapshot.clone())
     }
 
-    /// Every name by which a port may be asked for.
+    /// Returns every name by which a port may be looked up.
     fn names_of(&self, id: PortId) -> impl Iterator<Item = DeviceName> {
         let claims = self.by_id.get(&id).into_iter().flatten();
-        claims.filter_map(|claim| claim.facts.device.clone()).chain([DeviceName::tap_of(&id)])
+        claims.filter_map(|claim| claim.record.device.clone()).chain([DeviceName::from_port_id(&id)])
     }
 
-    fn enter(&mut self, claim: Claim) {
-        if let Some(seat) = claim.facts.seat {
-            self.touched_parents.insert(seat.parent);
-            self.by_parent.entry(seat.parent).or_default().insert(claim);
+    fn insert(&mut self, claim: Claim) {
+        if let Some(trunk) = claim.record.trunk {
+            self.touched_parents.insert(trunk.parent);
+            self.by_parent.entry(trunk.parent).or_default().insert(claim);
             return;
         }
-        self.touch(&claim.facts);
-        if let Some(id) = claim.facts.id {
-            self.by_tap.entry(DeviceName::tap_of(&id)).or_default().insert(id);
+        self.touch(&claim.record);
+        if let Some(id) = claim.record.id {
+            self.by_tap.entry(DeviceName::from_port_id(&id)).or_default().insert(id);
             self.by_id.entry(id).or_default().insert(claim.clone());
         }
-        if let Some(device) = claim.facts.device.clone() {
+        if let Some(device) = claim.record.device.clone() {
             self.by_device.entry(device).or_default().insert(claim);
         }
     }
 
-    fn withdraw(&mut self, claim: &Claim) {
-        if let Some(seat) = claim.facts.seat {
-            self.touched_parents.insert(seat.parent);
-            take_out(&mut self.by_parent, &seat.parent, claim);
+    fn remove(&mut self, claim: &Claim) {
+        if let Some(trunk) = claim.record.trunk {
+            self.touched_parents.insert(trunk.parent);
+            remove_from(&mut self.by_parent, &trunk.parent, claim);
             return;
         }
-        self.touch(&claim.facts);
-        if let Some(id) = claim.facts.id {
-            take_out(&mut self.by_id, &id, claim);
+        self.touch(&claim.record);
+        if let Some(id) = claim.record.id {
+            remove_from(&mut self.by_id, &id, claim);
             if !self.by_id.contains_key(&id) {
-                take_out(&mut self.by_tap, &DeviceName::tap_of(&id), &id);
+                remove_from(&mut self.by_tap, &DeviceName::from_port_id(&id), &id);
             }
         }
-        if let Some(device) = &claim.facts.device {
-            take_out(&mut self.by_device, device, claim);
+        if let Some(device) = &claim.record.device {
+            remove_from(&mut self.by_device, device, claim);
         }
     }
 
-    fn touch(&mut self, facts: &PortRecord) {
-        if let Some(id) = facts.id {
+    fn touch(&mut self, record: &PortRecord) {
+        if let Some(id) = record.id {
             self.touched_ids.insert(id);
-            self.touched_names.insert(DeviceName::tap_of(&id));
+            self.touched_names.insert(DeviceName::from_port_id(&id));
         }
-        self.touched_names.extend(facts.device.clone());
+        self.touched_names.extend(record.device.clone());
     }
 
-    fn settle_id(&mut self, id: PortId) -> bool {
+    /// Recomputes the entry of a port with an id, and adds its names if the entry changed.
+    fn settle_id(&mut self, id: PortId, changed: &mut BTreeSet<DeviceName>) {
         let entry = self.by_id.get(&id).and_then(|claims| {
-            let tap = DeviceName::tap_of(&id);
-            let devices = claims.iter().filter_map(|claim| claim.facts.device.as_ref());
+            let tap = DeviceName::from_port_id(&id);
+            let devices = claims.iter().filter_map(|claim| claim.record.device.as_ref());
             let names: BTreeSet<&DeviceName> = devices.chain([&tap]).collect();
-            let answered = names.into_iter().filter(|name| self.ids_at(name).contains(&id));
-            let nameless = answered.flat_map(|name| self.nameless_at(name));
+            let held = names.into_iter().filter(|name| self.ids_at(name).contains(&id));
+            let nameless = held.flat_map(|name| self.nameless_at(name));
             let claims: BTreeSet<&Claim> = claims.iter().chain(nameless).collect();
-            combine(&claims)
+            merge(&claims)
         });
-        self.set_entry(&PortKey::Id(id), entry)
+        if self.set_entry(&PortKey::Id(id), entry).is_some() {
+            changed.extend(self.names_of(id));
+        }
     }
 
-    fn settle_name(&mut self, name: &DeviceName) -> bool {
+    /// Recomputes the candidates of a name, and the entry of a port without an id. Adds the name if
+    /// either changed.
+    fn settle_name(&mut self, name: DeviceName, changed: &mut BTreeSet<DeviceName>) {
         let key = PortKey::Device(name.clone());
-        let mut keys: Vec<PortKey> = self.ids_at(name).into_iter().map(PortKey::Id).collect();
-        let nameless: BTreeSet<&Claim> = self.nameless_at(name).collect();
-        let entry = if keys.is_empty() { combine(&nameless) } else { None };
+        let mut keys: Vec<PortKey> = self.ids_at(&name).into_iter().map(PortKey::Id).collect();
+        let nameless: BTreeSet<&Claim> = self.nameless_at(&name).collect();
+        let entry = if keys.is_empty() { merge(&nameless) } else { None };
         if entry.is_some() {
             keys.push(key.clone());
         }
         if keys.len() > 1
-            && self.snapshot.names.get(name).is_none_or(|before| !before.iter().map(|one| &one.key).eq(&keys))
+            && self
+                .snapshot
+                .names
+                .get(&name)
+                .is_none_or(|before| !before.iter().map(|one| &one.key).eq(&keys))
         {
-            warn!(device = %name, ports = ?keys, "several ports answer to one device name; MAC addresses decide");
+            warn!(device = %name, ports = ?keys, "several ports match one device name; MAC addresses decide");
         }
-        let answering = keys.into_iter().map(|key| Answering { index: self.index_at(name, &key), key });
-        let answering: Arc<[Answering]> = answering.collect();
-        let renamed = self.snapshot.names.set(name, (!answering.is_empty()).then_some(answering)).is_some();
-        self.set_entry(&key, entry) || renamed
+        let candidates = keys.into_iter().map(|key| Candidate { index: self.index_at(&name, &key), key });
+        let candidates: Arc<[Candidate]> = candidates.collect();
+        let renamed = self.snapshot.names.set(&name, (!candidates.is_empty()).then_some(candidates));
+        let replaced = self.set_entry(&key, entry);
+        if renamed.is_some() || replaced.is_some() {
+            changed.insert(name);
+        }
     }
 
-    /// The ports that answer to a name: those that a source places there, else those whose tap is called so.
+    /// Returns the ports that match a name: those that a source places on this device, or else
+    /// those whose tap has this name.
     fn ids_at(&self, name: &DeviceName) -> BTreeSet<PortId> {
         let placed: BTreeSet<PortId> = self.placed_at(name).collect();
         if placed.is_empty() { self.by_tap.get(name).cloned().unwrap_or_default() } else { placed }
     }
 
     fn placed_at(&self, name: &DeviceName) -> impl Iterator<Item = PortId> {
-        self.by_device.get(name).into_iter().flatten().filter_map(|claim| claim.facts.id)
+        self.by_device.get(name).into_iter().flatten().filter_map(|claim| claim.record.id)
     }
 
-    /// The index that the interface of this name has, as the most trusted source tells that places the port there.
+    /// Returns the index of the interface, as reported by the most trusted source that places the
+    /// port on it.
     fn index_at(&self, name: &DeviceName, port: &PortKey) -> Option<IfIndex> {
         let id = match port {
             PortKey::Id(id) => Some(*id),
             PortKey::Device(_) => None,
         };
-        let mut claims =
-            self.by_device.get(name)?.iter().filter(|claim| claim.facts.id.is_none_or(|own| Some(own) == id));
-        claims.find_map(|claim| claim.facts.index)
+        let mut claims = self
+            .by_device
+            .get(name)?
+            .iter()
+            .filter(|claim| claim.record.id.is_none_or(|own| Some(own) == id));
+        claims.find_map(|claim| claim.record.index)
     }
 
     fn nameless_at(&self, name: &DeviceName) -> impl Iterator<Item = &Claim> {
-        self.by_device.get(name).into_iter().flatten().filter(|claim| claim.facts.id.is_none())
+        self.by_device.get(name).into_iter().flatten().filter(|claim| claim.record.id.is_none())
     }
 
-    fn set_entry(&mut self, key: &PortKey, entry: Option<Entry>) -> bool {
+    /// Sets an entry, counts it and logs disputes; `None` if the entry did not change.
+    fn set_entry(&mut self, key: &PortKey, entry: Option<Entry>) -> Option<Replaced<Entry>> {
         let after = entry.clone();
-        let Some(change) = self.snapshot.entries.set(key, entry) else { return false };
-        self.count(change.before.as_ref(), after.as_ref());
-        match (&change.before, &after) {
+        let replaced = self.snapshot.entries.set(key, entry)?;
+        self.count(replaced.before.as_ref(), after.as_ref());
+        match (&replaced.before, &after) {
             (_, Some(Entry::Disputed(dispute))) => {
-                warn!(port = ?key, claims = ?dispute.claims, "sources disagree whose port this is; it gets no answers");
+                warn!(port = ?key, claims = ?dispute.claims, "sources disagree about the port's owner; the port is not served");
             }
             (Some(Entry::Disputed(_)), _) => {
-                info!(port = ?key, "sources no longer disagree whose port this is");
+                info!(port = ?key, "sources agree about the port's owner again");
             }
             (
                 Some(Entry::Agreed(_) | Entry::Incomplete(_) | Entry::NoInstance(_)) | None,
                 Some(Entry::Agreed(_) | Entry::Incomplete(_) | Entry::NoInstance(_)) | None,
             ) => {}
         }
-        true
+        Some(replaced)
     }
 
     fn count(&mut self, before: Option<&Entry>, after: Option<&Entry>) {
         let counts = &mut self.snapshot.counts;
         if let Some(entry) = before {
-            *counts.of(entry) -= 1;
+            *counts.of_entry(entry) -= 1;
         }
         if let Some(entry) = after {
-            *counts.of(entry) += 1;
+            *counts.of_entry(entry) += 1;
         }
     }
 }
 
-fn take_out<K: Hash + Eq, V: Ord>(map: &mut HashMap<K, BTreeSet<V>>, key: &K, value: &V) {
+fn remove_from<K: Hash + Eq, V: Ord>(map: &mut HashMap<K, BTreeSet<V>>, key: &K, value: &V) {
     if let Some(set) = map.get_mut(key) {
         set.remove(value);
         if set.is_empty() {

@@ -1,31 +1,32 @@
-//! What the agent knows of ports: which instance, project and network are behind a kernel interface.
+//! Inventory of ports: the instance, project and network behind each kernel interface.
 //!
-//! Sources send [`Event`]s; one [`Publisher`] folds them, batch by batch, and publishes the outcome as an
-//! immutable [`Snapshot`] that any number of readers load without waiting. What the snapshot says is a function
-//! of the last event of each key of each source: the order in which they came is of no consequence.
+//! Sources send [`Event`]s. One [`Publisher`] applies them in batches and publishes the result as
+//! an immutable [`Snapshot`], which any number of readers load without waiting. A snapshot depends
+//! on the last event of each key of each source, not on the order of the events.
 //!
-//! What a source says of a port may be any part of it: a port is known once its instance and its project are known
-//! from the sources together, and unknown until then. A project counts only from a source that names the same
-//! instance; where none does, the port's own project stands in. A port whose instance or project is disputed, or a
-//! device that several ports fit equally well, is a conflict, and is never guessed: it takes a source that was asked
-//! to judge between the very instances that are named, and that one of the others agrees with. A port of which Neutron
-//! says that it is not an instance's, and nobody else that it is, is nobody's. Nothing here is remembered past the
-//! event that withdraws it, so an address or a device that passes to another instance cannot bring back the old one.
+//! - A source may report any part of a port. A port is known once the sources together know its
+//!   instance and project. A project counts only from a source that names the same instance;
+//!   without one, the port's own project is used.
+//! - If sources disagree about a port's instance or project, or several ports match a device, the
+//!   port is not served. A dispute is settled only by a source that was asked to arbitrate between
+//!   exactly the named instances, and only if another source names the same instance.
+//! - If Neutron reports that a port does not belong to an instance, and no source names one, the
+//!   port is not served.
+//! - Nothing outlives the event that withdraws it, so an address or a device that moves to another
+//!   instance cannot be attributed to the previous one.
+//! - A subport of a trunk belongs to the instance of its parent. It is found by its parent and VLAN
+//!   id, never by a device.
 //!
-//! A subport of a trunk is its parent's instance's, and is found by its parent and its VLAN id, never by a device.
-//!
-//! This module knows nothing of where events come from, nor of who asks.
+//! This module does not know where events come from, or for what snapshots are used.
 
-mod changes;
-mod claim;
 mod device;
 mod ledger;
+mod merge;
 mod port;
 mod prefix;
 pub mod presence;
 pub(crate) mod shards;
 mod snapshot;
-mod trunk;
 
 use std::sync::Arc;
 
@@ -35,22 +36,21 @@ use tokio_util::sync::CancellationToken;
 
 pub use device::{DeviceName, DeviceNameError};
 use ledger::Ledger;
-pub use port::{DeviceOwner, Event, Port, PortRecord, SourceKind, Tenant};
+pub use port::{DeviceOwner, Event, Port, PortRecord, SourceKind, Subport, Tenant, TrunkBinding};
 pub use prefix::{AddressPrefix, AddressPrefixError};
-pub use snapshot::{Ambiguous, Counts, Dispute, Entry, Ownership, PortKey, Resolution, Snapshot};
-pub use trunk::{Subport, TrunkBinding};
+pub use snapshot::{AmbiguousPortError, Counts, Dispute, Entry, Ownership, Snapshot};
 
-/// Events that are folded before the outcome is published, at most.
+/// Maximum number of events that are applied before a snapshot is published.
 const MAX_BATCH: usize = 1024;
 
-/// The readers' side.
+/// Readers' handle.
 #[derive(Debug)]
 pub struct Inventory {
     snapshot: ArcSwap<Snapshot>,
     version: watch::Receiver<u64>,
 }
 
-/// The one writer's side.
+/// Writer's handle, of which there is one.
 #[derive(Debug)]
 pub struct Publisher {
     inventory: Arc<Inventory>,
@@ -59,7 +59,7 @@ pub struct Publisher {
 }
 
 impl Inventory {
-    /// An empty inventory, and the publisher that fills it.
+    /// Creates an empty inventory and its publisher.
     #[must_use]
     pub fn new() -> (Arc<Self>, Publisher) {
         let (sender, version) = watch::channel(0);
@@ -69,19 +69,19 @@ impl Inventory {
         (inventory, publisher)
     }
 
-    /// What is known now. Never waits.
+    /// Returns the current snapshot without waiting.
     pub fn load(&self) -> Guard<Arc<Snapshot>> {
         self.snapshot.load()
     }
 
-    /// Ticks after each new snapshot, with its version.
+    /// Returns a channel with the version of the current snapshot.
     pub fn subscribe(&self) -> watch::Receiver<u64> {
         self.version.clone()
     }
 }
 
 impl Publisher {
-    /// Folds events until all senders are gone or the agent stops.
+    /// Applies events until all senders are dropped or the agent stops.
     pub async fn run(mut self, mut events: mpsc::Receiver<Event>, cancel: CancellationToken) {
         let mut batch = Vec::with_capacity(MAX_BATCH);
         loop {
@@ -96,7 +96,7 @@ impl Publisher {
         }
     }
 
-    /// Folds one batch and publishes the outcome, if that differs from the last.
+    /// Applies one batch and publishes a snapshot if anything changed.
     fn publish(&mut self, batch: impl IntoIterator<Item = Event>) {
         for event in batch {
             self.ledger.apply(event);

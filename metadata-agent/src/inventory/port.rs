@@ -1,4 +1,4 @@
-//! What sources say: a port, and the event that carries it.
+//! Ports as sources report them, and the events that carry the reports.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -8,75 +8,67 @@ use serde::Serialize;
 
 use super::device::DeviceName;
 use super::prefix::AddressPrefix;
-use super::trunk::TrunkBinding;
-use crate::ids::{IfIndex, InstanceId, MacAddress, NetworkId, PortId, ProjectId};
+use crate::ids::{IfIndex, InstanceId, MacAddress, NetworkId, PortId, ProjectId, VlanId};
 
-/// A port of an instance. Whose it is, is always known.
+/// Port of a known instance. Fields that no source knows are `None` or empty.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Port {
-    /// Neutron's id. `None` if the port is known by its device alone.
+    /// `None` if the port is known by its device only.
     pub id: Option<PortId>,
-    /// The kernel interface, where a source knows it.
+    /// Kernel interface.
     pub device: Option<DeviceName>,
-    /// The instance behind the port.
     pub instance: InstanceId,
-    /// The project that owns the instance.
+    /// Project of the instance.
     pub project: ProjectId,
-    /// The network of the port, where a source knows it.
     pub network: Option<NetworkId>,
-    /// The guest's MAC address, where a source knows it.
+    /// MAC address of the guest, not of the tap.
     pub mac: Option<MacAddress>,
-    /// The port's own addresses; empty where no source knows them.
     pub fixed_ips: Vec<IpAddr>,
-    /// Further addresses that the guest may send from (Neutron's allowed-address-pairs).
+    /// Additional source addresses of the guest (Neutron's allowed-address-pairs).
     pub allowed_addresses: Vec<AddressPrefix>,
 }
 
-/// What one source says of a port: as much as it knows. PortRecord with neither id nor device are of no port.
+/// What one source knows about a port. A record with neither id nor device belongs to no port.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 pub struct PortRecord {
-    /// Neutron's id.
     pub id: Option<PortId>,
-    /// The kernel interface.
+    /// Kernel interface.
     pub device: Option<DeviceName>,
-    /// The index that this interface has in the host's namespace, where the source tells it. Another one under the same name
-    /// is another interface, of which these facts are not.
+    /// Index of this interface in the host's namespace. An interface with the same name and another
+    /// index is a different interface, to which this record does not apply.
     pub index: Option<IfIndex>,
-    /// Its place on a trunk, if it is a subport. Such facts are of no device and no tenant.
-    pub seat: Option<TrunkBinding>,
-    /// Whose it is.
+    /// Parent and VLAN id of a subport. Such a record has neither device nor tenant.
+    pub trunk: Option<TrunkBinding>,
     pub tenant: Option<Tenant>,
-    /// What Neutron says it is for.
     pub device_owner: Option<DeviceOwner>,
-    /// The project of the port itself. It stands in where nobody knows the instance's, from which it may differ: an
-    /// administrator may make ports for other projects' instances.
+    /// Project of the port itself, used if no source knows the project of the instance. They may
+    /// differ: an administrator can create ports for instances of other projects.
     pub port_project: Option<ProjectId>,
-    /// The network of the port.
     pub network: Option<NetworkId>,
-    /// The guest's MAC address.
+    /// MAC address of the guest, not of the tap.
     pub mac: Option<MacAddress>,
-    /// The port's own addresses; empty where the source does not know them.
     pub fixed_ips: Vec<IpAddr>,
-    /// Further addresses that the guest may send from (Neutron's allowed-address-pairs).
+    /// Additional source addresses of the guest (Neutron's allowed-address-pairs).
     pub allowed_addresses: Vec<AddressPrefix>,
-    /// The instances between which this source was asked to judge. While sources name these alone, `tenant` decides.
-    pub judged: BTreeSet<InstanceId>,
+    /// Instances between which this source was asked to arbitrate. `tenant` decides as long as the
+    /// other sources name only these.
+    pub arbitrated: BTreeSet<InstanceId>,
 }
 
-/// Neutron's `device_owner`: what a port is for.
+/// Neutron's `device_owner`: the purpose of a port.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(transparent)]
 pub struct DeviceOwner(String);
 
 impl DeviceOwner {
-    /// The text as Neutron has it; `None` for the empty text of a port that nobody uses yet.
+    /// Wraps Neutron's text; `None` for the empty text of an unused port.
     #[must_use]
     pub fn new(text: &str) -> Option<Self> {
         (!text.is_empty()).then(|| Self(text.to_owned()))
     }
 
-    /// Whether it is an instance's: `compute:` and the availability zone (neutron_lib/constants.py,
-    /// `DEVICE_OWNER_COMPUTE_PREFIX`).
+    /// Returns true for the port of an instance: `compute:` and the availability zone
+    /// (neutron_lib/constants.py, `DEVICE_OWNER_COMPUTE_PREFIX`).
     #[must_use]
     pub fn is_instance(&self) -> bool {
         self.0.starts_with("compute:")
@@ -89,17 +81,17 @@ impl fmt::Display for DeviceOwner {
     }
 }
 
-/// The instance behind a port. The project is the instance's, so nobody can tell it who does not name the instance.
+/// Instance behind a port. The project is the instance's, so a source that reports it also names
+/// the instance.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 pub struct Tenant {
-    /// The instance.
     pub instance: InstanceId,
-    /// The project that owns it, where the source knows it.
     pub project: Option<ProjectId>,
 }
 
 impl PortRecord {
-    /// Takes over what is not known yet. Whether both may speak of one tenant.
+    /// Takes over fields that are not known yet. Returns false if the records name different
+    /// tenants.
     pub(super) fn complete_with(&mut self, other: &Self) -> bool {
         self.id = self.id.or(other.id);
         self.network = self.network.or(other.network);
@@ -136,7 +128,7 @@ impl PortRecord {
         }
     }
 
-    /// The port, if it is known whose it is.
+    /// Returns the port if its instance and project are known.
     pub(super) fn port(&self) -> Option<Port> {
         let Tenant { instance, project } = self.tenant.as_ref()?;
         Some(Port {
@@ -160,29 +152,27 @@ impl From<Port> for PortRecord {
     }
 }
 
-/// Who says it. The order of the variants is the order of trust: where sources differ on a field, the first
-/// that knows it is believed. A new source takes its place in that order.
+/// Kind of source, in the order of trust: if sources differ in a field, the first one that knows it
+/// is believed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum SourceKind {
-    /// The file that the operator writes.
+    /// File written by the operator.
     StaticFile,
-    /// The database of the host's Open vSwitch.
+    /// Database of the host's Open vSwitch.
     Ovsdb,
-    /// The XML of the domains that libvirt runs.
+    /// Domain XML of the host's libvirt.
     Libvirt,
-    /// OVN's Southbound database.
     OvnSouthbound,
-    /// Neutron's API.
     Neutron,
 }
 
 impl SourceKind {
-    /// Every source, the most trusted first.
+    /// Every kind, the most trusted first.
     pub const ALL: &'static [Self] =
         &[Self::StaticFile, Self::Ovsdb, Self::Libvirt, Self::OvnSouthbound, Self::Neutron];
 
-    /// The label in metrics and in `status`.
+    /// Label in metrics and in `status`.
     #[must_use]
     pub const fn label(self) -> &'static str {
         match self {
@@ -201,18 +191,39 @@ impl fmt::Display for SourceKind {
     }
 }
 
-/// All that a source knows under one key (a file, a domain, a row) is now this.
+/// Everything that a source knows under one key: a file, a domain or a row.
 ///
-/// An event replaces what the source said under that key before, so per key the last one holds, and between
-/// keys and between sources the order is of no consequence.
+/// An event replaces the previous one with the same key. The order of events with different keys or
+/// from different sources does not matter.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Event {
-    /// Who says it.
     pub source: SourceKind,
-    /// About what, in the source's own terms.
+    /// Name of the file, domain or row within the source.
     pub key: String,
-    /// What is so now; empty when the key is gone.
+    /// Empty if the key no longer exists.
     pub ports: Vec<PortRecord>,
+}
+
+/// Position of a subport: a port that reaches its guest as a VLAN on the interface of its parent
+/// port. A subport belongs to its parent's instance, so a source that reports it need not know the
+/// instance.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+pub struct TrunkBinding {
+    /// Parent port of the trunk.
+    pub parent: PortId,
+    pub vlan: VlanId,
+}
+
+/// Subport of a trunk, merged from all sources. Fields that no source knows are `None` or empty.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Subport {
+    pub vlan: VlanId,
+    pub id: Option<PortId>,
+    pub network: Option<NetworkId>,
+    pub mac: Option<MacAddress>,
+    pub fixed_ips: Vec<IpAddr>,
+    /// Additional source addresses of the guest.
+    pub allowed_addresses: Vec<AddressPrefix>,
 }
 
 #[cfg(test)]
@@ -220,7 +231,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn sources_are_listed_in_order_of_trust_and_labelled_as_they_are_dumped() {
+    fn kinds_are_sorted_by_trust_and_serialized_by_label() {
         assert!(SourceKind::ALL.is_sorted());
         for kind in SourceKind::ALL {
             assert_eq!(serde_json::to_value(kind).unwrap(), kind.label());

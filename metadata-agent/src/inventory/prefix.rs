@@ -1,4 +1,4 @@
-//! Addresses with a beginning in common, as Neutron's allowed-address-pairs name them: one address, or a CIDR.
+//! Address prefixes: one address or a CIDR, as in Neutron's allowed-address-pairs.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -6,15 +6,14 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-/// Neither an address nor a CIDR.
+/// The text is neither an IP address nor a CIDR.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{text:?} is neither an IP address nor a CIDR")]
 pub struct AddressPrefixError {
-    /// What was given.
     pub text: String,
 }
 
-/// All addresses that begin as this one does. Bits behind its length are zero.
+/// Set of addresses with a common prefix. The bits after the prefix are zero.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct AddressPrefix {
@@ -23,24 +22,25 @@ pub struct AddressPrefix {
 }
 
 impl AddressPrefix {
-    /// The prefix of this length that an address is in; `None` if the address has fewer bits.
+    /// Returns the prefix of this length that contains an address; `None` if the address is
+    /// shorter.
     #[must_use]
     pub fn new(address: IpAddr, length: u8) -> Option<Self> {
-        let zeroes = u32::from(bits(address).checked_sub(length)?);
+        let host_bits = u32::from(bits(address).checked_sub(length)?);
         let address = match address {
             IpAddr::V4(address) => {
-                let ones = u32::MAX.checked_shl(zeroes).unwrap_or_default();
-                Ipv4Addr::from_bits(address.to_bits() & ones).into()
+                let mask = u32::MAX.checked_shl(host_bits).unwrap_or_default();
+                Ipv4Addr::from_bits(address.to_bits() & mask).into()
             }
             IpAddr::V6(address) => {
-                let ones = u128::MAX.checked_shl(zeroes).unwrap_or_default();
-                Ipv6Addr::from_bits(address.to_bits() & ones).into()
+                let mask = u128::MAX.checked_shl(host_bits).unwrap_or_default();
+                Ipv6Addr::from_bits(address.to_bits() & mask).into()
             }
         };
         Some(Self { address, length })
     }
 
-    /// The first address and the length, if it is one of IPv4.
+    /// Returns the first address and the length of an IPv4 prefix.
     #[must_use]
     pub fn ipv4(&self) -> Option<(Ipv4Addr, u8)> {
         match self.address {
@@ -105,7 +105,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn it_is_read_as_it_is_written_without_the_bits_that_do_not_count() {
+    fn a_prefix_is_parsed_and_displayed_without_host_bits() {
         for (text, wanted) in [
             ("10.0.0.9", "10.0.0.9"),
             ("10.0.0.9/32", "10.0.0.9"),
@@ -128,7 +128,7 @@ mod tests {
     }
 
     #[test]
-    fn ipv4_is_told_from_ipv6() {
+    fn only_an_ipv4_prefix_has_an_ipv4_form() {
         let ipv4 = |text: &str| text.parse::<AddressPrefix>().unwrap().ipv4();
         assert_eq!(ipv4("10.0.1.9/23"), Some((Ipv4Addr::new(10, 0, 0, 0), 23)));
         assert_eq!(ipv4("10.0.0.9"), Some((Ipv4Addr::new(10, 0, 0, 9), 32)));

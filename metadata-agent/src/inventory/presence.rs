@@ -1,5 +1,5 @@
-//! Which guests' interfaces are on this host, and what is still missing about them: what a source needs to know that can
-//! only be asked about single ports, such as OVN's Southbound database or Neutron's API.
+//! Guest interfaces on this host, and what is missing about each. Input of the sources that can be
+//! queried only about single ports: OVN's Southbound database and Neutron's API.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -7,37 +7,35 @@ use std::sync::Arc;
 use super::{DeviceName, Entry, Snapshot};
 use crate::ids::{IfIndex, InstanceId, MacAddress, PortId};
 
-/// A guest's interface on this host.
+/// Guest interface on this host.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Present {
-    /// Its name.
     pub device: DeviceName,
-    /// Its index. One that is replaced under the same name has another.
+    /// A later interface of the same name has another index.
     pub index: IfIndex,
-    /// The link's own MAC address. libvirt sets the first octet of the guest's to fe.
+    /// MAC address of the link. libvirt uses the guest's, with the first octet set to fe.
     pub mac: Option<MacAddress>,
-    /// Neutron's id of its port, once a source tells it.
+    /// Port id, once a source reports it.
     pub port: Option<PortId>,
-    /// What is missing.
     pub need: Need,
 }
 
-/// What is missing to serve a guest.
+/// Information that is missing to serve a guest.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Need {
-    /// Nothing: it is known whose it is, or that it is not an instance's.
+    /// The instance is known, or the port does not belong to an instance.
     Nothing,
     /// The port, or its instance, or its project.
     Identity,
-    /// Somebody who decides which of these instances it is.
+    /// A decision between these instances.
     Arbitration(BTreeSet<InstanceId>),
 }
 
-/// All of them, by index.
+/// All interfaces, by index.
 pub type Presence = Arc<[Present]>;
 
 impl Present {
-    /// What a snapshot says of an interface.
+    /// Determines from a snapshot what is missing about an interface.
     #[must_use]
     pub fn from_snapshot(
         device: DeviceName,
@@ -47,13 +45,13 @@ impl Present {
     ) -> Self {
         let (port, need) = match snapshot.find_at(device.as_str(), index, mac) {
             Ok(Some(Entry::Agreed(port))) => (port.id, Need::Nothing),
-            Ok(Some(Entry::NoInstance(facts))) => (facts.id, Need::Nothing),
-            Ok(Some(Entry::Incomplete(facts))) => (facts.id, Need::Identity),
+            Ok(Some(Entry::NoInstance(record))) => (record.id, Need::Nothing),
+            Ok(Some(Entry::Incomplete(record))) => (record.id, Need::Identity),
             Ok(Some(Entry::Disputed(dispute))) => {
                 let instances = dispute.claims.iter().map(|claim| claim.instance).collect();
                 (dispute.id, Need::Arbitration(instances))
             }
-            // Which of several ports it is, is told by a MAC address: nobody who is asked about one of them knows better.
+            // If several ports match, only the MAC address can decide, so no port is named.
             Ok(None) | Err(_) => (None, Need::Identity),
         };
         Self { device, index, mac, port, need }

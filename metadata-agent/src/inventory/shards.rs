@@ -1,8 +1,8 @@
-//! A map whose copies share what is equal in them.
+//! Copy-on-write map: copies share the shards that are equal.
 //!
-//! Readers hold an immutable copy while the writer goes on: a copy costs one reference per shard, and a change
-//! after it copies the one shard that it falls into. With the 16384 ports that a host can have a shard holds
-//! about 64.
+//! Readers keep an immutable copy while the writer continues. A copy costs one reference per shard,
+//! and a later change copies only the affected shard. With the maximum of 16384 ports on a host, a
+//! shard has about 64 entries.
 
 use std::borrow::Borrow;
 use std::collections::HashMap;
@@ -31,7 +31,7 @@ impl<K: Hash + Eq + Clone, V: Clone> Shards<K, V> {
         self.shards[self.position(key)].get(key)
     }
 
-    /// Sets the value of a key, or removes it; returns what was there.
+    /// Sets or removes the value of a key, and returns the previous value.
     pub(crate) fn put(&mut self, key: &K, value: Option<V>) -> Option<V> {
         let shard = &mut self.shards[self.position(key)];
         match value {
@@ -41,13 +41,13 @@ impl<K: Hash + Eq + Clone, V: Clone> Shards<K, V> {
         }
     }
 
-    /// The same, if that makes a difference.
-    pub(crate) fn set(&mut self, key: &K, value: Option<V>) -> Option<Change<V>>
+    /// Sets or removes the value of a key; `None` if the value is already as given.
+    pub(crate) fn set(&mut self, key: &K, value: Option<V>) -> Option<Replaced<V>>
     where
         V: PartialEq,
     {
         let differs = self.get(key) != value.as_ref();
-        differs.then(|| Change { before: self.put(key, value) })
+        differs.then(|| Replaced { before: self.put(key, value) })
     }
 
     pub(crate) fn len(&self) -> usize {
@@ -59,14 +59,14 @@ impl<K: Hash + Eq + Clone, V: Clone> Shards<K, V> {
     }
 
     fn position<Q: Hash + ?Sized>(&self, key: &Q) -> usize {
-        // One octet, as there are 256 shards.
+        // One octet selects one of the 256 shards.
         let [octet, ..] = self.hasher.hash_one(key).to_ne_bytes();
         usize::from(octet)
     }
 }
 
-/// What a change replaced.
-pub(crate) struct Change<V> {
+/// Previous value of a key that was changed.
+pub(crate) struct Replaced<V> {
     pub(crate) before: Option<V>,
 }
 
@@ -75,7 +75,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_copy_keeps_what_it_saw_and_shares_the_rest() {
+    fn a_copy_keeps_its_values_and_shares_other_shards() {
         let mut map: Shards<u32, u32> = Shards::default();
         for key in 0..1000 {
             assert!(map.set(&key, Some(key)).is_some_and(|change| change.before.is_none()));
@@ -83,13 +83,16 @@ mod tests {
         let copy = map.clone();
         assert_eq!(map.set(&7, Some(70)).and_then(|change| change.before), Some(7));
         assert_eq!(map.set(&8, None).and_then(|change| change.before), Some(8));
-        assert!(map.set(&8, None).is_none() && map.set(&9, Some(9)).is_none(), "no change is none");
+        assert!(
+            map.set(&8, None).is_none() && map.set(&9, Some(9)).is_none(),
+            "equal values are not a change"
+        );
 
         assert_eq!((map.get(&7), map.get(&8)), (Some(&70), None));
         assert_eq!((copy.get(&7), copy.get(&8)), (Some(&7), Some(&8)));
         assert_eq!((map.iter().count(), copy.iter().count()), (999, 1000));
         assert_eq!((map.len(), copy.len()), (999, 1000));
-        let apart = map.shards.iter().zip(&copy.shards).filter(|(a, b)| !Arc::ptr_eq(a, b)).count();
-        assert!((1..=2).contains(&apart), "{apart} shards were copied for two keys");
+        let copied = map.shards.iter().zip(&copy.shards).filter(|(a, b)| !Arc::ptr_eq(a, b)).count();
+        assert!((1..=2).contains(&copied), "{copied} shards were copied for two keys");
     }
 }

@@ -1,7 +1,10 @@
-//! Feeders of the inventory: each watches one place and sends what that place says now.
+//! Sources of the inventory: each watches a file, directory, database or API and sends [`Event`]s.
 //!
-//! A source never answers a request, and no request waits for one. It runs until it is cancelled; whatever goes
-//! wrong is a fault that it reports, keeps trying to get over, and that leaves its other ports alone.
+//! [`Event`]: crate::inventory::Event
+//!
+//! A source never answers a request, and no request waits for a source. It runs until it is
+//! cancelled. It reports errors and keeps retrying; an error about one port does not affect the
+//! others.
 
 pub mod libvirt;
 pub mod neutron;
@@ -9,62 +12,64 @@ pub mod ovn;
 pub mod ovsdb;
 pub mod static_file;
 
-mod file;
-mod rows;
-mod watch;
+mod directory_watch;
+mod row_tracker;
+mod text_file;
 
 use std::collections::BTreeMap;
 use std::panic;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde::{Serialize, Serializer};
-use tokio::sync::watch as channel;
+use tokio::sync::watch;
 use tokio::task;
 use tracing::{info, warn};
 
 use crate::inventory::SourceKind;
 
-/// How often a source looks again though nothing told it to: inotify sees neither what happens behind a symlink
-/// nor a directory further up that is replaced.
-const RECHECK: Duration = Duration::from_mins(1);
-/// The same while something is wrong.
-const RECHECK_FAULTY: Duration = Duration::from_secs(5);
+pub use row_tracker::ServerError;
 
-/// How a source is, for `status` and metrics.
+/// Interval at which files are read again without an event: inotify reports neither changes behind
+/// a symlink nor the replacement of a parent directory.
+const RECHECK: Duration = Duration::from_mins(1);
+/// Interval while there is an error.
+const RECHECK_AFTER_ERROR: Duration = Duration::from_secs(5);
+
+/// State of a source, for `status` and metrics.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct SourceState {
-    /// Which source.
     pub source: SourceKind,
-    /// It has once sent all that it knows; the inventory may be a moment behind.
+    /// The source has sent everything it knows at least once. The inventory may lag slightly
+    /// behind.
     pub ready: bool,
-    /// Ports that it speaks of now.
+    /// Number of reported ports.
     pub ports: usize,
-    /// Files or rows that are none of its business, such as domains that are not Nova's.
+    /// Number of ignored files or rows, such as domains not created by Nova.
     pub ignored: usize,
-    /// What is wrong now, by file, directory, server or interface.
+    /// Current errors by file, directory, server or interface.
     pub faults: BTreeMap<String, String>,
-    /// Since when it is ready or not, and faulty or not, as it is now.
+    /// Time of the last change between ready and not ready, or between errors and none.
     #[serde(serialize_with = "unix_seconds")]
     pub since: SystemTime,
 }
 
 impl SourceState {
-    /// One of the present faults, or nothing.
+    /// Returns the first current error and its location.
     pub fn fault(&self) -> Option<(&str, &str)> {
         self.faults.first_key_value().map(|(place, error)| (place.as_str(), error.as_str()))
     }
 }
 
-/// By which a source tells how it is.
+/// Reports the state of a source.
 #[derive(Debug)]
 pub struct Reporter {
-    state: channel::Sender<SourceState>,
+    state: watch::Sender<SourceState>,
 }
 
 impl Reporter {
-    /// A source that has not begun, and where its state can be read.
+    /// Creates a reporter for a source that has not started, and the receiver of its state.
     #[must_use]
-    pub fn new(source: SourceKind) -> (Self, channel::Receiver<SourceState>) {
+    pub fn new(source: SourceKind) -> (Self, watch::Receiver<SourceState>) {
         let state = SourceState {
             source,
             ready: false,
@@ -73,24 +78,24 @@ impl Reporter {
             faults: BTreeMap::new(),
             since: SystemTime::now(),
         };
-        let (sender, receiver) = channel::channel(state);
+        let (sender, receiver) = watch::channel(state);
         (Self { state: sender }, receiver)
     }
 
-    /// Sets the present state, and logs each fault once when it comes, changes and goes.
+    /// Sets the current state. Logs each error once when it appears, changes and disappears.
     fn report(&self, ready: bool, ports: usize, ignored: usize, faults: BTreeMap<String, String>) {
         self.state.send_if_modified(|state| {
             let source = state.source;
             for (place, error) in &faults {
                 if state.faults.get(place) != Some(error) {
-                    warn!(%source, place = ?place, error = ?error, "source has a fault");
+                    warn!(%source, place = ?place, error = ?error, "source error");
                 }
             }
             for place in state.faults.keys().filter(|place| !faults.contains_key(*place)) {
-                info!(%source, place = ?place, "source is over a fault");
+                info!(%source, place = ?place, "source recovered");
             }
-            let turned = (state.ready, state.faults.is_empty()) != (ready, faults.is_empty());
-            let since = if turned { SystemTime::now() } else { state.since };
+            let since_changed = (state.ready, state.faults.is_empty()) != (ready, faults.is_empty());
+            let since = if since_changed { SystemTime::now() } else { state.since };
             let now = SourceState { source, ready, ports, ignored, faults, since };
             let changed = *state != now;
             *state = now;
@@ -99,11 +104,11 @@ impl Reporter {
     }
 
     fn recheck(&self) -> Duration {
-        if self.state.borrow().faults.is_empty() { RECHECK } else { RECHECK_FAULTY }
+        if self.state.borrow().faults.is_empty() { RECHECK } else { RECHECK_AFTER_ERROR }
     }
 }
 
-/// Does file work where it may block. `None` only when the runtime is shutting down.
+/// Runs blocking file operations. `None` only if the runtime is shutting down.
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Option<T> {
     match task::spawn_blocking(work).await {
         Ok(done) => Some(done),

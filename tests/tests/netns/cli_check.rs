@@ -187,7 +187,7 @@ fn neutron_alone_is_enough_if_it_knows_this_host() {
     let wrong = on("hypervisor-1", "wrong");
     assert_says(&wrong, "Neutron", false, &["401"]);
     plane.neutron.stop();
-    assert_says(&agent, "Neutron", false, &["http://127.0.0.1:9696", "cannot be asked"]);
+    assert_says(&agent, "Neutron", false, &["http://127.0.0.1:9696", "cannot send request"]);
     assert_says(&agent, "sources", false, &["no guest can be identified"]);
 }
 

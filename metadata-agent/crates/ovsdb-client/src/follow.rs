@@ -1,8 +1,8 @@
 //! Failover between the servers of one database.
 //!
 //! One server is used at a time. After a failure the next server is tried; after a failure of all
-//! servers there is a pause, which grows until a connection is stable. The first server is chosen at
-//! random, so that many clients spread over the members of a cluster.
+//! servers there is a pause, which grows until a connection is stable. The first server is chosen
+//! at random, so that many clients spread over the members of a cluster.
 
 use std::convert::Infallible;
 use std::future::{Future, pending};

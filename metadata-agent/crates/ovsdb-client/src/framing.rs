@@ -1,8 +1,8 @@
 //! Splits a byte stream into JSON objects.
 //!
-//! OVSDB messages have neither a length nor a separator (RFC 7047, section 4), so a message ends where
-//! its braces close. Each byte is scanned once, however the stream was split. The content of a message
-//! is not validated here.
+//! OVSDB messages have neither a length nor a separator (RFC 7047, section 4), so a message ends
+//! where its braces close. Each byte is scanned once, however the stream was split. The content of
+//! a message is not validated here.
 
 /// Bytes to read at a time.
 const CHUNK: usize = 64 * 1024;

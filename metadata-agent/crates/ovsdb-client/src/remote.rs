@@ -56,7 +56,8 @@ pub enum Host {
 }
 
 impl Host {
-    /// Parses an address, an IPv6 address in brackets, or a host name (RFC 1123, and `_` as in RFC 2782).
+    /// Parses an address, an IPv6 address in brackets, or a host name (RFC 1123, and `_` as in RFC
+    /// 2782).
     #[must_use]
     pub fn parse(text: &str) -> Option<Self> {
         if let Some(bracketed) = text.strip_prefix('[') {

@@ -1,10 +1,10 @@
 //! TLS as Open vSwitch and OVN use it: both sides present certificates of a private CA.
 //!
 //! A server is accepted if its certificate is valid now and signed by a configured CA. Its name is
-//! not verified: an OVSDB certificate need not contain a matching name (ovs-pki(8) puts an arbitrary
-//! word there), and Open vSwitch's own clients do not verify it either (lib/stream-ssl.c). Any holder
-//! of a certificate of that CA can therefore impersonate the server, so the CA should sign OVSDB
-//! certificates only.
+//! not verified: an OVSDB certificate need not contain a matching name (ovs-pki(8) puts an
+//! arbitrary word there), and Open vSwitch's own clients do not verify it either
+//! (lib/stream-ssl.c). Any holder of a certificate of that CA can therefore impersonate the server,
+//! so the CA should sign OVSDB certificates only.
 //!
 //! The files are read for each connection, so new certificates take effect without a restart.
 

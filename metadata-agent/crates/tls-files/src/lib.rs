@@ -113,7 +113,8 @@ fn named(
     verifier.map_err(|source| TlsSetupError::Verifier { source })
 }
 
-/// Returns the usable certificates of the host's store. Others are ignored if there is a usable one.
+/// Returns the usable certificates of the host's store. Others are ignored if there is a usable
+/// one.
 fn system_ca_certificates(store: CertificateResult) -> Result<RootCertStore, TlsSetupError> {
     let CertificateResult { certs, errors, .. } = store;
     for error in &errors {
@@ -343,7 +344,7 @@ mod tests {
     }
 
     #[test]
-    fn other_entries_of_the_hosts_store_are_ignored_if_one_is_usable() {
+    fn other_entries_of_the_hosts_store_are_ignored() {
         let ca = TestCa::new();
         let beside = |store: CertificateResult| {
             let mut mixed = load_certs_from_paths(Some(&ca.folder.path().join("missing.pem")), None);

@@ -7,7 +7,7 @@ use tokio_util::task::TaskTracker;
 
 use super::{Finding, finding};
 use crate::config::{Config, Upstream};
-use crate::sources::neutron::Reached;
+use crate::sources::neutron::NeutronProbe;
 use crate::sources::{libvirt, neutron, ovn, ovsdb, static_file};
 
 /// Time for a server to respond.
@@ -88,11 +88,11 @@ fn libvirt(config: &Config) -> Source {
 fn libvirt_in(directory: &std::path::Path) -> State {
     let place = directory.display();
     match libvirt::probe(directory) {
-        Ok(census) => {
-            let libvirt::Census { domains, ports, others, faults } = census;
+        Ok(summary) => {
+            let libvirt::DomainSummary { domains, ports, others, errors } = summary;
             let others = (others > 0).then(|| format!(", and {others} others"));
-            let faults = faults.iter().map(|(name, error)| format!("; {name} {error}"));
-            let more: String = others.into_iter().chain(faults).collect();
+            let errors = errors.iter().map(|(name, error)| format!("; {name} {error}"));
+            let more: String = others.into_iter().chain(errors).collect();
             State::Works(format!("{place} has {domains} domains of Nova's with {ports} ports{more}"))
         }
         Err(error) if error.kind() == ErrorKind::NotFound => State::Absent(format!(
@@ -109,7 +109,7 @@ fn libvirt_in(directory: &std::path::Path) -> State {
 /// while Neutron's agent looks it up.
 async fn open_vswitch(config: &Config) -> Source {
     let access = config.open_vswitch();
-    let access = ovsdb::Access { patience: access.patience.min(RESPONSE_TIMEOUT), ..access };
+    let access = ovsdb::OvsdbAccess { timeout: access.timeout.min(RESPONSE_TIMEOUT), ..access };
     let state = match access.probe().await {
         None => State::Absent(format!("none here: {} are not there", ovsdb::USUAL_SOCKETS.join(", "))),
         Some((remote, Ok(()))) => State::Works(format!("{remote} has its database")),
@@ -123,7 +123,7 @@ async fn southbound(config: &Config) -> Source {
     let state = match config.ovn() {
         None => State::Absent("none is configured (ovn_sb_connection)".to_owned()),
         Some(access) => {
-            let access = ovn::Access { patience: access.patience.min(RESPONSE_TIMEOUT), ..access };
+            let access = ovn::OvnAccess { timeout: access.timeout.min(RESPONSE_TIMEOUT), ..access };
             let answers = access.probe().await;
             let works = answers.iter().any(|(_, answer)| answer.is_ok());
             let each = answers.iter().map(|(server, answer)| match answer {
@@ -141,8 +141,8 @@ async fn neutron(config: &Config) -> Source {
     let state = match config.neutron_source(TaskTracker::new()) {
         None => State::Absent("none is configured (neutron_auth_url)".to_owned()),
         Some(settings) => match neutron::probe(&settings).await {
-            Ok(Reached::Ports) => State::Works(format!("it has ports of host {}", settings.host)),
-            Ok(Reached::NoPorts) => State::Works(format!(
+            Ok(NeutronProbe::Ports) => State::Works(format!("it has ports of host {}", settings.host)),
+            Ok(NeutronProbe::NoPorts) => State::Works(format!(
                 "it answers, but has no port of host {}; if there are guests, correct host to what Neutron has in \
                  binding:host_id, or give its user the role admin or service",
                 settings.host

@@ -1,20 +1,21 @@
-//! What one domain's XML says of its ports.
+//! Parses the ports of a libvirt domain's XML.
 //!
-//! | field | from |
+//! | field | source |
 //! |---|---|
 //! | instance | `domain/uuid`, which Nova sets to the instance's id |
 //! | project | `domain/metadata/nova:instance/nova:owner/nova:project@uuid` |
 //! | device, MAC address | `domain/devices/interface/target@dev` and `mac@address` |
-//! | port id | `interface/virtualport/parameters@interfaceid`; where Nova leaves it out (hybrid plug, taps that os-vif makes), the one `nova:ports/nova:port@uuid` whose tap is called like the device |
+//! | port id | `interface/virtualport/parameters@interfaceid`; without it (hybrid plug, taps created by os-vif), the `nova:ports/nova:port@uuid` whose tap has the device's name |
 //! | fixed addresses | `nova:port/nova:ip[@type='fixed']@address` of that port |
 //!
-//! The domain may stand alone or inside libvirt's `domstatus`. Both of Nova's namespaces are read: 1.0 (ports are
-//! not listed) and 1.1; a domain that was started by an old Nova and changed by a new one has both.
+//! The root is `domain`, or libvirt's `domstatus` with a `domain`. Both of Nova's namespaces are
+//! read: 1.0, which lists no ports, and 1.1. A domain started by an old Nova and changed by a new
+//! one has both.
 //!
-//! Only these very paths are followed, from the root down, never a search through descendants: a tenant who gets
-//! a `nova:project` into the text of a name gains nothing. A document type, and so every entity, is refused.
-//! Interfaces without a target device (such as passed-through PCI functions) have nothing on the host to attach
-//! to and are left out. A domain of which one interface cannot be understood is refused as a whole.
+//! Only exactly these paths are read, never descendants in general, so a `nova:project` in a
+//! tenant's text has no effect. Document types, and with them entities, are rejected. Interfaces
+//! without a target device, such as passed-through PCI functions, have no link on the host and are
+//! skipped. One invalid interface invalidates the domain.
 
 use std::net::IpAddr;
 
@@ -26,64 +27,44 @@ use crate::inventory::{DeviceName, DeviceNameError, Port};
 const NOVA: [&str; 2] =
     ["http://openstack.org/xmlns/libvirt/nova/1.1", "http://openstack.org/xmlns/libvirt/nova/1.0"];
 
-/// A domain with hundreds of disks has some ten thousand nodes.
+/// A domain with hundreds of disks has about ten thousand nodes.
 const MAX_NODES: u32 = 100_000;
 
-/// Why a domain's XML says nothing.
+/// Invalid or foreign domain XML.
 #[derive(Debug, thiserror::Error)]
 pub enum DomainError {
-    /// It is not well-formed, has a document type, or has too many nodes.
-    #[error("is not XML that libvirt would write: {0}")]
+    /// Not well-formed, with a document type, or too large.
+    #[error("invalid XML: {0}")]
     Xml(#[source] roxmltree::Error),
-    /// Its root is neither `domain` nor `domstatus` with a `domain`.
-    #[error("has no domain in it")]
+    /// The root is neither `domain` nor `domstatus` with a `domain`.
+    #[error("no domain element")]
     NoDomain,
-    /// Nova left no metadata in it: it is none of Nova's instances.
-    #[error("has no metadata of Nova's")]
-    NotNovas,
-    /// Something that a domain of Nova's always has is missing.
-    #[error("has no {what}")]
-    Missing {
-        /// The path of it.
-        what: &'static str,
-    },
-    /// An identifier is none.
+    /// The domain was not created by Nova.
+    #[error("no Nova metadata")]
+    NotNova,
+    #[error("{what} is missing")]
+    Missing { what: &'static str },
     #[error("{what}: {source}")]
-    BadId {
-        /// The path of it.
-        what: &'static str,
-        /// Why.
-        source: IdError,
-    },
-    /// A target device is none that the kernel could have.
+    BadId { what: &'static str, source: IdError },
     #[error("interface/target@dev: {0}")]
     BadDevice(#[source] DeviceNameError),
-    /// A fixed address is none.
     #[error("nova:ip@address: {text:?} is not an IP address")]
-    BadAddress {
-        /// What stands there.
-        text: String,
-    },
-    /// Nova's metadata of two versions name different projects.
-    #[error("names two projects, {first} and {second}")]
-    TwoProjects {
-        /// One of them.
-        first: ProjectId,
-        /// The other.
-        second: ProjectId,
-    },
+    BadAddress { text: String },
+    /// Nova's metadata of both versions name different projects.
+    #[error("metadata name two projects, {first} and {second}")]
+    SeveralProjects { first: ProjectId, second: ProjectId },
 }
 
-/// A port as Nova's metadata list it.
-struct Listed {
+/// Port listed in Nova's metadata.
+struct ListedPort {
     id: PortId,
     fixed_ips: Vec<IpAddr>,
 }
 
-/// Reads the ports of a domain.
+/// Parses the ports of a domain.
 ///
 /// # Errors
-/// [`DomainError`]; among them [`DomainError::NotNovas`], which is no fault.
+/// [`DomainError`]. [`DomainError::NotNova`] is an expected one.
 pub fn parse_domain(xml: &str) -> Result<Vec<Port>, DomainError> {
     let options = ParsingOptions { allow_dtd: false, nodes_limit: MAX_NODES, ..ParsingOptions::default() };
     let document = Document::parse_with_options(xml, options).map_err(DomainError::Xml)?;
@@ -96,10 +77,11 @@ pub fn parse_domain(xml: &str) -> Result<Vec<Port>, DomainError> {
         return Err(DomainError::NoDomain);
     };
 
-    let metadata = child(domain, "metadata").ok_or(DomainError::NotNovas)?;
+    // Read Nova's metadata.
+    let metadata = child(domain, "metadata").ok_or(DomainError::NotNova)?;
     let nova: Vec<Node> = NOVA.iter().filter_map(|space| child(metadata, (*space, "instance"))).collect();
     if nova.is_empty() {
-        return Err(DomainError::NotNovas);
+        return Err(DomainError::NotNova);
     }
     let project = project(&nova)?;
     let listed = listed(&nova)?;
@@ -110,6 +92,7 @@ pub fn parse_domain(xml: &str) -> Result<Vec<Port>, DomainError> {
         .parse()
         .map_err(|source| DomainError::BadId { what: "domain/uuid", source })?;
 
+    // Read the interfaces that have a link on the host.
     let mut ports = Vec::new();
     for interface in children(child(domain, "devices"), "interface") {
         let Some(device) = child(interface, "target").and_then(|target| target.attribute("dev")) else {
@@ -120,7 +103,7 @@ pub fn parse_domain(xml: &str) -> Result<Vec<Port>, DomainError> {
         let mac = mac.map(str::parse).transpose();
         let mac = mac.map_err(|source| DomainError::BadId { what: "interface/mac@address", source })?;
         let id = port_id(interface, &device, &listed)?;
-        let of_port = listed.iter().find(|port| Some(port.id) == id);
+        let entry = listed.iter().find(|port| Some(port.id) == id);
         ports.push(Port {
             id,
             device: Some(device),
@@ -128,7 +111,7 @@ pub fn parse_domain(xml: &str) -> Result<Vec<Port>, DomainError> {
             project: project.clone(),
             network: None,
             mac,
-            fixed_ips: of_port.map(|port| port.fixed_ips.clone()).unwrap_or_default(),
+            fixed_ips: entry.map(|port| port.fixed_ips.clone()).unwrap_or_default(),
             allowed_addresses: Vec::new(),
         });
     }
@@ -148,17 +131,17 @@ fn project(nova: &[Node]) -> Result<ProjectId, DomainError> {
             .map_err(|source| DomainError::BadId { what: WHAT, source })?;
         match &found {
             Some(first) if *first != project => {
-                return Err(DomainError::TwoProjects { first: first.clone(), second: project });
+                return Err(DomainError::SeveralProjects { first: first.clone(), second: project });
             }
             Some(_) => {}
             None => found = Some(project),
         }
     }
-    found.ok_or(DomainError::NotNovas)
+    found.ok_or(DomainError::NotNova)
 }
 
-/// The ports that the metadata list, of the newest version that does.
-fn listed(nova: &[Node]) -> Result<Vec<Listed>, DomainError> {
+/// Returns the listed ports, of the newest metadata version that lists any.
+fn listed(nova: &[Node]) -> Result<Vec<ListedPort>, DomainError> {
     let mut listed = Vec::new();
     let ports = nova.iter().find_map(|instance| {
         let space = instance.tag_name().namespace()?;
@@ -174,22 +157,26 @@ fn listed(nova: &[Node]) -> Result<Vec<Listed>, DomainError> {
             let text = ip.attribute("address").ok_or(DomainError::Missing { what: "nova:ip@address" })?;
             fixed_ips.push(text.parse().map_err(|_| DomainError::BadAddress { text: text.to_owned() })?);
         }
-        listed.push(Listed { id, fixed_ips });
+        listed.push(ListedPort { id, fixed_ips });
     }
     Ok(listed)
 }
 
-fn port_id(interface: Node, device: &DeviceName, listed: &[Listed]) -> Result<Option<PortId>, DomainError> {
-    let told = child(interface, "virtualport")
+fn port_id(
+    interface: Node,
+    device: &DeviceName,
+    listed: &[ListedPort],
+) -> Result<Option<PortId>, DomainError> {
+    let explicit = child(interface, "virtualport")
         .and_then(|virtualport| child(virtualport, "parameters"))
         .and_then(|parameters| parameters.attribute("interfaceid"));
-    if let Some(told) = told {
+    if let Some(id) = explicit {
         let what = "interface/virtualport/parameters@interfaceid";
-        return told.parse().map(Some).map_err(|source| DomainError::BadId { what, source });
+        return id.parse().map(Some).map_err(|source| DomainError::BadId { what, source });
     }
-    let mut called_so = listed.iter().filter(|port| DeviceName::tap_of(&port.id) == *device);
-    // Eleven characters may fit two ports of one instance; then it is neither.
-    Ok(called_so.next().filter(|_| called_so.next().is_none()).map(|port| port.id))
+    let mut matching = listed.iter().filter(|port| DeviceName::from_port_id(&port.id) == *device);
+    // If the eleven characters match two ports of one instance, neither is chosen.
+    Ok(matching.next().filter(|_| matching.next().is_none()).map(|port| port.id))
 }
 
 fn child<'a, 'input: 'a, 'n>(
@@ -204,7 +191,7 @@ fn children<'a, 'input: 'a, 'n>(
     name: impl Into<ExpandedName<'n, 'n>>,
 ) -> impl Iterator<Item = Node<'a, 'input>> {
     let name = name.into();
-    // Not `has_tag_name`, for which a name without a namespace fits every namespace.
+    // Not `has_tag_name`: there, a name without a namespace matches every namespace.
     node.into_iter().flat_map(|node| node.children()).filter(move |child| is(*child, name))
 }
 
@@ -223,11 +210,11 @@ mod tests {
     const OVS_1_0: &str = include_str!("../testdata/ovs_nova_1_0.xml");
     const HYBRID: &str = include_str!("../testdata/hybrid_nova_1_1.xml");
     const ETHERNET: &str = include_str!("../testdata/ethernet_two_versions.xml");
-    const NOT_NOVAS: &str = include_str!("../testdata/not_novas.xml");
+    const FOREIGN: &str = include_str!("../testdata/foreign.xml");
     const PROJECT: &str = "9c1b7f0e6a3d4f4bb0f6a3c7d2e5a890";
 
     #[test]
-    fn two_interfaces_on_ovs_are_read_whole_and_a_name_that_plays_xml_is_text() {
+    fn interfaces_on_ovs_are_read_and_names_with_xml_are_text() {
         let ports = parse_domain(OVS).unwrap();
         let of = |id: &str, device: &str, mac: &str, fixed_ips: &[&str]| Port {
             id: Some(id.parse().unwrap()),
@@ -256,18 +243,18 @@ mod tests {
     }
 
     #[test]
-    fn without_a_virtualport_the_tap_name_leads_to_the_listed_port() {
+    fn without_virtualport_the_tap_name_identifies_the_port() {
         let [port] = &parse_domain(HYBRID).unwrap()[..] else { panic!("one port") };
         assert_eq!(port.id, Some("deadbeef-0123-4abc-9def-001122334455".parse().unwrap()));
         assert_eq!(
             port.fixed_ips,
             ["10.9.0.7".parse::<IpAddr>().unwrap()],
-            "floating ones are not the port's"
+            "floating addresses are not included"
         );
     }
 
     #[test]
-    fn a_bare_domain_with_both_versions_is_read_and_a_tap_that_fits_two_ports_is_neither() {
+    fn both_metadata_versions_are_read_from_a_bare_domain() {
         let [first, second] = &parse_domain(ETHERNET).unwrap()[..] else { panic!("two ports") };
         assert_eq!(first.id, Some("abcdef01-2345-4678-9abc-def012345678".parse().unwrap()));
         assert_eq!(first.fixed_ips, ["172.16.0.9".parse::<IpAddr>().unwrap()]);
@@ -275,25 +262,25 @@ mod tests {
         assert_eq!(second.device.as_ref().unwrap().as_str(), "tapfeedface-0a");
 
         let two = ETHERNET.replacen(PROJECT, "other", 1);
-        assert!(matches!(parse_domain(&two), Err(DomainError::TwoProjects { .. })));
+        assert!(matches!(parse_domain(&two), Err(DomainError::SeveralProjects { .. })));
     }
 
     #[test]
-    fn a_domain_without_novas_metadata_is_not_novas() {
-        assert!(matches!(parse_domain(NOT_NOVAS), Err(DomainError::NotNovas)));
+    fn a_domain_without_nova_metadata_is_foreign() {
+        assert!(matches!(parse_domain(FOREIGN), Err(DomainError::NotNova)));
         let foreign = OVS.replace("xmlns/libvirt/nova/1.1", "xmlns/libvirt/nova/9");
-        assert!(matches!(parse_domain(&foreign), Err(DomainError::NotNovas)));
+        assert!(matches!(parse_domain(&foreign), Err(DomainError::NotNova)));
     }
 
     #[test]
-    fn what_is_missing_or_wrong_is_named() {
+    fn an_error_names_the_missing_or_invalid_item() {
         for (from, to, wanted) in [
-            ("<uuid>7d3c6e2e-5e0b-4f0e-8a44-0d4e6c7b1f10</uuid>", "", "has no domain/uuid"),
+            ("<uuid>7d3c6e2e-5e0b-4f0e-8a44-0d4e6c7b1f10</uuid>", "", "domain/uuid is missing"),
             ("<uuid>7d3c6e2e", "<uuid>x", "domain/uuid: `x-5e0b-4f0e-8a44-0d4e6c7b1f10` is not a UUID"),
             (
                 "nova:project uuid=\"9",
                 "nova:project id=\"9",
-                "has no nova:instance/nova:owner/nova:project@uuid",
+                "nova:instance/nova:owner/nova:project@uuid is missing",
             ),
             ("uuid=\"9c1b", "uuid=\"9 c1b", "is not a project id"),
             ("fa:16:3e:44:55:66", "fa:16:3e", "interface/mac@address: `fa:16:3e` is not a MAC"),
@@ -304,11 +291,11 @@ mod tests {
             ),
             ("dev='tapc0ffee00-12'", "dev='a/b'", "interface/target@dev: \"a/b\" is not an interface name"),
             ("address=\"10.0.0.5\"", "address=\"10.0.0\"", "nova:ip@address: \"10.0.0\" is not an IP"),
-            ("<domain type='kvm' id='7'", "<domain xmlns='urn:x' id='7'", "has no domain in it"),
+            ("<domain type='kvm' id='7'", "<domain xmlns='urn:x' id='7'", "no domain element"),
             (
                 "<domstatus state='running' reason='booted' pid='48213'>",
                 "<!DOCTYPE domstatus [<!ENTITY e 'x'>]><domstatus>",
-                "is not XML",
+                "invalid XML",
             ),
         ] {
             assert!(OVS.contains(from), "{from}");
@@ -321,7 +308,7 @@ mod tests {
     }
 
     #[test]
-    fn half_a_file_is_never_half_a_domain() {
+    fn a_truncated_file_is_never_a_domain() {
         let end = OVS.rfind('>').unwrap();
         for cut in (0..=end).filter(|cut| OVS.is_char_boundary(*cut)) {
             assert!(matches!(parse_domain(&OVS[..cut]), Err(DomainError::Xml(_))), "cut at {cut}");
@@ -330,11 +317,11 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_text_makes_it_panic(at in 0..OVS.len(), length in 0..64usize, text in "\\PC{0,16}") {
+        fn no_input_causes_a_panic(at in 0..OVS.len(), length in 0..64usize, text in "\\PC{0,16}") {
             let end = (at + length).min(OVS.len());
             if OVS.is_char_boundary(at) && OVS.is_char_boundary(end) {
-                let spoilt = format!("{}{text}{}", &OVS[..at], &OVS[end..]);
-                for port in parse_domain(&spoilt).into_iter().flatten() {
+                let mutated = format!("{}{text}{}", &OVS[..at], &OVS[end..]);
+                for port in parse_domain(&mutated).into_iter().flatten() {
                     prop_assert!(port.device.is_some());
                 }
             }

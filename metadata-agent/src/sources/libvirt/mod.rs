@@ -1,19 +1,20 @@
-//! Ports of the domains that libvirt runs on this host, from the XML that it keeps of them.
+//! Ports of the domains that libvirt runs on this host, from libvirt's XML files.
 //!
-//! Input is the directory of live domains, `/run/libvirt/qemu`: libvirt writes `<name>.xml` there when a domain
-//! starts and at each change (as `<name>.xml.new`, which it renames), and removes it when the domain is gone. No
-//! call to libvirtd is made. Entries whose names do not end in `.xml` are not looked at. Each file is one key of
-//! the inventory; [`domain`] tells what is read from it. Domains without Nova's metadata are ignored and counted.
+//! Input is the directory of running domains, `/run/libvirt/qemu`. libvirt writes `<name>.xml` when
+//! a domain starts and at each change (as `<name>.xml.new`, which it renames), and removes it when
+//! the domain ends. libvirtd is never called. Entries without the suffix `.xml` are skipped. Each
+//! file is one key of the inventory ([`domain`]). Domains without Nova's metadata are ignored and
+//! counted.
 //!
-//! A file that cannot be read or understood says nothing: whatever it said before is withdrawn at once. It might
-//! by now be another instance's, and an unknown port costs a guest a retry, but the old instance's answers would
-//! hand one tenant the secrets of another. As libvirt renames whole files into place, a half-written one is seen
-//! only if somebody else writes there, and its completion is an event that brings it back. Where the directory
-//! cannot be listed, the files known from before are looked at one by one.
+//! An unreadable or invalid file is withdrawn at once: it may belong to another instance by now. An
+//! unknown port costs a guest a retry, but serving the old instance would leak one tenant's secrets
+//! to another. libvirt renames complete files into place, so an incomplete file is seen only if
+//! other software writes there, and its completion is a new event. If the directory cannot be
+//! listed, the known files are read one by one.
 //!
-//! Files are opened without following symlinks and without waiting for a pipe's writer, and read up to
-//! [`MAX_DOMAIN_BYTES`]; a faulty file is named in the state and does not touch the others. Tenants choose the
-//! instance's name and other texts inside: none of them is read, let alone trusted.
+//! Files are opened without following symlinks and without waiting for the writer of a pipe, and
+//! read up to [`MAX_DOMAIN_BYTES`]. An invalid file is reported by name and does not affect the
+//! others. Texts chosen by tenants, such as the instance's name, are not read.
 
 mod domain;
 
@@ -26,47 +27,44 @@ use std::path::{Path, PathBuf};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-use super::file::{self, FileError, Symlinks};
-use super::watch::{Changes, DirectoryWatch};
+use super::directory_watch::{DirectoryChange, DirectoryWatch};
+use super::text_file::{self, FileError, Symlinks};
 use super::{Reporter, blocking};
 use crate::inventory::{Event, Port, PortRecord, SourceKind};
 
 pub use domain::{DomainError, parse_domain};
 
-/// The largest domain XML that is read.
+/// Largest accepted domain XML.
 pub const MAX_DOMAIN_BYTES: u64 = 4 * 1024 * 1024;
 
-/// Why a domain file says nothing.
+/// Unreadable or invalid domain file.
 #[derive(Debug, thiserror::Error)]
 pub enum DomainFileError {
-    /// It cannot be read.
     #[error(transparent)]
     File(#[from] FileError),
-    /// Its path is not text.
-    #[error("has a name that is not UTF-8")]
+    #[error("file name is not UTF-8")]
     NameNotUtf8,
-    /// It cannot be understood.
     #[error(transparent)]
     Domain(#[from] DomainError),
 }
 
-/// What became of one file.
-enum Finding {
-    Gone,
-    NotNovas,
+/// Content of one file.
+enum DomainFile {
+    Missing,
+    Foreign,
     Ports(Vec<Port>),
-    Fault(DomainFileError),
+    Invalid(DomainFileError),
 }
 
-/// What stands of one file since it was last looked at.
+/// Last known state of one file.
 #[derive(Debug, PartialEq, Eq)]
-enum Standing {
-    NotNovas,
+enum FileState {
+    Foreign,
     Ports(usize),
-    Fault(String),
+    Invalid(String),
 }
 
-/// Sends what the domain files in `directory` say, until cancelled or until nobody listens.
+/// Sends the ports of the domains in `directory` until cancelled or until the receiver is dropped.
 pub async fn run(
     directory: PathBuf,
     events: mpsc::Sender<Event>,
@@ -74,66 +72,66 @@ pub async fn run(
     cancel: CancellationToken,
 ) {
     let follow = follow(directory, events, reporter);
-    // Nothing is lost by stopping anywhere: the next start looks at everything.
+    // Cancelling at any point is safe: the next start reads all files.
     let _stopped = cancel.run_until_cancelled_owned(follow).await;
 }
 
-/// What a directory of domains holds.
+/// Summary of a directory of domains.
 #[derive(Debug, Default)]
-pub struct Census {
-    /// Nova's domains.
+pub struct DomainSummary {
+    /// Domains created by Nova.
     pub domains: usize,
-    /// Their ports.
     pub ports: usize,
-    /// Domains that are not Nova's.
+    /// Other domains.
     pub others: usize,
-    /// Files that say nothing, and why.
-    pub faults: Vec<(String, DomainFileError)>,
+    /// Unreadable or invalid files by name.
+    pub errors: Vec<(String, DomainFileError)>,
 }
 
-/// Looks at all domains once.
+/// Reads all domains once.
 ///
 /// # Errors
 /// The directory cannot be listed.
-pub fn probe(directory: &Path) -> Result<Census, io::Error> {
-    let mut census = Census::default();
-    let (findings, listed) = look(directory, Changes::Everything, Vec::new());
+pub fn probe(directory: &Path) -> Result<DomainSummary, io::Error> {
+    let mut summary = DomainSummary::default();
+    let (files_read, listed) = read_changed(directory, DirectoryChange::All, Vec::new());
     listed?;
-    for (name, finding) in findings {
-        match finding {
-            Finding::Gone => {}
-            Finding::NotNovas => census.others += 1,
-            Finding::Fault(error) => census.faults.push((name.to_string_lossy().into_owned(), error)),
-            Finding::Ports(ports) => {
-                census.domains += 1;
-                census.ports += ports.len();
+    for (name, file) in files_read {
+        match file {
+            DomainFile::Missing => {}
+            DomainFile::Foreign => summary.others += 1,
+            DomainFile::Invalid(error) => summary.errors.push((name.to_string_lossy().into_owned(), error)),
+            DomainFile::Ports(ports) => {
+                summary.domains += 1;
+                summary.ports += ports.len();
             }
         }
     }
-    Ok(census)
+    Ok(summary)
 }
 
 async fn follow(directory: PathBuf, events: mpsc::Sender<Event>, reporter: Reporter) -> Option<()> {
     let mut watch = DirectoryWatch::new(directory.clone());
-    let mut files: BTreeMap<OsString, Standing> = BTreeMap::new();
+    let mut files: BTreeMap<OsString, FileState> = BTreeMap::new();
     let mut ready = false;
     loop {
-        let changes = watch.changed(reporter.recheck()).await;
+        let change = watch.changed(reporter.recheck()).await;
         let known: Vec<OsString> = files.keys().cloned().collect();
         let folder = directory.clone();
-        let (findings, listed) = blocking(move || look(&folder, changes, known)).await?;
-        for (name, finding) in findings {
-            let (ports, standing) = match finding {
-                Finding::Gone => (Vec::new(), None),
-                Finding::NotNovas => (Vec::new(), Some(Standing::NotNovas)),
-                Finding::Fault(error) => (Vec::new(), Some(Standing::Fault(error.to_string()))),
-                Finding::Ports(ports) => {
-                    let standing = Standing::Ports(ports.len());
-                    (ports, Some(standing))
+        // Read what changed, and send it.
+        let (files_read, listed) = blocking(move || read_changed(&folder, change, known)).await?;
+        for (name, file) in files_read {
+            let (ports, state) = match file {
+                DomainFile::Missing => (Vec::new(), None),
+                DomainFile::Foreign => (Vec::new(), Some(FileState::Foreign)),
+                DomainFile::Invalid(error) => (Vec::new(), Some(FileState::Invalid(error.to_string()))),
+                DomainFile::Ports(ports) => {
+                    let state = FileState::Ports(ports.len());
+                    (ports, Some(state))
                 }
             };
-            match standing {
-                Some(standing) => files.insert(name.clone(), standing),
+            match state {
+                Some(state) => files.insert(name.clone(), state),
                 None => files.remove(&name),
             };
             let key = name.to_string_lossy().into_owned();
@@ -142,20 +140,21 @@ async fn follow(directory: PathBuf, events: mpsc::Sender<Event>, reporter: Repor
         }
         ready |= listed.is_ok();
 
+        // Report the state of all files.
         let mut faults: BTreeMap<String, String> = BTreeMap::new();
         let place = directory.display().to_string();
-        if let Some(error) = watch.fault() {
+        if let Some(error) = watch.error() {
             faults.insert(place.clone(), error.to_string());
         }
         if let Err(error) = listed {
-            faults.insert(place, format!("cannot be listed: {error}"));
+            faults.insert(place, format!("cannot list directory: {error}"));
         }
         let (mut ports, mut ignored) = (0, 0);
-        for (name, standing) in &files {
-            match standing {
-                Standing::NotNovas => ignored += 1,
-                Standing::Ports(count) => ports += count,
-                Standing::Fault(error) => {
+        for (name, state) in &files {
+            match state {
+                FileState::Foreign => ignored += 1,
+                FileState::Ports(count) => ports += count,
+                FileState::Invalid(error) => {
                     faults.insert(name.to_string_lossy().into_owned(), error.clone());
                 }
             }
@@ -164,15 +163,16 @@ async fn follow(directory: PathBuf, events: mpsc::Sender<Event>, reporter: Repor
     }
 }
 
-/// Looks at what changed, and, if that is everything, also at what is gone since.
-fn look(
+/// Reads the changed files. After a change of the whole directory, also returns known files that no
+/// longer exist.
+fn read_changed(
     directory: &Path,
-    changes: Changes,
+    change: DirectoryChange,
     known: Vec<OsString>,
-) -> (Vec<(OsString, Finding)>, Result<(), io::Error>) {
-    let (names, listed) = match changes {
-        Changes::Entries(names) => (names, Ok(())),
-        Changes::Everything => {
+) -> (Vec<(OsString, DomainFile)>, Result<(), io::Error>) {
+    let (names, listed) = match change {
+        DirectoryChange::Entries(names) => (names, Ok(())),
+        DirectoryChange::All => {
             let (mut names, listed) = match list(directory) {
                 Ok(names) => (names, Ok(())),
                 Err(error) => (BTreeSet::new(), Err(error)),
@@ -182,31 +182,31 @@ fn look(
         }
     };
     let domains = names.into_iter().filter(|name| Path::new(name).extension() == Some(OsStr::new("xml")));
-    let findings = domains.map(|name| {
-        let finding = find(&directory.join(&name));
-        (name, finding)
+    let files_read = domains.map(|name| {
+        let file = read_domain(&directory.join(&name));
+        (name, file)
     });
-    (findings.collect(), listed)
+    (files_read.collect(), listed)
 }
 
 fn list(directory: &Path) -> Result<BTreeSet<OsString>, io::Error> {
     fs::read_dir(directory)?.map(|entry| entry.map(|entry| entry.file_name())).collect()
 }
 
-fn find(path: &Path) -> Finding {
-    // Two such names could look alike as keys.
+fn read_domain(path: &Path) -> DomainFile {
+    // Two such names could result in the same key.
     if path.to_str().is_none() {
-        return Finding::Fault(DomainFileError::NameNotUtf8);
+        return DomainFile::Invalid(DomainFileError::NameNotUtf8);
     }
-    let text = match file::read(path, Symlinks::Refuse, MAX_DOMAIN_BYTES) {
+    let text = match text_file::read(path, Symlinks::Refuse, MAX_DOMAIN_BYTES) {
         Ok(Some(text)) => text,
-        Ok(None) => return Finding::Gone,
-        Err(error) => return Finding::Fault(error.into()),
+        Ok(None) => return DomainFile::Missing,
+        Err(error) => return DomainFile::Invalid(error.into()),
     };
     match parse_domain(&text) {
-        Ok(ports) => Finding::Ports(ports),
-        Err(DomainError::NotNovas) => Finding::NotNovas,
-        Err(error) => Finding::Fault(error.into()),
+        Ok(ports) => DomainFile::Ports(ports),
+        Err(DomainError::NotNova) => DomainFile::Foreign,
+        Err(error) => DomainFile::Invalid(error.into()),
     }
 }
 

@@ -1,4 +1,4 @@
-//! The source against a directory that changes under it.
+//! The source against a changing directory.
 
 use std::os::unix::fs::symlink;
 use std::sync::Arc;
@@ -10,73 +10,73 @@ use tokio::time;
 
 use super::super::SourceState;
 use super::*;
-use crate::inventory::{Inventory, Resolution};
+use crate::inventory::{Entry, Inventory};
 
 const OVS: &str = include_str!("../testdata/ovs_nova_1_1.xml");
 const OLD: &str = include_str!("../testdata/ovs_nova_1_0.xml");
-const NOT_NOVAS: &str = include_str!("../testdata/not_novas.xml");
+const FOREIGN: &str = include_str!("../testdata/foreign.xml");
 const TAP: &str = "tap3f2a9d10-77";
 const OLD_TAP: &str = "tap0a1b2c3d-4e";
 
 #[tokio::test]
-async fn domains_come_change_and_go() {
+async fn domains_start_change_and_end() {
     let folder = tempfile::tempdir().unwrap();
     let directory = folder.path().join("libvirt/qemu");
-    let mut world = World::start(directory.clone());
+    let mut source = TestSource::start(directory.clone());
 
-    let state = world.state(|state| !state.faults.is_empty()).await;
-    assert!(!state.ready, "nothing is known before the directory is there: {state:?}");
+    let state = source.state(|state| !state.faults.is_empty()).await;
+    assert!(!state.ready, "the source is not ready without the directory: {state:?}");
     fs::create_dir_all(&directory).unwrap();
-    let state = world.state(|state| state.ready).await;
+    let state = source.state(|state| state.ready).await;
     assert_eq!((state.ports, state.fault()), (0, None));
 
-    world.rename_into("instance-0000002a.xml", OVS);
-    world.instance(TAP, Some("7d3c6e2e-5e0b-4f0e-8a44-0d4e6c7b1f10")).await;
-    world.rename_into("instance-00000011.xml", OLD);
-    world.rename_into("jumphost.xml", NOT_NOVAS);
-    world.instance(OLD_TAP, Some("5b0f5a4e-1d3a-4c55-8f0e-6a2f8d7c9b01")).await;
-    let state = world.state(|state| state.ignored == 1).await;
+    source.rename_into("instance-0000002a.xml", OVS);
+    source.instance(TAP, Some("7d3c6e2e-5e0b-4f0e-8a44-0d4e6c7b1f10")).await;
+    source.rename_into("instance-00000011.xml", OLD);
+    source.rename_into("jumphost.xml", FOREIGN);
+    source.instance(OLD_TAP, Some("5b0f5a4e-1d3a-4c55-8f0e-6a2f8d7c9b01")).await;
+    let state = source.state(|state| state.ignored == 1).await;
     assert_eq!((state.ports, state.fault()), (3, None));
 
     fs::remove_file(directory.join("instance-00000011.xml")).unwrap();
-    world.instance(OLD_TAP, None).await;
+    source.instance(OLD_TAP, None).await;
     fs::rename(directory.join("instance-0000002a.xml"), folder.path().join("away")).unwrap();
-    world.instance(TAP, None).await;
+    source.instance(TAP, None).await;
     fs::rename(folder.path().join("away"), directory.join("again.xml")).unwrap();
-    world.instance(TAP, Some("7d3c6e2e-5e0b-4f0e-8a44-0d4e6c7b1f10")).await;
+    source.instance(TAP, Some("7d3c6e2e-5e0b-4f0e-8a44-0d4e6c7b1f10")).await;
 
     fs::remove_dir_all(&directory).unwrap();
-    world.instance(TAP, None).await;
+    source.instance(TAP, None).await;
     fs::create_dir(&directory).unwrap();
-    world.rename_into("instance-0000002a.xml", OVS);
-    world.instance(TAP, Some("7d3c6e2e-5e0b-4f0e-8a44-0d4e6c7b1f10")).await;
-    world.stop().await;
+    source.rename_into("instance-0000002a.xml", OVS);
+    source.instance(TAP, Some("7d3c6e2e-5e0b-4f0e-8a44-0d4e6c7b1f10")).await;
+    source.stop().await;
 }
 
 #[tokio::test]
-async fn a_file_that_cannot_be_understood_withdraws_what_it_said() {
+async fn an_invalid_file_is_withdrawn() {
     let folder = tempfile::tempdir().unwrap();
-    let mut world = World::start(folder.path().into());
-    world.rename_into("other.xml", OLD);
-    world.rename_into("a.xml", OVS);
-    world.instance(TAP, Some("7d3c6e2e-5e0b-4f0e-8a44-0d4e6c7b1f10")).await;
+    let mut source = TestSource::start(folder.path().into());
+    source.rename_into("other.xml", OLD);
+    source.rename_into("a.xml", OVS);
+    source.instance(TAP, Some("7d3c6e2e-5e0b-4f0e-8a44-0d4e6c7b1f10")).await;
 
     fs::write(folder.path().join("a.xml"), &OVS[..OVS.len() / 2]).unwrap();
-    world.instance(TAP, None).await;
-    let state = world.state(|state| !state.faults.is_empty()).await;
+    source.instance(TAP, None).await;
+    let state = source.state(|state| !state.faults.is_empty()).await;
     assert_eq!(state.fault().unwrap().0, "a.xml");
 
     let next = OVS.replace("<uuid>7d3c6e2e", "<uuid>00000000");
     fs::write(folder.path().join("a.xml"), next).unwrap();
-    world.instance(TAP, Some("00000000-5e0b-4f0e-8a44-0d4e6c7b1f10")).await;
-    let state = world.state(|state| state.faults.is_empty()).await;
+    source.instance(TAP, Some("00000000-5e0b-4f0e-8a44-0d4e6c7b1f10")).await;
+    let state = source.state(|state| state.faults.is_empty()).await;
     assert_eq!(state.ports, 3);
-    world.instance(OLD_TAP, Some("5b0f5a4e-1d3a-4c55-8f0e-6a2f8d7c9b01")).await;
-    world.stop().await;
+    source.instance(OLD_TAP, Some("5b0f5a4e-1d3a-4c55-8f0e-6a2f8d7c9b01")).await;
+    source.stop().await;
 }
 
 #[tokio::test]
-async fn what_is_no_honest_file_is_a_fault_of_its_own_and_hinders_no_other() {
+async fn an_unreadable_file_is_reported_and_affects_no_other() {
     let folder = tempfile::tempdir().unwrap();
     let path = |name: &str| folder.path().join(name);
     fs::File::create(path("huge.xml")).unwrap().set_len(MAX_DOMAIN_BYTES + 1).unwrap();
@@ -87,18 +87,18 @@ async fn what_is_no_honest_file_is_a_fault_of_its_own_and_hinders_no_other() {
     symlink("instance-0000002a.xml.new", path("link.xml")).unwrap();
     fs::write(path("good.xml"), OLD).unwrap();
 
-    let mut world = World::start(folder.path().into());
-    world.instance(OLD_TAP, Some("5b0f5a4e-1d3a-4c55-8f0e-6a2f8d7c9b01")).await;
-    world.instance(TAP, None).await;
-    let state = world.state(|state| state.ready).await;
-    let faulty: Vec<&str> = state.faults.keys().map(String::as_str).collect();
-    assert_eq!(faulty, ["folder.xml", "huge.xml", "latin.xml", "link.xml", "pipe.xml"]);
+    let mut source = TestSource::start(folder.path().into());
+    source.instance(OLD_TAP, Some("5b0f5a4e-1d3a-4c55-8f0e-6a2f8d7c9b01")).await;
+    source.instance(TAP, None).await;
+    let state = source.state(|state| state.ready).await;
+    let invalid: Vec<&str> = state.faults.keys().map(String::as_str).collect();
+    assert_eq!(invalid, ["folder.xml", "huge.xml", "latin.xml", "link.xml", "pipe.xml"]);
     assert_eq!(state.ports, 1);
-    world.stop().await;
+    source.stop().await;
 }
 
-/// The source, the inventory that it feeds, and their states.
-struct World {
+/// The source under test, its inventory and their states.
+struct TestSource {
     directory: PathBuf,
     inventory: Arc<Inventory>,
     version: watch::Receiver<u64>,
@@ -107,7 +107,7 @@ struct World {
     tasks: [JoinHandle<()>; 2],
 }
 
-impl World {
+impl TestSource {
     fn start(directory: PathBuf) -> Self {
         let (inventory, publisher) = Inventory::new();
         let (sender, events) = mpsc::channel(4);
@@ -121,7 +121,7 @@ impl World {
         Self { directory, inventory, version, state, cancel, tasks }
     }
 
-    /// As libvirt writes its files.
+    /// Writes a file as libvirt does.
     fn rename_into(&self, name: &str, content: &str) {
         let new = self.directory.join(format!("{name}.new"));
         fs::write(&new, content).unwrap();
@@ -130,10 +130,10 @@ impl World {
 
     async fn instance(&mut self, device: &str, wanted: Option<&str>) {
         let inventory = Arc::clone(&self.inventory);
-        let instance = || match inventory.load().resolve(device, None) {
-            Resolution::Known(port) => Some(port.instance.to_string()),
-            Resolution::Unknown | Resolution::NoInstance => None,
-            Resolution::Conflict => panic!("{device} is in conflict"),
+        let instance = || match inventory.load().find(device, None) {
+            Ok(Some(Entry::Agreed(port))) => Some(port.instance.to_string()),
+            Ok(Some(Entry::Incomplete(_) | Entry::NoInstance(_)) | None) => None,
+            Ok(Some(Entry::Disputed(_))) | Err(_) => panic!("{device} is disputed"),
         };
         let wait = self.version.wait_for(|_| instance().as_deref() == wanted);
         let found = time::timeout(Duration::from_secs(10), wait).await;
@@ -143,13 +143,13 @@ impl World {
     async fn state(&mut self, fits: impl Fn(&SourceState) -> bool) -> SourceState {
         let wait = self.state.wait_for(fits);
         let state = time::timeout(Duration::from_secs(10), wait).await.map(|state| state.unwrap().clone());
-        state.unwrap_or_else(|_| panic!("never came: {:?}", self.state.borrow()))
+        state.unwrap_or_else(|_| panic!("the state was not reached: {:?}", self.state.borrow()))
     }
 
     async fn stop(self) {
         self.cancel.cancel();
         for task in self.tasks {
-            time::timeout(Duration::from_secs(10), task).await.expect("stops when told to").unwrap();
+            time::timeout(Duration::from_secs(10), task).await.expect("the source did not stop").unwrap();
         }
     }
 }

@@ -16,12 +16,12 @@ pub struct NeutronAccess {
     /// Region in the catalog. Without it, the catalog must have exactly one.
     pub region: Option<String>,
     pub interface: NeutronInterface,
-    /// PEM file of trusted authorities. Without it, the host's own are trusted.
-    pub authorities: Option<PathBuf>,
+    /// PEM file of trusted ca_certificates. Without it, the host's own are trusted.
+    pub ca_certificates: Option<PathBuf>,
     /// Accepts any server certificate.
     pub insecure: bool,
     /// Limit for each response and for obtaining a token.
-    pub patience: Duration,
+    pub timeout: Duration,
 }
 
 /// Authentication to Neutron.

@@ -1,6 +1,7 @@
-//! Neutron's API v2: a list of ports by filters, page by page, with a token that is renewed on the way if need be.
+//! Neutron's API v2: lists of ports by filters, page by page, with renewal of the token if
+//! necessary.
 //!
-//! Everything that is asked goes through the [`Gate`].
+//! Every request passes the [`RequestPacer`].
 
 use std::fmt::Write as _;
 use std::sync::Arc;
@@ -13,61 +14,52 @@ use secrecy::ExposeSecret;
 use tokio::time::{Instant, sleep_until};
 
 use super::access::HttpUrl;
-use super::gate::Gate;
 use super::http::{Http, HttpError};
-use super::ports::{FIELDS, Page, Told};
-use super::session::{AuthError, Token, Tokens};
+use super::pacer::RequestPacer;
+use super::ports::{FIELDS, ParsedPort, PortPage};
+use super::token::{AuthError, Token, Tokens};
 use crate::ids::PortId;
 
-/// Ports in one answer.
-const PAGE: usize = 1000;
-/// Answers to one question: a server whose pages have no end is at fault.
-const PAGES: usize = 32;
-/// The longest answer to a question about single ports.
-pub(super) const SOME: usize = 1024 * 1024;
-/// The longest page of all ports of a host: 1000 ports of 32 KiB each.
-pub(super) const MANY: usize = 32 * 1024 * 1024;
+/// Ports per page.
+const PAGE_SIZE: usize = 1000;
+/// Maximum number of pages per list.
+const MAX_PAGES: usize = 32;
+/// Largest accepted response about single ports.
+pub(super) const SINGLE_PORTS_LIMIT: usize = 1024 * 1024;
+/// Largest accepted page with ports of a host: 1000 ports of 32 KiB each.
+pub(super) const HOST_PORTS_LIMIT: usize = 32 * 1024 * 1024;
 
-/// Why a question has no answer.
+/// A request failed.
 #[derive(Debug, thiserror::Error)]
 #[error("{kind}")]
 pub struct ApiError {
-    /// Who is at fault: the URL of Neutron or of Keystone.
+    /// URL of the failed service: Neutron or Keystone.
     pub place: String,
-    /// What is wrong.
     pub kind: ApiErrorKind,
 }
 
-/// What is wrong with Neutron.
+/// Kind of an [`ApiError`].
 #[derive(Debug, thiserror::Error)]
 pub enum ApiErrorKind {
-    /// There is no token.
     #[error(transparent)]
     Auth(Arc<AuthError>),
-    /// No answer.
     #[error(transparent)]
     Http(#[from] HttpError),
-    /// Another answer than ports.
-    #[error("answers {status} where ports are asked for{}", advice(*status))]
-    Status {
-        /// How it answers.
-        status: StatusCode,
-    },
-    /// No list of ports.
-    #[error("sends no list of ports: {0}")]
+    #[error("request for ports failed with {status}{}", advice(*status))]
+    Status { status: StatusCode },
+    #[error("response is not a list of ports: {0}")]
     Json(#[source] serde_json::Error),
-    /// Pages that do not end, or that do not tell where the next begins.
-    #[error("sends pages that lead nowhere")]
+    /// The list has too many pages, or a link without a marker.
+    #[error("list of ports has invalid pages")]
     Pages,
-    /// A question that cannot be put into HTTP.
-    #[error("cannot be asked: {0}")]
-    Question(#[source] hyper::http::Error),
+    #[error("cannot create request: {0}")]
+    Request(#[source] hyper::http::Error),
 }
 
 fn advice(status: StatusCode) -> &'static str {
     match status.as_u16() {
         403 => ": the policy forbids it; the user needs the role admin or service",
-        404 => ": neutron_endpoint_override, or the catalogue, does not lead to Neutron's API",
+        404 => ": neutron_endpoint_override, or the catalog, does not lead to Neutron's API",
         _ => "",
     }
 }
@@ -77,91 +69,93 @@ fn advice(status: StatusCode) -> &'static str {
 pub(super) struct Api {
     http: Arc<Http>,
     tokens: Tokens,
-    /// Who is named where Keystone is at fault.
+    /// URL of Keystone, for errors.
     keystone: Arc<str>,
-    gate: Arc<Gate<Arc<ApiError>>>,
+    pacer: Arc<RequestPacer<Arc<ApiError>>>,
     is_paced: bool,
 }
 
-/// A filter: an attribute and a value. Several of one attribute are alternatives.
+/// Attribute and value. Several values of one attribute are alternatives.
 pub(super) type Filter = (&'static str, String);
 
 impl Api {
     pub(super) fn new(http: Arc<Http>, tokens: Tokens, keystone: &str) -> Self {
-        Self { http, tokens, keystone: keystone.into(), gate: Arc::new(Gate::new()), is_paced: true }
+        Self { http, tokens, keystone: keystone.into(), pacer: Arc::new(RequestPacer::new()), is_paced: true }
     }
 
-    /// For somebody whose questions guests wait for, and who limits how many are under way instead of how often one is put.
+    /// Returns a handle without rate limit, for requests that guests wait for. The caller limits
+    /// their concurrency.
     pub(super) fn unpaced(&self) -> Self {
         Self { is_paced: false, ..self.clone() }
     }
 
-    /// When it may be asked again, if it has a fault.
-    pub(super) fn opens(&self) -> Option<Instant> {
-        self.gate.opens()
+    /// Returns the end of the backoff after a failure.
+    pub(super) fn blocked_until(&self) -> Option<Instant> {
+        self.pacer.blocked_until()
     }
 
-    /// The ports that fit and that shall be kept, with at most `limit` bytes a page.
+    /// Lists the matching ports that `keep` accepts, with at most `limit` bytes per page.
     pub(super) async fn ports(
         &self,
         filters: &[Filter],
         limit: usize,
         keep: impl Fn(PortId) -> bool,
-    ) -> Result<Vec<Told>, Arc<ApiError>> {
+    ) -> Result<Vec<ParsedPort>, Arc<ApiError>> {
         let mut kept = Vec::new();
         let mut marker = None;
-        for _ in 0..PAGES {
+        for _ in 0..MAX_PAGES {
             let (page, endpoint) = self.page(&query(filters, marker), limit).await?;
             let next = page.next();
-            let lost = page.is_followed() && (next.is_none() || next == marker);
-            kept.extend(page.told().filter(|(id, _)| keep(*id)));
+            let invalid = page.has_next() && (next.is_none() || next == marker);
+            kept.extend(page.into_ports().filter(|(id, _)| keep(*id)));
             match next {
-                _ if lost => return Err(self.fault(&endpoint, ApiErrorKind::Pages)),
+                _ if invalid => return Err(self.fail(&endpoint, ApiErrorKind::Pages)),
                 None => return Ok(kept),
                 Some(_) => marker = next,
             }
         }
-        Err(self.fault(&self.keystone, ApiErrorKind::Pages))
+        Err(self.fail(&self.keystone, ApiErrorKind::Pages))
     }
 
-    async fn page(&self, query: &str, limit: usize) -> Result<(Page, String), Arc<ApiError>> {
+    async fn page(&self, query: &str, limit: usize) -> Result<(PortPage, String), Arc<ApiError>> {
         if self.is_paced {
-            let turn = self.gate.enter(Instant::now())?;
+            let turn = self.pacer.reserve(Instant::now())?;
             sleep_until(turn).await;
         }
-        self.gate.look(Instant::now())?;
-        let mut token = self.tokens.get().await.map_err(|error| self.unauthorised(error))?;
-        let mut answer = self.ask(&token, query, limit).await;
-        if let Ok((StatusCode::UNAUTHORIZED, _)) = answer {
+        self.pacer.check(Instant::now())?;
+        let mut token = self.tokens.get().await.map_err(|error| self.no_token(error))?;
+        let mut response = self.send(&token, query, limit).await;
+        if let Ok((StatusCode::UNAUTHORIZED, _)) = response {
             token = self.tokens.replace(&token).await.map_err(|error| match *error {
-                AuthError::TokenRefused => self.fault(token.endpoint.as_str(), ApiErrorKind::Auth(error)),
-                AuthError::Keystone(_) | AuthError::Stopping => self.unauthorised(error),
+                AuthError::TokenRejected => self.fail(token.endpoint.as_str(), ApiErrorKind::Auth(error)),
+                AuthError::Keystone(_) | AuthError::Stopping => self.no_token(error),
             })?;
-            answer = self.ask(&token, query, limit).await;
+            response = self.send(&token, query, limit).await;
         }
         let endpoint = token.endpoint.as_str();
-        match answer {
+        match response {
             Ok((StatusCode::OK, body)) => {
                 token.accept();
                 let page = serde_json::from_slice(&body)
-                    .map_err(|error| self.fault(endpoint, ApiErrorKind::Json(error)))?;
-                self.gate.passed();
+                    .map_err(|error| self.fail(endpoint, ApiErrorKind::Json(error)))?;
+                self.pacer.succeeded();
                 Ok((page, endpoint.to_owned()))
             }
             Ok((status, _)) => {
                 if status == StatusCode::UNAUTHORIZED {
-                    // So that the next token is not spent on it before the gate opens.
+                    // Invalidate the token, so that the next one is not requested before the
+                    // backoff ends.
                     drop(self.tokens.replace(&token).await);
                 } else {
                     token.accept();
                 }
-                Err(self.fault(endpoint, ApiErrorKind::Status { status }))
+                Err(self.fail(endpoint, ApiErrorKind::Status { status }))
             }
-            Err(error) => Err(self.fault(endpoint, error)),
+            Err(error) => Err(self.fail(endpoint, error)),
         }
     }
 
-    async fn ask(
+    async fn send(
         &self,
         token: &Token,
         query: &str,
@@ -171,22 +165,22 @@ impl Api {
             .header(header::ACCEPT, "application/json");
         if let Some(secret) = &token.secret {
             let value = HeaderValue::try_from(secret.expose_secret());
-            let mut value = value.map_err(|error| ApiErrorKind::Question(error.into()))?;
+            let mut value = value.map_err(|error| ApiErrorKind::Request(error.into()))?;
             value.set_sensitive(true);
             request = request.header("x-auth-token", value);
         }
-        let request = request.body(Full::default()).map_err(ApiErrorKind::Question)?;
-        let (head, body) = self.http.ask(request, limit).await?;
+        let request = request.body(Full::default()).map_err(ApiErrorKind::Request)?;
+        let (head, body) = self.http.send(request, limit).await?;
         Ok((head.status, body))
     }
 
-    fn unauthorised(&self, error: Arc<AuthError>) -> Arc<ApiError> {
-        self.fault(&self.keystone, ApiErrorKind::Auth(error))
+    fn no_token(&self, error: Arc<AuthError>) -> Arc<ApiError> {
+        self.fail(&self.keystone, ApiErrorKind::Auth(error))
     }
 
-    fn fault(&self, place: &str, kind: ApiErrorKind) -> Arc<ApiError> {
+    fn fail(&self, place: &str, kind: ApiErrorKind) -> Arc<ApiError> {
         let error = Arc::new(ApiError { place: place.to_owned(), kind });
-        self.gate.failed(Arc::clone(&error), Instant::now());
+        self.pacer.failed(Arc::clone(&error), Instant::now());
         error
     }
 }
@@ -198,7 +192,7 @@ fn ports_url(endpoint: &HttpUrl) -> String {
 }
 
 fn query(filters: &[Filter], marker: Option<PortId>) -> String {
-    let mut query = format!("limit={PAGE}&sort_key=id&sort_dir=asc");
+    let mut query = format!("limit={PAGE_SIZE}&sort_key=id&sort_dir=asc");
     if let Some(marker) = marker {
         append(&mut query, "marker", &marker.to_string());
     }
@@ -211,7 +205,8 @@ fn query(filters: &[Filter], marker: Option<PortId>) -> String {
     query
 }
 
-/// Appends a pair. What RFC 3986 lets stand in a query, and separates nothing, stands as it is.
+/// Appends a pair. Characters that RFC 3986 allows in a query, and that are not separators, are not
+/// encoded.
 fn append(query: &mut String, name: &str, value: &str) {
     query.push('&');
     query.push_str(name);
@@ -230,7 +225,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_query_is_one_whatever_is_asked_for() {
+    fn values_are_encoded_in_a_query() {
         let filters =
             [("binding:host_id", "a&b =\u{fc}".to_owned()), ("mac_address", "fa:16:3e:00:00:01".to_owned())];
         let text = query(&filters, None);
@@ -242,7 +237,7 @@ mod tests {
     }
 
     #[test]
-    fn an_endpoint_may_name_the_version_or_not() {
+    fn an_endpoint_may_include_the_version() {
         for (endpoint, want) in [
             ("http://a:9696", "http://a:9696/v2.0/ports"),
             ("http://a:9696/v2.0/", "http://a:9696/v2.0/ports"),

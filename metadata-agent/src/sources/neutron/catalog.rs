@@ -1,4 +1,4 @@
-//! Keystone's service catalogue: where Neutron is.
+//! Finds Neutron's endpoint in Keystone's service catalog.
 
 use std::collections::BTreeSet;
 
@@ -6,83 +6,76 @@ use serde::Deserialize;
 
 use super::access::{HttpUrl, NeutronInterface};
 
-/// The type of Neutron's service.
+/// Service type of Neutron.
 const NETWORK: &str = "network";
 
-/// A service and its endpoints, as a token's body has them.
+/// Service in the body of a token.
 #[derive(Debug, Deserialize)]
-pub(super) struct Service {
+pub(super) struct CatalogService {
     #[serde(rename = "type")]
     kind: String,
     #[serde(default)]
-    endpoints: Vec<Endpoint>,
+    endpoints: Vec<CatalogEndpoint>,
 }
 
 #[derive(Debug, Deserialize)]
-struct Endpoint {
+struct CatalogEndpoint {
     #[serde(default)]
     interface: String,
     region_id: Option<String>,
-    /// The older name of it. Keystone writes both.
+    /// Older name of `region_id`. Keystone sends both.
     region: Option<String>,
     url: String,
 }
 
-impl Endpoint {
+impl CatalogEndpoint {
     fn region(&self) -> Option<&str> {
         self.region_id.as_deref().or(self.region.as_deref())
     }
 }
 
-/// Why the catalogue tells no endpoint.
+/// The catalog has no suitable endpoint.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum CatalogError {
-    /// No endpoint fits.
     #[error(
         "has no {interface} endpoint of a service of type network in {}; it has {there} \
          (neutron_interface, neutron_region_name, or set neutron_endpoint_override)",
         region.as_deref().map_or_else(|| "any region".to_owned(), |name| format!("the region {name}"))
     )]
     NoEndpoint {
-        /// Which interface was looked for.
         interface: NeutronInterface,
-        /// Which region, if that mattered.
         region: Option<String>,
-        /// What there is of that type.
+        /// Existing endpoints of this type.
         there: String,
     },
-    /// Several endpoints fit.
     #[error("has several {interface} endpoints of type network: {there}; set neutron_region_name")]
     Several {
-        /// Which interface was looked for.
         interface: NeutronInterface,
-        /// All that fit.
+        /// Matching endpoints.
         there: String,
     },
-    /// The one that fits has no usable URL.
-    #[error("has the endpoint {url:?}, which is no URL of http or https (or set neutron_endpoint_override)")]
-    NoUrl {
-        /// What stands there.
-        url: String,
-    },
+    #[error("has the endpoint {url:?}, which is not an http or https URL (or set neutron_endpoint_override)")]
+    InvalidUrl { url: String },
 }
 
-/// Neutron's endpoint.
+/// Finds Neutron's endpoint for an interface and a region.
 pub(super) fn network_endpoint(
-    services: &[Service],
+    services: &[CatalogService],
     interface: NeutronInterface,
     region: Option<&str>,
 ) -> Result<HttpUrl, CatalogError> {
     let endpoints = || services.iter().filter(|one| one.kind == NETWORK).flat_map(|one| &one.endpoints);
-    let fits = |one: &&Endpoint| {
+    let matches = |one: &&CatalogEndpoint| {
         one.interface == interface.to_string() && region.is_none_or(|name| one.region() == Some(name))
     };
-    let urls: BTreeSet<&str> = endpoints().filter(fits).map(|one| one.url.trim_end_matches('/')).collect();
+    let urls: BTreeSet<&str> = endpoints().filter(matches).map(|one| one.url.trim_end_matches('/')).collect();
     let mut urls = urls.into_iter();
     match (urls.next(), urls.next()) {
-        (Some(url), None) => HttpUrl::parse(url).ok_or_else(|| CatalogError::NoUrl { url: url.to_owned() }),
+        (Some(url), None) => {
+            HttpUrl::parse(url).ok_or_else(|| CatalogError::InvalidUrl { url: url.to_owned() })
+        }
         (Some(_), Some(_)) => {
-            Err(CatalogError::Several { interface, there: listed(endpoints().filter(fits)) })
+            Err(CatalogError::Several { interface, there: listed(endpoints().filter(matches)) })
         }
         (None, _) => Err(CatalogError::NoEndpoint {
             interface,
@@ -92,7 +85,7 @@ pub(super) fn network_endpoint(
     }
 }
 
-fn listed<'a>(endpoints: impl Iterator<Item = &'a Endpoint>) -> String {
+fn listed<'a>(endpoints: impl Iterator<Item = &'a CatalogEndpoint>) -> String {
     let listed: Vec<_> = endpoints
         .map(|one| format!("{} ({}, region {})", one.url, one.interface, one.region().unwrap_or("none")))
         .collect();
@@ -104,7 +97,7 @@ mod tests {
     use super::*;
     use serde_json::json;
 
-    fn services(endpoints: &[(&str, &str, &str)]) -> Vec<Service> {
+    fn services(endpoints: &[(&str, &str, &str)]) -> Vec<CatalogService> {
         let endpoints: Vec<_> = endpoints
             .iter()
             .map(|(interface, region, url)| {
@@ -120,7 +113,7 @@ mod tests {
     }
 
     #[test]
-    fn interface_and_region_choose_the_endpoint() {
+    fn interface_and_region_select_the_endpoint() {
         let there = services(&[
             ("internal", "one", "http://a:9696/"),
             ("public", "one", "https://b:9696"),
@@ -139,13 +132,13 @@ mod tests {
     }
 
     #[test]
-    fn one_endpoint_told_twice_is_one_and_another_service_is_none() {
+    fn equal_endpoints_count_once_and_other_services_never() {
         let twice = services(&[("internal", "one", "http://a:9696/"), ("internal", "two", "http://a:9696")]);
         let internal = NeutronInterface::Internal;
         assert_eq!(network_endpoint(&twice, internal, None).unwrap().as_str(), "http://a:9696");
         let none = network_endpoint(&services(&[]), internal, None).unwrap_err().to_string();
         assert!(none.contains("it has none"), "{none}");
         let odd = network_endpoint(&services(&[("internal", "one", "a:9696")]), internal, None);
-        assert_eq!(odd, Err(CatalogError::NoUrl { url: "a:9696".to_owned() }));
+        assert_eq!(odd, Err(CatalogError::InvalidUrl { url: "a:9696".to_owned() }));
     }
 }

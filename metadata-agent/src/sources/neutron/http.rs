@@ -1,7 +1,6 @@
-//! One HTTP question and its whole answer, over http or https: with a deadline for all of it and a limit on its length.
+//! HTTP client for whole responses, over http or https, with a deadline and a length limit.
 //!
-//! Connections are kept for the next question. Nothing of the environment is read, and no redirect is followed: an
-//! answer that points elsewhere is an answer.
+//! Connections are reused. Environment variables are ignored, and redirects are not followed.
 
 use std::error::Error;
 use std::path::PathBuf;
@@ -27,46 +26,37 @@ use tls_files::{ServerTrust, TlsSetupError};
 
 use crate::error_chain::error_chain;
 
-/// How long a connection is kept without use: Apache in front of the APIs closes after 5 s.
+/// Lifetime of idle connections. Apache, which serves the APIs, closes them after 5 s.
 const IDLE: Duration = Duration::from_secs(4);
-/// By which the operators of Keystone and Neutron know us.
-const OURSELVES: HeaderValue =
+/// Identifies the agent to operators of Keystone and Neutron.
+const USER_AGENT: HeaderValue =
     HeaderValue::from_static(concat!("metadata-agent/", env!("CARGO_PKG_VERSION")));
-/// For TCP alone; the deadline holds for all of a question.
-const CONNECT: Duration = Duration::from_secs(5);
+/// Limit for the TCP handshake. The deadline applies to the whole request.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Why there is no HTTP client.
+/// The HTTP client cannot be created.
 #[derive(Debug, thiserror::Error)]
 #[error("{} (neutron_cafile)", error_chain(.0))]
 pub struct HttpSetupError(#[source] TlsSetupError);
 
-/// Why a question has no answer.
+/// A request failed.
 #[derive(Debug, thiserror::Error)]
 pub enum HttpError {
-    /// Nobody there, nobody whom we believe, or no HTTP.
-    #[error("cannot be asked: {}", error_chain(.0))]
+    /// No connection, no trusted server, or no HTTP.
+    #[error("cannot send request: {}", error_chain(.0))]
     Unreachable(#[source] hyper_util::client::legacy::Error),
-    /// The answer broke off.
-    #[error("broke off its answer: {}", error_chain(.0.as_ref()))]
+    #[error("response ended early: {}", error_chain(.0.as_ref()))]
     Broken(#[source] Box<dyn Error + Send + Sync>),
-    /// The answer is longer than any answer to this question.
-    #[error("answers with more than {limit} bytes")]
-    TooLong {
-        /// What would have been taken.
-        limit: usize,
-    },
-    /// No whole answer in time.
-    #[error("has not answered within {} s (neutron_timeout)", limit.as_secs_f64())]
-    Late {
-        /// How long was waited.
-        limit: Duration,
-    },
+    #[error("response is longer than {limit} bytes")]
+    TooLong { limit: usize },
+    #[error("no complete response within {} s (neutron_timeout)", limit.as_secs_f64())]
+    Timeout { limit: Duration },
 }
 
-/// Whom to believe.
+/// PortSelector to believe.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Trust {
-    pub(super) authorities: Option<PathBuf>,
+pub(super) struct HttpTrust {
+    pub(super) ca_certificates: Option<PathBuf>,
     pub(super) insecure: bool,
 }
 
@@ -75,37 +65,41 @@ type Connections = Client<HttpsConnector<HttpConnector>, Full<Bytes>>;
 /// An HTTP client.
 #[derive(Debug)]
 pub(super) struct Http {
-    trust: Trust,
-    patience: Duration,
+    trust: HttpTrust,
+    timeout: Duration,
     tasks: TaskTracker,
     client: ArcSwap<Connections>,
 }
 
 impl Http {
-    /// Whoever drops it and all answers ends all connections; `tasks` tells when they have ended.
-    pub(super) fn new(trust: Trust, patience: Duration, tasks: TaskTracker) -> Result<Self, HttpSetupError> {
-        let client = ArcSwap::from_pointee(client(&trust, patience, &tasks)?);
-        Ok(Self { trust, patience, tasks, client })
+    /// Creates a client. `tasks` tracks its connections, which end after the client is dropped.
+    pub(super) fn new(
+        trust: HttpTrust,
+        timeout: Duration,
+        tasks: TaskTracker,
+    ) -> Result<Self, HttpSetupError> {
+        let client = ArcSwap::from_pointee(client(&trust, timeout, &tasks)?);
+        Ok(Self { trust, timeout, tasks, client })
     }
 
-    /// Asks, and takes an answer of at most `limit` bytes.
-    pub(super) async fn ask(
+    /// Sends a request and receives a response of at most `limit` bytes.
+    pub(super) async fn send(
         &self,
         mut request: Request<Full<Bytes>>,
         limit: usize,
     ) -> Result<(response::Parts, Bytes), HttpError> {
-        request.headers_mut().insert(header::USER_AGENT, OURSELVES);
-        let answer = self.ask_once(request, limit).await;
-        // Whom to believe may have changed since it was read.
-        if let (Err(HttpError::Unreachable(_)), Ok(anew)) =
-            (&answer, client(&self.trust, self.patience, &self.tasks))
+        request.headers_mut().insert(header::USER_AGENT, USER_AGENT);
+        let response = self.send_once(request, limit).await;
+        // PortSelector to believe may have changed since it was read.
+        if let (Err(HttpError::Unreachable(_)), Ok(renewed)) =
+            (&response, client(&self.trust, self.timeout, &self.tasks))
         {
-            self.client.store(Arc::new(anew));
+            self.client.store(Arc::new(renewed));
         }
-        answer
+        response
     }
 
-    async fn ask_once(
+    async fn send_once(
         &self,
         request: Request<Full<Bytes>>,
         limit: usize,
@@ -123,15 +117,15 @@ impl Http {
             })?;
             Ok((head, body.to_bytes()))
         };
-        timeout(self.patience, whole).await.unwrap_or(Err(HttpError::Late { limit: self.patience }))
+        timeout(self.timeout, whole).await.unwrap_or(Err(HttpError::Timeout { limit: self.timeout }))
     }
 }
 
-fn client(trust: &Trust, patience: Duration, tasks: &TaskTracker) -> Result<Connections, HttpSetupError> {
+fn client(trust: &HttpTrust, timeout: Duration, tasks: &TaskTracker) -> Result<Connections, HttpSetupError> {
     let mut tcp = HttpConnector::new();
     tcp.enforce_http(false);
     tcp.set_nodelay(true);
-    tcp.set_connect_timeout(Some(CONNECT.min(patience)));
+    tcp.set_connect_timeout(Some(CONNECT_TIMEOUT.min(timeout)));
     let tls = client_config(trust)?;
     let connector =
         HttpsConnectorBuilder::new().with_tls_config(tls).https_or_http().enable_http1().wrap_connector(tcp);
@@ -141,7 +135,7 @@ fn client(trust: &Trust, patience: Duration, tasks: &TaskTracker) -> Result<Conn
         .build(connector))
 }
 
-/// Runs the client's connections as tasks that somebody keeps count of.
+/// Runs the client's connections as tracked tasks.
 #[derive(Clone)]
 struct Tracked(TaskTracker);
 
@@ -154,11 +148,11 @@ where
     }
 }
 
-fn client_config(trust: &Trust) -> Result<ClientConfig, HttpSetupError> {
-    let believed = match &trust.authorities {
+fn client_config(trust: &HttpTrust) -> Result<ClientConfig, HttpSetupError> {
+    let trusted = match &trust.ca_certificates {
         _ if trust.insecure => ServerTrust::Unverified,
         Some(path) => ServerTrust::Ca(path),
         None => ServerTrust::SystemCa,
     };
-    tls_files::client_config(believed, None).map_err(HttpSetupError)
+    tls_files::client_config(trusted, None).map_err(HttpSetupError)
 }

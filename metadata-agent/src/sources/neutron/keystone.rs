@@ -1,4 +1,4 @@
-//! Keystone v3: credentials for a token, and the catalogue that comes with it.
+//! Keystone v3: exchanges credentials for a token and the service catalog.
 
 use std::time::Duration;
 
@@ -10,41 +10,28 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::access::{Credentials, Domain, HttpUrl, NeutronInterface};
-use super::catalog::{CatalogError, Service, network_endpoint};
+use super::catalog::{CatalogError, CatalogService, network_endpoint};
 use super::http::{Http, HttpError};
 use super::timestamp;
 
-/// The longest answer. A catalogue of a large cloud, with fifty services in ten regions, takes about 300 KiB.
+/// Largest accepted response. The catalog of a large cloud, with fifty services in ten regions,
+/// takes about 300 KiB.
 const LIMIT: usize = 4 * 1024 * 1024;
-/// The header in which a token comes.
+/// Response header with the token.
 const SUBJECT: &str = "x-subject-token";
 
-/// Why there is no token.
+/// Keystone issued no token.
 #[derive(Debug, thiserror::Error)]
 pub enum KeystoneError {
-    /// Keystone cannot be asked.
     #[error(transparent)]
     Http(#[from] HttpError),
-    /// Keystone does not believe us.
-    #[error("refuses the credentials (401): {}", credentials)]
-    Refused {
-        /// What to look at.
-        credentials: &'static str,
-    },
-    /// Keystone refuses for another reason, or cannot.
-    #[error("answers {status} where a token is asked for{}", advice(*status))]
-    Status {
-        /// How it answers.
-        status: StatusCode,
-    },
-    /// The answer is no token.
-    #[error("answers with something that is no token: {what}")]
-    NoToken {
-        /// What is wrong with it.
-        what: String,
-    },
-    /// The catalogue tells no endpoint.
-    #[error("its catalogue {0}")]
+    #[error("credentials were rejected (401): {advice}")]
+    Rejected { advice: &'static str },
+    #[error("request for a token failed with {status}{}", advice(*status))]
+    Status { status: StatusCode },
+    #[error("response is not a token: {reason}")]
+    InvalidToken { reason: String },
+    #[error("catalog {0}")]
     Catalog(#[from] CatalogError),
 }
 
@@ -57,7 +44,7 @@ fn advice(status: StatusCode) -> &'static str {
     }
 }
 
-/// Whom Keystone vouches for, and where.
+/// PortSelector Keystone vouches for, and where.
 #[derive(Clone, Debug)]
 pub(super) struct Keystone {
     pub(super) url: HttpUrl,
@@ -67,58 +54,58 @@ pub(super) struct Keystone {
     pub(super) endpoint: Option<HttpUrl>,
 }
 
-/// A token that was just issued.
+/// New token, with Neutron's endpoint.
 #[derive(Debug)]
-pub(super) struct Grant {
+pub(super) struct IssuedToken {
     pub(super) token: SecretString,
     pub(super) lifetime: Duration,
     pub(super) endpoint: HttpUrl,
 }
 
 #[derive(Deserialize)]
-struct Answer {
-    token: Token,
+struct TokenResponse {
+    token: TokenBody,
 }
 
 #[derive(Deserialize)]
-struct Token {
+struct TokenBody {
     issued_at: String,
     expires_at: String,
     #[serde(default)]
-    catalog: Vec<Service>,
+    catalog: Vec<CatalogService>,
 }
 
 impl Keystone {
-    /// Asks for a token.
-    pub(super) async fn authenticate(&self, http: &Http) -> Result<Grant, KeystoneError> {
+    /// Requests a token.
+    pub(super) async fn authenticate(&self, http: &Http) -> Result<IssuedToken, KeystoneError> {
         let request = Request::builder()
             .method(Method::POST)
             .uri(self.tokens_url())
             .header(header::CONTENT_TYPE, "application/json")
             .header(header::ACCEPT, "application/json")
-            .body(Full::from(Bytes::from(self.question().to_string())))
-            .map_err(|error| KeystoneError::NoToken { what: error.to_string() })?;
-        let (head, body) = http.ask(request, LIMIT).await?;
+            .body(Full::from(Bytes::from(self.body().to_string())))
+            .map_err(|error| KeystoneError::InvalidToken { reason: error.to_string() })?;
+        let (head, body) = http.send(request, LIMIT).await?;
         match head.status {
             StatusCode::CREATED | StatusCode::OK => {}
             StatusCode::UNAUTHORIZED => {
-                return Err(KeystoneError::Refused { credentials: self.what_to_check() });
+                return Err(KeystoneError::Rejected { advice: self.advice() });
             }
             status => return Err(KeystoneError::Status { status }),
         }
-        let no_token = |what: &str| KeystoneError::NoToken { what: what.to_owned() };
-        let token = head.headers.get(SUBJECT).ok_or_else(|| no_token("it has no X-Subject-Token"))?;
-        let token = token.to_str().map_err(|_| no_token("its X-Subject-Token is no text"))?;
+        let invalid = |reason: &str| KeystoneError::InvalidToken { reason: reason.to_owned() };
+        let token = head.headers.get(SUBJECT).ok_or_else(|| invalid("no X-Subject-Token"))?;
+        let token = token.to_str().map_err(|_| invalid("X-Subject-Token is not text"))?;
         let token = SecretString::from(token);
-        let Answer { token: body } =
-            serde_json::from_slice(&body).map_err(|error| no_token(&error.to_string()))?;
+        let TokenResponse { token: body } =
+            serde_json::from_slice(&body).map_err(|error| invalid(&error.to_string()))?;
         let lifetime = timestamp::between(&body.issued_at, &body.expires_at)
-            .ok_or_else(|| no_token("it does not last from its issued_at to its expires_at"))?;
+            .ok_or_else(|| invalid("invalid issued_at or expires_at"))?;
         let endpoint = match &self.endpoint {
             Some(endpoint) => endpoint.clone(),
             None => network_endpoint(&body.catalog, self.interface, self.region.as_deref())?,
         };
-        Ok(Grant { token, lifetime, endpoint })
+        Ok(IssuedToken { token, lifetime, endpoint })
     }
 
     fn tokens_url(&self) -> String {
@@ -127,7 +114,7 @@ impl Keystone {
         format!("{url}{v3}/auth/tokens")
     }
 
-    fn question(&self) -> Value {
+    fn body(&self) -> Value {
         let named = |domain: &Domain| match domain {
             Domain::Id(id) => json!({ "id": id }),
             Domain::Name(name) => json!({ "name": name }),
@@ -141,7 +128,7 @@ impl Keystone {
                 "scope": { "project": { "name": project, "domain": named(project_domain) } },
             } })
             }
-            // The credential names its project itself.
+            // An application credential implies its project.
             Credentials::Application { id, secret } => json!({ "auth": {
                 "identity": { "methods": ["application_credential"], "application_credential": {
                     "id": id, "secret": secret.expose_secret(),
@@ -150,13 +137,13 @@ impl Keystone {
         }
     }
 
-    fn what_to_check(&self) -> &'static str {
+    fn advice(&self) -> &'static str {
         match self.credentials {
             Credentials::Password { .. } => {
-                "see neutron_username, neutron_password, neutron_project_name and the domains of user and project"
+                "check neutron_username, neutron_password, neutron_project_name and the domains of user and project"
             }
             Credentials::Application { .. } => {
-                "see neutron_application_credential_id and neutron_application_credential_secret; it may have \
+                "check neutron_application_credential_id and neutron_application_credential_secret; it may have \
                  expired or been deleted"
             }
         }

@@ -1,26 +1,28 @@
-//! Guests' ports from Neutron's API, for those that no source on the host knows enough about.
+//! Guests' ports from Neutron's API, for those about which local sources do not know enough.
 //!
-//! Input is [`Presence`]: which guests' interfaces there are, and what is missing about each. All of the host's ports are
-//! asked for once at the start, and after a fault; then only what is missing, some at a time ([`survey`]). A host whose
-//! ports are known from elsewhere asks nothing more, however many requests its guests make.
+//! Input is [`Presence`]: the guests' interfaces, and what is missing about each. All ports of the
+//! host are requested at the start and after a failure; then only the missing ones, in small
+//! batches ([`poller`]). If the ports of a host are known from other sources, nothing more is
+//! requested, however many requests guests send.
 //!
-//! What goes wrong, at Neutron or at Keystone, is a fault that shows, and that is tried again after a pause that grows,
-//! by one question for the whole host ([`gate`]). What was said of interfaces that are still there holds meanwhile. The
-//! source is ready once it has tried: a host whose guests are known from elsewhere starts without a control plane.
+//! Failures of Neutron or Keystone are reported, and retried with a growing pause, by one request
+//! for the whole host ([`pacer`]). The ports of interfaces that still exist stay valid meanwhile.
+//! The source is ready after its first attempt, so that a host whose guests are known from other
+//! sources starts without a control plane.
 //!
-//! [`Lookup`] answers for guests that are not on this host.
+//! [`Lookup`] finds the ports of guests on other hosts.
 
 mod access;
 mod api;
 mod catalog;
-mod gate;
 mod http;
 mod keystone;
 mod lookup;
+mod pacer;
+mod poller;
 mod ports;
-mod session;
-mod survey;
 mod timestamp;
+mod token;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::pin::Pin;
@@ -31,92 +33,91 @@ use tokio::time::{Instant, sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::{RECHECK_FAULTY, Reporter};
+use super::{RECHECK_AFTER_ERROR, Reporter};
 use crate::inventory::Event;
 use crate::inventory::presence::Presence;
 use api::{Api, Filter};
-use http::{Http, Trust};
+use http::{Http, HttpTrust};
 use keystone::Keystone;
-use lookup::Lookups;
-use ports::{Said, Told};
-use session::{Session, Tokens};
-use survey::{Question, Survey, Wanted};
+use lookup::LookupWorker;
+use poller::{PortPoller, PortQuery, PortSelection};
+use ports::{ParsedPort, PortDetails};
+use token::{TokenIssuer, Tokens};
 
 pub use access::{Credentials, Domain, HttpUrl, NeutronAccess, NeutronAuth, NeutronInterface};
 pub use api::{ApiError, ApiErrorKind};
 pub use catalog::CatalogError;
 pub use http::{HttpError, HttpSetupError};
 pub use keystone::KeystoneError;
-pub use lookup::{Answer, Found, Lookup, LookupError, Query, Questions, Whom};
-pub use ports::RowError;
-pub use session::AuthError;
+pub use lookup::{
+    InstancePort, Lookup, LookupError, LookupQuery, LookupRequests, LookupResult, PortSelector,
+};
+pub use ports::PortError;
+pub use token::AuthError;
 
-/// Which Neutron, for which host, and where its connections are kept count of.
+/// Settings of the source.
 #[derive(Clone, Debug)]
-pub struct Settings {
-    /// How to reach it.
+pub struct NeutronSettings {
     pub access: NeutronAccess,
-    /// The name under which Neutron knows this host.
+    /// Name of this host in Neutron.
     pub host: String,
-    /// The tasks that connections are.
+    /// Tracks the tasks of connections.
     pub tasks: TaskTracker,
 }
 
-/// What the source speaks with.
+/// Channels of the source.
 #[derive(Debug)]
-pub struct Channels {
-    /// What is missing.
+pub struct NeutronChannels {
     pub present: watch::Receiver<Presence>,
-    /// What it says.
     pub events: mpsc::Sender<Event>,
-    /// How it is.
     pub reporter: Reporter,
-    /// Of which addresses it is asked.
-    pub questions: Questions,
-    /// By which it tells that an address may have passed on.
+    /// Requests for remote ports.
+    pub requests: LookupRequests,
+    /// Handle for removing cached look-ups after a port changed.
     pub lookup: Lookup,
 }
 
-/// Sends what Neutron says, and answers lookups, until cancelled or until nobody listens.
-pub async fn run(settings: Settings, channels: Channels, cancel: CancellationToken) {
-    // Nothing is lost by stopping anywhere: the next start asks anew.
+/// Sends ports and serves look-ups until cancelled or until the receiver is dropped.
+pub async fn run(settings: NeutronSettings, channels: NeutronChannels, cancel: CancellationToken) {
+    // Cancelling at any point is safe: the next start requests everything again.
     let _stopped = cancel.run_until_cancelled_owned(serve(settings, channels)).await;
 }
 
-async fn serve(settings: Settings, channels: Channels) {
-    let Channels { present, events, reporter, questions, lookup } = channels;
-    let (api, session) = loop {
+async fn serve(settings: NeutronSettings, channels: NeutronChannels) {
+    let NeutronChannels { present, events, reporter, requests, lookup } = channels;
+    let (api, issuer) = loop {
         match connect(&settings) {
             Ok(connected) => break connected,
             Err(error) => {
                 let place = "TLS".to_owned();
                 reporter.report(true, 0, 0, BTreeMap::from([(place, error.to_string())]));
-                sleep(RECHECK_FAULTY).await;
+                sleep(RECHECK_AFTER_ERROR).await;
             }
         }
     };
-    let lookups = Lookups::new(api.unpaced(), questions);
-    let survey = Survey::new(Instant::now());
+    let lookups = LookupWorker::new(api.unpaced(), requests);
+    let poller = PortPoller::new(Instant::now());
     let host = settings.host;
-    let source = Source { host, api, present, events, reporter, lookup, survey, ready: false, fault: None };
-    let session = async {
-        match session {
-            Some(session) => session.serve().await,
+    let source =
+        NeutronSource { host, api, present, events, reporter, lookup, poller, ready: false, error: None };
+    let issuer = async {
+        match issuer {
+            Some(issuer) => issuer.serve().await,
             None => std::future::pending().await,
         }
     };
     tokio::select! {
-        () = source.follow() => {}
-        () = session => {}
-        () = lookups.serve() => {}
+        () = source.run() => {}
+        () = issuer => {}
+        () = lookups.run() => {}
     }
 }
 
-fn connect(settings: &Settings) -> Result<(Api, Option<Session>), HttpSetupError> {
-    let NeutronAccess { auth, endpoint, region, interface, authorities, insecure, patience } =
+fn connect(settings: &NeutronSettings) -> Result<(Api, Option<TokenIssuer>), HttpSetupError> {
+    let NeutronAccess { auth, endpoint, region, interface, ca_certificates, insecure, timeout } =
         settings.access.clone();
-    let trust = Trust { authorities, insecure };
-    let http = Arc::new(Http::new(trust, patience, settings.tasks.clone())?);
+    let trust = HttpTrust { ca_certificates, insecure };
+    let http = Arc::new(Http::new(trust, timeout, settings.tasks.clone())?);
     Ok(match auth {
         NeutronAuth::Nobody { endpoint } => {
             let place = endpoint.to_string();
@@ -125,150 +126,157 @@ fn connect(settings: &Settings) -> Result<(Api, Option<Session>), HttpSetupError
         NeutronAuth::Keystone { url, credentials } => {
             let place = url.to_string();
             let keystone = Keystone { url, credentials, interface, region, endpoint };
-            let (tokens, session) = Tokens::of(keystone, Arc::clone(&http));
-            (Api::new(http, tokens, &place), Some(session))
+            let (tokens, issuer) = Tokens::new(keystone, Arc::clone(&http));
+            (Api::new(http, tokens, &place), Some(issuer))
         }
     })
 }
 
-/// What `check` has found out.
+/// Result of [`probe`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Reached {
-    /// Neutron tells ports of this host.
+pub enum NeutronProbe {
     Ports,
-    /// Neutron answers, but tells of no port of this host: it may have none; or `host` may differ from what Neutron has
-    /// in `binding:host_id`; or the user may have neither the role admin nor the role service, without which that is
-    /// not told.
+    /// Neutron responds, but lists no port of this host. There may be none, `host` may differ from
+    /// `binding:host_id`, or the user may lack the role admin or service, which is required to see
+    /// it.
     NoPorts,
 }
 
-/// Why Neutron cannot be asked.
+/// Neutron cannot be queried.
 #[derive(Debug, thiserror::Error)]
-pub enum ProbeError {
-    /// There is no HTTP client.
+pub enum NeutronProbeError {
     #[error(transparent)]
     Setup(#[from] HttpSetupError),
-    /// There is no answer.
-    #[error("{} {source}", source.place)]
-    Api {
-        /// Why not.
-        source: Arc<ApiError>,
-    },
+    #[error("{}: {source}", source.place)]
+    Api { source: Arc<ApiError> },
 }
 
-/// Asks once, as the source would: authenticates, finds the endpoint and asks for the ports of this host.
+/// Does what the source does first: authenticates, finds the endpoint and requests the ports of
+/// this host.
 ///
 /// # Errors
-/// What is wrong, and what to change.
-pub async fn probe(settings: &Settings) -> Result<Reached, ProbeError> {
-    let (api, session) = connect(settings)?;
+/// Neutron or Keystone cannot be used. The message names the options to check.
+pub async fn probe(settings: &NeutronSettings) -> Result<NeutronProbe, NeutronProbeError> {
+    let (api, issuer) = connect(settings)?;
     let filters = [host_filter(&settings.host)];
-    let asked = api.ports(&filters, api::MANY, |_| true);
-    let told = match session {
-        None => asked.await,
-        Some(session) => tokio::select! {
-            told = asked => told,
-            () = session.serve() => unreachable!("it is served while there are those who may ask"),
+    let request = api.ports(&filters, api::HOST_PORTS_LIMIT, |_| true);
+    let ports = match issuer {
+        None => request.await,
+        Some(issuer) => tokio::select! {
+            ports = request => ports,
+            () = issuer.serve() => unreachable!("it runs while there is a handle"),
         },
     };
-    let told = told.map_err(|source| ProbeError::Api { source })?;
-    Ok(if told.is_empty() { Reached::NoPorts } else { Reached::Ports })
+    let ports = ports.map_err(|source| NeutronProbeError::Api { source })?;
+    Ok(if ports.is_empty() { NeutronProbe::NoPorts } else { NeutronProbe::Ports })
 }
 
 fn host_filter(host: &str) -> Filter {
     ("binding:host_id", host.to_owned())
 }
 
-struct Source {
+struct NeutronSource {
     host: String,
     api: Api,
     present: watch::Receiver<Presence>,
     events: mpsc::Sender<Event>,
     reporter: Reporter,
     lookup: Lookup,
-    survey: Survey,
+    poller: PortPoller,
     ready: bool,
-    fault: Option<Arc<ApiError>>,
+    error: Option<Arc<ApiError>>,
 }
 
-/// A question that is under way.
-type Asking = Pin<Box<dyn Future<Output = (Question, Result<Vec<Told>, Arc<ApiError>>)> + Send>>;
+/// Query in progress.
+type PendingQuery = Pin<Box<dyn Future<Output = (PortQuery, Result<Vec<ParsedPort>, Arc<ApiError>>)> + Send>>;
 
-impl Source {
-    /// Returns when nobody listens any more.
-    async fn follow(mut self) {
-        let mut asking: Option<Asking> = None;
+impl NeutronSource {
+    /// Runs until the receiver of events is dropped.
+    async fn run(mut self) {
+        let mut pending: Option<PendingQuery> = None;
         self.present.mark_changed();
         loop {
-            let due = self.survey.next().map(|due| self.api.opens().map_or(due, |opens| due.max(opens)));
-            let due = due.filter(|_| asking.is_none());
-            let heard = tokio::select! {
-                // First of all: what is gone is withdrawn before anything is said of what is there.
+            let due = self
+                .poller
+                .next_due()
+                .map(|due| self.api.blocked_until().map_or(due, |until| due.max(until)));
+            let due = due.filter(|_| pending.is_none());
+            let receiver = tokio::select! {
+                // Interfaces that disappeared are withdrawn before responses are handled.
                 biased;
                 changed = self.present.changed() => match changed {
                     Ok(()) => {
                         let presence = Arc::clone(&self.present.borrow_and_update());
-                        let events = self.survey.follow(&presence, Instant::now());
-                        self.tell(events).await
+                        let events = self.poller.update_presence(&presence, Instant::now());
+                        self.send(events).await
                     }
-                    // The agent stops.
+                    // The sender is dropped only when the agent stops.
                     Err(_) => std::future::pending().await,
                 },
-                (question, answer) = under_way(&mut asking) => {
-                    asking = None;
-                    self.take(&question, answer).await
+                (query, response) = completion(&mut pending) => {
+                    pending = None;
+                    self.handle(&query, response).await
                 }
                 () = until(due) => {
-                    asking = self.ask();
+                    pending = self.start_query();
                     Some(())
                 }
             };
-            if heard.is_none() {
+            if receiver.is_none() {
                 return;
             }
         }
     }
 
-    fn ask(&self) -> Option<Asking> {
-        let question = self.survey.question(Instant::now())?;
+    fn start_query(&self) -> Option<PendingQuery> {
+        let query = self.poller.query(Instant::now())?;
         let (api, host) = (self.api.clone(), self.host.clone());
         Some(Box::pin(async move {
-            let (filters, limit): (Vec<Filter>, _) = match &question.ports {
-                Wanted::OfHost => (vec![host_filter(&host)], api::MANY),
-                Wanted::Ids(ids) => (ids.iter().map(|id| ("id", id.to_string())).collect(), api::SOME),
-                Wanted::Macs(macs) => {
-                    (macs.iter().map(|mac| ("mac_address", mac.to_string())).collect(), api::SOME)
+            let (filters, limit): (Vec<Filter>, _) = match &query.ports {
+                PortSelection::Host => (vec![host_filter(&host)], api::HOST_PORTS_LIMIT),
+                PortSelection::Ids(ids) => {
+                    (ids.iter().map(|id| ("id", id.to_string())).collect(), api::SINGLE_PORTS_LIMIT)
                 }
+                PortSelection::Macs(macs) => (
+                    macs.iter().map(|mac| ("mac_address", mac.to_string())).collect(),
+                    api::SINGLE_PORTS_LIMIT,
+                ),
             };
-            let told = match api.ports(&filters, limit, |id| question.is_about(id)).await {
-                Ok(told) => with_subports(&api, told).await,
+            let ports = match api.ports(&filters, limit, |id| query.matches(id)).await {
+                Ok(ports) => with_subports(&api, ports).await,
                 Err(error) => Err(error),
             };
-            (question, told)
+            (query, ports)
         }))
     }
 
-    async fn take(&mut self, question: &Question, answer: Result<Vec<Told>, Arc<ApiError>>) -> Option<()> {
+    async fn handle(
+        &mut self,
+        query: &PortQuery,
+        response: Result<Vec<ParsedPort>, Arc<ApiError>>,
+    ) -> Option<()> {
         let now = Instant::now();
         self.ready = true;
-        let events = match answer {
-            Ok(told) => {
-                self.fault = None;
-                self.survey.answer(question, &told, now)
+        let events = match response {
+            Ok(ports) => {
+                self.error = None;
+                self.poller.handle_response(query, &ports, now)
             }
             Err(error) => {
-                self.fault = Some(error);
-                self.survey.failed(now);
+                self.error = Some(error);
+                self.poller.failed(now);
                 Vec::new()
             }
         };
-        self.tell(events).await
+        self.send(events).await
     }
 
-    /// Withdrawals go first, so that what passes from one port to another is never with both.
-    async fn tell(&mut self, events: Vec<Event>) -> Option<()> {
-        let (gone, news): (Vec<_>, Vec<_>) = events.into_iter().partition(|event| event.ports.is_empty());
-        for event in gone.into_iter().chain(news) {
+    /// Sends withdrawals first, so that an address that moves from one port to another is never
+    /// reported by both.
+    async fn send(&mut self, events: Vec<Event>) -> Option<()> {
+        let (withdrawals, updates): (Vec<_>, Vec<_>) =
+            events.into_iter().partition(|event| event.ports.is_empty());
+        for event in withdrawals.into_iter().chain(updates) {
             if let Ok(port) = event.key.parse() {
                 self.lookup.forget(port).await;
             }
@@ -279,36 +287,38 @@ impl Source {
     }
 
     fn report(&self) {
-        let ports = self.survey.faults().map(|(id, error)| (format!("port {id}"), error.to_string()));
+        let ports = self.poller.errors().map(|(id, error)| (format!("port {id}"), error.to_string()));
         let mut faults: BTreeMap<_, _> = ports.collect();
-        if let Some(error) = &self.fault {
+        if let Some(error) = &self.error {
             faults.insert(error.place.clone(), error.to_string());
         }
-        self.reporter.report(self.ready, self.survey.ports(), 0, faults);
+        self.reporter.report(self.ready, self.poller.ports(), 0, faults);
     }
 }
 
-/// Asks for the rows of subports that trunks among these ports name.
-async fn with_subports(api: &Api, mut told: Vec<Told>) -> Result<Vec<Told>, Arc<ApiError>> {
-    let lacking = told.iter().flat_map(|(_, row)| row.iter().flat_map(Said::lacks));
-    let lacking: Vec<_> = lacking.collect::<BTreeSet<_>>().into_iter().collect();
+/// Requests the subports of trunks among these ports.
+async fn with_subports(api: &Api, mut ports: Vec<ParsedPort>) -> Result<Vec<ParsedPort>, Arc<ApiError>> {
+    let incomplete = ports.iter().flat_map(|(_, row)| row.iter().flat_map(PortDetails::incomplete_subports));
+    let incomplete: Vec<_> = incomplete.collect::<BTreeSet<_>>().into_iter().collect();
     let mut rows = BTreeMap::new();
-    for some in lacking.chunks(survey::SOME) {
+    for some in incomplete.chunks(poller::MAX_IDS) {
         let filters: Vec<Filter> = some.iter().map(|id| ("id", id.to_string())).collect();
-        let subports = api.ports(&filters, api::SOME, |id| some.contains(&id)).await?;
-        rows.extend(subports.into_iter().map(|(id, row)| (id, row.map(|said| said.facts))));
+        let subports = api.ports(&filters, api::SINGLE_PORTS_LIMIT, |id| some.contains(&id)).await?;
+        rows.extend(subports.into_iter().map(|(id, row)| (id, row.map(|details| details.record))));
     }
-    for (_, row) in &mut told {
-        if let Ok(said) = row {
-            said.complete(&rows);
+    for (_, row) in &mut ports {
+        if let Ok(details) = row {
+            details.complete(&rows);
         }
     }
-    Ok(told)
+    Ok(ports)
 }
 
-async fn under_way(asking: &mut Option<Asking>) -> (Question, Result<Vec<Told>, Arc<ApiError>>) {
-    match asking {
-        Some(asking) => asking.await,
+async fn completion(
+    pending: &mut Option<PendingQuery>,
+) -> (PortQuery, Result<Vec<ParsedPort>, Arc<ApiError>>) {
+    match pending {
+        Some(pending) => pending.await,
         None => std::future::pending().await,
     }
 }

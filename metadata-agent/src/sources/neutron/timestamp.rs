@@ -1,24 +1,24 @@
-//! Times as Keystone writes them: `2026-11-23T04:01:44.000000Z`, always UTC.
+//! Parses Keystone's timestamps: `2026-11-23T04:01:44.000000Z`, always UTC.
 
 use std::time::Duration;
 
-/// Seconds since 1970 of a time as Keystone writes it; the fraction does not count. `None` for anything else.
+/// Returns the seconds since 1970, without the fraction. `None` for anything else.
 pub(super) fn seconds(text: &str) -> Option<i64> {
     let (date, time) = text.strip_suffix('Z')?.split_once('T')?;
     let [year, month, day] = numbers(date, '-')?;
     let [hour, minute, second] = numbers(time.split_once('.').map_or(time, |(whole, _)| whole), ':')?;
-    let sound = (1..=12).contains(&month)
+    let valid = (1..=12).contains(&month)
         && (1..=31).contains(&day)
         && (1970..=9999).contains(&year)
         && hour < 24
         && minute < 60
         && second <= 60;
-    sound.then(|| days(year, month, day) * 86_400 + hour * 3600 + minute * 60 + second)
+    valid.then(|| days(year, month, day) * 86_400 + hour * 3600 + minute * 60 + second)
 }
 
-/// How long something holds that was made at one time and ends at another, whatever the clock of this host says.
-pub(super) fn between(made: &str, end: &str) -> Option<Duration> {
-    let lifetime = seconds(end)?.checked_sub(seconds(made)?)?;
+/// Returns the time from issue to expiry, independently of the clock of this host.
+pub(super) fn between(issued: &str, expires: &str) -> Option<Duration> {
+    let lifetime = seconds(expires)?.checked_sub(seconds(issued)?)?;
     u64::try_from(lifetime).ok().map(Duration::from_secs)
 }
 
@@ -30,7 +30,8 @@ fn numbers<const N: usize>(text: &str, separator: char) -> Option<[i64; N]> {
     parts.collect::<Option<Vec<i64>>>()?.try_into().ok()
 }
 
-/// Days from 1970-01-01 to a day of the Gregorian calendar: years begin in March, so that the leap day ends one.
+/// Returns the days from 1970-01-01 to a day of the Gregorian calendar. Counts years from March, so
+/// that the leap day is the last day of a year.
 fn days(year: i64, month: i64, day: i64) -> i64 {
     let year = if month <= 2 { year - 1 } else { year };
     let month_from_march = (month + 9) % 12;
@@ -43,7 +44,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn times_are_those_of_the_calendar() {
+    fn timestamps_follow_the_calendar() {
         for (text, want) in [
             ("1970-01-01T00:00:00Z", 0),
             ("2000-02-29T12:00:00.000000Z", 951_825_600),

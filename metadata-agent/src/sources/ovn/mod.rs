@@ -1,33 +1,34 @@
-//! Guests' ports from OVN's Southbound database: the rows of the ports that are on this host, and no others.
+//! Guests' ports from OVN's Southbound database: only the rows of ports on this host.
 //!
-//! Input are the servers of the database, and which ports' interfaces are here ([`Presence`]). Local sources tell that: this
-//! one is asked about ports that have an id already. It monitors the table `Port_Binding` on the condition that a row is of
-//! one of these ports ([`bindings`] tells what is read from it), and changes the condition as interfaces come and go; while
-//! there is none, the condition is `false`. On which chassis OVN sees a port is of no consequence, since the interface is
-//! here: so a guest is served before, during and after its migration.
+//! Input are the database's servers and the list of local interfaces ([`Presence`]). Local sources
+//! provide the port ids, so this source is asked only about ports whose id is known. It monitors
+//! the rows of table `Port_Binding` that belong to these ports ([`bindings`]), and changes the
+//! condition as interfaces appear and disappear. Without a port the condition is `false`. The
+//! chassis of a row does not matter, because the interface is here; so a guest is served before,
+//! during and after a migration.
 //!
-//! # Servers and losses
+//! # Servers and lost connections
 //!
-//! - One server is spoken to at a time. When it is lost the next of the list has its turn; where to begin is a matter of
-//!   chance, so that the hosts of a cloud spread over a cluster. A pause is made when all were tried. A member that is cut
-//!   off from its cluster, or begins with less than another member had before, is no server ([`member`]).
-//! - While there is no server, what the rows said last holds, for those ports that stay. What can be out of date by then is
-//!   who owns a *port*: Neutron may have given it to another instance meanwhile. That takes its interface away, here or for
-//!   good, and with the interface the row is withdrawn, server or not. Should an interface of the same port be here again,
-//!   nothing is told of it before a server has answered. And as long as it stays, the local source that told the port's id
-//!   names the instance as well, independently of OVN, wherever Nova plugged it: another one than the row's is a conflict,
-//!   which serves nobody. The same holds for a member that lags behind its cluster.
-//! - Who a port is, is not for this source to say: once no local source tells the id any more, the row holds only while an
-//!   interface is here that has the name of the port's tap.
-//! - When a server is back, it is asked for the rows anew. One that is not among them is withdrawn before anything else is
-//!   told.
-//! - Whatever cannot be understood ends the connection; nothing of such a message is told. A row that cannot be understood
-//!   says nothing, shows as a fault and touches no other row.
-//! - The ports of a trunk's VLANs name the port of the trunk as their parent. They come by the same condition, and hold as
-//!   long as the trunk's own interface is here.
+//! - One server is used at a time; [`follow`] moves on to the next one. A cluster member that is
+//!   disconnected from its cluster, or has an older log than another member had, is rejected
+//!   ([`cluster`]).
+//! - While no server is connected, the last rows stay valid for ports that stay. Only the owner of
+//!   a *port* can be outdated by then: Neutron may have assigned it to another instance. That
+//!   removes its interface, and with the interface the row is withdrawn, with or without a server.
+//!   If an interface of the port reappears, nothing is reported before a server has responded.
+//!   While it stays, the local source that knows the port id also names the instance, independently
+//!   of OVN; a different instance is a dispute, and the port is not served. The same holds for a
+//!   cluster member that lags behind.
+//! - This source does not decide which port an interface has. If no local source knows the id any
+//!   more, the row is valid only while there is an interface with the name of the port's tap.
+//! - After a reconnection the rows are read again. Rows that no longer exist are withdrawn first.
+//! - An invalid message ends the connection, and none of its content is used. An invalid row is
+//!   withdrawn and reported, and does not affect other rows.
+//! - Subports of a trunk name the parent port. They match the same condition, and are valid while
+//!   the parent's interface is here.
 
 mod bindings;
-mod member;
+mod cluster;
 
 use std::collections::BTreeSet;
 use std::convert::Infallible;
@@ -45,130 +46,138 @@ use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
 use super::Reporter;
-use super::rows::{Rows, ServerError};
+use super::row_tracker::{RowTracker, ServerError};
 use crate::ids::PortId;
 use crate::inventory::presence::Presence;
 use crate::inventory::{Event, SourceKind};
 use bindings::{Bindings, DATABASE, MONITOR};
-use member::{Clusters, Member};
+use cluster::{ClusterMember, ClusterPositions};
 
-pub use bindings::RowError;
+pub use bindings::BindingError;
 
-/// The longest pause between two rounds, as for Open vSwitch's own clients (lib/reconnect.c), unless configured shorter.
+/// Longest pause between rounds, as in Open vSwitch's own clients (lib/reconnect.c), unless a
+/// shorter one is configured.
 const LONGEST_PAUSE: Duration = Duration::from_secs(8);
-/// The longest message that is read. A row takes about a kilobyte.
+/// Longest accepted message. A row takes about a kilobyte.
 const MAX_MESSAGE_BYTES: usize = 8 * 1024 * 1024;
 
-/// Where the database is, and how to get to it.
+/// Access to the database.
 #[derive(Clone, Debug)]
-pub struct Access {
-    /// Its servers, one or more.
+pub struct OvnAccess {
     pub servers: Vec<Remote>,
-    /// For servers at `ssl:`.
+    /// For `ssl:` servers.
     pub tls: TlsFiles,
-    /// How long it may take to connect and to read the rows.
-    pub patience: Duration,
-    /// The longest pause between two rounds.
+    /// Limit for connecting and reading the rows.
+    pub timeout: Duration,
+    /// Longest pause between rounds of attempts.
     pub longest_pause: Duration,
-    /// How long a server may be silent; `None` for ever.
-    pub probe: Option<Duration>,
+    /// Silence after which a server is probed; `None` disables probes.
+    pub probe_interval: Option<Duration>,
 }
 
-impl Access {
-    /// Asks each server, in turn, whether it would do.
+impl OvnAccess {
+    /// Checks each server in turn.
     pub async fn probe(&self) -> Vec<(Remote, Result<(), ServerError>)> {
         let options = self.options();
-        let mut answers = Vec::new();
-        let nobody = BTreeSet::new();
+        let mut results = Vec::new();
+        let no_ports = BTreeSet::new();
         for server in &self.servers {
-            let asked = options.within_timeout(Conversation::begin(server, &options, &nobody)).await;
-            let answer = asked.and_then(|told| Clusters::default().admit(&told.member));
-            answers.push((server.clone(), answer.map_err(ServerError::from)));
+            let connected =
+                options.within_timeout(ConnectedServer::connect(server, &options, &no_ports)).await;
+            let result = connected.and_then(|server| ClusterPositions::default().accept(&server.member));
+            results.push((server.clone(), result.map_err(ServerError::from)));
         }
-        answers
+        results
     }
 
     fn options(&self) -> ConnectOptions {
         ConnectOptions {
             tls: self.tls.clone(),
-            timeout: self.patience,
-            probe_interval: self.probe,
+            timeout: self.timeout,
+            probe_interval: self.probe_interval,
             message_limit: MAX_MESSAGE_BYTES,
         }
     }
 }
 
-/// Sends what the database says of the ports that are present, until cancelled or until nobody listens.
+/// Sends the rows of present ports until cancelled or until the receiver is dropped.
 pub async fn run(
-    access: Access,
+    access: OvnAccess,
     present: watch::Receiver<Presence>,
     events: mpsc::Sender<Event>,
     reporter: Reporter,
     cancel: CancellationToken,
 ) {
-    let source = Source {
+    let source = OvnSource {
         options: access.options(),
         present,
-        clusters: Clusters::default(),
+        clusters: ClusterPositions::default(),
         bindings: Bindings::new(),
-        answered: BTreeSet::new(),
-        rows: Rows::new(SourceKind::OvnSouthbound, events, reporter),
+        valid: BTreeSet::new(),
+        rows: RowTracker::new(SourceKind::OvnSouthbound, events, reporter),
     };
-    // Nothing is lost by stopping anywhere: the next start reads all rows.
+    // Cancelling at any point is safe: the next start reads all rows.
     let reading = Box::pin(follow(source, &access.servers, access.longest_pause.min(LONGEST_PAUSE)));
     let _stopped = cancel.run_until_cancelled_owned(reading).await;
 }
 
-struct Source {
+struct OvnSource {
     options: ConnectOptions,
     present: watch::Receiver<Presence>,
-    clusters: Clusters,
-    /// As the present server told it, or the last one.
+    clusters: ClusterPositions,
+    /// Rows of the current or the last server.
     bindings: Bindings,
-    /// The ports whose rows count: those that are here; while there is no server, those that were never away since.
-    answered: BTreeSet<PortId>,
-    rows: Rows<RowError>,
+    /// Ports whose rows are valid: the local ones; without a server, those that stayed since the
+    /// last one.
+    valid: BTreeSet<PortId>,
+    rows: RowTracker<BindingError>,
 }
 
-impl DatabaseReader for Source {
+impl DatabaseReader for OvnSource {
     async fn read(&mut self, server: &Remote) -> Result<Infallible, Disconnect> {
+        // Connect and read the rows of present ports. Ports may disappear meanwhile.
         let (options, mut asked) = (self.options.clone(), ports(&self.present.borrow_and_update()));
         self.keep_only(&asked).await?;
-        let begin = options.within_timeout(Conversation::begin(server, &options, &asked));
-        let Conversation { mut session, mut member, rows } = self.meanwhile(begin).await??;
-        self.clusters.admit(&member)?;
+        let connect = options.within_timeout(ConnectedServer::connect(server, &options, &asked));
+        let ConnectedServer { mut session, mut member, rows } = self.while_disconnected(connect).await??;
+        self.clusters.accept(&member)?;
 
+        // Replace the rows of the previous server.
         let mut bindings = Bindings::new();
         bindings.apply(UpdateFormat::Differences, &rows)?;
         drop(rows);
         self.bindings = bindings;
-        self.answered = ports(&self.present.borrow_and_update());
-        self.rows.found();
+        self.valid = ports(&self.present.borrow_and_update());
+        self.rows.server_connected();
+        // Apply updates and changes of presence. At most one change of the condition is in
+        // progress.
         let mut change = None;
         loop {
-            self.rows.become_all(self.bindings.read(&self.answered)).await?;
+            self.rows.replace_all(self.bindings.read(&self.valid)).await?;
             self.rows.report();
-            if change.is_none() && asked != self.answered {
-                asked.clone_from(&self.answered);
+            if change.is_none() && asked != self.valid {
+                asked.clone_from(&self.valid);
                 change = Some(session.change_condition(MONITOR, &bindings::clauses(&asked)));
             }
-            let news = tokio::select! {
-                news = session.next_notification() => news?,
-                now = present(&mut self.present) => {
-                    self.answered = now;
+            let notification = tokio::select! {
+                notification = session.next_notification() => notification?,
+                now = changed_ports(&mut self.present) => {
+                    self.valid = now;
                     continue;
                 }
             };
-            match news {
+            match notification {
                 Notification::Update { monitor, format, rows } if monitor == MONITOR.id => {
                     self.bindings.apply(format, &rows)?;
                 }
-                Notification::Update { monitor, format, rows } if monitor == member::MONITOR.id => {
+                Notification::Update { monitor, format, rows } if monitor == cluster::MONITOR.id => {
                     member.apply(format, &rows)?;
-                    self.clusters.admit(&member)?;
+                    self.clusters.accept(&member)?;
                 }
                 Notification::Update { monitor, .. } => {
-                    return Err(UpdateError::unexpected("an update of our monitors", &monitor.into()).into());
+                    return Err(
+                        UpdateError::unexpected("an update of a requested monitor", &monitor.into()).into()
+                    );
                 }
                 Notification::Reply { request, error } if change == Some(request) => {
                     if let Some(error) = error {
@@ -182,61 +191,61 @@ impl DatabaseReader for Source {
     }
 
     fn failed(&mut self, server: &Remote, error: &SessionError) {
-        self.rows.failed(server, error);
+        self.rows.server_failed(server, error);
     }
 
     async fn wait(&mut self, pause: Duration) -> Result<(), ReceiverDropped> {
-        self.meanwhile(sleep(pause)).await
+        self.while_disconnected(sleep(pause)).await
     }
 }
 
-impl Source {
-    /// Does something that takes time while there is no server, and lets go the rows of ports that leave.
-    async fn meanwhile<T>(&mut self, work: impl Future<Output = T>) -> Result<T, ReceiverDropped> {
+impl OvnSource {
+    /// Waits for a future while no server is connected. Withdraws the rows of ports that disappear.
+    async fn while_disconnected<T>(&mut self, work: impl Future<Output = T>) -> Result<T, ReceiverDropped> {
         let mut work = pin!(work);
         loop {
             let now = tokio::select! {
                 done = &mut work => return Ok(done),
-                now = present(&mut self.present) => now,
+                now = changed_ports(&mut self.present) => now,
             };
             self.keep_only(&now).await?;
         }
     }
 
-    /// Lets go the rows of all ports but these.
+    /// Withdraws the rows of all ports but these.
     async fn keep_only(&mut self, ports: &BTreeSet<PortId>) -> Result<(), ReceiverDropped> {
-        self.answered.retain(|port| ports.contains(port));
-        self.rows.become_all(self.bindings.read(&self.answered)).await?;
+        self.valid.retain(|port| ports.contains(port));
+        self.rows.replace_all(self.bindings.read(&self.valid)).await?;
         self.rows.report();
         Ok(())
     }
 }
 
-/// A server that has told its rows.
-struct Conversation {
+/// Server that has sent its rows.
+struct ConnectedServer {
     session: Session,
-    member: Member,
+    member: ClusterMember,
     rows: Value,
 }
 
-impl Conversation {
-    async fn begin(
+impl ConnectedServer {
+    async fn connect(
         server: &Remote,
         options: &ConnectOptions,
         asked: &BTreeSet<PortId>,
     ) -> Result<Self, SessionError> {
         let mut session = Session::connect(server, options).await?;
-        let member = Member::ask(&mut session, DATABASE).await?;
+        let member = ClusterMember::query(&mut session, DATABASE).await?;
         let rows = session.monitor_where(MONITOR, &bindings::clauses(asked)).await?;
         Ok(Self { session, member, rows })
     }
 }
 
-/// The ports on this host, when they are not what they were.
-async fn present(presence: &mut watch::Receiver<Presence>) -> BTreeSet<PortId> {
+/// Waits for a change, and returns the ports on this host.
+async fn changed_ports(presence: &mut watch::Receiver<Presence>) -> BTreeSet<PortId> {
     match presence.changed().await {
         Ok(()) => ports(&presence.borrow_and_update()),
-        // Nobody looks after interfaces any more: the agent is about to stop.
+        // The sender is dropped only when the agent stops.
         Err(_) => pending().await,
     }
 }

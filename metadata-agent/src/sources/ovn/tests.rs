@@ -1,4 +1,4 @@
-//! The source against servers whose every word the test chooses. The real one stands in the scenarios.
+//! The source against scripted servers. Scenario tests use the real ones.
 
 use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -13,13 +13,13 @@ use super::*;
 use crate::inventory::presence::{Need, Present};
 use ovsdb_client::Framer;
 
-const PATIENCE: Duration = Duration::from_mins(1);
+const LIMIT: Duration = Duration::from_mins(1);
 const ONE: &str = "11111111-77c1-4e55-9d0c-2b6f4f1f0a01";
 const TWO: &str = "22222222-77c1-4e55-9d0c-2b6f4f1f0a02";
 const INSTANCE: &str = "7d3c6e2e-5e0b-4f0e-8a44-0d4e6c7b1f10";
 
-/// The source, and what it says.
-struct World {
+/// The source under test, its servers and its output.
+struct TestSource {
     listeners: Vec<UnixListener>,
     present: watch::Sender<Presence>,
     events: mpsc::Receiver<Event>,
@@ -29,37 +29,37 @@ struct World {
     _folder: tempfile::TempDir,
 }
 
-impl World {
+impl TestSource {
     fn start(servers: usize, ports: &[&str]) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let paths: Vec<_> = (0..servers).map(|number| folder.path().join(format!("{number}.sock"))).collect();
         let listeners = paths.iter().map(|path| UnixListener::bind(path).unwrap()).collect();
         let (sender, events) = mpsc::channel(64);
-        let (present, presence) = watch::channel(here(ports));
+        let (present, presence) = watch::channel(presence_of(ports));
         let (reporter, state) = Reporter::new(SourceKind::OvnSouthbound);
         let cancel = CancellationToken::new();
-        let access = Access {
+        let access = OvnAccess {
             servers: paths.into_iter().map(Remote::Unix).collect(),
             tls: TlsFiles::default(),
-            patience: PATIENCE,
+            timeout: LIMIT,
             longest_pause: Duration::from_secs(1),
-            probe: None,
+            probe_interval: None,
         };
         let source = tokio::spawn(run(access, presence, sender, reporter, cancel.clone()));
         Self { listeners, present, events, state, cancel, source, _folder: folder }
     }
 
-    fn move_to(&self, ports: &[&str]) {
-        self.present.send_replace(here(ports));
+    fn set_ports(&self, ports: &[&str]) {
+        self.present.send_replace(presence_of(ports));
     }
 
     async fn accept(&self, server: usize) -> Peer {
-        let accepted = timeout(PATIENCE, self.listeners[server].accept()).await;
-        let (stream, _) = accepted.expect("it does not come").unwrap();
+        let accepted = timeout(LIMIT, self.listeners[server].accept()).await;
+        let (stream, _) = accepted.expect("the source did not connect").unwrap();
         Peer { stream, framer: Framer::new(1 << 20) }
     }
 
-    /// The server to which it comes, and its connection there.
+    /// Returns the server that was chosen, and the connection.
     async fn accept_any(&self) -> (usize, Peer) {
         tokio::select! {
             peer = self.accept(0) => (0, peer),
@@ -67,24 +67,24 @@ impl World {
         }
     }
 
-    /// The next event: of which row, and whether it speaks of a port.
+    /// Returns the row of the next event, and whether the event has a port.
     async fn next(&mut self) -> (Uuid, bool) {
-        let event = timeout(PATIENCE, self.events.recv()).await.expect("no event came").unwrap();
+        let event = timeout(LIMIT, self.events.recv()).await.expect("no event came").unwrap();
         (event.key.parse().unwrap(), !event.ports.is_empty())
     }
 
     async fn fault(&mut self, wanted: &str) {
         let wait = self.state.wait_for(|state| state.faults.values().any(|fault| fault.contains(wanted)));
-        timeout(PATIENCE, wait).await.unwrap_or_else(|_| panic!("{wanted} did not come")).unwrap();
+        timeout(LIMIT, wait).await.unwrap_or_else(|_| panic!("{wanted} was not reported")).unwrap();
     }
 
     async fn stop(self) {
         self.cancel.cancel();
-        timeout(PATIENCE, self.source).await.expect("stops when told to").unwrap();
+        timeout(LIMIT, self.source).await.expect("the source did not stop").unwrap();
     }
 }
 
-fn here(ports: &[&str]) -> Presence {
+fn presence_of(ports: &[&str]) -> Presence {
     let present = |id: &&str| Present {
         index: crate::ids::IfIndex(1),
         device: format!("tap{}", &id[..11]).parse().unwrap(),
@@ -95,7 +95,7 @@ fn here(ports: &[&str]) -> Presence {
     ports.iter().map(present).collect()
 }
 
-/// The row of a port, under a UUID made of the port's.
+/// Returns the row's UUID, derived from the port's.
 fn row_of(port: &str) -> Uuid {
     Uuid::from_u128(port.parse::<Uuid>().unwrap().as_u128() + 1)
 }
@@ -119,45 +119,49 @@ struct Peer {
 }
 
 impl Peer {
-    async fn hear(&mut self) -> Value {
+    async fn receive(&mut self) -> Value {
         loop {
             if let Some(message) = self.framer.next_message().unwrap() {
                 return serde_json::from_slice(message).unwrap();
             }
-            let read = timeout(PATIENCE, self.stream.read_buf(self.framer.read_buffer())).await;
-            assert_ne!(read.expect("nothing to hear").unwrap(), 0, "the source hung up");
+            let read = timeout(LIMIT, self.stream.read_buf(self.framer.read_buffer())).await;
+            assert_ne!(
+                read.expect("no message was received").unwrap(),
+                0,
+                "the source closed the connection"
+            );
         }
     }
 
-    async fn say(&mut self, message: &Value) {
+    async fn send(&mut self, message: &Value) {
         self.stream.write_all(message.to_string().as_bytes()).await.unwrap();
     }
 
-    async fn answer(&mut self, request: &Value, result: Value) {
-        self.say(&json!({ "id": request["id"], "result": result, "error": null })).await;
+    async fn reply(&mut self, request: &Value, result: Value) {
+        self.send(&json!({ "id": request["id"], "result": result, "error": null })).await;
     }
 
-    /// Hears a request and answers it.
-    async fn take(&mut self, method: &str, result: Value) -> Value {
-        let request = self.hear().await;
+    /// Receives a request and replies.
+    async fn serve(&mut self, method: &str, result: Value) -> Value {
+        let request = self.receive().await;
         assert_eq!(request["method"], method);
-        self.answer(&request, result).await;
+        self.reply(&request, result).await;
         request
     }
 
-    /// The beginning of a conversation with a server that stands alone. Returns the condition.
-    async fn greet(&mut self, told: Value) -> Value {
-        self.take("list_dbs", json!([DATABASE])).await;
-        let request = self.take("monitor_cond", told).await;
+    /// Replies to the first requests as a standalone server. Returns the condition.
+    async fn handshake(&mut self, rows: Value) -> Value {
+        self.serve("list_dbs", json!([DATABASE])).await;
+        let request = self.serve("monitor_cond", rows).await;
         request["params"][2]["Port_Binding"][0]["where"].clone()
     }
 
     async fn update(&mut self, rows: Value) {
-        self.say(&json!({ "method": "update2", "params": ["metadata-agent", rows], "id": null })).await;
+        self.send(&json!({ "method": "update2", "params": ["metadata-agent", rows], "id": null })).await;
     }
 
-    async fn hear_change(&mut self) -> Value {
-        let request = self.hear().await;
+    async fn receive_change(&mut self) -> Value {
+        let request = self.receive().await;
         assert_eq!(
             (&request["method"], &request["params"][0]),
             (&json!("monitor_cond_change"), &json!(MONITOR.id))
@@ -176,130 +180,131 @@ fn clauses_of(ports: &[&str]) -> Value {
 
 #[tokio::test]
 async fn the_condition_follows_the_ports_one_change_at_a_time() {
-    let mut world = World::start(1, &[]);
-    let mut peer = world.accept(0).await;
-    assert_eq!(peer.greet(json!({})).await, json!([false]));
-    world.move_to(&[ONE]);
-    let first = peer.hear_change().await;
+    let mut source = TestSource::start(1, &[]);
+    let mut peer = source.accept(0).await;
+    assert_eq!(peer.handshake(json!({})).await, json!([false]));
+    source.set_ports(&[ONE]);
+    let first = peer.receive_change().await;
     assert_eq!(condition(&first), &clauses_of(&[ONE]));
-    // Not answered yet: neither of these is told to the server, only what is so afterwards.
-    world.move_to(&[TWO]);
-    world.move_to(&[ONE, TWO]);
-    // What the change brings stands before its answer, as the server does it.
+    // While a change is in progress, only the final ports are sent afterwards.
+    source.set_ports(&[TWO]);
+    source.set_ports(&[ONE, TWO]);
+    // A server sends the updates caused by a change before its reply.
     peer.update(rows("insert", &[ONE])).await;
-    assert_eq!(world.next().await, (row_of(ONE), true));
-    peer.answer(&first, json!({})).await;
-    let second = peer.hear_change().await;
+    assert_eq!(source.next().await, (row_of(ONE), true));
+    peer.reply(&first, json!({})).await;
+    let second = peer.receive_change().await;
     assert_eq!(condition(&second), &clauses_of(&[ONE, TWO]));
     peer.update(rows("insert", &[TWO])).await;
-    peer.answer(&second, json!({})).await;
-    assert_eq!(world.next().await, (row_of(TWO), true));
+    peer.reply(&second, json!({})).await;
+    assert_eq!(source.next().await, (row_of(TWO), true));
 
-    // A row is withdrawn with its port, and not told again for being there still.
-    world.move_to(&[TWO]);
-    assert_eq!(world.next().await, (row_of(ONE), false));
-    let third = peer.hear_change().await;
+    // A row is withdrawn with its port, and not sent again while it still exists.
+    source.set_ports(&[TWO]);
+    assert_eq!(source.next().await, (row_of(ONE), false));
+    let third = peer.receive_change().await;
     assert_eq!(condition(&third), &clauses_of(&[TWO]));
     peer.update(rows("delete", &[ONE])).await;
-    peer.answer(&third, json!({})).await;
-    world.move_to(&[]);
-    assert_eq!(world.next().await, (row_of(TWO), false));
-    assert_eq!(condition(&peer.hear_change().await), &json!([false]));
-    world.stop().await;
+    peer.reply(&third, json!({})).await;
+    source.set_ports(&[]);
+    assert_eq!(source.next().await, (row_of(TWO), false));
+    assert_eq!(condition(&peer.receive_change().await), &json!([false]));
+    source.stop().await;
 }
 
 #[tokio::test]
-async fn a_server_that_refuses_to_choose_is_not_asked_for_all() {
-    let mut world = World::start(1, &[ONE]);
-    let mut peer = world.accept(0).await;
-    peer.take("list_dbs", json!([DATABASE])).await;
-    let request = peer.hear().await;
-    peer.say(&json!({ "id": request["id"], "result": null, "error": "unknown method" })).await;
-    world.fault("monitor_cond was refused: unknown method").await;
-    let mut peer = world.accept(0).await;
-    peer.greet(json!({})).await;
-    world.move_to(&[TWO]);
-    let change = peer.hear_change().await;
-    peer.say(&json!({ "id": change["id"], "result": null, "error": { "error": "unknown monitor" } })).await;
-    world.fault("monitor_cond_change was refused").await;
-    world.stop().await;
+async fn all_rows_are_never_requested_from_a_server() {
+    let mut source = TestSource::start(1, &[ONE]);
+    let mut peer = source.accept(0).await;
+    peer.serve("list_dbs", json!([DATABASE])).await;
+    let request = peer.receive().await;
+    peer.send(&json!({ "id": request["id"], "result": null, "error": "unknown method" })).await;
+    source.fault("monitor_cond was refused: unknown method").await;
+    let mut peer = source.accept(0).await;
+    peer.handshake(json!({})).await;
+    source.set_ports(&[TWO]);
+    let change = peer.receive_change().await;
+    peer.send(&json!({ "id": change["id"], "result": null, "error": { "error": "unknown monitor" } })).await;
+    source.fault("monitor_cond_change was refused").await;
+    source.stop().await;
 }
 
 #[tokio::test]
-async fn while_there_is_no_server_rows_hold_for_ports_that_stay() {
-    let mut world = World::start(1, &[ONE, TWO]);
-    let mut peer = world.accept(0).await;
-    assert_eq!(peer.greet(rows("initial", &[ONE, TWO])).await, clauses_of(&[ONE, TWO]));
+async fn without_a_server_rows_stay_valid_for_ports_that_stay() {
+    let mut source = TestSource::start(1, &[ONE, TWO]);
+    let mut peer = source.accept(0).await;
+    assert_eq!(peer.handshake(rows("initial", &[ONE, TWO])).await, clauses_of(&[ONE, TWO]));
     for port in [ONE, TWO] {
-        assert_eq!(world.next().await, (row_of(port), true));
+        assert_eq!(source.next().await, (row_of(port), true));
     }
     drop(peer);
-    world.fault("server closed the connection").await;
-    let mut peer = world.accept(0).await;
-    // It is asked, and says nothing yet.
-    world.move_to(&[TWO]);
-    assert_eq!(world.next().await, (row_of(ONE), false));
-    // Back again, it is not what was told of it then, but what will be.
-    world.move_to(&[ONE, TWO]);
-    assert_eq!(peer.greet(rows("initial", &[TWO])).await, clauses_of(&[ONE, TWO]));
+    source.fault("server closed the connection").await;
+    let mut peer = source.accept(0).await;
+    // The server has not replied yet.
+    source.set_ports(&[TWO]);
+    assert_eq!(source.next().await, (row_of(ONE), false));
+    // The returned port is reported only after a server has sent its row.
+    source.set_ports(&[ONE, TWO]);
+    assert_eq!(peer.handshake(rows("initial", &[TWO])).await, clauses_of(&[ONE, TWO]));
     peer.update(rows("insert", &[ONE])).await;
-    assert_eq!(world.next().await, (row_of(ONE), true));
-    world.stop().await;
+    assert_eq!(source.next().await, (row_of(ONE), true));
+    source.stop().await;
 }
 
 #[tokio::test]
-async fn the_next_member_has_its_turn_when_one_is_lost_or_cut_off() {
-    let mut world = World::start(2, &[ONE]);
-    let (first, mut peer) = world.accept_any().await;
-    peer.take("list_dbs", json!(["_Server", DATABASE])).await;
-    let itself = |connected: bool| json!({ "Database": { Uuid::nil().to_string(): { "initial": { "model": "clustered", "connected": connected } } } });
+async fn the_next_member_is_used_after_a_disconnection() {
+    let mut source = TestSource::start(2, &[ONE]);
+    let (first, mut peer) = source.accept_any().await;
+    peer.serve("list_dbs", json!(["_Server", DATABASE])).await;
+    let state = |connected: bool| json!({ "Database": { Uuid::nil().to_string(): { "initial": { "model": "clustered", "connected": connected } } } });
     let position = |index: u64| json!([{ "rows": [{ "cid": ["uuid", INSTANCE], "index": index }] }]);
-    let asked = peer.take("monitor_cond", itself(true)).await;
+    let asked = peer.serve("monitor_cond", state(true)).await;
     assert_eq!(asked["params"][2]["Database"][0]["where"], json!([["name", "==", DATABASE]]));
-    peer.take("transact", position(7)).await;
-    peer.take("monitor_cond", rows("initial", &[ONE])).await;
-    assert_eq!(world.next().await, (row_of(ONE), true));
+    peer.serve("transact", position(7)).await;
+    peer.serve("monitor_cond", rows("initial", &[ONE])).await;
+    assert_eq!(source.next().await, (row_of(ONE), true));
 
-    let cut_off = json!({ "Database": { Uuid::nil().to_string(): { "modify": { "connected": false } } } });
-    peer.say(&json!({ "method": "update2", "params": ["server", cut_off], "id": null })).await;
-    let mut next = world.accept(1 - first).await;
-    next.take("list_dbs", json!(["_Server", DATABASE])).await;
-    next.take("monitor_cond", itself(true)).await;
-    next.take("transact", position(6)).await;
-    next.take("monitor_cond", rows("initial", &[])).await;
-    world.fault("server is behind its cluster: log index 6, another member had 7").await;
-    world.fault("server is disconnected from its cluster").await;
-    assert!(world.events.try_recv().is_err(), "what a member says that is behind counts for nothing");
+    let disconnected =
+        json!({ "Database": { Uuid::nil().to_string(): { "modify": { "connected": false } } } });
+    peer.send(&json!({ "method": "update2", "params": ["server", disconnected], "id": null })).await;
+    let mut next = source.accept(1 - first).await;
+    next.serve("list_dbs", json!(["_Server", DATABASE])).await;
+    next.serve("monitor_cond", state(true)).await;
+    next.serve("transact", position(6)).await;
+    next.serve("monitor_cond", rows("initial", &[])).await;
+    source.fault("server is behind its cluster: log index 6, another member had 7").await;
+    source.fault("server is disconnected from its cluster").await;
+    assert!(source.events.try_recv().is_err(), "rows of a member that is behind are ignored");
 
-    let mut back = world.accept(first).await;
-    back.take("list_dbs", json!(["_Server", DATABASE])).await;
-    back.take("monitor_cond", itself(true)).await;
-    back.take("transact", position(8)).await;
-    back.take("monitor_cond", rows("initial", &[])).await;
-    assert_eq!(world.next().await, (row_of(ONE), false));
-    world.stop().await;
+    let mut back = source.accept(first).await;
+    back.serve("list_dbs", json!(["_Server", DATABASE])).await;
+    back.serve("monitor_cond", state(true)).await;
+    back.serve("transact", position(8)).await;
+    back.serve("monitor_cond", rows("initial", &[])).await;
+    assert_eq!(source.next().await, (row_of(ONE), false));
+    source.stop().await;
 }
 
 #[tokio::test]
-async fn news_without_an_answer_are_not_hoarded() {
-    let mut world = World::start(1, &[ONE]);
-    let mut peer = world.accept(0).await;
-    peer.take("list_dbs", json!(["_Server", DATABASE])).await;
+async fn updates_without_a_reply_are_not_accumulated() {
+    let mut source = TestSource::start(1, &[ONE]);
+    let mut peer = source.accept(0).await;
+    peer.serve("list_dbs", json!(["_Server", DATABASE])).await;
     for _ in 0..=16 {
-        peer.say(&json!({ "method": "update2", "params": ["server", {}], "id": null })).await;
+        peer.send(&json!({ "method": "update2", "params": ["server", {}], "id": null })).await;
     }
-    world.fault("server sends updates instead of a reply").await;
-    world.stop().await;
+    source.fault("server sends updates instead of a reply").await;
+    source.stop().await;
 }
 
 #[tokio::test(start_paused = true)]
-async fn without_a_probe_silence_may_last() {
-    let mut world = World::start(1, &[ONE]);
-    let mut peer = world.accept(0).await;
-    peer.greet(json!({})).await;
-    world.state.wait_for(|state| state.ready).await.unwrap();
+async fn without_probes_a_server_may_be_silent() {
+    let mut source = TestSource::start(1, &[ONE]);
+    let mut peer = source.accept(0).await;
+    peer.handshake(json!({})).await;
+    source.state.wait_for(|state| state.ready).await.unwrap();
     sleep(Duration::from_hours(24)).await;
     peer.update(rows("insert", &[ONE])).await;
-    assert_eq!(world.next().await, (row_of(ONE), true));
-    world.stop().await;
+    assert_eq!(source.next().await, (row_of(ONE), true));
+    source.stop().await;
 }

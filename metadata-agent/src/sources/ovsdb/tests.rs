@@ -1,4 +1,4 @@
-//! The source against a server whose every word the test chooses. The real one stands in the scenarios.
+//! The source against a scripted server. Scenario tests use the real one.
 
 use std::path::PathBuf;
 
@@ -14,12 +14,12 @@ use super::*;
 use ovsdb_client::{FIRST_PAUSE, Framer};
 use uuid::Uuid;
 
-const PATIENCE: Duration = Duration::from_mins(1);
+const LIMIT: Duration = Duration::from_mins(1);
 const ROW: Uuid = Uuid::from_u128(1);
 const INSTANCE: &str = "7d3c6e2e-5e0b-4f0e-8a44-0d4e6c7b1f10";
 
-/// The source, and what it says.
-struct World {
+/// The source under test, its server and its output.
+struct TestSource {
     listener: UnixListener,
     remote: String,
     events: mpsc::Receiver<Event>,
@@ -29,7 +29,7 @@ struct World {
     _folder: tempfile::TempDir,
 }
 
-impl World {
+impl TestSource {
     fn start() -> Self {
         let folder = tempfile::tempdir().unwrap();
         let path: PathBuf = folder.path().join("db.sock");
@@ -39,38 +39,39 @@ impl World {
         let cancel = CancellationToken::new();
         let remote = Remote::Unix(path);
         let shown = remote.to_string();
-        let access = Access { connection: Some(remote), tls: TlsFiles::default(), patience: PATIENCE };
+        let access = OvsdbAccess { connection: Some(remote), tls: TlsFiles::default(), timeout: LIMIT };
         let source = tokio::spawn(run(access, sender, reporter, cancel.clone()));
         Self { listener, remote: shown, events, state, cancel, source, _folder: folder }
     }
 
     async fn accept(&self) -> Peer {
-        let (stream, _) = timeout(PATIENCE, self.listener.accept()).await.expect("it comes back").unwrap();
+        let (stream, _) =
+            timeout(LIMIT, self.listener.accept()).await.expect("the source did not connect").unwrap();
         Peer { stream, framer: Framer::new(1 << 20) }
     }
 
-    /// The next event: of which row, and which instance it names.
+    /// Returns the row and the instance of the next event.
     async fn next(&mut self) -> (String, Option<String>) {
-        let event = timeout(PATIENCE, self.events.recv()).await.expect("no event came").unwrap();
-        let instance = event.ports.first().and_then(|facts| facts.tenant.as_ref());
+        let event = timeout(LIMIT, self.events.recv()).await.expect("no event came").unwrap();
+        let instance = event.ports.first().and_then(|record| record.tenant.as_ref());
         (event.key, instance.map(|tenant| tenant.instance.to_string()))
     }
 
-    /// Waits until the server is at fault, and returns how.
+    /// Waits for an error of the server, and returns it.
     async fn fault(&mut self) -> String {
         let remote = self.remote.clone();
         let wait = self.state.wait_for(|state| state.faults.contains_key(&remote));
-        timeout(PATIENCE, wait).await.expect("no fault came").unwrap().faults[&remote].clone()
+        timeout(LIMIT, wait).await.expect("no error was reported").unwrap().faults[&remote].clone()
     }
 
-    async fn sound(&mut self) -> SourceState {
+    async fn recovered(&mut self) -> SourceState {
         let wait = self.state.wait_for(|state| state.ready && state.faults.is_empty());
-        timeout(PATIENCE, wait).await.expect("never sound").unwrap().clone()
+        timeout(LIMIT, wait).await.expect("the source did not recover").unwrap().clone()
     }
 
     async fn stop(self) {
         self.cancel.cancel();
-        timeout(PATIENCE, self.source).await.expect("stops when told to").unwrap();
+        timeout(LIMIT, self.source).await.expect("the source did not stop").unwrap();
     }
 }
 
@@ -81,39 +82,43 @@ struct Peer {
 }
 
 impl Peer {
-    async fn hear(&mut self) -> Value {
+    async fn receive(&mut self) -> Value {
         loop {
             if let Some(message) = self.framer.next_message().unwrap() {
                 return serde_json::from_slice(message).unwrap();
             }
-            let read = timeout(3 * PATIENCE, self.stream.read_buf(self.framer.read_buffer())).await;
-            assert_ne!(read.expect("nothing to hear").unwrap(), 0, "the source hung up");
+            let read = timeout(3 * LIMIT, self.stream.read_buf(self.framer.read_buffer())).await;
+            assert_ne!(
+                read.expect("no message was received").unwrap(),
+                0,
+                "the source closed the connection"
+            );
         }
     }
 
-    async fn say(&mut self, message: &Value) {
-        self.say_raw(message.to_string().as_bytes()).await;
+    async fn send(&mut self, message: &Value) {
+        self.send_raw(message.to_string().as_bytes()).await;
     }
 
-    async fn say_raw(&mut self, bytes: &[u8]) {
+    async fn send_raw(&mut self, bytes: &[u8]) {
         self.stream.write_all(bytes).await.unwrap();
     }
 
-    async fn answer(&mut self, method: &str, result: Value, error: Value) {
-        let request = self.hear().await;
+    async fn reply(&mut self, method: &str, result: Value, error: Value) {
+        let request = self.receive().await;
         assert_eq!(request["method"], method);
-        self.say(&json!({ "id": request["id"], "result": result, "error": error })).await;
+        self.send(&json!({ "id": request["id"], "result": result, "error": error })).await;
     }
 
-    /// The beginning of every conversation, with these rows of `Interface`.
-    async fn greet(&mut self, rows: Value) {
-        self.answer("list_dbs", json!(["_Server", DATABASE]), Value::Null).await;
-        self.answer("monitor_cond", json!({ "Interface": rows }), Value::Null).await;
+    /// Replies to the first requests of a connection, with these rows of `Interface`.
+    async fn handshake(&mut self, rows: Value) {
+        self.reply("list_dbs", json!(["_Server", DATABASE]), Value::Null).await;
+        self.reply("monitor_cond", json!({ "Interface": rows }), Value::Null).await;
     }
 
     async fn update(&mut self, rows: Value) {
         let params = json!(["metadata-agent", { "Interface": rows }]);
-        self.say(&json!({ "method": "update2", "params": params, "id": null })).await;
+        self.send(&json!({ "method": "update2", "params": params, "id": null })).await;
     }
 }
 
@@ -122,21 +127,21 @@ fn guest(row: Uuid, action: &str, instance: &str) -> Value {
     json!({ row.to_string(): { action: { "name": "tap0", "external_ids": ids } } })
 }
 
-fn said(row: Uuid, instance: Option<&str>) -> (String, Option<String>) {
+fn event(row: Uuid, instance: Option<&str>) -> (String, Option<String>) {
     (row.to_string(), instance.map(str::to_owned))
 }
 
 #[tokio::test]
-async fn whatever_cannot_be_understood_ends_the_connection_and_what_was_said_holds() {
-    let mut world = World::start();
+async fn an_invalid_message_ends_the_connection_and_rows_stay_valid() {
+    let mut world = TestSource::start();
     let mut peer = world.accept().await;
-    peer.greet(guest(ROW, "initial", INSTANCE)).await;
-    assert_eq!(world.next().await, said(ROW, Some(INSTANCE)));
-    assert_eq!(world.sound().await.ports, 1);
+    peer.handshake(guest(ROW, "initial", INSTANCE)).await;
+    assert_eq!(world.next().await, event(ROW, Some(INSTANCE)));
+    assert_eq!(world.recovered().await.ports, 1);
 
     let update =
         |updates: Value| json!({ "method": "update2", "params": ["metadata-agent", updates], "id": null });
-    for (garbage, wanted) in [
+    for (invalid, wanted) in [
         ("HTTP/1.1 400 Bad Request\r\n".to_owned(), "message starts with 'H' instead of '{'"),
         ("{\"method\":}".to_owned(), "message is not JSON-RPC"),
         ("{\"method\": 7}".to_owned(), "message is not JSON-RPC"),
@@ -156,127 +161,130 @@ async fn whatever_cannot_be_understood_ends_the_connection_and_what_was_said_hol
             "server cancelled the monitor",
         ),
     ] {
-        peer.say_raw(garbage.as_bytes()).await;
+        peer.send_raw(invalid.as_bytes()).await;
         let fault = world.fault().await;
-        assert!(fault.contains(wanted), "{garbage}: {fault}");
+        assert!(fault.contains(wanted), "{invalid}: {fault}");
         peer = world.accept().await;
-        peer.greet(guest(ROW, "initial", INSTANCE)).await;
-        assert_eq!(world.sound().await.ports, 1);
+        peer.handshake(guest(ROW, "initial", INSTANCE)).await;
+        assert_eq!(world.recovered().await.ports, 1);
     }
-    // Half a message.
-    peer.say_raw(b"{\"method\": \"upd").await;
+    // An incomplete message.
+    peer.send_raw(b"{\"method\": \"upd").await;
     drop(peer);
     assert_eq!(world.fault().await, "server closed the connection");
-    assert!(world.events.try_recv().is_err(), "nothing was withdrawn, nor said twice");
+    assert!(world.events.try_recv().is_err(), "nothing was withdrawn or sent twice");
     world.stop().await;
 }
 
 #[tokio::test]
-async fn a_row_that_is_not_there_any_more_is_withdrawn_first() {
-    let mut world = World::start();
+async fn a_deleted_row_is_withdrawn_before_other_events() {
+    let mut world = TestSource::start();
     let mut peer = world.accept().await;
-    peer.greet(guest(ROW, "initial", INSTANCE)).await;
-    assert_eq!(world.next().await, said(ROW, Some(INSTANCE)));
+    peer.handshake(guest(ROW, "initial", INSTANCE)).await;
+    assert_eq!(world.next().await, event(ROW, Some(INSTANCE)));
     drop(peer);
     let mut peer = world.accept().await;
     // Sorts before the other.
     let other = "00000000-5e0b-4f0e-8a44-0d4e6c7b1f10";
-    peer.greet(guest(Uuid::nil(), "initial", other)).await;
-    assert_eq!(world.next().await, said(ROW, None));
-    assert_eq!(world.next().await, said(Uuid::nil(), Some(other)));
-    assert_eq!(world.sound().await.ports, 1);
+    peer.handshake(guest(Uuid::nil(), "initial", other)).await;
+    assert_eq!(world.next().await, event(ROW, None));
+    assert_eq!(world.next().await, event(Uuid::nil(), Some(other)));
+    assert_eq!(world.recovered().await.ports, 1);
     world.stop().await;
 }
 
 #[tokio::test]
-async fn a_row_that_cannot_be_understood_withdraws_what_it_said_and_touches_no_other() {
-    let mut world = World::start();
+async fn an_invalid_row_is_withdrawn_and_does_not_affect_others() {
+    let mut world = TestSource::start();
     let mut peer = world.accept().await;
-    peer.greet(guest(ROW, "initial", INSTANCE)).await;
-    assert_eq!(world.next().await, said(ROW, Some(INSTANCE)));
+    peer.handshake(guest(ROW, "initial", INSTANCE)).await;
+    assert_eq!(world.next().await, event(ROW, Some(INSTANCE)));
     let other = Uuid::from_u128(2);
     peer.update(guest(other, "insert", INSTANCE)).await;
-    assert_eq!(world.next().await, said(other, Some(INSTANCE)));
+    assert_eq!(world.next().await, event(other, Some(INSTANCE)));
     peer.update(guest(ROW, "modify", "none")).await;
-    assert_eq!(world.next().await, said(ROW, None));
-    let state = timeout(PATIENCE, world.state.wait_for(|state| !state.faults.is_empty())).await;
-    let state = state.expect("no fault came").unwrap().clone();
+    assert_eq!(world.next().await, event(ROW, None));
+    let state = timeout(LIMIT, world.state.wait_for(|state| !state.faults.is_empty())).await;
+    let state = state.expect("no error was reported").unwrap().clone();
     assert_eq!((state.ready, state.ports, state.fault().unwrap().0), (true, 1, "tap0"));
     peer.update(guest(ROW, "modify", INSTANCE)).await;
-    assert_eq!(world.next().await, said(ROW, Some(INSTANCE)));
-    world.sound().await;
+    assert_eq!(world.next().await, event(ROW, Some(INSTANCE)));
+    world.recovered().await;
     world.stop().await;
 }
 
 #[tokio::test]
-async fn an_old_server_is_monitored_in_the_old_way() {
-    let mut world = World::start();
+async fn a_server_without_monitor_cond_is_monitored() {
+    let mut world = TestSource::start();
     let mut peer = world.accept().await;
-    peer.answer("list_dbs", json!([DATABASE]), Value::Null).await;
-    peer.answer("monitor_cond", Value::Null, json!("unknown method")).await;
-    peer.answer("monitor", json!({ "Interface": guest(ROW, "new", INSTANCE) }), Value::Null).await;
-    assert_eq!(world.next().await, said(ROW, Some(INSTANCE)));
+    peer.reply("list_dbs", json!([DATABASE]), Value::Null).await;
+    peer.reply("monitor_cond", Value::Null, json!("unknown method")).await;
+    peer.reply("monitor", json!({ "Interface": guest(ROW, "new", INSTANCE) }), Value::Null).await;
+    assert_eq!(world.next().await, event(ROW, Some(INSTANCE)));
     let gone = json!({ "Interface": { ROW.to_string(): { "old": {} } } });
-    peer.say(&json!({ "method": "update", "params": ["metadata-agent", gone], "id": null })).await;
-    assert_eq!(world.next().await, said(ROW, None));
+    peer.send(&json!({ "method": "update", "params": ["metadata-agent", gone], "id": null })).await;
+    assert_eq!(world.next().await, event(ROW, None));
     world.stop().await;
 }
 
 #[tokio::test]
-async fn a_server_without_the_database_or_with_another_schema_says_so() {
-    let mut world = World::start();
+async fn a_missing_database_or_table_is_reported() {
+    let mut world = TestSource::start();
     let mut peer = world.accept().await;
-    peer.answer("list_dbs", json!(["OVN_Southbound"]), Value::Null).await;
+    peer.reply("list_dbs", json!(["OVN_Southbound"]), Value::Null).await;
     assert_eq!(world.fault().await, "no database Open_vSwitch; the server has [\"OVN_Southbound\"]");
     let mut peer = world.accept().await;
-    peer.answer("list_dbs", json!([DATABASE]), Value::Null).await;
+    peer.reply("list_dbs", json!([DATABASE]), Value::Null).await;
     let error = json!({ "error": "syntax error", "details": "no table named Interface" });
-    peer.answer("monitor_cond", Value::Null, error).await;
+    peer.reply("monitor_cond", Value::Null, error).await;
     let remote = world.remote.clone();
     let refused = world.state.wait_for(|state| state.faults[&remote].contains("no table named Interface"));
-    assert!(!timeout(PATIENCE, refused).await.expect("no fault came").unwrap().ready);
+    assert!(!timeout(LIMIT, refused).await.expect("no error was reported").unwrap().ready);
     world.stop().await;
 }
 
 #[tokio::test]
-async fn an_endless_message_is_an_error_and_not_memory() {
-    let mut world = World::start();
+async fn an_endless_message_is_rejected() {
+    let mut world = TestSource::start();
     let mut peer = world.accept().await;
-    peer.answer("list_dbs", json!([DATABASE]), Value::Null).await;
-    peer.hear().await;
-    peer.say_raw(b"{\"result\": \"").await;
+    peer.reply("list_dbs", json!([DATABASE]), Value::Null).await;
+    peer.receive().await;
+    peer.send_raw(b"{\"result\": \"").await;
     let megabyte = vec![b'x'; 1 << 20];
     let mut sent = 0;
     while peer.stream.write_all(&megabyte).await.is_ok() {
         sent += 1;
-        assert!(sent < 100, "all of it was taken");
+        assert!(sent < 100, "the whole message was accepted");
     }
     assert_eq!(world.fault().await, format!("message is longer than {MAX_MESSAGE_BYTES} bytes"));
     world.stop().await;
 }
 
 #[tokio::test(start_paused = true)]
-async fn silence_is_broken_by_an_echo_and_ends_without_an_answer() {
-    let mut world = World::start();
+async fn a_silent_server_is_probed_and_then_given_up() {
+    let mut world = TestSource::start();
     let mut peer = world.accept().await;
-    peer.greet(json!({})).await;
-    world.sound().await;
-    peer.say(&json!({ "method": "echo", "params": ["hello"], "id": "probe" })).await;
-    assert_eq!(peer.hear().await, json!({ "id": "probe", "result": ["hello"], "error": null }));
-    peer.say(&json!({ "method": "steal", "params": [], "id": 7 })).await;
-    assert_eq!(peer.hear().await, json!({ "id": 7, "result": null, "error": "unknown method" }));
+    peer.handshake(json!({})).await;
+    world.recovered().await;
+    peer.send(&json!({ "method": "echo", "params": ["hello"], "id": "probe" })).await;
+    assert_eq!(peer.receive().await, json!({ "id": "probe", "result": ["hello"], "error": null }));
+    peer.send(&json!({ "method": "steal", "params": [], "id": 7 })).await;
+    assert_eq!(peer.receive().await, json!({ "id": 7, "result": null, "error": "unknown method" }));
     for _ in 0..3 {
-        let echo = peer.hear().await;
+        let echo = peer.receive().await;
         assert_eq!(echo["method"], "echo");
-        peer.say(&json!({ "id": echo["id"], "result": [], "error": null })).await;
+        peer.send(&json!({ "id": echo["id"], "result": [], "error": null })).await;
     }
-    peer.hear().await;
+    peer.receive().await;
     let waited = Instant::now();
-    // Nothing is answered any more.
+    // No more replies.
     let remote = world.remote.clone();
     let lost =
         timeout(Duration::from_mins(1), world.state.wait_for(|state| state.faults.contains_key(&remote)));
-    assert_eq!(lost.await.expect("it waits for ever").unwrap().faults[&remote], "no response for 20 s");
+    assert_eq!(
+        lost.await.expect("the source waits forever").unwrap().faults[&remote],
+        "no response for 20 s"
+    );
     assert!(waited.elapsed() <= Duration::from_secs(11));
     world.stop().await;
 }
@@ -284,7 +292,7 @@ async fn silence_is_broken_by_an_echo_and_ends_without_an_answer() {
 #[tokio::test(start_paused = true)]
 async fn pauses_grow_to_their_limit() {
     let began = Instant::now();
-    let mut world = World::start();
+    let mut world = TestSource::start();
     let mut gaps = Vec::new();
     let mut last = began;
     for _ in 0..12 {

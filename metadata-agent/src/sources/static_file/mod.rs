@@ -1,6 +1,7 @@
-//! Ports that the operator writes down: the most trusted source, for hosts and ports that no other source covers.
+//! Ports from a file written by the operator: the most trusted source, for hosts and ports that no
+//! other source covers.
 //!
-//! One JSON file. `id`, `instance` and `project` are required, all else may be left out:
+//! The file is JSON. `id`, `instance` and `project` are required, everything else is optional:
 //!
 //! ```json
 //! {
@@ -29,16 +30,18 @@
 //! }
 //! ```
 //!
-//! `device` is the kernel interface; left out, it is `tap` and the first eleven characters of `id`.
-//! `subports` are the other ports of a trunk whose parent the port is; of each, `id` and `vlan` are required.
-//! `allowed_addresses` are those of Neutron's allowed-address-pairs: addresses and CIDRs. A field that is not
-//! in the example is an error, and so is a port or a device that stands there twice: a misspelt `fixed_ip` that is
-//! silently skipped would show as a guest without metadata much later. Errors name line, column and port.
+//! `device` is the kernel interface; the default is `tap` and the first eleven characters of `id`.
+//! `subports` are the subports of a trunk whose parent is this port; `id` and `vlan` of each are
+//! required. `allowed_addresses` are addresses and CIDRs, as in Neutron's allowed-address-pairs.
+//! Unknown fields and duplicate ports or devices are errors: a misspelt `fixed_ip` that was
+//! silently skipped would only show much later, as a guest without metadata. Errors name line,
+//! column and port.
 //!
-//! The directory of the file is watched, not the file, so it may be written in place, replaced by a rename, or be
-//! a symlink that Kubernetes turns (`..data` of a ConfigMap). A change that cannot be read or understood, and that
-//! includes the removal of the file, leaves the last good content in force and shows in state and log; to withdraw
-//! all ports write `{"ports": []}`. Until the file is there for the first time the source is not ready.
+//! The directory of the file is watched, not the file, so the file may be written in place,
+//! replaced by a rename, or be a symlink that Kubernetes switches (`..data` of a ConfigMap). If the
+//! file is unreadable, invalid or removed, the last valid content stays in force and the error is
+//! reported. To withdraw all ports, write `{"ports": []}`. The source is not ready until the file
+//! was read once.
 
 use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet};
@@ -51,56 +54,31 @@ use serde::de::{DeserializeSeed, Deserializer, MapAccess, SeqAccess, Visitor};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-use super::file::{self, FileError, Symlinks};
-use super::watch::DirectoryWatch;
+use super::directory_watch::DirectoryWatch;
+use super::text_file::{self, FileError, Symlinks};
 use super::{Reporter, blocking};
 use crate::ids::{InstanceId, MacAddress, NetworkId, PortId, ProjectId, VlanId};
 use crate::inventory::{AddressPrefix, DeviceName, Event, Port, PortRecord, SourceKind, TrunkBinding};
 
-/// The largest file that is read; a port takes about 400 bytes.
+/// Largest accepted file. A port takes about 400 bytes.
 pub const MAX_FILE_BYTES: u64 = 64 * 1024 * 1024;
 
-/// Why the file's content is not taken.
+/// Unreadable or invalid file.
 #[derive(Debug, thiserror::Error)]
 pub enum StaticFileError {
-    /// It is not there.
     #[error("does not exist")]
     Missing,
-    /// It cannot be read.
     #[error(transparent)]
     File(#[from] FileError),
-    /// It is not JSON of the documented form.
+    /// `port` is the index of the port; `None` outside of the list.
     #[error("{}{source}", InPort(*.port))]
-    Json {
-        /// Which of the ports, counted from 0; `None` outside of them.
-        port: Option<usize>,
-        /// What, and at which line and column.
-        source: serde_json::Error,
-    },
-    /// Two entries have the same id.
-    #[error("ports[{port}]: id {id} stands there twice")]
-    PortTwice {
-        /// The second of them, counted from 0.
-        port: usize,
-        /// The id.
-        id: PortId,
-    },
-    /// Two subports of one port have the same VLAN id.
-    #[error("ports[{port}]: VLAN {vlan} stands there twice")]
-    VlanTwice {
-        /// The port, counted from 0.
-        port: usize,
-        /// The VLAN id.
-        vlan: VlanId,
-    },
-    /// Two entries have the same device.
-    #[error("ports[{port}]: device {device} stands there twice")]
-    DeviceTwice {
-        /// The second of them, counted from 0.
-        port: usize,
-        /// The device.
-        device: DeviceName,
-    },
+    Json { port: Option<usize>, source: serde_json::Error },
+    #[error("ports[{port}]: duplicate id {id}")]
+    DuplicatePort { port: usize, id: PortId },
+    #[error("ports[{port}]: duplicate VLAN {vlan}")]
+    DuplicateVlan { port: usize, vlan: VlanId },
+    #[error("ports[{port}]: duplicate device {device}")]
+    DuplicateDevice { port: usize, device: DeviceName },
 }
 
 struct InPort(Option<usize>);
@@ -111,10 +89,10 @@ impl fmt::Display for InPort {
     }
 }
 
-/// Sends what the file says, until cancelled or until nobody listens.
+/// Sends the ports of the file until cancelled or until the receiver is dropped.
 pub async fn run(path: PathBuf, events: mpsc::Sender<Event>, reporter: Reporter, cancel: CancellationToken) {
     let follow = follow(path, events, reporter);
-    // Nothing is lost by stopping anywhere: the next start reads the file again.
+    // Cancelling at any point is safe: the next start reads the file again.
     let _stopped = cancel.run_until_cancelled_owned(follow).await;
 }
 
@@ -124,8 +102,8 @@ async fn follow(path: PathBuf, events: mpsc::Sender<Event>, reporter: Reporter) 
     let key = path.display().to_string();
     let mut in_force: Option<Vec<PortRecord>> = None;
     loop {
-        // Whatever changed there may be what the path leads through.
-        let _changes = watch.changed(reporter.recheck()).await;
+        // Any entry may be part of the path to the file, so every change counts.
+        let _change = watch.changed(reporter.recheck()).await;
         let file = path.clone();
         let mut faults = BTreeMap::new();
         match blocking(move || load(&file)).await? {
@@ -138,30 +116,30 @@ async fn follow(path: PathBuf, events: mpsc::Sender<Event>, reporter: Reporter) 
                 faults.insert(key.clone(), error.to_string());
             }
         }
-        if let Some(error) = watch.fault() {
+        if let Some(error) = watch.error() {
             faults.insert(directory.display().to_string(), error.to_string());
         }
         reporter.report(in_force.is_some(), in_force.as_ref().map_or(0, Vec::len), 0, faults);
     }
 }
 
-/// How many ports a file names, subports included.
+/// Counts the ports and subports of a file.
 ///
 /// # Errors
-/// [`StaticFileError`], if it cannot be read or a single thing in it is wrong.
+/// The file is unreadable, or any part of it is invalid.
 pub fn probe(path: &Path) -> Result<usize, StaticFileError> {
     Ok(load(path)?.len())
 }
 
 fn load(path: &Path) -> Result<Vec<PortRecord>, StaticFileError> {
-    let text = file::read(path, Symlinks::Follow, MAX_FILE_BYTES)?.ok_or(StaticFileError::Missing)?;
+    let text = text_file::read(path, Symlinks::Follow, MAX_FILE_BYTES)?.ok_or(StaticFileError::Missing)?;
     parse(&text)
 }
 
-/// Reads the ports of a file's content.
+/// Parses the content of a file.
 ///
 /// # Errors
-/// [`StaticFileError`], if a single thing in it is wrong.
+/// Any part of the content is invalid.
 pub fn parse(text: &str) -> Result<Vec<PortRecord>, StaticFileError> {
     let position = Cell::new(None);
     let mut json = serde_json::Deserializer::from_str(text);
@@ -169,30 +147,32 @@ pub fn parse(text: &str) -> Result<Vec<PortRecord>, StaticFileError> {
     let ports = ports.and_then(|ports| json.end().map(|()| ports));
     let ports = ports.map_err(|source| StaticFileError::Json { port: position.get(), source })?;
 
+    // Reject duplicates.
     let (mut ids, mut devices) = (BTreeSet::new(), BTreeSet::new());
     for (position, port) in ports.iter().enumerate() {
         if !ids.insert(port.id) {
-            return Err(StaticFileError::PortTwice { port: position, id: port.id });
+            return Err(StaticFileError::DuplicatePort { port: position, id: port.id });
         }
         let mut tags = BTreeSet::new();
         for subport in &port.subports {
             if !ids.insert(subport.id) {
-                return Err(StaticFileError::PortTwice { port: position, id: subport.id });
+                return Err(StaticFileError::DuplicatePort { port: position, id: subport.id });
             }
             if !tags.insert(subport.vlan) {
-                return Err(StaticFileError::VlanTwice { port: position, vlan: subport.vlan });
+                return Err(StaticFileError::DuplicateVlan { port: position, vlan: subport.vlan });
             }
         }
         if let Some(device) = port.device.as_ref().filter(|device| !devices.insert(*device)) {
-            return Err(StaticFileError::DeviceTwice { port: position, device: device.clone() });
+            return Err(StaticFileError::DuplicateDevice { port: position, device: device.clone() });
         }
     }
-    Ok(ports.into_iter().flat_map(WrittenPort::facts).collect())
+    Ok(ports.into_iter().flat_map(FilePort::into_records).collect())
 }
 
+/// Port in the file.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct WrittenPort {
+struct FilePort {
     id: PortId,
     #[serde(default)]
     device: Option<DeviceName>,
@@ -207,13 +187,13 @@ struct WrittenPort {
     #[serde(default)]
     allowed_addresses: Vec<AddressPrefix>,
     #[serde(default)]
-    subports: Vec<WrittenSubport>,
+    subports: Vec<FileSubport>,
 }
 
-/// A VLAN on the port's interface, which is a port of its own on another network.
+/// Subport: a VLAN on the port's interface.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct WrittenSubport {
+struct FileSubport {
     id: PortId,
     vlan: VlanId,
     #[serde(default)]
@@ -226,18 +206,18 @@ struct WrittenSubport {
     allowed_addresses: Vec<AddressPrefix>,
 }
 
-impl WrittenPort {
-    fn facts(self) -> impl Iterator<Item = PortRecord> {
+impl FilePort {
+    fn into_records(self) -> impl Iterator<Item = PortRecord> {
         let Self { id, device, instance, project, network, mac, fixed_ips, allowed_addresses, subports } =
             self;
         let port =
             Port { id: Some(id), device, instance, project, network, mac, fixed_ips, allowed_addresses };
         let subports = subports.into_iter().map(move |subport| {
-            let WrittenSubport { id: own, vlan, network, mac, fixed_ips, allowed_addresses } = subport;
-            let seat = Some(TrunkBinding { parent: id, vlan });
+            let FileSubport { id: own, vlan, network, mac, fixed_ips, allowed_addresses } = subport;
+            let trunk = Some(TrunkBinding { parent: id, vlan });
             PortRecord {
                 id: Some(own),
-                seat,
+                trunk,
                 network,
                 mac,
                 fixed_ips,
@@ -249,18 +229,18 @@ impl WrittenPort {
     }
 }
 
-/// Reads the file and notes which port it is at, so that an error can tell.
+/// Deserializes the file and tracks the index of the current port for errors.
 struct FileSeed<'a>(&'a Cell<Option<usize>>);
 
 impl<'de> DeserializeSeed<'de> for FileSeed<'_> {
-    type Value = Vec<WrittenPort>;
+    type Value = Vec<FilePort>;
     fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Self::Value, D::Error> {
         deserializer.deserialize_map(self)
     }
 }
 
 impl<'de> Visitor<'de> for FileSeed<'_> {
-    type Value = Vec<WrittenPort>;
+    type Value = Vec<FilePort>;
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("an object with `ports`")
     }
@@ -282,14 +262,14 @@ impl<'de> Visitor<'de> for FileSeed<'_> {
 struct PortsSeed<'a>(&'a Cell<Option<usize>>);
 
 impl<'de> DeserializeSeed<'de> for PortsSeed<'_> {
-    type Value = Vec<WrittenPort>;
+    type Value = Vec<FilePort>;
     fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Self::Value, D::Error> {
         deserializer.deserialize_seq(self)
     }
 }
 
 impl<'de> Visitor<'de> for PortsSeed<'_> {
-    type Value = Vec<WrittenPort>;
+    type Value = Vec<FilePort>;
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("a list of ports")
     }

@@ -1,4 +1,4 @@
-//! The grammar of the file, and the source against a file that changes.
+//! The format of the file, and the source against a changing file.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -9,7 +9,7 @@ use tokio::time;
 use super::*;
 
 #[test]
-fn the_example_of_the_documentation_is_read_as_it_says() {
+fn the_documented_example_is_parsed() {
     let source = include_str!("mod.rs");
     let lines = source.lines().skip_while(|line| *line != "//! ```json").skip(1);
     let example: String = lines.take_while(|line| *line != "//! ```").map(|line| &line[3..]).collect();
@@ -25,7 +25,7 @@ fn the_example_of_the_documentation_is_read_as_it_says() {
     };
     let subport = PortRecord {
         id: Some("aa06d8e9-0a1b-4c2d-8e3f-4a5b6c7d8e9f".parse().unwrap()),
-        seat: Some(TrunkBinding { parent: wanted.id.unwrap(), vlan: VlanId::try_from(5).unwrap() }),
+        trunk: Some(TrunkBinding { parent: wanted.id.unwrap(), vlan: VlanId::try_from(5).unwrap() }),
         network: Some("c7d8e9f0-1b2c-4d3e-8f4a-5b6c7d8e9fa0".parse().unwrap()),
         mac: Some("fa:16:3e:11:22:34".parse().unwrap()),
         fixed_ips: vec!["10.5.0.5".parse().unwrap()],
@@ -35,14 +35,14 @@ fn the_example_of_the_documentation_is_read_as_it_says() {
 }
 
 #[test]
-fn what_is_not_required_may_be_left_out() {
+fn optional_fields_may_be_omitted() {
     let [port] = &parse(&file(&[&short(1)])).unwrap()[..] else { panic!("one port") };
     assert_eq!((&port.device, port.network, port.mac), (&None, None, None));
     assert!(parse(r#"{"ports": []}"#).unwrap().is_empty());
 }
 
 #[test]
-fn an_error_names_its_place() {
+fn an_error_names_its_location() {
     let with = |field: &str| file(&[&short(1), &short(2).replace("\"id\"", &format!("{field}, \"id\""))]);
     for (text, wanted) in [
         (String::new(), "EOF while parsing a value at line 1 column 0"),
@@ -60,9 +60,9 @@ fn an_error_names_its_place() {
             "ports[1]: \"10.0.0.0/33\" is neither an IP address nor a CIDR at line 3",
         ),
         (with("\"device\": \"a/b\""), "ports[1]: \"a/b\" is not an interface name"),
-        (file(&[&short(1), &short(2), &short(1)]), "ports[2]: id 00000001-"),
-        (with(&subports(&[(1, 5)])), "ports[1]: id 00000001-"),
-        (with(&subports(&[(3, 5), (4, 5)])), "ports[1]: VLAN 5 stands there twice"),
+        (file(&[&short(1), &short(2), &short(1)]), "ports[2]: duplicate id 00000001-"),
+        (with(&subports(&[(1, 5)])), "ports[1]: duplicate id 00000001-"),
+        (with(&subports(&[(3, 5), (4, 5)])), "ports[1]: duplicate VLAN 5"),
         (with(&subports(&[(3, 0)])), "ports[1]: 0 is not a VLAN id"),
     ] {
         let error = parse(&text).expect_err(&text).to_string();
@@ -70,22 +70,22 @@ fn an_error_names_its_place() {
     }
     let twice = [short(1), short(2)].map(|port| port.replace("\"id\"", "\"device\": \"tap0\", \"id\""));
     let error = parse(&file(&[&twice[0], &twice[1]])).unwrap_err();
-    assert!(matches!(error, StaticFileError::DeviceTwice { port: 1, .. }), "{error}");
+    assert!(matches!(error, StaticFileError::DuplicateDevice { port: 1, .. }), "{error}");
 }
 
 #[tokio::test]
-async fn the_last_good_content_holds_until_there_is_a_better_one() {
+async fn the_last_valid_content_stays_in_force() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("etc/ports.json");
-    let (mut heard, reporter, cancel) = channels();
+    let (mut events, reporter, cancel) = channels();
     let (reporter, mut state) = reporter;
-    let source = tokio::spawn(run(path.clone(), heard.0, reporter, cancel.clone()));
+    let source = tokio::spawn(run(path.clone(), events.0, reporter, cancel.clone()));
 
     let first = until(&mut state, |state| !state.faults.is_empty()).await;
     assert_eq!((first.ready, first.fault().map(|(_, error)| error)), (false, Some("does not exist")));
     fs::create_dir(folder.path().join("etc")).unwrap();
     fs::write(&path, file(&[&short(1)])).unwrap();
-    assert_eq!(next(&mut heard.1).await, [1]);
+    assert_eq!(next(&mut events.1).await, [1]);
     let loaded = until(&mut state, |state| state.ready).await;
     assert_eq!((loaded.ports, loaded.fault()), (1, None));
 
@@ -93,18 +93,18 @@ async fn the_last_good_content_holds_until_there_is_a_better_one() {
         spoil(&path);
         let faulty = until(&mut state, |state| !state.faults.is_empty()).await;
         assert_eq!((faulty.ready, faulty.ports), (true, 1));
-        assert!(heard.1.try_recv().is_err(), "nothing is withdrawn");
+        assert!(events.1.try_recv().is_err(), "nothing is withdrawn");
         let new = folder.path().join("etc/.ports.json.swp");
         fs::write(&new, file(&[&short(2), &short(3)])).unwrap();
         fs::rename(new, &path).unwrap();
-        while next(&mut heard.1).await != [2, 3] {}
+        while next(&mut events.1).await != [2, 3] {}
         until(&mut state, |state| state.faults.is_empty() && state.ports == 2).await;
         fs::write(&path, file(&[&short(1)])).unwrap();
-        while next(&mut heard.1).await != [1] {}
+        while next(&mut events.1).await != [1] {}
         until(&mut state, |state| state.faults.is_empty() && state.ports == 1).await;
     }
     cancel.cancel();
-    time::timeout(Duration::from_secs(10), source).await.expect("stops when told to").unwrap();
+    time::timeout(Duration::from_secs(10), source).await.expect("the source did not stop").unwrap();
 }
 
 #[tokio::test]
@@ -118,15 +118,15 @@ async fn a_config_map_is_followed_through_its_symlinks() {
     symlink("..1", path("..data")).unwrap();
     symlink("..data/ports.json", path("ports.json")).unwrap();
 
-    let (mut heard, (reporter, _state), cancel) = channels();
-    let source = tokio::spawn(run(path("ports.json"), heard.0, reporter, cancel.clone()));
-    assert_eq!(next(&mut heard.1).await, [1]);
+    let (mut events, (reporter, _state), cancel) = channels();
+    let source = tokio::spawn(run(path("ports.json"), events.0, reporter, cancel.clone()));
+    assert_eq!(next(&mut events.1).await, [1]);
     fs::write(path("unrelated"), "").unwrap();
     symlink("..2", path("..data_tmp")).unwrap();
     fs::rename(path("..data_tmp"), path("..data")).unwrap();
-    assert_eq!(next(&mut heard.1).await, [2], "and not once more what was there before");
+    assert_eq!(next(&mut events.1).await, [2], "the previous content is not sent again");
     cancel.cancel();
-    time::timeout(Duration::from_secs(10), source).await.expect("stops when told to").unwrap();
+    time::timeout(Duration::from_secs(10), source).await.expect("the source did not stop").unwrap();
 }
 
 type State = tokio::sync::watch::Receiver<super::super::SourceState>;
@@ -136,9 +136,10 @@ fn channels() -> Channels {
     (mpsc::channel(64), Reporter::new(SourceKind::StaticFile), CancellationToken::new())
 }
 
-/// The numbers of the ports of the next event.
+/// Returns the numbers of the ports of the next event.
 async fn next(events: &mut mpsc::Receiver<Event>) -> Vec<u8> {
-    let event = time::timeout(Duration::from_secs(10), events.recv()).await.expect("no event came").unwrap();
+    let event =
+        time::timeout(Duration::from_secs(10), events.recv()).await.expect("no event was sent").unwrap();
     assert_eq!(event.source, SourceKind::StaticFile);
     event.ports.iter().map(|port| port.id.unwrap().octets()[3]).collect()
 }
@@ -148,11 +149,10 @@ async fn until(
     fits: impl Fn(&super::super::SourceState) -> bool,
 ) -> super::super::SourceState {
     let found = time::timeout(Duration::from_secs(10), state.wait_for(fits)).await;
-    found.expect("the state never came").unwrap().clone()
+    found.expect("the state was not reached").unwrap().clone()
 }
 
-/// One port on each line, from line 2 on.
-/// Subports with these ids and tags, as a field.
+/// Returns the field with subports of these ids and VLAN ids.
 fn subports(all: &[(u32, u32)]) -> String {
     let subport = |(id, vlan): &(u32, u32)| {
         format!(r#"{{"id": "{id:08x}-0000-4000-8000-000000000000", "vlan": {vlan}}}"#)
@@ -160,6 +160,7 @@ fn subports(all: &[(u32, u32)]) -> String {
     format!("\"subports\": [{}]", all.iter().map(subport).collect::<Vec<_>>().join(", "))
 }
 
+/// Returns a file with one port on each line, starting at line 2.
 fn file(ports: &[&str]) -> String {
     format!("{{\"ports\": [\n{}]}}", ports.join(",\n"))
 }

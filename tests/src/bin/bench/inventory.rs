@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
 use metadata_agent::ids::{InstanceId, MacAddress, NetworkId, PortId};
-use metadata_agent::inventory::{DeviceName, Event, Inventory, PortRecord, Resolution, SourceKind, Tenant};
+use metadata_agent::inventory::{DeviceName, Entry, Event, Inventory, PortRecord, SourceKind, Tenant};
 use nix::sys::resource::{UsageWho, getrusage};
 use nix::sys::time::TimeValLike as _;
 use serde::Serialize;
@@ -117,13 +117,14 @@ async fn load(inventory: &Inventory, events: &mpsc::Sender<Event>) -> anyhow::Re
 }
 
 fn look_up(inventory: &Arc<Inventory>) -> anyhow::Result<Vec<f64>> {
-    let names: Vec<DeviceName> = (0..PORTS).map(|number| DeviceName::tap_of(&port_id(number))).collect();
+    let names: Vec<DeviceName> =
+        (0..PORTS).map(|number| DeviceName::from_port_id(&port_id(number))).collect();
     let mut figures = Vec::new();
     for _ in 0..ROUNDS {
         for some in names.chunks(TOGETHER) {
             let begin = Instant::now();
             let known = some.iter().filter(|name| {
-                matches!(black_box(inventory.load().resolve(name.as_str(), None)), Resolution::Known(_))
+                matches!(black_box(inventory.load().find(name.as_str(), None)), Ok(Some(Entry::Agreed(_))))
             });
             let known = known.count();
             let took = begin.elapsed();
@@ -150,8 +151,8 @@ async fn change(inventory: &Inventory, events: &mpsc::Sender<Event>) -> anyhow::
                 changed.context("the publisher has stopped")?;
                 let (snapshot, now) = (inventory.load(), Instant::now());
                 while let Some((number, sent)) = hidden.front() {
-                    let tap = DeviceName::tap_of(&port_id(*number));
-                    let Resolution::Known(port) = snapshot.resolve(tap.as_str(), None) else { break };
+                    let tap = DeviceName::from_port_id(&port_id(*number));
+                    let Ok(Some(Entry::Agreed(port))) = snapshot.find(tap.as_str(), None) else { break };
                     if port.mac != Some(mac(*number, 1)) {
                         break;
                     }
@@ -178,7 +179,7 @@ async fn change(inventory: &Inventory, events: &mpsc::Sender<Event>) -> anyhow::
 fn interface(number: u32, edition: u8) -> PortRecord {
     PortRecord {
         id: Some(port_id(number)),
-        device: Some(DeviceName::tap_of(&port_id(number))),
+        device: Some(DeviceName::from_port_id(&port_id(number))),
         tenant: Some(Tenant { instance: instance(number), project: None }),
         network: Some(network(number)),
         mac: Some(mac(number, edition)),
@@ -288,10 +289,9 @@ mod tests {
         }
         drop(events);
         runtime().unwrap().block_on(publisher.run(queue, CancellationToken::new()));
-        let tap = DeviceName::tap_of(&port_id(7));
-        let Resolution::Known(known) = inventory.load().resolve(tap.as_str(), None) else {
-            panic!("it is not")
-        };
+        let tap = DeviceName::from_port_id(&port_id(7));
+        let snapshot = inventory.load();
+        let Ok(Some(Entry::Agreed(known))) = snapshot.find(tap.as_str(), None) else { panic!("unknown") };
         assert_eq!((known.instance, known.mac), (instance(7), Some(mac(7, 0))));
     }
 }

@@ -1,9 +1,9 @@
 //! Local copy of some columns of some tables, kept current by the server's updates.
 //!
 //! Input are the updates of `monitor` (RFC 7047, section 4.1.6) and of `monitor_cond`
-//! (ovsdb-server(7), section 4.1.14); output are the changed rows. Every value is checked against the
-//! [`ColumnKind`] of its column, so readers of a row need not check again. After an error the copy
-//! must be discarded, because the state of every row is unknown.
+//! (ovsdb-server(7), section 4.1.14); output are the changed rows. Every value is checked against
+//! the [`ColumnKind`] of its column, so readers of a row need not check again. After an error the
+//! copy must be discarded, because the state of every row is unknown.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 

@@ -1,14 +1,14 @@
-//! Answers that hold for a while.
+//! Cache with expiry and limited size.
 
 use std::collections::HashMap;
 use std::hash::Hash;
 
 use tokio::time::Instant;
 
-/// Answers, or routers, that are kept.
+/// Maximum number of entries.
 const CAPACITY: usize = 4096;
 
-/// Values that hold until a time, and no more than [`CAPACITY`] of them.
+/// Values with an expiry time, at most [`CAPACITY`] of them.
 #[derive(Debug)]
 pub(super) struct Cache<K, V>(HashMap<K, (Instant, V)>);
 
@@ -28,7 +28,7 @@ impl<K: Copy + Eq + Hash, V> Cache<K, V> {
         if self.0.len() >= CAPACITY {
             self.0.retain(|_, (until, _)| now < *until);
         }
-        // What would end first goes first: that nobody is there is asked the more often for.
+        // Evict the entry that expires first. Negative results expire early.
         if self.0.len() >= CAPACITY
             && let Some(first) = self.0.iter().min_by_key(|(_, (until, _))| *until).map(|(key, _)| *key)
         {
@@ -37,8 +37,8 @@ impl<K: Copy + Eq + Hash, V> Cache<K, V> {
         self.0.insert(key, (until, value));
     }
 
-    pub(super) fn forget(&mut self, outdated: impl Fn(&V) -> bool) {
-        self.0.retain(|_, (_, value)| !outdated(value));
+    pub(super) fn remove_if(&mut self, remove: impl Fn(&V) -> bool) {
+        self.0.retain(|_, (_, value)| !remove(value));
     }
 }
 
@@ -51,7 +51,7 @@ mod tests {
     const SHORT: Duration = Duration::from_secs(1);
 
     #[test]
-    fn no_more_is_kept_than_there_is_room_for_and_what_ends_first_makes_room() {
+    fn a_full_cache_evicts_the_entry_that_expires_first() {
         let now = Instant::now();
         let mut cache = Cache::default();
         for key in 0..CAPACITY {

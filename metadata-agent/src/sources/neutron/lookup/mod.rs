@@ -1,29 +1,30 @@
-//! Who has an address in a network, or behind a router: for guests that are not on this host, but whose requests come to it
-//! by a router's or a DHCP server's namespace.
+//! Look-ups of ports on other hosts, whose requests arrive here through a router's or a DHCP
+//! server's namespace.
 //!
-//! Asked as Neutron's own agent asks (neutron/agent/metadata/agent.py, `_get_ports_for_remote_address` and
-//! `_get_router_networks`): the networks of the router, then the ports with the address in these networks. More than one
-//! is no answer.
+//! Queries are those of Neutron's own agent (neutron/agent/metadata/agent.py,
+//! `_get_ports_for_remote_address` and `_get_router_networks`): the networks of the router, then
+//! the ports with the address in these networks. Several ports are an ambiguous result.
 //!
-//! # Which answers are kept
+//! # Caching
 //!
-//! An address may pass to another instance, and no event tells this host of a port elsewhere. So an instance is the answer
-//! to a later question only where the guest sends from the MAC address of the port that was found, of which there is one in
-//! a network; then for [`FRESH`], which spares the questions of one guest's boot. Everybody else is asked for anew: each
-//! gets an answer to a question that was put to Neutron after it had come itself.
+//! An address may move to another instance, and no event reports changes of remote ports. So an
+//! instance is cached only if the guest sends from the MAC address of the found port, which is
+//! unique in its network. It is cached for [`FRESH`], which covers the requests of one boot. Other
+//! guests cause a new query each time, which is sent to Neutron after the request arrived.
 //!
-//! What can be out of date for so long is whose the port is: one that its project takes from one instance and gives to another.
-//! What Neutron says anew of a port that is asked about here ends its answers at once ([`Lookup::forget`]). That there is
-//! nobody, or several, holds for [`FRESH_NOBODY`].
+//! The owner of a port can be outdated for that time: a project may move a port to another
+//! instance. A report about a local port removes its cached results at once ([`Lookup::forget`]).
+//! Negative and ambiguous results are cached for [`FRESH_NEGATIVE`].
 //!
 //! # Limits
 //!
-//! Guests choose what is asked. Of equal questions one is under way, and [`AT_ONCE`] in all; [`QUEUE`] wait in the order in
-//! which they came, and what comes beyond is refused at once. Nothing is asked for somebody who has left.
+//! Guests cause the queries. At most [`CONCURRENT`] queries are in progress, only one of equal
+//! ones; [`QUEUE`] wait in order of arrival, and further ones are rejected at once. A query whose
+//! requesters are gone is not sent.
 
 mod cache;
-mod find;
 mod query;
+mod search;
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
@@ -34,209 +35,210 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use self::cache::Cache;
-use self::find::{Finding, find};
-pub use self::query::{Answer, Found, Query, Whom};
+pub use self::query::{InstancePort, LookupQuery, LookupResult, PortSelector};
+use self::search::{SearchResult, search};
 use super::api::{Api, ApiError};
 use crate::ids::{NetworkId, NetworkOrRouter, PortId, RouterId};
 
-/// How long the instance of a port stays its instance.
+/// Lifetime of a confirmed instance.
 const FRESH: Duration = Duration::from_secs(2);
-/// How long nobody, or several, stays the answer.
-const FRESH_NOBODY: Duration = Duration::from_secs(1);
-/// How long a router's networks are tried first.
+/// Lifetime of a negative or ambiguous result.
+const FRESH_NEGATIVE: Duration = Duration::from_secs(1);
+/// Time for which a router's cached networks are tried first.
 const FRESH_ROUTER: Duration = Duration::from_secs(30);
-/// Questions under way.
-pub(super) const AT_ONCE: usize = 16;
-/// Questions that wait, and those who ask while the task has no time to listen.
+/// Maximum number of queries in progress.
+pub(super) const CONCURRENT: usize = 16;
+/// Maximum number of waiting queries, and capacity of the channel.
 const QUEUE: usize = 1024;
 
-/// Why there is no answer.
+/// A look-up failed.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum LookupError {
-    /// Too many questions wait already.
-    #[error("too many questions to Neutron wait already")]
+    #[error("too many queries to Neutron are waiting")]
     Busy,
-    /// Neutron cannot be asked.
-    #[error("{} {source}", source.place)]
-    Unavailable {
-        /// Why not.
-        source: Arc<ApiError>,
-    },
-    /// The agent stops.
-    #[error("the agent stops")]
+    #[error("{}: {source}", source.place)]
+    Unavailable { source: Arc<ApiError> },
+    #[error("the agent is stopping")]
     Stopping,
 }
 
-type Outcome = Result<Answer, LookupError>;
+type LookupReply = Result<LookupResult, LookupError>;
 
 #[derive(Debug)]
-enum Message {
-    Ask(Query, oneshot::Sender<Outcome>),
+enum LookupRequest {
+    Find(LookupQuery, oneshot::Sender<LookupReply>),
     Forget(PortId),
 }
 
-/// By which addresses are looked up. Cheap to clone.
+/// Handle for looking up remote ports. Cheap to clone.
 #[derive(Clone, Debug)]
-pub struct Lookup(mpsc::Sender<Message>);
+pub struct Lookup(mpsc::Sender<LookupRequest>);
 
-/// What was asked of a [`Lookup`] and is to be answered.
+/// Requests of all clones of a [`Lookup`].
 #[derive(Debug)]
-pub struct Questions(mpsc::Receiver<Message>);
+pub struct LookupRequests(mpsc::Receiver<LookupRequest>);
 
 impl Lookup {
-    /// A lookup, and what is asked of it.
+    /// Creates a handle and the receiver of its requests.
     #[must_use]
-    pub fn new() -> (Self, Questions) {
+    pub fn new() -> (Self, LookupRequests) {
         let (sender, receiver) = mpsc::channel(QUEUE);
-        (Self(sender), Questions(receiver))
+        (Self(sender), LookupRequests(receiver))
     }
 
-    /// Who it is.
+    /// Looks up a port.
     ///
     /// # Errors
-    /// Nobody can tell now.
-    pub async fn ask(&self, query: Query) -> Result<Answer, LookupError> {
+    /// Neutron is not available, or too many queries are waiting.
+    pub async fn find(&self, query: LookupQuery) -> Result<LookupResult, LookupError> {
         let (reply, outcome) = oneshot::channel();
-        self.0.try_send(Message::Ask(query, reply)).map_err(|error| match error {
+        self.0.try_send(LookupRequest::Find(query, reply)).map_err(|error| match error {
             mpsc::error::TrySendError::Full(_) => LookupError::Busy,
             mpsc::error::TrySendError::Closed(_) => LookupError::Stopping,
         })?;
         outcome.await.unwrap_or(Err(LookupError::Stopping))
     }
 
-    /// A port has changed: what is known of it is of no use any more.
+    /// Removes cached results for a port that has changed.
     pub async fn forget(&self, port: PortId) {
-        drop(self.0.send(Message::Forget(port)).await);
+        drop(self.0.send(LookupRequest::Forget(port)).await);
     }
 }
 
-/// The task that answers.
-pub(super) struct Lookups {
+/// Task that performs look-ups.
+pub(super) struct LookupWorker {
     api: Api,
-    questions: Questions,
-    /// By query, everybody who wants to know.
-    askers: HashMap<Query, Askers>,
-    /// Questions that are to be put, each once.
-    line: VecDeque<Query>,
-    answers: Cache<Query, Answer>,
+    requests: LookupRequests,
+    waiters: HashMap<LookupQuery, Waiters>,
+    /// Queries to send, each once.
+    queue: VecDeque<LookupQuery>,
+    results: Cache<LookupQuery, LookupResult>,
     routers: Cache<RouterId, Arc<[NetworkId]>>,
-    under_way: JoinSet<(Query, Finding, u64)>,
-    /// Counts what was forgotten, so that no answer that was asked for before is kept.
-    forgotten: u64,
+    in_progress: JoinSet<(LookupQuery, SearchResult, u64)>,
+    /// Number of removals, so that the result of a query sent before a removal is not cached.
+    removals: u64,
 }
 
-/// Who wants to know the same.
-struct Askers {
-    /// For whom the question was put.
-    asked_for: Vec<oneshot::Sender<Outcome>>,
-    /// Who came after that.
-    late: Vec<oneshot::Sender<Outcome>>,
+/// Requesters of the same query.
+struct Waiters {
+    /// Requesters that arrived before the query was sent.
+    current: Vec<oneshot::Sender<LookupReply>>,
+    /// Requesters that arrived later and need a new query.
+    later: Vec<oneshot::Sender<LookupReply>>,
 }
 
-impl Lookups {
-    pub(super) fn new(api: Api, questions: Questions) -> Self {
+impl LookupWorker {
+    pub(super) fn new(api: Api, requests: LookupRequests) -> Self {
         Self {
             api,
-            questions,
-            askers: HashMap::new(),
-            line: VecDeque::new(),
-            answers: Cache::default(),
+            requests,
+            waiters: HashMap::new(),
+            queue: VecDeque::new(),
+            results: Cache::default(),
             routers: Cache::default(),
-            under_way: JoinSet::new(),
-            forgotten: 0,
+            in_progress: JoinSet::new(),
+            removals: 0,
         }
     }
 
-    /// Answers until nobody can ask any more.
-    pub(super) async fn serve(mut self) {
+    /// Serves requests until all handles are dropped.
+    pub(super) async fn run(mut self) {
         loop {
             tokio::select! {
-                message = self.questions.0.recv() => match message {
-                    Some(Message::Ask(query, reply)) => self.hear(query, reply),
-                    Some(Message::Forget(port)) => self.forget(port),
+                message = self.requests.0.recv() => match message {
+                    Some(LookupRequest::Find(query, reply)) => self.request(query, reply),
+                    Some(LookupRequest::Forget(port)) => self.forget(port),
                     None => return,
                 },
-                Some(done) = self.under_way.join_next() => match done {
-                    Ok((query, finding, forgotten)) => self.conclude(query, finding, forgotten),
+                Some(done) = self.in_progress.join_next() => match done {
+                    Ok((query, finding, removals)) => self.finish(query, finding, removals),
                     Err(lost) => if let Ok(cause) = lost.try_into_panic() {
                         std::panic::resume_unwind(cause);
                     },
                 },
             }
-            self.put_questions();
+            self.send_queries();
         }
     }
 
     fn forget(&mut self, port: PortId) {
-        self.forgotten += 1;
-        self.answers.forget(|answer| matches!(answer, Answer::Instance(found) if found.port == port));
+        self.removals += 1;
+        self.results
+            .remove_if(|answer| matches!(answer, LookupResult::Instance(found) if found.port == port));
     }
 
-    fn hear(&mut self, query: Query, reply: oneshot::Sender<Outcome>) {
-        if let Some(answer) = self.answers.get(&query, Instant::now()) {
+    fn request(&mut self, query: LookupQuery, reply: oneshot::Sender<LookupReply>) {
+        if let Some(answer) = self.results.get(&query, Instant::now()) {
             drop(reply.send(Ok(answer.clone())));
-        } else if let Some(askers) = self.askers.get_mut(&query) {
-            askers.late.push(reply);
-        } else if self.line.len() < QUEUE {
-            self.askers.insert(query, Askers { asked_for: Vec::new(), late: vec![reply] });
-            self.line.push_back(query);
+        } else if let Some(waiters) = self.waiters.get_mut(&query) {
+            waiters.later.push(reply);
+        } else if self.queue.len() < QUEUE {
+            self.waiters.insert(query, Waiters { current: Vec::new(), later: vec![reply] });
+            self.queue.push_back(query);
         } else {
             drop(reply.send(Err(LookupError::Busy)));
         }
     }
 
-    fn put_questions(&mut self) {
-        while self.under_way.len() < AT_ONCE
-            && let Some(query) = self.line.pop_front()
+    fn send_queries(&mut self) {
+        while self.in_progress.len() < CONCURRENT
+            && let Some(query) = self.queue.pop_front()
         {
-            let Some(askers) = self.askers.get_mut(&query) else { continue };
-            askers.late.retain(|reply| !reply.is_closed());
-            if askers.late.is_empty() {
-                self.askers.remove(&query);
+            let Some(waiters) = self.waiters.get_mut(&query) else { continue };
+            waiters.later.retain(|reply| !reply.is_closed());
+            if waiters.later.is_empty() {
+                self.waiters.remove(&query);
                 continue;
             }
-            askers.asked_for = std::mem::take(&mut askers.late);
-            let (api, forgotten) = (self.api.clone(), self.forgotten);
+            waiters.current = std::mem::take(&mut waiters.later);
+            let (api, removals) = (self.api.clone(), self.removals);
             let known = match query.scope {
                 NetworkOrRouter::Network(_) => None,
                 NetworkOrRouter::Router(router) => self.routers.get(&router, Instant::now()).cloned(),
             };
-            self.under_way.spawn(async move { (query, find(&api, query, known).await, forgotten) });
+            self.in_progress.spawn(async move { (query, search(&api, query, known).await, removals) });
         }
     }
 
-    fn conclude(&mut self, query: Query, finding: Finding, forgotten: u64) {
-        let Finding { answer, networks } = finding;
-        if forgotten == self.forgotten {
-            self.keep(query, answer.as_ref().ok(), networks);
+    fn finish(&mut self, query: LookupQuery, finding: SearchResult, removals: u64) {
+        let SearchResult { answer, networks } = finding;
+        if removals == self.removals {
+            self.store(query, answer.as_ref().ok(), networks);
         }
         let outcome = answer.map_err(|source| LookupError::Unavailable { source });
-        let Some(Askers { asked_for, late }) = self.askers.remove(&query) else { return };
-        for reply in asked_for {
+        let Some(Waiters { current, later }) = self.waiters.remove(&query) else { return };
+        for reply in current {
             drop(reply.send(outcome.clone()));
         }
-        for reply in late {
-            self.hear(query, reply);
+        for reply in later {
+            self.request(query, reply);
         }
     }
 
-    fn keep(&mut self, query: Query, answer: Option<&Answer>, networks: Option<Arc<[NetworkId]>>) {
+    fn store(
+        &mut self,
+        query: LookupQuery,
+        answer: Option<&LookupResult>,
+        networks: Option<Arc<[NetworkId]>>,
+    ) {
         let now = Instant::now();
-        // A router that is in no network yet is asked about again.
+        // A router without networks is queried again.
         if let (NetworkOrRouter::Router(router), Some(networks)) = (query.scope, networks)
             && !networks.is_empty()
         {
             self.routers.put(router, networks, now + FRESH_ROUTER, now);
         }
         match answer {
-            Some(answer @ Answer::Instance(_)) if answer.is_proven_of(query.whom) => {
-                self.answers.put(query, answer.clone(), now + FRESH, now);
+            Some(answer @ LookupResult::Instance(_)) if answer.is_confirmed_by(query.target) => {
+                self.results.put(query, answer.clone(), now + FRESH, now);
             }
-            Some(answer @ (Answer::NotAnInstance | Answer::NotFound | Answer::Ambiguous)) => {
-                self.answers.put(query, answer.clone(), now + FRESH_NOBODY, now);
+            Some(
+                answer @ (LookupResult::NotAnInstance | LookupResult::NotFound | LookupResult::Ambiguous),
+            ) => {
+                self.results.put(query, answer.clone(), now + FRESH_NEGATIVE, now);
             }
-            // As for a failure, the gate keeps it from being asked for at once.
-            Some(Answer::Instance(_)) | None => {}
+            // Unconfirmed results are not cached. After a failure, the pacer delays the next query.
+            Some(LookupResult::Instance(_)) | None => {}
         }
     }
 }

@@ -1,73 +1,65 @@
-//! What is asked, what the answer can be, and what makes an answer one that may be kept.
+//! Queries for remote ports and their results.
 
 use std::net::IpAddr;
 use std::sync::Arc;
 
 use crate::ids::{InstanceId, MacAddress, NetworkId, NetworkOrRouter, PortId, ProjectId};
 
-/// Who a guest is.
+/// Query for the port of a guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Query {
-    /// Where it was met.
+pub struct LookupQuery {
     pub scope: NetworkOrRouter,
-    /// What shows it there.
-    pub whom: Whom,
+    pub target: PortSelector,
 }
 
-/// By what a port is known on its network.
+/// Address of a port on its network.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Whom {
-    /// An address of its own, and the MAC address that it sends from where that was seen.
-    Address(IpAddr, Option<MacAddress>),
-    /// Its MAC address: all that a link-local address tells.
+pub enum PortSelector {
+    /// One of the port's own addresses, and the MAC address that the guest sends from, if it was
+    /// seen.
+    Ip(IpAddr, Option<MacAddress>),
+    /// MAC address, derived from a link-local address.
     Mac(MacAddress),
 }
 
-impl Whom {
-    /// Its MAC address, if that is known.
+impl PortSelector {
     pub(super) fn mac(self) -> Option<MacAddress> {
         match self {
-            Self::Address(_, mac) => mac,
+            Self::Ip(_, mac) => mac,
             Self::Mac(mac) => Some(mac),
         }
     }
 }
 
-/// Who has an address.
+/// Result of a query.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Answer {
-    /// An instance.
-    Instance(Arc<Found>),
-    /// Something that is no instance, such as a load balancer.
+pub enum LookupResult {
+    Instance(Arc<InstancePort>),
+    /// The port belongs to something else, such as a load balancer.
     NotAnInstance,
-    /// Nobody.
     NotFound,
-    /// More than one port has it.
+    /// Several ports match.
     Ambiguous,
 }
 
-/// An instance that has an address.
+/// Port of an instance.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Found {
-    /// The instance.
+pub struct InstancePort {
     pub instance: InstanceId,
-    /// The project of the port, as Neutron's agent takes it for the instance's.
+    /// Project of the port. Like Neutron's agent, the agent uses it as the instance's.
     pub project: ProjectId,
-    /// The port.
     pub port: PortId,
-    /// The port's network.
     pub network: NetworkId,
-    /// The port's MAC address, which no other port of its network has.
+    /// MAC address of the port, unique in its network.
     pub mac: Option<MacAddress>,
-    /// The port's addresses.
     pub fixed_ips: Vec<IpAddr>,
 }
 
-impl Answer {
-    /// Whether it is the port of whoever was asked for by more than an address, which may have passed to another port:
-    /// the guest sends from the MAC address of the very port that was found.
-    pub(super) fn is_proven_of(&self, whom: Whom) -> bool {
+impl LookupResult {
+    /// Returns true if the guest sends from the MAC address of the found port. An IP address alone
+    /// may have moved to another port meanwhile.
+    pub(super) fn is_confirmed_by(&self, target: PortSelector) -> bool {
         let Self::Instance(found) = self else { return false };
-        found.mac.is_some() && found.mac == whom.mac()
+        found.mac.is_some() && found.mac == target.mac()
     }
 }

@@ -1,4 +1,4 @@
-//! A Keystone and a Neutron whose every word the test chooses.
+//! Scripted Keystone and Neutron.
 
 use std::collections::BTreeSet;
 use std::convert::Infallible;
@@ -23,20 +23,20 @@ use std::time::Duration;
 #[derive(Debug, Default)]
 pub(super) struct State {
     pub(super) ports: Vec<Value>,
-    /// How Keystone answers, if not well.
+    /// Status of Keystone's responses, if not a success.
     pub(super) keystone: Option<StatusCode>,
-    /// What Neutron answers, whatever it is asked.
+    /// Response of Neutron to every request.
     pub(super) neutron: Option<(StatusCode, Vec<u8>)>,
-    /// Tokens that Neutron takes.
+    /// Tokens that Neutron accepts.
     pub(super) tokens: BTreeSet<String>,
-    /// Ports on a page.
+    /// Ports per page.
     pub(super) page: Option<usize>,
     pub(super) logins: usize,
-    /// Its certificate, if it speaks TLS.
+    /// Certificate, if the server uses TLS.
     pub(super) tls: Option<Arc<rustls::ServerConfig>>,
-    /// If there is one, each answer of Neutron's takes a permit of it on its way back.
-    pub(super) way_back: Option<Arc<Semaphore>>,
-    /// The queries that Neutron was asked.
+    /// If set, each response of Neutron consumes a permit.
+    pub(super) response_permits: Option<Arc<Semaphore>>,
+    /// Queries that Neutron received.
     pub(super) asked: Vec<String>,
 }
 
@@ -81,7 +81,7 @@ impl Cloud {
                     let Some(tls) = tls else {
                         return drop(http.serve_connection(TokioIo::new(stream), service).await);
                     };
-                    // Each question looks at the certificate.
+                    // A connection for each request, so that each request verifies the certificate.
                     http.keep_alive(false);
                     if let Ok(stream) = TlsAcceptor::from(tls).accept(stream).await {
                         drop(http.serve_connection(TokioIo::new(stream), service).await);
@@ -111,9 +111,9 @@ impl Cloud {
             endpoint: None,
             region: None,
             interface: NeutronInterface::Internal,
-            authorities: None,
+            ca_certificates: None,
             insecure: true,
-            patience: Duration::from_secs(5),
+            timeout: Duration::from_secs(5),
         }
     }
 }
@@ -125,7 +125,7 @@ async fn answer(
 ) -> Result<Response<Full<Bytes>>, Infallible> {
     let (head, body) = request.into_parts();
     let body = body.collect().await.unwrap().to_bytes();
-    let (way_back, (status, token, text)) = {
+    let (response_permits, (status, token, text)) = {
         let mut state = state.lock().unwrap();
         let answer = match head.uri.path() {
             "/v3/auth/tokens" => login(&mut state, &base, &body),
@@ -136,10 +136,10 @@ async fn answer(
             }
             path => panic!("{path}"),
         };
-        (state.way_back.clone(), answer)
+        (state.response_permits.clone(), answer)
     };
-    if let Some(way_back) = way_back {
-        way_back.acquire().await.unwrap().forget();
+    if let Some(response_permits) = response_permits {
+        response_permits.acquire().await.unwrap().forget();
     }
     let mut response = Response::new(Full::from(text));
     *response.status_mut() = status;

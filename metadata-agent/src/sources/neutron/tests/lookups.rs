@@ -1,4 +1,4 @@
-//! Who has an address elsewhere.
+//! Look-ups of remote ports.
 
 use super::*;
 
@@ -6,46 +6,52 @@ fn address(last: u8) -> IpAddr {
     IpAddr::from([10, 0, 0, last])
 }
 
-/// The port's.
+/// MAC address of the port.
 fn mac(number: u8) -> MacAddress {
     format!("fa:16:3e:00:00:{number:02x}").parse().unwrap()
 }
 
-fn on_network(last: u8, mac: impl Into<Option<MacAddress>>) -> Query {
-    Query { scope: NetworkOrRouter::Network(NETWORK), whom: Whom::Address(address(last), mac.into()) }
+fn on_network(last: u8, mac: impl Into<Option<MacAddress>>) -> LookupQuery {
+    LookupQuery {
+        scope: NetworkOrRouter::Network(NETWORK),
+        target: PortSelector::Ip(address(last), mac.into()),
+    }
 }
 
-fn behind(router: RouterId, last: u8, mac: impl Into<Option<MacAddress>>) -> Query {
-    Query { scope: NetworkOrRouter::Router(router), whom: Whom::Address(address(last), mac.into()) }
+fn behind(router: RouterId, last: u8, mac: impl Into<Option<MacAddress>>) -> LookupQuery {
+    LookupQuery {
+        scope: NetworkOrRouter::Router(router),
+        target: PortSelector::Ip(address(last), mac.into()),
+    }
 }
 
-impl World {
-    async fn who(&self, query: Query) -> Answer {
-        self.lookup.ask(query).await.unwrap()
+impl TestSource {
+    async fn find(&self, query: LookupQuery) -> LookupResult {
+        self.lookup.find(query).await.unwrap()
     }
 
-    async fn instance(&self, query: Query) -> InstanceId {
-        let Answer::Instance(found) = self.who(query).await else { panic!("no instance: {query:?}") };
+    async fn instance(&self, query: LookupQuery) -> InstanceId {
+        let LookupResult::Instance(found) = self.find(query).await else { panic!("no instance: {query:?}") };
         found.instance
     }
 
-    fn ask(&self, query: Query) -> JoinHandle<Answer> {
+    fn spawn_find(&self, query: LookupQuery) -> JoinHandle<LookupResult> {
         let lookup = self.lookup.clone();
-        tokio::spawn(async move { lookup.ask(query).await.unwrap() })
+        tokio::spawn(async move { lookup.find(query).await.unwrap() })
     }
 
-    /// Past the questions of the start.
-    async fn knowing(set: impl FnOnce(&mut cloud::State)) -> Self {
-        let world = Self::start(set).await;
-        world.until_cloud(|state| state.asked.len() == 1).await;
-        world.asked();
-        world
+    /// Starts the source and waits for its first request.
+    async fn started(set: impl FnOnce(&mut cloud::State)) -> Self {
+        let source = Self::start(set).await;
+        source.until_cloud(|state| state.asked.len() == 1).await;
+        source.asked();
+        source
     }
 }
 
 #[tokio::test]
-async fn a_guest_with_its_ports_mac_address_is_looked_up_once_for_all_who_ask_and_again_after_an_event() {
-    let world = World::knowing(|state| {
+async fn a_confirmed_result_is_cached_until_an_event() {
+    let source = TestSource::started(|state| {
         state.ports = vec![
             guests_port(1),
             guests_port(2),
@@ -54,89 +60,99 @@ async fn a_guest_with_its_ports_mac_address_is_looked_up_once_for_all_who_ask_an
         state.ports.push(row(4, "Octavia", "x", "10.0.0.4"));
     })
     .await;
-    for ask in (0..50).map(|_| world.ask(on_network(1, mac(1)))).collect::<Vec<_>>() {
-        let Answer::Instance(found) = ask.await.unwrap() else { panic!("an instance") };
+    for ask in (0..50).map(|_| source.spawn_find(on_network(1, mac(1)))).collect::<Vec<_>>() {
+        let LookupResult::Instance(found) = ask.await.unwrap() else { panic!("an instance") };
         assert_eq!((found.instance, found.port, found.network), (instance(1), port(1), NETWORK));
         assert_eq!((found.project.as_str(), &found.fixed_ips[..]), ("project", &[address(1)][..]));
     }
-    assert_eq!(world.asked().len(), 1);
-    for (last, want) in [(2, Answer::Ambiguous), (4, Answer::NotAnInstance), (9, Answer::NotFound)] {
+    assert_eq!(source.asked().len(), 1);
+    for (last, want) in
+        [(2, LookupResult::Ambiguous), (4, LookupResult::NotAnInstance), (9, LookupResult::NotFound)]
+    {
         for _ in 0..3 {
-            assert_eq!(world.who(on_network(last, None)).await, want);
+            assert_eq!(source.find(on_network(last, None)).await, want);
         }
-        assert_eq!(world.asked().len(), 1);
+        assert_eq!(source.asked().len(), 1);
     }
     let elsewhere = NetworkOrRouter::Network(NetworkId::new(Uuid::from_u128(8)));
-    assert_eq!(world.who(Query { scope: elsewhere, ..on_network(1, mac(1)) }).await, Answer::NotFound);
-    let by_mac = Query { whom: Whom::Mac(mac(2)), ..on_network(2, None) };
-    assert_eq!(world.instance(by_mac).await, instance(2));
-    world.asked();
+    assert_eq!(
+        source.find(LookupQuery { scope: elsewhere, ..on_network(1, mac(1)) }).await,
+        LookupResult::NotFound
+    );
+    let by_mac = LookupQuery { target: PortSelector::Mac(mac(2)), ..on_network(2, None) };
+    assert_eq!(source.instance(by_mac).await, instance(2));
+    source.asked();
 
-    world.cloud.set(|state| state.ports[0]["device_id"] = json!(instance(9)));
-    assert_eq!(world.instance(on_network(1, mac(1))).await, instance(1));
-    world.lookup.forget(port(1)).await;
-    assert_eq!(world.instance(on_network(1, mac(1))).await, instance(9));
-    assert_eq!(world.asked().len(), 1);
-    world.stop().await;
+    source.cloud.set(|state| state.ports[0]["device_id"] = json!(instance(9)));
+    assert_eq!(source.instance(on_network(1, mac(1))).await, instance(1));
+    source.lookup.forget(port(1)).await;
+    assert_eq!(source.instance(on_network(1, mac(1))).await, instance(9));
+    assert_eq!(source.asked().len(), 1);
+    source.stop().await;
 }
 
 #[tokio::test]
-async fn an_address_that_passes_to_another_port_is_the_others_from_its_first_question_on() {
-    let world = World::knowing(|state| state.ports = vec![guests_port(1), guests_port(2)]).await;
-    // What does not tell of a move between ports asks each time: no MAC address, or one that is no port's.
+async fn an_address_that_moved_to_another_port_is_found_at_once() {
+    let source = TestSource::started(|state| state.ports = vec![guests_port(1), guests_port(2)]).await;
+    // Without a MAC address, or with an unknown one, each look-up causes a query.
     let strange = [None, Some(mac(7))];
     for query in [Some(mac(1)), None, Some(mac(7))].map(|mac| on_network(1, mac)) {
-        assert_eq!(world.instance(query).await, instance(1));
+        assert_eq!(source.instance(query).await, instance(1));
     }
-    world.cloud.set(|state| {
+    source.cloud.set(|state| {
         state.ports[0]["fixed_ips"][0]["ip_address"] = json!("10.0.0.2");
         state.ports[1]["fixed_ips"][0]["ip_address"] = json!("10.0.0.1");
     });
     for mac in strange.into_iter().chain([Some(mac(2))]) {
-        assert_eq!(world.instance(on_network(1, mac)).await, instance(2));
-        assert_eq!(world.instance(on_network(2, mac)).await, instance(1));
+        assert_eq!(source.instance(on_network(1, mac)).await, instance(2));
+        assert_eq!(source.instance(on_network(2, mac)).await, instance(1));
     }
-    world.stop().await;
+    source.stop().await;
 }
 
 #[tokio::test]
-async fn who_comes_after_a_question_was_put_has_the_answer_to_a_later_one() {
-    let way_back = Arc::new(Semaphore::new(0));
-    let world = World::knowing(|state| state.ports = vec![guests_port(1)]).await;
-    world.cloud.set(|state| state.way_back = Some(Arc::clone(&way_back)));
-    let early = world.ask(on_network(1, None));
-    world.until_cloud(|state| state.asked.len() == 1).await;
-    world.cloud.set(|state| state.ports[0]["device_id"] = json!(instance(9)));
-    let late = [world.ask(on_network(1, None)), world.ask(on_network(1, None))];
-    way_back.add_permits(12);
-    assert!(matches!(early.await.unwrap(), Answer::Instance(found) if found.instance == instance(1)));
+async fn a_requester_that_arrives_later_gets_a_later_result() {
+    let response_permits = Arc::new(Semaphore::new(0));
+    let source = TestSource::started(|state| state.ports = vec![guests_port(1)]).await;
+    source.cloud.set(|state| state.response_permits = Some(Arc::clone(&response_permits)));
+    let early = source.spawn_find(on_network(1, None));
+    source.until_cloud(|state| state.asked.len() == 1).await;
+    source.cloud.set(|state| state.ports[0]["device_id"] = json!(instance(9)));
+    let late = [source.spawn_find(on_network(1, None)), source.spawn_find(on_network(1, None))];
+    response_permits.add_permits(12);
+    assert!(matches!(early.await.unwrap(), LookupResult::Instance(found) if found.instance == instance(1)));
     for late in late {
-        assert!(matches!(late.await.unwrap(), Answer::Instance(found) if found.instance == instance(9)));
+        assert!(
+            matches!(late.await.unwrap(), LookupResult::Instance(found) if found.instance == instance(9))
+        );
     }
-    world.stop().await;
+    source.stop().await;
 }
 
 #[tokio::test]
-async fn more_guests_than_questions_under_way_wait_their_turn_and_those_who_leave_ask_nothing() {
-    let way_back = Arc::new(Semaphore::new(0));
-    let world = World::knowing(|state| state.ports = (1..=60).map(guests_port).collect()).await;
-    world.cloud.set(|state| state.way_back = Some(Arc::clone(&way_back)));
-    let mut asks: Vec<_> = (1..=60).map(|number| world.ask(on_network(number, mac(number)))).collect();
-    world.until_cloud(|state| state.asked.len() == lookup::AT_ONCE).await;
+async fn queries_wait_for_their_turn_and_abandoned_ones_are_dropped() {
+    let response_permits = Arc::new(Semaphore::new(0));
+    let source = TestSource::started(|state| state.ports = (1..=60).map(guests_port).collect()).await;
+    source.cloud.set(|state| state.response_permits = Some(Arc::clone(&response_permits)));
+    let mut asks: Vec<_> =
+        (1..=60).map(|number| source.spawn_find(on_network(number, mac(number)))).collect();
+    source.until_cloud(|state| state.asked.len() == lookup::CONCURRENT).await;
     for leaving in asks.drain(30..) {
         leaving.abort();
         assert!(leaving.await.unwrap_err().is_cancelled());
     }
-    way_back.add_permits(60);
+    response_permits.add_permits(60);
     for (number, ask) in (1..).zip(asks) {
-        assert!(matches!(ask.await.unwrap(), Answer::Instance(found) if found.instance == instance(number)));
+        assert!(
+            matches!(ask.await.unwrap(), LookupResult::Instance(found) if found.instance == instance(number))
+        );
     }
-    assert_eq!(world.asked().len(), 30);
-    world.stop().await;
+    assert_eq!(source.asked().len(), 30);
+    source.stop().await;
 }
 
 #[tokio::test]
-async fn behind_a_router_an_address_is_looked_up_in_its_networks_alone() {
+async fn an_address_behind_a_router_is_searched_in_its_networks() {
     let router = RouterId::new(Uuid::from_u128(77));
     let mut interface_port = row(50, "network:router_interface", &router.to_string(), "10.0.0.254");
     let mut foreign = guests_port(1);
@@ -144,32 +160,32 @@ async fn behind_a_router_an_address_is_looked_up_in_its_networks_alone() {
     foreign["network_id"] = json!(NetworkId::new(Uuid::from_u128(8)));
     interface_port["binding:host_id"] = json!("");
     let ports = vec![guests_port(1), guests_port(2), foreign, interface_port];
-    let world = World::knowing(|state| state.ports = ports).await;
-    assert_eq!(world.instance(behind(router, 1, mac(1))).await, instance(1));
-    let asked = world.asked();
+    let source = TestSource::started(|state| state.ports = ports).await;
+    assert_eq!(source.instance(behind(router, 1, mac(1))).await, instance(1));
+    let asked = source.asked();
     assert_eq!(asked.len(), 2, "{asked:?}");
     assert!(asked[0].contains("device_owner=network:ha_router_replicated_interface"), "{asked:?}");
-    // The router's networks are known by now.
-    assert_eq!(world.instance(behind(router, 2, mac(2))).await, instance(2));
-    assert_eq!(world.asked().len(), 1);
+    // The router's networks are cached now.
+    assert_eq!(source.instance(behind(router, 2, mac(2))).await, instance(2));
+    assert_eq!(source.asked().len(), 1);
     let elsewhere = behind(RouterId::new(Uuid::nil()), 1, mac(1));
-    assert_eq!(world.who(elsewhere).await, Answer::NotFound);
-    world.stop().await;
+    assert_eq!(source.find(elsewhere).await, LookupResult::NotFound);
+    source.stop().await;
 }
 
 #[tokio::test]
-async fn a_network_that_a_router_had_a_while_ago_is_not_where_its_guests_are() {
+async fn an_outdated_network_of_a_router_is_not_used() {
     let router = RouterId::new(Uuid::from_u128(77));
     let new = NetworkId::new(Uuid::from_u128(8));
     let interface_port = row(50, "network:router_interface", &router.to_string(), "10.0.0.254");
     let mut guest = guests_port(2);
     guest["network_id"] = json!(new);
     guest["fixed_ips"][0]["ip_address"] = json!("10.0.0.1");
-    let world = World::knowing(|state| state.ports = vec![guests_port(1), guest, interface_port]).await;
-    assert_eq!(world.instance(behind(router, 1, mac(1))).await, instance(1));
-    world.cloud.set(|state| state.ports[2]["network_id"] = json!(new));
+    let source = TestSource::started(|state| state.ports = vec![guests_port(1), guest, interface_port]).await;
+    assert_eq!(source.instance(behind(router, 1, mac(1))).await, instance(1));
+    source.cloud.set(|state| state.ports[2]["network_id"] = json!(new));
     for mac in [Some(mac(2)), Some(mac(7)), None] {
-        assert_eq!(world.instance(behind(router, 1, mac)).await, instance(2), "{mac:?}");
+        assert_eq!(source.instance(behind(router, 1, mac)).await, instance(2), "{mac:?}");
     }
-    world.stop().await;
+    source.stop().await;
 }

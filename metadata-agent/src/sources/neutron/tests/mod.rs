@@ -1,4 +1,4 @@
-//! The source and its lookups against servers whose every word the test chooses. The real ones stand in the scenarios.
+//! The source and its look-ups against scripted servers. Scenario tests use the real ones.
 
 mod cloud;
 mod lookups;
@@ -24,8 +24,8 @@ const PATIENCE: Duration = Duration::from_mins(1);
 const HOST: &str = "hypervisor-1";
 const NETWORK: NetworkId = NetworkId::new(Uuid::from_u128(7));
 
-/// The source, and what it says.
-struct World {
+/// The source under test, its servers and its output.
+struct TestSource {
     cloud: Cloud,
     presence: watch::Sender<Presence>,
     events: mpsc::Receiver<Event>,
@@ -56,10 +56,10 @@ fn row(number: u128, owner: &str, device: &str, address: &str) -> Value {
     })
 }
 
-/// The guest's interface, of which nothing but name and MAC address is known.
+/// Interface of a guest, of which only name and MAC address are known.
 fn interface(number: u8) -> Present {
     Present {
-        device: DeviceName::tap_of(&port(number.into())),
+        device: DeviceName::from_port_id(&port(number.into())),
         index: IfIndex(number.into()),
         mac: Some(format!("fe:16:3e:00:00:{number:02x}").parse().unwrap()),
         port: None,
@@ -67,22 +67,23 @@ fn interface(number: u8) -> Present {
     }
 }
 
-impl World {
+impl TestSource {
     async fn start(set: impl FnOnce(&mut cloud::State)) -> Self {
         let cloud = Cloud::start().await;
         cloud.set(set);
         let access = cloud.access();
-        Self::of(cloud, access)
+        Self::with_access(cloud, access)
     }
 
-    fn of(cloud: Cloud, access: NeutronAccess) -> Self {
+    fn with_access(cloud: Cloud, access: NeutronAccess) -> Self {
         let (presence, present) = watch::channel(Presence::default());
         let (sender, events) = mpsc::channel(512);
         let (reporter, state) = Reporter::new(SourceKind::Neutron);
-        let (lookup, questions) = Lookup::new();
+        let (lookup, requests) = Lookup::new();
         let (tasks, cancel) = (TaskTracker::new(), CancellationToken::new());
-        let settings = Settings { access, host: HOST.to_owned(), tasks: tasks.clone() };
-        let channels = Channels { present, events: sender, reporter, questions, lookup: lookup.clone() };
+        let settings = NeutronSettings { access, host: HOST.to_owned(), tasks: tasks.clone() };
+        let channels =
+            NeutronChannels { present, events: sender, reporter, requests, lookup: lookup.clone() };
         let source = tokio::spawn(run(settings, channels, cancel.clone()));
         Self { cloud, presence, events, state, lookup, cancel, source, tasks }
     }
@@ -91,18 +92,22 @@ impl World {
         self.presence.send_replace(interfaces.into_iter().collect());
     }
 
-    /// The next event: of which port, and which instance it names.
+    /// Returns the port and the instance of the next event.
     async fn next(&mut self) -> (String, Option<InstanceId>) {
         let event = timeout(PATIENCE, self.events.recv()).await.expect("no event came").unwrap();
-        let tenant = event.ports.first().and_then(|facts| facts.tenant.as_ref());
+        let tenant = event.ports.first().and_then(|record| record.tenant.as_ref());
         (event.key, tenant.map(|tenant| tenant.instance))
     }
 
     async fn until(&mut self, what: impl FnMut(&SourceState) -> bool) -> SourceState {
-        timeout(PATIENCE, self.state.wait_for(what)).await.expect("it never was so").unwrap().clone()
+        timeout(PATIENCE, self.state.wait_for(what))
+            .await
+            .expect("the state was not reached")
+            .unwrap()
+            .clone()
     }
 
-    async fn sound(&mut self) -> SourceState {
+    async fn recovered(&mut self) -> SourceState {
         self.until(|state| state.ready && state.faults.is_empty()).await
     }
 
@@ -116,7 +121,7 @@ impl World {
                 tokio::task::yield_now().await;
             }
         };
-        timeout(PATIENCE, wait).await.expect("it never was asked so");
+        timeout(PATIENCE, wait).await.expect("the requests were not sent");
     }
 
     fn asked(&self) -> Vec<String> {
@@ -125,121 +130,121 @@ impl World {
 
     async fn stop(self) {
         self.cancel.cancel();
-        timeout(PATIENCE, self.source).await.expect("stops when told to").unwrap();
+        timeout(PATIENCE, self.source).await.expect("the source did not stop").unwrap();
         self.tasks.close();
-        timeout(PATIENCE, self.tasks.wait()).await.expect("its connections end");
+        timeout(PATIENCE, self.tasks.wait()).await.expect("connections did not end");
     }
 }
 
-fn said(number: u8, instance: Option<InstanceId>) -> (String, Option<InstanceId>) {
+fn event(number: u8, instance: Option<InstanceId>) -> (String, Option<InstanceId>) {
     (port(number.into()).to_string(), instance)
 }
 
-fn says(number: u8) -> (String, Option<InstanceId>) {
-    said(number, Some(instance(number.into())))
+fn reported(number: u8) -> (String, Option<InstanceId>) {
+    event(number, Some(instance(number.into())))
 }
 
 #[tokio::test]
-async fn all_of_the_host_at_the_start_page_by_page_and_then_what_is_unknown() {
-    let mut world = World::start(|state| {
+async fn all_ports_of_the_host_are_requested_first_in_pages() {
+    let mut source = TestSource::start(|state| {
         state.ports = (1..=5).map(guests_port).collect();
         state.page = Some(2);
     })
     .await;
-    world.show([1, 2, 4].map(interface));
+    source.show([1, 2, 4].map(interface));
     for number in [1, 2, 4] {
-        assert_eq!(world.next().await, says(number));
+        assert_eq!(source.next().await, reported(number));
     }
-    assert_eq!(world.sound().await.ports, 3);
-    let asked = world.asked();
+    assert_eq!(source.recovered().await.ports, 3);
+    let asked = source.asked();
     assert_eq!(asked.len(), 3, "{asked:?}");
     assert!(asked.iter().all(|query| query.contains("binding:host_id=hypervisor-1")), "{asked:?}");
     assert!(asked[2].contains(&format!("marker={}", port(4))), "{asked:?}");
 
-    world.show([1, 2, 4, 5].map(|number| match number {
+    source.show([1, 2, 4, 5].map(|number| match number {
         5 => interface(5),
         known => Present { port: Some(port(known.into())), need: Need::Nothing, ..interface(known) },
     }));
-    assert_eq!(world.next().await, says(5));
-    let asked = world.asked();
+    assert_eq!(source.next().await, reported(5));
+    let asked = source.asked();
     let [query] = &asked[..] else { panic!("{asked:?}") };
     assert!(query.contains("&mac_address=fa:16:3e:00:00:05&"), "{query}");
-    assert_eq!(world.cloud.set(|state| state.logins), 1);
-    world.stop().await;
+    assert_eq!(source.cloud.set(|state| state.logins), 1);
+    source.stop().await;
 }
 
 #[tokio::test]
-async fn an_interface_that_goes_takes_what_was_said_of_it_along() {
-    let mut world = World::start(|state| state.ports = vec![guests_port(1)]).await;
-    world.show([interface(1)]);
-    assert_eq!(world.next().await, says(1));
-    world.cloud.set(|state| state.ports[0]["device_id"] = json!(instance(9)));
-    world.show([Present { index: IfIndex(9), ..interface(1) }]);
-    assert_eq!(world.next().await, said(1, None));
-    assert_eq!(world.next().await, said(1, Some(instance(9))));
-    world.show([]);
-    assert_eq!(world.next().await, said(1, None));
-    world.stop().await;
+async fn the_port_of_a_removed_interface_is_withdrawn() {
+    let mut source = TestSource::start(|state| state.ports = vec![guests_port(1)]).await;
+    source.show([interface(1)]);
+    assert_eq!(source.next().await, reported(1));
+    source.cloud.set(|state| state.ports[0]["device_id"] = json!(instance(9)));
+    source.show([Present { index: IfIndex(9), ..interface(1) }]);
+    assert_eq!(source.next().await, event(1, None));
+    assert_eq!(source.next().await, event(1, Some(instance(9))));
+    source.show([]);
+    assert_eq!(source.next().await, event(1, None));
+    source.stop().await;
 }
 
 #[tokio::test]
-async fn whatever_neutron_answers_amiss_is_a_fault_and_what_was_said_holds_until_it_is_over() {
-    let mut world = World::start(|state| state.ports = vec![guests_port(1), guests_port(2)]).await;
-    world.show([1, 2].map(interface));
-    assert_eq!(world.next().await, says(1));
-    assert_eq!(world.next().await, says(2));
+async fn an_invalid_response_is_an_error_and_ports_stay_valid() {
+    let mut source = TestSource::start(|state| state.ports = vec![guests_port(1), guests_port(2)]).await;
+    source.show([1, 2].map(interface));
+    assert_eq!(source.next().await, reported(1));
+    assert_eq!(source.next().await, reported(2));
     let ok = StatusCode::OK;
     let whole = json!({ "ports": [guests_port(1)] }).to_string();
-    let long = format!("{{\"ports\": [], \"x\": \"{}\"}}", "x".repeat(api::MANY));
+    let long = format!("{{\"ports\": [], \"x\": \"{}\"}}", "x".repeat(api::HOST_PORTS_LIMIT));
     for (status, body, fault) in [
-        (StatusCode::INTERNAL_SERVER_ERROR, "{}".to_owned(), "answers 500"),
+        (StatusCode::INTERNAL_SERVER_ERROR, "{}".to_owned(), "failed with 500"),
         (StatusCode::FORBIDDEN, "{}".to_owned(), "role admin or service"),
-        (ok, "<html>".to_owned(), "no list of ports"),
-        (ok, whole[..whole.len() / 2].to_owned(), "no list of ports"),
-        (ok, "{\"ports\": 7}".to_owned(), "no list of ports"),
-        (ok, long, "more than 33554432 bytes"),
+        (ok, "<html>".to_owned(), "not a list of ports"),
+        (ok, whole[..whole.len() / 2].to_owned(), "not a list of ports"),
+        (ok, "{\"ports\": 7}".to_owned(), "not a list of ports"),
+        (ok, long, "longer than 33554432 bytes"),
     ] {
-        world.cloud.set(|state| state.neutron = Some((status, body.into_bytes())));
-        // Something to ask for.
-        world.show([1, 2, 3].map(interface));
-        world.fault(fault).await;
-        assert_eq!(world.state.borrow().ports, 2);
-        world.cloud.set(|state| state.neutron = None);
-        world.show([1, 2].map(interface));
-        world.sound().await;
-        assert!(world.events.try_recv().is_err(), "nothing is told of {fault:?}");
+        source.cloud.set(|state| state.neutron = Some((status, body.into_bytes())));
+        // A reason for a request.
+        source.show([1, 2, 3].map(interface));
+        source.fault(fault).await;
+        assert_eq!(source.state.borrow().ports, 2);
+        source.cloud.set(|state| state.neutron = None);
+        source.show([1, 2].map(interface));
+        source.recovered().await;
+        assert!(source.events.try_recv().is_err(), "no event is sent after {fault:?}");
     }
-    // It is back with other data.
-    world.cloud.set(|state| state.neutron = Some((StatusCode::BAD_GATEWAY, Vec::new())));
-    world.show([1, 2, 3].map(interface));
-    world.fault("answers 502").await;
-    world.cloud.set(|state| {
+    // Neutron returns with other data.
+    source.cloud.set(|state| state.neutron = Some((StatusCode::BAD_GATEWAY, Vec::new())));
+    source.show([1, 2, 3].map(interface));
+    source.fault("failed with 502").await;
+    source.cloud.set(|state| {
         state.ports = vec![row(2, "network:dhcp", "dhcp", "10.0.0.2")];
         state.neutron = None;
     });
-    let mut events = [world.next().await, world.next().await];
+    let mut events = [source.next().await, source.next().await];
     events.sort();
-    assert_eq!(events, [said(1, None), said(2, None)]);
-    world.stop().await;
+    assert_eq!(events, [event(1, None), event(2, None)]);
+    source.stop().await;
 }
 
 #[tokio::test]
-async fn a_keystone_that_refuses_is_asked_ever_more_seldom_however_much_is_unknown() {
-    let mut world = World::start(|state| {
+async fn a_keystone_that_rejects_is_queried_with_growing_pauses() {
+    let mut source = TestSource::start(|state| {
         state.ports = (1..=200).map(guests_port).collect();
         state.keystone = Some(StatusCode::UNAUTHORIZED);
     })
     .await;
     let begin = Instant::now();
-    world.show((1..=200).map(interface));
+    source.show((1..=200).map(interface));
     let asks: Vec<_> = (0..100)
         .map(|last| {
-            let lookup = world.lookup.clone();
+            let lookup = source.lookup.clone();
             tokio::spawn(async move {
                 lookup
-                    .ask(Query {
+                    .find(LookupQuery {
                         scope: NetworkOrRouter::Network(NETWORK),
-                        whom: Whom::Address(IpAddr::from([10, 9, 9, last]), None),
+                        target: PortSelector::Ip(IpAddr::from([10, 9, 9, last]), None),
                     })
                     .await
             })
@@ -248,50 +253,50 @@ async fn a_keystone_that_refuses_is_asked_ever_more_seldom_however_much_is_unkno
     for ask in asks {
         assert!(ask.await.unwrap().is_err());
     }
-    world.fault("neutron_password").await;
-    world.until_cloud(|state| state.logins >= 4).await;
+    source.fault("neutron_password").await;
+    source.until_cloud(|state| state.logins >= 4).await;
     // At least half of 0.5 s, 1 s and 2 s lie between four attempts.
     assert!(begin.elapsed() >= Duration::from_millis(1750), "{:?}", begin.elapsed());
-    assert_eq!(world.asked(), [""; 0]);
-    world.cloud.set(|state| state.keystone = None);
+    assert_eq!(source.asked(), [""; 0]);
+    source.cloud.set(|state| state.keystone = None);
     for _ in 1..=200 {
-        world.next().await;
+        source.next().await;
     }
-    assert_eq!(world.sound().await.ports, 200);
-    assert!(world.asked().len() <= 2);
-    world.stop().await;
+    assert_eq!(source.recovered().await.ports, 200);
+    assert!(source.asked().len() <= 2);
+    source.stop().await;
 }
 
 #[tokio::test]
-async fn a_token_that_is_refused_is_renewed_once_and_one_that_never_was_good_is_not() {
-    let mut world = World::start(|state| state.ports = vec![guests_port(1), guests_port(2)]).await;
-    world.show([interface(1)]);
-    assert_eq!(world.next().await, says(1));
-    world.cloud.set(|state| state.tokens.clear());
-    world.show([1, 2].map(interface));
-    assert_eq!(world.next().await, says(2));
-    assert_eq!(world.cloud.set(|state| state.logins), 2);
-    assert!(world.state.borrow().faults.is_empty());
+async fn a_rejected_token_is_renewed_only_if_it_was_accepted_before() {
+    let mut source = TestSource::start(|state| state.ports = vec![guests_port(1), guests_port(2)]).await;
+    source.show([interface(1)]);
+    assert_eq!(source.next().await, reported(1));
+    source.cloud.set(|state| state.tokens.clear());
+    source.show([1, 2].map(interface));
+    assert_eq!(source.next().await, reported(2));
+    assert_eq!(source.cloud.set(|state| state.logins), 2);
+    assert!(source.state.borrow().faults.is_empty());
 
-    // A Neutron that takes no token at all.
-    world.cloud.set(|state| {
+    // A Neutron that rejects every token.
+    source.cloud.set(|state| {
         state.tokens.clear();
         state.neutron = Some((StatusCode::UNAUTHORIZED, Vec::new()));
         state.asked.clear();
     });
     let begin = Instant::now();
-    world.show([1, 2, 3].map(interface));
-    world.until_cloud(|state| state.logins >= 6).await;
+    source.show([1, 2, 3].map(interface));
+    source.until_cloud(|state| state.logins >= 6).await;
     assert!(begin.elapsed() >= Duration::from_millis(1750), "{:?}", begin.elapsed());
-    assert!(world.asked().len() <= 10);
-    world.fault("401").await;
-    world.stop().await;
+    assert!(source.asked().len() <= 10);
+    source.fault("401").await;
+    source.stop().await;
 }
 
 #[tokio::test]
-async fn a_neutron_that_is_not_there_at_the_start_is_found_when_it_comes() {
+async fn an_unreachable_neutron_is_an_error_until_it_is_reachable() {
     let cloud = Cloud::start().await;
-    let mut world = World::start(|_| {}).await;
+    let mut source = TestSource::start(|_| {}).await;
     let nobody = {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         listener.local_addr().unwrap()
@@ -299,32 +304,32 @@ async fn a_neutron_that_is_not_there_at_the_start_is_found_when_it_comes() {
     let settings = |url: String| {
         let endpoint = HttpUrl::parse(&url).unwrap();
         let access = NeutronAccess { auth: NeutronAuth::Nobody { endpoint }, ..cloud.access() };
-        Settings { access, host: HOST.to_owned(), tasks: world.tasks.clone() }
+        NeutronSettings { access, host: HOST.to_owned(), tasks: source.tasks.clone() }
     };
     let error = probe(&settings(format!("http://{nobody}"))).await.unwrap_err().to_string();
     assert!(error.contains("Connection refused") && error.contains(&nobody.to_string()), "{error}");
-    // Without Keystone there is no token, which this Neutron does not take.
+    // This Neutron rejects requests without a token.
     let error = probe(&settings(cloud.url.to_string())).await.unwrap_err().to_string();
     assert!(error.contains("401"), "{error}");
     assert!(cloud.set(|state| state.tokens.insert(String::new())));
-    assert_eq!(probe(&settings(cloud.url.to_string())).await.unwrap(), Reached::NoPorts);
+    assert_eq!(probe(&settings(cloud.url.to_string())).await.unwrap(), NeutronProbe::NoPorts);
     cloud.set(|state| state.ports = vec![guests_port(1)]);
-    assert_eq!(probe(&settings(cloud.url.to_string())).await.unwrap(), Reached::Ports);
-    world.sound().await;
-    world.stop().await;
+    assert_eq!(probe(&settings(cloud.url.to_string())).await.unwrap(), NeutronProbe::Ports);
+    source.recovered().await;
+    source.stop().await;
 }
 
-/// An authority that makes certificates for `localhost`.
-struct Authority(rcgen::CertifiedIssuer<'static, rcgen::KeyPair>);
+/// CA that issues certificates for `localhost`.
+struct TestCa(rcgen::CertifiedIssuer<'static, rcgen::KeyPair>);
 
-impl Authority {
+impl TestCa {
     fn new() -> Self {
         let mut params = rcgen::CertificateParams::new(Vec::<String>::new()).unwrap();
         params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
         Self(rcgen::CertifiedIssuer::self_signed(params, rcgen::KeyPair::generate().unwrap()).unwrap())
     }
 
-    /// A server whose certificate is good until the end of this year.
+    /// Returns a server whose certificate is valid until the end of this year.
     fn server(&self, year: i32) -> Arc<rustls::ServerConfig> {
         let key = rcgen::KeyPair::generate().unwrap();
         let mut params = rcgen::CertificateParams::new(vec!["localhost".to_owned()]).unwrap();
@@ -342,7 +347,7 @@ impl Authority {
         Arc::new(config)
     }
 
-    /// Its own certificate as a file.
+    /// Writes the certificate of the CA to a file.
     fn file(&self, folder: &std::path::Path) -> std::path::PathBuf {
         let file = folder.join("ca.pem");
         std::fs::write(&file, self.0.pem()).unwrap();
@@ -354,49 +359,52 @@ const PAST: i32 = 2020;
 const FUTURE: i32 = 4000;
 
 #[tokio::test]
-async fn a_certificate_that_expires_stops_what_is_new_until_it_is_replaced() {
+async fn an_expired_certificate_blocks_new_requests_until_replaced() {
     let folder = tempfile::tempdir().unwrap();
-    let authority = Authority::new();
-    let (good, expired) = (authority.server(FUTURE), authority.server(PAST));
+    let ca = TestCa::new();
+    let (good, expired) = (ca.server(FUTURE), ca.server(PAST));
     let cloud = Cloud::start_tls(Arc::clone(&good)).await;
     cloud.set(|state| state.ports = vec![guests_port(1)]);
     let access =
-        NeutronAccess { authorities: Some(authority.file(folder.path())), insecure: false, ..cloud.access() };
-    let mut world = World::of(cloud, access);
-    world.show([interface(1)]);
-    assert_eq!(world.next().await, says(1));
-    world.sound().await;
+        NeutronAccess { ca_certificates: Some(ca.file(folder.path())), insecure: false, ..cloud.access() };
+    let mut source = TestSource::with_access(cloud, access);
+    source.show([interface(1)]);
+    assert_eq!(source.next().await, reported(1));
+    source.recovered().await;
 
-    world.cloud.set(|state| {
+    source.cloud.set(|state| {
         state.tls = Some(expired);
         state.ports = vec![guests_port(1), guests_port(2)];
     });
-    world.show([interface(1), interface(2)]);
-    world.fault("invalid peer certificate: Expired").await;
-    let told = world.state.borrow().faults.clone();
-    assert!(told.values().all(|fault| !fault.contains("verified at")), "each attempt looks alike: {told:?}");
-    assert!(world.events.try_recv().is_err(), "what was said holds, and nothing new is");
+    source.show([interface(1), interface(2)]);
+    source.fault("invalid peer certificate: Expired").await;
+    let errors = source.state.borrow().faults.clone();
+    assert!(
+        errors.values().all(|fault| !fault.contains("verified at")),
+        "the errors of all attempts are equal: {errors:?}"
+    );
+    assert!(source.events.try_recv().is_err(), "ports stay valid, and nothing new is sent");
 
-    world.cloud.set(|state| state.tls = Some(good));
-    assert_eq!(world.next().await, says(2));
-    world.sound().await;
-    world.stop().await;
+    source.cloud.set(|state| state.tls = Some(good));
+    assert_eq!(source.next().await, reported(2));
+    source.recovered().await;
+    source.stop().await;
 }
 
 #[tokio::test]
-async fn an_expired_certificate_is_a_fault_that_says_so() {
+async fn an_expired_certificate_is_reported() {
     let folder = tempfile::tempdir().unwrap();
-    let authority = Authority::new();
-    let file = authority.file(folder.path());
-    let cloud = Cloud::start_tls(authority.server(PAST)).await;
-    let access = NeutronAccess { authorities: Some(file.clone()), insecure: false, ..cloud.access() };
-    let mut settings = Settings { access, host: HOST.to_owned(), tasks: TaskTracker::new() };
+    let ca = TestCa::new();
+    let file = ca.file(folder.path());
+    let cloud = Cloud::start_tls(ca.server(PAST)).await;
+    let access = NeutronAccess { ca_certificates: Some(file.clone()), insecure: false, ..cloud.access() };
+    let mut settings = NeutronSettings { access, host: HOST.to_owned(), tasks: TaskTracker::new() };
     let error = probe(&settings).await.unwrap_err().to_string();
     assert!(error.contains("certificate") && error.contains("xpired"), "{error}");
     std::fs::write(&file, "").unwrap();
     let error = probe(&settings).await.unwrap_err().to_string();
     assert!(error.contains("no certificate in"), "{error}");
-    settings.access.authorities = Some("/nowhere".into());
+    settings.access.ca_certificates = Some("/nowhere".into());
     let error = probe(&settings).await.unwrap_err().to_string();
     assert!(error.contains("/nowhere"), "{error}");
 }

@@ -1,4 +1,4 @@
-//! Rows as Neutron's OVN driver makes northd write them.
+//! Rows as written by northd for Neutron's OVN driver.
 
 use super::*;
 
@@ -8,7 +8,7 @@ const INSTANCE: &str = "7d3c6e2e-5e0b-4f0e-8a44-0d4e6c7b1f10";
 const NETWORK_ID: &str = "b6c7d8e9-0a1b-4c2d-8e3f-4a5b6c7d8e9f";
 const ROW: Uuid = Uuid::from_u128(1);
 
-/// A row with these columns beside its name, which are changed before.
+/// Returns a guest's row after a change.
 fn row(change: impl FnOnce(&mut Value)) -> Value {
     let mut row = json!({
         "logical_port": PORT,
@@ -35,25 +35,25 @@ fn with_id(key: &'static str, value: &'static str) -> Value {
     })
 }
 
-fn readings(row: &Value, ports: &[&str]) -> BTreeMap<Uuid, Reading> {
+fn states_of(row: &Value, ports: &[&str]) -> BTreeMap<Uuid, BindingState> {
     let mut bindings = Bindings::new();
     let update = json!({ "Port_Binding": { ROW.to_string(): { "initial": row } } });
     bindings.apply(UpdateFormat::Differences, &update).unwrap();
     bindings.read(&ports.iter().map(|port| port.parse().unwrap()).collect())
 }
 
-fn says(row: &Value) -> Reading {
-    readings(row, &[PORT]).remove(&ROW).expect("the row is of a port here")
+fn state_of(row: &Value) -> BindingState {
+    states_of(row, &[PORT]).remove(&ROW).expect("the row does not belong to a local port")
 }
 
-fn told(row: &Value) -> PortRecord {
-    let reading = says(row);
-    let Reading::Port(facts) = reading else { panic!("{reading:?}") };
-    facts
+fn record_of(row: &Value) -> PortRecord {
+    let state = state_of(row);
+    let RowState::Port(record) = state else { panic!("{state:?}") };
+    record
 }
 
 #[test]
-fn a_guests_row_tells_all_but_the_instances_project() {
+fn a_guests_row_has_all_fields_but_the_instances_project() {
     let wanted = PortRecord {
         id: Some(PORT.parse().unwrap()),
         tenant: Some(Tenant { instance: INSTANCE.parse().unwrap(), project: None }),
@@ -64,21 +64,25 @@ fn a_guests_row_tells_all_but_the_instances_project() {
         fixed_ips: vec!["10.0.0.5".parse().unwrap(), "fd00::5".parse().unwrap()],
         ..PortRecord::default()
     };
-    assert_eq!(told(&row(|_| ())), wanted);
-    assert_eq!(told(&row(|row| row["type"] = "external".into())), wanted);
-    assert_eq!(told(&with_id("neutron:cidrs", "")), wanted, "the addresses behind the MAC address stand in");
+    assert_eq!(record_of(&row(|_| ())), wanted);
+    assert_eq!(record_of(&row(|row| row["type"] = "external".into())), wanted);
+    assert_eq!(
+        record_of(&with_id("neutron:cidrs", "")),
+        wanted,
+        "the addresses after the MAC address are used"
+    );
 }
 
 #[test]
 fn only_a_port_of_nova_names_an_instance() {
-    for (owner, is_told) in [("network:dhcp", true), ("baremetal:none", true), ("", false)] {
-        let facts = told(&with_id("neutron:device_owner", owner));
-        assert_eq!((facts.tenant, facts.device_owner.is_some()), (None, is_told), "{owner}");
+    for (owner, is_reported) in [("network:dhcp", true), ("baremetal:none", true), ("", false)] {
+        let record = record_of(&with_id("neutron:device_owner", owner));
+        assert_eq!((record.tenant, record.device_owner.is_some()), (None, is_reported), "{owner}");
     }
-    // What OVN made for itself is no guest, whatever else it says.
+    // Ports that are internal to OVN are not guests, whatever their other columns are.
     for kind in ["router", "localport", "virtual", "patch", "l2gateway", "vtep", "remote"] {
-        let facts = told(&row(|row| row["type"] = kind.into()));
-        assert_eq!((facts.tenant, facts.device_owner), (None, None), "{kind}");
+        let record = record_of(&row(|row| row["type"] = kind.into()));
+        assert_eq!((record.tenant, record.device_owner), (None, None), "{kind}");
     }
 }
 
@@ -98,25 +102,25 @@ fn the_mac_address_is_the_one_with_addresses_or_the_only_one() {
         (json!("router"), None),
         (json!("dynamic"), None),
     ] {
-        let facts = told(&row(|row| row["mac"] = mac.clone()));
-        assert_eq!(facts.mac, wanted.map(|mac| mac.parse().unwrap()), "{mac}");
-        assert_eq!(facts.fixed_ips.len(), 2, "{mac}: these are told by neutron:cidrs");
+        let record = record_of(&row(|row| row["mac"] = mac.clone()));
+        assert_eq!(record.mac, wanted.map(|mac| mac.parse().unwrap()), "{mac}");
+        assert_eq!(record.fixed_ips.len(), 2, "{mac}: neutron:cidrs has two addresses");
     }
 }
 
 #[test]
-fn a_row_that_cannot_be_understood_is_a_fault_that_quotes_it() {
+fn an_error_quotes_the_invalid_value() {
     let faulty = [
         (with_id("neutron:device_id", "vm1"), "external_ids:neutron:device_id: `vm1` is not a UUID"),
         (with_id("neutron:project_id", "a b"), "`a b` is not a project id"),
         (with_id("neutron:cidrs", "10.0.0/24"), "external_ids:neutron:cidrs: `10.0.0` is not an IP address"),
-        (with_id("neutron:network_name", "net1"), "`net1` is not neutron- and a network's id"),
+        (with_id("neutron:network_name", "net1"), "`net1` is not `neutron-` and a network id"),
         (row(|row| row["mac"] = "fa:16".into()), "mac: `fa:16` is not a MAC address"),
         (row(|row| row["mac"] = "fa:16:3e:11:22:33 x".into()), "mac: `x` is not an IP address"),
     ];
     for (row, wanted) in faulty {
-        let reading = says(&row);
-        let Reading::Fault { name, error } = reading else { panic!("{wanted}: {reading:?}") };
+        let state = state_of(&row);
+        let RowState::Invalid { name, error } = state else { panic!("{wanted}: {state:?}") };
         assert_eq!(name, PORT);
         assert!(error.to_string().contains(wanted), "{error}");
     }
@@ -142,34 +146,34 @@ fn subport(change: impl FnOnce(&mut Value)) -> Value {
 }
 
 #[test]
-fn a_vlan_on_a_port_is_told_by_its_place_and_is_nobodys_by_itself() {
+fn a_subport_is_reported_by_its_parent_and_vlan() {
     let wanted = PortRecord {
         id: Some(OTHER.parse().unwrap()),
-        seat: Some(TrunkBinding { parent: PORT.parse().unwrap(), vlan: VlanId::try_from(7).unwrap() }),
+        trunk: Some(TrunkBinding { parent: PORT.parse().unwrap(), vlan: VlanId::try_from(7).unwrap() }),
         network: Some(NETWORK_ID.parse().unwrap()),
         mac: Some("fa:16:3e:11:22:33".parse().unwrap()),
         fixed_ips: vec!["10.0.0.5".parse().unwrap(), "fd00::5".parse().unwrap()],
         ..PortRecord::default()
     };
-    assert_eq!(told(&subport(|_| ())), wanted);
-    // The VLAN's own port has no interface of its own, whatever another source says.
-    assert_eq!(readings(&subport(|_| ()), &[OTHER]), [(ROW, Reading::Nobodys)].into());
-    assert_eq!(says(&subport(|row| row["tag"] = json!(["set", []]))), Reading::Nobodys);
+    assert_eq!(record_of(&subport(|_| ())), wanted);
+    // A subport has no interface of its own, whatever another source reports.
+    assert_eq!(states_of(&subport(|_| ()), &[OTHER]), [(ROW, RowState::Ignored)].into());
+    assert_eq!(state_of(&subport(|row| row["tag"] = json!(["set", []]))), RowState::Ignored);
     for tag in [0, 4095, -1] {
-        let reading = says(&subport(|row| row["tag"] = tag.into()));
-        let Reading::Fault { name, error } = reading else { panic!("{tag}: {reading:?}") };
-        assert_eq!((name.as_str(), error), (OTHER, RowError::BadTag { tag }));
+        let state = state_of(&subport(|row| row["tag"] = tag.into()));
+        let RowState::Invalid { name, error } = state else { panic!("{tag}: {state:?}") };
+        assert_eq!((name.as_str(), error), (OTHER, BindingError::BadTag { tag }));
     }
 }
 
 #[test]
-fn a_row_of_a_port_that_is_elsewhere_is_not_read() {
-    assert_eq!(readings(&row(|_| ()), &[OTHER]), BTreeMap::new());
-    assert_eq!(readings(&row(|row| row["logical_port"] = "cr-lrp-x".into()), &[PORT]), BTreeMap::new());
+fn a_row_of_a_remote_port_is_not_read() {
+    assert_eq!(states_of(&row(|_| ()), &[OTHER]), BTreeMap::new());
+    assert_eq!(states_of(&row(|row| row["logical_port"] = "cr-lrp-x".into()), &[PORT]), BTreeMap::new());
 }
 
 #[test]
-fn without_a_port_here_no_row_is_asked_for() {
+fn without_a_local_port_no_row_is_requested() {
     assert_eq!(clauses(&BTreeSet::new()), json!([false]));
     let ports = [PORT, OTHER].map(|port| port.parse().unwrap()).into();
     let wanted = json!([

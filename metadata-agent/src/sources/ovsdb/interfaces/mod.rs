@@ -1,32 +1,34 @@
-//! What the rows of Open vSwitch's database say of guests.
+//! Guests' ports from the rows of Open vSwitch's database.
 //!
-//! | fact | from |
+//! | field | source |
 //! |---|---|
 //! | instance | `Interface.external_ids:vm-uuid`, as os-vif writes it, or `vm-id`, as libvirt does when it plugs itself |
 //! | port id | `Interface.external_ids:iface-id` |
 //! | MAC address | `Interface.external_ids:attached-mac` |
 //! | device | `Interface.name`; where that is the `qvo` of a hybrid plug, the tap with the same eleven characters |
 //! | index | `Interface.ifindex`, where the device is the interface itself |
-//! | network | `Port.other_config:net_uuid` of the port that the interface is in, which Neutron's OVS agent writes, and OVN's does not; of the parent of a trunk, which is in a port of the trunk's bridge, that of its patch port `tpi-` |
+//! | network | `Port.other_config:net_uuid` of the interface's port, written by Neutron's OVS agent but not by OVN's; for the parent of a trunk, that of its patch port `tpi-` |
 //!
-//! The patch ports of a trunk's subports are read by [`Trunks`].
+//! [`Trunks`] reads the patch ports of subports.
 //!
 //! # The index
 //!
-//! A name passes from one interface to the next; an index does not. `ovs-vswitchd` writes the index of the interface that it has
-//! on its bridge, so with it a row is of one interface, and not of the one that has the name after it: until the row was
-//! replaced, or `ovs-vswitchd` has found the new interface and written its index, the new one is nobody's.
+//! A later interface may reuse a name, but not an index. `ovs-vswitchd` writes the index of the
+//! interface on its bridge, so the row does not apply to a later interface with the same name. The
+//! later interface is not served until the row is replaced or `ovs-vswitchd` has written the new
+//! index.
 //!
-//! - No index is no statement, and the name decides, as it does for all other sources: a row is written before
-//!   `ovs-vswitchd` has looked at it, and one whose interface it cannot open never gets one.
-//! - The index of a `qvo` is that of a veth, and tells nothing of the tap on the bridge behind it.
-//! - It counts for interfaces of the kernel alone (`type` empty, `system` or `internal`): of its own in user space Open vSwitch
-//!   makes up a number (lib/netdev-dpdk.c, `netdev_dpdk_get_ifindex`).
+//! - Without an index the name decides, as for all other sources: a row is written before
+//!   `ovs-vswitchd` handles it, and a row whose interface cannot be opened never gets an index.
+//! - The index of a `qvo` is that of a veth, not of the tap on the bridge behind it.
+//! - The index counts only for kernel interfaces (`type` empty, `system` or `internal`). For user
+//!   space interfaces Open vSwitch invents a number (lib/netdev-dpdk.c, `netdev_dpdk_get_ifindex`).
 //!
-//! Rows that name no instance are Neutron's own (routers, DHCP, trunks) or the host's. So are those whose `vm-id` is
-//! no UUID, which other software puts there, and those that are not `active` (`iface-status`). One exception: a kernel
-//! interface that was plugged like a guest's (its `type` is not `internal`, it is `active` and has the id of a port) but
-//! names no instance. Of such a port is told which interface it has, so that Neutron can be asked what it is.
+//! Rows without an instance belong to Neutron (routers, DHCP, trunks) or to the host, and are
+//! ignored. So are rows whose `vm-id` is not a UUID, which other software writes, and rows that are
+//! not `active` (`iface-status`). Exception: a kernel interface that is plugged like a guest's (its
+//! `type` is not `internal`, it is `active` and has a port id) but names no instance. Its port id
+//! and device are reported, so that Neutron can be queried about the port.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
@@ -34,23 +36,23 @@ use ovsdb_client::{Replica, Row, UpdateError, UpdateFormat, integer, map_value, 
 use serde_json::Value;
 use uuid::Uuid;
 
-use super::super::rows;
-use super::tables::{BRIDGE, INTERFACE, PORT, RowError, TABLES, id};
+use super::super::row_tracker::RowState;
+use super::schema::{BRIDGE, INTERFACE, InterfaceError, PORT, TABLES, id};
 use super::trunks::Trunks;
 use crate::ids::{IfIndex, InstanceId, NetworkId, PortId};
 use crate::inventory::{DeviceName, PortRecord, Tenant};
 
-/// What a row of `Interface` says now; a fault bears the interface's name.
-pub(super) type Reading = rows::Reading<RowError>;
+/// State of a row of `Interface`. An invalid row is reported by the interface's name.
+pub(super) type InterfaceState = RowState<InterfaceError>;
 
-/// The rows as they are now.
+/// Copy of the rows, and their relations.
 #[derive(Debug)]
 pub(super) struct Interfaces {
     replica: Replica,
-    /// The ports that hold an interface; one, in an honest database.
+    /// Rows of `Port` by interface. A consistent database has one per interface.
     ports_of: HashMap<Uuid, BTreeSet<Uuid>>,
     trunks: Trunks,
-    /// What is on the bridges of trunks.
+    /// Interfaces on the bridges of trunks.
     on_trunks: BTreeSet<Uuid>,
 }
 
@@ -64,15 +66,17 @@ impl Interfaces {
         }
     }
 
-    /// Takes an update in and tells what the interfaces that it touches, and all of trunks, say now.
+    /// Applies an update, and returns the states of the affected interfaces and of all interfaces
+    /// on trunks.
     pub(super) fn apply(
         &mut self,
         format: UpdateFormat,
         updates: &Value,
-    ) -> Result<BTreeMap<Uuid, Reading>, UpdateError> {
+    ) -> Result<BTreeMap<Uuid, InterfaceState>, UpdateError> {
+        // Apply the changes and collect the affected interfaces.
         let mut touched = BTreeSet::new();
         for change in self.replica.apply(format, updates)? {
-            self.trunks.follow(&change, &self.replica);
+            self.trunks.apply(&change, &self.replica);
             if change.table == INTERFACE {
                 touched.insert(change.row);
                 continue;
@@ -96,78 +100,85 @@ impl Interfaces {
             touched.extend(before);
             touched.extend(now);
         }
+        // A change of a trunk affects all interfaces on its bridge, before and after.
         let on_trunks = self.trunks.interfaces(&self.replica);
         touched.extend(std::mem::replace(&mut self.on_trunks, on_trunks));
         touched.extend(&self.on_trunks);
-        let mut readings: BTreeMap<_, _> =
+        let mut states: BTreeMap<_, _> =
             touched.into_iter().map(|interface| (interface, self.read(interface))).collect();
-        for (interface, (name, facts)) in self.trunks.read(&self.replica) {
-            readings.insert(interface, self.reading(interface, &name, facts));
+        for (interface, (name, record)) in self.trunks.read(&self.replica) {
+            states.insert(interface, self.state(interface, &name, record));
         }
-        Ok(readings)
+        Ok(states)
     }
 
-    fn read(&self, interface: Uuid) -> Reading {
-        let Some(row) = self.replica.row(INTERFACE, interface) else { return Reading::Gone };
+    fn read(&self, interface: Uuid) -> InterfaceState {
+        let Some(row) = self.replica.row(INTERFACE, interface) else { return RowState::Deleted };
         let name = text(row, "name");
         let kind = text(row, "type");
-        let facts = guest(row, name, kind);
-        let facts = facts.map(|facts| {
-            facts.map(|facts| PortRecord { index: index(row, name, kind, facts.device.as_ref()), ..facts })
+        let record = guest(row, name, kind);
+        let record = record.map(|record| {
+            record
+                .map(|record| PortRecord { index: index(row, name, kind, record.device.as_ref()), ..record })
         });
-        self.reading(interface, name, facts)
+        self.state(interface, name, record)
     }
 
-    /// What an interface says with its network.
-    fn reading(&self, interface: Uuid, name: &str, facts: Result<Option<PortRecord>, RowError>) -> Reading {
-        let facts = facts.and_then(|facts| {
-            let Some(facts) = facts else { return Ok(None) };
+    /// Adds the network to the record of an interface.
+    fn state(
+        &self,
+        interface: Uuid,
+        name: &str,
+        record: Result<Option<PortRecord>, InterfaceError>,
+    ) -> InterfaceState {
+        let record = record.and_then(|record| {
+            let Some(record) = record else { return Ok(None) };
             let mut network = self.network(interface)?;
             if network.is_none() && self.on_trunks.contains(&interface) {
-                network = self.network_of_parent(facts.id)?;
+                network = self.network_of_parent(record.id)?;
             }
-            Ok(Some(PortRecord { network, ..facts }))
+            Ok(Some(PortRecord { network, ..record }))
         });
-        match facts {
-            Ok(None) => Reading::Nobodys,
-            Ok(Some(facts)) => Reading::Port(facts),
-            Err(error) => Reading::Fault { name: name.to_owned(), error },
+        match record {
+            Ok(None) => RowState::Ignored,
+            Ok(Some(record)) => RowState::Port(record),
+            Err(error) => RowState::Invalid { name: name.to_owned(), error },
         }
     }
 
-    fn network_of_parent(&self, parent: Option<PortId>) -> Result<Option<NetworkId>, RowError> {
+    fn network_of_parent(&self, parent: Option<PortId>) -> Result<Option<NetworkId>, InterfaceError> {
         let patch = parent.and_then(|parent| self.trunks.patch_of(parent, &self.replica));
         patch.map_or(Ok(None), |patch| self.network(patch))
     }
 
-    fn network(&self, interface: Uuid) -> Result<Option<NetworkId>, RowError> {
+    fn network(&self, interface: Uuid) -> Result<Option<NetworkId>, InterfaceError> {
         let mut network = None;
         for port in self.ports_of.get(&interface).into_iter().flatten() {
             let Some(row) = self.replica.row(PORT, *port) else { continue };
-            let Some(told) = id(row, "other_config", "net_uuid")? else { continue };
-            if network.replace(told).is_some_and(|other| other != told) {
-                return Err(RowError::TwoNetworks);
+            let Some(id) = id(row, "other_config", "net_uuid")? else { continue };
+            if network.replace(id).is_some_and(|other| other != id) {
+                return Err(InterfaceError::SeveralNetworks);
             }
         }
         Ok(network)
     }
 }
 
-/// What a row of `Interface` says by itself; `None` if it is no guest's.
-fn guest(row: &Row, name: &str, kind: &str) -> Result<Option<PortRecord>, RowError> {
-    let told = |key: &str| map_value(row, "external_ids", key);
+/// Reads a row of `Interface` by itself; `None` if it does not belong to a guest.
+fn guest(row: &Row, name: &str, kind: &str) -> Result<Option<PortRecord>, InterfaceError> {
+    let value = |key: &str| map_value(row, "external_ids", key);
     let os_vif: Option<InstanceId> = id(row, "external_ids", "vm-uuid")?;
-    let libvirt: Option<InstanceId> = told("vm-id").and_then(|text| text.parse().ok());
+    let libvirt: Option<InstanceId> = value("vm-id").and_then(|text| text.parse().ok());
     let instance = match (os_vif, libvirt) {
         (Some(os_vif), Some(libvirt)) if os_vif != libvirt => {
-            return Err(RowError::TwoInstances { os_vif, libvirt });
+            return Err(InterfaceError::SeveralInstances { os_vif, libvirt });
         }
         (os_vif, libvirt) => os_vif.or(libvirt),
     };
-    let status = told("iface-status");
+    let status = value("iface-status");
     let is_plugged = match instance {
         Some(_) => status.is_none_or(|status| status == "active"),
-        None => kind != "internal" && status == Some("active") && told("iface-id").is_some(),
+        None => kind != "internal" && status == Some("active") && value("iface-id").is_some(),
     };
     if !is_plugged {
         return Ok(None);
@@ -182,13 +193,14 @@ fn guest(row: &Row, name: &str, kind: &str) -> Result<Option<PortRecord>, RowErr
     }))
 }
 
-/// The interface that faces the guest. A name that the kernel could not have is that of a port in user space.
+/// Returns the interface that faces the guest; `None` for a user space port, whose name may be
+/// invalid in the kernel.
 fn device(name: &str, port: Option<PortId>) -> Option<DeviceName> {
     let hybrid = port.filter(|port| name.strip_prefix("qvo") == Some(port.device_suffix().as_str()));
-    hybrid.map(|port| DeviceName::tap_of(&port)).or_else(|| name.parse().ok())
+    hybrid.map(|port| DeviceName::from_port_id(&port)).or_else(|| name.parse().ok())
 }
 
-/// The index that a row tells of the device; zero is none.
+/// Returns the index of the device. Zero means no index.
 fn index(row: &Row, name: &str, kind: &str, device: Option<&DeviceName>) -> Option<IfIndex> {
     let is_the_kernels = matches!(kind, "" | "system" | "internal");
     let is_itself = device.is_some_and(|device| device.as_str() == name);

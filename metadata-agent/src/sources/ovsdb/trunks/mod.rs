@@ -1,4 +1,5 @@
-//! Subports of trunks, as Neutron's OVS agent wires them (neutron/services/trunk/drivers/openvswitch/agent/trunk_manager.py).
+//! Subports of trunks, as Neutron's OVS agent connects them
+//! (neutron/services/trunk/drivers/openvswitch/agent/trunk_manager.py).
 //!
 //! ```text
 //!   tbr-<trunk>                                              br-int
@@ -9,16 +10,17 @@
 //!       Port.tag = the VLAN                                                 Port.other_config:net_uuid = its network
 //! ```
 //!
-//! A subport is told of by the row of its `spi-`, once everything between that and the parent is there: patch ports that name
-//! each other, a tag, and one interface of a guest on the trunk's bridge. What this says is a function of the rows alone, so
-//! in which order they come is of no consequence. There are few: all are read anew with every change.
+//! The row of `spi-` reports a subport once the whole path to the parent exists: patch ports that
+//! name each other, a tag, and one guest interface on the trunk's bridge. The result depends on the
+//! present rows only, not on the order of updates. Trunks are few, so all are read again with every
+//! change.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use ovsdb_client::{Replica, Row, RowChange, integer, map_value, references, text};
 use uuid::Uuid;
 
-use super::tables::{BRIDGE, INTERFACE, PORT, RowError, id, parse};
+use super::schema::{BRIDGE, INTERFACE, InterfaceError, PORT, id, parse};
 use crate::ids::{PortId, VlanId};
 use crate::inventory::{PortRecord, TrunkBinding};
 
@@ -26,25 +28,25 @@ const TRUNK_BRIDGE: &str = "tbr-";
 const SUBPORT: &str = "spi-";
 const PARENT: &str = "tpi-";
 
-/// Which rows are of trunks.
+/// Rows that belong to trunks.
 #[derive(Debug, Default)]
 pub(super) struct Trunks {
     bridges: BTreeSet<Uuid>,
     subports: BTreeSet<Uuid>,
-    /// The patch ports by which parents are on the integration bridge.
+    /// Patch ports that connect parents to the integration bridge.
     parents: BTreeSet<Uuid>,
 }
 
-/// The trunk's end of a patch.
-struct End<'a> {
+/// Patch port on the trunk's bridge.
+struct TrunkPatch<'a> {
     peer: Option<&'a str>,
     tag: Option<i64>,
     bridge: Uuid,
 }
 
 impl Trunks {
-    /// Takes in that a row is not what it was.
-    pub(super) fn follow(&mut self, change: &RowChange, replica: &Replica) {
+    /// Applies a change of a row.
+    pub(super) fn apply(&mut self, change: &RowChange, replica: &Replica) {
         let row = replica.row(change.table, change.row);
         let keep = |rows: &mut BTreeSet<Uuid>, is_one: bool| {
             if is_one {
@@ -66,7 +68,7 @@ impl Trunks {
         }
     }
 
-    /// What is on the bridges of trunks.
+    /// Returns the interfaces on the bridges of trunks.
     pub(super) fn interfaces(&self, replica: &Replica) -> BTreeSet<Uuid> {
         let bridges = self.bridges.iter().filter_map(|bridge| replica.row(BRIDGE, *bridge));
         let ports =
@@ -74,22 +76,23 @@ impl Trunks {
         ports.flat_map(|port| references(port, "interfaces")).collect()
     }
 
-    /// The patch port by which a parent is on the integration bridge.
+    /// Returns the patch port that connects a parent to the integration bridge.
     pub(super) fn patch_of(&self, parent: PortId, replica: &Replica) -> Option<Uuid> {
         let mut rows = self.parents.iter().filter_map(|row| Some((*row, replica.row(INTERFACE, *row)?)));
         let id = |row| map_value(row, "external_ids", "iface-id").and_then(|id| id.parse::<PortId>().ok());
         rows.find(|(_, row)| id(row) == Some(parent)).map(|(uuid, _)| uuid)
     }
 
-    /// The subports' interfaces, and what they say: where it is, or `None` if that is not told yet. Its network is for the
-    /// reader of interfaces to add.
+    /// Returns the interface, the name and the record of each subport. The record is `None` while
+    /// its position is not known, and it lacks the network.
     pub(super) fn read(
         &self,
         replica: &Replica,
-    ) -> BTreeMap<Uuid, (String, Result<Option<PortRecord>, RowError>)> {
+    ) -> BTreeMap<Uuid, (String, Result<Option<PortRecord>, InterfaceError>)> {
         if self.subports.is_empty() {
             return BTreeMap::new();
         }
+        // Collect the patch ports and guest interfaces on the bridges of trunks.
         let mut ends = HashMap::new();
         let mut parents = BTreeMap::new();
         for bridge in &self.bridges {
@@ -99,7 +102,8 @@ impl Trunks {
                 for row in references(port, "interfaces").filter_map(|one| replica.row(INTERFACE, one)) {
                     match (text(row, "type"), map_value(row, "external_ids", "iface-id")) {
                         ("patch", _) => {
-                            let end = End { peer: map_value(row, "options", "peer"), tag, bridge: *bridge };
+                            let end =
+                                TrunkPatch { peer: map_value(row, "options", "peer"), tag, bridge: *bridge };
                             ends.insert(text(row, "name"), end);
                         }
                         ("internal", _) | (_, None) => {}
@@ -110,15 +114,16 @@ impl Trunks {
                 }
             }
         }
+        // Follow each subport's patch port to its trunk.
         let rows = self.subports.iter().filter_map(|row| Some((*row, replica.row(INTERFACE, *row)?)));
         let read = rows.map(|(uuid, row)| {
             let name = text(row, "name");
             let end = map_value(row, "options", "peer").and_then(|peer| ends.get(peer));
-            let seat = end.filter(|end| end.peer == Some(name)).and_then(|end| {
+            let record = end.filter(|end| end.peer == Some(name)).and_then(|end| {
                 let parents = parents.get(&end.bridge)?;
                 Some(subport(row, end.tag?, parents))
             });
-            (uuid, (name.to_owned(), seat.transpose()))
+            (uuid, (name.to_owned(), record.transpose()))
         });
         read.collect()
     }
@@ -128,16 +133,16 @@ fn is_patch(row: &Row, prefix: &str) -> bool {
     text(row, "type") == "patch" && text(row, "name").starts_with(prefix)
 }
 
-fn subport(row: &Row, tag: i64, parents: &BTreeSet<&str>) -> Result<PortRecord, RowError> {
+fn subport(row: &Row, tag: i64, parents: &BTreeSet<&str>) -> Result<PortRecord, InterfaceError> {
     let parent: PortId = match parents.iter().collect::<Vec<_>>().as_slice() {
         [parent] => parse("external_ids", "iface-id", parent)?,
-        _ => return Err(RowError::TwoParents),
+        _ => return Err(InterfaceError::SeveralParents),
     };
     let vlan = u64::try_from(tag).ok().and_then(|tag| VlanId::try_from(tag).ok());
-    let seat = TrunkBinding { parent, vlan: vlan.ok_or(RowError::BadTag { tag })? };
+    let trunk = TrunkBinding { parent, vlan: vlan.ok_or(InterfaceError::BadTag { tag })? };
     Ok(PortRecord {
         id: id(row, "external_ids", "iface-id")?,
-        seat: Some(seat),
+        trunk: Some(trunk),
         mac: id(row, "external_ids", "attached-mac")?,
         ..PortRecord::default()
     })

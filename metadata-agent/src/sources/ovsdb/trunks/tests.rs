@@ -3,7 +3,8 @@
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
-use super::super::interfaces::{Interfaces, Reading};
+use super::super::super::row_tracker::RowState;
+use super::super::interfaces::{InterfaceState, Interfaces};
 use super::*;
 use ovsdb_client::UpdateFormat;
 
@@ -29,7 +30,7 @@ fn patch(name: &str, peer: &str) -> Value {
     })
 }
 
-/// Every row that matters: table, row, columns.
+/// Every relevant row: table, row, columns.
 fn rows() -> Vec<(&'static str, u128, Value)> {
     let tap = [("iface-id", PARENT), ("iface-status", "active"), ("vm-uuid", INSTANCE)];
     vec![
@@ -47,39 +48,39 @@ fn rows() -> Vec<(&'static str, u128, Value)> {
     ]
 }
 
-/// A database, and what its subport last said.
-struct World {
+/// Database, and the last state of its subport.
+struct Database {
     interfaces: Interfaces,
-    said: Reading,
+    state: InterfaceState,
 }
 
-impl World {
+impl Database {
     fn new() -> Self {
-        Self { interfaces: Interfaces::new(), said: Reading::Gone }
+        Self { interfaces: Interfaces::new(), state: RowState::Deleted }
     }
 
-    fn whole() -> Self {
-        let mut world = Self::new();
+    fn complete() -> Self {
+        let mut database = Self::new();
         for (table, row, columns) in rows() {
-            world.apply(table, row, &json!({ "insert": columns }));
+            database.apply(table, row, &json!({ "insert": columns }));
         }
-        assert_eq!(world.said, Reading::Port(seated()));
-        world
+        assert_eq!(database.state, RowState::Port(subport_record()));
+        database
     }
 
     fn apply(&mut self, table: &str, row: u128, action: &Value) {
         let update = json!({ table: { Uuid::from_u128(row).to_string(): action } });
-        let mut readings = self.interfaces.apply(UpdateFormat::Differences, &update).unwrap();
-        if let Some(reading) = readings.remove(&Uuid::from_u128(INT_END)) {
-            self.said = reading;
+        let mut states = self.interfaces.apply(UpdateFormat::Differences, &update).unwrap();
+        if let Some(state) = states.remove(&Uuid::from_u128(INT_END)) {
+            self.state = state;
         }
     }
 }
 
-fn seated() -> PortRecord {
+fn subport_record() -> PortRecord {
     PortRecord {
         id: Some(SUBPORT_ID.parse().unwrap()),
-        seat: Some(TrunkBinding { parent: PARENT.parse().unwrap(), vlan: VlanId::try_from(7).unwrap() }),
+        trunk: Some(TrunkBinding { parent: PARENT.parse().unwrap(), vlan: VlanId::try_from(7).unwrap() }),
         network: Some(NETWORK.parse().unwrap()),
         mac: Some("fa:16:3e:11:22:33".parse().unwrap()),
         ..PortRecord::default()
@@ -88,72 +89,74 @@ fn seated() -> PortRecord {
 
 proptest! {
     #[test]
-    fn rows_may_come_and_go_in_any_order(order in Just(rows()).prop_shuffle(), way in Just(rows()).prop_shuffle()) {
-        let mut world = World::new();
+    fn the_order_of_rows_does_not_matter(order in Just(rows()).prop_shuffle(), way in Just(rows()).prop_shuffle()) {
+        let mut database = Database::new();
         for (table, row, columns) in order {
-            prop_assert_ne!(&world.said, &Reading::Port(seated()));
-            world.apply(table, row, &json!({ "insert": columns }));
+            prop_assert_ne!(&database.state, &RowState::Port(subport_record()));
+            database.apply(table, row, &json!({ "insert": columns }));
         }
-        prop_assert_eq!(&world.said, &Reading::Port(seated()));
+        prop_assert_eq!(&database.state, &RowState::Port(subport_record()));
         for (table, row, _) in way {
-            world.apply(table, row, &json!({ "delete": null }));
-            prop_assert_ne!(&world.said, &Reading::Port(seated()));
+            database.apply(table, row, &json!({ "delete": null }));
+            prop_assert_ne!(&database.state, &RowState::Port(subport_record()));
         }
-        prop_assert_eq!(world.said, Reading::Gone);
+        prop_assert_eq!(database.state, RowState::Deleted);
     }
 }
 
 #[test]
-fn a_change_on_the_way_is_noticed() {
-    let mut world = World::whole();
-    world.apply(PORT, TRUNK_PORT, &json!({ "modify": { "tag": 8 } }));
-    let Reading::Port(PortRecord { seat: Some(seat), .. }) = &world.said else { panic!("{:?}", world.said) };
-    assert_eq!(seat.vlan.get(), 8);
-    world.apply(PORT, TRUNK_PORT, &json!({ "modify": { "tag": ["set", []] } }));
-    assert_eq!(world.said, Reading::Nobodys, "the agent has not written the tag yet");
+fn a_change_on_the_path_is_noticed() {
+    let mut database = Database::complete();
+    database.apply(PORT, TRUNK_PORT, &json!({ "modify": { "tag": 8 } }));
+    let RowState::Port(PortRecord { trunk: Some(trunk), .. }) = &database.state else {
+        panic!("{:?}", database.state)
+    };
+    assert_eq!(trunk.vlan.get(), 8);
+    database.apply(PORT, TRUNK_PORT, &json!({ "modify": { "tag": ["set", []] } }));
+    assert_eq!(database.state, RowState::Ignored, "the agent has not written the tag yet");
 
-    let mut world = World::whole();
-    world.apply(INTERFACE, TRUNK_END, &json!({ "modify": { "options": ["map", [["peer", "another"]]] } }));
-    assert_eq!(world.said, Reading::Nobodys, "patch ports that do not name each other are none");
-    let mut world = World::whole();
-    world.apply(BRIDGE, BRIDGE_ROW, &json!({ "modify": { "name": "br-other" } }));
-    assert_eq!(world.said, Reading::Nobodys, "no bridge of a trunk");
+    let mut database = Database::complete();
+    database.apply(INTERFACE, TRUNK_END, &json!({ "modify": { "options": ["map", [["peer", "another"]]] } }));
+    assert_eq!(database.state, RowState::Ignored, "the patch ports do not name each other");
+    let mut database = Database::complete();
+    database.apply(BRIDGE, BRIDGE_ROW, &json!({ "modify": { "name": "br-other" } }));
+    assert_eq!(database.state, RowState::Ignored, "the bridge does not belong to a trunk");
 }
 
 #[test]
-fn what_cannot_be_understood_is_the_subports_fault() {
-    let fault = |world: World| {
-        let Reading::Fault { name, error } = world.said else { panic!("{:?}", world.said) };
+fn an_invalid_path_is_an_error_of_the_subport() {
+    let error_of = |database: Database| {
+        let RowState::Invalid { name, error } = database.state else { panic!("{:?}", database.state) };
         assert_eq!(name, "spi-b1b2b3b4-77");
         error.to_string()
     };
-    let mut world = World::whole();
-    world.apply(PORT, TRUNK_PORT, &json!({ "modify": { "tag": 4095 } }));
-    assert!(fault(world).contains("the tag 4095"));
-    let mut world = World::whole();
-    world.apply(
+    let mut database = Database::complete();
+    database.apply(PORT, TRUNK_PORT, &json!({ "modify": { "tag": 4095 } }));
+    assert!(error_of(database).contains("tag 4095"));
+    let mut database = Database::complete();
+    database.apply(
         INTERFACE,
         INT_END,
         &json!({ "modify": { "external_ids": ["map", [["iface-id", "port1"]]] } }),
     );
-    assert!(fault(world).contains("`port1` is not a UUID"));
+    assert!(error_of(database).contains("`port1` is not a UUID"));
 
-    let mut world = World::whole();
+    let mut database = Database::complete();
     let ids = [("iface-id", SUBPORT_ID)];
-    world.apply(INTERFACE, 9, &json!({ "insert": { "name": "tap9", "external_ids": ["map", ids] } }));
-    world.apply(PORT, 8, &json!({ "insert": { "interfaces": refer(9) } }));
-    world.apply(BRIDGE, BRIDGE_ROW, &json!({ "modify": { "ports": refer(8) } }));
-    assert!(fault(world).contains("more than one parent"));
+    database.apply(INTERFACE, 9, &json!({ "insert": { "name": "tap9", "external_ids": ["map", ids] } }));
+    database.apply(PORT, 8, &json!({ "insert": { "interfaces": refer(9) } }));
+    database.apply(BRIDGE, BRIDGE_ROW, &json!({ "modify": { "ports": refer(8) } }));
+    assert!(error_of(database).contains("more than one parent"));
 }
 
 #[test]
-fn the_parent_of_a_trunk_is_on_the_network_of_its_patch_port() {
+fn the_parent_of_a_trunk_has_the_network_of_its_patch_port() {
     let ids = [("iface-id", PARENT), ("attached-mac", "fa:16:3e:11:22:33")];
     let patch = json!({ "name": "tpi-3f2a9d10-77", "type": "patch", "external_ids": ["map", ids] });
     let mut all = rows();
     all.push((INTERFACE, 8, patch));
     all.push((PORT, 9, json!({ "interfaces": refer(8), "other_config": ["map", [["net_uuid", PARENT]]] })));
-    // Every row comes last once.
+    // Each row is last once.
     for last in 0..all.len() {
         let mut interfaces = Interfaces::new();
         let mut apply = |(table, row, columns): &(&str, u128, Value)| {
@@ -164,15 +167,15 @@ fn the_parent_of_a_trunk_is_on_the_network_of_its_patch_port() {
         };
         let others = all.iter().enumerate().filter(|(place, _)| *place != last);
         others.for_each(|(_, row)| drop(apply(row)));
-        let mut readings = apply(&all[last]);
-        let Some(Reading::Port(facts)) = readings.remove(&Uuid::from_u128(TAP)) else { panic!("{last}") };
-        assert_eq!(facts.network, Some(PARENT.parse().unwrap()), "{last}");
+        let mut states = apply(&all[last]);
+        let Some(RowState::Port(record)) = states.remove(&Uuid::from_u128(TAP)) else { panic!("{last}") };
+        assert_eq!(record.network, Some(PARENT.parse().unwrap()), "{last}");
 
         let row = Uuid::from_u128(9).to_string();
         let without =
             json!({ PORT: { row: { "modify": { "other_config": ["map", [["net_uuid", PARENT]]] } } } });
-        let readings = interfaces.apply(UpdateFormat::Differences, &without).unwrap();
-        let Some(Reading::Port(facts)) = readings.get(&Uuid::from_u128(TAP)) else { panic!("{last}") };
-        assert_eq!(facts.network, None, "{last}");
+        let states = interfaces.apply(UpdateFormat::Differences, &without).unwrap();
+        let Some(RowState::Port(record)) = states.get(&Uuid::from_u128(TAP)) else { panic!("{last}") };
+        assert_eq!(record.network, None, "{last}");
     }
 }

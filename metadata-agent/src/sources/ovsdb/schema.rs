@@ -1,4 +1,4 @@
-//! Which tables and columns are read, and what can be wrong in them.
+//! Monitored tables and columns, and errors in their rows.
 
 use std::str::FromStr;
 
@@ -10,7 +10,7 @@ pub(super) const INTERFACE: &str = "Interface";
 pub(super) const PORT: &str = "Port";
 pub(super) const BRIDGE: &str = "Bridge";
 
-/// What is asked of the server.
+/// Tables and columns to monitor.
 pub(super) const TABLES: &[TableSchema] = &[
     TableSchema {
         name: INTERFACE,
@@ -33,55 +33,38 @@ pub(super) const TABLES: &[TableSchema] = &[
     TableSchema { name: BRIDGE, columns: &[("name", ColumnKind::Optional), ("ports", ColumnKind::Set)] },
 ];
 
-/// Why a row that names an instance says nothing.
+/// Error in a row that belongs to a guest.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum RowError {
-    /// An identifier is none.
+pub enum InterfaceError {
     #[error("{column}:{key}: {source}")]
-    BadId {
-        /// The column.
-        column: &'static str,
-        /// The key in it.
-        key: &'static str,
-        /// Why.
-        source: IdError,
-    },
+    BadId { column: &'static str, key: &'static str, source: IdError },
     /// os-vif and libvirt name different instances.
     #[error("external_ids names two instances, {os_vif} (vm-uuid) and {libvirt} (vm-id)")]
-    TwoInstances {
-        /// The one of `vm-uuid`.
-        os_vif: InstanceId,
-        /// The one of `vm-id`.
-        libvirt: InstanceId,
-    },
-    /// Several ports hold the interface, and they are on different networks.
-    #[error("is in ports of different networks")]
-    TwoNetworks,
-    /// The tag of a subport's port is one that no VLAN can have.
-    #[error("has the tag {tag} on its trunk's bridge, which is not a VLAN id: 1 to 4094")]
-    BadTag {
-        /// The tag.
-        tag: i64,
-    },
-    /// The bridge of a trunk has interfaces of several guests.
-    #[error("is on the bridge of a trunk with more than one parent")]
-    TwoParents,
+    SeveralInstances { os_vif: InstanceId, libvirt: InstanceId },
+    /// The interface is in several ports with different networks.
+    #[error("belongs to ports of different networks")]
+    SeveralNetworks,
+    #[error("has tag {tag} on the trunk bridge, which is not a VLAN id (1 to 4094)")]
+    BadTag { tag: i64 },
+    /// The trunk bridge has several guest interfaces.
+    #[error("is on a trunk bridge with more than one parent")]
+    SeveralParents,
 }
 
-/// The identifier under a key of a column of texts by text.
+/// Parses the identifier under a key of a map column.
 pub(super) fn id<T: FromStr<Err = IdError>>(
     row: &Row,
     column: &'static str,
     key: &'static str,
-) -> Result<Option<T>, RowError> {
+) -> Result<Option<T>, InterfaceError> {
     map_value(row, column, key).map(|text| parse(column, key, text)).transpose()
 }
 
-/// The same of a text that was read before.
+/// Parses an identifier, naming its column and key in errors.
 pub(super) fn parse<T: FromStr<Err = IdError>>(
     column: &'static str,
     key: &'static str,
     text: &str,
-) -> Result<T, RowError> {
-    text.parse().map_err(|source| RowError::BadId { column, key, source })
+) -> Result<T, InterfaceError> {
+    text.parse().map_err(|source| InterfaceError::BadId { column, key, source })
 }

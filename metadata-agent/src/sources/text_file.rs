@@ -1,4 +1,4 @@
-//! Reading a small text file that may be anything else instead.
+//! Safe reading of a small text file at a path that may lead to something else.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read};
@@ -8,48 +8,39 @@ use std::path::Path;
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
 
-/// Why a file cannot be used. The path is told by who reports it.
+/// Error while reading a file. The message does not contain the path.
 #[derive(Debug, thiserror::Error)]
 pub enum FileError {
-    /// It cannot be opened.
-    #[error("cannot be opened: {0}")]
+    #[error("cannot open: {0}")]
     Open(#[source] io::Error),
-    /// It cannot be looked at.
-    #[error("cannot be looked at: {0}")]
+    #[error("cannot stat: {0}")]
     Stat(#[source] io::Error),
-    /// It cannot be read.
-    #[error("cannot be read: {0}")]
+    #[error("cannot read: {0}")]
     Read(#[source] io::Error),
-    /// It is a symlink where none belongs.
-    #[error("is a symlink, which is not followed here")]
+    #[error("is a symlink, which is not followed")]
     Symlink,
-    /// It is a directory, a pipe, a device or the like.
+    /// The path leads to a directory, a pipe or a device.
     #[error("is not a regular file")]
     NotRegular,
-    /// It is larger than any honest file would be.
     #[error("is larger than {limit} bytes")]
-    TooLarge {
-        /// The most that is read.
-        limit: u64,
-    },
-    /// It is not text.
-    #[error("is not UTF-8: the first fault is at byte {offset}")]
+    TooLarge { limit: u64 },
+    #[error("is not UTF-8 at byte {offset}")]
     NotUtf8 {
-        /// Where.
+        /// Offset of the first invalid byte.
         offset: usize,
     },
 }
 
-/// What to do with a symlink in the last place of a path.
+/// Treatment of a symlink as the last component of a path.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Symlinks {
     Follow,
     Refuse,
 }
 
-/// Reads a regular file of at most `limit` bytes. `None` if there is no file.
+/// Reads a regular file of at most `limit` bytes. `None` if the file does not exist.
 pub(super) fn read(path: &Path, symlinks: Symlinks, limit: u64) -> Result<Option<String>, FileError> {
-    // Without O_NONBLOCK the open of a pipe would wait for a writer.
+    // Without O_NONBLOCK, opening a pipe would wait for a writer.
     let mut flags = OFlag::O_NONBLOCK | OFlag::O_NOCTTY;
     if symlinks == Symlinks::Refuse {
         flags |= OFlag::O_NOFOLLOW;
@@ -74,7 +65,7 @@ pub(super) fn read(path: &Path, symlinks: Symlinks, limit: u64) -> Result<Option
 
 fn read_text(file: File, limit: u64) -> Result<String, FileError> {
     let mut bytes = Vec::new();
-    // The file may grow after it was looked at.
+    // The file may have grown since its size was checked.
     let length = file.take(limit + 1).read_to_end(&mut bytes).map_err(FileError::Read)?;
     if length as u64 > limit {
         return Err(FileError::TooLarge { limit });

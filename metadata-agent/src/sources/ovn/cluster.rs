@@ -1,8 +1,9 @@
-//! Whether a server is one to believe: what it says of itself in its database `_Server` (ovsdb-server(5), `_Server`).
+//! Acceptance of a server by the state in its database `_Server` (ovsdb-server(5), `_Server`).
 //!
-//! A server that stands alone always is. A member of a cluster is while it is connected to the others, and while it is not
-//! behind what another member of that cluster has told before: as Open vSwitch's own clients judge (lib/ovsdb-cs.c). How far
-//! it is, is asked at the beginning alone, since the log of a cluster moves with every change to any row of it.
+//! A standalone server is always accepted. A member of a cluster is accepted while it is connected
+//! to the others and not behind the log index that another member had: the rules of Open vSwitch's
+//! own clients (lib/ovsdb-cs.c). The index is read once per connection, because it increases with
+//! every change to any row.
 
 use std::collections::HashMap;
 
@@ -14,7 +15,7 @@ use serde_json::{Value, json};
 
 const DATABASE: &str = "_Server";
 const TABLE: &str = "Database";
-/// It is asked for one row alone, that of the database in question.
+/// Only the row of the database in question is monitored.
 const TABLES: &[TableSchema] = &[TableSchema {
     name: TABLE,
     columns: &[("model", ColumnKind::Optional), ("connected", ColumnKind::Optional)],
@@ -22,47 +23,47 @@ const TABLES: &[TableSchema] = &[TableSchema {
 
 pub(super) const MONITOR: Monitor = Monitor { database: DATABASE, id: "server", tables: TABLES };
 
-/// A server, by what it says of itself.
+/// State of a server.
 #[derive(Debug)]
-pub(super) struct Member {
-    itself: Replica,
-    /// Its cluster and how far in its log it was at the beginning.
+pub(super) struct ClusterMember {
+    state: Replica,
+    /// Cluster id and log index at the time of connection.
     position: Option<(String, i64)>,
 }
 
-/// How far the clusters were that members told of.
+/// Highest log index seen, by cluster id.
 #[derive(Debug, Default)]
-pub(super) struct Clusters(HashMap<String, i64>);
+pub(super) struct ClusterPositions(HashMap<String, i64>);
 
-impl Member {
-    /// Asks a server for itself and a database of it.
-    pub(super) async fn ask(session: &mut Session, database: &'static str) -> Result<Self, SessionError> {
-        let mut itself = Replica::new(TABLES);
+impl ClusterMember {
+    /// Reads a server's state for one of its databases.
+    pub(super) async fn query(session: &mut Session, database: &'static str) -> Result<Self, SessionError> {
+        let mut state = Replica::new(TABLES);
         let mut position = None;
-        // Open vSwitch before 2.9 has no such database, and no clusters.
+        // Open vSwitch before 2.9 has neither this database nor clusters.
         if session.require_database(database, DATABASE).await? {
             let clauses = json!([["name", "==", database]]);
-            itself.apply(UpdateFormat::Differences, &session.monitor_where(MONITOR, &clauses).await?)?;
+            state.apply(UpdateFormat::Differences, &session.monitor_where(MONITOR, &clauses).await?)?;
             let rows = session.select(DATABASE, TABLE, &clauses, &["cid", "index"]).await?;
             position = cluster_and_index(&rows);
         }
-        Ok(Self { itself, position })
+        Ok(Self { state, position })
     }
 
-    /// Takes an update of [`MONITOR`] in.
+    /// Applies an update of [`MONITOR`].
     pub(super) fn apply(&mut self, format: UpdateFormat, update: &Value) -> Result<(), UpdateError> {
-        self.itself.apply(format, update).map(drop)
+        self.state.apply(format, update).map(drop)
     }
 
-    fn is_cut_off(&self) -> bool {
-        self.itself.rows(TABLE).any(|(_, row)| text(row, "model") != "standalone" && !is_connected(row))
+    fn is_disconnected(&self) -> bool {
+        self.state.rows(TABLE).any(|(_, row)| text(row, "model") != "standalone" && !is_connected(row))
     }
 }
 
-impl Clusters {
-    /// Makes sure that a server is one to believe.
-    pub(super) fn admit(&mut self, member: &Member) -> Result<(), SessionError> {
-        if member.is_cut_off() {
+impl ClusterPositions {
+    /// Accepts or rejects a server.
+    pub(super) fn accept(&mut self, member: &ClusterMember) -> Result<(), SessionError> {
+        if member.is_disconnected() {
             return Err(SessionError::ClusterDisconnected);
         }
         let Some((cluster, index)) = &member.position else { return Ok(()) };
@@ -82,7 +83,7 @@ fn is_connected(row: &Row) -> bool {
     }
 }
 
-/// `None` of a server that stands alone, where both columns are empty.
+/// Returns `None` for a standalone server, whose columns are empty.
 fn cluster_and_index(rows: &Value) -> Option<(String, i64)> {
     let cluster = rows.pointer("/0/cid/1")?.as_str()?;
     let index = rows.pointer("/0/index")?.as_i64()?;
@@ -93,44 +94,47 @@ fn cluster_and_index(rows: &Value) -> Option<(String, i64)> {
 mod tests {
     use super::*;
 
-    fn member(model: &str, connected: bool, index: Option<i64>) -> Member {
+    fn member(model: &str, connected: bool, index: Option<i64>) -> ClusterMember {
         let row = json!({ "initial": { "model": model, "connected": connected } });
-        let mut itself = Replica::new(TABLES);
+        let mut state = Replica::new(TABLES);
         let update = json!({ TABLE: { uuid::Uuid::nil().to_string(): row } });
-        itself.apply(UpdateFormat::Differences, &update).unwrap();
-        Member { itself, position: index.map(|index| ("cluster".to_owned(), index)) }
+        state.apply(UpdateFormat::Differences, &update).unwrap();
+        ClusterMember { state, position: index.map(|index| ("cluster".to_owned(), index)) }
     }
 
     #[test]
-    fn a_member_is_believed_while_it_is_in_its_cluster_and_not_behind_it() {
-        let mut clusters = Clusters::default();
-        assert!(clusters.admit(&member("standalone", true, None)).is_ok());
-        assert!(clusters.admit(&member("clustered", true, Some(7))).is_ok());
+    fn a_member_is_accepted_while_connected_and_not_behind() {
+        let mut clusters = ClusterPositions::default();
+        assert!(clusters.accept(&member("standalone", true, None)).is_ok());
+        assert!(clusters.accept(&member("clustered", true, Some(7))).is_ok());
         assert!(matches!(
-            clusters.admit(&member("clustered", false, Some(9))),
+            clusters.accept(&member("clustered", false, Some(9))),
             Err(SessionError::ClusterDisconnected)
         ));
         assert!(matches!(
-            clusters.admit(&member("relay", false, None)),
+            clusters.accept(&member("relay", false, None)),
             Err(SessionError::ClusterDisconnected)
         ));
-        let behind = clusters.admit(&member("clustered", true, Some(6)));
+        let behind = clusters.accept(&member("clustered", true, Some(6)));
         assert!(matches!(behind, Err(SessionError::Behind { index: 6, seen: 7 })));
-        assert!(clusters.admit(&member("clustered", true, Some(7))).is_ok());
-        assert!(clusters.admit(&Member { itself: Replica::new(TABLES), position: None }).is_ok());
+        assert!(clusters.accept(&member("clustered", true, Some(7))).is_ok());
+        assert!(clusters.accept(&ClusterMember { state: Replica::new(TABLES), position: None }).is_ok());
     }
 
     #[test]
-    fn a_member_that_is_cut_off_later_says_so_by_a_difference() {
+    fn a_member_may_become_disconnected_by_an_update() {
         let mut member = member("clustered", true, Some(1));
         let update =
             json!({ TABLE: { uuid::Uuid::nil().to_string(): { "modify": { "connected": false } } } });
         member.apply(UpdateFormat::Differences, &update).unwrap();
-        assert!(matches!(Clusters::default().admit(&member), Err(SessionError::ClusterDisconnected)));
+        assert!(matches!(
+            ClusterPositions::default().accept(&member),
+            Err(SessionError::ClusterDisconnected)
+        ));
     }
 
     #[test]
-    fn a_position_is_read_from_members_alone() {
+    fn only_a_cluster_member_has_a_position() {
         let id = "7d3c6e2e-5e0b-4f0e-8a44-0d4e6c7b1f10";
         let rows = json!([{ "cid": ["uuid", id], "index": 12 }]);
         assert_eq!(cluster_and_index(&rows), Some((id.to_owned(), 12)));

@@ -1,9 +1,9 @@
-//! Which entries of a directory changed: the inotify part that the file sources share.
+//! Watches the entries of a directory with inotify.
 //!
-//! The directory may be missing, be removed, come back, or be replaced by another of the same name; while it is
-//! missing, the nearest directory above it is watched for its coming. Where inotify lost count (queue overflow),
-//! is not to be had (no instances or watches left) or has been silent for long, the answer is "look at
-//! everything", so a watch never fails: at worst it is a slow poll.
+//! The directory may be missing, and it may be removed, created or replaced at any time. While it
+//! is missing, its nearest existing ancestor is watched. If inotify overflows, is not available (no
+//! instances or watches left) or is silent for long, the result is [`DirectoryChange::All`]. So a
+//! watch never fails; at worst, it polls slowly.
 
 use std::collections::BTreeSet;
 use std::ffi::{OsStr, OsString};
@@ -17,95 +17,97 @@ use inotify::{EventMask, EventStream, Inotify, WatchMask};
 use tokio::time;
 
 const BUFFER: usize = 16 * 1024;
-/// Events that make one answer, at most.
+/// Maximum number of inotify events per result.
 const MAX_BATCH: usize = 4096;
 
-/// Why changes are not told as they happen.
+/// inotify is not available.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum WatchError {
-    #[error("cannot make an inotify instance (see fs.inotify.max_user_instances): {0}")]
+    #[error("cannot create an inotify instance (see fs.inotify.max_user_instances): {0}")]
     Instance(#[source] io::Error),
     #[error("cannot watch {path:?} (see fs.inotify.max_user_watches): {source}")]
     Add { path: PathBuf, source: io::Error },
 }
 
-/// What to look at again.
+/// Entries to read again.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Changes {
-    /// The directory as a whole.
-    Everything,
-    /// These entries. They may exist or not.
+pub(super) enum DirectoryChange {
+    /// The whole directory.
+    All,
+    /// These entries, which may have been removed.
     Entries(BTreeSet<OsString>),
 }
 
-/// A watch on one directory.
+/// Watch on one directory.
 pub(super) struct DirectoryWatch {
     directory: PathBuf,
-    ears: Ears,
+    watch: Watch,
 }
 
-enum Ears {
-    /// Before the first look, and whenever what was watched is no longer what should be.
+enum Watch {
+    /// Before the first result, and after the watched directory was replaced.
     None,
-    Open(Armed),
-    /// inotify is not to be had.
-    Deaf(WatchError),
+    Armed(Armed),
+    Unavailable(WatchError),
 }
 
 struct Armed {
     stream: EventStream<Vec<u8>>,
-    /// The directory is missing; what is watched is the nearest one above it, for this entry.
+    /// Set while the directory is missing: the entry that is awaited in its nearest existing
+    /// ancestor.
     awaited: Option<OsString>,
 }
 
-/// What one event means.
+/// Meaning of one inotify event.
 #[derive(Debug, PartialEq, Eq)]
 enum Meaning {
-    Nothing,
+    Irrelevant,
     Entry(OsString),
-    Lost,
+    /// The watch must be created again.
+    Stale,
 }
 
 impl DirectoryWatch {
     pub(super) fn new(directory: PathBuf) -> Self {
-        Self { directory, ears: Ears::None }
+        Self { directory, watch: Watch::None }
     }
 
-    /// Why it polls, if it does.
-    pub(super) fn fault(&self) -> Option<&WatchError> {
-        match &self.ears {
-            Ears::Deaf(error) => Some(error),
-            Ears::None | Ears::Open(_) => None,
+    /// Returns the reason for polling instead of watching.
+    pub(super) fn error(&self) -> Option<&WatchError> {
+        match &self.watch {
+            Watch::Unavailable(error) => Some(error),
+            Watch::None | Watch::Armed(_) => None,
         }
     }
 
-    /// Waits for a change; the first answer, and the one after `recheck` without a change, is everything.
-    pub(super) async fn changed(&mut self, recheck: Duration) -> Changes {
+    /// Waits for a change. The first result, and the result after `recheck` without a change, is
+    /// the whole directory.
+    pub(super) async fn changed(&mut self, recheck: Duration) -> DirectoryChange {
         let deadline = time::Instant::now() + recheck;
-        let found = match &mut self.ears {
-            Ears::None => None,
-            Ears::Open(armed) => {
+        let found = match &mut self.watch {
+            Watch::None => None,
+            Watch::Armed(armed) => {
                 time::timeout_at(deadline, armed.entries(&self.directory)).await.ok().flatten()
             }
-            Ears::Deaf(_) => {
+            Watch::Unavailable(_) => {
                 time::sleep_until(deadline).await;
                 None
             }
         };
         if let Some(entries) = found {
-            return Changes::Entries(entries);
+            return DirectoryChange::Entries(entries);
         }
-        // A fresh instance before the look: what happens after this is heard, what happened before is seen.
-        self.ears = match arm(&self.directory) {
-            Ok(armed) => Ears::Open(armed),
-            Err(error) => Ears::Deaf(error),
+        // Watch before reading: later changes are reported, earlier ones are read.
+        self.watch = match arm(&self.directory) {
+            Ok(armed) => Watch::Armed(armed),
+            Err(error) => Watch::Unavailable(error),
         };
-        Changes::Everything
+        DirectoryChange::All
     }
 }
 
 impl Armed {
-    /// Waits for entries that changed; `None` when the watch has lost its hold.
+    /// Waits for changed entries; `None` if the watch must be created again.
     async fn entries(&mut self, directory: &Path) -> Option<BTreeSet<OsString>> {
         let mut entries = BTreeSet::new();
         let mut events = 0;
@@ -121,10 +123,10 @@ impl Armed {
             let event = event?.ok()?;
             events += 1;
             match meaning(self.awaited.as_deref(), event.name) {
-                Meaning::Nothing => {}
-                Meaning::Lost => return None,
+                Meaning::Irrelevant => {}
+                Meaning::Stale => return None,
                 Meaning::Entry(name)
-                    if event.mask.contains(EventMask::CREATE) && half(&directory.join(&name)) => {}
+                    if event.mask.contains(EventMask::CREATE) && is_incomplete(&directory.join(&name)) => {}
                 Meaning::Entry(name) => {
                     entries.insert(name);
                 }
@@ -135,18 +137,19 @@ impl Armed {
 
 fn meaning(awaited: Option<&OsStr>, name: Option<OsString>) -> Meaning {
     match (name, awaited) {
-        // Of the directory itself, which was removed, moved, unmounted or given other permissions; or of the
-        // queue, which ran over.
-        (None, _) => Meaning::Lost,
+        // The directory itself was removed, moved, unmounted or got other permissions, or the queue
+        // overflowed.
+        (None, _) => Meaning::Stale,
         (Some(name), None) => Meaning::Entry(name),
-        (Some(name), Some(awaited)) if *awaited == name => Meaning::Lost,
-        (Some(_), Some(_)) => Meaning::Nothing,
+        (Some(name), Some(awaited)) if *awaited == name => Meaning::Stale,
+        (Some(_), Some(_)) => Meaning::Irrelevant,
     }
 }
 
-/// A regular file that was just created is being written; its CLOSE_WRITE follows. A symlink or another hard link
-/// is whole at once and gets no further event.
-fn half(path: &Path) -> bool {
+/// Returns true for a regular file that was just created: it is still being written, and
+/// CLOSE_WRITE will follow. A symlink or another hard link is complete at once and gets no further
+/// event.
+fn is_incomplete(path: &Path) -> bool {
     path.symlink_metadata().is_ok_and(|metadata| metadata.is_file() && metadata.nlink() == 1)
 }
 
@@ -171,7 +174,7 @@ fn arm(directory: &Path) -> Result<Armed, WatchError> {
                 Err(source) => return Err(WatchError::Add { path: path.into(), source }),
             }
         }
-        // Whoever came between the two looks has made no event.
+        // An entry that was created between the two calls caused no event.
         if awaited.is_some_and(Path::exists) {
             continue;
         }
@@ -187,15 +190,15 @@ mod tests {
     use std::fs;
     use std::os::unix::fs::symlink;
 
-    /// Long enough never to pass by itself.
+    /// Longer than any test takes.
     const NEVER: Duration = Duration::from_hours(1);
     const SOON: Duration = Duration::from_millis(1);
 
     #[tokio::test]
-    async fn entries_are_told_by_name_when_they_are_whole() {
+    async fn complete_entries_are_reported_by_name() {
         let folder = tempfile::tempdir().unwrap();
         let mut watch = DirectoryWatch::new(folder.path().into());
-        assert_eq!(changed(&mut watch).await, Changes::Everything);
+        assert_eq!(changed(&mut watch).await, DirectoryChange::All);
 
         let writer = fs::File::create(folder.path().join("half")).unwrap();
         fs::write(folder.path().join("a"), "1").unwrap();
@@ -210,41 +213,41 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_directory_may_come_go_and_come_back() {
+    async fn a_directory_may_appear_disappear_and_return() {
         let folder = tempfile::tempdir().unwrap();
         let directory = folder.path().join("run/qemu");
         let mut watch = DirectoryWatch::new(directory.clone());
-        assert_eq!(changed(&mut watch).await, Changes::Everything);
+        assert_eq!(changed(&mut watch).await, DirectoryChange::All);
         for _ in 0..2 {
             fs::write(folder.path().join("unrelated"), "").unwrap();
             fs::create_dir_all(&directory).unwrap();
-            // One look for each level, unless both were made before the first look.
+            // One result for each level, unless both existed before the first one.
             until(&mut watch, &directory, "whole.xml").await;
             fs::remove_dir_all(folder.path().join("run")).unwrap();
-            while changed(&mut watch).await != Changes::Everything {}
+            while changed(&mut watch).await != DirectoryChange::All {}
         }
         fs::create_dir_all(&directory).unwrap();
         until(&mut watch, &directory, "whole.xml").await;
         fs::rename(&directory, folder.path().join("run/old")).unwrap();
         fs::create_dir(&directory).unwrap();
-        while changed(&mut watch).await != Changes::Everything {}
+        while changed(&mut watch).await != DirectoryChange::All {}
         until(&mut watch, &directory, "again.xml").await;
     }
 
-    /// Waits until the watch hears of single entries of the directory.
+    /// Waits until the watch reports single entries of the directory.
     async fn until(watch: &mut DirectoryWatch, directory: &Path, name: &str) {
-        while matches!(&watch.ears, Ears::Open(armed) if armed.awaited.is_some()) {
-            assert_eq!(changed(watch).await, Changes::Everything);
+        while matches!(&watch.watch, Watch::Armed(armed) if armed.awaited.is_some()) {
+            assert_eq!(changed(watch).await, DirectoryChange::All);
         }
         fs::write(directory.join(name), "").unwrap();
         assert_eq!(changed(watch).await, entries([name]));
     }
 
     #[tokio::test]
-    async fn a_queue_that_ran_over_means_everything() {
+    async fn a_queue_overflow_reports_the_whole_directory() {
         let folder = tempfile::tempdir().unwrap();
         let mut watch = DirectoryWatch::new(folder.path().into());
-        assert_eq!(changed(&mut watch).await, Changes::Everything);
+        assert_eq!(changed(&mut watch).await, DirectoryChange::All);
         let limit = fs::read_to_string("/proc/sys/fs/inotify/max_queued_events").unwrap();
         let (a, b) = (folder.path().join("a"), folder.path().join("b"));
         fs::write(&a, "").unwrap();
@@ -253,32 +256,32 @@ mod tests {
             fs::rename(&a, &b).unwrap();
             fs::rename(&b, &a).unwrap();
         }
-        while changed(&mut watch).await != Changes::Everything {}
+        while changed(&mut watch).await != DirectoryChange::All {}
         fs::write(&b, "").unwrap();
         assert_eq!(changed(&mut watch).await, entries(["b"]));
     }
 
     #[tokio::test]
-    async fn silence_and_a_deaf_watch_mean_everything_after_a_while() {
+    async fn silence_or_missing_inotify_causes_a_periodic_recheck() {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("file");
         fs::write(&file, "").unwrap();
         let mut silent = DirectoryWatch::new(folder.path().into());
-        let mut deaf = DirectoryWatch::new(file.clone());
+        let mut unavailable = DirectoryWatch::new(file.clone());
         for _ in 0..3 {
-            assert_eq!(silent.changed(SOON).await, Changes::Everything);
-            assert!(silent.fault().is_none());
-            assert_eq!(deaf.changed(SOON).await, Changes::Everything);
-            assert!(matches!(deaf.fault(), Some(WatchError::Add { path, .. }) if *path == file));
+            assert_eq!(silent.changed(SOON).await, DirectoryChange::All);
+            assert!(silent.error().is_none());
+            assert_eq!(unavailable.changed(SOON).await, DirectoryChange::All);
+            assert!(matches!(unavailable.error(), Some(WatchError::Add { path, .. }) if *path == file));
         }
     }
 
-    async fn changed(watch: &mut DirectoryWatch) -> Changes {
+    async fn changed(watch: &mut DirectoryWatch) -> DirectoryChange {
         let changes = watch.changed(NEVER);
-        time::timeout(Duration::from_secs(10), changes).await.expect("the change was never heard of")
+        time::timeout(Duration::from_secs(10), changes).await.expect("the change was not reported")
     }
 
-    fn entries<const N: usize>(names: [&str; N]) -> Changes {
-        Changes::Entries(names.map(OsString::from).into())
+    fn entries<const N: usize>(names: [&str; N]) -> DirectoryChange {
+        DirectoryChange::Entries(names.map(OsString::from).into())
     }
 }

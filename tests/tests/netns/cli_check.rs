@@ -153,7 +153,12 @@ fn open_vswitch_has_its_own_tls_files() {
         .set("ovs", "ssl_ca_cert_file", &file(&pki.authority()))
         .install();
     assert_says(&agent, "Open vSwitch", true, &["ssl:127.0.0.1:6640 has its database"]);
-    assert_says(&over_tls().install(), "Open vSwitch", false, &["without certificates", "ssl_ca_cert_file"]);
+    assert_says(
+        &over_tls().install(),
+        "Open vSwitch",
+        false,
+        &["requires CA certificates", "ssl_ca_cert_file"],
+    );
 }
 
 #[test]
@@ -175,7 +180,7 @@ fn neutron_alone_is_enough_if_it_knows_this_host() {
     };
     let password = metadata_tests::control_plane::PASSWORD;
     let agent = on("hypervisor-1", password);
-    assert_says(&agent, "Neutron", true, &["tells the ports of host hypervisor-1"]);
+    assert_says(&agent, "Neutron", true, &["has ports of host hypervisor-1"]);
     assert_says(&agent, "sources", true, &["by Neutron"]);
     let other = on("hypervisor-2", password);
     assert_says(

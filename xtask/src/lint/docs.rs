@@ -16,6 +16,8 @@ const SHORT_LINES: usize = 150;
 
 const OPERATIONS: &str = "docs/operations.md";
 const REASONS: &str = "metadata-ebpf/src/reason.rs";
+const LOG_LINES: &str = "\n## Log lines\n";
+const AGENT: &str = "metadata-agent/src";
 
 /// Checks every document of the repository.
 ///
@@ -24,7 +26,7 @@ const REASONS: &str = "metadata-ebpf/src/reason.rs";
 pub fn check() -> Result<Vec<(PathBuf, Finding)>> {
     let root = workspace_root();
     let mut pages: Vec<PathBuf> = TOP.iter().map(PathBuf::from).collect();
-    collect(&root, Path::new("docs"), &mut pages)?;
+    collect(&root, Path::new("docs"), "md", &mut pages)?;
     pages.sort();
     let mut all = Vec::new();
     for page in pages {
@@ -35,6 +37,7 @@ pub fn check() -> Result<Vec<(PathBuf, Finding)>> {
         }
         if page == Path::new(OPERATIONS) {
             findings.extend(missing_reasons(&read(&root.join(REASONS))?, &text));
+            findings.extend(unknown_log_lines(&source_text(&root.join(AGENT))?, &text));
         }
         all.extend(findings.into_iter().map(|finding| (page.clone(), finding)));
     }
@@ -45,19 +48,34 @@ fn read(path: &Path) -> Result<String> {
     fs::read_to_string(path).with_context(|| format!("read {}", path.display()))
 }
 
-/// Adds the documents in `folder` and below, relative to `root`.
-fn collect(root: &Path, folder: &Path, pages: &mut Vec<PathBuf>) -> Result<()> {
+/// Adds the files in `folder` and below that end in `extension`, relative to `root`.
+fn collect(root: &Path, folder: &Path, extension: &str, files: &mut Vec<PathBuf>) -> Result<()> {
     let absolute = root.join(folder);
     for entry in fs::read_dir(&absolute).with_context(|| format!("list {}", absolute.display()))? {
         let entry = entry?;
         let path = folder.join(entry.file_name());
         if entry.path().is_dir() {
-            collect(root, &path, pages)?;
-        } else if path.extension().is_some_and(|extension| extension == "md") {
-            pages.push(path);
+            collect(root, &path, extension, files)?;
+        } else if path.extension().is_some_and(|found| found == extension) {
+            files.push(path);
         }
     }
     Ok(())
+}
+
+/// Returns the text of all Rust files below `folder`, with string literals on one line each.
+fn source_text(folder: &Path) -> Result<String> {
+    let mut files = Vec::new();
+    collect(folder, Path::new(""), "rs", &mut files)?;
+    let texts = files.iter().map(|file| read(&folder.join(file)));
+    Ok(join_literals(&texts.collect::<Result<String>>()?))
+}
+
+/// Removes line breaks that a backslash continues, and the indentation behind them.
+fn join_literals(source: &str) -> String {
+    let mut pieces = source.split("\\\n");
+    let first = pieces.next().unwrap_or_default().to_owned();
+    pieces.fold(first, |text, piece| text + piece.trim_start())
 }
 
 /// Returns the links to files or headings that do not exist. Links to other sites are not followed.
@@ -114,6 +132,23 @@ fn missing_reasons(source: &str, page: &str) -> Vec<Finding> {
         .collect()
 }
 
+/// Returns the log lines in the operations page that the agent does not write.
+fn unknown_log_lines(source: &str, page: &str) -> Vec<Finding> {
+    let (before, section) = page.split_once(LOG_LINES).unwrap_or((page, ""));
+    let heading = before.matches('\n').count() + 2;
+    let section = section.split("\n## ").next().unwrap_or_default();
+    let rows = section.lines().zip(heading + 1..).filter_map(|(row, line)| {
+        let cell = row.strip_prefix("| `")?.split(" | ").next()?;
+        Some((cell, line))
+    });
+    // Every second piece between backquotes is code. The first backquote is stripped already.
+    let documented = rows.flat_map(|(cell, line)| cell.split('`').step_by(2).map(move |text| (text, line)));
+    documented
+        .filter(|(text, _)| !text.is_empty() && !source.contains(text))
+        .map(|(text, line)| Finding { line, problem: format!("the agent does not log `{text}`") })
+        .collect()
+}
+
 /// Returns the labels of rows such as `Reply = "reply" => ToGuest,`.
 fn labels(source: &str) -> impl Iterator<Item = &str> {
     source.lines().filter_map(|line| {
@@ -150,6 +185,15 @@ mod tests {
         let findings = missing_reasons(source, "\n| `segment` | portal | |");
         assert_eq!(findings.len(), 1);
         assert!(findings[0].problem.contains("`reply`"), "{findings:?}");
+    }
+
+    #[test]
+    fn a_log_line_that_is_not_written_is_found() {
+        let source = join_literals("warn!(\"cannot \\\n        attach\"); info!(\"serving\");");
+        let page = "\n## Log lines\n\n| line | meaning |\n| `serving`, `stopping` | |\n| `cannot attach` | |\n\n## Next\n";
+        let findings = unknown_log_lines(&source, page);
+        assert_eq!(findings.len(), 1, "{findings:?}");
+        assert!(findings[0].line == 5 && findings[0].problem.contains("`stopping`"), "{findings:?}");
     }
 
     #[test]

@@ -1,8 +1,10 @@
 //! The metadata agent: one process per host that answers the metadata requests of all its guests.
 //!
-//! [`app`] wires everything; the rooms below it know only their own job. Towards the kernel: [`attach`] and
-//! [`namespaces`], which work on [`datapath`] and [`net`]. Towards port data: [`sources`] and
-//! [`inventory`]. Towards guests and Nova: [`proxy`]. The [`directory`] is where attachments and ports meet.
+//! [`app`] starts and connects the components, with settings from [`config`]. Kernel side:
+//! [`attach`] and [`namespaces`], which use [`datapath`] and [`net`]. Port data: [`sources`] and
+//! [`inventory`]. Guests and Nova: [`proxy`]. The [`directory`] joins attachments and ports.
+//!
+//! `cargo xtask lint` checks that each module imports only modules of lower layers.
 
 pub mod admin;
 pub mod app;

@@ -1,5 +1,5 @@
-//! Removes everything that the agent makes on a host: programs, pins and portal. `run` does it at its
-//! end, `detach` after a crash.
+//! Removes everything that the agent makes on a host: programs, pins and portal. `run` does it at
+//! its end, `detach` after a crash.
 
 use std::path::Path;
 
@@ -11,8 +11,8 @@ use crate::net::netlink::Netlink;
 use crate::net::netns::Netns;
 use crate::net::portal::Portal;
 
-/// Removes programs first: from then on, packets of guests bypass the agent. Goes on after an error, and
-/// returns the first one.
+/// Removes programs first: from then on, packets of guests bypass the agent. Goes on after an
+/// error, and returns the first one.
 ///
 /// # Errors
 /// Something cannot be removed, or a running agent uses it.

@@ -2,8 +2,8 @@
 //! `metadata-agent/src`.
 //!
 //! The check reads tokens, not types. It resolves paths that start at the crate (`crate::`,
-//! `metadata_agent::`) or climb there (`super::super::`), alone and in `use` trees. A re-export under
-//! another name is not followed.
+//! `metadata_agent::`) or climb there (`super::super::`), alone and in `use` trees. A re-export
+//! under another name is not followed.
 
 use std::fmt;
 use std::fs;
@@ -14,7 +14,8 @@ use anyhow::{Context, Result, bail};
 use crate::command::workspace_root;
 use crate::tokens::{self, Token};
 
-/// The layers from top to bottom. A room imports only rooms of lower layers, and none of its own layer.
+/// The layers from top to bottom. A room imports only rooms of lower layers, and none of its own
+/// layer.
 const LAYERS: &[&[&str]] = &[
     &["main"],
     &["commands"],
@@ -160,8 +161,8 @@ fn forbidden_import(room: &str, other: &str) -> Option<String> {
     why.map(|(_, _, why)| (*why).to_owned())
 }
 
-/// Returns the first names of all paths that start at the root of the crate. `depth` is the number of
-/// modules between the file and the root.
+/// Returns the first names of all paths that start at the root of the crate. `depth` is the number
+/// of modules between the file and the root.
 fn imports<'a>(tokens: &[Token<'a>], depth: usize) -> Vec<Token<'a>> {
     let mut found = Vec::new();
     let mut rest = tokens;

@@ -37,8 +37,8 @@ pub enum ClientError {
     TooLong { path: PathBuf, route: &'static str },
 }
 
-/// Requests one route, such as `/state`. The time limit covers everything, from connecting to the last byte of
-/// the response.
+/// Requests one route, such as `/state`. The time limit covers everything, from connecting to the
+/// last byte of the response.
 ///
 /// # Errors
 /// There is no valid response in time. A response with an error status is a valid response.

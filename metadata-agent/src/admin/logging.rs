@@ -1,8 +1,8 @@
 //! Log lines, on stderr, as text or JSON.
 //!
-//! RUST_LOG selects the lines. Without it, the option `debug` selects level debug or info for the agent. Each
-//! request writes one line with the target `access` at level debug: `RUST_LOG=info,access=debug` adds these
-//! lines and no others.
+//! RUST_LOG selects the lines. Without it, the option `debug` selects level debug or info for the
+//! agent. Each request writes one line with the target `access` at level debug:
+//! `RUST_LOG=info,access=debug` adds these lines and no others.
 
 use std::env::VarError;
 use std::io::IsTerminal;
@@ -54,8 +54,8 @@ fn filter(wanted: Option<&str>, debug: bool) -> Result<EnvFilter, LoggingError> 
     let text = match wanted {
         Some(text) if !text.is_empty() => text,
         // Debug lines of libraries are left out: one line per packet of each connection hides ours.
-        // netlink_proto warns of every message that arrives after its reader is gone; the agent itself
-        // reports lost messages.
+        // netlink_proto warns of every message that arrives after its reader is gone; the agent
+        // itself reports lost messages.
         _ if debug => "info,netlink_proto=error,metadata_agent=debug,access=debug",
         _ => "info,netlink_proto=error",
     };

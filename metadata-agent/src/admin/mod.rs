@@ -1,9 +1,9 @@
-//! The admin socket: HTTP on a unix socket with `/live`, `/ready`, `/metrics` and `/state`. It is for
-//! operators, probes and Prometheus. Guests cannot reach it.
+//! The admin socket: HTTP on a unix socket with `/live`, `/ready`, `/metrics` and `/state`. It is
+//! for operators, probes and Prometheus. Guests cannot reach it.
 //!
-//! The server reads from an [`AdminState`] and owns only the file of the socket, which it removes at its
-//! end. A client cannot delay others: the number of connections is limited, each is short and serves one
-//! request.
+//! The server reads from an [`AdminState`] and owns only the file of the socket, which it removes
+//! at its end. A client cannot delay others: the number of connections is limited, each is short
+//! and serves one request.
 
 pub mod client;
 pub mod logging;
@@ -36,7 +36,8 @@ const MAX_CONNECTIONS: usize = 16;
 const TIMEOUTS: Timeouts = Timeouts { head: Duration::from_secs(5), connection: Duration::from_secs(10) };
 /// Size limit of a request's headers.
 const MAX_HEAD: usize = 16 * 1024;
-/// Pause after a failed `accept`. It would fail again at once while the process has no free descriptor.
+/// Pause after a failed `accept`. It would fail again at once while the process has no free
+/// descriptor.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 const OPENMETRICS: HeaderValue =

@@ -276,13 +276,13 @@ impl Collector for Gauges {
         gauge(
             &mut encoder,
             "ports_incomplete",
-            "Ports of which no source knows the instance or its project yet",
+            "Ports without an instance or project in any source so far",
             counts.incomplete,
         )?;
         gauge(
             &mut encoder,
             "ports_no_instance",
-            "Ports that Neutron says are not an instance's",
+            "Ports that belong to no instance according to Neutron",
             counts.no_instance,
         )?;
         gauge(
@@ -297,21 +297,16 @@ impl Collector for Gauges {
         };
         let ready = by_source(|state| usize::from(state.ready));
         let faults = by_source(|state| state.faults.len());
-        gauges(&mut encoder, "source_ready", "Whether the source has told all it knows", &ready)?;
-        gauges(&mut encoder, "source_faults", "What is wrong with the source now", &faults)?;
+        gauges(&mut encoder, "source_ready", "1 if the source has sent everything that it knows", &ready)?;
+        gauges(&mut encoder, "source_faults", "Current errors of the source", &faults)?;
         let Some(running) = self.running.borrow().clone() else {
             return Ok(());
         };
         gauge(&mut encoder, "attachments", "Guest interfaces attached", running.directory.len())?;
         let tally = running.tallies.load();
-        gauge(
-            &mut encoder,
-            "namespaces",
-            "Namespaces of routers and DHCP servers that are served",
-            tally.served,
-        )?;
+        gauge(&mut encoder, "namespaces", "Served namespaces of routers and DHCP servers", tally.served)?;
         let failed = tally.failures.len();
-        gauge(&mut encoder, "namespaces_failed", "Namespaces that are not served as they should be", failed)?;
+        gauge(&mut encoder, "namespaces_failed", "Namespaces with errors", failed)?;
         let failed = running.failures.load().len();
         gauge(&mut encoder, "attachments_failed", "Guest interfaces that could not be attached", failed)?;
         packets(&mut encoder, &running.counters)
@@ -352,7 +347,7 @@ fn packets(encoder: &mut DescriptorEncoder<'_>, counters: &Counters) -> Result<(
         warn!(%error, "cannot read packet counters");
         fmt::Error
     })?;
-    let help = "Metadata packets that the programs decided about, by reason";
+    let help = "Metadata packets by the verdict's reason";
     let kind = ConstCounter::new(0_u64).metric_type();
     let mut family = encoder.encode_descriptor("metadata_packets", help, None, kind)?;
     for (reason, count) in packets {

@@ -131,7 +131,8 @@ async fn only_reading_is_allowed() {
 #[tokio::test]
 async fn a_request_head_over_the_limit_is_refused() {
     let served = Served::start();
-    // As long as the limit and without its end. A byte more could be left unread and reset the connection.
+    // As long as the limit and without its end. A byte more could be left unread and reset the
+    // connection.
     let request = format!("{:a<MAX_HEAD$}", "GET /live HTTP/1.1\r\nHost: x\r\nX: ");
     let answer = served.exchange(&request).await;
     assert!(answer.starts_with("HTTP/1.1 431 "), "{answer}");
@@ -230,7 +231,7 @@ fn an_agent_does_not_remove_its_successors_socket() {
 }
 
 #[tokio::test]
-async fn a_client_names_the_socket_that_nobody_serves() {
+async fn a_client_names_a_socket_without_a_listener() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("admin.sock");
     let error = get(&path, "/live", LIMIT).await.unwrap_err();

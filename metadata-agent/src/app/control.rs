@@ -51,6 +51,7 @@ pub(super) struct Inputs {
 }
 
 impl Control {
+    /// Starts all components. The inputs are for the guest service.
     pub(super) fn start(config: &Config, admin_socket: AdminSocket) -> (Self, Inputs) {
         let (critical, tasks) = (CriticalTasks::default(), TaskTracker::new());
         let stop = CancellationToken::new();
@@ -58,12 +59,7 @@ impl Control {
         let guest_interfaces = Some(startup.step("guest interfaces"));
         let namespaces = config.namespaces.is_some().then(|| startup.step("namespaces"));
 
-        // Sources and the inventory that they feed.
-        let (inventory, publisher) = Inventory::new();
-        let (events, event_queue) = mpsc::channel(EVENT_QUEUE);
-        let (presence, present) = watch::channel(Presence::default());
-        let sources = SourceTasks::new(events, present, &critical, &tasks, &stop).start(config);
-        tasks.spawn(critical.task("the inventory", publisher.run(event_queue, stop.clone())));
+        let (inventory, presence, sources) = start_sources(config, &critical, &tasks, &stop);
 
         // The admin socket and the state that it shows.
         let mut registry = Registry::default();
@@ -102,4 +98,19 @@ impl Control {
             warn!("a task did not end in time");
         }
     }
+}
+
+/// Starts the sources and the inventory that they feed.
+fn start_sources(
+    config: &Config,
+    critical: &CriticalTasks,
+    tasks: &TaskTracker,
+    stop: &CancellationToken,
+) -> (Arc<Inventory>, watch::Sender<Presence>, SourceHandles) {
+    let (inventory, publisher) = Inventory::new();
+    let (events, event_queue) = mpsc::channel(EVENT_QUEUE);
+    let (presence, present) = watch::channel(Presence::default());
+    let sources = SourceTasks::new(events, present, critical, tasks, stop).start(config);
+    tasks.spawn(critical.task("the inventory", publisher.run(event_queue, stop.clone())));
+    (inventory, presence, sources)
 }

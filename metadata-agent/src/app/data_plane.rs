@@ -72,8 +72,8 @@ impl DataPlane {
         Ok(())
     }
 
-    /// Closes the listeners, so that new connections bypass the agent at once, and waits for requests in
-    /// flight.
+    /// Closes the listeners, so that new connections bypass the agent at once, and waits for
+    /// requests in flight.
     pub(super) async fn drain(self, drain_timeout: Duration) {
         self.stop.cancel();
         self.guests.close();

@@ -44,8 +44,8 @@ pub(super) struct GuestService {
 }
 
 impl GuestService {
-    /// Adopts what an earlier agent left on the host, or creates it, and serves guests. If the future is
-    /// dropped halfway, teardown removes what it made.
+    /// Adopts what an earlier agent left on the host, or creates it, and serves guests. If the
+    /// future is dropped halfway, teardown removes what it made.
     pub(super) async fn start(
         config: &Config,
         data: &Runtime,
@@ -75,8 +75,8 @@ impl GuestService {
         Ok(Self { data_plane, guests, namespaces, leave: boot.leave, heartbeat, beating })
     }
 
-    /// Ends requests first, then the attachments. The heartbeat ends last: until then packets of open
-    /// connections reach the agent.
+    /// Ends requests first, then the attachments. The heartbeat ends last: until then packets of
+    /// open connections reach the agent.
     pub(super) async fn end(self, drain_timeout: Duration) {
         self.data_plane.drain(drain_timeout).await;
         self.leave.cancel();
@@ -232,7 +232,8 @@ fn client_mac(counters: &Arc<Counters>) -> impl Fn(&ClientAddress) -> Option<Mac
     }
 }
 
-/// Finds guests by network or router and address: in the inventory, and in Neutron if it is configured.
+/// Finds guests by network or router and address: in the inventory, and in Neutron if it is
+/// configured.
 fn host_lookup(sources: SourceHandles, inventory: &Arc<Inventory>, auth: &UpstreamAuth) -> HostLookup {
     let local = InventoryLookup::new(Arc::clone(inventory), sources.states, auth.clone());
     match sources.lookup {

@@ -57,9 +57,9 @@ fn mode(config: &Config) -> u32 {
     }
 }
 
-/// Deduces the mode like `_get_socket_mode` in neutron/agent/metadata/agent.py, with one difference: if the
-/// user or group is not configured, it is not assumed to be our own, because other agents start haproxy as
-/// their own user.
+/// Deduces the mode like `_get_socket_mode` in neutron/agent/metadata/agent.py, with one
+/// difference: if the user or group is not configured, it is not assumed to be our own, because
+/// other agents start haproxy as their own user.
 fn deduced(user: Option<Uid>, group: Option<Gid>, own_user: Uid, own_group: Gid) -> u32 {
     if user.is_some_and(|user| user.is_root() || user == own_user) {
         USER

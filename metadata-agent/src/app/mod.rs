@@ -1,10 +1,11 @@
 //! `metadata-agent run`: starts and connects all components, and stops them in order.
 //!
-//! Two runtimes. The control runtime, on the main thread, runs sources, inventory, attachments and the
-//! admin socket. The data runtime runs the proxy and the heartbeat, so neither a scrape nor a slow
-//! source delays a guest.
+//! Two runtimes. The control runtime, on the main thread, runs sources, inventory, attachments and
+//! the admin socket. The data runtime runs the proxy and the heartbeat, so neither a scrape nor a
+//! slow source delays a guest.
 //!
-//! [`control`] starts what runs from the beginning to the end, [`guest_service`] what serves guests.
+//! [`control`] starts what runs from the beginning to the end, [`guest_service`] what serves
+//! guests.
 
 mod control;
 mod data_plane;

@@ -8,8 +8,8 @@ use tracing::warn;
 
 use crate::datapath::heartbeat::LastBeat;
 
-/// Feeds systemd's watchdog while the heartbeat is recent. The heartbeat runs on the data runtime, so a
-/// stalled data runtime is noticed although the control runtime works.
+/// Feeds systemd's watchdog while the heartbeat is recent. The heartbeat runs on the data runtime,
+/// so a stalled data runtime is noticed although the control runtime works.
 pub(super) async fn feed_watchdog(last_beat: &LastBeat, stale_after: Duration) -> Infallible {
     let mut watchdog = tokio::time::interval(watchdog_period());
     loop {

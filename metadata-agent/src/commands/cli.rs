@@ -1,8 +1,8 @@
-//! The command line. Flags and help of the configuration are made from the table of options, so that they
-//! always agree with the reader.
+//! The command line. Flags and help of the configuration are made from the table of options, so
+//! that they always agree with the reader.
 //!
-//! Init systems and probes rely on the exit codes: 0 done, 1 failed, 64 (`EX_USAGE` in sysexits.h) the
-//! command line or the configuration is wrong, and a restart does not help.
+//! Init systems and probes rely on the exit codes: 0 done, 1 failed, 64 (`EX_USAGE` in sysexits.h)
+//! the command line or the configuration is wrong, and a restart does not help.
 
 use std::ffi::OsString;
 use std::fmt::Write as _;
@@ -21,9 +21,9 @@ pub const EX_USAGE: u8 = 64;
 
 /// Answers the metadata requests of all guests of this host.
 ///
-/// eBPF programs on the interfaces of guests redirect requests for 169.254.169.254 into the agent's own
-/// network namespace. The agent identifies each guest by its interface, signs its identity and sends the
-/// request to Nova.
+/// eBPF programs on the interfaces of guests redirect requests for 169.254.169.254 into the agent's
+/// own network namespace. The agent identifies each guest by its interface, signs its identity and
+/// sends the request to Nova.
 #[derive(Debug, Parser)]
 #[command(
     name = "metadata-agent",
@@ -41,20 +41,20 @@ pub struct Cli {
 pub enum Command {
     /// Serve the guests of this host until a signal stops it.
     ///
-    /// Adopts the attachments of an agent that crashed, attaches to new guest interfaces, and answers
-    /// requests. SIGTERM and SIGINT stop it: new connections take the host's own metadata path at once,
-    /// requests in flight end, and then the agent removes everything that it made. After a crash the
-    /// programs stay attached and leave guests to the host's own metadata path, until the next agent adopts
-    /// them or `detach` removes them.
+    /// Adopts the attachments of an agent that crashed, attaches to new guest interfaces, and
+    /// answers requests. SIGTERM and SIGINT stop it: new connections take the host's own metadata
+    /// path at once, requests in flight end, and then the agent removes everything that it made.
+    /// After a crash the programs stay attached and leave guests to the host's own metadata path,
+    /// until the next agent adopts them or `detach` removes them.
     ///
-    /// Needs root, or CAP_SYS_ADMIN, CAP_NET_ADMIN and CAP_NET_BIND_SERVICE; Linux 5.10 with IPv6; a BPF file system.
-    /// CAP_SYS_ADMIN includes CAP_BPF and CAP_PERFMON.
+    /// Needs root, or CAP_SYS_ADMIN, CAP_NET_ADMIN and CAP_NET_BIND_SERVICE; Linux 5.10 with IPv6;
+    /// a BPF file system. CAP_SYS_ADMIN includes CAP_BPF and CAP_PERFMON.
     #[command(after_help = RUN_EXIT, after_long_help = long_reference(RUN_EXIT))]
     Run(RunArgs),
     /// Check if this host can run the agent, and print what is missing.
     ///
-    /// Checks the configuration, the kernel, capabilities, the BPF file system, the sources and Nova.
-    /// Changes nothing. Needs the same capabilities as `run` for the same results.
+    /// Checks the configuration, the kernel, capabilities, the BPF file system, the sources and
+    /// Nova. Changes nothing. Needs the same capabilities as `run` for the same results.
     #[command(after_help = CHECK_EXIT, after_long_help = long_reference(CHECK_EXIT))]
     Check(CheckArgs),
     /// Show the configuration.
@@ -62,17 +62,17 @@ pub enum Command {
     Config(ConfigCommand),
     /// Show the state of the running agent.
     ///
-    /// Uses the admin socket and needs only access to it. With --live or --ready it prints one line and
-    /// reports through its exit code, for exec probes. If --admin-socket or its variable is set, it reads no
-    /// configuration file.
+    /// Uses the admin socket and needs only access to it. With --live or --ready it prints one line
+    /// and reports through its exit code, for exec probes. If --admin-socket or its variable is
+    /// set, it reads no configuration file.
     #[command(after_help = STATUS_EXIT, after_long_help = long_reference(STATUS_EXIT))]
     Status(StatusArgs),
     /// Remove everything that an agent left on this host.
     ///
-    /// Removes every program, pinned map, interface, route and namespace that the agent made, and nothing
-    /// else. Guests take the host's own metadata path at once. Use it after a crash: an agent that stops does
-    /// this by itself, and while an agent runs, this command refuses. Running it twice does no harm. Needs
-    /// root, or CAP_SYS_ADMIN and CAP_NET_ADMIN.
+    /// Removes every program, pinned map, interface, route and namespace that the agent made, and
+    /// nothing else. Guests take the host's own metadata path at once. Use it after a crash: an
+    /// agent that stops does this by itself, and while an agent runs, this command refuses. Running
+    /// it twice does no harm. Needs root, or CAP_SYS_ADMIN and CAP_NET_ADMIN.
     #[command(after_help = DETACH_EXIT, after_long_help = long_reference(DETACH_EXIT))]
     Detach(DetachArgs),
 }
@@ -82,11 +82,12 @@ pub enum Command {
 pub enum ConfigCommand {
     /// Print the value of each option, and its origin.
     ///
-    /// Reads the same configuration as `run` and prints the values that `run` would use, by section. Each
-    /// value is shown after references are replaced. Its origin follows in brackets: the flag, the variable,
-    /// the file and line, or `default`. Of a secret it prints only whether it is set. Notes name Neutron's
-    /// options that have no effect here, or a different one. The command does not ask the running agent
-    /// (`status --json` does) and needs only read access to the files.
+    /// Reads the same configuration as `run` and prints the values that `run` would use, by
+    /// section. Each value is shown after references are replaced. Its origin follows in brackets:
+    /// the flag, the variable, the file and line, or `default`. Of a secret it prints only whether
+    /// it is set. Notes name Neutron's options that have no effect here, or a different one. The
+    /// command does not ask the running agent (`status --json` does) and needs only read access to
+    /// the files.
     #[command(after_help = SHOW_EXIT, after_long_help = long_reference(SHOW_EXIT))]
     Show(ShowArgs),
 }
@@ -138,7 +139,8 @@ pub struct StatusArgs {
     /// Exit with 0 if the agent is live.
     #[arg(long, conflicts_with_all = ["ready", "json"])]
     pub live: bool,
-    /// Exit with 0 if the agent serves guests; otherwise print the start-up steps it still waits for.
+    /// Exit with 0 if the agent serves guests; otherwise print the start-up steps it still waits
+    /// for.
     #[arg(long, conflicts_with = "json")]
     pub ready: bool,
 }
@@ -151,8 +153,8 @@ pub struct DetachArgs {
 }
 
 impl Cli {
-    /// Parses the command line of this process. Prints help, version or an error and exits if there is
-    /// no command to run.
+    /// Parses the command line of this process. Prints help, version or an error and exits if there
+    /// is no command to run.
     #[must_use]
     pub fn parse_or_exit() -> Self {
         Self::read(std::env::args_os()).unwrap_or_else(|(error, code)| {
@@ -232,8 +234,8 @@ impl FromArgMatches for ConfigArgs {
     }
 }
 
-/// Returns each path of an argument with its position on the command line: later files and directories
-/// override earlier ones.
+/// Returns each path of an argument with its position on the command line: later files and
+/// directories override earlier ones.
 fn placed(matches: &ArgMatches, id: &str, source: fn(PathBuf) -> ConfigSource) -> Vec<(usize, ConfigSource)> {
     let paths = matches.get_many::<PathBuf>(id).into_iter().flatten().cloned().map(source);
     matches.indices_of(id).into_iter().flatten().zip(paths).collect()

@@ -1,5 +1,5 @@
-//! `metadata-agent config show`: prints every option as the agent would use it, and its origin. Of a
-//! secret it prints only whether it is set.
+//! `metadata-agent config show`: prints every option as the agent would use it, and its origin. Of
+//! a secret it prints only whether it is set.
 
 use std::io::{self, Write};
 use std::process::ExitCode;

@@ -153,8 +153,8 @@ impl Config {
         })
     }
 
-    /// Returns the settings of the Neutron source, if Neutron's API is configured. Its connections run
-    /// as `tasks`.
+    /// Returns the settings of the Neutron source, if Neutron's API is configured. Its connections
+    /// run as `tasks`.
     pub(crate) fn neutron_source(&self, tasks: TaskTracker) -> Option<neutron::NeutronSettings> {
         Some(neutron::NeutronSettings { access: self.neutron()?.clone(), host: self.host_name(), tasks })
     }

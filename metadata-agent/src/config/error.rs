@@ -1,5 +1,5 @@
-//! Errors of the configuration. Each names its option, its origin and the accepted values. None shows a
-//! secret.
+//! Errors of the configuration. Each names its option, its origin and the accepted values. None
+//! shows a secret.
 
 use std::fmt;
 use std::path::PathBuf;

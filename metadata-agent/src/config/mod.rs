@@ -1,9 +1,10 @@
-//! The agent's configuration: Neutron's own files and option names, environment variables, and flags.
+//! The agent's configuration: Neutron's own files and option names, environment variables, and
+//! flags.
 //!
-//! Input: [`ConfigArgs`], the environment, files. Output: [`Config`], in which every value is valid, or
-//! [`ConfigErrors`], which lists everything that is wrong. [`options`] is the table of options; the crate
-//! `oslo-config` reads them. Only `app` and the commands use this module. The components get their
-//! settings from [`components`].
+//! Input: [`ConfigArgs`], the environment, files. Output: [`Config`], in which every value is
+//! valid, or [`ConfigErrors`], which lists everything that is wrong. [`options`] is the table of
+//! options; the crate `oslo-config` reads them. Only `app` and the commands use this module. The
+//! components get their settings from [`components`].
 
 mod components;
 mod error;
@@ -40,7 +41,8 @@ const NEUTRON_DEFAULTS: &[(&str, &str)] = &[("state_path", "/var/lib/neutron")];
 /// The command line's part of the configuration.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ConfigArgs {
-    /// Files and directories to read, in this order. If empty, those of [`NEUTRON_FILES`] that exist.
+    /// Files and directories to read, in this order. If empty, those of [`NEUTRON_FILES`] that
+    /// exist.
     pub sources: Vec<ConfigSource>,
     pub flags: Flags,
 }
@@ -65,9 +67,9 @@ impl Config {
     }
 }
 
-/// Reads only the path of the admin socket, for commands that only ask the running agent. If a flag or
-/// the environment sets it, no file is read. A user of the socket then needs no access to Neutron's
-/// files.
+/// Reads only the path of the admin socket, for commands that only ask the running agent. If a flag
+/// or the environment sets it, no file is read. A user of the socket then needs no access to
+/// Neutron's files.
 ///
 /// # Errors
 /// Errors of the option, and of the files if they were read.

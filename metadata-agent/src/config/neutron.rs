@@ -1,4 +1,5 @@
-//! Combines the options `neutron_*`, which follow keystoneauth's options, into one [`NeutronAccess`].
+//! Combines the options `neutron_*`, which follow keystoneauth's options, into one
+//! [`NeutronAccess`].
 
 use oslo_config::Origin;
 use secrecy::{ExposeSecret, SecretString};

@@ -1,7 +1,7 @@
 //! Notices about options that are set without the effect that they have in Neutron.
 //!
-//! Input: the files and the options read from them. Output: one [`Notice`] for each such option, to be
-//! logged once. Nothing here is an error: Neutron's files are meant to be used as they are.
+//! Input: the files and the options read from them. Output: one [`Notice`] for each such option, to
+//! be logged once. Nothing here is an error: Neutron's files are meant to be used as they are.
 
 use std::fmt;
 
@@ -72,7 +72,7 @@ struct Unused {
 const NO_RPC: &str = "the agent does not use RPC";
 const NO_CHILDREN: &str = "the agent has no child processes";
 const STDERR: &str = "log lines go to stderr; log_format and RUST_LOG control them";
-const NO_PROVIDER: &str = "guests are told apart by their interface, without addresses of a provider network";
+const NO_PROVIDER: &str = "guests are identified by their interface, without addresses of a provider network";
 
 static UNUSED: &[Unused] = &[
     Unused {

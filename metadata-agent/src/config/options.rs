@@ -1,9 +1,9 @@
-//! The table of all options. [`Config`], the reader, the environment, the flags, `--help`, the sample file
-//! and the reference page are made from it.
+//! The table of all options. [`Config`], the reader, the environment, the flags, `--help`, the
+//! sample file and the reference page are made from it.
 //!
-//! Options in `[metadata_agent]` are the agent's own. All others are Neutron's, with Neutron's names,
-//! defaults and meaning (neutron/conf/agent/metadata/config.py and the configuration of the L3, DHCP
-//! and OVN agents). [`super::notices`] lists Neutron's options that have no effect here.
+//! Options in `[metadata_agent]` are the agent's own. All others are Neutron's, with Neutron's
+//! names, defaults and meaning (neutron/conf/agent/metadata/config.py and the configuration of the
+//! L3, DHCP and OVN agents). [`super::notices`] lists Neutron's options that have no effect here.
 
 use std::num::NonZero;
 use std::path::PathBuf;
@@ -88,8 +88,8 @@ macro_rules! options {
         }
 
         impl Config {
-            /// Reads every option, so that the resolver collects the errors of all. Returns `None` if
-            /// one has an error.
+            /// Reads every option, so that the resolver collects the errors of all. Returns `None`
+            /// if one has an error.
             pub(super) fn read(resolver: &mut Resolver<'_>) -> Option<Self> {
                 $(let $name: Option<$kind> = resolver.read(&spec::$name, &$rule);)+
                 let settings = resolver.take_settings();

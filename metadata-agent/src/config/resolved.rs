@@ -36,8 +36,8 @@ impl Config {
         self.nova_metadata_host.iter().cloned().map(move |host| NovaEndpoint { scheme, host, port })
     }
 
-    /// Returns the servers of OVN's Southbound database if they are set. Neutron's default address does
-    /// not mean that there is an OVN: another service may listen there.
+    /// Returns the servers of OVN's Southbound database if they are set. Neutron's default address
+    /// does not mean that there is an OVN: another service may listen there.
     #[must_use]
     pub fn ovn_southbound(&self) -> Option<&[Remote]> {
         let is_set =

@@ -1,5 +1,5 @@
-//! Capabilities that the agent needs. They are checked before anything else, so that an error names the
-//! missing capability instead of the step that failed without it.
+//! Capabilities that the agent needs. They are checked before anything else, so that an error names
+//! the missing capability instead of the step that failed without it.
 
 use std::fmt;
 

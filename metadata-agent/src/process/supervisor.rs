@@ -1,4 +1,5 @@
-//! Tasks that the agent cannot work without. Their end, by itself or by a panic, is noticed at once.
+//! Tasks that the agent cannot work without. Their end, by itself or by a panic, is noticed at
+//! once.
 
 use tokio::sync::mpsc;
 

@@ -1,5 +1,5 @@
-//! Errors of files and options. Each names its option, its origin and the accepted values. None shows
-//! a secret.
+//! Errors of files and options. Each names its option, its origin and the accepted values. None
+//! shows a secret.
 
 use std::io;
 use std::path::PathBuf;
@@ -17,8 +17,8 @@ pub enum OptionError {
     /// A file or a directory of files cannot be read.
     #[error("cannot read configuration {}: {source}", path.display())]
     Source { path: PathBuf, source: io::Error },
-    /// The rule of the option does not accept the value. `written` is the text before references are
-    /// replaced.
+    /// The rule of the option does not accept the value. `written` is the text before references
+    /// are replaced.
     #[error("{}: {written:?} is not accepted ({origin}); accepted is {}", option.name, (option.accepts)())]
     Value { option: &'static OptionSpec, written: String, origin: Origin },
     /// The option names a file that cannot be read.
@@ -27,8 +27,8 @@ pub enum OptionError {
     /// A reference in the value cannot be replaced.
     #[error("{}: {error} ({origin})", option.name)]
     Reference { option: &'static OptionSpec, error: InterpolationError, origin: Origin },
-    /// A reference in a secret cannot be replaced. The reference is not shown: it may be part of the
-    /// secret.
+    /// A reference in a secret cannot be replaced. The reference is not shown: it may be part of
+    /// the secret.
     #[error(
         "{}: its value (hidden) has a `$` that refers to no usable option ({origin}); accepted is {}, \
          with each dollar sign written `$$`",

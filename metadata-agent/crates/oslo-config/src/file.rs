@@ -1,5 +1,5 @@
-//! Parses oslo.config's file format and merges files as oslo.config does (oslo_config/iniparser.py and
-//! cfg.py).
+//! Parses oslo.config's file format and merges files as oslo.config does (oslo_config/iniparser.py
+//! and cfg.py).
 //!
 //! Input: the bytes of files, in the order of the command line. Output: every assignment in that
 //! order, with its file and line. Only the syntax is interpreted here. Any value may be a secret,
@@ -10,7 +10,8 @@
 //! - `[section]`, then `key = value` or `key: value`. The first separator counts.
 //! - One pair of equal quotes around the first line of the value is removed.
 //! - A line that starts with a space or a tab continues the value, after a line feed.
-//! - A blank line or a comment ends the value. `#` and `;` start a comment only at the start of a line.
+//! - A blank line or a comment ends the value. `#` and `;` start a comment only at the start of a
+//!   line.
 //! - Section names are case-insensitive, except `DEFAULT`. Keys are case-sensitive.
 
 use std::collections::HashMap;
@@ -60,8 +61,8 @@ impl Files {
     /// Adds a file. Its assignments override those of earlier files.
     ///
     /// # Errors
-    /// Every invalid line. Valid lines are added all the same, so that errors of their values can be
-    /// reported too.
+    /// Every invalid line. Valid lines are added all the same, so that errors of their values can
+    /// be reported too.
     pub fn merge(&mut self, file: &Path, bytes: &[u8]) -> Result<(), Vec<SyntaxError>> {
         let mut reader = Reader::new(self, file);
         let text = match std::str::from_utf8(bytes) {
@@ -368,8 +369,8 @@ mod tests {
         assert!(shown.contains("b.conf:2"), "{shown}");
     }
 
-    /// A value that the format can represent: no line has surrounding white space, and no later line is
-    /// blank.
+    /// A value that the format can represent: no line has surrounding white space, and no later
+    /// line is blank.
     fn value() -> impl Strategy<Value = String> {
         let line = "[!-~&&[^'\"]]([ -~]{0,12}[!-~&&[^'\"]])?";
         (proptest::option::of(line), proptest::collection::vec(line, 0..3)).prop_map(|(first, rest)| {

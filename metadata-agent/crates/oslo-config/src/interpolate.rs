@@ -3,11 +3,11 @@
 //!
 //! A bare name is looked up in the option's own group and then in `DEFAULT`. A name with a group is
 //! looked up in that group only. The value found is expanded in turn, and the result is not parsed
-//! again. `$$` and `\$` stand for a dollar sign, and so does a `$` that no name follows. Names consist
-//! of ASCII letters, digits, `_` and `.`.
+//! again. `$$` and `\$` stand for a dollar sign, and so does a `$` that no name follows. Names
+//! consist of ASCII letters, digits, `_` and `.`.
 //!
-//! An error names the reference that stands in the option itself, never one in an option on the way:
-//! that text is part of a value that may be a secret.
+//! An error names the reference that stands in the option itself, never one in an option on the
+//! way: that text is part of a value that may be a secret.
 
 use super::file::{DEFAULT, fold};
 

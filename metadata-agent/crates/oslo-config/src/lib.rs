@@ -2,8 +2,8 @@
 //! variables and flags on top.
 //!
 //! A program describes its options as a table of [`OptionSpec`]s. A [`Resolver`] merges the files,
-//! and reads one option after the other: it picks the assignment that wins, replaces references, and
-//! applies the option's [`Rule`]. It collects every error, so that one run reports them all. No
+//! and reads one option after the other: it picks the assignment that wins, replaces references,
+//! and applies the option's [`Rule`]. It collects every error, so that one run reports them all. No
 //! secret appears in an error, in `Debug` output or in a [`Setting`].
 //!
 //! ```text

@@ -11,8 +11,8 @@ pub struct OptionSpec {
     pub key: &'static str,
     /// Start of the environment variable's name.
     pub env_prefix: &'static str,
-    /// Options in files, by section and name, that stand in for this one if it is not set. Earlier ones
-    /// win.
+    /// Options in files, by section and name, that stand in for this one if it is not set. Earlier
+    /// ones win.
     pub fallbacks: &'static [(&'static str, &'static str)],
     /// Default, as it would be written in a file.
     pub default: &'static str,

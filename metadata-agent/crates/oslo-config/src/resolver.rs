@@ -1,9 +1,9 @@
-//! Resolves the value of each option: flags override the environment, the environment overrides files,
-//! and files override defaults.
+//! Resolves the value of each option: flags override the environment, the environment overrides
+//! files, and files override defaults.
 //!
-//! All errors are collected, so that one run shows them all. References (`$name`) are replaced only in
-//! values from files. Flags and environment variables are taken literally, because a shell or a unit
-//! file has already expanded them. Unknown options are ignored, since files are shared between
+//! All errors are collected, so that one run shows them all. References (`$name`) are replaced only
+//! in values from files. Flags and environment variables are taken literally, because a shell or a
+//! unit file has already expanded them. Unknown options are ignored, since files are shared between
 //! services.
 
 use std::collections::{BTreeMap, HashMap};
@@ -77,7 +77,8 @@ impl<'a> Resolver<'a> {
         }
     }
 
-    /// Reports whether a flag or the environment sets the option, so that files do not matter to it.
+    /// Reports whether a flag or the environment sets the option, so that files do not matter to
+    /// it.
     #[must_use]
     pub fn is_set_outside_files(&self, option: &OptionSpec) -> bool {
         self.flags.contains_key(option.key) || self.env.contains_key(option.key)
@@ -236,7 +237,8 @@ impl<'a> Resolver<'a> {
 }
 
 impl Scope for Resolver<'_> {
-    /// Finds options of the table, whether a file sets them or not, and every other option in a file.
+    /// Finds options of the table, whether a file sets them or not, and every other option in a
+    /// file.
     fn find(&self, group: &str, name: &str) -> Lookup<'_> {
         if option::is_secret(self.table, group, name) {
             return Lookup::Secret;
@@ -308,11 +310,11 @@ mod tests {
         let mut resolver = Resolver::new(TABLE, &[], &flags, &env);
         resolver.merge(&ConfigSource::Dir(folder.path().to_owned()));
         let value = resolver.read(&PORT, &Number(1..=100));
-        let told = match resolver.take_settings().first() {
+        let origin_or_errors = match resolver.take_settings().first() {
             Some(setting) => setting.origin.to_string(),
             None => resolver.into_errors().iter().map(ToString::to_string).collect(),
         };
-        (value, told.replace(path.to_str().unwrap(), "a.conf"))
+        (value, origin_or_errors.replace(path.to_str().unwrap(), "a.conf"))
     }
 
     #[test]

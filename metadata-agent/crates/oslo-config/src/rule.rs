@@ -1,5 +1,5 @@
-//! Rules that turn the text of an option into its value. A rule also describes in words what it accepts,
-//! so that errors and help always agree with the check.
+//! Rules that turn the text of an option into its value. A rule also describes in words what it
+//! accepts, so that errors and help always agree with the check.
 
 use std::fmt::{Debug, Display};
 use std::fs::File;
@@ -32,13 +32,15 @@ pub trait Rule<T> {
     /// Describes what it accepts, as the end of the sentence "accepted is ...".
     fn accepts(&self) -> String;
 
-    /// Returns the accepted text nearest to one that was written for another program with other limits.
+    /// Returns the accepted text nearest to one that was written for another program with other
+    /// limits.
     fn fit(&self, _text: &str) -> Option<String> {
         None
     }
 
-    /// Reports whether every assignment to the option counts, as with oslo.config's `MultiOpt`. Their
-    /// texts are then joined by commas. Otherwise only the last assignment counts, also if it is a list.
+    /// Reports whether every assignment to the option counts, as with oslo.config's `MultiOpt`.
+    /// Their texts are then joined by commas. Otherwise only the last assignment counts, also if it
+    /// is a list.
     fn adds_up(&self) -> bool {
         false
     }

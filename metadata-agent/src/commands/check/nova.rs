@@ -1,5 +1,5 @@
-//! Checks of Nova's metadata API, or of the agent of Neutron that stands in for it. Each failure names the
-//! option to change.
+//! Checks of Nova's metadata API, or of the agent of Neutron that stands in for it. Each failure
+//! names the option to change.
 
 use std::time::Duration;
 

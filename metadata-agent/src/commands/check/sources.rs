@@ -105,8 +105,8 @@ fn libvirt_in(directory: &std::path::Path) -> State {
     }
 }
 
-/// Checks Open vSwitch. Its database has instances and networks but no projects. Nova needs the project,
-/// while Neutron's agent looks it up.
+/// Checks Open vSwitch. Its database has instances and networks but no projects. Nova needs the
+/// project, while Neutron's agent looks it up.
 async fn open_vswitch(config: &Config) -> Source {
     let access = config.open_vswitch();
     let access = ovsdb::OvsdbAccess { timeout: access.timeout.min(RESPONSE_TIMEOUT), ..access };

@@ -191,7 +191,7 @@ fn the_agent_cannot_send_to_the_socket_that_it_serves() {
     let both = format!("{ini}serve_metadata_proxy_socket = true\n");
     let errors = TestHost::new().file("a.ini", &both).errors();
     assert_eq!(errors.len(), 1, "{errors:?}");
-    assert!(errors[0].contains("would ask itself"), "{errors:?}");
+    assert!(errors[0].contains("would send requests to itself"), "{errors:?}");
     let apart = TestHost::new().file("a.ini", format!("{both}neutron_agent_socket = /b\n"));
     assert_eq!(apart.load().unwrap().neutron_agent_socket, Path::new("/b"));
 }

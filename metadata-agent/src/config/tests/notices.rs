@@ -34,7 +34,7 @@ fn haproxy_timeouts_stand_in_unless_ours_are_set() {
     assert_eq!(
         notice,
         format!(
-            "[metadata_haproxy] timeout_server ({path}:4) stands for nova_response_timeout, which becomes 32"
+            "[metadata_haproxy] timeout_server ({path}:4) stands in for nova_response_timeout, which becomes 32"
         )
     );
     let ours = "[metadata_agent]\nnova_connect_timeout = 1\nguest_write_timeout = 2\nnova_response_timeout = 40\n\
@@ -99,10 +99,10 @@ fn a_rate_limit_that_breaks_a_boot_gets_a_notice() {
         "base_query_rate_limit = 27\nburst_query_rate_limit = 28\n",
         "base_query_rate_limit = 28\nburst_query_rate_limit = 27\n",
     ] {
-        let told = notices(limits);
+        let found = notices(limits);
         assert!(
-            matches!(&told[..], [one] if one.contains("raise base_query_rate_limit")),
-            "{limits}: {told:?}"
+            matches!(&found[..], [one] if one.contains("raise base_query_rate_limit")),
+            "{limits}: {found:?}"
         );
     }
     assert_eq!(notices("base_query_rate_limit = 28\nburst_query_rate_limit = 28\n"), [""; 0]);

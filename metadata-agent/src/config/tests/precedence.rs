@@ -218,7 +218,7 @@ fn options_of_the_ovs_agent_stand_in_for_default() {
     assert_eq!(
         notices,
         [format!(
-            "[METADATA] provider_cidr ({path}:6) has no effect: guests are told apart by their interface, \
+            "[METADATA] provider_cidr ({path}:6) has no effect: guests are identified by their interface, \
              without addresses of a provider network"
         )]
     );

@@ -1,9 +1,11 @@
-//! The shared secrets: the configuration's own, then those in files, each file one secret.
+//! The shared secrets: the one in the configuration, then those in files of one secret each.
 //!
-//! In: the paths. Out: a [`Signer`] that has the secrets in force, also after a file changed. The files are small and
-//! few, so they are simply read again every [`PERIOD`], and at once when Nova refuses all secrets: that works on any file
-//! system and with however many symlinks, where a watch would miss changes (a Kubernetes secret changes by a symlink in
-//! the middle of its path). A file that cannot be read, or is empty as while somebody writes it, leaves its last secret in
+//! [`SecretFiles`] keeps a [`Signer`] up to date with the files. The files are small and few, so
+//! they are read again every [`PERIOD`], and at once if Nova refuses all secrets. This works on any
+//! file system and with any number of symlinks. A watch would miss changes: a Kubernetes secret
+//! changes by a symlink in the middle of its path.
+//!
+//! A file that cannot be read, or is empty because it is being written, keeps its last secret in
 //! force. No secret is ever logged.
 
 use std::fs::File;
@@ -20,37 +22,36 @@ use crate::proxy::Signer;
 
 /// How often the files are read again.
 const PERIOD: Duration = Duration::from_secs(2);
-/// The least time between two readings, however often Nova refuses.
+/// The shortest pause between two readings, however often Nova refuses.
 const PAUSE: Duration = Duration::from_millis(100);
-/// Far longer than any sane secret.
+/// Far longer than any reasonable secret.
 const MAX_BYTES: u64 = 4096;
 
-/// Reads the secret of a file: its text without the line end behind it.
+/// Reads the secret in a file: its text without the line end.
 ///
 /// # Errors
-/// The file cannot be read, is none, is empty, too long or not UTF-8.
+/// The file cannot be read, is not a regular file, is empty, too long or not UTF-8.
 pub fn read(path: &Path) -> io::Result<SecretString> {
-    let refuse = |kind, problem: &'static str| Err(io::Error::new(kind, problem));
-    // Opening a FIFO would wait for its writer.
+    let fail = |kind, problem: &'static str| Err(io::Error::new(kind, problem));
+    // Opening a FIFO would block until it has a writer.
     if !path.metadata()?.is_file() {
-        return refuse(io::ErrorKind::InvalidInput, "it is not a regular file");
+        return fail(io::ErrorKind::InvalidInput, "it is not a regular file");
     }
     let mut bytes = Vec::new();
     File::open(path)?.take(MAX_BYTES + 1).read_to_end(&mut bytes)?;
     if bytes.len() as u64 > MAX_BYTES {
-        return refuse(io::ErrorKind::InvalidData, "it is longer than 4096 bytes");
+        return fail(io::ErrorKind::InvalidData, "it is longer than 4096 bytes");
     }
     let Ok(text) = String::from_utf8(bytes) else {
-        return refuse(io::ErrorKind::InvalidData, "it is not UTF-8");
+        return fail(io::ErrorKind::InvalidData, "it is not UTF-8");
     };
     let line = text.strip_suffix('\n').unwrap_or(&text);
     match line.strip_suffix('\r').unwrap_or(line) {
-        "" => refuse(io::ErrorKind::InvalidData, "it is empty"),
+        "" => fail(io::ErrorKind::InvalidData, "it is empty"),
         secret => Ok(SecretString::from(secret)),
     }
 }
 
-/// A file of [`SecretFiles`] cannot be used.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot read the shared secret in {}: {source}", path.display())]
 pub struct SecretFileError {
@@ -58,10 +59,10 @@ pub struct SecretFileError {
     source: io::Error,
 }
 
-/// The secrets, and the files that they come from.
+/// The shared secrets and their files.
 #[derive(Debug)]
 pub struct SecretFiles {
-    /// The configuration's own.
+    /// The secret in the configuration.
     own: SecretString,
     files: Vec<SecretFile>,
 }
@@ -70,7 +71,7 @@ pub struct SecretFiles {
 struct SecretFile {
     path: PathBuf,
     secret: SecretString,
-    /// What was wrong with it the last time.
+    /// The last error, which is logged once.
     problem: Option<String>,
 }
 
@@ -78,7 +79,7 @@ impl SecretFiles {
     /// Reads all files.
     ///
     /// # Errors
-    /// The first that cannot be read.
+    /// The first file that cannot be read.
     pub fn open(own: SecretString, paths: &[PathBuf]) -> Result<Self, SecretFileError> {
         let open = |path: &PathBuf| match read(path) {
             Ok(secret) => Ok(SecretFile { path: path.clone(), secret, problem: None }),
@@ -87,7 +88,7 @@ impl SecretFiles {
         Ok(Self { own, files: paths.iter().map(open).collect::<Result<_, _>>()? })
     }
 
-    /// Signs with all of them, the configuration's own first.
+    /// Returns a signer with all secrets, the one in the configuration first.
     #[must_use]
     pub fn signer(&self) -> Signer {
         let signer = Signer::new(self.own.clone());
@@ -95,13 +96,13 @@ impl SecretFiles {
         signer
     }
 
-    /// An empty secret of the configuration is none where there are others.
+    /// Leaves out an empty secret in the configuration if there are files.
     fn secrets(&self) -> Vec<SecretString> {
         let own = (self.files.is_empty() || !self.own.expose_secret().is_empty()).then(|| self.own.clone());
         own.into_iter().chain(self.files.iter().map(|file| file.secret.clone())).collect()
     }
 
-    /// Keeps the signer in step with the files until cancelled.
+    /// Updates the signer whenever a file changes, until cancelled.
     pub async fn keep(mut self, signer: Signer, stop: CancellationToken) {
         if self.files.is_empty() {
             return;
@@ -114,8 +115,8 @@ impl SecretFiles {
                 _ = period.tick() => {}
                 () = signer.refused() => {}
             }
-            if self.read_again() {
-                signer.replace(self.secrets());
+            if let Some(secrets) = self.reload() {
+                signer.replace(secrets);
             }
             tokio::select! {
                 () = stop.cancelled() => return,
@@ -124,36 +125,39 @@ impl SecretFiles {
         }
     }
 
-    /// Whether any secret changed.
-    fn read_again(&mut self) -> bool {
+    /// Reads the files again, and returns all secrets if one has changed.
+    fn reload(&mut self) -> Option<Vec<SecretString>> {
         let mut changed = false;
         for file in &mut self.files {
-            changed |= file.read_again();
+            if let Some(secret) = file.reload() {
+                file.secret = secret;
+                changed = true;
+            }
         }
-        changed
+        changed.then(|| self.secrets())
     }
 }
 
 impl SecretFile {
-    fn read_again(&mut self) -> bool {
+    /// Reads the file again, and returns its secret if it has changed.
+    fn reload(&mut self) -> Option<SecretString> {
         let file = self.path.display();
         match read(&self.path) {
             Ok(secret) => {
                 self.problem = None;
                 if secret.expose_secret() == self.secret.expose_secret() {
-                    return false;
+                    return None;
                 }
-                info!(%file, "a shared secret changed");
-                self.secret = secret;
-                true
+                info!(%file, "shared secret changed");
+                Some(secret)
             }
             Err(error) => {
                 let problem = error.to_string();
                 if self.problem.as_ref() != Some(&problem) {
-                    warn!(%file, problem, "a shared secret cannot be read again; the last one stays in force");
+                    warn!(%file, error = problem, "cannot reload shared secret; keeping the last one");
                 }
                 self.problem = Some(problem);
-                false
+                None
             }
         }
     }
@@ -169,7 +173,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_holds_one_secret_and_its_line_end_is_not_part_of_it() {
+    fn a_file_has_one_secret_without_its_line_end() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("secret");
         let longest = "x".repeat(4096);
@@ -195,7 +199,7 @@ mod tests {
     }
 
     #[test]
-    fn the_configurations_own_secret_is_first_unless_it_is_empty() {
+    fn the_configured_secret_is_first_unless_it_is_empty() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("secret");
         fs::write(&path, "new").unwrap();
@@ -209,19 +213,19 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_is_gone_or_half_written_leaves_its_secret_in_force() {
+    fn a_missing_or_empty_file_keeps_its_last_secret() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("secret");
         fs::write(&path, "one").unwrap();
         let mut files = SecretFiles::open("".into(), std::slice::from_ref(&path)).unwrap();
-        assert!(!files.read_again());
+        assert!(files.reload().is_none());
         fs::write(&path, "").unwrap();
-        assert!(!files.read_again());
+        assert!(files.reload().is_none());
         fs::remove_file(&path).unwrap();
-        assert!(!files.read_again());
+        assert!(files.reload().is_none());
         assert_eq!(secrets(&files), ["one"]);
         fs::write(&path, "two\n").unwrap();
-        assert!(files.read_again());
+        assert!(files.reload().is_some());
         assert_eq!(secrets(&files), ["two"]);
         assert!(!format!("{files:?}").contains("two"));
     }

@@ -1,7 +1,7 @@
-//! What the log tells: the shared secret never, however much is logged, and why Nova cannot be asked.
+//! The log never has the shared secret, at any level, and shows why a request to Nova failed.
 //!
-//! A program of its own: tracing caches for the whole process who listens, so tests without a subscriber would
-//! silence this one.
+//! A separate program: tracing caches per process whether there is a subscriber, so tests without
+//! one would silence this one.
 #![expect(
     clippy::expect_used,
     clippy::panic,
@@ -50,7 +50,7 @@ impl<'a> MakeWriter<'a> for Log {
 }
 
 impl Log {
-    /// All that is logged from now on, as long as the guard lives.
+    /// Captures the log until the guard is dropped.
     fn begin() -> (Self, DefaultGuard) {
         let log = Self::default();
         let subscriber = tracing_subscriber::fmt()
@@ -73,7 +73,8 @@ async fn a_trace_log_holds_the_access_line_and_no_secret() {
     let nova = Nova::saying(OK).await;
     let agent = Agent::before(&nova).await;
     assert_status(&agent.ask("GET /latest/\u{85}?a HTTP/1.1\r\nX-Injected: x\r\n\r\n").await, 200);
-    let agent = Agent::with(ProxyConfig::default(), upstream(closed_port().await), Desk::with(known())).await;
+    let agent =
+        Agent::with(ProxyConfig::default(), upstream(closed_port().await), FakeDirectory::new(known())).await;
     assert_status(&agent.ask(GET).await, 503);
 
     let text = log.text();
@@ -89,12 +90,12 @@ async fn a_trace_log_holds_the_access_line_and_no_secret() {
     ] {
         assert!(access.contains(field), "{field} in {access}");
     }
-    // The word itself, not as part of `metadata_proxy_shared_secret`; nor the signature, which is as good.
+    // Neither the secret, which is this word, nor the signature, which is as valuable.
     assert!(!text.contains("secret") && !text.contains(SIGNATURE), "{text}");
 }
 
 #[tokio::test]
-async fn a_certificate_of_novas_that_has_expired_is_named() {
+async fn an_expired_nova_certificate_is_logged() {
     let (log, _here) = Log::begin();
     let files = Files(TempDir::new().unwrap());
     let authority = Authority::new();
@@ -102,7 +103,7 @@ async fn a_certificate_of_novas_that_has_expired_is_named() {
     let endpoint = Endpoint::new(Scheme::Https, "localhost", nova.nova.port).unwrap();
     let tls = TlsConfig { authorities: Some(files.put("ca.pem", &authority.pem)), ..TlsConfig::default() };
     let upstream = UpstreamConfig { tls, ..UpstreamConfig::new(vec![endpoint]) };
-    let agent = Agent::with(ProxyConfig::default(), upstream, Desk::with(known())).await;
+    let agent = Agent::with(ProxyConfig::default(), upstream, FakeDirectory::new(known())).await;
     for _ in 0..3 {
         assert_status(&agent.ask(GET).await, 503);
     }

@@ -16,12 +16,13 @@ use crate::config::Config;
 use crate::net::portal::Portal;
 use crate::process::supervisor::CriticalTasks;
 use crate::proxy::metrics::Metrics;
-use crate::proxy::{self, ClientLookup, Proxy, Upstream};
+use crate::proxy::{self, ClientDirectory, ClientLookup, Proxy, Upstream};
 
 /// The running listeners and their upstream.
 pub(super) struct DataPlane {
     stop: CancellationToken,
     guests: TaskTracker,
+    proxy: Arc<Proxy>,
     upstream: Arc<Upstream>,
     upstream_connections: TaskTracker,
     /// Its file stays until the last request is answered.
@@ -34,39 +35,35 @@ impl DataPlane {
         data: &Runtime,
         config: &Config,
         portal: &Portal,
-        directory: impl proxy::Directory,
-        metrics: &Arc<Metrics>,
+        directory: Arc<dyn ClientDirectory>,
+        lookup: Arc<dyn ClientLookup>,
+        metrics: Arc<Metrics>,
         critical: &CriticalTasks,
     ) -> Result<Self> {
         let _on_data_runtime = data.enter();
         let (stop, guests, upstream_connections) =
             (CancellationToken::new(), TaskTracker::new(), TaskTracker::new());
         let upstream =
-            Upstream::new(config.upstream_config()?, Arc::clone(metrics), upstream_connections.clone())?;
+            Upstream::new(config.upstream_config()?, Arc::clone(&metrics), upstream_connections.clone())?;
         let upstream = Arc::new(upstream);
-        let proxy = Proxy::new(directory, Arc::clone(&upstream), config.proxy(), Arc::clone(metrics));
+        let proxy = Proxy::new(directory, lookup, Arc::clone(&upstream), config.proxy(), metrics);
         let listener = portal.listen(config.metadata_backlog)?;
         let listener = tokio::net::TcpListener::from_std(listener).context("watch the listener")?;
-        guests.spawn(
-            critical.task("the listener", proxy::serve(listener, proxy, stop.clone(), guests.clone())),
-        );
-        Ok(Self { stop, guests, upstream, upstream_connections, haproxy_socket: None })
+        let serving = proxy::serve_guests(listener, Arc::clone(&proxy), stop.clone(), guests.clone());
+        guests.spawn(critical.task("the listener", serving));
+        Ok(Self { stop, guests, proxy, upstream, upstream_connections, haproxy_socket: None })
     }
 
     /// Serves requests of haproxy as well.
     pub(super) fn serve_haproxies(
         &mut self,
         data: &Runtime,
-        config: &Config,
         mut socket: HaproxySocket,
-        callers: impl ClientLookup,
-        metrics: Arc<Metrics>,
         critical: &CriticalTasks,
     ) -> Result<()> {
         let _on_data_runtime = data.enter();
-        let proxy = Proxy::new(callers, Arc::clone(&self.upstream), config.proxy(), metrics);
-        let serving =
-            proxy::serve_haproxies(socket.listener()?, proxy, self.stop.clone(), self.guests.clone());
+        let (proxy, stop) = (Arc::clone(&self.proxy), self.stop.clone());
+        let serving = proxy::serve_haproxies(socket.listener()?, proxy, stop, self.guests.clone());
         self.guests.spawn(critical.task("the listener for haproxies", serving));
         self.haproxy_socket = Some(socket);
         Ok(())

@@ -20,8 +20,8 @@ use crate::attach::{Failures, Guests};
 use crate::config::Config;
 use crate::datapath::heartbeat;
 use crate::datapath::{Counters, Datapath, Hook, NetnsDatapaths, PortalLink};
+use crate::directory::Directory;
 use crate::directory::clients::{HostLookup, InventoryLookup, NeutronLookup};
-use crate::directory::{ClientDirectory, Directory};
 use crate::ids::MacAddress;
 use crate::inventory::Inventory;
 use crate::inventory::presence::Presence;
@@ -57,9 +57,10 @@ impl GuestService {
         let Inputs { inventory, presence, sources, metrics, namespaces } = inputs;
         let mut host = boot.open_host().await?;
         let auth = boot.open_secrets()?;
-        let directory = Arc::new(Directory::default());
+        let directory = Arc::new(Directory::new(client_mac(&host.counters)));
         let lookup = Arc::new(host_lookup(sources, &inventory, &auth));
-        let data_plane = boot.start_data_plane(&host, &directory, lookup, metrics, haproxy_socket)?;
+        let data_plane =
+            boot.start_data_plane(&host, Arc::clone(&directory), lookup, metrics, haproxy_socket)?;
         // Without a heartbeat, the first packets of the first guest would bypass the agent.
         let (heartbeat, beating) = boot.start_heartbeat(&mut host.datapath)?;
         let netns_datapaths =
@@ -150,18 +151,16 @@ impl Boot<'_> {
     fn start_data_plane(
         &self,
         host: &Host,
-        directory: &Arc<Directory>,
+        directory: Arc<Directory>,
         lookup: Arc<HostLookup>,
         metrics: Arc<Metrics>,
         haproxy_socket: Option<HaproxySocket>,
     ) -> Result<DataPlane> {
         let critical = &self.control.critical;
-        let seen = client_mac(&host.counters);
-        let clients = ClientDirectory::new(Arc::clone(directory), Arc::clone(&lookup), seen);
         let mut data_plane =
-            DataPlane::start(self.data, self.config, &host.portal, clients, &metrics, critical)?;
+            DataPlane::start(self.data, self.config, &host.portal, directory, lookup, metrics, critical)?;
         if let Some(socket) = haproxy_socket {
-            data_plane.serve_haproxies(self.data, self.config, socket, lookup, metrics, critical)?;
+            data_plane.serve_haproxies(self.data, socket, critical)?;
         }
         Ok(data_plane)
     }
@@ -235,9 +234,8 @@ fn client_mac(counters: &Arc<Counters>) -> impl Fn(&ClientAddress) -> Option<Mac
 /// Finds guests by network or router and address: in the inventory, and in Neutron if it is
 /// configured.
 fn host_lookup(sources: SourceHandles, inventory: &Arc<Inventory>, auth: &UpstreamAuth) -> HostLookup {
-    let local = InventoryLookup::new(Arc::clone(inventory), sources.states, auth.clone());
-    match sources.lookup {
-        None => HostLookup::Local(local),
-        Some(lookup) => HostLookup::Anywhere((local, NeutronLookup::new(lookup, auth.clone()))),
+    HostLookup {
+        inventory: InventoryLookup::new(Arc::clone(inventory), sources.states, auth.clone()),
+        neutron: sources.lookup.map(|lookup| NeutronLookup::new(lookup, auth.clone())),
     }
 }

@@ -1,9 +1,9 @@
-//! Whose requests Neutron's haproxies pass on: [`InventoryLookup`], as far as the inventory of this host tells, which knows ports
-//! by network and address, but no router, and no port of another host; and [`NeutronLookup`], as Neutron tells, for a guest
-//! of another host whose router, or whose DHCP server, is on this one.
+//! Finds clients by network or router and by address: those of haproxies, and guests behind a
+//! shared attachment.
 //!
-//! The local look-up has an index of its own, made of a snapshot when the first caller comes after it, so that nobody else pays
-//! for it.
+//! [`InventoryLookup`] knows the ports of this host by network and address. It knows neither
+//! routers nor ports of other hosts. [`NeutronLookup`] asks Neutron about those: the router or DHCP
+//! server of a guest on another host may be on this one.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -14,85 +14,118 @@ use tokio::sync::watch;
 use crate::directory::Owner;
 use crate::ids::{NetworkId, NetworkOrRouter};
 use crate::inventory::{Entry, Inventory, Port, Snapshot};
-use crate::proxy::{self, ClientQuery, LookupOutcome, PortMatch, UpstreamAuth};
+use crate::proxy::{ClientLookup, ClientQuery, LookupFuture, LookupOutcome, PortMatch, UpstreamAuth};
 use crate::sources::SourceState;
 use crate::sources::neutron::{self, Lookup, LookupQuery, LookupResult, PortSelector};
 
-/// The ports of this host, by where haproxies meet them.
+/// All look-ups that this host can make.
+#[derive(Debug)]
+pub struct HostLookup {
+    pub inventory: InventoryLookup,
+    /// Asked about clients that the inventory does not know.
+    pub neutron: Option<NeutronLookup>,
+}
+
+impl ClientLookup for HostLookup {
+    fn find<'a>(&'a self, query: &'a ClientQuery) -> LookupFuture<'a> {
+        Box::pin(async move {
+            let local = self.inventory.find(query);
+            match &self.neutron {
+                Some(neutron) => local.or_else(|| neutron.find(query)).await,
+                None => local,
+            }
+        })
+    }
+}
+
+/// Finds ports of this host.
 #[derive(Debug)]
 pub struct InventoryLookup {
     inventory: Arc<Inventory>,
     sources: Vec<watch::Receiver<SourceState>>,
-    introduction: UpstreamAuth,
+    auth: UpstreamAuth,
+    /// Built from a snapshot by the first look-up after it, so that it costs nothing else.
     index: ArcSwap<Index>,
 }
 
 impl InventoryLookup {
-    /// Looks into the inventory, which is complete once all sources are ready.
+    /// Creates a look-up in an inventory that is complete once all `sources` are ready.
     #[must_use]
     pub fn new(
         inventory: Arc<Inventory>,
         sources: Vec<watch::Receiver<SourceState>>,
-        introduction: UpstreamAuth,
+        auth: UpstreamAuth,
     ) -> Self {
-        Self { inventory, sources, introduction, index: ArcSwap::default() }
+        Self { inventory, sources, auth, index: ArcSwap::default() }
     }
 
-    /// What the index of the present snapshot has.
-    fn entries(&self, network: NetworkId, caller: &ClientQuery) -> Vec<Entry> {
+    fn find(&self, query: &ClientQuery) -> LookupOutcome {
+        let network = match query.scope {
+            NetworkOrRouter::Router(router) => {
+                tracing::debug!(%router, "the inventory does not know the networks of a router");
+                return self.not_found();
+            }
+            NetworkOrRouter::Network(network) => network,
+        };
+        match self.entries(network, query).as_slice() {
+            [] => self.not_found(),
+            [Entry::NoInstance(_)] => LookupOutcome::NotAnInstance,
+            [entry] => outcome(entry, &self.auth),
+            [_, _, ..] => LookupOutcome::Ambiguous,
+        }
+    }
+
+    fn entries(&self, network: NetworkId, query: &ClientQuery) -> Vec<Entry> {
         let snapshot = self.inventory.load();
         let mut index = self.index.load_full();
         if index.version != snapshot.version() {
-            index = Arc::new(Index::of(&snapshot));
+            index = Arc::new(Index::from_snapshot(&snapshot));
             self.index.store(Arc::clone(&index));
         }
-        caller.mark().and_then(|mark| index.entries.get(&(network, mark)).cloned()).unwrap_or_default()
+        let entries = query.port_match().and_then(|by| index.entries.get(&(network, by)).cloned());
+        entries.unwrap_or_default()
     }
 
-    /// Nobody is there, or is not told of yet.
-    fn absent(&self) -> LookupOutcome {
+    /// A port that is missing may still be reported by a source that is not ready.
+    fn not_found(&self) -> LookupOutcome {
         let complete = self.sources.iter().all(|source| source.borrow().ready);
         if complete { LookupOutcome::NotFound } else { LookupOutcome::Unavailable }
     }
 }
 
-impl proxy::ClientLookup for InventoryLookup {
-    fn find(&self, caller: &ClientQuery) -> impl Future<Output = LookupOutcome> + Send {
-        let found = match caller.scope {
-            NetworkOrRouter::Router(router) => {
-                tracing::debug!(%router, "no source knows the networks of a router");
-                self.absent()
-            }
-            NetworkOrRouter::Network(network) => match self.entries(network, caller).as_slice() {
-                [] => self.absent(),
-                [Entry::NoInstance(_)] => LookupOutcome::NotAnInstance,
-                [entry] => match Owner::from_entry(entry, &self.introduction).identity() {
-                    Some(identity) => LookupOutcome::Identified(Arc::clone(identity)),
-                    None => LookupOutcome::Unavailable,
-                },
-                [_, _, ..] => LookupOutcome::Ambiguous,
-            },
-        };
-        std::future::ready(found)
-    }
-}
-
-/// The ports that Neutron knows, wherever they are.
+/// Finds ports of any host, by a query to Neutron.
 #[derive(Debug)]
 pub struct NeutronLookup {
     lookup: Lookup,
-    introduction: UpstreamAuth,
+    auth: UpstreamAuth,
 }
 
 impl NeutronLookup {
-    /// Asks by this look-up.
     #[must_use]
-    pub fn new(lookup: Lookup, introduction: UpstreamAuth) -> Self {
-        Self { lookup, introduction }
+    pub fn new(lookup: Lookup, auth: UpstreamAuth) -> Self {
+        Self { lookup, auth }
     }
 
-    /// As Neutron's agent does it, the project is the port's.
-    fn found(&self, found: &neutron::InstancePort) -> LookupOutcome {
+    async fn find(&self, query: &ClientQuery) -> LookupOutcome {
+        let target = match query.port_match() {
+            Some(PortMatch::Address(address)) => PortSelector::Ip(address, query.mac),
+            Some(PortMatch::Mac(mac)) => PortSelector::Mac(mac),
+            None => return LookupOutcome::NotFound,
+        };
+        match self.lookup.find(LookupQuery { scope: query.scope, target }).await {
+            Ok(LookupResult::Instance(found)) => self.identify(&found),
+            Ok(LookupResult::NotAnInstance) => LookupOutcome::NotAnInstance,
+            Ok(LookupResult::NotFound) => LookupOutcome::NotFound,
+            Ok(LookupResult::Ambiguous) => LookupOutcome::Ambiguous,
+            Err(error) => {
+                tracing::debug!(%error, "client look-up in Neutron failed");
+                LookupOutcome::Unavailable
+            }
+        }
+    }
+
+    /// Uses the project of the port, as Neutron's metadata agent does.
+    fn identify(&self, found: &neutron::InstancePort) -> LookupOutcome {
         let port = Port {
             id: Some(found.port),
             device: None,
@@ -103,52 +136,18 @@ impl NeutronLookup {
             fixed_ips: found.fixed_ips.clone(),
             allowed_addresses: Vec::new(),
         };
-        match Owner::from_entry(&Entry::Agreed(Arc::new(port)), &self.introduction).identity() {
-            Some(identity) => LookupOutcome::Identified(Arc::clone(identity)),
-            None => LookupOutcome::Unavailable,
-        }
+        outcome(&Entry::Agreed(Arc::new(port)), &self.auth)
     }
 }
 
-impl proxy::ClientLookup for NeutronLookup {
-    async fn find(&self, caller: &ClientQuery) -> LookupOutcome {
-        let target = match caller.mark() {
-            Some(PortMatch::Address(address)) => PortSelector::Ip(address, caller.mac),
-            Some(PortMatch::Mac(mac)) => PortSelector::Mac(mac),
-            None => return LookupOutcome::NotFound,
-        };
-        match self.lookup.find(LookupQuery { scope: caller.scope, target }).await {
-            Ok(LookupResult::Instance(found)) => self.found(&found),
-            Ok(LookupResult::NotAnInstance) => LookupOutcome::NotAnInstance,
-            Ok(LookupResult::NotFound) => LookupOutcome::NotFound,
-            Ok(LookupResult::Ambiguous) => LookupOutcome::Ambiguous,
-            Err(error) => {
-                tracing::debug!(%error, "Neutron cannot tell who asks");
-                LookupOutcome::Unavailable
-            }
-        }
+fn outcome(entry: &Entry, auth: &UpstreamAuth) -> LookupOutcome {
+    match Owner::from_entry(entry, auth).identity() {
+        Some(identity) => LookupOutcome::Identified(Arc::clone(identity)),
+        None => LookupOutcome::Unavailable,
     }
 }
 
-/// As much as can be known on this host.
-#[derive(Debug)]
-pub enum HostLookup {
-    /// Without Neutron.
-    Local(InventoryLookup),
-    /// With Neutron, which is asked of whomever this host does not know.
-    Anywhere((InventoryLookup, NeutronLookup)),
-}
-
-impl proxy::ClientLookup for HostLookup {
-    async fn find(&self, caller: &ClientQuery) -> LookupOutcome {
-        match self {
-            Self::Local(local) => local.find(caller).await,
-            Self::Anywhere(both) => both.find(caller).await,
-        }
-    }
-}
-
-/// The ports of one snapshot. A disputed one has no address that could be believed.
+/// The ports of one snapshot, without disputed ones, whose addresses are not trustworthy.
 #[derive(Debug, Default)]
 struct Index {
     version: u64,
@@ -156,7 +155,7 @@ struct Index {
 }
 
 impl Index {
-    fn of(snapshot: &Snapshot) -> Self {
+    fn from_snapshot(snapshot: &Snapshot) -> Self {
         let mut index = Self { version: snapshot.version(), entries: HashMap::new() };
         for entry in snapshot.unordered() {
             let (network, mac, addresses) = match entry {
@@ -168,8 +167,8 @@ impl Index {
             };
             let Some(network) = network else { continue };
             let addresses = addresses.iter().copied().map(PortMatch::Address);
-            for mark in addresses.chain(mac.map(PortMatch::Mac)) {
-                index.entries.entry((network, mark)).or_default().push(entry.clone());
+            for by in addresses.chain(mac.map(PortMatch::Mac)) {
+                index.entries.entry((network, by)).or_default().push(entry.clone());
             }
         }
         index
@@ -180,7 +179,7 @@ impl Index {
 mod tests {
     use super::*;
     use crate::inventory::{DeviceOwner, Event, PortRecord, SourceKind};
-    use crate::proxy::{ClientLookup as _, NetworkHeader, Signer};
+    use crate::proxy::{NetworkHeader, Signer};
     use crate::sources::Reporter;
     use tokio::sync::mpsc;
     use tokio_util::sync::CancellationToken;
@@ -203,70 +202,69 @@ mod tests {
         }
     }
 
-    async fn callers(ports: Vec<PortRecord>, introduction: UpstreamAuth) -> InventoryLookup {
+    async fn inventory_lookup(ports: Vec<PortRecord>, auth: UpstreamAuth) -> InventoryLookup {
         let (inventory, publisher) = Inventory::new();
         let (events, queue) = mpsc::channel(1);
         let event = Event { source: SourceKind::StaticFile, key: "f".to_owned(), ports };
         events.send(event).await.unwrap();
         drop(events);
         publisher.run(queue, CancellationToken::new()).await;
-        InventoryLookup::new(inventory, Vec::new(), introduction)
+        InventoryLookup::new(inventory, Vec::new(), auth)
     }
 
     async fn signed(ports: impl IntoIterator<Item = PortRecord>) -> InventoryLookup {
-        callers(ports.into_iter().collect(), UpstreamAuth::Signed(Signer::new("secret".into()))).await
+        inventory_lookup(ports.into_iter().collect(), UpstreamAuth::Signed(Signer::new("secret".into())))
+            .await
     }
 
-    async fn found(callers: &InventoryLookup, network: &str, address: &str) -> String {
+    fn found(lookup: &InventoryLookup, network: &str, address: &str) -> String {
         let scope = NetworkOrRouter::Network(network.parse().unwrap());
-        match callers.find(&ClientQuery { scope, address: address.parse().unwrap(), mac: None }).await {
+        match lookup.find(&ClientQuery { scope, address: address.parse().unwrap(), mac: None }) {
             LookupOutcome::Identified(identity) => {
                 identity.instance().map_or("network".to_owned(), |id| id.to_string())
             }
-            nobody @ (LookupOutcome::NotFound
+            other @ (LookupOutcome::NotFound
             | LookupOutcome::Ambiguous
             | LookupOutcome::NotAnInstance
-            | LookupOutcome::Unavailable) => {
-                format!("{nobody:?}")
-            }
+            | LookupOutcome::Unavailable) => format!("{other:?}"),
         }
     }
 
     #[tokio::test]
-    async fn two_ports_with_one_address_are_told_apart_by_their_networks() {
+    async fn ports_with_one_address_differ_by_their_networks() {
         let red = Port { mac: Some(MAC.parse().unwrap()), ..port(1, RED, "10.0.0.5") };
         let blue = port(2, BLUE, "10.0.0.5");
-        let callers = signed([red.clone().into(), blue.clone().into()]).await;
-        assert_eq!(found(&callers, RED, "10.0.0.5").await, red.instance.to_string());
-        assert_eq!(found(&callers, BLUE, "10.0.0.5").await, blue.instance.to_string());
-        assert_eq!(found(&callers, RED, LINK_LOCAL).await, red.instance.to_string());
+        let lookup = signed([red.clone().into(), blue.clone().into()]).await;
+        assert_eq!(found(&lookup, RED, "10.0.0.5"), red.instance.to_string());
+        assert_eq!(found(&lookup, BLUE, "10.0.0.5"), blue.instance.to_string());
+        assert_eq!(found(&lookup, RED, LINK_LOCAL), red.instance.to_string());
         for (network, address) in [(BLUE, LINK_LOCAL), (RED, "10.0.0.6"), (RED, "fe80::1")] {
-            assert_eq!(found(&callers, network, address).await, "NotFound", "{network} {address}");
+            assert_eq!(found(&lookup, network, address), "NotFound", "{network} {address}");
         }
     }
 
     #[tokio::test]
-    async fn neither_two_of_a_kind_nor_half_a_port_is_guessed() {
+    async fn ambiguous_and_incomplete_ports_are_not_guessed() {
         let twice = [port(1, RED, "10.0.0.5").into(), port(2, RED, "10.0.0.5").into()];
-        assert_eq!(found(&signed(twice).await, RED, "10.0.0.5").await, "Ambiguous");
+        assert_eq!(found(&signed(twice).await, RED, "10.0.0.5"), "Ambiguous");
         let half = PortRecord { tenant: None, ..port(1, RED, "10.0.0.5").into() };
-        assert_eq!(found(&signed([half.clone()]).await, RED, "10.0.0.5").await, "Unavailable");
+        assert_eq!(found(&signed([half.clone()]).await, RED, "10.0.0.5"), "Unavailable");
         let router = PortRecord { device_owner: DeviceOwner::new("network:dhcp"), ..half.clone() };
-        assert_eq!(found(&signed([router]).await, RED, "10.0.0.5").await, "NotAnInstance");
-        let forwarded = callers(vec![half], UpstreamAuth::ByNetwork(NetworkHeader::Neutron)).await;
-        assert_eq!(found(&forwarded, RED, "10.0.0.5").await, "network");
+        assert_eq!(found(&signed([router]).await, RED, "10.0.0.5"), "NotAnInstance");
+        let forwarded = inventory_lookup(vec![half], UpstreamAuth::ByNetwork(NetworkHeader::Neutron)).await;
+        assert_eq!(found(&forwarded, RED, "10.0.0.5"), "network");
     }
 
     #[tokio::test]
-    async fn nobody_is_an_answer_only_once_all_sources_have_spoken() {
-        let mut callers = signed([]).await;
+    async fn not_found_needs_all_sources_to_be_ready() {
+        let mut lookup = signed([]).await;
         let (_reporter, state) = Reporter::new(SourceKind::Libvirt);
-        callers.sources.push(state);
-        assert_eq!(found(&callers, RED, "10.0.0.5").await, "Unavailable");
-        callers.sources.clear();
-        assert_eq!(found(&callers, RED, "10.0.0.5").await, "NotFound");
+        lookup.sources.push(state);
+        assert_eq!(found(&lookup, RED, "10.0.0.5"), "Unavailable");
+        lookup.sources.clear();
+        assert_eq!(found(&lookup, RED, "10.0.0.5"), "NotFound");
         let router = NetworkOrRouter::Router(RED.parse().unwrap());
-        let caller = ClientQuery { scope: router, address: "10.0.0.5".parse().unwrap(), mac: None };
-        assert!(matches!(callers.find(&caller).await, LookupOutcome::NotFound));
+        let query = ClientQuery { scope: router, address: "10.0.0.5".parse().unwrap(), mac: None };
+        assert!(matches!(lookup.find(&query), LookupOutcome::NotFound));
     }
 }

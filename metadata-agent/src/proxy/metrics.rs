@@ -1,4 +1,5 @@
-//! What the proxy counts: typed families, registered once, handed down. No global, no instance id as a label.
+//! Metrics of the proxy. They are registered once and passed down. No metric is global, and no
+//! label is an instance id.
 
 use std::time::Duration;
 
@@ -10,122 +11,96 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Registry, Unit};
 
-/// Upper bounds in seconds: from an answer out of a warm pool to the legacy path's time-outs and Nova's own.
+/// Upper bounds in seconds, from a response over a pooled connection to the time-outs of Nova and
+/// of the legacy path.
 const DURATION_BUCKETS: [f64; 13] =
     [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 5.0, 30.0, 60.0];
 
-/// The HTTP status a guest received; 499 is a guest that left before its answer.
+/// The HTTP status that the guest received. 499 means that the guest left before the response.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub struct CodeLabels {
+pub(crate) struct CodeLabels {
     code: u16,
 }
 
-/// A variant of the closed set of upstream errors.
+/// The label of an `UpstreamError`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub struct ErrorLabels {
+pub(crate) struct ErrorLabels {
     error: &'static str,
 }
 
-/// A variant of the closed set of reasons to refuse.
+/// The label of a `Rejection`, or of a connection limit.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub struct ReasonLabels {
+pub(crate) struct ReasonLabels {
     reason: &'static str,
 }
 
-/// How a wait for an identity ended.
+/// The end of a wait for an identity.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub struct OutcomeLabels {
+pub(crate) struct OutcomeLabels {
     outcome: &'static str,
 }
 
-/// The proxy's metrics.
-#[derive(Debug)]
-pub struct Metrics {
-    requests: Family<CodeLabels, Counter>,
-    request_duration: Histogram,
-    upstream_errors: Family<ErrorLabels, Counter>,
-    upstream_connections: Counter,
-    upstream_retries: Counter,
-    upstream_forbidden: Counter,
-    rejected_requests: Family<ReasonLabels, Counter>,
-    rejected_connections: Family<ReasonLabels, Counter>,
-    connections: Counter,
-    connections_open: Gauge,
-    accept_errors: Counter,
-    identity_holds: Family<OutcomeLabels, Counter>,
+macro_rules! metrics {
+    ($($(#[doc = $help:literal])+ $name:ident: $type:ty = $new:expr $(, $unit:expr)?;)+) => {
+        /// The proxy's metrics.
+        #[derive(Debug)]
+        pub struct Metrics {
+            $($name: $type,)+
+        }
+
+        impl Metrics {
+            /// Creates the metrics and registers them with the prefix `metadata`.
+            #[must_use]
+            pub fn register(registry: &mut Registry) -> Self {
+                let metrics = Self { $($name: $new,)+ };
+                let registry = registry.sub_registry_with_prefix("metadata");
+                $(register!(
+                    registry, stringify!($name), concat!($($help),+).trim(), metrics.$name.clone() $(, $unit)?
+                );)+
+                metrics
+            }
+        }
+    };
+}
+
+macro_rules! register {
+    ($registry:ident, $name:expr, $help:expr, $metric:expr) => {
+        $registry.register($name, $help, $metric)
+    };
+    ($registry:ident, $name:expr, $help:expr, $metric:expr, $unit:expr) => {
+        $registry.register_with_unit($name, $help, $unit, $metric)
+    };
+}
+
+// The doc comment of each metric is its help text.
+metrics! {
+    /// Requests by the status that the guest received
+    requests: Family<CodeLabels, Counter> = Family::default();
+    /// Time from a request's head to the last byte of its response
+    request_duration: Histogram = Histogram::new(DURATION_BUCKETS), Unit::Seconds;
+    /// Failed requests to Nova, by error
+    upstream_errors: Family<ErrorLabels, Counter> = Family::default();
+    /// Connections opened to Nova
+    upstream_connections: Counter = Counter::default();
+    /// Requests sent again because a pooled connection had been closed
+    upstream_retries: Counter = Counter::default();
+    /// Responses 403 of Nova, which mean that the shared secrets differ
+    upstream_forbidden: Counter = Counter::default();
+    /// Requests rejected without a request to Nova, by reason
+    rejected_requests: Family<ReasonLabels, Counter> = Family::default();
+    /// Connections closed without an HTTP response, by reason
+    rejected_connections: Family<ReasonLabels, Counter> = Family::default();
+    /// Connections accepted from guests
+    connections: Counter = Counter::default();
+    /// Open guest connections
+    connections_open: Gauge = Gauge::default();
+    /// Connections that could not be accepted
+    accept_errors: Counter = Counter::default();
+    /// Requests that waited for the identity of their port, by outcome
+    identity_holds: Family<OutcomeLabels, Counter> = Family::default();
 }
 
 impl Metrics {
-    /// Makes the families and registers them.
-    #[must_use]
-    pub fn register(registry: &mut Registry) -> Self {
-        let metrics = Self {
-            requests: Family::default(),
-            request_duration: Histogram::new(DURATION_BUCKETS),
-            upstream_errors: Family::default(),
-            upstream_connections: Counter::default(),
-            upstream_retries: Counter::default(),
-            upstream_forbidden: Counter::default(),
-            rejected_requests: Family::default(),
-            rejected_connections: Family::default(),
-            connections: Counter::default(),
-            connections_open: Gauge::default(),
-            accept_errors: Counter::default(),
-            identity_holds: Family::default(),
-        };
-        let registry = registry.sub_registry_with_prefix("metadata");
-        registry.register("requests", "Requests by the status the guest received", metrics.requests.clone());
-        registry.register_with_unit(
-            "request_duration",
-            "From a request's head to the last byte of its answer",
-            Unit::Seconds,
-            metrics.request_duration.clone(),
-        );
-        registry.register(
-            "upstream_errors",
-            "Failures on the way to Nova and back",
-            metrics.upstream_errors.clone(),
-        );
-        registry.register(
-            "upstream_connections",
-            "Connections opened to Nova",
-            metrics.upstream_connections.clone(),
-        );
-        registry.register(
-            "upstream_retries",
-            "Requests sent again because a pooled connection had gone stale",
-            metrics.upstream_retries.clone(),
-        );
-        registry.register(
-            "upstream_forbidden",
-            "Answers 403 of Nova: the shared secrets differ",
-            metrics.upstream_forbidden.clone(),
-        );
-        registry.register(
-            "rejected_requests",
-            "Requests answered without asking Nova",
-            metrics.rejected_requests.clone(),
-        );
-        registry.register(
-            "rejected_connections",
-            "Connections closed without an HTTP answer",
-            metrics.rejected_connections.clone(),
-        );
-        registry.register("connections", "Connections accepted from guests", metrics.connections.clone());
-        registry.register("connections_open", "Guest connections now open", metrics.connections_open.clone());
-        registry.register(
-            "accept_errors",
-            "Connections that could not be accepted",
-            metrics.accept_errors.clone(),
-        );
-        registry.register(
-            "identity_holds",
-            "Requests that waited for their port's identity, by how the wait ended",
-            metrics.identity_holds.clone(),
-        );
-        metrics
-    }
-
     pub(crate) fn request(&self, code: StatusCode, duration: Duration) {
         self.requests.get_or_create(&CodeLabels { code: code.as_u16() }).inc();
         self.request_duration.observe(duration.as_secs_f64());
@@ -163,7 +138,7 @@ impl Metrics {
         self.identity_holds.get_or_create(&OutcomeLabels { outcome }).inc();
     }
 
-    /// Counts a connection as open for as long as the guard lives.
+    /// Counts a connection as open until the guard is dropped.
     pub(crate) fn connection_opened(&self) -> OpenConnection {
         self.connections.inc();
         self.connections_open.inc();
@@ -171,7 +146,6 @@ impl Metrics {
     }
 }
 
-/// One open guest connection.
 #[derive(Debug)]
 pub(crate) struct OpenConnection(Gauge);
 

@@ -1,85 +1,78 @@
 //! The HTTP proxy between guests and Nova's metadata API.
 //!
-//! In: connections whose peer is an identity address, a [`Directory`] that knows who is behind it. Out: each request
-//! to Nova with headers that prove the instance, each answer back byte for byte. Who asks is decided by the
-//! connection alone, never by anything a guest writes on it.
+//! In: connections whose peer is an identity address, and a [`ClientDirectory`] that knows the port
+//! behind it. Out: each request to Nova with headers that prove the instance, each response back
+//! byte for byte. The connection alone identifies a guest; nothing that a guest writes on it can.
 //!
-//! For sites that go step by step either end may still be Neutron's: its metadata agent in Nova's place, or its haproxies in
-//! the guests', who say on a unix socket of their own whom each request is from.
+//! During a step-by-step migration, either end may still be Neutron's: its metadata agent in Nova's
+//! place, or its haproxies in the guests'. A haproxy connects to a unix socket and names the client
+//! in each request.
 //!
-//! One request, in the order of the files: [`server`] accepts, [`limits`] admits, [`connection`] keeps the deadlines
-//! with the help of [`pulse`] and [`fragment`], [`service`] answers: [`target`], [`rate`], [`peer`], [`identify`] or
-//! [`caller`], [`requester`], [`headers`] and [`sign`], [`upstream`], [`relay`]. What goes wrong is a [`fault`]; what went
-//! on is an [`exchange`]. [`probe`] asks Nova for nobody.
+//! One request passes four rooms:
+//!
+//! - [`downstream`] accepts and admits connections, and enforces their time-outs and rate limits.
+//! - [`client`] identifies the client.
+//! - [`request`] checks the request, forwards it and relays the response. [`request::handler`]
+//!   shows the phases in order.
+//! - [`upstream`] sends to Nova, or to Neutron's metadata agent, over pooled connections.
+//!
+//! The proxy imports nothing of the kernel side, the inventory, the sources or the configuration.
 
-mod caller;
-mod connection;
-mod endpoint;
-mod exchange;
-mod fault;
-mod fragment;
-mod headers;
-mod identify;
-mod limits;
+mod client;
+mod downstream;
+mod log_throttle;
 pub mod metrics;
-mod peer;
-mod pool;
-mod probe;
-mod pulse;
-mod rate;
-mod relay;
-mod requester;
-mod seldom;
-mod server;
-mod service;
-mod shared;
-mod sign;
-mod target;
-mod tls;
-mod unix;
+mod request;
 mod upstream;
 
+use std::sync::Arc;
 use std::time::Duration;
 
-pub use caller::{ClientLookup, ClientQuery, LookupOutcome, PortMatch};
-pub use connection::GuestStream;
-pub use endpoint::{Endpoint, EndpointError, Scheme};
-pub use identify::{Directory, LookupState};
-pub use probe::{ProbeError, TlsErrorKind, probe};
-pub use rate::{RateLimit, RateWindow};
-pub use requester::{ClientIdentity, NetworkHeader, UpstreamAuth};
-pub use server::{serve, serve_haproxies};
-pub use shared::Proxy;
-pub use sign::Signer;
-pub use tls::{ClientCertificate, TlsConfig, TlsSetupError};
-pub use upstream::{Upstream, UpstreamConfig, UpstreamSetupError};
+use hyper::server::conn::http1;
 
-/// Limits and deadlines on the guests' side.
+pub use client::{
+    ClientDirectory, ClientIdentity, ClientLookup, ClientQuery, LookupFuture, LookupOutcome, LookupState,
+    NetworkHeader, PortMatch, Signer, UpstreamAuth,
+};
+pub use downstream::{ClientStream, RateLimit, RateWindow, serve_guests, serve_haproxies};
+pub use upstream::{
+    ClientCertificate, Endpoint, EndpointError, ProbeError, Scheme, TlsConfig, TlsErrorKind, TlsSetupError,
+    Upstream, UpstreamConfig, UpstreamSetupError, probe,
+};
+
+use client::ClientResolver;
+use downstream::PortRates;
+use log_throttle::LogThrottle;
+use metrics::Metrics;
+
+/// hyper's buffer for reading and writing. hyper takes none below 8 KiB.
+const BUFFER: usize = 64 * 1024;
+
+/// Limits and time-outs on the clients' side.
 #[derive(Debug, Clone)]
 pub struct ProxyConfig {
-    /// Largest request line and headers, in bytes; more is answered with 431.
+    /// Largest request line and headers, in bytes. Larger ones are answered with 431.
     pub request_head_limit: usize,
-    /// Largest request body, in bytes; more is answered with 413.
+    /// Largest request body, in bytes. Larger ones are answered with 413.
     pub request_body_limit: usize,
-    /// From the first byte of a request to the end of its headers; 408 after that.
+    /// Time from the first byte of a request to the end of its headers; 408 after that.
     pub request_head_timeout: Duration,
-    /// From the end of the headers to the end of the body; 408 after that.
+    /// Time from the end of the headers to the end of the body; 408 after that.
     pub request_body_timeout: Duration,
-    /// How long a connection may stay open between requests; closed without a word after that.
+    /// How long a connection may stay open between requests. It is then closed without a response.
     pub keep_alive_timeout: Duration,
-    /// How long a guest may leave its answer unread; the connection is reset after that.
+    /// How long a guest may leave its response unread. The connection is then reset.
     pub write_timeout: Duration,
     /// How long a request waits for its port to become known.
     pub identity_hold: Duration,
-    /// How long after its attachment appeared a port may stay unknown before it counts as no instance.
+    /// How long after its attachment a port may stay unknown before it counts as not an instance.
     pub identity_grace: Duration,
     /// How long requests in flight may take after the agent was told to stop.
     pub drain_timeout: Duration,
     /// Open connections of one attachment.
     pub connections_per_attachment: u32,
-    /// Open connections of all guests together, the first few of each aside.
+    /// Open connections of all guests together, not counting the first few of each.
     pub connections: u32,
-    /// How often each attachment may ask, if that is limited.
     pub rate_limit: Option<RateLimit>,
 }
 
@@ -100,4 +93,53 @@ impl Default for ProxyConfig {
             rate_limit: None,
         }
     }
+}
+
+/// State that the connections of both listeners share.
+#[derive(Debug)]
+pub struct Proxy {
+    clients: ClientResolver,
+    upstream: Arc<Upstream>,
+    config: ProxyConfig,
+    metrics: Arc<Metrics>,
+    http: http1::Builder,
+    rates: Option<PortRates>,
+    signature_log: LogThrottle,
+    upstream_log: LogThrottle,
+}
+
+impl Proxy {
+    #[must_use]
+    pub fn new(
+        directory: Arc<dyn ClientDirectory>,
+        lookup: Arc<dyn ClientLookup>,
+        upstream: Arc<Upstream>,
+        config: ProxyConfig,
+        metrics: Arc<Metrics>,
+    ) -> Arc<Self> {
+        Arc::new(Self {
+            clients: ClientResolver::new(directory, lookup, &config, Arc::clone(&metrics)),
+            upstream,
+            http: http_settings(&config),
+            rates: config.rate_limit.clone().map(PortRates::new),
+            config,
+            metrics,
+            signature_log: LogThrottle::new(),
+            upstream_log: LogThrottle::new(),
+        })
+    }
+}
+
+fn http_settings(config: &ProxyConfig) -> http1::Builder {
+    let mut http = http1::Builder::new();
+    http
+        // Many clients close their side once they have sent the request.
+        .half_close(true)
+        .max_header_size(config.request_head_limit)
+        .max_buf_size(BUFFER.max(config.request_head_limit))
+        // `downstream::connection` enforces this time-out itself.
+        .header_read_timeout(None)
+        // Nova's headers pass unchanged.
+        .auto_date_header(false);
+    http
 }

@@ -1,4 +1,4 @@
-//! What Nova answers, and what of it the guest sees.
+//! Nova's responses, and what the guest sees of them.
 
 use std::io::Write;
 
@@ -6,7 +6,7 @@ use tokio::io::AsyncReadExt;
 
 use crate::rig::*;
 
-/// Asks on one connection with keep-alive and once more, to see that the answer ended where it should.
+/// Sends the request twice on one connection, which shows that the response ended where it should.
 async fn relayed(nova: Vec<u8>, request: &str, size: usize) -> Vec<u8> {
     let nova = Nova::saying(nova).await;
     let agent = Agent::before(&nova).await;
@@ -36,7 +36,7 @@ fn lower_names(answer: &str) -> String {
 }
 
 #[tokio::test]
-async fn every_status_and_empty_bodies_pass_as_they_are() {
+async fn every_status_passes_unchanged_with_and_without_body() {
     for line in [
         "200 OK",
         "201 Created",
@@ -72,7 +72,7 @@ async fn every_status_and_empty_bodies_pass_as_they_are() {
 }
 
 #[tokio::test]
-async fn answers_without_a_body_have_none() {
+async fn responses_without_a_body_have_none() {
     for (request, answer) in [
         ("HEAD / HTTP/1.1\r\n\r\n", "HTTP/1.1 200 OK\r\ncontent-length: 1234\r\n\r\n"),
         (GET, "HTTP/1.1 204 No Content\r\nx: y\r\n\r\n"),
@@ -99,7 +99,7 @@ async fn binary_and_compressed_bodies_pass_byte_for_byte() {
 }
 
 #[tokio::test]
-async fn chunked_answers_stay_whole_and_the_hop_ends_here() {
+async fn chunked_responses_pass_without_hop_by_hop_headers() {
     let nova = Nova::saying(
         "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nConnection: keep-alive, X-Hop\r\nX-Hop: 1\r\n\
          Keep-Alive: timeout=5\r\nTrailer: X-Sum\r\n\r\n3\r\nabc\r\n2\r\nde\r\n0\r\nX-Sum: 1\r\n\r\n",
@@ -120,7 +120,7 @@ async fn chunked_answers_stay_whole_and_the_hop_ends_here() {
 }
 
 #[tokio::test]
-async fn an_answer_that_ends_with_its_connection_is_relayed() {
+async fn a_response_that_ends_with_its_connection_is_relayed() {
     let nova =
         Nova::start(|_, _, _| Act::SayAndClose(b"HTTP/1.0 200 OK\r\n\r\nuntil the end".to_vec())).await;
     let agent = Agent::before(&nova).await;

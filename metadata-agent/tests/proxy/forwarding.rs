@@ -1,4 +1,5 @@
-//! Neutron's metadata agent in Nova's place: told what its haproxies would tell it, and no more often than it can bear.
+//! Neutron's metadata agent in Nova's place. It gets the headers that its haproxies would send, and
+//! no more requests at once than it can handle.
 
 use std::io::ErrorKind;
 use std::path::PathBuf;
@@ -14,7 +15,7 @@ use tokio::sync::mpsc;
 use crate::rig::*;
 
 const NETWORK: &str = "11111111-1111-4111-8111-111111111111";
-/// As `socketserver.TCPServer` has it.
+/// As in `socketserver.TCPServer`.
 const LEGACY_BACKLOG: u32 = 5;
 
 struct Site {
@@ -33,9 +34,9 @@ impl Site {
     }
 
     async fn agent(&self, change: impl FnOnce(UpstreamConfig) -> UpstreamConfig) -> Agent {
-        let desk = Desk::with(on_network(&["10.0.0.5"], NetworkHeader::Neutron));
+        let directory = FakeDirectory::new(on_network(&["10.0.0.5"], NetworkHeader::Neutron));
         let upstream = change(UpstreamConfig::neutron_agent(&self.socket, 6));
-        Agent::with(ProxyConfig::default(), upstream, desk).await
+        Agent::with(ProxyConfig::default(), upstream, directory).await
     }
 }
 
@@ -44,7 +45,7 @@ fn on_network(fixed_ips: &[&str], header: NetworkHeader) -> LookupState {
     LookupState::Known(Arc::new(ClientIdentity::on_network(NETWORK.parse().unwrap(), fixed_ips, header)))
 }
 
-/// A request's head, without its first line, in order of names.
+/// Returns the headers of a request, sorted by name.
 fn headers(request: &str) -> Vec<String> {
     let head = request.split("\r\n\r\n").next().unwrap();
     let mut lines: Vec<_> = head.lines().skip(1).map(str::to_lowercase).collect();
@@ -53,7 +54,7 @@ fn headers(request: &str) -> Vec<String> {
 }
 
 #[tokio::test]
-async fn it_is_told_the_network_and_the_address_and_nothing_that_the_guest_says() {
+async fn neutron_agent_gets_only_network_and_address() {
     let site = Site::new();
     let mut legacy = site.legacy(|_, _, _| Act::SayAndClose(OK.into()));
     let agent = site.agent(|config| config).await;
@@ -82,12 +83,12 @@ async fn it_is_told_the_network_and_the_address_and_nothing_that_the_guest_says(
 }
 
 #[tokio::test]
-async fn ovns_agent_has_a_header_of_its_own() {
+async fn ovn_agent_gets_its_own_header() {
     let site = Site::new();
     let mut legacy = site.legacy(|_, _, _| Act::SayAndClose(OK.into()));
-    let desk = Desk::with(on_network(&[], NetworkHeader::Ovn));
+    let directory = FakeDirectory::new(on_network(&[], NetworkHeader::Ovn));
     let agent =
-        Agent::with(ProxyConfig::default(), UpstreamConfig::neutron_agent(&site.socket, 6), desk).await;
+        Agent::with(ProxyConfig::default(), UpstreamConfig::neutron_agent(&site.socket, 6), directory).await;
     assert_status(&agent.ask(GET).await, 200);
     let asked = headers(&legacy.next_text().await);
     assert!(asked.contains(&format!("x-ovn-network-id: {NETWORK}")), "{asked:?}");
@@ -109,7 +110,7 @@ async fn every_request_has_a_connection_of_its_own() {
 }
 
 #[tokio::test]
-async fn its_answers_pass_as_they_are() {
+async fn responses_of_the_agent_pass_unchanged() {
     for status in [200, 204, 302, 400, 403, 404, 409, 429, 500, 503, 504] {
         let site = Site::new();
         let body = if status == 204 { "" } else { "x" };
@@ -129,10 +130,10 @@ async fn its_answers_pass_as_they_are() {
 }
 
 #[tokio::test]
-async fn an_agent_that_is_down_means_come_back() {
+async fn an_agent_that_is_down_gives_503() {
     let site = Site::new();
     let agent = site.agent(|config| config).await;
-    // No file, and then a file that nobody listens on.
+    // First there is no file, then a file without a listener.
     for leftover in [false, true] {
         if leftover {
             drop(UnixListener::bind(&site.socket).unwrap());
@@ -145,7 +146,7 @@ async fn an_agent_that_is_down_means_come_back() {
 }
 
 #[tokio::test]
-async fn a_hung_agent_is_504() {
+async fn a_hung_agent_gives_504() {
     let site = Site::new();
     let mut legacy = site.legacy(|_, _, _| Act::SayAndHang(Vec::new()));
     let agent =
@@ -155,7 +156,7 @@ async fn a_hung_agent_is_504() {
     agent.assert_counted("metadata_upstream_errors_total{error=\"answer_timeout\"} 1");
 }
 
-/// An agent that answers a connection when it is told to.
+/// An agent that answers a connection on demand.
 struct Serial {
     arrived: mpsc::UnboundedReceiver<tokio::net::UnixStream>,
 }
@@ -183,7 +184,7 @@ async fn answer(mut stream: tokio::net::UnixStream) {
 }
 
 #[tokio::test]
-async fn no_more_requests_are_under_way_than_it_takes_and_the_others_have_their_turn() {
+async fn excess_requests_wait_for_their_turn() {
     let site = Site::new();
     let mut legacy = Serial::start(&site);
     let agent = site.agent(|config| UpstreamConfig { waiting_requests: Some(2), ..config }).await;
@@ -194,7 +195,7 @@ async fn no_more_requests_are_under_way_than_it_takes_and_the_others_have_their_
         guests.push(guest);
     }
     let held = [legacy.next().await, legacy.next().await];
-    // Once one is answered the third comes: if there were no limit, it would have come before that.
+    // Only the response to one lets the third request through, which proves the limit.
     assert!(legacy.arrived.is_empty());
     for stream in held {
         assert!(legacy.arrived.is_empty(), "a third request came before there was room");
@@ -208,7 +209,7 @@ async fn no_more_requests_are_under_way_than_it_takes_and_the_others_have_their_
 }
 
 #[tokio::test]
-async fn a_turn_that_does_not_come_means_come_back() {
+async fn a_request_that_waits_too_long_gets_503() {
     let site = Site::new();
     let mut legacy = Serial::start(&site);
     let limits = |config| UpstreamConfig {
@@ -229,7 +230,7 @@ async fn a_turn_that_does_not_come_means_come_back() {
 }
 
 #[tokio::test]
-async fn a_guest_that_reads_slowly_keeps_no_place() {
+async fn a_slow_reader_holds_no_request_slot() {
     let site = Site::new();
     let _legacy = site.legacy(|connection, _, _| match connection {
         0 => Act::SayAndHang(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhalf".to_vec()),
@@ -250,7 +251,7 @@ async fn a_full_accept_queue_is_waited_for() {
     let socket = tokio::net::UnixSocket::new_stream().unwrap();
     socket.bind(&site.socket).unwrap();
     let listener = socket.listen(LEGACY_BACKLOG).unwrap();
-    // Haproxies that still run fill it.
+    // Connections of haproxies fill the queue.
     let mut others = Vec::new();
     let full = loop {
         match tokio::net::UnixStream::connect(&site.socket).await {

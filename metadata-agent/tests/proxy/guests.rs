@@ -1,4 +1,4 @@
-//! What a guest sends, and what of it Nova sees.
+//! Requests of guests, and what Nova sees of them.
 
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ fn config() -> ProxyConfig {
 }
 
 #[tokio::test]
-async fn nova_is_told_exactly_this() {
+async fn upstream_request_has_exactly_these_bytes() {
     let mut nova = Nova::saying(OK).await;
     let agent = Agent::before(&nova).await;
     agent.ask("GET //latest//a%2fb%20c/?x=1&y=%41 HTTP/1.1\r\nHost: x\r\nUser-Agent: curl\r\n\r\n").await;
@@ -160,12 +160,12 @@ async fn a_body_arrives_whole_however_it_is_sent() {
 }
 
 #[tokio::test]
-async fn a_body_may_have_its_limit_and_no_more() {
+async fn a_body_may_reach_its_limit_but_not_exceed_it() {
     let mut nova = Nova::saying(OK).await;
     let agent = Agent::with(
         ProxyConfig { request_body_limit: 100, ..config() },
         upstream(nova.port),
-        Desk::with(known()),
+        FakeDirectory::new(known()),
     )
     .await;
     let chunked = |n: usize| {
@@ -187,7 +187,7 @@ async fn a_body_may_have_its_limit_and_no_more() {
 }
 
 #[tokio::test]
-async fn an_expected_100_comes_only_for_a_body_that_is_wanted() {
+async fn expect_continue_is_answered_only_for_an_allowed_body() {
     let mut nova = Nova::saying(OK).await;
     let agent = Agent::before(&nova).await;
     let head =
@@ -207,7 +207,7 @@ async fn an_expected_100_comes_only_for_a_body_that_is_wanted() {
 }
 
 #[tokio::test]
-async fn a_refused_body_that_comes_anyway_does_not_hide_the_answer() {
+async fn a_rejected_body_does_not_hide_the_response() {
     let nova = Nova::saying(OK).await;
     let agent = Agent::before(&nova).await;
     let mut guest = agent.guest().await;
@@ -217,11 +217,11 @@ async fn a_refused_body_that_comes_anyway_does_not_hide_the_answer() {
 }
 
 #[tokio::test]
-async fn a_head_may_have_its_limit_and_no_more() {
+async fn a_head_may_reach_its_limit_but_not_exceed_it() {
     let nova = Nova::saying(OK).await;
     let limit = 16 * 1024;
     let config = ProxyConfig { request_head_limit: limit, ..config() };
-    let agent = Agent::with(config, upstream(nova.port), Desk::with(known())).await;
+    let agent = Agent::with(config, upstream(nova.port), FakeDirectory::new(known())).await;
     let head = |size: usize| {
         let rest = "GET / HTTP/1.1\r\nX: \r\n\r\n";
         rest.replace("X: ", &format!("X: {}", "a".repeat(size - rest.len())))
@@ -237,7 +237,7 @@ async fn a_head_may_have_its_limit_and_no_more() {
 }
 
 #[tokio::test]
-async fn slow_guests_are_told_408_and_idle_ones_nothing() {
+async fn slow_requests_get_408_and_idle_connections_close() {
     let nova = Nova::saying(OK).await;
     let config = ProxyConfig {
         request_head_timeout: Duration::from_millis(50),
@@ -245,7 +245,7 @@ async fn slow_guests_are_told_408_and_idle_ones_nothing() {
         keep_alive_timeout: Duration::from_millis(50),
         ..config()
     };
-    let agent = Agent::with(config, upstream(nova.port), Desk::with(known())).await;
+    let agent = Agent::with(config, upstream(nova.port), FakeDirectory::new(known())).await;
     for half in ["G", "GET / HTTP/1.1\r\nHost: x\r\n", "POST / HTTP/1.1\r\nContent-Length: 2\r\n\r\na"] {
         let mut guest = agent.guest().await;
         guest.send(half).await;
@@ -259,7 +259,7 @@ async fn slow_guests_are_told_408_and_idle_ones_nothing() {
     idle.send(GET).await;
     assert_status(&idle.answer().await, 200);
     assert_eq!(idle.rest().await.unwrap(), b"");
-    // A second request of which half came together with the first.
+    // Half of a second request arrives together with the first.
     let mut half = agent.guest().await;
     half.send(format!("{GET}GET /")).await;
     assert_status(&half.answer().await, 200);
@@ -267,7 +267,7 @@ async fn slow_guests_are_told_408_and_idle_ones_nothing() {
 }
 
 #[tokio::test]
-async fn a_peer_that_is_no_identity_address_is_not_served() {
+async fn a_peer_without_an_identity_address_is_rejected() {
     let nova = Nova::saying(OK).await;
     let agent = Agent::before(&nova).await;
     let mut stranger = agent.stranger().await;
@@ -292,7 +292,7 @@ async fn keep_alive_pipelining_and_half_close() {
 }
 
 #[tokio::test]
-async fn http_1_0_guests_are_served_in_their_own_way() {
+async fn http_1_0_guests_are_served() {
     let nova =
         Nova::saying("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n").await;
     let agent = Agent::before(&nova).await;
@@ -315,24 +315,24 @@ async fn http_1_0_guests_are_served_in_their_own_way() {
 #[tokio::test]
 async fn a_late_identity_is_waited_for() {
     let mut nova = Nova::saying(OK).await;
-    let desk = Desk::with(pending());
-    let agent = Agent::with(config(), upstream(nova.port), desk.clone()).await;
+    let directory = FakeDirectory::new(pending());
+    let agent = Agent::with(config(), upstream(nova.port), directory.clone()).await;
     let mut guest = agent.guest().await;
     guest.send(GET).await;
-    desk.asked().await;
-    desk.tell(known());
+    directory.asked().await;
+    directory.set(known());
     assert_status(&guest.answer().await, 200);
     assert!(nova.next_text().await.contains(INSTANCE));
     agent.assert_counted("metadata_identity_holds_total{outcome=\"resolved\"} 1");
 }
 
 #[tokio::test]
-async fn an_unknown_port_is_told_to_come_back_until_its_grace_is_over() {
+async fn an_unknown_port_gets_503_until_its_grace_period_ends() {
     use metadata_agent::proxy::LookupState;
     let nova = Nova::saying(OK).await;
-    let desk = Desk::with(pending());
+    let directory = FakeDirectory::new(pending());
     let config = ProxyConfig { identity_hold: Duration::from_millis(30), ..config() };
-    let agent = Agent::with(config, upstream(nova.port), desk.clone()).await;
+    let agent = Agent::with(config, upstream(nova.port), directory.clone()).await;
     let mut guest = agent.guest().await;
     guest.send(GET).await;
     let answer = guest.answer().await;
@@ -340,31 +340,30 @@ async fn an_unknown_port_is_told_to_come_back_until_its_grace_is_over() {
     assert!(answer.contains("retry-after: 1\r\n"), "{answer}");
 
     let long_ago = std::time::Instant::now().checked_sub(Duration::from_secs(121)).unwrap();
-    for standing in [LookupState::Pending { since: long_ago }, LookupState::NotAnInstance, LookupState::Gone]
-    {
-        desk.tell(standing);
+    for state in [LookupState::Pending { since: long_ago }, LookupState::NotAnInstance, LookupState::Gone] {
+        directory.set(state);
         guest.send(GET).await;
         let answer = guest.answer().await;
         assert_status(&answer, 404);
         assert!(!answer.contains("retry-after"), "{answer}");
     }
-    // The attachment is gone, and the connection with it.
+    // The attachment is gone, so the connection is closed.
     assert_eq!(guest.rest().await.unwrap(), b"");
     assert!(nova.seen.is_empty());
 }
 
 #[tokio::test]
-async fn stopping_finishes_what_is_in_flight_and_closes_what_is_idle() {
-    let desk = Desk::with(pending());
+async fn a_drain_finishes_requests_and_closes_idle_connections() {
+    let directory = FakeDirectory::new(pending());
     let nova = Nova::saying(OK).await;
-    let agent = Agent::with(config(), upstream(nova.port), desk.clone()).await;
+    let agent = Agent::with(config(), upstream(nova.port), directory.clone()).await;
     let mut idle = agent.guest().await;
     let mut busy = agent.guest().await;
     busy.send(GET).await;
-    desk.asked().await;
+    directory.asked().await;
     agent.cancel.cancel();
     assert_eq!(idle.rest().await.unwrap(), b"");
-    desk.tell(known());
+    directory.set(known());
     let answer = String::from_utf8(busy.rest().await.unwrap()).unwrap();
     assert_status(&answer, 200);
     assert!(answer.contains("connection: close\r\n"), "{answer}");
@@ -373,14 +372,14 @@ async fn stopping_finishes_what_is_in_flight_and_closes_what_is_idle() {
 }
 
 #[tokio::test]
-async fn stopping_does_not_wait_for_ever() {
-    let desk = Desk::with(pending());
+async fn a_drain_ends_after_its_time_out() {
+    let directory = FakeDirectory::new(pending());
     let nova = Nova::saying(OK).await;
     let config = ProxyConfig { drain_timeout: Duration::from_millis(30), ..config() };
-    let agent = Agent::with(config, upstream(nova.port), desk.clone()).await;
+    let agent = Agent::with(config, upstream(nova.port), directory.clone()).await;
     let mut busy = agent.guest().await;
     busy.send(GET).await;
-    desk.asked().await;
+    directory.asked().await;
     agent.cancel.cancel();
     busy.rest().await.unwrap_err();
     agent.assert_counted("metadata_rejected_connections_total{reason=\"drain_timeout\"} 1");
@@ -396,7 +395,7 @@ async fn a_guest_that_does_not_read_is_reset() {
     })
     .await;
     let config = ProxyConfig { write_timeout: Duration::from_millis(50), ..config() };
-    let agent = Agent::with(config, upstream(nova.port), Desk::with(known())).await;
+    let agent = Agent::with(config, upstream(nova.port), FakeDirectory::new(known())).await;
     let mut guest = agent.guest().await;
     guest.send(GET).await;
     nova.next().await;

@@ -1,4 +1,4 @@
-//! Requests that haproxies of Neutron's pass on: who asks is told anew by each of them.
+//! Requests that Neutron's haproxies forward. Each request names its client.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -8,8 +8,8 @@ use std::sync::Arc;
 use metadata_agent::ids::NetworkOrRouter;
 use metadata_agent::proxy::metrics::Metrics;
 use metadata_agent::proxy::{
-    ClientIdentity, ClientLookup, ClientQuery, LookupOutcome, Proxy, ProxyConfig, Signer, Upstream,
-    serve_haproxies,
+    ClientIdentity, ClientLookup, ClientQuery, LookupFuture, LookupOutcome, Proxy, ProxyConfig, Signer,
+    Upstream, serve_haproxies,
 };
 use prometheus_client::registry::Registry;
 use tempfile::TempDir;
@@ -25,17 +25,18 @@ const BLUE: &str = "22222222-2222-4222-8222-222222222222";
 const ROUTER: &str = "33333333-3333-4333-8333-333333333333";
 const BLUE_INSTANCE: &str = "00000000-9a1f-4d0a-8f0b-1c2d3e4f5a6b";
 
-/// What is found by scope and address; everything else is nobody.
+/// Finds clients by network or router and by address.
+#[derive(Debug)]
 struct Book(HashMap<(String, IpAddr), LookupOutcome>);
 
 impl ClientLookup for Book {
-    fn find(&self, caller: &ClientQuery) -> impl Future<Output = LookupOutcome> + Send {
-        let scope = match caller.scope {
+    fn find<'a>(&'a self, query: &'a ClientQuery) -> LookupFuture<'a> {
+        let scope = match query.scope {
             NetworkOrRouter::Network(network) => network.to_string(),
             NetworkOrRouter::Router(router) => router.to_string(),
         };
-        let found = self.0.get(&(scope, caller.address)).cloned();
-        std::future::ready(found.unwrap_or(LookupOutcome::NotFound))
+        let found = self.0.get(&(scope, query.address)).cloned();
+        Box::pin(std::future::ready(found.unwrap_or(LookupOutcome::NotFound)))
     }
 }
 
@@ -74,7 +75,8 @@ impl Site {
         let book = book.map(|(scope, address, found)| ((scope.to_owned(), address.parse().unwrap()), found));
         let metrics = Arc::new(Metrics::register(&mut Registry::default()));
         let upstream = Upstream::new(upstream(nova.port), Arc::clone(&metrics), TaskTracker::new()).unwrap();
-        let proxy = Proxy::new(Book(book.into()), Arc::new(upstream), config, metrics);
+        let (directory, lookup) = (FakeDirectory::new(pending()), Arc::new(Book(book.into())));
+        let proxy = Proxy::new(directory, lookup, Arc::new(upstream), config, metrics);
         let dir = tempfile::tempdir().unwrap();
         let socket = dir.path().join("metadata_proxy");
         let listener = UnixListener::bind(&socket).unwrap();
@@ -87,7 +89,7 @@ impl Site {
         UnixStream::connect(&self.socket).await.unwrap()
     }
 
-    /// One request with these headers.
+    /// Sends one request with these headers.
     async fn ask(&self, headers: &[(&str, &str)]) -> String {
         request(&mut self.connect().await, headers).await
     }
@@ -105,7 +107,7 @@ async fn request(stream: &mut UnixStream, headers: &[(&str, &str)]) -> String {
 }
 
 #[tokio::test]
-async fn each_request_of_one_connection_is_for_whom_it_says() {
+async fn each_request_of_a_haproxy_names_its_client() {
     let mut nova = Nova::saying(OK).await;
     let site = Site::before(&nova);
     let mut haproxy = site.connect().await;
@@ -125,7 +127,7 @@ async fn each_request_of_one_connection_is_for_whom_it_says() {
 }
 
 #[tokio::test]
-async fn what_a_guest_wrote_before_haproxy_did_is_not_believed() {
+async fn headers_that_the_guest_sent_are_not_trusted() {
     let mut nova = Nova::saying(OK).await;
     let site = Site::before(&nova);
     let answer = site
@@ -144,7 +146,7 @@ async fn what_a_guest_wrote_before_haproxy_did_is_not_believed() {
 }
 
 #[tokio::test]
-async fn who_cannot_be_told_gets_no_metadata() {
+async fn an_unidentified_client_gets_no_metadata() {
     let nova = Nova::saying(OK).await;
     let site = Site::before(&nova);
     let from = |address| [("X-Neutron-Network-ID", RED), ("X-Forwarded-For", address)];
@@ -184,7 +186,7 @@ async fn a_password_in_two_pieces_arrives_whole() {
 }
 
 #[tokio::test]
-async fn connections_have_a_limit_and_end_with_the_agent() {
+async fn haproxy_connections_are_limited_and_drained() {
     let nova = Nova::saying(OK).await;
     let config = ProxyConfig { connections: 2, connections_per_attachment: 1, ..ProxyConfig::default() };
     let site = Site::with(&nova, config);

@@ -1,4 +1,5 @@
-//! The proxy against guests and Novas of raw bytes, on loopback: what goes in on one side, what comes out on the other.
+//! The proxy between raw-byte guests and a raw-byte Nova, on loopback: the bytes that go in on one
+//! side and come out on the other.
 
 #![expect(
     clippy::expect_used,

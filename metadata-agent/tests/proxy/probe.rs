@@ -1,4 +1,4 @@
-//! What `check` learns of a Nova: that it is one, or which of its options is wrong.
+//! The probe of `check`: it recognises Nova, or shows which option is wrong.
 
 use std::time::Duration;
 
@@ -19,7 +19,7 @@ async fn fault_of(config: UpstreamConfig) -> ProbeError {
 }
 
 #[tokio::test]
-async fn a_nova_lists_its_versions_to_whoever_asks() {
+async fn the_probe_accepts_a_list_of_versions() {
     let mut nova = Nova::saying(VERSIONS).await;
     probe(upstream(nova.port)).await.unwrap();
     let asked = nova.next_text().await;
@@ -27,7 +27,7 @@ async fn a_nova_lists_its_versions_to_whoever_asks() {
 }
 
 #[tokio::test]
-async fn what_is_no_nova_is_told_apart() {
+async fn the_probe_rejects_other_servers() {
     let other = Nova::saying(OK).await;
     assert!(matches!(fault_of(upstream(other.port)).await, ProbeError::NotNova(status) if status == 200));
     let refusing = Nova::saying("HTTP/1.1 404 Not LookupOutcome\r\nContent-Length: 7\r\n\r\nlatest\n").await;
@@ -46,7 +46,7 @@ async fn what_is_no_nova_is_told_apart() {
     assert!(matches!(fault_of(UpstreamConfig::new(vec![nowhere])).await, ProbeError::Resolve(_)));
 }
 
-/// A server that answers the first bytes of a handshake as servers without TLS do.
+/// Starts a server that answers a TLS handshake as servers without TLS do.
 async fn plain_server() -> u16 {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let port = listener.local_addr().unwrap().port();
@@ -60,7 +60,7 @@ async fn plain_server() -> u16 {
 }
 
 #[tokio::test]
-async fn each_fault_of_tls_is_named() {
+async fn each_tls_error_has_its_kind() {
     let files = Files(TempDir::new().unwrap());
     let (authority, stranger) = (Authority::new(), Authority::new());
     let ours = TlsConfig { authorities: Some(files.put("ca.pem", &authority.pem)), ..TlsConfig::default() };
@@ -73,8 +73,8 @@ async fn each_fault_of_tls_is_named() {
         let endpoint = Endpoint::new(Scheme::Https, "localhost", port).unwrap();
         let fault =
             fault_of(UpstreamConfig { tls: tls.clone(), ..UpstreamConfig::new(vec![endpoint]) }).await;
-        let ProbeError::Tls { fault, .. } = fault else { panic!("no fault of TLS: {fault}") };
-        fault
+        let ProbeError::Tls { kind, .. } = fault else { panic!("no fault of TLS: {fault}") };
+        kind
     };
     assert_eq!(of(plain_server().await, &ours).await, TlsErrorKind::NotTls);
     let unknown = tls_nova(&stranger, "localhost", None).await;
@@ -86,7 +86,7 @@ async fn each_fault_of_tls_is_named() {
     let asking = tls_nova(&authority, "localhost", Some(&authority)).await;
     assert_eq!(of(asking, &ours).await, TlsErrorKind::ClientCertificate);
     assert_eq!(of(asking, &TlsConfig { identity, ..ours.clone() }).await, TlsErrorKind::ClientCertificate);
-    // The other way round: it speaks TLS and we do not.
+    // The other way round: the server uses TLS and the agent does not.
     let endpoint = Endpoint::new(Scheme::Http, "localhost", unknown).unwrap();
     let fault = fault_of(UpstreamConfig::new(vec![endpoint])).await;
     assert!(matches!(fault, ProbeError::NotHttp(_)), "{fault}");

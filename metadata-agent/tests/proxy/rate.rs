@@ -1,4 +1,4 @@
-//! A guest that asks too often is told so, and Nova hears nothing of it.
+//! Rate limits: excess requests are rejected and never reach Nova.
 
 use std::time::Duration;
 
@@ -10,11 +10,11 @@ async fn agent_that_grants(requests: u32, nova: &Nova) -> Agent {
     let window = RateWindow { requests, length: Duration::from_hours(1) };
     let rate_limit = Some(RateLimit { windows: [window; 2], ipv4: true, ipv6: false });
     let config = ProxyConfig { rate_limit, ..ProxyConfig::default() };
-    Agent::with(config, upstream(nova.port), Desk::with(known())).await
+    Agent::with(config, upstream(nova.port), FakeDirectory::new(known())).await
 }
 
 #[tokio::test]
-async fn a_request_too_many_is_answered_with_429_and_the_connection_stays() {
+async fn an_excess_request_gets_429_and_keeps_its_connection() {
     let mut nova = Nova::saying(OK).await;
     let agent = agent_that_grants(3, &nova).await;
     let mut guest = agent.guest().await;
@@ -22,7 +22,7 @@ async fn a_request_too_many_is_answered_with_429_and_the_connection_stays() {
         guest.send(GET).await;
         assert_status(&guest.answer().await, status);
     }
-    // A connection of its own makes nobody another port.
+    // A new connection belongs to the same port.
     let answer = agent.ask(GET).await;
     assert_status(&answer, 429);
     assert_eq!(header(answer.as_bytes(), "retry-after").as_deref(), Some("1"));
@@ -34,7 +34,7 @@ async fn a_request_too_many_is_answered_with_429_and_the_connection_stays() {
 }
 
 #[tokio::test]
-async fn who_looks_for_the_service_is_told_that_there_is_one() {
+async fn the_search_for_the_service_gets_503() {
     let nova = Nova::saying(OK).await;
     let agent = agent_that_grants(1, &nova).await;
     assert_status(&agent.ask(GET).await, 200);
@@ -47,7 +47,7 @@ async fn who_looks_for_the_service_is_told_that_there_is_one() {
 }
 
 #[tokio::test]
-async fn what_is_malformed_is_told_so_and_does_not_count() {
+async fn malformed_requests_get_400_and_do_not_count() {
     let nova = Nova::saying(OK).await;
     let agent = agent_that_grants(1, &nova).await;
     assert_status(&agent.ask("GET /x HTTP/1.1\r\nHost: a\r\nHost: a\r\n\r\n").await, 400);

@@ -1,15 +1,16 @@
-//! A Nova of raw bytes, an agent in front of it, and a guest of raw bytes. No deadline here is part of a test: it only
-//! turns a hang into a failure.
+//! A raw-byte Nova, an agent in front of it, and a raw-byte guest. Time-outs here only turn a hang
+//! into a failure.
 
 use std::future::Future;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use metadata_agent::ids::MacAddress;
 use metadata_agent::proxy::metrics::Metrics;
 use metadata_agent::proxy::{
-    ClientIdentity, Directory, Endpoint, LookupState, Proxy, ProxyConfig, Scheme, Signer, Upstream,
-    UpstreamConfig, serve,
+    ClientDirectory, ClientIdentity, ClientLookup, ClientQuery, Endpoint, LookupFuture, LookupOutcome,
+    LookupState, Proxy, ProxyConfig, Scheme, Signer, Upstream, UpstreamConfig, serve_guests,
 };
 use metadata_ebpf::identity::{AttachmentId, ClientAddress};
 use prometheus_client::registry::Registry;
@@ -30,30 +31,30 @@ pub async fn soon<F: Future>(what: &str, future: F) -> F::Output {
     output
 }
 
-/// What the Nova does with one request.
+/// The reaction of the Nova to one request.
 pub enum Act {
-    /// Answers and keeps the connection.
+    /// Responds and keeps the connection.
     Say(Vec<u8>),
-    /// Answers, perhaps in part, and closes.
+    /// Responds, perhaps in part, and closes.
     SayAndClose(Vec<u8>),
-    /// Answers in part and resets the connection.
+    /// Responds in part and resets the connection.
     SayAndReset(Vec<u8>),
-    /// Answers in part and then nothing, until the agent closes.
+    /// Responds in part, then waits until the agent closes.
     SayAndHang(Vec<u8>),
 }
 
-/// What the Nova saw: which connection, which bytes.
+/// The number of a connection, and the request that arrived on it.
 pub type Seen = (usize, Vec<u8>);
 
 pub struct Nova {
     pub port: u16,
     pub seen: mpsc::UnboundedReceiver<Seen>,
-    /// Ticks when the agent closed a connection.
+    /// Gets the number of each connection that was closed.
     pub closed: mpsc::UnboundedReceiver<usize>,
 }
 
 impl Nova {
-    /// `act` decides by connection number, request number on it, and request.
+    /// `act` gets the number of the connection, the number of the request on it, and the request.
     pub async fn start(act: impl Fn(usize, usize, &[u8]) -> Act + Send + Sync + 'static) -> Self {
         Self::start_with(act, |stream| async { Some(stream) }).await
     }
@@ -87,7 +88,7 @@ impl Nova {
         Self { port, seen, closed }
     }
 
-    /// Neutron's metadata agent in Nova's place: on a unix socket.
+    /// Starts a Neutron metadata agent on a unix socket, in Nova's place.
     pub fn on_socket(path: &Path, act: impl Fn(usize, usize, &[u8]) -> Act + Send + Sync + 'static) -> Self {
         let listener = UnixListener::bind(path).unwrap();
         let (tell, seen) = mpsc::unbounded_channel();
@@ -106,7 +107,7 @@ impl Nova {
         Self { port: 0, seen, closed }
     }
 
-    /// A Nova that answers everything with the same bytes.
+    /// Starts a Nova that answers everything with the same bytes.
     pub async fn saying(answer: impl Into<Vec<u8>>) -> Self {
         let answer = answer.into();
         Self::start(move |_, _, _| Act::Say(answer.clone())).await
@@ -116,7 +117,7 @@ impl Nova {
         soon("a request at Nova", self.seen.recv()).await.unwrap()
     }
 
-    /// The next request as lines of text.
+    /// Returns the next request as text.
     pub async fn next_text(&mut self) -> String {
         String::from_utf8(self.next().await.1).unwrap()
     }
@@ -170,7 +171,7 @@ async fn converse<S: Stream>(
     }
 }
 
-/// One message with a `Content-Length` body, byte for byte.
+/// Reads one message with a `Content-Length` body, byte for byte.
 pub async fn read_message(stream: &mut (impl AsyncRead + Unpin), buffer: &mut Vec<u8>) -> Option<Vec<u8>> {
     loop {
         if let Some(head) = find(buffer, b"\r\n\r\n").map(|at| at + 4) {
@@ -200,39 +201,54 @@ pub fn header(head: &[u8], name: &str) -> Option<String> {
     })
 }
 
-/// What the agent knows of its one client.
-pub struct Desk {
-    standing: Mutex<LookupState>,
-    tick: watch::Sender<u64>,
+/// The directory of an agent with one client.
+#[derive(Debug)]
+pub struct FakeDirectory {
+    state: Mutex<LookupState>,
+    version: watch::Sender<u64>,
     asked: watch::Sender<u64>,
 }
 
-impl Desk {
-    pub fn with(standing: LookupState) -> Arc<Self> {
-        let (tick, asked) = (watch::Sender::new(0), watch::Sender::new(0));
-        Arc::new(Self { standing: Mutex::new(standing), tick, asked })
+impl FakeDirectory {
+    pub fn new(state: LookupState) -> Arc<Self> {
+        let (version, asked) = (watch::Sender::new(0), watch::Sender::new(0));
+        Arc::new(Self { state: Mutex::new(state), version, asked })
     }
 
-    pub fn tell(&self, standing: LookupState) {
-        *self.standing.lock().unwrap() = standing;
-        self.tick.send_modify(|tick| *tick += 1);
+    pub fn set(&self, state: LookupState) {
+        *self.state.lock().unwrap() = state;
+        self.version.send_modify(|version| *version += 1);
     }
 
-    /// Waits until somebody asked.
+    /// Waits for a look-up.
     pub async fn asked(&self) {
         soon("a look-up", self.asked.subscribe().wait_for(|asked| *asked > 0)).await.unwrap();
     }
 }
 
-impl Directory for Desk {
+impl ClientDirectory for FakeDirectory {
     fn lookup(&self, client: &ClientAddress) -> LookupState {
         assert_eq!(*client, CLIENT());
         self.asked.send_modify(|asked| *asked += 1);
-        self.standing.lock().unwrap().clone()
+        self.state.lock().unwrap().clone()
     }
 
     fn changes(&self) -> watch::Receiver<u64> {
-        self.tick.subscribe()
+        self.version.subscribe()
+    }
+
+    fn guest_mac(&self, _: &ClientAddress) -> Option<MacAddress> {
+        None
+    }
+}
+
+/// Finds no client.
+#[derive(Debug)]
+pub struct NoLookup;
+
+impl ClientLookup for NoLookup {
+    fn find<'a>(&'a self, _: &'a ClientQuery) -> LookupFuture<'a> {
+        Box::pin(std::future::ready(LookupOutcome::NotFound))
     }
 }
 
@@ -269,21 +285,22 @@ pub struct Agent {
 
 impl Agent {
     pub async fn before(nova: &Nova) -> Self {
-        Self::with(ProxyConfig::default(), upstream(nova.port), Desk::with(known())).await
+        Self::with(ProxyConfig::default(), upstream(nova.port), FakeDirectory::new(known())).await
     }
 
-    pub async fn with(config: ProxyConfig, upstream: UpstreamConfig, desk: Arc<Desk>) -> Self {
+    pub async fn with(config: ProxyConfig, upstream: UpstreamConfig, directory: Arc<FakeDirectory>) -> Self {
         let mut registry = Registry::default();
         let metrics = Arc::new(Metrics::register(&mut registry));
         let upstream = Upstream::new(upstream, Arc::clone(&metrics), TaskTracker::new()).unwrap();
-        let proxy = Proxy::new(desk, Arc::new(upstream), config, metrics);
+        let proxy = Proxy::new(directory, Arc::new(NoLookup), Arc::new(upstream), config, metrics);
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = listener.local_addr().unwrap().port();
         let (cancel, tracker) = (CancellationToken::new(), TaskTracker::new());
-        // The front door, where loopback is nobody; and one where everybody is the client.
+        // One listener works as in production and rejects loopback peers. On the other, every peer
+        // is CLIENT.
         let front = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let front_port = front.local_addr().unwrap().port();
-        tokio::spawn(serve(front, Arc::clone(&proxy), cancel.clone(), tracker.clone()));
+        tokio::spawn(serve_guests(front, Arc::clone(&proxy), cancel.clone(), tracker.clone()));
         let (token, tasks) = (cancel.clone(), tracker.clone());
         tokio::spawn(async move {
             loop {
@@ -299,7 +316,7 @@ impl Agent {
         Self::connect(self.port).await
     }
 
-    /// Somebody who does not come through the datapath.
+    /// Connects as a peer that has bypassed the eBPF program.
     pub async fn stranger(&self) -> Guest {
         Self::connect(self.front_port).await
     }
@@ -310,7 +327,7 @@ impl Agent {
         Guest { stream, buffer: Vec::new() }
     }
 
-    /// One request on a connection of its own.
+    /// Sends one request on a new connection.
     pub async fn ask(&self, request: impl AsRef<[u8]>) -> String {
         let mut guest = self.guest().await;
         guest.send(request).await;
@@ -334,7 +351,7 @@ pub fn upstream(port: u16) -> UpstreamConfig {
     UpstreamConfig::new(vec![Endpoint::new(Scheme::Http, "127.0.0.1", port).unwrap()])
 }
 
-/// A port nobody listens on.
+/// Returns a port without a listener.
 pub async fn closed_port() -> u16 {
     TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap().port()
 }
@@ -353,12 +370,12 @@ impl Guest {
         soon("an answer", read_message(&mut self.stream, &mut self.buffer)).await.expect("an answer")
     }
 
-    /// The next answer, by its `Content-Length`.
+    /// Reads the next response by its `Content-Length`.
     pub async fn answer(&mut self) -> String {
         String::from_utf8(self.answer_bytes().await).unwrap()
     }
 
-    /// Everything until the agent closes; an error if it resets.
+    /// Reads everything until the agent closes. A reset is an error.
     pub async fn rest(&mut self) -> std::io::Result<Vec<u8>> {
         let mut rest = std::mem::take(&mut self.buffer);
         soon("the end", self.stream.read_to_end(&mut rest)).await?;

@@ -1,4 +1,4 @@
-//! The shared secret changes under way, on Nova's side first or on ours, without a guest that notices.
+//! Rotation of the shared secret, first on either side, without failed requests.
 
 use std::fs;
 use std::path::PathBuf;
@@ -14,7 +14,7 @@ use crate::rig::*;
 
 const FORBIDDEN: &str = "HTTP/1.1 403 Forbidden\r\nContent-Length: 2\r\n\r\nno";
 
-/// Checks signatures as Nova does, by a secret that can be changed.
+/// Checks signatures as Nova does, with a secret that can change.
 struct CheckingNova {
     nova: Nova,
     secret: Arc<Mutex<String>>,
@@ -43,7 +43,7 @@ impl CheckingNova {
         secret.clone_into(&mut self.secret.lock().unwrap());
     }
 
-    /// The requests that came since the last time.
+    /// Returns the requests since the last call.
     fn requests(&mut self) -> Vec<String> {
         std::iter::from_fn(|| self.nova.seen.try_recv().ok())
             .map(|(_, request)| String::from_utf8(request).unwrap())
@@ -58,18 +58,18 @@ fn signer(secrets: &[&str]) -> Signer {
 }
 
 async fn agent(nova: &CheckingNova, signer: &Signer) -> Agent {
-    Agent::with(ProxyConfig::default(), upstream(nova.nova.port), Desk::with(known_by(signer))).await
+    Agent::with(ProxyConfig::default(), upstream(nova.nova.port), FakeDirectory::new(known_by(signer))).await
 }
 
 #[tokio::test]
-async fn a_nova_with_another_secret_is_asked_once_more_and_from_then_on_by_that_one() {
+async fn an_accepted_second_secret_becomes_the_first() {
     let mut nova = CheckingNova::with("old").await;
     let agent = agent(&nova, &signer(&["new", "old"])).await;
     for requests in [2, 1, 1] {
         assert_status(&agent.ask(GET).await, 200);
         assert_eq!(nova.requests().len(), requests);
     }
-    // Nova is given the new one: again one request is asked twice.
+    // Nova gets the new secret: one request is sent twice.
     nova.change("new");
     for requests in [2, 1] {
         assert_status(&agent.ask(GET).await, 200);
@@ -93,7 +93,7 @@ async fn a_post_is_repeated_with_its_body() {
 }
 
 #[tokio::test]
-async fn a_nova_that_takes_none_is_asked_once_for_each_and_its_403_goes_through() {
+async fn a_403_passes_after_each_secret_was_tried() {
     let mut nova = CheckingNova::with("other").await;
     let agent = agent(&nova, &signer(&["a", "b", "c"])).await;
     for _ in 0..2 {
@@ -105,14 +105,14 @@ async fn a_nova_that_takes_none_is_asked_once_for_each_and_its_403_goes_through(
 }
 
 #[tokio::test]
-async fn with_one_secret_nothing_is_asked_twice() {
+async fn with_one_secret_no_request_is_repeated() {
     let mut nova = CheckingNova::with("other").await;
     let agent = agent(&nova, &signer(&["a"])).await;
     assert_status(&agent.ask(GET).await, 403);
     assert_eq!(nova.requests().len(), 1);
 }
 
-/// A 403 that is not about the signature but about the path, or a server that is down, proves no secret right.
+/// Neither a 403 for the path nor an error of the server proves that a secret is right.
 #[tokio::test]
 async fn a_failing_nova_does_not_make_a_secret_preferred() {
     let mut nova = Nova::start(|_, _, request| {
@@ -120,8 +120,8 @@ async fn a_failing_nova_does_not_make_a_secret_preferred() {
         Act::Say(if first { FORBIDDEN } else { "HTTP/1.1 500 Oops\r\nContent-Length: 0\r\n\r\n" }.into())
     })
     .await;
-    let desk = Desk::with(known_by(&signer(&["secret", "other"])));
-    let agent = Agent::with(ProxyConfig::default(), upstream(nova.port), desk).await;
+    let directory = FakeDirectory::new(known_by(&signer(&["secret", "other"])));
+    let agent = Agent::with(ProxyConfig::default(), upstream(nova.port), directory).await;
     for _ in 0..2 {
         assert_status(&agent.ask(GET).await, 500);
         for tried_first in [true, false] {
@@ -131,7 +131,7 @@ async fn a_failing_nova_does_not_make_a_secret_preferred() {
 }
 
 #[tokio::test]
-async fn a_changed_file_is_in_force_without_a_restart() {
+async fn a_changed_secret_file_needs_no_restart() {
     let folder = tempfile::tempdir().unwrap();
     let path: PathBuf = folder.path().join("secret");
     fs::write(&path, "one\n").unwrap();

@@ -1,4 +1,4 @@
-//! Nova behind TLS: our own authority, our own certificate, and believing anybody.
+//! Nova behind TLS: a private authority, the agent's certificate, and no verification.
 
 use std::sync::Arc;
 
@@ -16,12 +16,12 @@ use crate::tls_nova::{Authority, FUTURE, Files, PAST, TlsNova, tls_nova};
 async fn ask(port: u16, tls: TlsConfig) -> (String, Agent) {
     let endpoint = Endpoint::new(Scheme::Https, "localhost", port).unwrap();
     let config = UpstreamConfig { tls, ..UpstreamConfig::new(vec![endpoint]) };
-    let agent = Agent::with(ProxyConfig::default(), config, Desk::with(known())).await;
+    let agent = Agent::with(ProxyConfig::default(), config, FakeDirectory::new(known())).await;
     (agent.ask(GET).await, agent)
 }
 
 #[tokio::test]
-async fn nova_is_believed_by_our_authority_and_believes_our_certificate() {
+async fn nova_and_agent_verify_each_others_certificates() {
     let files = Files(TempDir::new().unwrap());
     let (authority, clients) = (Authority::new(), Authority::new());
     let authorities = Some(files.put("ca.pem", &authority.pem));
@@ -44,7 +44,7 @@ async fn nova_is_believed_by_our_authority_and_believes_our_certificate() {
 }
 
 #[tokio::test]
-async fn a_stranger_is_not_nova_unless_anybody_is() {
+async fn an_untrusted_certificate_fails_unless_insecure() {
     let files = Files(TempDir::new().unwrap());
     let (authority, stranger) = (Authority::new(), Authority::new());
     let authorities = Some(files.put("ca.pem", &authority.pem));
@@ -61,7 +61,7 @@ async fn a_stranger_is_not_nova_unless_anybody_is() {
 }
 
 #[tokio::test]
-async fn an_expired_certificate_means_come_back_until_it_is_renewed() {
+async fn an_expired_certificate_gives_503_until_renewed() {
     let files = Files(TempDir::new().unwrap());
     let authority = Authority::new();
     let good = authority.server("localhost", FUTURE, None);
@@ -69,7 +69,7 @@ async fn an_expired_certificate_means_come_back_until_it_is_renewed() {
     let endpoint = Endpoint::new(Scheme::Https, "localhost", nova.nova.port).unwrap();
     let tls = TlsConfig { authorities: Some(files.put("ca.pem", &authority.pem)), ..TlsConfig::default() };
     let upstream = UpstreamConfig { tls, ..UpstreamConfig::new(vec![endpoint]) };
-    let agent = Agent::with(ProxyConfig::default(), upstream, Desk::with(known())).await;
+    let agent = Agent::with(ProxyConfig::default(), upstream, FakeDirectory::new(known())).await;
     assert_status(&agent.ask(GET).await, 200);
     nova.nova.next().await;
 
@@ -88,7 +88,7 @@ async fn an_expired_certificate_means_come_back_until_it_is_renewed() {
 }
 
 #[test]
-fn certificates_are_read_only_where_tls_is_spoken() {
+fn certificates_are_read_only_if_tls_is_used() {
     let metrics = Arc::new(Metrics::register(&mut Registry::default()));
     let missing = TlsConfig { authorities: Some("/nonexistent/ca.pem".into()), ..TlsConfig::default() };
     for (scheme, usable) in [(Scheme::Http, true), (Scheme::Https, false)] {

@@ -1,4 +1,4 @@
-//! A Nova that speaks TLS, by a certificate that can change, and who signs that.
+//! A Nova that uses TLS with a replaceable certificate, and the authority that signs it.
 
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
@@ -14,9 +14,9 @@ use tokio_rustls::server::TlsStream;
 
 use crate::rig::{Act, Nova, OK, Stream};
 
-/// A year that is over.
+/// A year in the past.
 pub const PAST: i32 = 2020;
-/// A year to come.
+/// A year in the future.
 pub const FUTURE: i32 = 4000;
 
 pub struct Authority {
@@ -38,7 +38,7 @@ impl Authority {
         self.issue_until(name, FUTURE)
     }
 
-    /// One that is good until the end of this year.
+    /// Issues a certificate that is valid until this year.
     fn issue_until(&self, name: &str, year: i32) -> (rcgen::Certificate, KeyPair) {
         let key = KeyPair::generate().unwrap();
         let mut params = CertificateParams::new(vec![name.to_owned()]).unwrap();
@@ -47,7 +47,8 @@ impl Authority {
         (params.signed_by(&key, &self.issuer).unwrap(), key)
     }
 
-    /// A server with such a certificate. If `clients` are named, it takes theirs alone.
+    /// Returns a server with such a certificate. It accepts only client certificates of `clients`,
+    /// if given.
     pub fn server(&self, name: &str, year: i32, clients: Option<&Self>) -> TlsAcceptor {
         let (certificate, key) = self.issue_until(name, year);
         let provider = Arc::new(rustls::crypto::ring::default_provider());
@@ -75,7 +76,7 @@ impl Stream for TlsStream<TcpStream> {
     }
 }
 
-/// A Nova that closes after each answer, so that each request shows its certificate.
+/// A Nova that closes after each response, so that each request needs a handshake.
 pub struct TlsNova {
     pub nova: Nova,
     server: Arc<Mutex<TlsAcceptor>>,
@@ -92,13 +93,13 @@ impl TlsNova {
         Self { nova: Nova::start_with(|_, _, _| Act::SayAndClose(OK.into()), wrap).await, server }
     }
 
-    /// Becomes this server, without a break.
+    /// Replaces the server without an interruption.
     pub fn renew(&self, server: TlsAcceptor) {
         *self.server.lock().unwrap() = server;
     }
 }
 
-/// A Nova whose certificate stays as it is.
+/// Starts a Nova with a fixed certificate, and returns its port.
 pub async fn tls_nova(authority: &Authority, name: &str, clients: Option<&Authority>) -> u16 {
     TlsNova::start(authority.server(name, FUTURE, clients)).await.nova.port
 }

@@ -1,4 +1,4 @@
-//! A Nova that is down, slow, broken or has closed a moment ago.
+//! A Nova that is down, slow or broken, or has just closed its connection.
 
 use std::time::Duration;
 
@@ -7,11 +7,11 @@ use metadata_agent::proxy::{Endpoint, ProxyConfig, Scheme, UpstreamConfig};
 use crate::rig::*;
 
 async fn agent(upstream: UpstreamConfig) -> Agent {
-    Agent::with(ProxyConfig::default(), upstream, Desk::with(known())).await
+    Agent::with(ProxyConfig::default(), upstream, FakeDirectory::new(known())).await
 }
 
 #[tokio::test]
-async fn no_nova_means_come_back() {
+async fn an_unreachable_nova_gives_503() {
     let agent = agent(upstream(closed_port().await)).await;
     let answer = agent.ask(GET).await;
     assert_status(&answer, 503);
@@ -21,7 +21,7 @@ async fn no_nova_means_come_back() {
 }
 
 #[tokio::test]
-async fn a_name_without_address_means_come_back() {
+async fn an_unresolved_name_gives_503() {
     let endpoint = Endpoint::new(Scheme::Http, "nova.invalid", 8775).unwrap();
     let agent = agent(UpstreamConfig::new(vec![endpoint])).await;
     assert_status(&agent.ask(GET).await, 503);
@@ -30,7 +30,7 @@ async fn a_name_without_address_means_come_back() {
 
 #[tokio::test]
 async fn a_connection_that_is_not_accepted_times_out() {
-    // With its backlog full, Linux drops further SYNs.
+    // Linux drops further SYNs if the backlog is full.
     let socket = tokio::net::TcpSocket::new_v4().unwrap();
     socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
     let full = socket.listen(1).unwrap();
@@ -61,7 +61,7 @@ async fn the_next_endpoint_serves_when_the_first_is_down() {
 }
 
 #[tokio::test]
-async fn a_slow_nova_is_504_and_its_connection_is_not_used_again() {
+async fn a_slow_nova_gives_504_and_its_connection_is_closed() {
     let mut nova = Nova::start(|connection, _, _| match connection {
         0 => Act::SayAndHang(Vec::new()),
         _ => Act::Say(OK.into()),
@@ -76,7 +76,7 @@ async fn a_slow_nova_is_504_and_its_connection_is_not_used_again() {
 }
 
 #[tokio::test]
-async fn broken_answers_are_502() {
+async fn broken_responses_give_502() {
     for (label, answer) in [
         ("broken", &b""[..]),
         ("broken", b"HTTP/1.1 200 OK\r\nContent-Le"),
@@ -101,7 +101,7 @@ async fn broken_answers_are_502() {
 }
 
 #[tokio::test]
-async fn an_answer_cut_short_does_not_look_whole() {
+async fn a_truncated_response_does_not_look_complete() {
     let sized = "HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhalf";
     let chunked = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n4\r\nhalf\r\n";
     for answer in [sized, chunked] {
@@ -111,7 +111,7 @@ async fn an_answer_cut_short_does_not_look_whole() {
             })
             .await;
             let agent = agent(upstream(nova.port)).await;
-            // A guest of HTTP/1.0 knows the end of a chunked answer by the close alone.
+            // An HTTP/1.0 guest sees the end of a chunked response only by the close.
             for request in [GET, "GET / HTTP/1.0\r\n\r\n"] {
                 let mut guest = agent.guest().await;
                 guest.send(request).await;
@@ -123,7 +123,7 @@ async fn an_answer_cut_short_does_not_look_whole() {
 }
 
 #[tokio::test]
-async fn an_answer_that_stalls_is_cut_off() {
+async fn a_stalled_response_is_cut_off() {
     let mut nova =
         Nova::start(|_, _, _| Act::SayAndHang(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhalf".to_vec()))
             .await;
@@ -137,7 +137,7 @@ async fn an_answer_that_stalls_is_cut_off() {
 }
 
 #[tokio::test]
-async fn connections_to_nova_are_used_again() {
+async fn connections_to_nova_are_reused() {
     let mut nova = Nova::saying(OK).await;
     let agent = agent(upstream(nova.port)).await;
     let mut guest = agent.guest().await;
@@ -150,7 +150,7 @@ async fn connections_to_nova_are_used_again() {
 }
 
 #[tokio::test]
-async fn a_guest_that_leaves_takes_its_connection_to_nova_along() {
+async fn a_leaving_guest_closes_its_upstream_connection() {
     let mut nova =
         Nova::start(|_, _, _| Act::SayAndHang(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhalf".to_vec()))
             .await;
@@ -164,8 +164,8 @@ async fn a_guest_that_leaves_takes_its_connection_to_nova_along() {
 }
 
 #[tokio::test]
-async fn a_stale_connection_is_no_error_for_what_may_be_repeated() {
-    // Each connection serves one request and breaks at the second, in one way or the other.
+async fn an_idempotent_request_survives_a_stale_connection() {
+    // Each connection serves one request and breaks at the second.
     for reset in [false, true] {
         let mut nova = Nova::start(move |_, number, _| match (number, reset) {
             (0, _) => Act::Say(OK.into()),
@@ -187,7 +187,7 @@ async fn a_stale_connection_is_no_error_for_what_may_be_repeated() {
 }
 
 #[tokio::test]
-async fn a_post_never_goes_out_twice_nor_on_a_connection_that_nova_may_have_closed() {
+async fn a_post_is_sent_once_and_never_on_a_stale_connection() {
     let mut nova = Nova::start(|_, _, request| {
         if request.starts_with(b"POST /lost") { Act::SayAndClose(Vec::new()) } else { Act::Say(OK.into()) }
     })
@@ -197,13 +197,13 @@ async fn a_post_never_goes_out_twice_nor_on_a_connection_that_nova_may_have_clos
     let post = "POST / HTTP/1.1\r\nContent-Length: 1\r\n\r\na";
     for (request, status, connection) in [
         ("GET / HTTP/1.1\r\n\r\n", 200, 0),
-        // Nothing is known of a Nova that answered once.
+        // It is not known yet whether Nova keeps connections.
         (post, 200, 1),
-        // It keeps connections.
+        // Nova keeps connections.
         ("GET / HTTP/1.1\r\n\r\n", 200, 1),
         (post, 200, 1),
         ("POST /lost HTTP/1.1\r\nContent-Length: 1\r\n\r\na", 502, 1),
-        // Or it does not.
+        // Nova does not keep connections.
         (post, 200, 2),
     ] {
         guest.send(request).await;

@@ -67,7 +67,7 @@ fn remedy(error: &ProbeError, scheme: Scheme) -> Option<&'static str> {
         ProbeError::NotHttp(_) | ProbeError::NotNova(_) => {
             Some("it is not a metadata API of Nova; correct nova_metadata_host and nova_metadata_port")
         }
-        ProbeError::Tls { fault, .. } => Some(match fault {
+        ProbeError::Tls { kind, .. } => Some(match kind {
             TlsErrorKind::NotTls => "if it does not speak TLS, set nova_metadata_protocol = http",
             TlsErrorKind::UnknownAuthority => {
                 "name the authority that signed its certificate in auth_ca_cert"

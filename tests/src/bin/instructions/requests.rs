@@ -14,7 +14,8 @@ use metadata_agent::ids::IfIndex;
 use metadata_agent::inventory::Port;
 use metadata_agent::proxy::metrics::Metrics;
 use metadata_agent::proxy::{
-    ClientIdentity, Endpoint, Proxy, ProxyConfig, Scheme, Signer, Upstream, UpstreamConfig,
+    ClientIdentity, ClientLookup, ClientQuery, Endpoint, LookupFuture, LookupOutcome, Proxy, ProxyConfig,
+    Scheme, Signer, Upstream, UpstreamConfig,
 };
 use metadata_ebpf::identity::{AttachmentId, ClientAddress};
 use prometheus_client::registry::Registry;
@@ -76,10 +77,20 @@ fn new() -> anyhow::Result<Subject> {
     Ok(performance.end())
 }
 
+/// Finds no client: no attachment here is shared.
+#[derive(Debug)]
+struct NoLookup;
+
+impl ClientLookup for NoLookup {
+    fn find<'a>(&'a self, _: &'a ClientQuery) -> LookupFuture<'a> {
+        Box::pin(std::future::ready(LookupOutcome::NotFound))
+    }
+}
+
 /// The agent between a guest and a Nova.
 struct Line {
     runtime: Runtime,
-    proxy: Arc<Proxy<Arc<Directory>>>,
+    proxy: Arc<Proxy>,
     client: ClientAddress,
     listener: TcpListener,
     /// Nova's end of the proxy's connection.
@@ -98,7 +109,8 @@ impl Line {
         let upstream = Upstream::new(upstream, Arc::clone(&metrics), TaskTracker::new())?;
         let attachment = AttachmentId::new(1).context("attachments count from 1")?;
         let directory = Arc::new(directory()?);
-        let proxy = Proxy::new(directory, Arc::new(upstream), ProxyConfig::default(), metrics);
+        let proxy =
+            Proxy::new(directory, Arc::new(NoLookup), Arc::new(upstream), ProxyConfig::default(), metrics);
         let client = ClientAddress::ipv4(attachment, [10, 0, 0, 5]);
         let answer = [HEAD.as_bytes(), &[b'x'; BODY]].concat();
         Ok(Self { runtime, proxy, client, listener, nova: None, answer, cancel: CancellationToken::new() })

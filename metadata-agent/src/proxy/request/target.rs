@@ -1,61 +1,57 @@
-//! The request target: which path Nova is asked for.
+//! Turns the request target into the path to request from Nova.
 //!
-//! Path and query go through byte for byte, but for leading slashes, which are folded to one: Nova would take them
-//! for one, and other readers would take `//x` for an authority. Bytes below 0x21 and such that are not UTF-8
-//! never come this far; the parser answers 400.
+//! Path and query pass byte for byte, except that leading slashes are folded to one: Nova treats
+//! them as one, and other readers would take `//x` for an authority. The parser has already
+//! answered 400 to bytes below 0x21 and bytes that are not UTF-8.
 
 use hyper::body::Bytes;
 use hyper::header::{HOST, HeaderMap};
 use hyper::http::uri::{Authority, PathAndQuery};
 use hyper::{Method, Uri};
 
-/// Why a request target cannot be passed on.
+/// A request target that cannot be forwarded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub enum TargetFault {
-    /// `CONNECT`: this is no such proxy.
-    #[error("CONNECT is not served")]
+pub(crate) enum TargetError {
+    #[error("CONNECT is not supported")]
     Connect,
-    /// More than one `Host` header.
     #[error("more than one Host header")]
     AmbiguousHost,
-    /// An absolute-form target whose host is not that of the `Host` header.
-    #[error("the target names another host than the Host header")]
+    #[error("the target's host differs from the Host header")]
     OtherHost,
-    /// A `#`, which belongs to the client alone.
-    #[error("the target holds a fragment")]
+    #[error("the target has a fragment")]
     Fragment,
-    /// Neither a path nor a URL, or `*` for another method than `OPTIONS`.
+    /// This includes `*` for a method other than `OPTIONS`.
     #[error("the target is neither a path nor a URL")]
     NoPath,
 }
 
-/// Reads the path to ask Nova for.
-pub(super) fn path_to_ask(
+/// Returns the path to request from Nova.
+pub(super) fn upstream_path(
     method: &Method,
     target: &Uri,
     headers: &HeaderMap,
-) -> Result<PathAndQuery, TargetFault> {
+) -> Result<PathAndQuery, TargetError> {
     if *method == Method::CONNECT {
-        return Err(TargetFault::Connect);
+        return Err(TargetError::Connect);
     }
     let mut hosts = headers.get_all(HOST).iter();
     let host = hosts.next();
     if hosts.next().is_some() {
-        return Err(TargetFault::AmbiguousHost);
+        return Err(TargetError::AmbiguousHost);
     }
     if let Some(authority) = target.authority() {
         if target.scheme().is_none() {
-            return Err(TargetFault::NoPath);
+            return Err(TargetError::NoPath);
         }
         if host.is_some_and(|host| !same_host(host.as_bytes(), authority)) {
-            return Err(TargetFault::OtherHost);
+            return Err(TargetError::OtherHost);
         }
     }
     let Some(path) = target.path_and_query() else { return Ok(PathAndQuery::from_static("/")) };
     match path.as_str().as_bytes() {
-        // As haproxy passes `OPTIONS *` on.
+        // As haproxy forwards `OPTIONS *`.
         b"*" if *method == Method::OPTIONS => Ok(PathAndQuery::from_static("/*")),
-        b"*" => Err(TargetFault::NoPath),
+        b"*" => Err(TargetError::NoPath),
         [b'/', b'/', ..] => rebuilt(path.as_str().trim_start_matches('/')),
         [b'/', ..] => Ok(path.clone()),
         // http://host?query
@@ -63,11 +59,11 @@ pub(super) fn path_to_ask(
     }
 }
 
-fn rebuilt(rest: &str) -> Result<PathAndQuery, TargetFault> {
+fn rebuilt(rest: &str) -> Result<PathAndQuery, TargetError> {
     let mut text = String::with_capacity(1 + rest.len());
     text.push('/');
     text.push_str(rest);
-    PathAndQuery::from_maybe_shared(Bytes::from(text)).map_err(|_| TargetFault::NoPath)
+    PathAndQuery::from_maybe_shared(Bytes::from(text)).map_err(|_| TargetError::NoPath)
 }
 
 fn same_host(host: &[u8], authority: &Authority) -> bool {
@@ -82,13 +78,13 @@ mod tests {
     use super::*;
     use hyper::header::HeaderValue;
 
-    fn ask(method: &str, target: &str, hosts: &[&str]) -> Result<String, TargetFault> {
+    fn ask(method: &str, target: &str, hosts: &[&str]) -> Result<String, TargetError> {
         let mut headers = HeaderMap::new();
         for host in hosts {
             headers.append(HOST, HeaderValue::from_str(host).unwrap());
         }
         let target = Uri::from_maybe_shared(Bytes::copy_from_slice(target.as_bytes())).unwrap();
-        path_to_ask(&method.parse().unwrap(), &target, &headers).map(|path| path.as_str().to_owned())
+        upstream_path(&method.parse().unwrap(), &target, &headers).map(|path| path.as_str().to_owned())
     }
 
     #[test]
@@ -115,12 +111,12 @@ mod tests {
     }
 
     #[test]
-    fn every_host_is_welcome_but_only_one() {
+    fn any_host_is_accepted_but_only_one() {
         for host in ["169.254.169.254", "[fe80::a9fe:a9fe%25eth0]", "[fe80::a9fe:a9fe%eth0]:80", "", "x y"] {
             assert_eq!(ask("GET", "/x", &[host]).as_deref(), Ok("/x"), "{host:?}");
         }
         assert_eq!(ask("GET", "/x", &[]).as_deref(), Ok("/x"));
-        assert_eq!(ask("GET", "/x", &["a", "a"]), Err(TargetFault::AmbiguousHost));
+        assert_eq!(ask("GET", "/x", &["a", "a"]), Err(TargetError::AmbiguousHost));
     }
 
     #[test]
@@ -137,15 +133,15 @@ mod tests {
             ("http://u@169.254.169.254/x", "169.254.169.254"),
             ("http://169.254.169.254:8775/x", "169.254.169.254"),
         ] {
-            assert_eq!(ask("GET", target, &[host]), Err(TargetFault::OtherHost), "{target}");
+            assert_eq!(ask("GET", target, &[host]), Err(TargetError::OtherHost), "{target}");
         }
     }
 
     #[test]
-    fn the_other_forms() {
+    fn other_target_forms() {
         assert_eq!(ask("OPTIONS", "*", &[]).as_deref(), Ok("/*"));
-        assert_eq!(ask("GET", "*", &[]), Err(TargetFault::NoPath));
-        assert_eq!(ask("GET", "latest", &[]), Err(TargetFault::NoPath));
-        assert_eq!(ask("CONNECT", "169.254.169.254:80", &[]), Err(TargetFault::Connect));
+        assert_eq!(ask("GET", "*", &[]), Err(TargetError::NoPath));
+        assert_eq!(ask("GET", "latest", &[]), Err(TargetError::NoPath));
+        assert_eq!(ask("CONNECT", "169.254.169.254:80", &[]), Err(TargetError::Connect));
     }
 }

@@ -1,4 +1,4 @@
-//! Keeps a log line from being written more often than an operator can read.
+//! Limits how often a log line is written.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -7,21 +7,20 @@ use tokio::time::Instant;
 
 const PAUSE: Duration = Duration::from_secs(30);
 
-/// Lets one event through in 30 seconds.
+/// Allows one event in 30 seconds.
 #[derive(Debug)]
-pub(super) struct Seldom {
+pub(super) struct LogThrottle {
     epoch: Instant,
-    /// Milliseconds after `epoch` from which on the next event may pass.
+    /// Milliseconds after `epoch` from which the next event is allowed.
     next: AtomicU64,
 }
 
-impl Seldom {
+impl LogThrottle {
     pub(super) fn new() -> Self {
         Self { epoch: Instant::now(), next: AtomicU64::new(0) }
     }
 
-    /// Whether to speak now.
-    pub(super) fn may_speak(&self) -> bool {
+    pub(super) fn allow(&self) -> bool {
         let now = millis(self.epoch.elapsed());
         let next = self.next.load(Ordering::Relaxed);
         let later = now.saturating_add(millis(PAUSE));
@@ -38,12 +37,12 @@ mod tests {
     use super::*;
 
     #[tokio::test(start_paused = true)]
-    async fn one_event_passes_in_each_pause() {
-        let seldom = Seldom::new();
-        assert!(seldom.may_speak());
-        assert!(!seldom.may_speak());
+    async fn one_event_is_allowed_per_pause() {
+        let throttle = LogThrottle::new();
+        assert!(throttle.allow());
+        assert!(!throttle.allow());
         tokio::time::advance(PAUSE).await;
-        assert!(seldom.may_speak());
-        assert!(!seldom.may_speak());
+        assert!(throttle.allow());
+        assert!(!throttle.allow());
     }
 }

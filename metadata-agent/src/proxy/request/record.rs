@@ -1,4 +1,5 @@
-//! The record of one request: counted and logged when its answer has been handed over, or when the guest left.
+//! The record of one request. It is counted and logged when the response has been sent, or when the
+//! guest has left.
 
 use std::sync::Arc;
 
@@ -8,55 +9,55 @@ use metadata_ebpf::identity::AttachmentId;
 use tokio::time::Instant;
 use tracing::{Level, enabled, event};
 
-use super::pulse::Pulse;
 use crate::ids::InstanceId;
+use crate::proxy::downstream::ConnectionActivity;
 use crate::proxy::metrics::Metrics;
 
-/// What the log shows for a request whose guest left before its answer, as other proxies write it.
-const GUEST_LEFT: u16 = 499;
+/// Status in the log if the guest closed the connection before the response, as in nginx.
+const CLIENT_CLOSED_REQUEST: u16 = 499;
 
-/// One request and its answer, from the end of the head to the end of the body.
+/// A request and its response, from the end of the request head to the end of the response body.
 #[derive(Debug)]
-pub(super) struct Exchange {
+pub(super) struct RequestRecord {
     metrics: Arc<Metrics>,
-    pulse: Arc<Pulse>,
+    activity: Arc<ConnectionActivity>,
     began: Instant,
     attachment: Option<AttachmentId>,
-    /// Only kept if somebody reads the access log.
-    line: Option<Line>,
+    /// Kept only if the access log is enabled.
+    access: Option<AccessLine>,
     status: StatusCode,
     bytes: u64,
 }
 
 #[derive(Debug)]
-struct Line {
+struct AccessLine {
     method: Method,
     path: Option<PathAndQuery>,
     instance: Option<InstanceId>,
 }
 
-impl Exchange {
-    /// Begins a record; the connection counts as busy until it is dropped.
+impl RequestRecord {
+    /// Begins a record. The connection counts as busy until the record is dropped.
     pub(super) fn begin(
         metrics: &Arc<Metrics>,
-        pulse: &Arc<Pulse>,
+        activity: &Arc<ConnectionActivity>,
         attachment: Option<AttachmentId>,
         method: &Method,
         path: Option<&PathAndQuery>,
     ) -> Self {
-        pulse.busy();
-        let line = enabled!(target: "access", Level::DEBUG).then(|| Line {
+        activity.set_busy();
+        let access = enabled!(target: "access", Level::DEBUG).then(|| AccessLine {
             method: method.clone(),
             path: path.cloned(),
             instance: None,
         });
-        let status = StatusCode::from_u16(GUEST_LEFT).unwrap_or(StatusCode::BAD_REQUEST);
+        let status = StatusCode::from_u16(CLIENT_CLOSED_REQUEST).unwrap_or(StatusCode::BAD_REQUEST);
         Self {
             metrics: Arc::clone(metrics),
-            pulse: Arc::clone(pulse),
+            activity: Arc::clone(activity),
             began: Instant::now(),
             attachment,
-            line,
+            access,
             status,
             bytes: 0,
         }
@@ -67,12 +68,12 @@ impl Exchange {
     }
 
     pub(super) fn identified(&mut self, instance: Option<InstanceId>) {
-        if let Some(line) = &mut self.line {
-            line.instance = instance;
+        if let Some(access) = &mut self.access {
+            access.instance = instance;
         }
     }
 
-    pub(super) fn answered(&mut self, status: StatusCode) {
+    pub(super) fn responded(&mut self, status: StatusCode) {
         self.status = status;
     }
 
@@ -81,26 +82,26 @@ impl Exchange {
     }
 
     pub(super) fn leave_request_unread(&self) {
-        self.pulse.leave_unread();
+        self.activity.set_request_unread();
     }
 }
 
-impl Drop for Exchange {
+impl Drop for RequestRecord {
     fn drop(&mut self) {
         let duration = self.began.elapsed();
-        self.pulse.idle();
+        self.activity.set_idle();
         self.metrics.request(self.status, duration);
-        if let Some(line) = &self.line {
+        if let Some(access) = &self.access {
             event!(
                 target: "access",
                 Level::DEBUG,
-                method = %line.method,
-                // Quoted and escaped: it is the guest's text.
-                path = ?line.path.as_ref().map_or("", PathAndQuery::as_str),
+                method = %access.method,
+                // Quoted and escaped, because the guest chose it.
+                path = ?access.path.as_ref().map_or("", PathAndQuery::as_str),
                 status = self.status.as_u16(),
                 bytes = self.bytes,
                 duration = ?duration,
-                instance = line.instance.map(tracing::field::display),
+                instance = access.instance.map(tracing::field::display),
                 attachment = self.attachment.map(tracing::field::display),
             );
         }

@@ -1,65 +1,73 @@
-//! Which headers cross the proxy.
+//! Headers that cross the proxy.
 //!
-//! Towards Nova, and towards Neutron's metadata agent: a fixed list and nothing of the guest's but the type of its body. Both
-//! believe these headers, so a guest's own are not filtered but never copied; `X-Metadata-Provider` would switch Nova to
-//! its load-balancer branch (nova/api/metadata/handler.py). Towards the guest: all but those that belong to one hop.
+//! Upstream: a fixed list, and of the guest's own headers only the type of its body. Nova and
+//! Neutron's metadata agent trust these headers, so a guest's headers are never copied.
+//! (`X-Metadata-Provider` would switch Nova to its load-balancer branch,
+//! nova/api/metadata/handler.py.)
+//!
+//! Downstream: all headers but the hop-by-hop ones.
 
 use hyper::header::{
     ACCEPT, CONNECTION, CONTENT_TYPE, HOST, HeaderMap, HeaderName, HeaderValue, TE, TRAILER,
     TRANSFER_ENCODING, UPGRADE,
 };
 
-use super::requester::{Network, Signed};
+use crate::proxy::client::{NetworkIdentity, SignedIdentity};
 
-pub(super) const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+pub(crate) const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const X_INSTANCE_ID: HeaderName = HeaderName::from_static("x-instance-id");
 const X_INSTANCE_ID_SIGNATURE: HeaderName = HeaderName::from_static("x-instance-id-signature");
 const X_TENANT_ID: HeaderName = HeaderName::from_static("x-tenant-id");
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
 
-/// What the metadata API is told of who asks.
+/// Headers that identify the client to the metadata API.
 #[derive(Debug, Clone, Copy)]
-pub(super) enum Told<'a> {
-    /// To Nova, which checks the signature.
-    Instance(&'a Signed, &'a HeaderValue),
-    /// To Neutron's metadata agent, which believes it.
-    Network(&'a Network),
+pub(crate) enum AuthHeaders<'a> {
+    /// For Nova, which checks the signature.
+    Signed(&'a SignedIdentity, &'a HeaderValue),
+    /// For Neutron's metadata agent, which trusts them.
+    Network(&'a NetworkIdentity),
+    /// For a request on behalf of no client.
+    None,
 }
 
-/// Replaces whatever is in `headers` by what the metadata API is told; `Content-Length` follows from the body.
-pub(super) fn address(
+/// Writes the headers of a request to the metadata API into an empty map. hyper adds
+/// `Content-Length`.
+pub(crate) fn set_upstream_headers(
     headers: &mut HeaderMap,
     host: &HeaderValue,
-    told: Told<'_>,
-    forwarded_for: HeaderValue,
+    auth: AuthHeaders<'_>,
+    forwarded_for: Option<&HeaderValue>,
     content_type: Option<&HeaderValue>,
 ) {
-    // The guest's map is emptied and used again: that saves the allocations of a new one.
-    headers.clear();
     headers.insert(HOST, host.clone());
-    // Nova chooses the format of its error pages by this; the legacy path always sent it.
-    headers.insert(ACCEPT, HeaderValue::from_static("*/*"));
-    headers.insert(X_FORWARDED_FOR, forwarded_for);
-    match told {
-        Told::Instance(signed, signature) => {
+    if let Some(forwarded_for) = forwarded_for {
+        // Nova chooses the format of its error pages by this; the legacy path always sent it.
+        headers.insert(ACCEPT, HeaderValue::from_static("*/*"));
+        headers.insert(X_FORWARDED_FOR, forwarded_for.clone());
+    }
+    match auth {
+        AuthHeaders::Signed(signed, signature) => {
             headers.insert(X_INSTANCE_ID, signed.instance_value.clone());
             headers.insert(X_TENANT_ID, signed.project_value.clone());
             headers.insert(X_INSTANCE_ID_SIGNATURE, signature.clone());
         }
-        Told::Network(network) => {
+        AuthHeaders::Network(network) => {
             headers.insert(network.header.clone(), network.value.clone());
-            // As haproxy's http-server-close does. The agent has a thread for each connection, or one for all.
+            // As haproxy's http-server-close does. The agent has a thread for each connection, or
+            // one for all.
             headers.insert(CONNECTION, HeaderValue::from_static("close"));
         }
+        AuthHeaders::None => {}
     }
     if let Some(content_type) = content_type {
         headers.insert(CONTENT_TYPE, content_type.clone());
     }
 }
 
-/// Removes what belonged to the hop from Nova to us (RFC 9110, section 7.6.1).
-pub(super) fn end_hop(headers: &mut HeaderMap) {
+/// Removes the headers that belong to the hop from Nova to this proxy (RFC 9110, section 7.6.1).
+pub(super) fn remove_hop_by_hop(headers: &mut HeaderMap) {
     if headers.contains_key(CONNECTION) {
         let named: Vec<HeaderName> = headers
             .get_all(CONNECTION)
@@ -83,7 +91,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_connection_names_ends_with_the_hop() {
+    fn headers_that_connection_names_are_removed() {
         let mut headers = HeaderMap::new();
         for (name, value) in [
             ("connection", "Keep-Alive, X-Foo"),
@@ -101,8 +109,8 @@ mod tests {
             let value = HeaderValue::from_bytes(value.as_bytes()).unwrap();
             headers.append(name.parse::<HeaderName>().unwrap(), value);
         }
-        // A value that is not ASCII names nothing, and the rest still goes.
-        end_hop(&mut headers);
+        // A value that is not ASCII names no header; the others are still removed.
+        remove_hop_by_hop(&mut headers);
         let mut left: Vec<_> = headers.keys().map(HeaderName::as_str).collect();
         left.sort_unstable();
         assert_eq!(left, ["retry-after", "x-bar", "x-baz"]);

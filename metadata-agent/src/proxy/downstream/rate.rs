@@ -1,19 +1,23 @@
-//! How often a guest may ask: Neutron's `metadata_rate_limiting`, counted per attachment.
+//! Limits the request rate of a guest: Neutron's `metadata_rate_limiting`, per attachment.
 //!
-//! Two windows slide side by side, and a request passes if both have room. Each is cut into slots and counts a request
-//! until its slot has left the window wholly, which gives two promises: in no window's length, wherever it begins, pass
-//! more requests than its limit; and a guest that stays within the limit over a 63rd more than the length is never
-//! refused. What is refused is not counted: a guest that asks in vain is served again as soon as the window has room.
-//! (haproxy's `http_req_rate` counts refused requests too, so whoever goes on asking stays out.)
+//! Two sliding windows must both have room for a request. Each is cut into slots, and counts a
+//! request until its slot has left the window completely. This gives two guarantees. In any period
+//! of the window's length, no more requests pass than its limit. A guest that stays within the
+//! limit over a period longer by a 63rd is never refused.
 //!
-//! All of a port's clients share its windows, whatever their addresses and IP versions; IP versions that are not limited
-//! are neither counted nor refused. A connection takes its port's windows along when it begins, so that a request finds
-//! them without a look-up, in constant time and without allocation, behind a lock that only the port's own connections
-//! want. Windows that are empty and in nobody's hand go when the table has doubled since it was cleared last.
+//! A refused request is not counted, so a guest is served again as soon as the window has room.
+//! (haproxy's `http_req_rate` counts refused requests too, so a guest that keeps trying stays
+//! locked out.)
 //!
-//! A refused request is answered with 429, which clients repeat, but not the ones by which cloud-init finds out whether
-//! there is a metadata service at all: there it takes 429 for a no that is final, and 503 with Retry-After for a
-//! not yet (cloudinit/url_helper.py, `wait_for_url`).
+//! All clients of a port share its windows, whatever their addresses and IP versions. An IP version
+//! that is not limited is neither counted nor refused. A connection keeps a reference to its port's
+//! windows, so a request needs no look-up and no allocation, and its lock is contended only by the
+//! same port. Empty windows without a connection are removed when the table has doubled since the
+//! last removal.
+//!
+//! A refused request gets 429, which clients repeat. cloud-init's search for a metadata service
+//! treats 429 as a final no, and 503 with Retry-After as not yet (cloudinit/url_helper.py,
+//! `wait_for_url`). So the requests of that search get 503.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -24,57 +28,55 @@ use hyper::http::uri::PathAndQuery;
 use metadata_ebpf::identity::{AttachmentId, ClientAddress, GuestAddress};
 use tokio::time::Instant;
 
-use super::fault::Fault;
+use crate::proxy::request::Rejection;
 
-/// What cloud-init asks for first: of `OpenStack`, of EC2.
+/// Paths that cloud-init's search requests first, from `OpenStack` and from EC2.
 const PROBES: [&str; 3] = ["/openstack", "/openstack/", "/2009-04-04/meta-data/instance-id"];
 
-/// One more than the window has, since the window reaches into the oldest one.
+/// One more than fit into the window, because the window overlaps the oldest one.
 const SLOTS: u32 = 64;
 
-/// Attachments that need no clearing.
-const FEW: u32 = 64;
+/// Number of attachments below which empty windows are kept.
+const MIN_CLEAR: u32 = 64;
 
-/// How often each port's guest may ask.
+/// The request rate of each port.
 #[derive(Debug, Clone)]
 pub struct RateLimit {
-    /// Both hold at once.
+    /// Both apply at once.
     pub windows: [RateWindow; 2],
-    /// Whether clients with an IPv4 address are limited.
+    /// Limits clients with an IPv4 address.
     pub ipv4: bool,
-    /// Whether clients with an IPv6 address are limited.
+    /// Limits clients with an IPv6 address.
     pub ipv6: bool,
 }
 
-/// So many requests in any such time.
+/// A number of requests in any period of this length.
 #[derive(Debug, Clone, Copy)]
 pub struct RateWindow {
-    /// How many.
     pub requests: u32,
-    /// In which time.
     pub length: Duration,
 }
 
 /// The windows of all ports.
 #[derive(Debug)]
-pub(super) struct Rates {
+pub(crate) struct PortRates {
     limit: RateLimit,
-    ports: Mutex<Ports>,
+    ports: Mutex<RateTable>,
 }
 
 #[derive(Debug)]
-struct Ports {
+struct RateTable {
     rates: HashMap<AttachmentId, Arc<PortRate>>,
     clear_at: usize,
 }
 
-impl Rates {
-    pub(super) fn new(limit: RateLimit) -> Self {
-        Self { limit, ports: Mutex::new(Ports { rates: HashMap::new(), clear_at: FEW as usize }) }
+impl PortRates {
+    pub(crate) fn new(limit: RateLimit) -> Self {
+        Self { limit, ports: Mutex::new(RateTable { rates: HashMap::new(), clear_at: MIN_CLEAR as usize }) }
     }
 
-    /// The windows that a client's requests count in, if they count.
-    pub(super) fn of(&self, client: &ClientAddress) -> Option<Arc<PortRate>> {
+    /// Returns the windows of a client's port, if the client is limited.
+    pub(crate) fn port(&self, client: &ClientAddress) -> Option<Arc<PortRate>> {
         let is_limited = match client.guest {
             GuestAddress::Ipv4(_) => self.limit.ipv4,
             GuestAddress::Ipv6LinkLocal(_) => self.limit.ipv6,
@@ -85,9 +87,9 @@ impl Rates {
                 return Arc::clone(rate);
             }
             if ports.rates.len() >= ports.clear_at {
-                // A second hand comes only out of this table, which is locked.
+                // New references come only from this table, which is locked.
                 ports.rates.retain(|_, rate| Arc::strong_count(rate) > 1 || !rate.is_empty());
-                ports.clear_at = (FEW as usize).max(2 * ports.rates.len());
+                ports.clear_at = (MIN_CLEAR as usize).max(2 * ports.rates.len());
             }
             let rate = Arc::new(PortRate::new(&self.limit.windows));
             ports.rates.insert(client.attachment, Arc::clone(&rate));
@@ -98,7 +100,7 @@ impl Rates {
 
 /// The windows of one port.
 #[derive(Debug)]
-pub(super) struct PortRate {
+pub(crate) struct PortRate {
     began: Instant,
     windows: Mutex<[Window; 2]>,
 }
@@ -108,8 +110,8 @@ impl PortRate {
         Self { began: Instant::now(), windows: Mutex::new(windows.map(Window::new)) }
     }
 
-    /// Counts a request, unless it is too much.
-    pub(super) fn admit(&self, method: &Method, path: &PathAndQuery) -> Result<(), Fault> {
+    /// Counts a request, or rejects it if a window is full.
+    pub(crate) fn admit(&self, method: &Method, path: &PathAndQuery) -> Result<(), Rejection> {
         if self.at_now(|windows| {
             let has_room = windows.iter().all(Window::has_room);
             if has_room {
@@ -119,7 +121,7 @@ impl PortRate {
         }) {
             return Ok(());
         }
-        Err(Fault::RateLimited { probe: *method == Method::GET && PROBES.contains(&path.path()) })
+        Err(Rejection::RateLimited { probe: *method == Method::GET && PROBES.contains(&path.path()) })
     }
 
     fn is_empty(&self) -> bool {
@@ -134,12 +136,12 @@ impl PortRate {
     }
 }
 
-/// One window: how many requests fell into each of its slots.
+/// A sliding window: the number of requests in each of its slots.
 #[derive(Debug)]
 struct Window {
     limit: u32,
     slot: Duration,
-    /// The number of the slot that is now, counted from the beginning.
+    /// The number of the current slot, counted from the beginning.
     now: u128,
     counts: [u32; SLOTS as usize],
     total: u32,
@@ -147,7 +149,7 @@ struct Window {
 
 impl Window {
     fn new(RateWindow { requests, length }: RateWindow) -> Self {
-        // Rounded up by a nanosecond: rather too long than too short.
+        // Rounded up by a nanosecond, so that the window is never too short.
         let slot = length / (SLOTS - 1) + Duration::from_nanos(1);
         Self { limit: requests, slot, now: 0, counts: [0; SLOTS as usize], total: 0 }
     }
@@ -191,15 +193,15 @@ mod tests {
         RateWindow { requests, length: Duration::from_secs(seconds) }
     }
 
-    fn rates(base: RateWindow, burst: RateWindow) -> Rates {
-        Rates::new(RateLimit { windows: [base, burst], ipv4: true, ipv6: false })
+    fn rates(base: RateWindow, burst: RateWindow) -> PortRates {
+        PortRates::new(RateLimit { windows: [base, burst], ipv4: true, ipv6: false })
     }
 
     fn client(attachment: u32) -> ClientAddress {
         ClientAddress::ipv4(AttachmentId::new(attachment).unwrap(), [10, 0, 0, 5])
     }
 
-    fn ask(rate: &PortRate, path: &'static str) -> Result<(), Fault> {
+    fn ask(rate: &PortRate, path: &'static str) -> Result<(), Rejection> {
         rate.admit(&Method::GET, &PathAndQuery::from_static(path))
     }
 
@@ -208,38 +210,38 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn both_windows_hold_and_what_is_refused_does_not_count() {
+    async fn both_windows_apply_and_refusals_do_not_count() {
         let rates = rates(window(5, 10), window(2, 1));
-        let rate = rates.of(&client(1)).unwrap();
+        let rate = rates.port(&client(1)).unwrap();
         let mut passed = Vec::new();
         for _ in 0..100 {
             passed.push((0..3).filter(|_| passes(&rate)).count());
             advance(SECOND + SECOND / 32).await;
         }
-        // Two a burst, five in all; and the same again when the first ones leave the longer window, however often the
-        // guest asked in vain meanwhile.
+        // Two per burst, five in all. The same again when the first ones leave the longer window,
+        // however many requests were refused meanwhile.
         assert_eq!(passed[..10], [2, 2, 1, 0, 0, 0, 0, 0, 0, 0]);
         assert_eq!(passed[10..20], passed[..10]);
         assert_eq!(passed.iter().sum::<usize>(), 50);
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_port_is_one_whatever_its_connections_and_its_neighbour_is_another() {
+    async fn connections_of_a_port_share_its_windows() {
         let rates = rates(window(1, 10), window(1, 10));
-        let [first, second, neighbour] = [1, 1, 2].map(|id| rates.of(&client(id)).unwrap());
+        let [first, second, neighbour] = [1, 1, 2].map(|id| rates.port(&client(id)).unwrap());
         assert_eq!([&first, &second, &neighbour].map(|rate| passes(rate)), [true, false, true]);
         drop((first, second));
-        assert!(!passes(&rates.of(&client(1)).unwrap()), "a new connection is no new port");
+        assert!(!passes(&rates.port(&client(1)).unwrap()), "a new connection is not a new port");
     }
 
     #[test]
-    fn an_ip_version_that_is_not_named_is_free_and_two_that_are_share() {
+    fn an_ip_version_counts_only_if_it_is_limited() {
         let v4 = client(1);
         let v6 = ClientAddress { guest: GuestAddress::Ipv6LinkLocal([1; 8]), ..v4 };
         let one = window(1, 10);
         let of = |ipv4, ipv6| {
-            let rates = Rates::new(RateLimit { windows: [one, one], ipv4, ipv6 });
-            [v4, v6].map(|client| rates.of(&client).map(|rate| passes(&rate)))
+            let rates = PortRates::new(RateLimit { windows: [one, one], ipv4, ipv6 });
+            [v4, v6].map(|client| rates.port(&client).map(|rate| passes(&rate)))
         };
         assert_eq!(of(true, false), [Some(true), None]);
         assert_eq!(of(false, true), [None, Some(true)]);
@@ -247,9 +249,9 @@ mod tests {
     }
 
     #[test]
-    fn the_search_for_the_service_is_told_to_come_back() {
+    fn the_search_for_the_service_gets_503() {
         let rates = rates(window(1, 10), window(1, 10));
-        let rate = rates.of(&client(1)).unwrap();
+        let rate = rates.port(&client(1)).unwrap();
         assert!(passes(&rate));
         for (path, status) in [
             ("/openstack", 503),
@@ -269,32 +271,33 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn ports_that_went_are_forgotten_and_busy_ones_are_not() {
+    async fn windows_of_idle_ports_are_removed() {
         let rates = rates(window(1, 10), window(1, 10));
         let len = || rates.ports.lock().unwrap().rates.len();
-        let held = rates.of(&client(1)).unwrap();
-        assert!(passes(&rates.of(&client(2)).unwrap()));
+        let held = rates.port(&client(1)).unwrap();
+        assert!(passes(&rates.port(&client(2)).unwrap()));
         advance(9 * SECOND).await;
-        assert!(passes(&rates.of(&client(3)).unwrap()));
-        for id in 4..=FEW {
-            rates.of(&client(id)).unwrap();
+        assert!(passes(&rates.port(&client(3)).unwrap()));
+        for id in 4..=MIN_CLEAR {
+            rates.port(&client(id)).unwrap();
         }
-        assert_eq!(len(), FEW as usize);
+        assert_eq!(len(), MIN_CLEAR as usize);
         advance(2 * SECOND).await;
-        rates.of(&client(100)).unwrap();
-        assert_eq!(len(), 3, "in a connection's hand, asked just now, new");
-        assert!(!passes(&rates.of(&client(3)).unwrap()));
-        assert!(Arc::ptr_eq(&held, &rates.of(&client(1)).unwrap()));
+        rates.port(&client(100)).unwrap();
+        assert_eq!(len(), 3, "used by a connection, counted recently, new");
+        assert!(!passes(&rates.port(&client(3)).unwrap()));
+        assert!(Arc::ptr_eq(&held, &rates.port(&client(1)).unwrap()));
         for id in 1000..20_000 {
-            rates.of(&client(id)).unwrap();
+            rates.port(&client(id)).unwrap();
         }
-        assert!(len() <= 2 * FEW as usize, "{}", len());
+        assert!(len() <= 2 * MIN_CLEAR as usize, "{}", len());
     }
 
     proptest! {
-        /// In no time as long as the window pass more than its limit; and refused is only who had its fill just before.
+        /// No period of the window's length passes more than the limit, and only a full window
+        /// refuses.
         #[test]
-        fn never_more_than_the_limit_and_never_less(
+        fn a_window_passes_exactly_its_limit(
             limit in 1_u32..12,
             length in 1_u64..20,
             pauses in vec(prop_oneof![0_u64..50, 0_u64..3_000_000_000], 1..300),

@@ -1,19 +1,18 @@
-//! How many connections guests may hold open: each attachment its own, all together a total. One guest cannot take
-//! the places of the others, nor all guests the agent's file descriptors. A haproxy's connections are of no attachment:
-//! each takes a shared place.
+//! Limits open connections: for each attachment, and for all together. One guest cannot take the
+//! connections of the others, nor can all guests take the agent's file descriptors.
 //!
-//! Guests may collude, and an open connection is never taken away from who holds it: it may be somebody's boot. So the
-//! limits must hold before the places are gone.
+//! Guests may collude, and an open connection is never closed to make room: it may be a guest's
+//! boot. So the limits must work before all connections are taken.
 //!
-//! - The first [`RESERVED`] connections of an attachment come on top of the total, and nobody else can hold them. That
-//!   is as many as a boot needs at once, so a guest boots whatever all the others do. They add up to a few for each
-//!   interface that the operator made; guests make none.
-//! - Beyond them an attachment may hold no more of the shared places than are left: the last ones go to who has few.
-//!   (Dynamic thresholds: Choudhury and Hahne, 1998, for the buffers of switches.) With places for many, as there are by
-//!   default, this binds only when nearly all are taken. Alone it would not do: each further attachment takes half of
-//!   what is left, and a handful of them the last place.
+//! - The first [`RESERVED`] connections of an attachment do not count towards the total, and no
+//!   other attachment can use them. A boot needs no more at once, so a guest always boots. Guests
+//!   cannot add interfaces, so the operator controls how many these are.
+//! - Beyond them, an attachment may hold no more shared connections than are left. The last ones go
+//!   to attachments that have few. (Dynamic thresholds: Choudhury and Hahne, 1998, for switch
+//!   buffers.) With a large total, which is the default, this applies only if nearly all are taken.
+//!   It would not suffice alone: each further attachment takes half of what is left.
 //!
-//! Both are one comparison; who holds how many is kept for those alone that hold any.
+//! A haproxy connection belongs to no attachment and takes a shared place.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -21,25 +20,22 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use metadata_ebpf::identity::AttachmentId;
 
-/// Connections of an attachment that do not count in the total. cloud-init asks for IPv4 and IPv6 at once; others beside
-/// it are agents and scripts of the image.
+/// Connections of an attachment that do not count towards the total. cloud-init uses IPv4 and IPv6
+/// at once; agents and scripts of the image may run beside it.
 const RESERVED: u32 = 4;
 
-/// Why a connection is not admitted.
+/// The limit that a new connection would exceed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub enum Overload {
-    /// The attachment has its share.
-    #[error("attachment {0} has all the connections that it may have")]
+pub(super) enum AdmissionError {
+    #[error("attachment {0} has reached its connection limit")]
     Attachment(AttachmentId),
-    /// All together have so many that this attachment has its share.
-    #[error("attachment {0} has its share of all connections that there may be")]
+    #[error("attachment {0} has reached its share of the total connection limit")]
     Total(AttachmentId),
-    /// All together have as many as there may be.
-    #[error("there are as many connections as there may be")]
+    #[error("the total connection limit is reached")]
     All,
 }
 
-impl Overload {
+impl AdmissionError {
     pub(super) const fn label(self) -> &'static str {
         match self {
             Self::Attachment(_) => "attachment_connections",
@@ -58,7 +54,7 @@ pub(super) struct Admission {
 
 #[derive(Debug, Default)]
 struct Open {
-    /// Those beyond each attachment's reserve.
+    /// Connections beyond the reserve of each attachment.
     shared: u32,
     by_attachment: HashMap<AttachmentId, u32>,
 }
@@ -68,26 +64,29 @@ impl Admission {
         Arc::new(Self { per_attachment, total, open: Mutex::default() })
     }
 
-    /// Takes a place, given back when the ticket is dropped.
-    pub(super) fn admit(self: &Arc<Self>, attachment: Option<AttachmentId>) -> Result<Ticket, Overload> {
+    /// Admits a connection until the ticket is dropped.
+    pub(super) fn admit(
+        self: &Arc<Self>,
+        attachment: Option<AttachmentId>,
+    ) -> Result<Ticket, AdmissionError> {
         let mut open = self.lock();
         let open = &mut *open;
         let left = self.total - open.shared;
         if let Some(attachment) = attachment {
             let own = open.by_attachment.entry(attachment).or_insert(0);
             if *own >= self.per_attachment {
-                return Err(Overload::Attachment(attachment));
+                return Err(AdmissionError::Attachment(attachment));
             }
             if let Some(shared) = own.checked_sub(RESERVED) {
                 if shared >= left {
-                    return Err(Overload::Total(attachment));
+                    return Err(AdmissionError::Total(attachment));
                 }
                 open.shared += 1;
             }
             *own += 1;
         } else {
             if left == 0 {
-                return Err(Overload::All);
+                return Err(AdmissionError::All);
             }
             open.shared += 1;
         }
@@ -99,7 +98,7 @@ impl Admission {
     }
 }
 
-/// The place of one connection.
+/// Counts one open connection.
 #[derive(Debug)]
 pub(super) struct Ticket {
     admission: Arc<Admission>,
@@ -133,35 +132,38 @@ mod tests {
     }
 
     #[test]
-    fn one_attachment_gets_its_share_and_no_more() {
+    fn an_attachment_gets_no_more_than_its_limit() {
         let admission = Admission::new(2, 10);
         let held: Vec<_> = (0..2).map(|_| admission.admit(Some(attachment(1))).unwrap()).collect();
-        assert_eq!(admission.admit(Some(attachment(1))).unwrap_err(), Overload::Attachment(attachment(1)));
+        assert_eq!(
+            admission.admit(Some(attachment(1))).unwrap_err(),
+            AdmissionError::Attachment(attachment(1))
+        );
         assert!(admission.admit(Some(attachment(2))).is_ok());
         drop(held);
         assert!(admission.admit(Some(attachment(1))).is_ok());
     }
 
-    /// Takes until it is refused.
-    fn hoard(admission: &Arc<Admission>, id: u32) -> (Vec<Ticket>, Overload) {
+    /// Opens connections until one is refused.
+    fn hoard(admission: &Arc<Admission>, id: u32) -> (Vec<Ticket>, AdmissionError) {
         let mut held = Vec::new();
         loop {
             match admission.admit(Some(attachment(id))) {
                 Ok(ticket) => held.push(ticket),
-                Err(overload) => return (held, overload),
+                Err(error) => return (held, error),
             }
         }
     }
 
     #[test]
-    fn the_total_is_shared_and_nobody_gets_the_rest_of_it_alone() {
+    fn no_attachment_takes_all_that_is_left_of_the_total() {
         let admission = Admission::new(1000, 64);
         let reserved = RESERVED as usize;
-        let (first, overload) = hoard(&admission, 1);
-        assert_eq!((first.len(), overload), (reserved + 32, Overload::Total(attachment(1))));
+        let (first, error) = hoard(&admission, 1);
+        assert_eq!((first.len(), error), (reserved + 32, AdmissionError::Total(attachment(1))));
         let (second, _) = hoard(&admission, 2);
         assert_eq!(second.len(), reserved + 16);
-        // What one gives back is there for all; first of all for who has less.
+        // Connections that one attachment closes are available to all.
         drop(first);
         assert_eq!(hoard(&admission, 2).0.len(), 16);
         drop(second);
@@ -169,11 +171,11 @@ mod tests {
     }
 
     #[test]
-    fn however_many_collude_another_one_gets_in() {
-        let defaults = super::super::ProxyConfig::default();
+    fn colluding_guests_cannot_keep_another_from_booting() {
+        let defaults = crate::proxy::ProxyConfig::default();
         let admission = Admission::new(defaults.connections_per_attachment, defaults.connections);
         let held: Vec<_> = (1..=2000).flat_map(|id| hoard(&admission, id).0).collect();
-        assert_eq!(admission.lock().shared, defaults.connections, "not a place is left");
+        assert_eq!(admission.lock().shared, defaults.connections, "no shared connection is left");
         assert_eq!(hoard(&admission, 2001).0.len(), 4, "enough for a boot");
         assert_eq!(held.len(), (defaults.connections + 2000 * RESERVED) as usize);
         drop(held);
@@ -182,10 +184,10 @@ mod tests {
     }
 
     #[test]
-    fn haproxies_take_shared_places() {
+    fn haproxies_count_towards_the_total() {
         let admission = Admission::new(128, 2);
         let held = [admission.admit(None).unwrap(), admission.admit(None).unwrap()];
-        assert_eq!(admission.admit(None).unwrap_err(), Overload::All);
+        assert_eq!(admission.admit(None).unwrap_err(), AdmissionError::All);
         assert_eq!(hoard(&admission, 1).0.len(), RESERVED as usize);
         drop(held);
         assert!(admission.admit(None).is_ok());
@@ -199,7 +201,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_kept_of_who_left() {
+    fn closed_connections_leave_no_entry() {
         let admission = Admission::new(20, 20);
         drop(hoard(&admission, 1));
         let open = admission.lock();

@@ -1,8 +1,9 @@
-//! Where a guest connection stands, for its deadlines.
+//! Tracks the activity of a client connection, for its time-outs.
 //!
-//! hyper has one time-out for idle time and head together, allocates a timer for each head, and has none for a guest
-//! that does not read. So the stream and the service mark here what happens, and [`super::connection`] looks with one
-//! timer a connection: no allocation and no timer a request.
+//! hyper has one time-out for idle time and request head together, allocates a timer for each head,
+//! and has no time-out for a guest that does not read. So the stream and the request record mark
+//! what happens here, and [`connection`](super::connection) checks it with one timer per
+//! connection. A request needs neither an allocation nor a timer.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -14,31 +15,30 @@ use std::{cmp, io};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::Instant;
 
-use super::fragment::RequestLineReader;
+use super::request_line::FragmentDetector;
 
 /// How long a connection may stay in each state.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Allowance {
+pub(super) struct Timeouts {
     pub(super) idle: Duration,
     pub(super) head: Duration,
     pub(super) blocked: Duration,
 }
 
-impl Allowance {
-    /// No deadline that begins from now on is nearer than this.
+impl Timeouts {
+    /// Returns the least time to any deadline that begins from now on.
     pub(super) fn shortest(&self) -> Duration {
         self.idle.min(self.head).min(self.blocked)
     }
 }
 
-/// Which deadline is meant.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Expiry {
-    /// No request came.
+pub(super) enum TimeoutKind {
+    /// No request arrived.
     Idle,
     /// A request head began and did not end.
     Head,
-    /// The guest does not read its answer.
+    /// The guest does not read its response.
     Blocked,
 }
 
@@ -48,21 +48,22 @@ const HEAD: u64 = 2;
 const PHASES: u64 = 4;
 const NOT_BLOCKED: u64 = u64::MAX;
 
-/// The state of one connection. Written by the connection's own task alone; atomics only make it shareable.
+/// The state of one connection. Only the connection's own task writes it; atomics make it
+/// shareable.
 #[derive(Debug)]
-pub(super) struct Pulse {
+pub(crate) struct ConnectionActivity {
     began: Instant,
     /// Milliseconds since `began`, times [`PHASES`], plus the phase.
     phase: AtomicU64,
-    /// Milliseconds since `began` when the guest ceased to read.
+    /// Milliseconds since `began` when the guest stopped reading.
     blocked: AtomicU64,
-    /// Bytes of a request may still come that nobody will read.
+    /// Bytes of a request may still arrive that will not be read.
     unread: AtomicBool,
-    /// The request line that was read last holds a `#`.
+    /// The last request line has a `#`.
     fragment: AtomicBool,
 }
 
-impl Pulse {
+impl ConnectionActivity {
     pub(super) fn new() -> Self {
         Self {
             began: Instant::now(),
@@ -73,42 +74,43 @@ impl Pulse {
         }
     }
 
-    /// A request head is complete: other deadlines hold until its answer is handed over.
-    pub(super) fn busy(&self) {
+    /// Marks a complete request head. Idle and head time-outs stop until the response has been
+    /// sent.
+    pub(crate) fn set_busy(&self) {
         self.phase.store(BUSY, Ordering::Relaxed);
     }
 
-    /// The answer is handed over; the next request may come.
-    pub(super) fn idle(&self) {
+    /// Marks that the response has been sent, so that the next request may arrive.
+    pub(crate) fn set_idle(&self) {
         self.phase.store(self.now() * PHASES + IDLE, Ordering::Relaxed);
     }
 
-    /// The request was answered before it was read to its end.
-    pub(super) fn leave_unread(&self) {
+    /// Marks that the request was answered before it was read to its end.
+    pub(crate) fn set_request_unread(&self) {
         self.unread.store(true, Ordering::Relaxed);
     }
 
-    pub(super) fn left_unread(&self) -> bool {
+    pub(super) fn is_request_unread(&self) -> bool {
         self.unread.load(Ordering::Relaxed)
     }
 
-    /// Whether the request now answered came with a fragment.
-    pub(super) fn takes_fragment(&self) -> bool {
+    /// Returns whether the current request line has a fragment, and resets the mark.
+    pub(crate) fn take_fragment(&self) -> bool {
         self.fragment.load(Ordering::Relaxed) && self.fragment.swap(false, Ordering::Relaxed)
     }
 
-    /// The nearest deadline, if any runs.
-    pub(super) fn deadline(&self, allowance: &Allowance) -> Option<(Instant, Expiry)> {
-        let at = |millis, allowed| self.began + Duration::from_millis(millis) + allowed;
+    /// Returns the nearest deadline, if any is running.
+    pub(super) fn deadline(&self, timeouts: &Timeouts) -> Option<(Instant, TimeoutKind)> {
+        let at = |millis, limit| self.began + Duration::from_millis(millis) + limit;
         let phase = self.phase.load(Ordering::Relaxed);
         let waits = match phase % PHASES {
-            IDLE => Some((at(phase / PHASES, allowance.idle), Expiry::Idle)),
-            HEAD => Some((at(phase / PHASES, allowance.head), Expiry::Head)),
+            IDLE => Some((at(phase / PHASES, timeouts.idle), TimeoutKind::Idle)),
+            HEAD => Some((at(phase / PHASES, timeouts.head), TimeoutKind::Head)),
             _ => None,
         };
         let blocked = match self.blocked.load(Ordering::Relaxed) {
             NOT_BLOCKED => None,
-            since => Some((at(since, allowance.blocked), Expiry::Blocked)),
+            since => Some((at(since, timeouts.blocked), TimeoutKind::Blocked)),
         };
         match (waits, blocked) {
             (Some(waits), Some(blocked)) => Some(cmp::min_by_key(waits, blocked, |(at, _)| *at)),
@@ -120,15 +122,15 @@ impl Pulse {
         u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX / PHASES)
     }
 
-    fn received(&self, line: &mut RequestLineReader, bytes: &[u8]) {
+    fn received(&self, detector: &mut FragmentDetector, bytes: &[u8]) {
         let phase = self.phase.load(Ordering::Relaxed) % PHASES;
         if phase == BUSY {
-            return line.pass();
+            return detector.skip();
         }
         if phase == IDLE {
             self.phase.store(self.now() * PHASES + HEAD, Ordering::Relaxed);
         }
-        if line.read(phase == IDLE, bytes) {
+        if detector.read(phase == IDLE, bytes) {
             self.fragment.store(true, Ordering::Relaxed);
         }
     }
@@ -146,41 +148,41 @@ impl Pulse {
     }
 }
 
-/// A guest's stream that marks what passes.
+/// A client stream that marks its activity.
 #[derive(Debug)]
-pub(super) struct Watched<T> {
+pub(super) struct ActivityStream<T> {
     pub(super) stream: T,
-    pulse: Arc<Pulse>,
-    line: RequestLineReader,
+    activity: Arc<ConnectionActivity>,
+    detector: FragmentDetector,
 }
 
-impl<T> Watched<T> {
-    pub(super) fn new(stream: T, pulse: Arc<Pulse>) -> Self {
-        Self { stream, pulse, line: RequestLineReader::default() }
+impl<T> ActivityStream<T> {
+    pub(super) fn new(stream: T, activity: Arc<ConnectionActivity>) -> Self {
+        Self { stream, activity, detector: FragmentDetector::default() }
     }
 }
 
-impl<T: AsyncRead + Unpin> AsyncRead for Watched<T> {
+impl<T: AsyncRead + Unpin> AsyncRead for ActivityStream<T> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let before = buf.filled().len();
-        let Self { stream, pulse, line } = &mut *self;
+        let Self { stream, activity, detector } = &mut *self;
         let result = Pin::new(stream).poll_read(cx, buf);
         let new = &buf.filled()[before..];
         if !new.is_empty() {
-            pulse.received(line, new);
+            activity.received(detector, new);
         }
         result
     }
 }
 
-impl<T: AsyncWrite + Unpin> AsyncWrite for Watched<T> {
+impl<T: AsyncWrite + Unpin> AsyncWrite for ActivityStream<T> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         let result = Pin::new(&mut self.stream).poll_write(cx, buf);
-        self.pulse.wrote(result)
+        self.activity.wrote(result)
     }
 
     fn poll_write_vectored(
@@ -189,7 +191,7 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for Watched<T> {
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let result = Pin::new(&mut self.stream).poll_write_vectored(cx, bufs);
-        self.pulse.wrote(result)
+        self.activity.wrote(result)
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -210,42 +212,42 @@ mod tests {
     use super::*;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-    const ALLOWANCE: Allowance = Allowance {
+    const TIMEOUTS: Timeouts = Timeouts {
         idle: Duration::from_secs(10),
         head: Duration::from_secs(20),
         blocked: Duration::from_secs(40),
     };
 
     #[tokio::test(start_paused = true)]
-    async fn deadlines_follow_what_passes() {
-        let pulse = Arc::new(Pulse::new());
+    async fn deadlines_follow_the_activity() {
+        let activity = Arc::new(ConnectionActivity::new());
         let began = Instant::now();
         let second = Duration::from_secs;
         let (mut guest, ours) = tokio::io::duplex(4);
-        let mut ours = Watched::new(ours, Arc::clone(&pulse));
-        assert_eq!(pulse.deadline(&ALLOWANCE), Some((began + second(10), Expiry::Idle)));
+        let mut ours = ActivityStream::new(ours, Arc::clone(&activity));
+        assert_eq!(activity.deadline(&TIMEOUTS), Some((began + second(10), TimeoutKind::Idle)));
 
-        // The head's time begins with its first byte and more bytes do not renew it.
+        // The time for the head begins with its first byte; more bytes do not renew it.
         for _ in 0..2 {
             tokio::time::advance(second(1)).await;
             guest.write_all(b"G").await.unwrap();
             ours.read_u8().await.unwrap();
-            assert_eq!(pulse.deadline(&ALLOWANCE), Some((began + second(21), Expiry::Head)));
+            assert_eq!(activity.deadline(&TIMEOUTS), Some((began + second(21), TimeoutKind::Head)));
         }
 
-        pulse.busy();
-        assert_eq!(pulse.deadline(&ALLOWANCE), None);
+        activity.set_busy();
+        assert_eq!(activity.deadline(&TIMEOUTS), None);
 
-        // A guest that does not read blocks us; one that reads again frees us.
+        // A guest that does not read blocks the connection until it reads again.
         ours.write_all(b"full").await.unwrap();
         let (wrote, ()) = tokio::join!(ours.write_all(b"more"), async {
-            assert_eq!(pulse.deadline(&ALLOWANCE), Some((began + second(42), Expiry::Blocked)));
+            assert_eq!(activity.deadline(&TIMEOUTS), Some((began + second(42), TimeoutKind::Blocked)));
             guest.read_exact(&mut [0; 8]).await.unwrap();
         });
         wrote.unwrap();
-        assert_eq!(pulse.deadline(&ALLOWANCE), None);
+        assert_eq!(activity.deadline(&TIMEOUTS), None);
 
-        pulse.idle();
-        assert_eq!(pulse.deadline(&ALLOWANCE), Some((began + second(12), Expiry::Idle)));
+        activity.set_idle();
+        assert_eq!(activity.deadline(&TIMEOUTS), Some((began + second(12), TimeoutKind::Idle)));
     }
 }

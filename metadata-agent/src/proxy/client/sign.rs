@@ -1,9 +1,10 @@
-//! The signature that proves to Nova who names the instance: lower-case hex of HMAC-SHA256 with a shared secret
-//! over the instance id's text (neutron/common/utils.py, `sign_instance_id`). The secrets stay in here.
+//! The signature that proves an instance id to Nova: lower-case hex of HMAC-SHA256 with a shared
+//! secret over the id's text (neutron/common/utils.py, `sign_instance_id`). The secrets never leave
+//! this file.
 //!
-//! There may be several secrets, while they are being changed. Nova is asked with the one that it took last; where it
-//! answers 403, with each of the others, once. Requests find their signatures made: each requester keeps those of the
-//! secrets in force, and makes them anew only after the secrets were replaced.
+//! During a rotation there are several secrets. Nova first gets a signature by the secret that it
+//! accepted last; if it answers 403, it gets one by each of the others, once. Requests do not sign:
+//! each client identity keeps its signatures until the secrets are replaced.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -17,7 +18,8 @@ use tokio::sync::Notify;
 
 use crate::ids::InstanceId;
 
-/// Signs instance ids with the shared secrets. An empty secret signs as well, as Neutron's does. Clones share them.
+/// Signs instance ids with the shared secrets. An empty secret signs too, as in Neutron. Clones
+/// share the secrets.
 #[derive(Clone, Debug)]
 pub struct Signer {
     shared: Arc<Shared>,
@@ -33,31 +35,34 @@ struct Shared {
 #[derive(Debug)]
 struct Keys {
     secrets: Vec<SecretString>,
-    /// Which of them Nova took last.
+    /// Index of the secret that Nova accepted last.
     preferred: AtomicUsize,
 }
 
 impl Signer {
-    /// Takes the `metadata_proxy_shared_secret`.
+    /// Signs with the `metadata_proxy_shared_secret`.
     #[must_use]
     pub fn new(secret: SecretString) -> Self {
         let keys = ArcSwap::from_pointee(Keys { secrets: vec![secret], preferred: AtomicUsize::new(0) });
         Self { shared: Arc::new(Shared { keys, refused: Notify::new() }) }
     }
 
-    /// Puts other secrets in force, for requests that begin from now on. The one that Nova took last is still tried
-    /// first if it is among them, otherwise the first is. No secrets are no change.
+    /// Puts other secrets in force for requests that begin from now on.
+    ///
+    /// The secret that Nova accepted last stays the first to be tried, if it is among them. An
+    /// empty list changes nothing.
     pub fn replace(&self, secrets: Vec<SecretString>) {
         let before = self.shared.keys.load();
-        let took = before.preferred.load(Ordering::Relaxed);
-        let took = before.secrets.get(took).map(ExposeSecret::expose_secret);
-        let preferred = secrets.iter().position(|secret| Some(secret.expose_secret()) == took).unwrap_or(0);
+        let accepted = before.preferred.load(Ordering::Relaxed);
+        let accepted = before.secrets.get(accepted).map(ExposeSecret::expose_secret);
+        let preferred =
+            secrets.iter().position(|secret| Some(secret.expose_secret()) == accepted).unwrap_or(0);
         if !secrets.is_empty() {
             self.shared.keys.store(Arc::new(Keys { secrets, preferred: AtomicUsize::new(preferred) }));
         }
     }
 
-    /// Returns once Nova has refused all of the secrets, so that whoever can look for new ones does.
+    /// Waits until Nova has refused all of the secrets. The caller then looks for new ones.
     pub async fn refused(&self) {
         self.shared.refused.notified().await;
     }
@@ -70,38 +75,39 @@ impl Signer {
         Signatures { keys, values }
     }
 
-    /// Whether the secrets are still those that these signatures were made with.
+    /// Returns whether these signatures were made with the secrets in force.
     pub(super) fn made(&self, signatures: &Signatures) -> bool {
         Arc::ptr_eq(&self.shared.keys.load(), &signatures.keys)
     }
 
-    /// Tells that Nova took none of the secrets.
+    /// Reports that Nova accepted none of the secrets.
     pub(super) fn all_refused(&self) {
         self.shared.refused.notify_one();
     }
 }
 
-/// One instance's signatures, one for each secret.
+/// One signature of an instance id for each secret.
 #[derive(Debug)]
-pub(super) struct Signatures {
+pub(crate) struct Signatures {
     keys: Arc<Keys>,
     values: Vec<HeaderValue>,
 }
 
 impl Signatures {
-    /// The value of `X-Instance-ID-Signature` to begin with: by the secret that Nova took last. With its number.
-    pub(super) fn first(&self) -> (usize, &HeaderValue) {
+    /// Returns the signature to send first, made with the secret that Nova accepted last, and its
+    /// index.
+    pub(crate) fn first(&self) -> (usize, &HeaderValue) {
         let number = self.keys.preferred.load(Ordering::Relaxed);
         (number, &self.values[number])
     }
 
-    /// All but one, to go on with.
-    pub(super) fn others(&self, refused: usize) -> impl Iterator<Item = (usize, &HeaderValue)> {
+    /// Returns all signatures but one, to try next.
+    pub(crate) fn others(&self, refused: usize) -> impl Iterator<Item = (usize, &HeaderValue)> {
         self.values.iter().enumerate().filter(move |(number, _)| *number != refused)
     }
 
-    /// Remembers that Nova took a signature.
-    pub(super) fn taken(&self, number: usize) {
+    /// Remembers that Nova accepted a signature.
+    pub(crate) fn accepted(&self, number: usize) {
         self.keys.preferred.store(number, Ordering::Relaxed);
     }
 }
@@ -117,7 +123,7 @@ fn sign_text(secret: &SecretString, text: &str) -> HeaderValue {
         pair[1] = hex_digit(byte & 15);
     }
     let Ok(mut value) = HeaderValue::from_bytes(&hex) else { unreachable!("hex digits are visible ASCII") };
-    // Whoever prints it prints no more than that it is there.
+    // Debug output then hides the value.
     value.set_sensitive(true);
     value
 }
@@ -163,11 +169,11 @@ mod tests {
     }
 
     #[test]
-    fn the_secret_that_nova_took_is_tried_first_also_after_others_came() {
+    fn the_secret_that_nova_accepted_last_is_tried_first() {
         let signer = Signer::new("a".into());
         signer.replace(secrets(&["a", "b", "c"]));
         assert_eq!(order(&signer), [0, 1, 2]);
-        signer.sign(&INSTANCE.parse().unwrap()).taken(1);
+        signer.sign(&INSTANCE.parse().unwrap()).accepted(1);
         assert_eq!(order(&signer), [1, 0, 2]);
         signer.replace(secrets(&["d", "c", "b"]));
         assert_eq!(order(&signer), [2, 0, 1], "b is the third now");

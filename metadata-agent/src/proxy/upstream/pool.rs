@@ -1,7 +1,7 @@
-//! Idle connections to one endpoint of Nova, the freshest first.
+//! Idle connections to one endpoint, the most recently used first.
 //!
-//! Only a connection whose answer was read to its end comes back here. Whether it is still open is known only when it is
-//! used; [`super::upstream`] deals with that.
+//! A connection comes back only after its response was read to the end. Whether it is still open
+//! shows only when it is used; [`Upstream`](super::Upstream) handles that.
 
 use std::collections::VecDeque;
 use std::sync::{Mutex, PoisonError};
@@ -12,14 +12,14 @@ use hyper::body::Bytes;
 use hyper::client::conn::http1::SendRequest;
 use tokio::time::Instant;
 
-/// What a connection to Nova takes requests by.
+/// The sending half of an upstream connection.
 pub(super) type Sender = SendRequest<Full<Bytes>>;
 
 #[derive(Debug)]
 pub(super) struct Pool {
     capacity: usize,
     idle_timeout: Duration,
-    /// The longest idle in front.
+    /// The front has been idle longest.
     idle: Mutex<VecDeque<Idle>>,
 }
 
@@ -34,7 +34,7 @@ impl Pool {
         Self { capacity, idle_timeout, idle: Mutex::new(VecDeque::with_capacity(capacity)) }
     }
 
-    /// Takes the connection that was used last, if that was within this time.
+    /// Takes the most recently used connection, if it was used within this time.
     pub(super) fn take(&self, used_within: Duration) -> Option<Sender> {
         let now = Instant::now();
         let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
@@ -43,7 +43,7 @@ impl Pool {
             at -= 1;
             let candidate = &idle[at];
             if now.duration_since(candidate.since) >= self.idle_timeout {
-                // Those in front are idle for longer still.
+                // Those in front have been idle even longer.
                 idle.drain(..=at);
                 return None;
             }
@@ -55,12 +55,12 @@ impl Pool {
             } else if candidate.sender.is_ready() {
                 return idle.remove(at).map(|taken| taken.sender);
             }
-            // Neither: its task has yet to notice that the last answer is over. Left for the next one.
+            // Neither: its task has not processed the end of the last response. It stays for later.
         }
         None
     }
 
-    /// Takes a connection back, if there is room and it is still open.
+    /// Keeps a connection, if there is room and it is still open.
     pub(super) fn give_back(&self, sender: Sender) {
         if sender.is_closed() {
             return;

@@ -1,0 +1,94 @@
+use super::*;
+
+const NETWORK: &str = "11111111-1111-4111-8111-111111111111";
+
+fn attachment(id: u32) -> AttachmentId {
+    AttachmentId::new(id).unwrap()
+}
+
+fn changes(removed: &[u32], updated: &[u32]) -> BindingChanges<Binding> {
+    let binding = |id: &u32| Binding {
+        interface: format!("tap{id}"),
+        index: IfIndex(*id),
+        vlan: None,
+        since: Instant::now(),
+        owner: Owner::Unknown,
+    };
+    BindingChanges {
+        removed: removed.iter().copied().map(attachment).collect(),
+        updated: updated.iter().map(|id| (attachment(*id), Arc::new(binding(id)))).collect(),
+    }
+}
+
+fn scope() -> NetworkOrRouter {
+    NetworkOrRouter::Network(NETWORK.parse().unwrap())
+}
+
+fn shared_changes(removed: &[u32], updated: &[u32]) -> BindingChanges<SharedBinding> {
+    let binding = |id: &u32| SharedBinding {
+        namespace: format!("qdhcp-{NETWORK}").into(),
+        interface: format!("tap{id}"),
+        index: IfIndex(*id),
+        since: Instant::now(),
+        scope: scope(),
+    };
+    BindingChanges {
+        removed: removed.iter().copied().map(attachment).collect(),
+        updated: updated.iter().map(|id| (attachment(*id), Arc::new(binding(id)))).collect(),
+    }
+}
+
+fn lookup(directory: &Directory, id: u32, address: [u8; 4]) -> LookupState {
+    directory.lookup(&ClientAddress::ipv4(attachment(id), address))
+}
+
+#[test]
+fn a_new_attachment_is_pending_and_a_removed_one_is_gone() {
+    let directory = Directory::default();
+    let state = |id| lookup(&directory, id, [10, 0, 0, 5]);
+    assert!(matches!(state(1), LookupState::Pending { .. }), "before anything is published");
+    directory.publish(&changes(&[], &[1, 2]));
+    assert!(matches!(state(3), LookupState::Pending { .. }));
+    directory.publish(&changes(&[2], &[]));
+    assert!(matches!(state(2), LookupState::Gone));
+    assert!(matches!(state(3), LookupState::Pending { .. }));
+}
+
+#[test]
+fn all_guests_of_a_shared_attachment_have_its_scope() {
+    let directory = Directory::default();
+    directory.publish_shared(&shared_changes(&[], &[1]));
+    for address in [[10, 0, 0, 5], [10, 0, 0, 6]] {
+        assert!(matches!(lookup(&directory, 1, address), LookupState::Shared(found) if found == scope()));
+    }
+}
+
+#[test]
+fn a_removed_shared_attachment_is_gone() {
+    let directory = Directory::default();
+    directory.publish_shared(&shared_changes(&[], &[1, 2]));
+    directory.publish_shared(&shared_changes(&[2], &[]));
+    assert!(matches!(lookup(&directory, 2, [10, 0, 0, 5]), LookupState::Gone));
+    assert!(matches!(lookup(&directory, 3, [10, 0, 0, 5]), LookupState::Pending { .. }), "not published yet");
+}
+
+#[test]
+fn publishing_one_part_keeps_the_other() {
+    let directory = Directory::default();
+    directory.publish_shared(&shared_changes(&[], &[1]));
+    directory.publish(&BindingChanges::default());
+    assert!(matches!(lookup(&directory, 1, [10, 0, 0, 5]), LookupState::Shared(_)));
+    let changes = directory.changes();
+    directory.publish_shared(&shared_changes(&[1], &[]));
+    assert!(changes.has_changed().unwrap(), "waiting requests are woken");
+    assert!(matches!(lookup(&directory, 1, [10, 0, 0, 5]), LookupState::Gone));
+}
+
+#[test]
+fn the_mac_address_is_the_one_that_the_kernel_saw() {
+    let mac = MacAddress([0xfa, 0x16, 0x3e, 0, 0, 1]);
+    let client = ClientAddress::ipv4(attachment(1), [10, 0, 0, 5]);
+    let directory = Directory::new(move |address| (*address == client).then_some(mac));
+    assert_eq!(directory.guest_mac(&client), Some(mac));
+    assert_eq!(directory.guest_mac(&ClientAddress::ipv4(attachment(2), [10, 0, 0, 5])), None);
+}

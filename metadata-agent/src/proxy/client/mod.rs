@@ -1,0 +1,218 @@
+//! Identifies the client of a request.
+//!
+//! A guest is identified by its connection, for as long as the connection lasts. A haproxy forwards
+//! requests of many clients and names one in the headers of each request.
+
+mod attachment;
+mod haproxy;
+mod identity;
+mod lookup;
+mod sign;
+
+use std::borrow::Cow;
+use std::sync::{Arc, OnceLock};
+
+use hyper::header::{HeaderMap, HeaderValue};
+use metadata_ebpf::identity::{AttachmentId, ClientAddress};
+
+pub use attachment::{ClientDirectory, LookupState};
+pub(crate) use haproxy::HaproxyHeaderError;
+pub use identity::{ClientIdentity, NetworkHeader, UpstreamAuth};
+pub(crate) use identity::{Credentials, NetworkIdentity, SignedIdentity};
+pub use lookup::{ClientLookup, ClientQuery, LookupFuture, LookupOutcome, PortMatch};
+pub use sign::Signer;
+
+use super::ProxyConfig;
+use super::metrics::Metrics;
+use super::request::Rejection;
+use attachment::{AttachmentOwner, IdentityWait};
+use identity::ClientOrigin;
+
+/// The other end of a connection.
+#[derive(Debug)]
+pub(crate) enum ClientSource {
+    Guest(GuestConnection),
+    /// A Neutron haproxy, trusted because it could open our unix socket.
+    Haproxy,
+}
+
+impl ClientSource {
+    pub(crate) fn guest(address: ClientAddress) -> Self {
+        Self::Guest(GuestConnection {
+            address,
+            origin: ClientOrigin::from_guest(&address),
+            identity: OnceLock::new(),
+        })
+    }
+
+    /// Returns the guest's address. A haproxy connection has none of its own.
+    pub(crate) fn guest_address(&self) -> Option<&ClientAddress> {
+        match self {
+            Self::Guest(guest) => Some(&guest.address),
+            Self::Haproxy => None,
+        }
+    }
+
+    pub(crate) fn attachment(&self) -> Option<AttachmentId> {
+        self.guest_address().map(|address| address.attachment)
+    }
+}
+
+/// A connection of one guest.
+#[derive(Debug)]
+pub(crate) struct GuestConnection {
+    address: ClientAddress,
+    origin: ClientOrigin,
+    /// The result of a look-up on a shared attachment. It holds for as long as the connection
+    /// lasts.
+    identity: OnceLock<Arc<ClientIdentity>>,
+}
+
+/// The client of one request.
+#[derive(Debug)]
+pub(crate) struct Client<'a> {
+    identity: Arc<ClientIdentity>,
+    origin: Cow<'a, ClientOrigin>,
+}
+
+impl Client<'_> {
+    pub(crate) fn identity(&self) -> &ClientIdentity {
+        &self.identity
+    }
+
+    /// Returns the value of `X-Forwarded-For`.
+    pub(crate) fn forwarded_for(&self) -> &HeaderValue {
+        self.identity.forwarded_for(&self.origin)
+    }
+}
+
+/// Finds the client of a request in the directory, or by a look-up.
+#[derive(Debug)]
+pub(crate) struct ClientResolver {
+    directory: Arc<dyn ClientDirectory>,
+    lookup: Arc<dyn ClientLookup>,
+    wait: IdentityWait,
+    metrics: Arc<Metrics>,
+}
+
+impl ClientResolver {
+    pub(crate) fn new(
+        directory: Arc<dyn ClientDirectory>,
+        lookup: Arc<dyn ClientLookup>,
+        config: &ProxyConfig,
+        metrics: Arc<Metrics>,
+    ) -> Self {
+        let wait = IdentityWait { hold: config.identity_hold, grace: config.identity_grace };
+        Self { directory, lookup, wait, metrics }
+    }
+
+    /// Identifies the client of a request with these headers. Only a haproxy's headers are read.
+    pub(crate) async fn resolve<'a>(
+        &self,
+        source: &'a ClientSource,
+        headers: &HeaderMap,
+    ) -> Result<Client<'a>, Rejection> {
+        match source {
+            ClientSource::Guest(guest) => {
+                let identity = self.resolve_guest(guest).await?;
+                Ok(Client { identity, origin: Cow::Borrowed(&guest.origin) })
+            }
+            ClientSource::Haproxy => {
+                let query = haproxy::client_query(headers)?;
+                let identity = identified(self.lookup.find(&query).await)?;
+                Ok(Client { identity, origin: Cow::Owned(ClientOrigin::new(query.address)) })
+            }
+        }
+    }
+
+    async fn resolve_guest(&self, guest: &GuestConnection) -> Result<Arc<ClientIdentity>, Rejection> {
+        let owner = attachment::owner(&*self.directory, &guest.address, self.wait, &self.metrics).await?;
+        let scope = match owner {
+            AttachmentOwner::Port(identity) => return Ok(identity),
+            AttachmentOwner::Shared(scope) => scope,
+        };
+        if let Some(identity) = guest.identity.get() {
+            return Ok(Arc::clone(identity));
+        }
+        // The kernel saw the MAC address in the SYN.
+        let mac = self.directory.guest_mac(&guest.address);
+        let query = ClientQuery::from_guest(scope, &guest.address, mac);
+        let identity = identified(self.lookup.find(&query).await)?;
+        Ok(Arc::clone(guest.identity.get_or_init(|| identity)))
+    }
+}
+
+fn identified(outcome: LookupOutcome) -> Result<Arc<ClientIdentity>, Rejection> {
+    match outcome {
+        LookupOutcome::Identified(identity) => Ok(identity),
+        LookupOutcome::NotFound => Err(Rejection::ClientNotFound),
+        LookupOutcome::Ambiguous => Err(Rejection::ClientAmbiguous),
+        LookupOutcome::NotAnInstance => Err(Rejection::NotAnInstance),
+        LookupOutcome::Unavailable => Err(Rejection::IdentityPending),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ids::{MacAddress, NetworkOrRouter};
+    use prometheus_client::registry::Registry;
+    use tokio::sync::watch;
+
+    const MAC: MacAddress = MacAddress([0xfa, 0x16, 0x3e, 0, 0, 1]);
+
+    fn scope() -> NetworkOrRouter {
+        NetworkOrRouter::Network("11111111-1111-4111-8111-111111111111".parse().unwrap())
+    }
+
+    fn address(attachment: u32) -> ClientAddress {
+        ClientAddress::ipv4(AttachmentId::new(attachment).unwrap(), [10, 0, 0, 5])
+    }
+
+    /// All attachments are shared, and the kernel saw the MAC address of one guest.
+    #[derive(Debug)]
+    struct SharedAttachments;
+
+    impl ClientDirectory for SharedAttachments {
+        fn lookup(&self, _: &ClientAddress) -> LookupState {
+            LookupState::Shared(scope())
+        }
+
+        fn changes(&self) -> watch::Receiver<u64> {
+            watch::Sender::new(0).subscribe()
+        }
+
+        fn guest_mac(&self, client: &ClientAddress) -> Option<MacAddress> {
+            (*client == address(1)).then_some(MAC)
+        }
+    }
+
+    /// Knows one client, by its address and MAC address.
+    #[derive(Debug)]
+    struct OneClient(ClientQuery);
+
+    impl ClientLookup for OneClient {
+        fn find<'a>(&'a self, query: &'a ClientQuery) -> LookupFuture<'a> {
+            let outcome =
+                if *query == self.0 { LookupOutcome::NotAnInstance } else { LookupOutcome::NotFound };
+            Box::pin(std::future::ready(outcome))
+        }
+    }
+
+    #[tokio::test]
+    async fn a_guest_is_looked_up_with_the_mac_the_kernel_saw() {
+        let client = ClientQuery { scope: scope(), address: [10, 0, 0, 5].into(), mac: Some(MAC) };
+        let resolver = ClientResolver::new(
+            Arc::new(SharedAttachments),
+            Arc::new(OneClient(client)),
+            &ProxyConfig::default(),
+            Arc::new(Metrics::register(&mut Registry::default())),
+        );
+        let resolve = async |attachment| {
+            let source = ClientSource::guest(address(attachment));
+            resolver.resolve(&source, &HeaderMap::new()).await.unwrap_err()
+        };
+        assert!(matches!(resolve(1).await, Rejection::NotAnInstance));
+        assert!(matches!(resolve(2).await, Rejection::ClientNotFound), "its MAC address is not known");
+    }
+}

@@ -1,0 +1,214 @@
+//! Serves one connection to its end: drives hyper, enforces the time-outs, and closes properly.
+//!
+//! A response must arrive. If a socket is closed with unread bytes in it, the kernel sends a reset,
+//! which may overtake the response. So after a response to an incomplete request, the rest is read
+//! and discarded for a moment. A truncated response must not look complete, so it ends with a
+//! reset.
+
+use std::convert::Infallible;
+use std::error::Error;
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::time::Duration;
+
+use hyper::body::{Bytes, Incoming};
+use hyper::server::conn::http1::{Connection, Parts};
+use hyper::service::{Service, service_fn};
+use hyper::{Request, Response};
+use hyper_util::rt::TokioIo;
+use metadata_ebpf::identity::{AttachmentId, ClientAddress};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::net::{TcpStream, UnixStream};
+use tokio::time::{Instant, sleep_until, timeout};
+use tokio_util::sync::CancellationToken;
+
+use super::activity::{ActivityStream, ConnectionActivity, TimeoutKind, Timeouts};
+use crate::proxy::Proxy;
+use crate::proxy::client::ClientSource;
+use crate::proxy::request::{HEAD_TIMEOUT_RESPONSE, RequestHandler, ResponseBody};
+
+/// Limits of the reading after a response to an incomplete request.
+const LINGER: Duration = Duration::from_secs(1);
+const LINGER_BYTES: usize = 256 * 1024;
+
+/// A stream to a guest or a haproxy.
+pub trait ClientStream: AsyncRead + AsyncWrite + Unpin + Send + 'static {
+    /// Closes in a way that shows the peer that data was lost.
+    fn reset(self);
+}
+
+impl ClientStream for TcpStream {
+    fn reset(self) {
+        // Fails only if the socket is already closed.
+        let _ = self.set_zero_linger();
+    }
+}
+
+impl ClientStream for UnixStream {
+    fn reset(self) {
+        // A unix socket has no reset. haproxy sees by the length or the last chunk that data is
+        // missing.
+    }
+}
+
+/// The way in which a connection ended.
+enum ConnectionEnd {
+    Served(hyper::Result<()>),
+    TimedOut(TimeoutKind),
+    Drained,
+}
+
+impl Proxy {
+    /// Serves one connection of `client` until it ends. After `cancel`, only the request in flight
+    /// is finished.
+    pub async fn serve_connection<T: ClientStream>(
+        self: Arc<Self>,
+        stream: T,
+        client: ClientAddress,
+        cancel: CancellationToken,
+    ) {
+        self.serve(stream, ClientSource::guest(client), cancel).await;
+    }
+
+    /// Serves one connection of a haproxy in the same way.
+    pub(super) async fn serve_haproxy(self: Arc<Self>, stream: UnixStream, cancel: CancellationToken) {
+        self.serve(stream, ClientSource::Haproxy, cancel).await;
+    }
+
+    async fn serve<T: ClientStream>(
+        self: Arc<Self>,
+        stream: T,
+        source: ClientSource,
+        cancel: CancellationToken,
+    ) {
+        let attachment = source.attachment();
+        let activity = Arc::new(ConnectionActivity::new());
+        let handler = Arc::new(RequestHandler::new(Arc::clone(&self), source, Arc::clone(&activity)));
+        let service = service_fn(move |request| Arc::clone(&handler).handle(request));
+        let stream = TokioIo::new(ActivityStream::new(stream, Arc::clone(&activity)));
+        let mut connection = self.http.serve_connection(stream, service);
+
+        let end = self.drive(Pin::new(&mut connection), &activity, &cancel).await;
+        let Parts { io, read_buf, .. } = connection.into_parts();
+        self.finish(io.into_inner().stream, end, &activity, &read_buf, attachment).await;
+    }
+
+    /// Runs a connection until it ends, a time-out passes, or the drain time after `cancel` is
+    /// over.
+    async fn drive<T, S>(
+        &self,
+        mut connection: Pin<&mut Connection<TokioIo<ActivityStream<T>>, S>>,
+        activity: &ConnectionActivity,
+        cancel: &CancellationToken,
+    ) -> ConnectionEnd
+    where
+        T: ClientStream,
+        S: Service<Request<Incoming>, Response = Response<ResponseBody>, Error = Infallible>,
+    {
+        let timeouts = Timeouts {
+            idle: self.config.keep_alive_timeout,
+            head: self.config.request_head_timeout,
+            blocked: self.config.write_timeout,
+        };
+        // The alarm is never later than any deadline: a deadline that begins after the alarm was
+        // set is at least `shortest` away. So most requests come and go without touching the alarm.
+        let mut alarm = pin!(sleep_until(Instant::now() + timeouts.shortest()));
+        let mut drain_deadline = None;
+        loop {
+            tokio::select! {
+                biased;
+                served = connection.as_mut() => return ConnectionEnd::Served(served),
+                () = cancel.cancelled(), if drain_deadline.is_none() => {
+                    connection.as_mut().graceful_shutdown();
+                    let deadline = Instant::now() + self.config.drain_timeout;
+                    drain_deadline = Some(deadline);
+                    let at = alarm.deadline().min(deadline);
+                    alarm.as_mut().reset(at);
+                }
+                () = &mut alarm => {
+                    let now = Instant::now();
+                    if drain_deadline.is_some_and(|deadline| now >= deadline) {
+                        return ConnectionEnd::Drained;
+                    }
+                    let next = match activity.deadline(&timeouts) {
+                        Some((at, kind)) if now >= at => return ConnectionEnd::TimedOut(kind),
+                        Some((at, _)) => at,
+                        None => now + timeouts.shortest(),
+                    };
+                    let next = next.min(now + timeouts.shortest());
+                    alarm.as_mut().reset(drain_deadline.map_or(next, |deadline| next.min(deadline)));
+                }
+            }
+        }
+    }
+
+    /// Closes a connection as its end requires. `read_buf` holds bytes of a request that was not
+    /// begun.
+    async fn finish<T: ClientStream>(
+        &self,
+        stream: T,
+        end: ConnectionEnd,
+        activity: &ConnectionActivity,
+        read_buf: &Bytes,
+        attachment: Option<AttachmentId>,
+    ) {
+        match end {
+            ConnectionEnd::Served(Ok(())) if activity.is_request_unread() => linger(stream).await,
+            ConnectionEnd::Served(Ok(())) => {}
+            // A truncated response.
+            ConnectionEnd::Served(Err(error)) if error.is_user() => stream.reset(),
+            // hyper has answered a malformed request.
+            ConnectionEnd::Served(Err(error)) if error.is_parse() => {
+                self.metrics.rejected_request(if error.is_parse_too_large() {
+                    "head_too_large"
+                } else {
+                    "malformed"
+                });
+                linger(stream).await;
+            }
+            ConnectionEnd::Served(Err(error)) => {
+                let error = &error as &dyn Error;
+                let attachment = attachment.map(tracing::field::display);
+                tracing::debug!(attachment, error, "client connection ended");
+            }
+            ConnectionEnd::TimedOut(TimeoutKind::Idle) if read_buf.is_empty() => {}
+            // A pipelined head that partly arrived with the previous request counts as a slow head.
+            ConnectionEnd::TimedOut(TimeoutKind::Idle | TimeoutKind::Head) => {
+                self.metrics.rejected_request("head_timeout");
+                reject_slow_head(stream).await;
+            }
+            ConnectionEnd::TimedOut(TimeoutKind::Blocked) => {
+                self.metrics.rejected_connection("write_timeout");
+                stream.reset();
+            }
+            ConnectionEnd::Drained => {
+                self.metrics.rejected_connection("drain_timeout");
+                stream.reset();
+            }
+        }
+    }
+}
+
+async fn reject_slow_head<T: ClientStream>(mut stream: T) {
+    if let Ok(Ok(())) = timeout(LINGER, stream.write_all(HEAD_TIMEOUT_RESPONSE)).await {
+        linger(stream).await;
+    }
+}
+
+/// Lets the guest read its response before the connection is closed (RFC 9112, section 9.6).
+async fn linger<T: ClientStream>(mut stream: T) {
+    let until_closed = async {
+        // Fails harmlessly if hyper has shut down the stream already, or the guest has left.
+        let _ = stream.shutdown().await;
+        let mut discarded = [0; 4096];
+        let mut budget = LINGER_BYTES;
+        while let Ok(read @ 1..) = stream.read(&mut discarded).await {
+            budget = budget.saturating_sub(read);
+            if budget == 0 {
+                break;
+            }
+        }
+    };
+    // A guest that takes longer has had the time to read.
+    let _ = timeout(LINGER, until_closed).await;
+}

@@ -1,0 +1,68 @@
+//! Settings of the upstream.
+
+use std::path::Path;
+use std::time::Duration;
+
+use super::address::Endpoint;
+use super::tls::{TlsConfig, TlsSetupError};
+
+/// Endpoints of the metadata API, and their time-outs.
+#[derive(Debug, Clone)]
+pub struct UpstreamConfig {
+    /// The first endpoint that can be reached is used until it fails.
+    pub endpoints: Vec<Endpoint>,
+    /// For https endpoints.
+    pub tls: TlsConfig,
+    /// For name resolution, TCP and TLS together.
+    pub connect_timeout: Duration,
+    /// From the request to the head of its response.
+    pub answer_timeout: Duration,
+    /// Between two pieces of a response body.
+    pub stall_timeout: Duration,
+    /// How long a connection may stay idle. This must be shorter than Nova's own limit
+    /// (`client_socket_timeout`, `http-keepalive`).
+    pub idle_timeout: Duration,
+    /// Idle connections to keep, for each endpoint.
+    pub idle_connections: usize,
+    /// The number of requests that may wait for the head of their response at once, if limited.
+    /// Other requests wait in line for up to `connect_timeout`.
+    pub waiting_requests: Option<usize>,
+}
+
+impl UpstreamConfig {
+    /// Returns the defaults for these endpoints.
+    #[must_use]
+    pub fn new(endpoints: Vec<Endpoint>) -> Self {
+        Self {
+            endpoints,
+            tls: TlsConfig::default(),
+            connect_timeout: Duration::from_secs(5),
+            answer_timeout: Duration::from_mins(1),
+            stall_timeout: Duration::from_mins(1),
+            // Apache in front of Nova, the usual deployment, closes after 5 s.
+            idle_timeout: Duration::from_secs(4),
+            // Connections of a peak stay in use; a storm of boots is over before they time out.
+            idle_connections: 256,
+            waiting_requests: None,
+        }
+    }
+
+    /// Returns the defaults for Neutron's metadata agent, which closes after each response and has
+    /// a short accept queue.
+    #[must_use]
+    pub fn neutron_agent(socket: &Path, waiting_requests: usize) -> Self {
+        Self {
+            idle_connections: 0,
+            waiting_requests: Some(waiting_requests),
+            ..Self::new(vec![Endpoint::socket(socket)])
+        }
+    }
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum UpstreamSetupError {
+    #[error("no endpoint of the metadata API is configured")]
+    NoEndpoint,
+    #[error(transparent)]
+    Tls(#[from] TlsSetupError),
+}

@@ -118,7 +118,7 @@ fn help_lists_every_option_with_its_default() {
     let (_, help, _) = output(&mut command(&["run", "--help"]));
     let help = help.split_whitespace().collect::<Vec<_>>().join(" ");
     for truth in [
-        "then everything that the agent made is removed again",
+        "then the agent removes everything that it made",
         "Needs root, or CAP_SYS_ADMIN, CAP_NET_ADMIN and CAP_NET_BIND_SERVICE;",
     ] {
         assert!(help.contains(truth), "{help}");

@@ -35,7 +35,7 @@ async fn remove_programs(bpffs_dir: &Path) -> Result<()> {
     let mut outcome = Ok(());
     // Filters on interfaces of the host.
     for mark in stale.filters()? {
-        let removed = qdisc::take_off(&netlink, &links, mark).await.context("remove a filter");
+        let removed = qdisc::remove_filter(&netlink, None, &links, mark).await.context("remove a filter");
         outcome = outcome.and(removed.and_then(|()| Ok(stale.forget_filter(mark.index)?)));
     }
     // Filters in network namespaces.
@@ -59,7 +59,7 @@ async fn remove_filters_in(inode: u32, stale: &StaleState) -> Result<()> {
     let links = netlink.links().await?;
     let mut outcome = Ok(());
     for mark in marks {
-        let removed = qdisc::take_off_in(&netns, &netlink, &links, mark).await;
+        let removed = qdisc::remove_filter(&netlink, Some(&netns), &links, mark).await;
         let removed = removed.with_context(|| format!("remove a filter in {}", netns.name()));
         outcome = outcome.and(removed.and_then(|()| Ok(stale.forget_filter(mark.index)?)));
     }

@@ -22,7 +22,7 @@ use crate::datapath::{Clock, Counters, Hook};
 use crate::directory::{Binding, Directory, Owner, SharedBinding};
 use crate::ids::NetworkOrRouter;
 use crate::inventory::Inventory;
-use crate::namespaces::Tallies;
+use crate::namespaces::NamespaceReports;
 use crate::sources::SourceState;
 
 /// Start-up steps that are not finished.
@@ -65,7 +65,7 @@ pub struct Running {
     pub counters: Arc<Counters>,
     pub directory: Arc<Directory>,
     pub failures: Failures,
-    pub tallies: Tallies,
+    pub namespaces: NamespaceReports,
     pub hook: Hook,
 }
 
@@ -235,12 +235,12 @@ fn failures_state(running: &Running) -> Value {
 }
 
 fn namespaces_state(running: &Running) -> Value {
-    let tally = running.tallies.load();
+    let report = running.namespaces.load();
     let failure = |failure: &Failure| json!({ "namespace": failure.interface, "error": failure.error });
     json!({
-        "served": tally.served,
-        "passed_over": tally.passed_over,
-        "failed": tally.failures.iter().map(failure).collect::<Vec<_>>(),
+        "served": report.served,
+        "passed_over": report.passed_over,
+        "failed": report.failures.iter().map(failure).collect::<Vec<_>>(),
     })
 }
 
@@ -303,9 +303,9 @@ impl Collector for Gauges {
             return Ok(());
         };
         gauge(&mut encoder, "attachments", "Guest interfaces attached", running.directory.len())?;
-        let tally = running.tallies.load();
-        gauge(&mut encoder, "namespaces", "Served namespaces of routers and DHCP servers", tally.served)?;
-        let failed = tally.failures.len();
+        let report = running.namespaces.load();
+        gauge(&mut encoder, "namespaces", "Served namespaces of routers and DHCP servers", report.served)?;
+        let failed = report.failures.len();
         gauge(&mut encoder, "namespaces_failed", "Namespaces with errors", failed)?;
         let failed = running.failures.load().len();
         gauge(&mut encoder, "attachments_failed", "Guest interfaces that could not be attached", failed)?;

@@ -16,7 +16,7 @@ use super::data_plane::DataPlane;
 use super::haproxy_socket::HaproxySocket;
 use super::source_tasks::SourceHandles;
 use crate::admin::state::{Running, StartupStep};
-use crate::attach::{Failures, Guests};
+use crate::attach::{Failures, HostWatcher};
 use crate::config::Config;
 use crate::datapath::heartbeat;
 use crate::datapath::{Counters, Datapath, Hook, NetnsDatapaths, PortalLink};
@@ -25,7 +25,7 @@ use crate::directory::clients::{HostLookup, InventoryLookup, NeutronLookup};
 use crate::ids::MacAddress;
 use crate::inventory::Inventory;
 use crate::inventory::presence::Presence;
-use crate::namespaces::{Namespaces, Tallies};
+use crate::namespaces::{NamespaceReports, NamespaceWatcher};
 use crate::net::netlink::{self, Netlink};
 use crate::net::portal::{self, Portal};
 use crate::proxy::UpstreamAuth;
@@ -71,8 +71,14 @@ impl GuestService {
         let hook = datapath.hook();
         let known = Known { inventory, directory: Arc::clone(&directory) };
         let (guests, failures) = boot.attach_guests(datapath, netlink, &known, auth, presence).await?;
-        let (namespaces, tallies) = boot.watch_namespaces(netns_datapaths, portal, known, namespaces)?;
-        control.running.send_replace(Some(Running { counters, directory, failures, tallies, hook }));
+        let (namespaces, reports) = boot.watch_namespaces(netns_datapaths, portal, known, namespaces)?;
+        control.running.send_replace(Some(Running {
+            counters,
+            directory,
+            failures,
+            namespaces: reports,
+            hook,
+        }));
         Ok(Self { data_plane, guests, namespaces, leave: boot.leave, heartbeat, beating })
     }
 
@@ -188,7 +194,7 @@ impl Boot<'_> {
         let (link_events, hook_events) = (netlink::watch_links()?, netlink::watch_hooks()?);
         let rules = self.config.guest_rules();
         let (inventory, directory) = (Arc::clone(&known.inventory), Arc::clone(&known.directory));
-        let mut guests = Guests::new(datapath, netlink, rules, inventory, directory, auth, presence);
+        let mut guests = HostWatcher::new(datapath, netlink, rules, inventory, directory, auth, presence);
         guests.resync().await?;
         let failures = guests.failures();
         let watch = guests.run(link_events, hook_events, self.leave.clone());
@@ -203,15 +209,15 @@ impl Boot<'_> {
         portal: Portal,
         known: Known,
         step: Option<StartupStep>,
-    ) -> Result<(Option<JoinHandle<()>>, Tallies)> {
+    ) -> Result<(Option<JoinHandle<()>>, NamespaceReports)> {
         let (Some(rules), Some(datapaths)) = (self.config.namespace_rules(), datapaths) else {
-            return Ok((None, Tallies::default()));
+            return Ok((None, NamespaceReports::default()));
         };
-        let namespaces = Namespaces::new(rules, portal, datapaths, known.inventory, known.directory)?;
-        let tallies = namespaces.tallies();
+        let namespaces = NamespaceWatcher::new(rules, portal, datapaths, known.inventory, known.directory)?;
+        let reports = namespaces.reports();
         let watch = namespaces.run(move || drop(step), self.leave.clone());
         let watch = self.control.critical.task("the watch over namespaces", watch);
-        Ok((Some(self.control.tasks.spawn(watch)), tallies))
+        Ok((Some(self.control.tasks.spawn(watch)), reports))
     }
 }
 

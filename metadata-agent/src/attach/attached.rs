@@ -1,4 +1,4 @@
-//! One attached interface: whose it is, and whose the VLANs on it are.
+//! One attached interface: its clients, its policy, and the trunk subports on it.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -7,166 +7,193 @@ use std::time::Instant;
 use metadata_ebpf::identity::AttachmentId;
 use tracing::{info, warn};
 
-use super::GuestRules;
+use super::Changes;
+use super::failures::{FailureTable, Step};
+use super::publish::InterfaceRecord;
+use super::wanted::{Clients, Terms};
 use crate::datapath::{Datapath, PortPolicy};
-use crate::directory::{Binding, Owner};
-use crate::ids::{IfIndex, PortId, VlanId};
-use crate::inventory::{AmbiguousPortError, Entry, Port, PortRecord, Subport};
+use crate::directory::{Binding, Owner, SharedBinding};
+use crate::ids::VlanId;
+use crate::inventory::presence::Present;
 use crate::net::netlink::Link;
-use crate::proxy::UpstreamAuth;
 
-/// A guest's interface with our program on it.
+/// An interface with our program on it.
 pub(super) struct Attached {
     pub(super) id: AttachmentId,
     pub(super) link: Link,
     since: Instant,
-    owner: Owner,
-    subports: BTreeMap<VlanId, Seated>,
+    clients: Clients,
+    /// The policy in the map, or `None` if another agent wrote it.
+    policy: Option<PortPolicy>,
+    present: Option<Present>,
+    subports: BTreeMap<VlanId, AttachedSubport>,
 }
 
-/// A trunk's subport on it.
-struct Seated {
+struct AttachedSubport {
     id: AttachmentId,
     since: Instant,
     owner: Owner,
 }
 
-/// What the kernel is told of ports through, and Nova of instances.
+/// The kernel side of one namespace, as an interface updates it.
 pub(super) struct Kernel<'a> {
     pub(super) datapath: &'a mut Datapath,
-    pub(super) rules: &'a GuestRules,
-    pub(super) introduction: &'a UpstreamAuth,
+    pub(super) failures: &'a mut FailureTable,
+    pub(super) namespace: Option<&'a str>,
 }
 
 impl Kernel<'_> {
-    /// The kernel first, so that a guest that is known is checked from its first answered request on.
-    fn tell(&mut self, link: &Link, index: IfIndex, vlan: Option<VlanId>, owner: &Owner) {
-        if let Err(error) = self.datapath.set_policy(index, vlan, &self.rules.policy(owner)) {
-            warn!(interface = link.name, %error, "the kernel checks this port as before");
-        }
+    fn record(&mut self, link: &Link, step: Step, error: String) {
+        self.failures.record(self.namespace, (link.index, &link.name), step, error);
     }
 }
 
 impl Attached {
-    pub(super) fn new(id: AttachmentId, link: Link) -> Self {
-        Self { id, link, since: Instant::now(), owner: Owner::Unknown, subports: BTreeMap::new() }
-    }
-
-    /// Neutron's id of the port, once it is known.
-    pub(super) fn port_id(&self) -> Option<PortId> {
-        match &self.owner {
-            Owner::Known { port, .. } => port.id,
-            Owner::OnNetwork { facts, .. } => facts.id,
-            Owner::Unknown | Owner::Disputed => None,
+    /// Attached on these terms, but without the subports, which are attached by [`Self::update`].
+    pub(super) fn new(id: AttachmentId, link: Link, terms: &Terms, policy: Option<PortPolicy>) -> Self {
+        log_owner(&link, &Clients::One(Owner::Unknown), &terms.clients);
+        Self {
+            id,
+            link,
+            since: Instant::now(),
+            clients: terms.clients.clone(),
+            policy,
+            present: terms.present.clone(),
+            subports: BTreeMap::new(),
         }
     }
 
-    /// What the kernel shall check of the untagged side, as far as it is known whose that is.
-    pub(super) fn policy(&self, rules: &GuestRules) -> PortPolicy {
-        rules.policy(&self.owner)
-    }
-
-    /// Takes over whose the untagged side is.
-    pub(super) fn own(
+    /// Applies new terms: to the kernel first, so that the packets of a guest are checked before
+    /// its first request is answered.
+    pub(super) fn update(
         &mut self,
-        index: IfIndex,
-        entry: Result<Option<&Entry>, AmbiguousPortError>,
+        link: Link,
+        terms: Terms,
         kernel: &mut Kernel<'_>,
+        changes: &mut Changes,
     ) {
-        // One that is no instance's is let go with the next snapshot, and not known until then.
-        let owner = match entry {
-            Ok(Some(entry)) => Owner::from_entry(entry, kernel.introduction),
-            Ok(None) => Owner::Unknown,
-            Err(AmbiguousPortError) => Owner::Disputed,
-        };
-        if matches!(owner, Owner::Known { .. } | Owner::OnNetwork { .. }) && owner == self.owner {
-            return;
+        let Terms { clients, policy, subports, present, shortfall } = terms;
+        let index = link.index;
+        if self.link.name != link.name || self.link.mac != link.mac {
+            changes.updated.insert(index);
         }
-        kernel.tell(&self.link, index, None, &owner);
-        tell_of(&self.link, &self.owner, &owner);
-        self.owner = owner;
-    }
+        self.link = link;
 
-    /// Takes over which subports there are. All of them are the instance's that the interface is.
-    pub(super) fn seat(&mut self, index: IfIndex, wanted: &[Subport], kernel: &mut Kernel<'_>) {
-        // Told ahead of its attachment: VLANs have to wait for that.
-        if !kernel.datapath.attachments().contains_key(&index) {
-            return;
-        }
-        let Self { link, owner, subports, .. } = self;
-        let gone = |vlan: &VlanId| !wanted.iter().any(|subport| subport.vlan == *vlan);
-        for vlan in subports.keys().copied().filter(gone).collect::<Vec<_>>() {
-            subports.remove(&vlan);
-            info!(interface = link.name, %vlan, "trunk subport let go");
-            if let Err(error) = kernel.datapath.detach_subport(index, vlan) {
-                warn!(interface = link.name, %vlan, %error, "something of the subport stays behind");
+        // The kernel: the policy, and the subports, which belong to the same instance.
+        if self.policy.as_ref() == Some(&policy) {
+            kernel.failures.clear(index, Step::SetPolicy);
+        } else {
+            match kernel.datapath.set_policy(index, None, &policy) {
+                Ok(()) => {
+                    kernel.failures.clear(index, Step::SetPolicy);
+                    self.policy = Some(policy);
+                }
+                Err(error) => kernel.record(&self.link, Step::SetPolicy, error.to_string()),
             }
         }
-        for subport in wanted {
-            let vlan = subport.vlan;
-            let Some(entry) = entry_of(owner, subport) else { continue };
-            let owner = Owner::from_entry(&entry, kernel.introduction);
-            if subports.get(&vlan).is_some_and(|seated| seated.owner == owner) {
+        self.update_subports(&subports, kernel, changes);
+        match shortfall {
+            Some(shortfall) => kernel.record(&self.link, Step::FitSubnets, shortfall),
+            None => kernel.failures.clear(index, Step::FitSubnets),
+        }
+
+        // What others are told of it.
+        if self.clients != clients {
+            log_owner(&self.link, &self.clients, &clients);
+            self.clients = clients;
+            changes.updated.insert(index);
+        }
+        if self.present != present {
+            self.present = present;
+            changes.updated.insert(index);
+        }
+    }
+
+    fn update_subports(
+        &mut self,
+        wanted: &BTreeMap<VlanId, (Owner, PortPolicy)>,
+        kernel: &mut Kernel<'_>,
+        changes: &mut Changes,
+    ) {
+        let Self { link, subports, .. } = self;
+        let index = link.index;
+        let removed = |vlan: &VlanId| !wanted.contains_key(vlan);
+        for vlan in subports.keys().copied().filter(removed).collect::<Vec<_>>() {
+            subports.remove(&vlan);
+            changes.updated.insert(index);
+            info!(namespace = kernel.namespace, interface = link.name, %vlan, "trunk subport detached");
+            if let Err(error) = kernel.datapath.detach_subport(index, vlan) {
+                warn!(interface = link.name, %vlan, %error, "cannot remove the entry of a trunk subport");
+            }
+        }
+        let mut failed = None;
+        for (vlan, (owner, policy)) in wanted {
+            if subports.get(vlan).is_some_and(|subport| subport.owner == *owner) {
                 continue;
             }
-            let id = match kernel.datapath.attach_subport(index, vlan) {
+            let attached = kernel.datapath.attach_subport(index, *vlan);
+            let attached =
+                attached.and_then(|id| kernel.datapath.set_policy(index, Some(*vlan), policy).map(|()| id));
+            let id = match attached {
                 Ok(id) => id,
                 Err(error) => {
-                    warn!(interface = link.name, %vlan, %error, "trunk subport cannot be attached");
+                    failed = Some(format!("VLAN {vlan}: {error}"));
                     continue;
                 }
             };
-            let since = subports.get(&vlan).map_or_else(Instant::now, |seated| seated.since);
-            kernel.tell(link, index, Some(vlan), &owner);
-            info!(interface = link.name, %vlan, attachment = %id, "trunk subport known");
-            subports.insert(vlan, Seated { id, since, owner });
+            info!(interface = link.name, %vlan, attachment = %id, "trunk subport attached");
+            let since = subports.get(vlan).map_or_else(Instant::now, |subport| subport.since);
+            subports.insert(*vlan, AttachedSubport { id, since, owner: owner.clone() });
+            changes.updated.insert(index);
+        }
+        match failed {
+            Some(error) => kernel.record(link, Step::AttachSubport, error),
+            None => kernel.failures.clear(index, Step::AttachSubport),
         }
     }
 
-    pub(super) fn bindings(&self, index: IfIndex) -> Vec<(AttachmentId, Binding)> {
-        let binding = move |id, vlan, since, owner: &Owner| {
-            let interface = self.link.name.clone();
-            (id, Binding { interface, index, vlan, since, owner: owner.clone() })
-        };
-        let subports = self.subports.iter();
-        let subports =
-            subports.map(|(vlan, seated)| binding(seated.id, Some(*vlan), seated.since, &seated.owner));
-        std::iter::once(binding(self.id, None, self.since, &self.owner)).chain(subports).collect()
+    /// Returns what the directory and the sources are told of it.
+    pub(super) fn record(&self, namespace: Option<&Arc<str>>) -> InterfaceRecord {
+        let (interface, index) = (&self.link.name, self.link.index);
+        let mut record = InterfaceRecord { present: self.present.clone(), ..InterfaceRecord::default() };
+        match (&self.clients, namespace) {
+            (Clients::One(owner), _) => {
+                let binding = |id, vlan, since, owner: &Owner| {
+                    let (interface, owner) = (interface.clone(), owner.clone());
+                    (id, Binding { interface, index, vlan, since, owner })
+                };
+                record.own.push(binding(self.id, None, self.since, owner));
+                let subports = self.subports.iter();
+                record.own.extend(
+                    subports.map(|(vlan, port)| binding(port.id, Some(*vlan), port.since, &port.owner)),
+                );
+            }
+            (Clients::Shared(scope), Some(namespace)) => {
+                let (namespace, interface) = (Arc::clone(namespace), interface.clone());
+                let binding = SharedBinding { namespace, interface, index, since: self.since, scope: *scope };
+                record.shared.push((self.id, binding));
+            }
+            (Clients::Shared(_), None) => unreachable!("interfaces are shared in namespaces only"),
+        }
+        record
     }
 }
 
-/// A subport as a port of whoever its parent is; `None` while that is not known.
-fn entry_of(parent: &Owner, subport: &Subport) -> Option<Entry> {
-    let Subport { id, network, mac, fixed_ips, allowed_addresses, .. } = subport.clone();
-    match parent {
-        Owner::Known { port, .. } => {
-            let Port { device, instance, project, .. } = Port::clone(port);
-            let port = Port { id, device, instance, project, network, mac, fixed_ips, allowed_addresses };
-            Some(Entry::Agreed(Arc::new(port)))
-        }
-        Owner::OnNetwork { .. } => {
-            let facts =
-                PortRecord { id, network, mac, fixed_ips, allowed_addresses, ..PortRecord::default() };
-            Some(Entry::Incomplete(Arc::new(facts)))
-        }
-        Owner::Unknown | Owner::Disputed => None,
-    }
-}
-
-fn tell_of(link: &Link, before: &Owner, now: &Owner) {
+fn log_owner(link: &Link, before: &Clients, now: &Clients) {
     let interface = &link.name;
+    let (Clients::One(before), Clients::One(now)) = (before, now) else { return };
     match (now, before) {
         (Owner::Known { port, .. }, _) => {
-            info!(interface, instance = %port.instance, project = %port.project, "guest known");
+            info!(interface, instance = %port.instance, project = %port.project, "guest identified");
         }
         (Owner::OnNetwork { facts, .. }, _) => {
             let network = facts.network.map(tracing::field::display);
-            info!(interface, network, "guest's network known");
+            info!(interface, network, "guest's network identified");
         }
         (Owner::Disputed, Owner::Disputed) | (Owner::Unknown, Owner::Unknown) => {}
         (Owner::Disputed, _) => {
-            warn!(interface, "sources contradict each other about this guest; it is not served");
+            warn!(interface, "sources disagree about this guest; it is not served");
         }
-        (Owner::Unknown, _) => info!(interface, "guest not known any more"),
+        (Owner::Unknown, _) => info!(interface, "guest identity withdrawn"),
     }
 }

@@ -1,516 +1,522 @@
-//! The guests' interfaces: attached as they come, let go as they leave, and told to kernel and proxy with what the
-//! inventory knows of them.
+//! Attaches our program to guest interfaces, and keeps it there.
 //!
-//! In: links of the host, snapshots of the inventory. Out: attachments and their policy in the datapath, the
-//! [`Directory`]. An interface that cannot be attached is tried again and holds up no other.
+//! One [`Attacher`] serves one network namespace: the host's, or that of a router or a DHCP server.
+//! It compares the links there with those that are [wanted], attaches and detaches, and publishes
+//! the differences. It is the only writer of its [`Datapath`]. An interface that cannot be attached
+//! is tried again and does not delay the others.
 //!
-//! What happens to one interface is looked at for that one, and a snapshot for the devices of which it says something new:
-//! no event costs more because the host has more guests.
+//! An event costs the interfaces that it concerns, no matter how many guests the host has.
 
 mod attached;
-mod lost;
+mod failures;
+mod host;
 mod names;
+mod publish;
 pub mod qdisc;
-mod told;
+mod reattach;
+mod wanted;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::mem;
-use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use arc_swap::ArcSwap;
-use futures_util::{Stream, StreamExt};
 use metadata_ebpf::identity::AttachmentId;
 use tokio::sync::watch;
 use tokio::task::yield_now;
-use tokio::time::{MissedTickBehavior, interval};
-use tokio_util::sync::CancellationToken;
-use tracing::{debug, error, info, warn};
+use tracing::{debug, info, warn};
 
-use crate::datapath::{Datapath, DatapathError, Hook, PortPolicy};
-use crate::directory::{Directory, Owner};
+use crate::datapath::{Datapath, DatapathError, Hook};
+use crate::directory::Directory;
 use crate::ids::IfIndex;
 use crate::inventory::presence::{Presence, Present};
-use crate::inventory::{AddressPrefix, Entry, Inventory};
-use crate::net::name_pattern::NamePattern;
-use crate::net::netlink::{HookEvent, Link, LinkEvent, Netlink, NetlinkError};
-use crate::proxy::UpstreamAuth;
+use crate::net::netlink::{Link, Netlink, NetlinkError};
+use crate::net::netns::Netns;
+use crate::net::portal::{HOST_END, PortalError, PortalUplink};
 use attached::{Attached, Kernel};
-use lost::Losses;
+use failures::{FailureTable, Step};
 use names::Names;
-use qdisc::ClassifierError;
-use told::{Account, Told};
+use publish::{InterfaceRecord, Publisher};
+use qdisc::{IngressQdisc, QdiscError};
+use reattach::DetachedPrograms;
+use wanted::{Target, Terms};
 
-/// How often interfaces that could not be attached are tried again.
-const RETRY: Duration = Duration::from_secs(1);
-/// How long news of one interface may wait for those of the next, while there are many at once.
+pub use failures::{Failure, Failures};
+pub use host::HostWatcher;
+pub(crate) use reattach::{PATROL, REATTACH};
+pub use wanted::{GuestRules, LinkKind, SourceCheck};
+pub(crate) use wanted::{NamespacePorts, Wanted};
+
+/// The time that changes of one interface wait for those of the next while all are reconciled.
 const PUBLISH_EVERY: Duration = Duration::from_millis(100);
-/// How often idle clients are looked for.
-const SWEEP: Duration = Duration::from_secs(30);
-/// A client that was not heard of for so long is forgotten. Far longer than any connection may be idle.
-const CLIENT_IDLE: Duration = Duration::from_mins(10);
 
-/// A kind of network interface, as `ip -details link` names it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum LinkKind {
-    /// A tap of a virtual machine.
-    Tun,
-    /// One end of a pair, as containers have.
-    Veth,
-}
-
-impl LinkKind {
-    fn as_str(self) -> &'static str {
-        match self {
-            Self::Tun => "tun",
-            Self::Veth => "veth",
-        }
-    }
-}
-
-/// How strictly the source addresses of a guest's packets are compared with its port.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum SourceCheck {
-    /// MAC address and IPv4 addresses.
-    Strict,
-    /// MAC address only.
-    Mac,
-    Off,
-}
-
-/// Which interfaces are guests', and what is asked of their packets.
-#[derive(Clone, Debug)]
-pub struct GuestRules {
-    /// Patterns of names.
-    pub names: Vec<NamePattern>,
-    /// Kinds of links. OVN's and the DHCP agent's own `tap*` are veths or internal ports, while a virtual machine's is a tun.
-    pub kinds: Vec<LinkKind>,
-    /// What must be the port's own.
-    pub source_check: SourceCheck,
-}
-
-impl GuestRules {
-    /// Whether a link faces a guest.
-    #[must_use]
-    pub fn admit(&self, link: &Link) -> bool {
-        let kind = self.kinds.iter().any(|kind| kind.as_str() == link.kind);
-        kind && self.names.iter().any(|pattern| pattern.matches(&link.name))
-    }
-
-    /// What the kernel shall check of a port. A port whose IPv4 addresses no source knows is not checked for them.
-    fn policy(&self, owner: &Owner) -> PortPolicy {
-        let (network, mac, fixed_ips, allowed_addresses) = match owner {
-            Owner::Known { port, .. } => (port.network, port.mac, &port.fixed_ips, &port.allowed_addresses),
-            Owner::OnNetwork { facts, .. } => {
-                (facts.network, facts.mac, &facts.fixed_ips, &facts.allowed_addresses)
-            }
-            Owner::Unknown | Owner::Disputed => return PortPolicy::default(),
-        };
-        let (check_mac, check_addresses) = match self.source_check {
-            SourceCheck::Strict => (true, true),
-            SourceCheck::Mac => (true, false),
-            SourceCheck::Off => (false, false),
-        };
-        let ipv4 = |ips: &[IpAddr]| -> Vec<_> {
-            ips.iter().filter_map(|ip| if let IpAddr::V4(ip) = ip { Some(*ip) } else { None }).collect()
-        };
-        let fixed = ipv4(fixed_ips);
-        let fixed = fixed.into_iter().map(|ip| (ip, 32));
-        let allowed = allowed_addresses.iter().filter_map(AddressPrefix::ipv4);
-        let addresses = (check_addresses && fixed.len() > 0).then(|| fixed.chain(allowed).collect());
-        PortPolicy { network, mac: mac.filter(|_| check_mac), addresses, ..PortPolicy::default() }
-    }
-}
-
-/// An interface that could not be attached.
-#[derive(Clone, Debug)]
-pub struct Failure {
-    /// The interface.
-    pub interface: String,
-    /// Why not, the last time.
-    pub error: String,
-}
-
-/// The interfaces that could not be attached, for `status`.
-pub type Failures = Arc<ArcSwap<Vec<Failure>>>;
-
-/// A step that could not be taken.
+/// A failure to attach, detach or reattach.
 #[derive(Debug, thiserror::Error)]
-pub enum GuestsError {
-    /// In the kernel side.
+pub enum AttachError {
     #[error(transparent)]
     Datapath(#[from] DatapathError),
-    /// With links.
     #[error(transparent)]
     Netlink(#[from] NetlinkError),
-    /// With a filter.
     #[error(transparent)]
-    Classifier(#[from] ClassifierError),
+    Qdisc(#[from] QdiscError),
+    #[error(transparent)]
+    Portal(#[from] PortalError),
 }
 
-/// The task that keeps attachments in step with the host.
-pub struct Guests {
+/// Links as they were just observed.
+#[derive(Debug)]
+pub(crate) enum Links {
+    /// All links of the namespace. An interface that is not among them is gone.
+    All(Vec<Link>),
+    /// Some links, while the others did not change.
+    Some { present: Vec<Link>, gone: Vec<IfIndex> },
+}
+
+impl Links {
+    /// Links that appeared or changed.
+    pub(crate) fn present(present: Vec<Link>) -> Self {
+        Self::Some { present, gone: Vec::new() }
+    }
+}
+
+/// The interfaces that a reconcile changed.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[must_use]
+pub(crate) struct Changes {
+    pub(crate) attached: BTreeSet<IfIndex>,
+    /// Detached, or not presented any more.
+    pub(crate) detached: BTreeSet<IfIndex>,
+    /// Known by another name, owner, network or presence.
+    pub(crate) updated: BTreeSet<IfIndex>,
+}
+
+impl Changes {
+    fn is_empty(&self) -> bool {
+        self.attached.is_empty() && self.detached.is_empty() && self.updated.is_empty()
+    }
+
+    fn interfaces(&self) -> BTreeSet<IfIndex> {
+        self.attached.iter().chain(&self.detached).chain(&self.updated).copied().collect()
+    }
+
+    fn extend(&mut self, other: Self) {
+        self.attached.extend(other.attached);
+        self.detached.extend(other.detached);
+        self.updated.extend(other.updated);
+    }
+}
+
+/// The network namespace of an attacher, unless it is the host's.
+pub(crate) struct Namespace {
+    pub(crate) name: Arc<str>,
+    pub(crate) netns: Arc<Netns>,
+    /// The way of its clients into the portal.
+    pub(crate) uplink: PortalUplink,
+}
+
+/// The guest interfaces of one network namespace.
+pub(crate) struct Attacher {
     datapath: Datapath,
     netlink: Netlink,
-    rules: GuestRules,
-    inventory: Arc<Inventory>,
-    introduction: UpstreamAuth,
+    namespace: Option<Namespace>,
     attached: BTreeMap<IfIndex, Attached>,
-    failed: BTreeMap<IfIndex, (Link, String)>,
-    /// Attached, but somebody took the program off.
-    lost: Losses,
-    /// Not attached, because they are not an instance's: the host's own path is theirs.
-    aside: BTreeMap<IfIndex, Link>,
-    /// Of the interfaces in any of these.
+    /// Interfaces that are not an instance's, and so take the host's own path.
+    aside: BTreeMap<IfIndex, (Link, Option<Present>)>,
+    /// Attached interfaces that lack their program.
+    detached: DetachedPrograms,
+    failures: FailureTable,
+    /// Interfaces that are attached, aside or failed.
     names: Names,
-    /// The version of the snapshot that was followed last.
-    followed: u64,
-    failures: Failures,
-    told: Told,
-    /// All links are being looked at.
-    many: bool,
+    publisher: Publisher,
 }
 
-impl Guests {
-    /// Nothing is attached yet.
-    #[must_use]
-    pub fn new(
+impl Attacher {
+    /// An attacher for the host's namespace. Nothing is attached yet.
+    fn for_host(
         datapath: Datapath,
         netlink: Netlink,
-        rules: GuestRules,
-        inventory: Arc<Inventory>,
         directory: Arc<Directory>,
-        introduction: UpstreamAuth,
         presence: watch::Sender<Presence>,
     ) -> Self {
+        Self::new(datapath, netlink, None, Publisher::new(directory, Some(presence)))
+    }
+
+    /// An attacher for another namespace, of which `netlink` is a socket. Nothing is attached yet.
+    pub(crate) fn for_namespace(
+        datapath: Datapath,
+        netlink: Netlink,
+        namespace: Namespace,
+        directory: Arc<Directory>,
+    ) -> Self {
+        Self::new(datapath, netlink, Some(namespace), Publisher::new(directory, None))
+    }
+
+    fn new(datapath: Datapath, netlink: Netlink, namespace: Option<Namespace>, publisher: Publisher) -> Self {
         Self {
             datapath,
             netlink,
-            rules,
-            inventory,
-            introduction,
+            namespace,
             attached: BTreeMap::new(),
-            failed: BTreeMap::new(),
-            lost: Losses::default(),
             aside: BTreeMap::new(),
+            detached: DetachedPrograms::default(),
+            failures: FailureTable::default(),
             names: Names::default(),
-            followed: 0,
-            failures: Failures::default(),
-            told: Told::new(directory, presence),
-            many: false,
+            publisher,
         }
     }
 
-    /// Where failures can be read.
-    #[must_use]
-    pub fn failures(&self) -> Failures {
-        Arc::clone(&self.failures)
-    }
-
-    /// Brings everything in step with the links that are there now. The watch must already run, or a link between this and
-    /// it would be missed.
+    /// Attaches what is wanted, detaches what is not, updates the rest, and publishes the
+    /// differences.
+    ///
+    /// The failure of one interface is recorded and does not affect the others.
     ///
     /// # Errors
-    /// Links cannot be listed, or what a dead agent left cannot be removed.
-    pub async fn resync(&mut self) -> Result<(), GuestsError> {
-        let links = self.netlink.links().await?;
-        let there: BTreeSet<IfIndex> = links.iter().map(|link| link.index).collect();
-        let gone = self.names.all().filter(|index| !there.contains(index));
-        let mut changed: BTreeSet<IfIndex> = gone.collect();
-        for index in &changed {
-            self.let_go(*index).await;
-        }
-        self.many = true;
-        let mut published = Instant::now();
-        for link in links {
-            let index = link.index;
-            if self.present(link).await {
-                changed.insert(index);
+    /// What an earlier agent left cannot be listed or removed.
+    pub(crate) async fn reconcile(
+        &mut self,
+        wanted: Wanted<'_>,
+        links: Links,
+    ) -> Result<Changes, AttachError> {
+        let (present, gone, is_complete) = match links {
+            Links::All(links) => {
+                let present: BTreeSet<IfIndex> = links.iter().map(|link| link.index).collect();
+                let gone = self.names.all().filter(|index| !present.contains(index)).collect();
+                (links, gone, true)
             }
-            // Guests that are attached already are not to wait for the last one.
-            if published.elapsed() >= PUBLISH_EVERY {
-                self.publish(mem::take(&mut changed));
+            Links::Some { present, gone } => (present, gone, false),
+        };
+        let (mut all, mut unpublished) = (Changes::default(), Changes::default());
+
+        // Interfaces that are gone.
+        for index in gone {
+            self.detach(index, &mut unpublished).await;
+        }
+
+        // Interfaces that are there, each on the terms of this moment.
+        let mut published = Instant::now();
+        for link in present {
+            self.apply(link, wanted, is_complete, &mut unpublished).await;
+            // Guests that are attached already do not wait for the last one.
+            if is_complete && published.elapsed() >= PUBLISH_EVERY {
+                self.publish(&unpublished);
+                all.extend(mem::take(&mut unpublished));
                 published = Instant::now();
             }
-            // An attachment takes the kernel some ten milliseconds (`synchronize_rcu` in tcx_entry_sync), and a host has
-            // many: signals and the admin socket have their turn between two.
+            // An attachment takes the kernel some ten milliseconds (`synchronize_rcu` in
+            // tcx_entry_sync), and a host has many. Signals and the admin socket have their turn in
+            // between.
             yield_now().await;
         }
-        self.many = false;
-        self.datapath.remove_orphans()?;
-        for mark in self.datapath.filters()? {
-            if !self.attached.contains_key(&mark.index) || self.datapath.hook() == Hook::Tcx {
-                self.take_filter_off(mark.index).await;
-            }
-        }
-        self.publish(changed);
-        Ok(())
+
+        // State of earlier agents, once all that lives is adopted.
+        let cleaned = if is_complete { self.remove_leftovers().await } else { Ok(()) };
+        self.publish(&unpublished);
+        all.extend(unpublished);
+        cleaned.map(|()| all)
     }
 
-    /// Follows links, their hooks and the inventory until cancelled, or until the watch ends. Gives the datapath back.
-    pub async fn run(
-        mut self,
-        mut events: impl Stream<Item = LinkEvent> + Unpin,
-        mut hooks: impl Stream<Item = HookEvent> + Unpin,
-        cancel: CancellationToken,
-    ) -> Datapath {
-        let mut snapshots = self.inventory.subscribe();
-        let mut retry = interval(RETRY);
-        let mut sweep = interval(SWEEP);
-        let mut patrol = interval(lost::PATROL);
-        let mut put_back = interval(lost::PUT_BACK);
-        patrol.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        put_back.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        retry.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        sweep.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        loop {
-            tokio::select! {
-                () = cancel.cancelled() => return self.datapath,
-                event = events.next() => {
-                    let Some(event) = event else { return self.datapath };
-                    self.on_link(event).await;
-                }
-                event = hooks.next() => {
-                    let Some(event) = event else { return self.datapath };
-                    self.on_hook(event).await;
-                }
-                Ok(()) = snapshots.changed() => self.follow_inventory().await,
-                _ = retry.tick(), if !self.failed.is_empty() => self.retry().await,
-                _ = patrol.tick() => self.patrol(),
-                _ = put_back.tick(), if !self.lost.is_empty() => self.put_back_due().await,
-                _ = sweep.tick() => self.sweep(),
-            }
+    /// Tries again what failed, by the links that are there now.
+    ///
+    /// # Errors
+    /// As [`Self::reconcile`].
+    async fn retry(&mut self, wanted: Wanted<'_>, links: Vec<Link>) -> Result<Changes, AttachError> {
+        for index in self.failures.to_remove() {
+            self.remove_filter(index, &self.name_of(index)).await;
+        }
+        let mut gone = self.failures.to_reconcile();
+        let present = links.into_iter().filter(|link| gone.remove(&link.index)).collect();
+        let gone = gone.into_iter().collect();
+        self.reconcile(wanted, Links::Some { present, gone }).await
+    }
+
+    /// Returns whether anything failed that [`Self::retry`] may help.
+    fn has_failed(&self) -> bool {
+        !self.failures.to_reconcile().is_empty() || !self.failures.to_remove().is_empty()
+    }
+
+    /// Removes clients of all namespaces that were idle for so long.
+    fn sweep(&mut self, idle: Duration) {
+        match self.datapath.sweep(idle) {
+            Ok(0) => {}
+            Ok(removed) => debug!(removed, "idle clients removed"),
+            Err(error) => warn!(%error, "cannot remove idle clients"),
         }
     }
 
-    async fn on_link(&mut self, event: LinkEvent) {
-        match event {
-            LinkEvent::Present(link) => {
-                let index = link.index;
-                if self.present(link).await {
-                    self.publish([index]);
+    async fn apply(&mut self, link: Link, wanted: Wanted<'_>, is_one_of_all: bool, changes: &mut Changes) {
+        match wanted.target(&link) {
+            Target::Ignore => self.detach(link.index, changes).await,
+            Target::Aside(present) => self.put_aside(link, present, changes).await,
+            Target::Attach(terms) => {
+                if self.aside.remove(&link.index).is_some() {
+                    changes.updated.insert(link.index);
                 }
-            }
-            LinkEvent::Gone(index) => {
-                if self.let_go(index).await {
-                    self.publish([index]);
-                }
-            }
-            LinkEvent::Overrun => {
-                warn!("link events were lost; looking at all links anew");
-                if let Err(error) = self.resync().await {
-                    error!(%error, "cannot look at all links");
+                self.names.set(link.index, &link.name);
+                if self.attached.contains_key(&link.index) {
+                    self.update(link, *terms, changes);
+                } else {
+                    self.attach(link, *terms, is_one_of_all, changes).await;
                 }
             }
         }
     }
 
-    /// Whether anything changed.
-    async fn present(&mut self, link: Link) -> bool {
-        if !self.rules.admit(&link) {
-            return self.let_go(link.index).await;
-        }
-        if self.is_no_instance(&link) {
-            return self.step_aside(link).await;
-        }
-        self.aside.remove(&link.index);
-        self.names.call(link.index, &link.name);
-        match self.attached.get_mut(&link.index) {
-            Some(attached) if attached.link.name == link.name && attached.link.mac == link.mac => false,
-            Some(attached) => {
-                attached.link = link;
-                true
-            }
-            None => self.attach(link).await,
-        }
-    }
-
-    /// Whether a source says for certain that no instance is behind a link.
-    fn is_no_instance(&self, link: &Link) -> bool {
-        let snapshot = self.inventory.load();
-        matches!(snapshot.find_at(&link.name, link.index, link.mac), Ok(Some(Entry::NoInstance(_))))
-    }
-
-    /// Leaves a link to the host's own path. Whether anything changed.
-    async fn step_aside(&mut self, link: Link) -> bool {
-        if !self.aside.contains_key(&link.index) {
-            info!(interface = link.name, "not an instance's port; its packets are left alone");
-            self.let_go(link.index).await;
-        }
-        self.names.call(link.index, &link.name);
-        self.aside.insert(link.index, link);
-        true
-    }
-
-    /// Takes over what the inventory says anew.
-    async fn follow_inventory(&mut self) {
-        let interfaces: BTreeSet<IfIndex> = {
-            let snapshot = self.inventory.load();
-            let since = mem::replace(&mut self.followed, snapshot.version());
-            match snapshot.changed_since(since) {
-                Some(devices) => devices.filter_map(|device| self.names.interface(device.as_str())).collect(),
-                None => self.names.all().collect(),
-            }
-        };
-        for index in &interfaces {
-            self.sort_out(*index).await;
-        }
-        self.publish(interfaces);
-    }
-
-    /// Attaches what turned out to be an instance's after all, and lets go what turned out not to be one's.
-    async fn sort_out(&mut self, index: IfIndex) {
-        let (attached, aside) = (self.attached.get(&index), self.aside.get(&index));
-        let Some(link) = attached.map(|attached| &attached.link).or(aside) else { return };
-        if self.is_no_instance(link) != aside.is_some() {
-            self.present(link.clone()).await;
-        }
-    }
-
-    async fn attach(&mut self, link: Link) -> bool {
+    /// Leaves an interface to the host's own path.
+    async fn put_aside(&mut self, link: Link, present: Option<Present>, changes: &mut Changes) {
         let index = link.index;
-        match self.try_attach(&link).await {
-            Ok(id) => {
-                info!(interface = link.name, ifindex = %index, attachment = %id, "guest interface attached");
-                self.failed.remove(&index);
-                self.attached.entry(index).or_insert_with(|| Attached::new(id, link));
+        let before = self.aside.remove(&index);
+        if before.is_none() {
+            info!(interface = link.name, "not an instance's port; its packets are not redirected");
+            self.detach(index, changes).await;
+        }
+        if before.is_none_or(|(_, before)| before != present) {
+            changes.updated.insert(index);
+        }
+        self.names.set(index, &link.name);
+        self.aside.insert(index, (link, present));
+    }
+
+    fn update(&mut self, link: Link, terms: Terms, changes: &mut Changes) {
+        let Self { datapath, failures, namespace, attached, .. } = self;
+        let namespace = namespace.as_ref().map(|namespace| &*namespace.name);
+        if let Some(attached) = attached.get_mut(&link.index) {
+            attached.update(link, terms, &mut Kernel { datapath, failures, namespace }, changes);
+        }
+    }
+
+    async fn attach(&mut self, link: Link, terms: Terms, is_one_of_all: bool, changes: &mut Changes) {
+        let index = link.index;
+        match self.try_attach(&link, &terms, is_one_of_all).await {
+            Ok(attached) => {
+                let id = attached.id;
+                let interface = &link.name;
+                info!(namespace = self.label(), interface, ifindex = %index, attachment = %id, "guest interface attached");
+                self.failures.clear(index, Step::Attach);
+                self.attached.entry(index).or_insert(attached);
+                changes.attached.insert(index);
+                self.update(link, terms, changes);
             }
             Err(error) => {
-                let error = error.to_string();
-                if self.failed.get(&index).is_none_or(|(_, before)| *before != error) {
-                    warn!(interface = link.name, %error, "guest interface cannot be attached; trying again");
+                // It may have been announced.
+                if self.attached.remove(&index).is_some() {
+                    changes.detached.insert(index);
                 }
-                self.attached.remove(&index);
-                self.failed.insert(index, (link, error));
+                self.record_failure((index, &link.name), Step::Attach, &error);
             }
         }
-        true
     }
 
-    async fn try_attach(&mut self, link: &Link) -> Result<AttachmentId, GuestsError> {
+    /// Adopts the attachment of an earlier agent, or makes a new one.
+    async fn try_attach(
+        &mut self,
+        link: &Link,
+        terms: &Terms,
+        is_one_of_all: bool,
+    ) -> Result<Attached, AttachError> {
         if let Some(id) = self.datapath.adopt(link.index, &link.name)? {
-            return Ok(id);
+            self.add_routes(id).await?;
+            return Ok(Attached::new(id, link.clone(), terms, None));
         }
         let id = self.datapath.reserve_id()?;
-        self.tell_ahead(id, link);
-        self.attach_as(id, link).await?;
-        Ok(id)
-    }
-
-    /// Tells of an attachment that is about to be made: the kernel runs the program some milliseconds before it says so
-    /// (`tcx_entry_sync` waits for an RCU grace period), and a guest that asks in its first is then answered at once. A filter
-    /// is said to be there as soon as it is; and while there are many to attach it is not worth it.
-    fn tell_ahead(&mut self, id: AttachmentId, link: &Link) {
-        if !self.many && self.datapath.hook() == Hook::Tcx {
-            self.attached.insert(link.index, Attached::new(id, link.clone()));
-            self.publish([link.index]);
+        // The way back is there before the first packet comes.
+        self.add_routes(id).await?;
+        let attached = || Attached::new(id, link.clone(), terms, Some(terms.policy.clone()));
+        if !is_one_of_all && self.datapath.hook() == Hook::Tcx {
+            self.announce(attached());
         }
+        if let Err(error) = self.attach_program(id, link, terms).await {
+            self.remove_routes(id).await?;
+            return Err(error);
+        }
+        Ok(self.attached.remove(&link.index).unwrap_or_else(attached))
     }
 
-    async fn attach_as(&mut self, id: AttachmentId, link: &Link) -> Result<(), GuestsError> {
-        let made_qdisc = self.datapath.hook() == Hook::Clsact && self.provide_qdisc(link.index).await?;
-        let policy = self.attached.get(&link.index).map(|attached| attached.policy(&self.rules));
-        let policy = policy.unwrap_or_default();
-        let attached = self.datapath.attach(id, link.index, &link.name, made_qdisc, &policy);
+    /// Publishes an attachment that is about to be made, so that the first request of a guest is
+    /// answered at once.
+    ///
+    /// The kernel runs the program some milliseconds before the call returns (`tcx_entry_sync`
+    /// waits for an RCU grace period). A filter is attached when the call returns; and while many
+    /// interfaces are attached it is not worth it.
+    fn announce(&mut self, attached: Attached) {
+        let index = attached.link.index;
+        self.attached.insert(index, attached);
+        self.publisher.publish([(index, self.record(index))].into());
+    }
+
+    async fn attach_program(
+        &mut self,
+        id: AttachmentId,
+        link: &Link,
+        terms: &Terms,
+    ) -> Result<(), AttachError> {
+        let qdisc = match self.datapath.hook() {
+            Hook::Tcx => None,
+            Hook::Clsact => Some(qdisc::ensure(&self.netlink, &self.datapath, link.index).await?),
+        };
+        let is_new_qdisc = qdisc == Some(IngressQdisc::Created);
+        let attached = self.datapath.attach(id, link.index, &link.name, is_new_qdisc, &terms.policy);
         if attached.is_err() {
-            if made_qdisc {
-                qdisc::delete_unused_qdisc(&self.netlink, link.index).await?;
+            if is_new_qdisc {
+                qdisc::delete_unused(&self.netlink, link.index).await.map_err(QdiscError::from)?;
             }
-            self.take_filter_off(link.index).await;
+            self.remove_filter(link.index, &link.name).await;
         }
         Ok(attached?)
     }
 
-    /// Whether there was anything to let go.
-    async fn let_go(&mut self, index: IfIndex) -> bool {
+    /// Detaches from an interface that is gone or not wanted. Does nothing if it is not known.
+    async fn detach(&mut self, index: IfIndex, changes: &mut Changes) {
         self.names.forget(index);
-        let was_known = self.failed.remove(&index).is_some() | self.aside.remove(&index).is_some();
-        let Some(attached) = self.attached.remove(&index) else {
-            return was_known;
-        };
-        self.lost.forget(index);
-        info!(interface = attached.link.name, attachment = %attached.id, "guest interface let go");
-        if let Err(error) = self.datapath.detach(index) {
-            warn!(interface = attached.link.name, %error, "something of the attachment stays behind");
+        self.failures.clear_interface(index);
+        if self.aside.remove(&index).is_some() {
+            changes.detached.insert(index);
         }
-        self.take_filter_off(index).await;
-        true
-    }
-
-    /// Takes a filter off that nobody needs any more; nothing happens where there is none. What stays is tried again at
-    /// the end.
-    async fn take_filter_off(&self, index: IfIndex) {
-        let Some(mark) = self.datapath.filter(index) else { return };
-        let taken: Result<(), GuestsError> = async {
-            let links = self.netlink.links().await?;
-            qdisc::take_off(&self.netlink, &links, mark).await?;
-            Ok(self.datapath.forget_filter(index)?)
-        }
-        .await;
-        if let Err(error) = taken {
-            warn!(ifindex = %index, %error, "a filter stays behind");
+        let Some(Attached { id, link, .. }) = self.attached.remove(&index) else { return };
+        self.detached.forget(index);
+        changes.detached.insert(index);
+        info!(namespace = self.label(), interface = link.name, attachment = %id, "guest interface detached");
+        let detached = self.datapath.detach(index).map(drop).map_err(AttachError::from);
+        self.remove_filter(index, &link.name).await;
+        let unrouted = self.remove_routes(id).await;
+        if let Err(error) = detached.and(unrouted) {
+            self.record_failure((index, &link.name), Step::Remove, &error);
         }
     }
 
-    /// An interface that went while events were lost is not told of again, so this looks whether it is still there.
-    async fn retry(&mut self) {
-        let links = match self.netlink.links().await {
-            Ok(links) => links,
-            Err(error) => return warn!(%error, "links cannot be listed"),
-        };
-        let failed: Vec<IfIndex> = self.failed.keys().copied().collect();
-        for index in failed.iter().copied() {
-            match links.iter().find(|link| link.index == index) {
-                Some(link) => self.present(link.clone()).await,
-                None => self.let_go(index).await,
-            };
-        }
-        self.publish(failed);
-    }
-
-    fn sweep(&mut self) {
-        match self.datapath.sweep(CLIENT_IDLE) {
-            Ok(0) => {}
-            Ok(removed) => debug!(removed, "idle clients forgotten"),
-            Err(error) => warn!(%error, "idle clients cannot be forgotten"),
+    /// Removes the filter of an interface that needs it no more, if there is one.
+    async fn remove_filter(&mut self, index: IfIndex, interface: &str) {
+        match self.try_remove_filter(index).await {
+            Ok(()) => self.failures.clear(index, Step::Remove),
+            Err(error) => self.record_failure((index, interface), Step::Remove, &error),
         }
     }
 
-    /// Asks the inventory about some interfaces, and tells kernel and proxy what changed: the kernel first, so that a guest
-    /// that is known is checked from its first answered request on.
-    fn publish(&mut self, interfaces: impl IntoIterator<Item = IfIndex>) {
-        let snapshot = self.inventory.load();
-        let mut kernel =
-            Kernel { datapath: &mut self.datapath, rules: &self.rules, introduction: &self.introduction };
-        let mut accounts = BTreeMap::new();
-        for index in interfaces {
-            let mut account = Account::default();
-            let mut link = self.aside.get(&index);
-            if let Some(attached) = self.attached.get_mut(&index) {
-                let entry = snapshot.find_at(&attached.link.name, index, attached.link.mac);
-                attached.own(index, entry, &mut kernel);
-                let subports = attached.port_id().and_then(|port| snapshot.subports(&port));
-                attached.seat(index, subports.map_or(&[], |subports| &**subports), &mut kernel);
-                account.bindings = attached.bindings(index);
-                link = Some(&attached.link);
+    async fn try_remove_filter(&self, index: IfIndex) -> Result<(), AttachError> {
+        let Some(filter) = self.datapath.filter(index) else { return Ok(()) };
+        let links = self.netlink.links().await?;
+        let netns = self.namespace.as_ref().map(|namespace| &*namespace.netns);
+        qdisc::remove_filter(&self.netlink, netns, &links, filter).await?;
+        Ok(self.datapath.forget_filter(index)?)
+    }
+
+    /// Removes the links, entries and filters of interfaces that are not attached. An earlier agent
+    /// may have left them, or an attempt to remove them failed. With TCX, every filter is one of an
+    /// earlier agent.
+    async fn remove_leftovers(&mut self) -> Result<(), AttachError> {
+        self.datapath.remove_orphans()?;
+        let filters = self.datapath.filters()?.into_iter().map(|filter| filter.index);
+        let unused =
+            filters.filter(|index| !self.attached.contains_key(index) || self.datapath.hook() == Hook::Tcx);
+        for index in unused.chain(self.failures.to_remove()).collect::<BTreeSet<_>>() {
+            self.remove_filter(index, &self.name_of(index)).await;
+        }
+        Ok(())
+    }
+
+    /// Routes answers to the clients of an attachment back into its namespace.
+    async fn add_routes(&self, id: AttachmentId) -> Result<(), AttachError> {
+        match &self.namespace {
+            Some(namespace) => Ok(namespace.uplink.add_routes(id).await?),
+            None => Ok(()),
+        }
+    }
+
+    async fn remove_routes(&self, id: AttachmentId) -> Result<(), AttachError> {
+        match &self.namespace {
+            Some(namespace) => Ok(namespace.uplink.remove_routes(id).await?),
+            None => Ok(()),
+        }
+    }
+
+    /// Publishes the interfaces that changed, and the failures.
+    fn publish(&mut self, changes: &Changes) {
+        if !changes.is_empty() {
+            let records = changes.interfaces().into_iter().map(|index| (index, self.record(index)));
+            let records = records.collect();
+            self.publisher.publish(records);
+        }
+        self.failures.publish();
+    }
+
+    fn record(&self, index: IfIndex) -> InterfaceRecord {
+        let namespace = self.namespace.as_ref().map(|namespace| &namespace.name);
+        match (self.attached.get(&index), self.aside.get(&index)) {
+            (Some(attached), _) => attached.record(namespace),
+            (None, Some((_, present))) => {
+                InterfaceRecord { present: present.clone(), ..InterfaceRecord::default() }
             }
-            account.present = link.and_then(|link| {
-                Some(Present::from_snapshot(link.name.parse().ok()?, link.index, link.mac, &snapshot))
-            });
-            accounts.insert(index, account);
+            (None, None) => InterfaceRecord::default(),
         }
-        self.told.tell(accounts);
-        self.tell_failures();
     }
 
-    fn tell_failures(&self) {
-        let failed = self.failed.values().map(|(link, error)| (&link.name, error));
-        let lost = self.lost.errors();
-        let lost = lost.filter_map(|(index, error)| Some((&self.attached.get(&index)?.link.name, error)));
-        let failures = failed
-            .chain(lost)
-            .map(|(interface, error)| Failure { interface: interface.clone(), error: error.clone() });
-        self.failures.store(Arc::new(failures.collect()));
+    /// Withdraws all that was published, and closes the attacher. What is in the kernel stays.
+    pub(crate) fn close(mut self) {
+        self.publisher.withdraw();
+    }
+
+    fn into_datapath(self) -> Datapath {
+        self.datapath
+    }
+
+    /// The links that are attached or aside.
+    pub(crate) fn known_links(&self) -> Vec<Link> {
+        let attached = self.attached.values().map(|attached| &attached.link);
+        attached.chain(self.aside.values().map(|(link, _)| link)).cloned().collect()
+    }
+
+    /// The link of that name, if it is attached or aside.
+    fn link_named(&self, name: &str) -> Option<Link> {
+        let index = self.names.interface(name)?;
+        let attached = self.attached.get(&index).map(|attached| &attached.link);
+        attached.or_else(|| self.aside.get(&index).map(|(link, _)| link)).cloned()
+    }
+
+    /// The interface that leads to the portal.
+    pub(crate) fn portal(&self) -> Option<IfIndex> {
+        self.datapath.portal()
+    }
+
+    pub(crate) fn failures(&self) -> Failures {
+        self.failures.handle()
+    }
+
+    fn record_failure(&mut self, interface: (IfIndex, &str), step: Step, error: &AttachError) {
+        let namespace = self.namespace.as_ref().map(|namespace| &*namespace.name);
+        self.failures.record(namespace, interface, step, error.to_string());
+    }
+
+    fn is_portal(&self, index: IfIndex) -> bool {
+        self.datapath.portal() == Some(index)
+    }
+
+    fn name_of(&self, index: IfIndex) -> String {
+        match self.attached.get(&index) {
+            Some(attached) => attached.link.name.clone(),
+            None if self.is_portal(index) => HOST_END.to_owned(),
+            None => format!("interface {index}"),
+        }
+    }
+
+    /// The namespace for log lines; nothing for the host's.
+    fn label(&self) -> Option<&str> {
+        self.namespace.as_ref().map(|namespace| &*namespace.name)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn changes_of_a_long_reconcile_add_up() {
+        let (mut all, mut later) = (Changes::default(), Changes::default());
+        assert!(all.is_empty());
+        all.attached.insert(IfIndex(3));
+        later.updated.insert(IfIndex(3));
+        later.detached.insert(IfIndex(4));
+        all.extend(later);
+        assert!(!all.is_empty());
+        assert_eq!(all.attached, [IfIndex(3)].into());
+        assert_eq!(all.interfaces(), [IfIndex(3), IfIndex(4)].into(), "each is published once");
     }
 }

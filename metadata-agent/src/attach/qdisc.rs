@@ -1,5 +1,8 @@
-//! Takes filters of ours off guests' interfaces, and their qdisc where it is ours and nobody else has come to use it. Everything
-//! else on the interface stays. And makes the qdisc, noted as ours.
+//! Ingress qdiscs: creates them, records that they are ours, and gives them back.
+//!
+//! A filter needs a qdisc with an ingress hook. If there is none, we create it and record so
+//! before. We delete it with our filter, unless another filter uses it by then. Everything else on
+//! the interface stays.
 
 use metadata_ebpf::abi::names;
 
@@ -8,85 +11,85 @@ use crate::ids::IfIndex;
 use crate::net::netlink::{Link, Netlink, NetlinkError};
 use crate::net::netns::{Netns, NetnsError};
 
-/// Why something stays behind.
+/// A failure to create or remove a qdisc or the filter on it.
 #[derive(Debug, thiserror::Error)]
-pub enum ClassifierError {
-    /// The filter.
+pub enum QdiscError {
     #[error(transparent)]
-    Filter(#[from] DatapathError),
-    /// The namespace.
+    Datapath(#[from] DatapathError),
     #[error(transparent)]
     Netns(#[from] NetnsError),
-    /// The qdisc.
     #[error(transparent)]
-    Qdisc(#[from] NetlinkError),
+    Netlink(#[from] NetlinkError),
 }
 
-/// `links` are those of the host now; an interface that is not among them took its qdisc along.
+/// The origin of an interface's qdisc.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum IngressQdisc {
+    /// It was created just now, and is ours.
+    Created,
+    /// It was there.
+    Found,
+}
+
+/// Ensures that an interface has a qdisc with an ingress hook. A new one is recorded as ours before
+/// it is created.
+///
+/// `netlink` is a socket in the namespace of `datapath`.
 ///
 /// # Errors
-/// The kernel refuses. To be tried again: nothing is forgotten here.
-pub async fn take_off(netlink: &Netlink, links: &[Link], mark: FilterRecord) -> Result<(), ClassifierError> {
-    take_off_by(netlink, links, mark, |link| Ok(datapath::remove_filter(link, names::FROM_GUEST)?)).await
+/// The kernel refuses, or the record cannot be written.
+pub(super) async fn ensure(
+    netlink: &Netlink,
+    datapath: &Datapath,
+    index: IfIndex,
+) -> Result<IngressQdisc, QdiscError> {
+    let recorded = datapath.filter(index);
+    datapath.set_qdisc_owned(index, true)?;
+    let created = netlink.add_ingress_qdisc(index).await;
+    // Undo the record if the qdisc is not new.
+    match (&created, recorded) {
+        (Ok(true), _) => {}
+        (Err(_), None) => datapath.forget_filter(index)?,
+        (_, recorded) => datapath.set_qdisc_owned(index, recorded.is_some_and(|filter| filter.owns_qdisc))?,
+    }
+    Ok(if created? { IngressQdisc::Created } else { IngressQdisc::Found })
 }
 
-/// The same in another namespace, of which `netlink` is a socket and `links` are the links.
+/// Removes our filter from a guest interface, and the qdisc under it if it is ours and unused.
+///
+/// `netlink` is a socket in the namespace of the interface, and `netns` is that namespace unless it
+/// is the host's. An interface that is not among `links`, the current links there, took its qdisc
+/// along. The record of the filter stays, so that the caller can try again.
 ///
 /// # Errors
-/// As [`take_off`], or the namespace cannot be entered.
-pub async fn take_off_in(
-    netns: &Netns,
+/// The kernel refuses, or the namespace cannot be entered.
+pub async fn remove_filter(
     netlink: &Netlink,
+    netns: Option<&Netns>,
     links: &[Link],
-    mark: FilterRecord,
-) -> Result<(), ClassifierError> {
-    let remove = |link: &str| Ok(netns.run(|| datapath::remove_filter(link, names::FROM_GUEST))??);
-    take_off_by(netlink, links, mark, remove).await
-}
-
-async fn take_off_by(
-    netlink: &Netlink,
-    links: &[Link],
-    mark: FilterRecord,
-    remove: impl FnOnce(&str) -> Result<bool, ClassifierError>,
-) -> Result<(), ClassifierError> {
-    let Some(link) = links.iter().find(|link| link.index == mark.index) else {
+    filter: FilterRecord,
+) -> Result<(), QdiscError> {
+    let Some(link) = links.iter().find(|link| link.index == filter.index) else {
         return Ok(());
     };
-    let had_filter = remove(&link.name)?;
-    // Our qdisc went with our filter if that was not there: what is there now is somebody else's.
-    if had_filter && mark.owns_qdisc {
-        delete_unused_qdisc(netlink, mark.index).await?;
+    let remove = || datapath::remove_filter(&link.name, names::FROM_GUEST);
+    let had_filter = match netns {
+        Some(netns) => netns.run(remove)??,
+        None => remove()?,
+    };
+    // Without our filter, our qdisc is gone as well: the one that is there now belongs to another
+    // program.
+    if had_filter && filter.owns_qdisc {
+        delete_unused(netlink, filter.index).await?;
     }
     Ok(())
 }
 
-/// Gives an interface a qdisc with an ingress hook where it has none. Whether it was made: then it is ours, and noted before.
-/// `netlink` is a socket of the namespace that `datapath` is of.
-///
-/// # Errors
-/// The kernel refuses, or the note cannot be made.
-pub async fn provide_qdisc(
-    netlink: &Netlink,
-    datapath: &Datapath,
-    index: IfIndex,
-) -> Result<bool, ClassifierError> {
-    let noted = datapath.filter(index);
-    datapath.set_qdisc_owned(index, true)?;
-    let made = netlink.add_ingress_qdisc(index).await;
-    match (&made, noted) {
-        (Ok(true), _) => {}
-        (Err(_), None) => datapath.forget_filter(index)?,
-        (_, noted) => datapath.set_qdisc_owned(index, noted.is_some_and(|mark| mark.owns_qdisc))?,
-    }
-    Ok(made?)
-}
-
-/// Removes a qdisc of ours unless somebody else has a filter on it.
+/// Deletes a qdisc of ours, unless it has a filter of another program.
 ///
 /// # Errors
 /// The kernel refuses.
-pub async fn delete_unused_qdisc(netlink: &Netlink, index: IfIndex) -> Result<(), NetlinkError> {
+pub(super) async fn delete_unused(netlink: &Netlink, index: IfIndex) -> Result<(), NetlinkError> {
     if !netlink.has_filters(index).await? {
         netlink.delete_ingress_qdisc(index).await?;
     }

@@ -431,10 +431,6 @@ impl Datapath {
         })
     }
 
-    pub(crate) fn attachments(&self) -> &BTreeMap<IfIndex, Attachment> {
-        &self.attachments
-    }
-
     /// Returns the programs that [`find_detached`] should find. `None` for the host's own
     /// namespace, and where programs are attached as filters.
     ///

@@ -1,21 +1,22 @@
-//! Guests that are met in the namespaces of routers and DHCP servers: on network nodes, and on hypervisors with distributed
-//! routers.
+//! Serves guests through the namespaces of routers and DHCP servers: on network nodes, and on
+//! hypervisors with distributed routers.
 //!
-//! In: the named namespaces of the host, as they come and go. Out: a [`site`] in each that is [a place](place) guests come
-//! by, and what the proxy is told of their attachments. No process and no thread lives in any of them. Whatever else
-//! there is under `/run/netns`, and whatever is left there of namespaces that are gone, is passed over.
+//! Watches the named namespaces of the host, and opens and closes one [`ServedNamespace`] for each
+//! that belongs to a router or a DHCP server. No process and no thread lives in any of them.
+//! Everything else under `/run/netns` is ignored, and so are the files of namespaces that are gone.
 //!
-//! Here many guests share an attachment, so who asks is told by the place and by the address, as Neutron does it. The kernel
-//! checks the address against the subnets of the interface that it came by, and answers go to whoever has the address by the
-//! namespace's own neighbour table, so that nobody profits from another one's.
+//! Many guests share an attachment there. A client is identified by the router or network in the
+//! namespace name and by its address, as Neutron does it. The program checks the address against
+//! the subnets of the ingress interface. Answers go to the owner of the address in the namespace's
+//! own neighbour table, so a guest gains nothing by another one's address.
 //!
-//! A mount is what gives a namespace its name and an unmount what takes it (iproute2 ip/ipnetns.c), and the kernel tells of
-//! both by a priority event on `/proc/self/mountinfo`. inotify would tell of the file, which is there before.
+//! A mount gives a namespace its name, and an unmount takes it (iproute2 ip/ipnetns.c). The kernel
+//! reports both by a priority event on `/proc/self/mountinfo`. inotify would report the file, which
+//! is there before the mount.
 
-mod lost;
-mod place;
-mod reconcile;
-mod site;
+mod patrol;
+mod scope;
+mod served;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
@@ -32,314 +33,363 @@ use tokio::time::{Interval, MissedTickBehavior, interval, sleep};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
-use crate::attach::Failure;
-use crate::datapath::{DatapathError, NetnsDatapaths};
-use crate::directory::{BindingChanges, Directory};
+use crate::attach::{Failure, PATROL, REATTACH};
+use crate::datapath::NetnsDatapaths;
+use crate::directory::Directory;
 use crate::ids::NetworkOrRouter;
 use crate::inventory::Inventory;
 use crate::net::name_pattern::NamePattern;
 use crate::net::netns::Netns;
 use crate::net::portal::Portal;
-use place::scope_of;
-use site::{NamespaceContext, Site};
+use scope::scope_of;
+use served::{NamespaceContext, NamespaceError, ServedNamespace};
 
-/// How often everything is looked at without an event, and what failed is tried again.
+/// The interval at which the namespaces are listed without an event, and failed ones are tried
+/// again.
 const RECHECK: Duration = Duration::from_secs(5);
-/// Mounts mostly come in numbers: one look is for all of so long.
+/// The time in which mounts are collected: they mostly come in numbers.
 const SETTLE: Duration = Duration::from_millis(20);
-/// Sites that may wait for their turn.
+/// The number of changed namespaces that may wait.
 const CHANGE_QUEUE: usize = 1024;
 
-/// Which namespaces are served, and how.
+/// The namespaces that are served, and how.
 #[derive(Clone, Debug)]
 pub struct NamespaceRules {
-    /// Patterns of names.
+    /// Patterns of namespace names.
     pub names: Vec<NamePattern>,
-    /// Where the legacy path of a router listens.
+    /// The port of a router's legacy metadata path.
     pub legacy_port: u16,
-    /// Whether packets stay in a router that has none.
+    /// Whether packets are dropped in a router without a legacy path.
     pub confine_routers: bool,
 }
 
-/// What there is, for `status`.
+/// The state of all namespaces, for `status`.
 #[derive(Clone, Debug, Default)]
-pub struct Tally {
-    /// Namespaces that are served.
+pub struct NamespaceReport {
+    /// The number of namespaces that are served.
     pub served: usize,
-    /// Names under `/run/netns` that fit but are no namespace, or no place that guests come by.
+    /// The number of names under `/run/netns` that match, but are not a namespace of a router or a
+    /// DHCP server.
     pub passed_over: usize,
-    /// Namespaces of which not everything is served.
+    /// The namespaces that are not served, or not completely.
     pub failures: Vec<Failure>,
 }
 
-/// Where the tally can be read.
-pub type Tallies = Arc<ArcSwap<Tally>>;
+/// A handle that follows the report.
+pub type NamespaceReports = Arc<ArcSwap<NamespaceReport>>;
 
-/// What keeps the watch from starting.
+/// A failure to start watching.
 #[derive(Debug, thiserror::Error)]
 pub enum NamespacesError {
-    /// The mounts cannot be watched.
     #[error("cannot watch /proc/self/mountinfo: {source}")]
-    Mounts {
-        /// Why not.
-        source: io::Error,
-    },
-    /// What an earlier agent left cannot be read.
-    #[error(transparent)]
-    Datapath(#[from] DatapathError),
+    Mounts { source: io::Error },
 }
 
-/// The task that keeps sites in step with the host's namespaces.
-pub struct Namespaces {
+/// The task that serves the host's namespaces as they come and go.
+pub struct NamespaceWatcher {
     rules: NamespaceRules,
-    workshop: NamespaceContext,
+    context: NamespaceContext,
     changes: mpsc::Receiver<Arc<str>>,
     mounts: AsyncFd<File>,
-    inventory: Arc<Inventory>,
-    directory: Arc<Directory>,
-    sites: BTreeMap<Arc<str>, Site>,
+    served: BTreeMap<Arc<str>, ServedNamespace>,
     failed: BTreeMap<Arc<str>, String>,
+    /// Namespaces in which an interface lacks its program.
+    detached: BTreeSet<Arc<str>>,
     passed_over: usize,
-    /// The last site that was looked at for its programs, unless all were.
-    seen: Option<Arc<str>>,
-    tallies: Tallies,
+    /// The last namespace of an unfinished patrol.
+    patrolled: Option<Arc<str>>,
+    reports: NamespaceReports,
 }
 
-impl Namespaces {
-    /// Nothing is served yet.
+/// The events that come by time.
+struct Timers {
+    recheck: Interval,
+    patrol: Interval,
+    reattach: Interval,
+}
+
+impl NamespaceWatcher {
+    /// A watcher that serves no namespace yet.
     ///
     /// # Errors
     /// `/proc` is not mounted.
     pub fn new(
         rules: NamespaceRules,
         portal: Portal,
-        branches: NetnsDatapaths,
+        datapaths: NetnsDatapaths,
         inventory: Arc<Inventory>,
         directory: Arc<Directory>,
     ) -> Result<Self, NamespacesError> {
         let mounts = watch_mounts().map_err(|source| NamespacesError::Mounts { source })?;
         let (sender, changes) = mpsc::channel(CHANGE_QUEUE);
         let NamespaceRules { legacy_port, confine_routers, .. } = rules;
-        let workshop = NamespaceContext { portal, branches, legacy_port, confine_routers, changes: sender };
-        Ok(Self {
-            rules,
-            workshop,
-            changes,
-            mounts,
+        let context = NamespaceContext {
+            portal,
+            datapaths,
+            legacy_port,
+            confine_routers,
             inventory,
             directory,
-            sites: BTreeMap::new(),
+            changes: sender,
+        };
+        Ok(Self {
+            rules,
+            context,
+            changes,
+            mounts,
+            served: BTreeMap::new(),
             failed: BTreeMap::new(),
+            detached: BTreeSet::new(),
             passed_over: 0,
-            seen: None,
-            tallies: Tallies::default(),
+            patrolled: None,
+            reports: NamespaceReports::default(),
         })
     }
 
-    /// Where the tally can be read.
+    /// Returns a handle that follows the report.
     #[must_use]
-    pub fn tallies(&self) -> Tallies {
-        Arc::clone(&self.tallies)
+    pub fn reports(&self) -> NamespaceReports {
+        Arc::clone(&self.reports)
     }
 
-    /// Serves until cancelled. `started` is called once everything that was there has been looked at.
+    /// Serves until cancelled. Calls `started` once every namespace that was there has been tried.
     pub async fn run(mut self, started: impl FnOnce(), cancel: CancellationToken) {
-        if cancel.run_until_cancelled(self.look()).await.is_none() {
+        if cancel.run_until_cancelled(self.sync()).await.is_none() {
             return;
         }
         started();
-        self.forget_strays();
-        let mut snapshots = self.inventory.subscribe();
-        let mut recheck = interval(RECHECK);
-        recheck.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        recheck.reset();
-        let mut patrol = interval(lost::PATROL);
-        patrol.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        // What is begun when the agent stops is removed with all the rest.
-        while let Some(()) =
-            cancel.run_until_cancelled(self.step(&mut snapshots, &mut recheck, &mut patrol)).await
-        {}
+        self.remove_orphans();
+        let mut snapshots = self.context.inventory.subscribe();
+        let mut timers = Timers { recheck: ticks(RECHECK), patrol: ticks(PATROL), reattach: ticks(REATTACH) };
+        timers.recheck.reset();
+        // A step that the stop of the agent interrupts is removed with everything else.
+        while let Some(()) = cancel.run_until_cancelled(self.step(&mut snapshots, &mut timers)).await {}
     }
 
-    /// Waits for one thing to happen, and does what follows from it.
-    async fn step(
-        &mut self,
-        snapshots: &mut watch::Receiver<u64>,
-        recheck: &mut Interval,
-        patrol: &mut Interval,
-    ) {
+    /// Waits for one event, and handles it.
+    async fn step(&mut self, snapshots: &mut watch::Receiver<u64>, timers: &mut Timers) {
         tokio::select! {
             mounts = self.mounts.ready(Interest::PRIORITY) => {
                 if let Ok(mut mounts) = mounts {
                     mounts.clear_ready();
                 }
                 sleep(SETTLE).await;
-                self.look().await;
+                self.sync().await;
             }
             Some(name) = self.changes.recv() => {
                 let mut changed = BTreeSet::from([name]);
                 while let Ok(name) = self.changes.try_recv() {
                     changed.insert(name);
                 }
-                self.settle_all(changed).await;
+                self.on_changes(changed).await;
             }
-            _ = patrol.tick() => {
-                self.patrol();
-                self.settle_all(lost::due(&self.sites)).await;
-            }
-            Ok(()) = snapshots.changed() => self.publish(),
-            _ = recheck.tick() => {
+            _ = timers.patrol.tick() => self.patrol(),
+            _ = timers.reattach.tick(), if !self.detached.is_empty() => self.reattach_due().await,
+            Ok(()) = snapshots.changed() => self.follow_inventory().await,
+            _ = timers.recheck.tick() => {
                 for name in self.failed.keys().cloned().collect::<Vec<_>>() {
-                    self.settle(&name).await;
+                    self.reconcile(&name).await;
                 }
-                self.look().await;
+                self.sync().await;
             }
         }
     }
 
-    /// Opens a site in each namespace that has none, and closes those whose namespace is gone or another one by now.
-    async fn look(&mut self) {
+    /// Opens each namespace that is not served yet, and closes those that are gone or replaced.
+    async fn sync(&mut self) {
         let names = match Netns::names() {
             Ok(names) => names,
-            Err(error) => return warn!(%error, "the named namespaces cannot be listed"),
+            Err(error) => return warn!(%error, "cannot list named namespaces"),
         };
-        let fitting = names.iter().filter(|name| self.rules.names.iter().any(|rule| rule.matches(name)));
+
+        // The namespaces that should be served.
+        let matching = names.iter().filter(|name| self.rules.names.iter().any(|rule| rule.matches(name)));
         let mut found = BTreeMap::new();
         self.passed_over = 0;
-        for name in fitting {
+        for name in matching {
             match (scope_of(name), Netns::named(name)) {
                 (Some(scope), Ok(Some(netns))) => {
                     found.insert(Arc::<str>::from(name.as_str()), (scope, netns));
                 }
                 (scope, netns) => {
                     self.passed_over += 1;
-                    debug!(name, ?scope, ?netns, "not a namespace that guests come by");
+                    debug!(name, ?scope, ?netns, "not a namespace of a router or DHCP server");
                 }
             }
         }
-        let is_gone = |(name, site): (&Arc<str>, &Site)| {
+
+        // Those that are not there any more. One of the same name may be another by now.
+        let is_gone = |(name, namespace): (&Arc<str>, &ServedNamespace)| {
             let inode = found.get(name).and_then(|(_, netns)| netns.inode().ok());
-            (inode != Some(site.inode)).then(|| Arc::clone(name))
+            (inode != Some(namespace.inode)).then(|| Arc::clone(name))
         };
-        for name in self.sites.iter().filter_map(is_gone).collect::<Vec<_>>() {
+        for name in self.served.iter().filter_map(is_gone).collect::<Vec<_>>() {
             self.close(&name);
         }
         self.failed.retain(|name, _| found.contains_key(name));
+
+        // Those that are new.
         for (name, (scope, netns)) in found {
-            if !self.sites.contains_key(&name) {
+            if !self.served.contains_key(&name) {
                 self.open(name, scope, netns).await;
-                // Signals and the admin socket have their turn between two.
+                // Signals and the admin socket have their turn in between.
                 yield_now().await;
             }
         }
-        self.publish();
+        self.report();
     }
 
     async fn open(&mut self, name: Arc<str>, scope: NetworkOrRouter, netns: Netns) {
-        match Site::open(Arc::clone(&name), scope, netns, &mut self.workshop).await {
-            Ok(site) => {
+        match ServedNamespace::open(Arc::clone(&name), scope, netns, &mut self.context).await {
+            Ok(namespace) => {
                 info!(namespace = %name, "namespace served");
-                self.sites.insert(Arc::clone(&name), site);
-                self.settle(&name).await;
+                self.served.insert(Arc::clone(&name), namespace);
+                self.reconcile(&name).await;
             }
-            Err(error) => self.failed(&name, error.to_string()),
+            Err(error) => self.record(&name, Err(error)),
         }
     }
 
-    fn patrol(&mut self) {
-        match lost::patrol(&mut self.sites, self.seen.as_ref()) {
-            Ok(seen) => self.seen = seen,
-            Err(error) => warn!(%error, "programs cannot be looked for"),
-        }
-    }
-
-    /// Brings sites in step. Where one lost its way it gets another at once.
-    async fn settle_all(&mut self, names: BTreeSet<Arc<str>>) {
-        if names.is_empty() {
-            return;
-        }
-        let sites = self.sites.len();
-        for name in names {
-            self.settle(&name).await;
-        }
-        if self.sites.len() < sites {
-            self.look().await;
-        } else {
-            self.publish();
-        }
-    }
-
-    /// Brings one site in step. One that lost its way is opened anew with the next look.
-    async fn settle(&mut self, name: &Arc<str>) {
-        let Some(site) = self.sites.get_mut(name) else { return };
-        match site.reconcile().await {
-            Ok(()) => drop(self.failed.remove(name)),
-            Err(error) => {
-                self.failed(name, error.to_string());
-                if matches!(error, site::SiteError::WayLost) {
-                    self.close(name);
-                }
-            }
-        }
-    }
-
-    fn failed(&mut self, name: &Arc<str>, error: String) {
-        if self.failed.get(name).is_none_or(|before| *before != error) {
-            warn!(namespace = %name, error, "namespace cannot be served as it should; trying again");
-        }
-        self.failed.insert(Arc::clone(name), error);
-    }
-
-    /// Our sockets go, or they would keep the namespace alive.
+    /// Drops all that is open in a namespace, or it would be kept alive.
     fn close(&mut self, name: &Arc<str>) {
-        let Some(site) = self.sites.remove(name) else { return };
-        info!(namespace = %name, "namespace let go");
-        let inode = site.inode;
-        drop(site);
-        self.forget(inode);
+        let Some(namespace) = self.served.remove(name) else { return };
+        info!(namespace = %name, "namespace not served any more");
+        self.detached.remove(name);
+        let inode = namespace.inode;
+        namespace.attacher.close();
+        self.remove(inode);
     }
 
-    fn forget(&mut self, inode: u32) {
-        if let Err(error) = self.workshop.branches.remove(inode) {
-            warn!(inode, %error, "something of a namespace that is gone stays behind");
+    /// Removes what is pinned for a namespace that is gone.
+    fn remove(&mut self, inode: u32) {
+        if let Err(error) = self.context.datapaths.remove(inode) {
+            warn!(inode, %error, "cannot remove the state of a namespace");
         }
     }
 
-    /// What a dead agent left of namespaces that went meanwhile.
-    fn forget_strays(&mut self) {
-        let served: BTreeSet<u32> = self.sites.values().map(|site| site.inode).collect();
-        match self.workshop.branches.inodes() {
+    /// Removes what an earlier agent left for namespaces that are gone since.
+    fn remove_orphans(&mut self) {
+        let served: BTreeSet<u32> = self.served.values().map(|namespace| namespace.inode).collect();
+        match self.context.datapaths.inodes() {
             Ok(known) => {
                 for inode in known.into_iter().filter(|inode| !served.contains(inode)) {
-                    self.forget(inode);
+                    self.remove(inode);
                 }
             }
-            Err(error) => warn!(%error, "what an earlier agent left cannot be looked at"),
+            Err(error) => warn!(%error, "cannot list the state of earlier agents"),
         }
     }
 
-    fn publish(&self) {
-        let snapshot = self.inventory.load();
-        let bindings = self.sites.values().flat_map(|site| site.bindings(&snapshot));
-        let now: BTreeMap<_, _> = bindings.map(|(id, binding)| (id, Arc::new(binding))).collect();
-        let before = self.directory.shared();
-        let gone = before.into_iter().map(|(id, _)| id).filter(|id| !now.contains_key(id)).collect();
-        self.directory.publish_shared(&BindingChanges { removed: gone, updated: now.into_iter().collect() });
+    /// Reconciles the namespaces in which something changed. One that lost its uplink gets another
+    /// at once.
+    async fn on_changes(&mut self, names: BTreeSet<Arc<str>>) {
+        let served = self.served.len();
+        for name in names {
+            self.reconcile(&name).await;
+        }
+        if self.served.len() < served {
+            self.sync().await;
+        } else {
+            self.report();
+        }
+    }
+
+    async fn reconcile(&mut self, name: &Arc<str>) {
+        let Some(namespace) = self.served.get_mut(name) else { return };
+        let reconciled = namespace.reconcile().await;
+        self.record(name, reconciled);
+    }
+
+    /// Follows the networks of router ports that the inventory knows.
+    async fn follow_inventory(&mut self) {
+        for name in self.served.keys().cloned().collect::<Vec<_>>() {
+            let Some(namespace) = self.served.get_mut(&name) else { continue };
+            namespace.follow_inventory().await;
+            self.refresh(&name);
+        }
+        self.report();
+    }
+
+    /// Looks for programs that were detached externally, and reattaches them.
+    fn patrol(&mut self) {
+        let patrol = match patrol::patrol(&self.served, self.patrolled.as_ref()) {
+            Ok(patrol) => patrol,
+            Err(error) => return warn!(%error, "cannot look for detached programs"),
+        };
+        self.patrolled = patrol.last;
+        for (name, missing) in patrol.missing {
+            let Some(namespace) = self.served.get_mut(&name) else { continue };
+            namespace.attacher.reattach_links(missing);
+            self.refresh(&name);
+            self.report();
+        }
+    }
+
+    async fn reattach_due(&mut self) {
+        for name in self.detached.clone() {
+            let Some(namespace) = self.served.get_mut(&name) else { continue };
+            namespace.attacher.reattach_due().await;
+            self.refresh(&name);
+        }
+        self.report();
+    }
+
+    /// Records the outcome of a reconcile. A namespace that lost its uplink is closed; the next
+    /// sync opens it again.
+    fn record(&mut self, name: &Arc<str>, outcome: Result<(), NamespaceError>) {
+        self.refresh(name);
+        let Err(error) = outcome else { return };
+        let text = error.to_string();
+        if self.failed.get(name) != Some(&text) {
+            warn!(namespace = %name, %error, "cannot serve namespace; retrying");
+        }
+        self.failed.insert(Arc::clone(name), text);
+        if matches!(error, NamespaceError::UplinkLost) {
+            self.close(name);
+        }
+    }
+
+    /// Takes over the failures of a namespace's interfaces, unless the namespace as a whole has
+    /// failed. The attacher has logged them.
+    fn refresh(&mut self, name: &Arc<str>) {
+        let Some(namespace) = self.served.get(name) else { return };
+        if namespace.attacher.has_detached() {
+            self.detached.insert(Arc::clone(name));
+        } else {
+            self.detached.remove(name);
+        }
+        if !namespace.is_reconciled() {
+            return;
+        }
+        match namespace.error() {
+            Some(error) => drop(self.failed.insert(Arc::clone(name), error)),
+            None => drop(self.failed.remove(name)),
+        }
+    }
+
+    fn report(&self) {
         let failure = |(name, error): (&Arc<str>, &String)| Failure {
             interface: name.to_string(),
             error: error.clone(),
         };
-        self.tallies.store(Arc::new(Tally {
-            served: self.sites.len(),
+        self.reports.store(Arc::new(NamespaceReport {
+            served: self.served.len(),
             passed_over: self.passed_over,
             failures: self.failed.iter().map(failure).collect(),
         }));
     }
 }
 
+/// Ticks that do not pile up while the task is busy.
+fn ticks(period: Duration) -> Interval {
+    let mut ticks = interval(period);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    ticks
+}
+
 #[expect(
     deprecated,
-    reason = "what takes its place is unsafe, for descriptors that may change hands; a file keeps its own"
+    reason = "its replacement is unsafe, for descriptors that may change; a file keeps its own"
 )]
 fn watch_mounts() -> io::Result<AsyncFd<File>> {
     AsyncFd::with_interest(File::open("/proc/self/mountinfo")?, Interest::PRIORITY)

@@ -106,3 +106,30 @@ fn a_deleted_portal_uplink_is_recreated() {
         assert_eq!(process.stop().code(), Some(0), "{mode}");
     }
 }
+
+#[test]
+fn a_filter_at_our_priority_in_a_namespace_is_reported() {
+    let routed = Routed::new();
+    let agent = routed.agent().set("metadata_agent", "attach_mode", "clsact").install();
+    let process = agent.start();
+    assert_served(&routed.guest);
+    let (netns, tap) = (routed.router.netns(), routed.interface.tap());
+    let attachments = process.attachments();
+    let place = ["dev", &tap, "ingress", "protocol", "all", "prio", "7", "handle", "1", "bpf"];
+    netns.run(&[&["tc", "filter", "replace"], &place[..], &["bytecode", "1,6 0 0 0"]].concat());
+    let failed = wait::until("the failure is reported", PATIENCE, || {
+        process.state()["namespaces"]["failed"].as_array().and_then(|failed| failed.first().cloned())
+    });
+    let error = failed["error"].as_str().unwrap_or_default();
+    assert!(error.starts_with(&format!("{tap}: ")) && error.contains("cannot attach"), "{failed}");
+    assert_eq!(failed["namespace"], netns.name(), "{failed}");
+
+    netns.run(&[&["tc", "filter", "del"], &place[..]].concat());
+    wait::until("the program is back", PATIENCE, || is_on(netns, &tap).then_some(()));
+    wait::until("nothing failed", PATIENCE, || {
+        process.state()["namespaces"]["failed"].as_array().is_some_and(Vec::is_empty).then_some(())
+    });
+    assert_served(&routed.guest);
+    assert_eq!(process.attachments(), attachments, "it is the same attachment");
+    assert_eq!(process.stop().code(), Some(0));
+}

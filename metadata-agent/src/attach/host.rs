@@ -1,0 +1,171 @@
+//! Keeps the guest interfaces of the host attached, as links, hooks and the inventory change.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::{Stream, StreamExt};
+use tokio::sync::watch;
+use tokio::time::{Interval, MissedTickBehavior, interval};
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, error, warn};
+
+use super::wanted::HostTaps;
+use super::{AttachError, Attacher, Failures, GuestRules, Links, PATROL, REATTACH, Wanted};
+use crate::datapath::Datapath;
+use crate::directory::Directory;
+use crate::ids::IfIndex;
+use crate::inventory::Inventory;
+use crate::inventory::presence::Presence;
+use crate::net::netlink::{HookEvent, Link, LinkEvent, Netlink};
+use crate::proxy::UpstreamAuth;
+
+/// The interval at which failed interfaces are tried again.
+const RETRY: Duration = Duration::from_secs(1);
+/// The interval at which idle clients are removed.
+const SWEEP: Duration = Duration::from_secs(30);
+/// The time after which a silent client is removed. Far longer than any connection may be idle.
+const CLIENT_IDLE: Duration = Duration::from_mins(10);
+
+/// The task that keeps the host's guest interfaces attached.
+pub struct HostWatcher {
+    attacher: Attacher,
+    taps: HostTaps,
+    netlink: Netlink,
+    inventory: Arc<Inventory>,
+    /// The version of the snapshot that was applied last.
+    applied: u64,
+}
+
+impl HostWatcher {
+    /// A watcher that has attached nothing yet.
+    #[must_use]
+    pub fn new(
+        datapath: Datapath,
+        netlink: Netlink,
+        rules: GuestRules,
+        inventory: Arc<Inventory>,
+        directory: Arc<Directory>,
+        auth: UpstreamAuth,
+        presence: watch::Sender<Presence>,
+    ) -> Self {
+        Self {
+            attacher: Attacher::for_host(datapath, netlink.clone(), directory, presence),
+            taps: HostTaps::new(rules, Arc::clone(&inventory), auth),
+            netlink,
+            inventory,
+            applied: 0,
+        }
+    }
+
+    /// Returns a handle that follows the failures of single interfaces.
+    #[must_use]
+    pub fn failures(&self) -> Failures {
+        self.attacher.failures()
+    }
+
+    /// Reconciles all links of the host. The link events must be subscribed to before, or a link
+    /// could be missed.
+    ///
+    /// # Errors
+    /// Links cannot be listed, or what an earlier agent left cannot be removed.
+    pub async fn resync(&mut self) -> Result<(), AttachError> {
+        let links = self.netlink.links().await?;
+        self.reconcile(Links::All(links)).await
+    }
+
+    async fn reconcile(&mut self, links: Links) -> Result<(), AttachError> {
+        let changes = self.attacher.reconcile(Wanted::HostTaps(&self.taps), links).await?;
+        debug!(?changes, "guest interfaces reconciled");
+        Ok(())
+    }
+
+    /// Follows links, hooks and the inventory until cancelled, or until a watch ends. Returns the
+    /// datapath.
+    pub async fn run(
+        mut self,
+        mut events: impl Stream<Item = LinkEvent> + Unpin,
+        mut hooks: impl Stream<Item = HookEvent> + Unpin,
+        cancel: CancellationToken,
+    ) -> Datapath {
+        let mut snapshots = self.inventory.subscribe();
+        let mut retry = ticks(RETRY);
+        let mut sweep = ticks(SWEEP);
+        let mut patrol = ticks(PATROL);
+        let mut reattach = ticks(REATTACH);
+        loop {
+            tokio::select! {
+                () = cancel.cancelled() => break,
+                event = events.next() => {
+                    let Some(event) = event else { break };
+                    self.on_link(event).await;
+                }
+                event = hooks.next() => {
+                    let Some(event) = event else { break };
+                    self.attacher.on_hook(event).await;
+                }
+                Ok(()) = snapshots.changed() => self.follow_inventory().await,
+                _ = retry.tick(), if self.attacher.has_failed() => self.retry().await,
+                _ = patrol.tick() => self.attacher.patrol(),
+                _ = reattach.tick(), if self.attacher.has_detached() => self.attacher.reattach_due().await,
+                _ = sweep.tick() => self.attacher.sweep(CLIENT_IDLE),
+            }
+        }
+        self.attacher.into_datapath()
+    }
+
+    async fn on_link(&mut self, event: LinkEvent) {
+        let reconciled = match event {
+            LinkEvent::Present(link) => self.reconcile(Links::present(vec![link])).await,
+            LinkEvent::Gone(index) => {
+                self.reconcile(Links::Some { present: Vec::new(), gone: vec![index] }).await
+            }
+            LinkEvent::Overrun => {
+                warn!("netlink overrun; resynchronising links");
+                self.resync().await
+            }
+        };
+        if let Err(error) = reconciled {
+            error!(%error, "cannot reconcile guest interfaces");
+        }
+    }
+
+    /// Reconciles the interfaces about which the newest snapshot may say something else.
+    async fn follow_inventory(&mut self) {
+        let links = {
+            let snapshot = self.inventory.load();
+            let since = std::mem::replace(&mut self.applied, snapshot.version());
+            match snapshot.changed_since(since) {
+                Some(devices) => {
+                    let links = devices.filter_map(|device| self.attacher.link_named(device.as_str()));
+                    let links: BTreeMap<IfIndex, Link> = links.map(|link| (link.index, link)).collect();
+                    links.into_values().collect()
+                }
+                None => self.attacher.known_links(),
+            }
+        };
+        if let Err(error) = self.reconcile(Links::present(links)).await {
+            error!(%error, "cannot reconcile guest interfaces");
+        }
+    }
+
+    /// Tries failed interfaces again. One that went while events were lost is not reported, so the
+    /// links are listed.
+    async fn retry(&mut self) {
+        let links = match self.netlink.links().await {
+            Ok(links) => links,
+            Err(error) => return warn!(%error, "cannot list links"),
+        };
+        match self.attacher.retry(Wanted::HostTaps(&self.taps), links).await {
+            Ok(changes) => debug!(?changes, "failed guest interfaces tried again"),
+            Err(error) => error!(%error, "cannot reconcile guest interfaces"),
+        }
+    }
+}
+
+/// Ticks that do not pile up while the task is busy.
+fn ticks(period: Duration) -> Interval {
+    let mut ticks = interval(period);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    ticks
+}

@@ -1,0 +1,303 @@
+//! Programs that were detached externally, and their return: within a second and as the same
+//! attachment, so that open connections go on. A program that was attached in place of ours stays,
+//! and runs beside ours.
+//!
+//! The kernel reports each qdisc and filter that is deleted. It does not report a TCX link that is
+//! detached by force or loses its pin, so a patrol looks for these.
+//!
+//! Open vSwitch, libvirt and Neutron delete the ingress qdisc when they set a bandwidth, no matter
+//! who made it. Then they create their own, which fails if there is one again. So we wait for the
+//! [`GRACE`] period before we create another: our filter is attached to theirs as soon as that is
+//! there.
+
+use std::collections::BTreeMap;
+use std::ops::Bound;
+use std::time::{Duration, Instant};
+
+use tracing::{debug, info, warn};
+
+use super::failures::Step;
+use super::qdisc;
+use super::{AttachError, Attacher};
+use crate::datapath::{DatapathError, ExpectedPrograms, Hook};
+use crate::ids::IfIndex;
+use crate::net::netlink::HookEvent;
+
+/// The interval between two patrols.
+pub(crate) const PATROL: Duration = Duration::from_millis(500);
+/// The time for one patrol of the host. A query takes some microseconds and the lock of all network
+/// configuration. While others hold that lock, as when many guests boot, a patrol covers fewer
+/// interfaces, and no guest waits for it.
+const HOST_PATROL_TURN: Duration = Duration::from_millis(10);
+/// The interval at which due programs are reattached.
+pub(crate) const REATTACH: Duration = Duration::from_millis(50);
+/// The time that the program which deleted a qdisc has for creating another. libvirt runs some
+/// eight commands in between; each is a process that takes a few milliseconds, and more on a busy
+/// host.
+const GRACE: Duration = Duration::from_millis(500);
+/// The delay before a failed attempt is repeated.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// The interfaces of one namespace that lack their program.
+#[derive(Debug, Default)]
+pub(super) struct DetachedPrograms {
+    programs: BTreeMap<IfIndex, DetachedProgram>,
+    /// The last interface of an unfinished patrol.
+    patrolled: Option<IfIndex>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct DetachedProgram {
+    since: Instant,
+    due: Instant,
+}
+
+impl DetachedPrograms {
+    fn contains(&self, index: IfIndex) -> bool {
+        self.programs.contains_key(&index)
+    }
+
+    /// Notes when the program was missed first. Another qdisc is not created before `grace` is
+    /// over.
+    fn mark(&mut self, index: IfIndex, now: Instant, grace: Duration) {
+        self.programs.entry(index).or_insert(DetachedProgram { since: now, due: now + grace });
+    }
+
+    /// Postpones the next attempt after a failed one.
+    fn postpone(&mut self, index: IfIndex, now: Instant) {
+        if let Some(program) = self.programs.get_mut(&index) {
+            program.due = now + RETRY;
+        }
+    }
+
+    fn due(&self, now: Instant) -> Vec<IfIndex> {
+        self.programs.iter().filter(|(_, program)| program.due <= now).map(|(index, _)| *index).collect()
+    }
+
+    /// Forgets an interface, and returns since when its program was missing.
+    pub(super) fn forget(&mut self, index: IfIndex) -> Option<Instant> {
+        self.programs.remove(&index).map(|program| program.since)
+    }
+}
+
+/// The reason to check a filter.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Cause {
+    /// An event of its interface, where the loss of the qdisc is an event of its own.
+    Event,
+    /// Events that are not known one by one. With our filter, the qdisc may have been replaced as
+    /// well, so it counts as another program's.
+    Resync,
+}
+
+impl Attacher {
+    /// Returns whether any interface lacks its program.
+    pub(crate) fn has_detached(&self) -> bool {
+        !self.detached.programs.is_empty()
+    }
+
+    /// Responds to a qdisc or filter that came or went. TCX links do not depend on them.
+    pub(super) async fn on_hook(&mut self, event: HookEvent) {
+        if self.datapath.hook() != Hook::Clsact {
+            return;
+        }
+        match event {
+            // While no program is missing, a new qdisc is of no interest.
+            HookEvent::QdiscNew(index) if !self.detached.contains(index) => {}
+            HookEvent::QdiscNew(index) | HookEvent::Filter(index) => {
+                self.check_filter(index, Cause::Event).await;
+            }
+            HookEvent::QdiscGone(index) => {
+                self.disown_qdisc(index);
+                self.check_filter(index, Cause::Event).await;
+            }
+            HookEvent::Overrun => {
+                warn!("netlink overrun; checking all filters");
+                self.check_filters().await;
+            }
+        }
+        self.failures.publish();
+    }
+
+    /// Checks all programs that are attached as filters.
+    pub(crate) async fn check_filters(&mut self) {
+        let guests = self.attached.keys().copied().filter(|index| self.is_filter(*index));
+        for index in guests.chain(self.datapath.portal()).collect::<Vec<_>>() {
+            self.check_filter(index, Cause::Resync).await;
+        }
+        self.failures.publish();
+    }
+
+    /// Checks the filter of one interface. A missing one is reattached at once if there is a qdisc
+    /// for it.
+    async fn check_filter(&mut self, index: IfIndex, cause: Cause) {
+        if !self.attached.contains_key(&index) && !self.is_portal(index) {
+            return;
+        }
+        let has_filter = async {
+            let programs = self.netlink.filter_programs(index).await?;
+            Ok::<_, AttachError>(programs.contains(&self.datapath.program_id(index)?))
+        };
+        match has_filter.await {
+            Ok(true) => {
+                self.detached.forget(index);
+                self.failures.clear(index, Step::Reattach);
+            }
+            Ok(false) => {
+                if cause == Cause::Resync && !self.detached.contains(index) {
+                    self.disown_qdisc(index);
+                }
+                self.mark_detached(index);
+                // Mostly this fails because the qdisc is gone, which is not an error within the
+                // grace period.
+                if self.datapath.reattach(index, &self.name_of(index)).is_ok() {
+                    self.record_reattach(index, Ok(()));
+                }
+            }
+            Err(error) => warn!(namespace = self.label(), ifindex = %index, %error, "cannot list filters"),
+        }
+    }
+
+    /// Looks for TCX links of the host that are gone, from where the last patrol ended.
+    pub(super) fn patrol(&mut self) {
+        if self.datapath.hook() != Hook::Tcx {
+            return;
+        }
+        if let Some(portal) = self.datapath.portal() {
+            self.check_link(portal);
+        }
+        let until = Instant::now() + HOST_PATROL_TURN;
+        let after = self.detached.patrolled.take().map_or(Bound::Unbounded, Bound::Excluded);
+        let turn: Vec<IfIndex> =
+            self.attached.range((after, Bound::Unbounded)).map(|(index, _)| *index).collect();
+        let mut patrolled = None;
+        for index in turn {
+            if Instant::now() >= until {
+                self.detached.patrolled = patrolled;
+                break;
+            }
+            self.check_link(index);
+            patrolled = Some(index);
+        }
+        self.failures.publish();
+    }
+
+    fn check_link(&mut self, index: IfIndex) {
+        match self.datapath.is_attached(index, &self.name_of(index)) {
+            Ok(true) => {}
+            Ok(false) => self.reattach_link(index),
+            // The interface is about to go, which is an event of its own.
+            Err(error) => debug!(ifindex = %index, %error, "cannot query TCX programs"),
+        }
+    }
+
+    /// Returns the programs that a patrol of many namespaces looks for; `None` if programs are
+    /// filters.
+    pub(crate) fn expected_programs(&self) -> Result<Option<ExpectedPrograms>, DatapathError> {
+        self.datapath.expected_programs()
+    }
+
+    /// Reattaches the links that a patrol did not find.
+    pub(crate) fn reattach_links(&mut self, missing: Vec<IfIndex>) {
+        for index in missing {
+            self.reattach_link(index);
+        }
+        self.failures.publish();
+    }
+
+    fn reattach_link(&mut self, index: IfIndex) {
+        self.mark_detached(index);
+        let reattached = self.datapath.reattach(index, &self.name_of(index));
+        self.record_reattach(index, reattached.map_err(AttachError::from));
+    }
+
+    /// Reattaches the programs whose grace period is over, and tries again what failed before.
+    pub(crate) async fn reattach_due(&mut self) {
+        for index in self.detached.due(Instant::now()) {
+            let reattached = self.reattach_with_qdisc(index).await;
+            self.record_reattach(index, reattached);
+        }
+        self.failures.publish();
+    }
+
+    async fn reattach_with_qdisc(&mut self, index: IfIndex) -> Result<(), AttachError> {
+        if self.is_portal(index) && self.is_filter(index) {
+            // The interface is ours, and so needs no record of its qdisc.
+            self.netlink.add_ingress_qdisc(index).await?;
+        } else if self.is_filter(index) {
+            qdisc::ensure(&self.netlink, &self.datapath, index).await?;
+        }
+        Ok(self.datapath.reattach(index, &self.name_of(index))?)
+    }
+
+    /// Notes that our program is not on an interface.
+    fn mark_detached(&mut self, index: IfIndex) {
+        if self.detached.contains(index) {
+            return;
+        }
+        let interface = self.name_of(index);
+        warn!(namespace = self.label(), interface, "BPF program was detached externally; reattaching");
+        let grace = if self.is_portal(index) { Duration::ZERO } else { GRACE };
+        self.detached.mark(index, Instant::now(), grace);
+    }
+
+    fn record_reattach(&mut self, index: IfIndex, reattached: Result<(), AttachError>) {
+        let interface = self.name_of(index);
+        match reattached {
+            Ok(()) => {
+                let after = self.detached.forget(index).map(|since| since.elapsed());
+                info!(namespace = self.label(), interface, ?after, "BPF program reattached");
+                self.failures.clear(index, Step::Reattach);
+            }
+            Err(error) => {
+                self.detached.postpone(index, Instant::now());
+                self.record_failure((index, &interface), Step::Reattach, &error);
+            }
+        }
+    }
+
+    fn disown_qdisc(&self, index: IfIndex) {
+        if self.attached.contains_key(&index)
+            && let Err(error) = self.datapath.set_qdisc_owned(index, false)
+        {
+            warn!(namespace = self.label(), ifindex = %index, %error, "cannot remove the record of a qdisc");
+        }
+    }
+
+    /// Returns whether the program of an interface is attached as a filter, as the portal's is in
+    /// every other namespace.
+    fn is_filter(&self, index: IfIndex) -> bool {
+        self.datapath.hook() == Hook::Clsact || self.namespace.is_some() && self.is_portal(index)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GUEST: IfIndex = IfIndex(5);
+
+    #[test]
+    fn a_detached_program_is_due_after_the_one_grace_period() {
+        let mut programs = DetachedPrograms::default();
+        let start = Instant::now();
+        programs.mark(GUEST, start, GRACE);
+        programs.mark(GUEST, start + GRACE, GRACE);
+        assert!(programs.due(start + GRACE / 2).is_empty());
+        assert_eq!(programs.due(start + GRACE), [GUEST], "marking it again changes nothing");
+        assert_eq!(programs.forget(GUEST), Some(start));
+        assert!(!programs.contains(GUEST) && programs.due(start + GRACE).is_empty());
+    }
+
+    #[test]
+    fn the_portal_is_due_at_once_and_failures_are_postponed() {
+        let mut programs = DetachedPrograms::default();
+        let start = Instant::now();
+        programs.mark(IfIndex(2), start, Duration::ZERO);
+        programs.mark(GUEST, start, GRACE);
+        assert_eq!(programs.due(start), [IfIndex(2)]);
+        programs.postpone(IfIndex(2), start);
+        assert_eq!(programs.due(start + GRACE), [GUEST]);
+        assert_eq!(programs.due(start + RETRY), [IfIndex(2), GUEST]);
+    }
+}

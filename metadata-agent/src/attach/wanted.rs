@@ -1,0 +1,367 @@
+//! The interfaces that should be attached, and the terms on which they are.
+//!
+//! This is all in which the host and the other namespaces differ. On the host, a tap leads to one
+//! guest, and the inventory knows its port. In the namespace of a router or a DHCP server, all
+//! guests of a network share an interface: the namespace owns the addresses, and a guest is
+//! identified by its own.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr};
+use std::sync::Arc;
+
+use metadata_ebpf::abi::MAX_PORT_IPV4;
+use tracing::warn;
+
+use crate::datapath::PortPolicy;
+use crate::directory::Owner;
+use crate::ids::{IfIndex, NetworkId, NetworkOrRouter, PortId, VlanId};
+use crate::inventory::presence::Present;
+use crate::inventory::{
+    AddressPrefix, AmbiguousPortError, Entry, Inventory, Port, PortRecord, Snapshot, Subport,
+};
+use crate::net::name_pattern::NamePattern;
+use crate::net::netlink::Link;
+use crate::proxy::UpstreamAuth;
+
+/// The prefix of a router's interfaces to its networks (neutron/agent/l3/router_info.py,
+/// `INTERNAL_DEV_PREFIX`).
+const ROUTER_INTERFACE: &str = "qr-";
+/// The prefix of a DHCP server's interface (neutron/agent/linux/interface.py, `DEV_NAME_PREFIX`).
+const DHCP_INTERFACE: &str = "tap";
+
+/// The interfaces that should be attached in one namespace. Judges each link by the newest
+/// inventory.
+#[derive(Clone, Copy)]
+pub(crate) enum Wanted<'a> {
+    HostTaps(&'a HostTaps),
+    NamespacePorts(&'a NamespacePorts),
+}
+
+/// The way a link should be treated.
+#[derive(Debug)]
+pub(super) enum Target {
+    /// To be attached, on these terms.
+    Attach(Box<Terms>),
+    /// Not an instance's port: its packets take the host's own path.
+    Aside(Option<Present>),
+    /// Not a guest interface.
+    Ignore,
+}
+
+/// The terms on which an interface is attached.
+#[derive(Clone, Debug)]
+pub(super) struct Terms {
+    pub(super) clients: Clients,
+    pub(super) policy: PortPolicy,
+    pub(super) subports: BTreeMap<VlanId, (Owner, PortPolicy)>,
+    pub(super) present: Option<Present>,
+    /// The reason why some guests behind the interface are not served.
+    pub(super) shortfall: Option<String>,
+}
+
+/// The clients behind an attached interface.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) enum Clients {
+    /// One guest.
+    One(Owner),
+    /// The guests of a network, or of a router with all its networks.
+    Shared(NetworkOrRouter),
+}
+
+impl Wanted<'_> {
+    pub(super) fn target(self, link: &Link) -> Target {
+        match self {
+            Self::HostTaps(taps) => taps.target(link),
+            Self::NamespacePorts(ports) => ports.target(link),
+        }
+    }
+}
+
+/// A kind of network interface, as `ip -details link` names it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LinkKind {
+    /// A tap of a virtual machine.
+    Tun,
+    /// One end of a pair, as containers have.
+    Veth,
+}
+
+impl LinkKind {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Tun => "tun",
+            Self::Veth => "veth",
+        }
+    }
+}
+
+/// How strictly the source addresses of a guest's packets are compared with its port.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SourceCheck {
+    /// MAC address and IPv4 addresses.
+    Strict,
+    /// MAC address only.
+    Mac,
+    Off,
+}
+
+/// The guest interfaces of the host, and the checks of their packets.
+#[derive(Clone, Debug)]
+pub struct GuestRules {
+    /// Patterns of interface names.
+    pub names: Vec<NamePattern>,
+    /// Kinds of links. A virtual machine's `tap*` is a tun; OVN's and the DHCP agent's are veths or
+    /// internal ports.
+    pub kinds: Vec<LinkKind>,
+    /// The parts of a packet's source that must be the port's own.
+    pub source_check: SourceCheck,
+}
+
+impl GuestRules {
+    /// Returns whether a link is a guest interface.
+    fn admit(&self, link: &Link) -> bool {
+        let kind = self.kinds.iter().any(|kind| kind.as_str() == link.kind);
+        kind && self.names.iter().any(|pattern| pattern.matches(&link.name))
+    }
+
+    /// Returns the checks of a port. Without known IPv4 addresses, its addresses are not checked.
+    fn policy(&self, owner: &Owner) -> PortPolicy {
+        let (network, mac, fixed_ips, allowed_addresses) = match owner {
+            Owner::Known { port, .. } => (port.network, port.mac, &port.fixed_ips, &port.allowed_addresses),
+            Owner::OnNetwork { facts, .. } => {
+                (facts.network, facts.mac, &facts.fixed_ips, &facts.allowed_addresses)
+            }
+            Owner::Unknown | Owner::Disputed => return PortPolicy::default(),
+        };
+        let (check_mac, check_addresses) = match self.source_check {
+            SourceCheck::Strict => (true, true),
+            SourceCheck::Mac => (true, false),
+            SourceCheck::Off => (false, false),
+        };
+        let ipv4 = |ips: &[IpAddr]| -> Vec<_> {
+            ips.iter().filter_map(|ip| if let IpAddr::V4(ip) = ip { Some(*ip) } else { None }).collect()
+        };
+        let fixed = ipv4(fixed_ips);
+        let fixed = fixed.into_iter().map(|ip| (ip, 32));
+        let allowed = allowed_addresses.iter().filter_map(AddressPrefix::ipv4);
+        let addresses = (check_addresses && fixed.len() > 0).then(|| fixed.chain(allowed).collect());
+        PortPolicy { network, mac: mac.filter(|_| check_mac), addresses, ..PortPolicy::default() }
+    }
+}
+
+/// Taps on the host, with one guest each.
+pub(crate) struct HostTaps {
+    rules: GuestRules,
+    inventory: Arc<Inventory>,
+    auth: UpstreamAuth,
+}
+
+impl HostTaps {
+    pub(super) fn new(rules: GuestRules, inventory: Arc<Inventory>, auth: UpstreamAuth) -> Self {
+        Self { rules, inventory, auth }
+    }
+
+    fn target(&self, link: &Link) -> Target {
+        if self.rules.admit(link) { self.terms(link, &self.inventory.load()) } else { Target::Ignore }
+    }
+
+    fn terms(&self, link: &Link, snapshot: &Snapshot) -> Target {
+        let device = link.name.parse().ok();
+        let present = device.map(|device| Present::from_snapshot(device, link.index, link.mac, snapshot));
+        let owner = match snapshot.find_at(&link.name, link.index, link.mac) {
+            Ok(Some(Entry::NoInstance(_))) => return Target::Aside(present),
+            Ok(Some(entry)) => Owner::from_entry(entry, &self.auth),
+            Ok(None) => Owner::Unknown,
+            Err(AmbiguousPortError) => Owner::Disputed,
+        };
+        let subports = port_id(&owner).and_then(|port| snapshot.subports(&port));
+        let subports = subports.map_or(&[][..], |subports| subports).iter().filter_map(|subport| {
+            let owner = Owner::from_entry(&subport_entry(&owner, subport)?, &self.auth);
+            let policy = self.rules.policy(&owner);
+            Some((subport.vlan, (owner, policy)))
+        });
+        Target::Attach(Box::new(Terms {
+            subports: subports.collect(),
+            policy: self.rules.policy(&owner),
+            clients: Clients::One(owner),
+            present,
+            shortfall: None,
+        }))
+    }
+}
+
+/// Returns Neutron's id of a port, if it is known.
+fn port_id(owner: &Owner) -> Option<PortId> {
+    match owner {
+        Owner::Known { port, .. } => port.id,
+        Owner::OnNetwork { facts, .. } => facts.id,
+        Owner::Unknown | Owner::Disputed => None,
+    }
+}
+
+/// Returns a subport as a port of its parent's instance, if that is known.
+fn subport_entry(parent: &Owner, subport: &Subport) -> Option<Entry> {
+    let Subport { id, network, mac, fixed_ips, allowed_addresses, .. } = subport.clone();
+    match parent {
+        Owner::Known { port, .. } => {
+            let Port { device, instance, project, .. } = Port::clone(port);
+            let port = Port { id, device, instance, project, network, mac, fixed_ips, allowed_addresses };
+            Some(Entry::Agreed(Arc::new(port)))
+        }
+        Owner::OnNetwork { .. } => {
+            let facts =
+                PortRecord { id, network, mac, fixed_ips, allowed_addresses, ..PortRecord::default() };
+            Some(Entry::Incomplete(Arc::new(facts)))
+        }
+        Owner::Unknown | Owner::Disputed => None,
+    }
+}
+
+/// Ports of a router or a DHCP server, in its namespace. The guests of a network share each of
+/// them.
+///
+/// Guests may send from the subnets in which the interface itself has an address, so a guest of one
+/// network cannot pass for a guest of another network of the same router.
+pub(crate) struct NamespacePorts {
+    /// The router or network whose addresses the guests have.
+    pub(crate) scope: NetworkOrRouter,
+    /// Whether packets are dropped while no legacy metadata path listens in the namespace.
+    pub(crate) confined: bool,
+    /// The IPv4 addresses of the namespace's interfaces, with their prefix lengths.
+    pub(crate) addresses: Vec<(IfIndex, Ipv4Addr, u8)>,
+    pub(crate) inventory: Arc<Inventory>,
+}
+
+impl NamespacePorts {
+    fn target(&self, link: &Link) -> Target {
+        let prefix = match self.scope {
+            NetworkOrRouter::Router(_) => ROUTER_INTERFACE,
+            NetworkOrRouter::Network(_) => DHCP_INTERFACE,
+        };
+        if !link.name.starts_with(prefix) {
+            return Target::Ignore;
+        }
+        let policy = self.policy(link);
+        let subnets = policy.addresses.as_ref().map_or(0, Vec::len);
+        let shortfall = (subnets > MAX_PORT_IPV4).then(|| {
+            let interface = &link.name;
+            format!("{interface} is in {subnets} IPv4 subnets; those beyond {MAX_PORT_IPV4} are not served")
+        });
+        Target::Attach(Box::new(Terms {
+            clients: Clients::Shared(self.scope_of(link)),
+            policy,
+            subports: BTreeMap::new(),
+            present: None,
+            shortfall,
+        }))
+    }
+
+    /// Returns the checks of an interface: the subnets of its own addresses. The metadata service's
+    /// own address, which the interface of a DHCP server has, is not one of them.
+    fn policy(&self, link: &Link) -> PortPolicy {
+        let own = self.addresses.iter();
+        let own = own.filter(|(index, address, _)| *index == link.index && !address.is_link_local());
+        let network = match self.scope {
+            NetworkOrRouter::Network(network) => Some(network),
+            NetworkOrRouter::Router(_) => None,
+        };
+        PortPolicy {
+            network,
+            mac: None,
+            addresses: Some(own.map(|(_, address, len)| (*address, *len)).collect()),
+            shared: true,
+            confined: self.confined,
+        }
+    }
+
+    /// Returns the network of an interface, if a source knows it, or else the router.
+    fn scope_of(&self, link: &Link) -> NetworkOrRouter {
+        let network = self.scope.is_router().then(|| network_of(link, &self.inventory.load())).flatten();
+        network.map_or(self.scope, NetworkOrRouter::Network)
+    }
+}
+
+fn network_of(link: &Link, snapshot: &Snapshot) -> Option<NetworkId> {
+    match snapshot.find(&link.name, link.mac).ok()?? {
+        Entry::Agreed(port) => port.network,
+        Entry::Incomplete(facts) | Entry::NoInstance(facts) => facts.network,
+        Entry::Disputed(_) => {
+            warn!(interface = link.name, "sources disagree about this router port");
+            None
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NETWORK: &str = "11111111-1111-4111-8111-111111111111";
+
+    fn link(index: u32, name: &str, kind: &str) -> Link {
+        Link {
+            index: IfIndex(index),
+            name: name.to_owned(),
+            mac: None,
+            kind: kind.to_owned(),
+            mtu: 1500,
+            up: true,
+            peer_index: None,
+            peer_nsid: None,
+        }
+    }
+
+    fn dhcp_port(addresses: &[(u32, [u8; 4], u8)]) -> NamespacePorts {
+        let address = |(index, address, len): &(u32, [u8; 4], u8)| (IfIndex(*index), (*address).into(), *len);
+        NamespacePorts {
+            scope: NetworkOrRouter::Network(NETWORK.parse().unwrap()),
+            confined: false,
+            addresses: addresses.iter().map(address).collect(),
+            inventory: Inventory::new().0,
+        }
+    }
+
+    fn terms(target: Target) -> Terms {
+        let Target::Attach(terms) = target else { panic!("not to be attached: {target:?}") };
+        *terms
+    }
+
+    #[test]
+    fn guests_may_send_from_the_subnets_of_their_interface_only() {
+        let ports =
+            dhcp_port(&[(2, [10, 0, 0, 2], 24), (2, [169, 254, 169, 254], 16), (3, [10, 1, 0, 2], 24)]);
+        let Terms { policy, clients, shortfall, .. } = terms(ports.target(&link(2, "tap1", "")));
+        assert_eq!(policy.addresses, Some(vec![([10, 0, 0, 2].into(), 24)]));
+        assert!(policy.shared && policy.network.is_some());
+        assert_eq!(clients, Clients::Shared(ports.scope));
+        assert_eq!(shortfall, None);
+        assert!(matches!(ports.target(&link(2, "qr-1", "")), Target::Ignore), "not a DHCP server's");
+    }
+
+    #[test]
+    fn an_interface_in_too_many_subnets_reports_its_shortfall() {
+        let most = u8::try_from(MAX_PORT_IPV4).unwrap();
+        for (count, is_short) in [(most, false), (most + 1, true)] {
+            let addresses: Vec<_> = (0..count).map(|third| (2, [10, 0, third, 1], 24)).collect();
+            let terms = terms(dhcp_port(&addresses).target(&link(2, "tap1", "")));
+            assert_eq!(terms.shortfall.is_some(), is_short, "{count}");
+        }
+    }
+
+    #[test]
+    fn a_tap_of_an_unknown_port_is_attached_without_checks() {
+        let rules = GuestRules {
+            names: vec![NamePattern::parse("tap*").unwrap()],
+            kinds: vec![LinkKind::Tun],
+            source_check: SourceCheck::Strict,
+        };
+        let auth = UpstreamAuth::ByNetwork(crate::proxy::NetworkHeader::Neutron);
+        let taps = HostTaps::new(rules, Inventory::new().0, auth);
+        let terms = terms(taps.target(&link(5, "tap1", "tun")));
+        assert_eq!((terms.clients, terms.policy), (Clients::One(Owner::Unknown), PortPolicy::default()));
+        assert!(terms.present.is_some() && terms.subports.is_empty());
+        for (name, kind) in [("tap1", "veth"), ("qvo1", "tun")] {
+            assert!(matches!(taps.target(&link(5, name, kind)), Target::Ignore), "{name} {kind}");
+        }
+    }
+}

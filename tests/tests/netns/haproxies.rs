@@ -182,7 +182,7 @@ fn the_socket_mode_decides_who_may_connect() {
         });
         let ServedTenants { process, red, .. } = &tenants;
         assert_eq!(shared.mode(), bits, "{mode} {options:?}");
-        let warned = process.output().contains("every user of this host can reach it");
+        let warned = process.output().contains("every user of this host can use the socket");
         assert_eq!(warned, bits == 0o666, "{}", process.output());
         let _haproxy = Haproxy::start(&red.network, Driver::Dhcp, &shared.socket());
         assert_eq!(red.get(HOSTNAME).status, status, "{mode} {options:?}");

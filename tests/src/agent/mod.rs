@@ -150,7 +150,7 @@ impl Agent {
     }
 
     /// Runs a subcommand other than `run` to its end and returns its output, even if it fails.
-    pub fn ask(&self, subcommand: &str, args: &[&str]) -> Output {
+    pub fn query(&self, subcommand: &str, args: &[&str]) -> Output {
         let mut command = self.installation.command(subcommand);
         command.args(args).output().unwrap_or_else(|e| panic!("run {command:?}: {e}"))
     }

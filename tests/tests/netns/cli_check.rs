@@ -13,7 +13,7 @@ const NOVA: &str = "Nova's metadata service";
 
 /// Returns the finding for a subject: true if it passed, and its text.
 fn found(agent: &Agent, subject: &str) -> (bool, String) {
-    let output = agent.ask("check", &["--json"]);
+    let output = agent.query("check", &["--json"]);
     let findings: Vec<Value> = serde_json::from_slice(&output.stdout).expect("JSON");
     let mut about = findings.iter().filter(|finding| finding["subject"] == subject);
     let (finding, more) = (about.next().expect("a finding of it"), about.next());

@@ -48,7 +48,7 @@ fn the_shared_secret_is_in_no_output() {
     assert!(config.contains(&SECRET.replace('$', "$$")), "{config}");
 
     let state = process.state().to_string();
-    let (status, check) = (agent.ask("status", &["--json"]), agent.ask("check", &["--json"]));
+    let (status, check) = (agent.query("status", &["--json"]), agent.query("check", &["--json"]));
     let mut outputs = vec![("state", state), ("metrics", process.metrics())];
     for (name, output) in [("status", status), ("check", check)] {
         let stdout = String::from_utf8(output.stdout).expect("text");

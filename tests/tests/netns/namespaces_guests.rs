@@ -130,15 +130,15 @@ fn only_the_master_of_an_ha_router_serves() {
     };
     address("del");
     let process = routed.agent().install().start();
-    let asks = || dial(&routed.guest, None);
+    let connect = || dial(&routed.guest, None);
     assert_eq!(process.state()["namespaces"]["served"], 1);
-    assert_eq!(asks(), Err(ErrorKind::TimedOut), "a backup");
+    assert_eq!(connect(), Err(ErrorKind::TimedOut), "a backup");
     for _ in 0..2 {
         address("add");
         assert_served(&routed.guest);
         address("del");
         wait::until("the backup does not serve", PATIENCE, || {
-            (asks() == Err(ErrorKind::TimedOut)).then_some(())
+            (connect() == Err(ErrorKind::TimedOut)).then_some(())
         });
     }
 }

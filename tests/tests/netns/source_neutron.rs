@@ -227,8 +227,8 @@ fn subports_of_a_trunk_follow_neutron() {
     let process = agent.start();
     assert_served(&world, &process, &guest);
     for (tag, subport) in [5, 6].into_iter().zip(&subports) {
-        let seated = wait::until("the subport is attached", RECOVERY, || vlan(&process, &guest, tag));
-        let port = &seated["port"];
+        let attached = wait::until("the subport is attached", RECOVERY, || vlan(&process, &guest, tag));
+        let port = &attached["port"];
         assert_eq!(port["id"], subport.id.to_string());
         assert_eq!(port["instance"], guest.port.instance.to_string());
         assert_eq!(port["network"], world.neutrons.to_string());

@@ -165,8 +165,8 @@ fn subports_are_attached_as_neutrons_agent_connects_them() {
     world.run_domain(&guest.port);
     world.ovsdb.connect_subport(&second, &guest.port);
     for subport in [&first, &second] {
-        let seated = wait::until("the subport is attached", PATIENCE, || world.vlan(&guest, subport.vlan));
-        let port = &seated["port"];
+        let attached = wait::until("the subport is attached", PATIENCE, || world.vlan(&guest, subport.vlan));
+        let port = &attached["port"];
         assert_eq!(port["id"], subport.id.to_string());
         assert_eq!(port["network"], subport.network.to_string());
         assert_eq!(port["instance"], guest.port.instance.to_string());

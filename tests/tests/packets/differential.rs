@@ -11,10 +11,13 @@ const SEED: u64 = 0x6d65_7461;
 
 #[test]
 fn the_kernel_and_the_host_build_decide_alike() {
-    eprintln!("{}", decide_alike(ask("DIFFERENTIAL_FRAMES", FRAMES), ask("DIFFERENTIAL_SEED", SEED)));
+    eprintln!(
+        "{}",
+        decide_alike(from_env("DIFFERENTIAL_FRAMES", FRAMES), from_env("DIFFERENTIAL_SEED", SEED))
+    );
 }
 
-fn ask(name: &str, default: u64) -> u64 {
+fn from_env(name: &str, default: u64) -> u64 {
     env::var(name)
         .map_or(default, |value| value.parse().unwrap_or_else(|_| panic!("{name} is not a number: {value}")))
 }

@@ -97,9 +97,9 @@ fn only_a_known_trunk_subport_is_served_as_its_instance() {
     assert_eq!(identity(asked.last().unwrap()), identity_of(&from_subport));
     let state = process.state();
     let attachments = state["attachments"].as_array().unwrap();
-    let seated = attachments.iter().find(|attachment| attachment["vlan"] == 5).unwrap();
-    assert_eq!(seated["port"]["id"], subport.id.to_string());
-    assert_eq!(seated["clients"][0]["address"], "10.5.0.7");
+    let attached = attachments.iter().find(|attachment| attachment["vlan"] == 5).unwrap();
+    assert_eq!(attached["port"]["id"], subport.id.to_string());
+    assert_eq!(attached["clients"][0]["address"], "10.5.0.7");
 
     // The same guest with a tag of no subport, and then without a tag.
     guest.run("ip link del eth0.5").unwrap();

@@ -45,7 +45,7 @@ use peers::{Choice, Crowd, Kind, Ours};
 use picture::Painter;
 use plan::Plan;
 use results::{Absent, Results};
-use upstream::{Asked, Upstream};
+use upstream::{Upstream, UpstreamServer};
 
 /// The time for which the idle machine is observed first.
 const STILLNESS: Duration = Duration::from_secs(1);
@@ -207,10 +207,10 @@ fn measure(options: &Options) -> anyhow::Result<()> {
     results.runs.extend(boot::measure(&upstream, &kinds, &plan)?);
     if with_openstack {
         step("boot, real Nova");
-        upstream.ask(Asked::Nova);
+        upstream.select(UpstreamServer::Nova);
         let identified: Vec<_> = kinds.iter().copied().filter(|kind| kind.identifies()).collect();
         results.runs.extend(boot::measure(&upstream, &identified, &plan)?);
-        upstream.ask(Asked::Nginx);
+        upstream.select(UpstreamServer::Nginx);
     }
     step("density");
     results.runs.extend(density::measure(&upstream, &kinds, &plan, &mut results.absent)?);

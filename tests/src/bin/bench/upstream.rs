@@ -39,12 +39,12 @@ pub struct Upstream {
     openstack: Option<OpenStack>,
     netns: Netns,
     cables: Cell<u32>,
-    asked: Cell<Asked>,
+    server_kind: Cell<UpstreamServer>,
 }
 
 /// The server behind a veth pair.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Asked {
+pub enum UpstreamServer {
     Nginx,
     Nova,
 }
@@ -63,8 +63,8 @@ impl Upstream {
         let mut command: Command = netns.command("nginx");
         command.args(["-p", &path, "-e", "stderr", "-c"]).arg(&config).stdin(Stdio::null());
         let server = command.spawn().context("run nginx")?;
-        let (cables, asked) = (Cell::new(0), Cell::new(Asked::Nginx));
-        let mut upstream = Self { server, _folder: folder, openstack: None, netns, cables, asked };
+        let (cables, server_kind) = (Cell::new(0), Cell::new(UpstreamServer::Nginx));
+        let mut upstream = Self { server, _folder: folder, openstack: None, netns, cables, server_kind };
         wait::poll(PATIENCE, || {
             upstream.netns.enter(|| TcpStream::connect((Ipv4Addr::LOCALHOST, PORT))).ok()
         })
@@ -74,13 +74,13 @@ impl Upstream {
     }
 
     /// Selects the server for all further veth pairs.
-    pub fn ask(&self, asked: Asked) {
-        self.asked.set(asked);
+    pub fn select(&self, server: UpstreamServer) {
+        self.server_kind.set(server);
     }
 
     /// Returns true if the server needs the identity of clients.
     pub fn wants_identity(&self) -> bool {
-        self.asked.get() == Asked::Nova
+        self.server_kind.get() == UpstreamServer::Nova
     }
 
     /// Returns the servers behind Neutron's metadata agent.
@@ -107,9 +107,9 @@ impl Upstream {
         let cable = Cable { number, addresses: [address(1), address(2)] };
         cable.lay((&self.netns, &format!("cable{number}")), (netns, "upstream"));
         open_ports(netns);
-        let port = match self.asked.get() {
-            Asked::Nginx => PORT,
-            Asked::Nova => OpenStack::NOVA_PORT,
+        let port = match self.server_kind.get() {
+            UpstreamServer::Nginx => PORT,
+            UpstreamServer::Nova => OpenStack::NOVA_PORT,
         };
         (address(1), port).into()
     }

@@ -33,10 +33,10 @@ fn a_guest_is_served_from_open_vswitch_and_ovn_alone() {
     // A VLAN on the port is served as the same instance while it exists.
     let vlan = Port::new(guest.port.network, [10, 0, 1, 5].into());
     southbound.bind_subport(&vlan, &guest.port, 7);
-    let seated = wait::until("the VLAN is attached", PATIENCE, || world.vlan(&guest, 7));
-    assert_eq!(seated["port"]["id"], vlan.id.to_string());
-    assert_eq!(seated["port"]["instance"], guest.port.instance.to_string());
-    assert_eq!(seated["port"]["fixed_ips"], json!(["10.0.1.5"]));
+    let attached = wait::until("the VLAN is attached", PATIENCE, || world.vlan(&guest, 7));
+    assert_eq!(attached["port"]["id"], vlan.id.to_string());
+    assert_eq!(attached["port"]["instance"], guest.port.instance.to_string());
+    assert_eq!(attached["port"]["fixed_ips"], json!(["10.0.1.5"]));
     world.assert_served(&guest);
     southbound.unbind(&vlan);
     wait::until("the VLAN is detached", PATIENCE, || world.vlan(&guest, 7).is_none().then_some(()));

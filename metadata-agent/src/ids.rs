@@ -95,7 +95,7 @@ pub enum NetworkOrRouter {
 
 impl NetworkOrRouter {
     #[must_use]
-    pub const fn is_router(self) -> bool {
+    pub(crate) const fn is_router(self) -> bool {
         matches!(self, Self::Router(_))
     }
 }

@@ -6,9 +6,11 @@
 //!
 //! `cargo xtask lint` checks that each module imports only modules of lower layers.
 
-pub mod admin;
-pub mod app;
-pub mod attach;
+#![warn(unreachable_pub)]
+
+pub(crate) mod admin;
+pub(crate) mod app;
+pub(crate) mod attach;
 pub mod commands;
 pub mod config;
 pub mod datapath;
@@ -16,10 +18,10 @@ pub mod directory;
 mod error_chain;
 pub mod ids;
 pub mod inventory;
-pub mod namespaces;
+pub(crate) mod namespaces;
 pub mod net;
 pub mod process;
 pub mod proxy;
 pub mod secrets;
-pub mod sources;
+pub(crate) mod sources;
 mod teardown;

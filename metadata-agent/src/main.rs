@@ -2,9 +2,6 @@
 
 use std::process::ExitCode;
 
-use metadata_agent::commands;
-use metadata_agent::commands::cli::Cli;
-
 fn main() -> ExitCode {
-    commands::dispatch(&Cli::parse_or_exit().command)
+    metadata_agent::commands::main()
 }

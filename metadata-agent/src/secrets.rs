@@ -31,7 +31,7 @@ const MAX_BYTES: u64 = 4096;
 ///
 /// # Errors
 /// The file cannot be read, is not a regular file, is empty, too long or not UTF-8.
-pub fn read(path: &Path) -> io::Result<SecretString> {
+pub(crate) fn read(path: &Path) -> io::Result<SecretString> {
     let fail = |kind, problem: &'static str| Err(io::Error::new(kind, problem));
     // Opening a FIFO would block until it has a writer.
     if !path.metadata()?.is_file() {

@@ -17,14 +17,14 @@ const MAX_RESPONSE: usize = 64 * 1024 * 1024;
 
 /// A response of the agent.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct AdminResponse {
+pub(crate) struct AdminResponse {
     pub status: StatusCode,
     pub body: Bytes,
 }
 
 /// The agent did not answer.
 #[derive(Debug, thiserror::Error)]
-pub enum ClientError {
+pub(crate) enum ClientError {
     /// The socket has no listener, or access is denied.
     #[error("cannot reach the agent at {}: {source}", path.display())]
     Connect { path: PathBuf, source: io::Error },
@@ -42,7 +42,11 @@ pub enum ClientError {
 ///
 /// # Errors
 /// There is no valid response in time. A response with an error status is a valid response.
-pub async fn get(path: &Path, route: &'static str, limit: Duration) -> Result<AdminResponse, ClientError> {
+pub(crate) async fn get(
+    path: &Path,
+    route: &'static str,
+    limit: Duration,
+) -> Result<AdminResponse, ClientError> {
     let response = tokio::time::timeout(limit, request(path, route)).await;
     response.unwrap_or_else(|_| Err(ClientError::Timeout { path: path.to_owned(), route, limit }))
 }

@@ -12,12 +12,9 @@ use tracing_subscriber::EnvFilter;
 use tracing_subscriber::fmt::MakeWriter;
 use tracing_subscriber::util::{SubscriberInitExt as _, TryInitError};
 
-/// Target of the line of each request.
-pub const ACCESS: &str = "access";
-
 /// Format of log lines.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum LogFormat {
+pub(crate) enum LogFormat {
     Text,
     /// One JSON object per line.
     Json,
@@ -25,7 +22,7 @@ pub enum LogFormat {
 
 /// Logging cannot be set up.
 #[derive(Debug, thiserror::Error)]
-pub enum LoggingError {
+pub(crate) enum LoggingError {
     #[error("RUST_LOG is `{text}`, which cannot be parsed")]
     Filter { text: String, source: tracing_subscriber::filter::ParseError },
     #[error("RUST_LOG is not UTF-8")]
@@ -38,7 +35,7 @@ pub enum LoggingError {
 ///
 /// # Errors
 /// RUST_LOG cannot be parsed, or logging is already set up.
-pub fn init(debug: bool, format: LogFormat) -> Result<(), LoggingError> {
+pub(crate) fn init(debug: bool, format: LogFormat) -> Result<(), LoggingError> {
     let wanted = match std::env::var("RUST_LOG") {
         Ok(text) => Some(text),
         Err(VarError::NotPresent) => None,
@@ -104,7 +101,7 @@ mod tests {
         tracing::subscriber::with_default(subscriber, || {
             tracing::info!(port = 7, "own-info");
             tracing::debug!("own-debug");
-            tracing::debug!(target: ACCESS, "access-line");
+            tracing::debug!(target: "access", "access-line");
             tracing::debug!(target: "hyper", "library-debug");
         });
         let text = String::from_utf8(lines.0.lock().unwrap().clone()).unwrap();

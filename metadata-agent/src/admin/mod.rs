@@ -5,9 +5,9 @@
 //! at its end. A client cannot delay others: the number of connections is limited, each is short
 //! and serves one request.
 
-pub mod client;
-pub mod logging;
-pub mod state;
+pub(crate) mod client;
+pub(crate) mod logging;
+pub(crate) mod state;
 
 use std::convert::Infallible;
 use std::path::Path;
@@ -54,7 +54,7 @@ struct Timeouts {
 }
 
 /// The state that the admin socket shows. It is read at each request.
-pub trait AdminState: Send + Sync {
+pub(crate) trait AdminState: Send + Sync {
     /// Reports whether the agent works. If not, it needs a restart.
     fn live(&self) -> bool;
 
@@ -70,20 +70,8 @@ pub trait AdminState: Send + Sync {
 
 /// The bound admin socket.
 #[derive(Debug)]
-pub struct AdminSocket {
+pub(crate) struct AdminSocket {
     file: SocketFile,
-}
-
-/// Binds the socket and serves it until cancelled.
-///
-/// # Errors
-/// Those of [`AdminSocket::bind`] and [`AdminSocket::serve`].
-pub async fn serve(
-    path: &Path,
-    state: Arc<dyn AdminState>,
-    cancel: CancellationToken,
-) -> Result<(), SocketFileError> {
-    AdminSocket::bind(path)?.serve(state, cancel).await
 }
 
 impl AdminSocket {
@@ -91,7 +79,7 @@ impl AdminSocket {
     ///
     /// # Errors
     /// Those of [`SocketFile::bind`].
-    pub fn bind(path: &Path) -> Result<Self, SocketFileError> {
+    pub(crate) fn bind(path: &Path) -> Result<Self, SocketFileError> {
         Ok(Self { file: SocketFile::bind(path, SOCKET_MODE)? })
     }
 
@@ -99,7 +87,7 @@ impl AdminSocket {
     ///
     /// # Errors
     /// The runtime cannot poll the socket.
-    pub async fn serve(
+    pub(crate) async fn serve(
         self,
         state: Arc<dyn AdminState>,
         cancel: CancellationToken,

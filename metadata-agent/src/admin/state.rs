@@ -27,11 +27,11 @@ use crate::sources::SourceState;
 
 /// Start-up steps that are not finished.
 #[derive(Clone, Debug, Default)]
-pub struct Startup(Arc<Mutex<Vec<&'static str>>>);
+pub(crate) struct Startup(Arc<Mutex<Vec<&'static str>>>);
 
 /// A step that readiness waits for until this guard is dropped.
 #[derive(Debug)]
-pub struct StartupStep {
+pub(crate) struct StartupStep {
     name: &'static str,
     startup: Startup,
 }
@@ -39,7 +39,7 @@ pub struct StartupStep {
 impl Startup {
     /// Adds a step. Readiness waits until the returned guard is dropped.
     #[must_use]
-    pub fn step(&self, name: &'static str) -> StartupStep {
+    pub(crate) fn step(&self, name: &'static str) -> StartupStep {
         self.lock().push(name);
         StartupStep { name, startup: self.clone() }
     }
@@ -61,7 +61,7 @@ impl Drop for StartupStep {
 
 /// Components that are present while guests are served.
 #[derive(Clone)]
-pub struct Running {
+pub(crate) struct Running {
     pub counters: Arc<Counters>,
     pub directory: Arc<Directory>,
     pub failures: Failures,
@@ -71,7 +71,7 @@ pub struct Running {
 
 /// The last heartbeat, and its age at which the agent does not count as live any more.
 #[derive(Clone, Debug)]
-pub struct Liveness {
+pub(crate) struct Liveness {
     pub last_beat: LastBeat,
     pub stale_after: Duration,
 }
@@ -83,7 +83,7 @@ impl Liveness {
 }
 
 /// Everything that the admin socket reads from.
-pub struct AgentState {
+pub(crate) struct AgentState {
     settings: Value,
     startup: Startup,
     liveness: Liveness,
@@ -96,7 +96,7 @@ pub struct AgentState {
 
 impl AgentState {
     /// Adds the packet counters and the gauges of this module to the registry.
-    pub fn new(
+    pub(crate) fn new(
         settings: Value,
         startup: Startup,
         liveness: Liveness,

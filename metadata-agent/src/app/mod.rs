@@ -38,7 +38,7 @@ const TASK_END: Duration = Duration::from_secs(5);
 ///
 /// # Errors
 /// Another agent runs, a capability is missing, or the kernel rejects a step.
-pub fn run(config: &Config) -> Result<()> {
+pub(crate) fn run(config: &Config) -> Result<()> {
     logging::init(config.debug, config.log_format)?;
     log_notices(config);
     capabilities::require(&capabilities::TO_RUN)?;

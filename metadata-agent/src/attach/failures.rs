@@ -11,13 +11,13 @@ use crate::ids::IfIndex;
 
 /// The last error of an interface or of a namespace.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Failure {
+pub(crate) struct Failure {
     pub interface: String,
     pub error: String,
 }
 
 /// The failures of one namespace, as `status` reads them.
-pub type Failures = Arc<ArcSwap<Vec<Failure>>>;
+pub(crate) type Failures = Arc<ArcSwap<Vec<Failure>>>;
 
 /// A step that can fail for one interface while the other steps succeed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

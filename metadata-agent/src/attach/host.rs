@@ -28,7 +28,7 @@ const SWEEP: Duration = Duration::from_secs(30);
 const CLIENT_IDLE: Duration = Duration::from_mins(10);
 
 /// The task that keeps the host's guest interfaces attached.
-pub struct HostWatcher {
+pub(crate) struct HostWatcher {
     attacher: Attacher,
     taps: HostTaps,
     netlink: Netlink,
@@ -40,7 +40,7 @@ pub struct HostWatcher {
 impl HostWatcher {
     /// A watcher that has attached nothing yet.
     #[must_use]
-    pub fn new(
+    pub(crate) fn new(
         datapath: Datapath,
         netlink: Netlink,
         rules: GuestRules,
@@ -60,7 +60,7 @@ impl HostWatcher {
 
     /// Returns a handle that follows the failures of single interfaces.
     #[must_use]
-    pub fn failures(&self) -> Failures {
+    pub(crate) fn failures(&self) -> Failures {
         self.attacher.failures()
     }
 
@@ -69,7 +69,7 @@ impl HostWatcher {
     ///
     /// # Errors
     /// Links cannot be listed, or what an earlier agent left cannot be removed.
-    pub async fn resync(&mut self) -> Result<(), AttachError> {
+    pub(crate) async fn resync(&mut self) -> Result<(), AttachError> {
         let links = self.netlink.links().await?;
         self.reconcile(Links::All(links)).await
     }
@@ -82,7 +82,7 @@ impl HostWatcher {
 
     /// Follows links, hooks and the inventory until cancelled, or until a watch ends. Returns the
     /// datapath.
-    pub async fn run(
+    pub(crate) async fn run(
         mut self,
         mut events: impl Stream<Item = LinkEvent> + Unpin,
         mut hooks: impl Stream<Item = HookEvent> + Unpin,

@@ -12,7 +12,7 @@ mod failures;
 mod host;
 mod names;
 mod publish;
-pub mod qdisc;
+pub(crate) mod qdisc;
 mod reattach;
 mod wanted;
 
@@ -41,18 +41,17 @@ use qdisc::{IngressQdisc, QdiscError};
 use reattach::DetachedPrograms;
 use wanted::{Target, Terms};
 
-pub use failures::{Failure, Failures};
-pub use host::HostWatcher;
+pub(crate) use failures::{Failure, Failures};
+pub(crate) use host::HostWatcher;
 pub(crate) use reattach::{PATROL, REATTACH};
-pub use wanted::{GuestRules, LinkKind, SourceCheck};
-pub(crate) use wanted::{NamespacePorts, Wanted};
+pub(crate) use wanted::{GuestRules, LinkKind, NamespacePorts, SourceCheck, Wanted};
 
 /// The time that changes of one interface wait for those of the next while all are reconciled.
 const PUBLISH_EVERY: Duration = Duration::from_millis(100);
 
 /// A failure to attach, detach or reattach.
 #[derive(Debug, thiserror::Error)]
-pub enum AttachError {
+pub(crate) enum AttachError {
     #[error(transparent)]
     Datapath(#[from] DatapathError),
     #[error(transparent)]

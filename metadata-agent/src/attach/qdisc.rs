@@ -13,7 +13,7 @@ use crate::net::netns::{Netns, NetnsError};
 
 /// A failure to create or remove a qdisc or the filter on it.
 #[derive(Debug, thiserror::Error)]
-pub enum QdiscError {
+pub(crate) enum QdiscError {
     #[error(transparent)]
     Datapath(#[from] DatapathError),
     #[error(transparent)]
@@ -63,7 +63,7 @@ pub(super) async fn ensure(
 ///
 /// # Errors
 /// The kernel refuses, or the namespace cannot be entered.
-pub async fn remove_filter(
+pub(crate) async fn remove_filter(
     netlink: &Netlink,
     netns: Option<&Netns>,
     links: &[Link],

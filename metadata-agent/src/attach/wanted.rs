@@ -79,7 +79,7 @@ impl Wanted<'_> {
 
 /// A kind of network interface, as `ip -details link` names it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum LinkKind {
+pub(crate) enum LinkKind {
     /// A tap of a virtual machine.
     Tun,
     /// One end of a pair, as containers have.
@@ -97,7 +97,7 @@ impl LinkKind {
 
 /// How strictly the source addresses of a guest's packets are compared with its port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum SourceCheck {
+pub(crate) enum SourceCheck {
     /// MAC address and IPv4 addresses.
     Strict,
     /// MAC address only.
@@ -107,7 +107,7 @@ pub enum SourceCheck {
 
 /// The guest interfaces of the host, and the checks of their packets.
 #[derive(Clone, Debug)]
-pub struct GuestRules {
+pub(crate) struct GuestRules {
     /// Patterns of interface names.
     pub names: Vec<NamePattern>,
     /// Kinds of links. A virtual machine's `tap*` is a tun; OVN's and the DHCP agent's are veths or

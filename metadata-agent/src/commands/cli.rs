@@ -17,7 +17,7 @@ use oslo_config::{Access, OptionSpec};
 use crate::config::{ConfigArgs, ConfigSource, NEUTRON_FILES, OPTIONS};
 
 /// Exit code for a wrong command line or configuration.
-pub const EX_USAGE: u8 = 64;
+pub(crate) const EX_USAGE: u8 = 64;
 
 /// Answers the metadata requests of all guests of this host.
 ///
@@ -31,14 +31,14 @@ pub const EX_USAGE: u8 = 64;
     after_help = "Exit codes: 0 done, 1 failed, 64 wrong command line or configuration.",
     max_term_width = 110
 )]
-pub struct Cli {
+pub(crate) struct Cli {
     #[command(subcommand)]
     pub command: Command,
 }
 
 /// The subcommands.
 #[derive(Debug, Subcommand)]
-pub enum Command {
+pub(crate) enum Command {
     /// Serve the guests of this host until a signal stops it.
     ///
     /// Adopts the attachments of an agent that crashed, attaches to new guest interfaces, and
@@ -79,7 +79,7 @@ pub enum Command {
 
 /// Subcommands of `config`.
 #[derive(Debug, Subcommand)]
-pub enum ConfigCommand {
+pub(crate) enum ConfigCommand {
     /// Print the value of each option, and its origin.
     ///
     /// Reads the same configuration as `run` and prints the values that `run` would use, by
@@ -103,14 +103,14 @@ const DETACH_EXIT: &str =
 
 /// Arguments of `run`.
 #[derive(Debug, Args)]
-pub struct RunArgs {
+pub(crate) struct RunArgs {
     #[command(flatten)]
     pub config: ConfigArgs,
 }
 
 /// Arguments of `check`.
 #[derive(Debug, Args)]
-pub struct CheckArgs {
+pub(crate) struct CheckArgs {
     #[command(flatten)]
     pub config: ConfigArgs,
     /// Print JSON.
@@ -120,7 +120,7 @@ pub struct CheckArgs {
 
 /// Arguments of `config show`.
 #[derive(Debug, Args)]
-pub struct ShowArgs {
+pub(crate) struct ShowArgs {
     #[command(flatten)]
     pub config: ConfigArgs,
     /// Print JSON.
@@ -130,7 +130,7 @@ pub struct ShowArgs {
 
 /// Arguments of `status`.
 #[derive(Debug, Args)]
-pub struct StatusArgs {
+pub(crate) struct StatusArgs {
     #[command(flatten)]
     pub config: ConfigArgs,
     /// Print the whole state as JSON.
@@ -147,7 +147,7 @@ pub struct StatusArgs {
 
 /// Arguments of `detach`.
 #[derive(Debug, Args)]
-pub struct DetachArgs {
+pub(crate) struct DetachArgs {
     #[command(flatten)]
     pub config: ConfigArgs,
 }
@@ -156,7 +156,7 @@ impl Cli {
     /// Parses the command line of this process. Prints help, version or an error and exits if there
     /// is no command to run.
     #[must_use]
-    pub fn parse_or_exit() -> Self {
+    pub(crate) fn parse_or_exit() -> Self {
         Self::read(std::env::args_os()).unwrap_or_else(|(error, code)| {
             // A closed stdout cannot be reported anywhere.
             let _ = error.print();

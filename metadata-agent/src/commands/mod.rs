@@ -1,7 +1,7 @@
 //! The subcommands of `metadata-agent`, one file or folder each, and their command line.
 
 mod check;
-pub mod cli;
+mod cli;
 mod config_show;
 mod detach;
 mod run;
@@ -14,12 +14,13 @@ use tokio::runtime::Builder;
 
 use crate::config::{Config, ConfigArgs, ConfigErrors};
 use crate::error_chain::error_chain;
-use cli::{Command, ConfigCommand, EX_USAGE};
+use cli::{Cli, Command, ConfigCommand, EX_USAGE};
 
-/// Runs a command, prints its error, and returns its exit code.
+/// Parses the command line of this process, runs its command, prints its error, and returns its exit
+/// code.
 #[must_use]
-pub fn dispatch(command: &Command) -> ExitCode {
-    match command {
+pub fn main() -> ExitCode {
+    match &Cli::parse_or_exit().command {
         Command::Run(args) => run::run(args),
         Command::Check(args) => check::run(args),
         Command::Config(ConfigCommand::Show(args)) => config_show::run(args),

@@ -120,7 +120,7 @@ impl Config {
 
     /// Returns the client certificate for Nova, if one is configured.
     #[must_use]
-    pub fn client_certificate(&self) -> Option<ClientCertificate> {
+    pub(crate) fn client_certificate(&self) -> Option<ClientCertificate> {
         let (certificate, key) = (self.nova_client_cert.clone()?, self.nova_client_priv_key.clone()?);
         Some(ClientCertificate { certificate, key })
     }

@@ -9,9 +9,10 @@
 mod components;
 mod error;
 mod neutron;
-pub mod notices;
+pub(crate) mod notices;
 pub mod options;
-pub mod reference;
+#[cfg(test)]
+mod reference;
 mod resolved;
 mod rules;
 mod value;
@@ -21,9 +22,9 @@ use std::path::{Path, PathBuf};
 
 pub use error::{ConfigError, ConfigErrors};
 pub use options::{Config, OPTIONS};
-pub use oslo_config::{ConfigSource, Flags, Origin, Setting};
-pub use resolved::ConfigWarning;
-pub use value::{IpVersion, NovaEndpoint, SocketMode, Upstream};
+pub(crate) use oslo_config::Flags;
+pub use oslo_config::{ConfigSource, Origin, Setting};
+pub(crate) use value::{NovaEndpoint, SocketMode, Upstream};
 
 use options::spec as option;
 use oslo_config::Resolver;
@@ -33,7 +34,8 @@ use oslo_config::rule::SocketPath;
 const NEUTRON_DIR: &str = "/etc/neutron";
 
 /// Neutron's files with options of the agent, in the order in which Neutron's services read them.
-pub const NEUTRON_FILES: [&str; 3] = ["neutron.conf", "metadata_agent.ini", "neutron_ovn_metadata_agent.ini"];
+pub(crate) const NEUTRON_FILES: [&str; 3] =
+    ["neutron.conf", "metadata_agent.ini", "neutron_ovn_metadata_agent.ini"];
 
 /// Defaults of Neutron's options that values of the agent's options refer to.
 const NEUTRON_DEFAULTS: &[(&str, &str)] = &[("state_path", "/var/lib/neutron")];
@@ -73,7 +75,7 @@ impl Config {
 ///
 /// # Errors
 /// Errors of the option, and of the files if they were read.
-pub fn admin_socket(args: &ConfigArgs) -> Result<PathBuf, ConfigErrors> {
+pub(crate) fn admin_socket(args: &ConfigArgs) -> Result<PathBuf, ConfigErrors> {
     admin_socket_from(args, &|var| std::env::var_os(var), Path::new(NEUTRON_DIR))
 }
 

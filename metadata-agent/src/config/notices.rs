@@ -13,7 +13,7 @@ use super::value::Upstream;
 
 /// An option that is set, and its effect.
 #[derive(Clone, Debug, Serialize)]
-pub struct Notice {
+pub(crate) struct Notice {
     pub group: &'static str,
     /// Name of the option, or `*` for the whole section.
     pub name: &'static str,
@@ -25,7 +25,7 @@ pub struct Notice {
 /// The effect of an option.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case", tag = "effect")]
-pub enum Effect {
+pub(crate) enum Effect {
     /// No effect, because the agent does not have the feature that it configures.
     None { reason: &'static str },
     /// No effect yet.
@@ -41,7 +41,7 @@ pub enum Effect {
 impl Notice {
     /// Reports whether an operator should change something.
     #[must_use]
-    pub fn is_warning(&self) -> bool {
+    pub(crate) fn is_warning(&self) -> bool {
         match self.effect {
             Effect::NotYet { .. } | Effect::Harms { .. } | Effect::Replaced { .. } => true,
             Effect::None { .. } | Effect::Fitted { .. } => false,

@@ -80,8 +80,9 @@ macro_rules! options {
 
         /// The valid value of every option.
         #[derive(Clone, Debug)]
+        #[expect(dead_code, reason = "a notice shows some options of Neutron, and nothing else uses them")]
         pub struct Config {
-            $($(#[doc = $doc])+ pub $name: $kind,)+
+            $($(#[doc = $doc])+ pub(crate) $name: $kind,)+
             pub(super) settings: Vec<Setting>,
             pub(super) notices: Vec<Notice>,
             pub(super) neutron: Option<NeutronAccess>,

@@ -24,7 +24,7 @@ value that is used, and its origin.
 
 /// Returns the text of docs/configuration.md.
 #[must_use]
-pub fn markdown() -> String {
+pub(crate) fn markdown() -> String {
     let mut page = HEAD.to_owned();
     let mut group = "";
     for option in OPTIONS {

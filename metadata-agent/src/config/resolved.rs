@@ -31,7 +31,7 @@ impl Config {
     }
 
     /// Returns the endpoints of Nova's metadata API. The first reachable one is to be used.
-    pub fn nova_endpoints(&self) -> impl Iterator<Item = NovaEndpoint> {
+    pub(crate) fn nova_endpoints(&self) -> impl Iterator<Item = NovaEndpoint> {
         let (scheme, port) = (self.nova_metadata_protocol, self.nova_metadata_port);
         self.nova_metadata_host.iter().cloned().map(move |host| NovaEndpoint { scheme, host, port })
     }
@@ -39,7 +39,7 @@ impl Config {
     /// Returns the servers of OVN's Southbound database if they are set. Neutron's default address
     /// does not mean that there is an OVN: another service may listen there.
     #[must_use]
-    pub fn ovn_southbound(&self) -> Option<&[Remote]> {
+    pub(crate) fn ovn_southbound(&self) -> Option<&[Remote]> {
         let is_set =
             self.origin(spec::ovn_sb_connection.key).is_some_and(|origin| *origin != Origin::Default);
         is_set.then_some(&*self.ovn_sb_connection)
@@ -47,14 +47,14 @@ impl Config {
 
     /// Returns the name of this host in Neutron.
     #[must_use]
-    pub fn host_name(&self) -> String {
+    pub(crate) fn host_name(&self) -> String {
         let own = || uname().map(|name| name.nodename().to_string_lossy().into_owned()).unwrap_or_default();
         self.host.clone().unwrap_or_else(own)
     }
 
     /// Returns how to reach Neutron's API, if it is configured.
     #[must_use]
-    pub fn neutron(&self) -> Option<&NeutronAccess> {
+    pub(crate) fn neutron(&self) -> Option<&NeutronAccess> {
         self.neutron.as_ref()
     }
 
@@ -66,19 +66,19 @@ impl Config {
 
     /// Returns notices about options that are set without their effect in Neutron.
     #[must_use]
-    pub fn notices(&self) -> &[Notice] {
+    pub(crate) fn notices(&self) -> &[Notice] {
         &self.notices
     }
 
     /// Returns the origin of an option's value, by the option's key.
     #[must_use]
-    pub fn origin(&self, key: &str) -> Option<&Origin> {
+    pub(crate) fn origin(&self, key: &str) -> Option<&Origin> {
         self.settings.iter().find(|setting| setting.key == key).map(|setting| &setting.origin)
     }
 
     /// Returns warnings about settings that are allowed but probably a mistake.
     #[must_use]
-    pub fn warnings(&self) -> Vec<ConfigWarning> {
+    pub(crate) fn warnings(&self) -> Vec<ConfigWarning> {
         let https = self.nova_metadata_protocol == Scheme::Https;
         let tls = self.auth_ca_cert.is_some() || self.nova_client_cert.is_some();
         let mut warnings = Vec::new();
@@ -104,7 +104,7 @@ impl Config {
 
 /// Settings that are allowed but probably a mistake.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ConfigWarning {
+pub(crate) enum ConfigWarning {
     /// The key that signs instance ids is empty.
     EmptySecret,
     /// TLS to Nova without authentication.

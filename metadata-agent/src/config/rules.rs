@@ -11,7 +11,7 @@ use crate::secrets;
 use crate::sources::neutron::HttpUrl;
 
 /// A host name or address.
-pub struct HostName;
+pub(crate) struct HostName;
 
 impl Rule<Host> for HostName {
     fn read(&self, text: &str) -> Result<Host, Rejected> {
@@ -24,7 +24,7 @@ impl Rule<Host> for HostName {
 }
 
 /// A name pattern.
-pub struct Pattern;
+pub(crate) struct Pattern;
 
 impl Rule<NamePattern> for Pattern {
     fn read(&self, text: &str) -> Result<NamePattern, Rejected> {
@@ -37,7 +37,7 @@ impl Rule<NamePattern> for Pattern {
 }
 
 /// The path of a file that holds a secret now.
-pub struct SecretFile;
+pub(crate) struct SecretFile;
 
 impl Rule<PathBuf> for SecretFile {
     fn read(&self, text: &str) -> Result<PathBuf, Rejected> {
@@ -52,7 +52,7 @@ impl Rule<PathBuf> for SecretFile {
 }
 
 /// An [`HttpUrl`].
-pub struct Web;
+pub(crate) struct Web;
 
 impl Rule<HttpUrl> for Web {
     fn read(&self, text: &str) -> Result<HttpUrl, Rejected> {
@@ -65,7 +65,7 @@ impl Rule<HttpUrl> for Web {
 }
 
 /// An OVSDB server.
-pub struct OvsdbServer;
+pub(crate) struct OvsdbServer;
 
 impl Rule<Remote> for OvsdbServer {
     fn read(&self, text: &str) -> Result<Remote, Rejected> {

@@ -14,7 +14,7 @@ use crate::sources::neutron::NeutronInterface;
 
 /// The service that answers metadata requests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Upstream {
+pub(crate) enum Upstream {
     /// Nova's metadata API.
     Nova,
     /// The metadata agent beside Neutron's L3 and DHCP agents.
@@ -25,7 +25,7 @@ pub enum Upstream {
 
 /// Type of Neutron credentials, as keystoneauth names it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum NeutronAuthType {
+pub(crate) enum NeutronAuthType {
     Password,
     ApplicationCredential,
     /// Neutron runs without Keystone.
@@ -34,7 +34,7 @@ pub enum NeutronAuthType {
 
 /// Access to a unix socket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum SocketMode {
+pub(crate) enum SocketMode {
     /// Deduced from the configured user and group.
     Deduce,
     User,
@@ -43,7 +43,7 @@ pub enum SocketMode {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum IpVersion {
+pub(crate) enum IpVersion {
     V4,
     V6,
 }
@@ -79,7 +79,7 @@ words! {
 
 /// Address of one Nova metadata service.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct NovaEndpoint {
+pub(crate) struct NovaEndpoint {
     pub scheme: Scheme,
     pub host: Host,
     pub port: u16,

@@ -17,7 +17,7 @@ const BEATS_PER_LIMIT: u32 = 8;
 
 /// Time of the last heartbeat.
 #[derive(Clone, Debug, Default)]
-pub struct LastBeat(Arc<AtomicU64>);
+pub(crate) struct LastBeat(Arc<AtomicU64>);
 
 impl LastBeat {
     /// Returns true if the last heartbeat is at most `limit` old.

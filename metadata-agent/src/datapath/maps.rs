@@ -38,7 +38,7 @@ pub(super) struct Maps {
 }
 
 impl Maps {
-    pub fn take(ebpf: &mut Ebpf) -> Result<Self, DatapathError> {
+    pub(crate) fn take(ebpf: &mut Ebpf) -> Result<Self, DatapathError> {
         Ok(Self {
             config: typed(take(ebpf, names::CONFIG)?, names::CONFIG)?,
             ports: typed(take(ebpf, names::PORTS)?, names::PORTS)?,
@@ -47,16 +47,16 @@ impl Maps {
         })
     }
 
-    pub fn settings(&self) -> Result<Settings, DatapathError> {
+    pub(crate) fn settings(&self) -> Result<Settings, DatapathError> {
         self.config.get(&0, 0).map_err(map_error("read", names::CONFIG))
     }
 
-    pub fn put_settings(&mut self, settings: Settings) -> Result<(), DatapathError> {
+    pub(crate) fn put_settings(&mut self, settings: Settings) -> Result<(), DatapathError> {
         self.config.set(0, settings, ANY).map_err(map_error("write", names::CONFIG))
     }
 
     /// Returns an id that was never used before. The counter is written back before the id is used.
-    pub fn next_attachment(&mut self) -> Result<AttachmentId, DatapathError> {
+    pub(crate) fn next_attachment(&mut self) -> Result<AttachmentId, DatapathError> {
         let mut settings = self.settings()?;
         let next = settings.next_attachment.max(1);
         settings.next_attachment = next.wrapping_add(1);
@@ -64,30 +64,30 @@ impl Maps {
         AttachmentId::new(next).ok_or(DatapathError::Missing { name: "attachment id" })
     }
 
-    pub fn port(&self, key: PortKey) -> Result<Option<Port>, DatapathError> {
+    pub(crate) fn port(&self, key: PortKey) -> Result<Option<Port>, DatapathError> {
         optional(self.ports.get(&key, 0)).map_err(map_error("read", names::PORTS))
     }
 
-    pub fn ports(&self) -> Result<Vec<(PortKey, Port)>, DatapathError> {
+    pub(crate) fn ports(&self) -> Result<Vec<(PortKey, Port)>, DatapathError> {
         self.ports.iter().collect::<Result<_, _>>().map_err(map_error("read", names::PORTS))
     }
 
-    pub fn put_port(&mut self, key: PortKey, port: &Port) -> Result<(), DatapathError> {
+    pub(crate) fn put_port(&mut self, key: PortKey, port: &Port) -> Result<(), DatapathError> {
         self.ports.insert(key, port, ANY).map_err(map_error("write", names::PORTS))
     }
 
-    pub fn put_attachment_state(&mut self, id: AttachmentId) -> Result<(), DatapathError> {
+    pub(crate) fn put_attachment_state(&mut self, id: AttachmentId) -> Result<(), DatapathError> {
         let state = AttachmentState { syn_tat_ns: 0, clients: 0 };
         self.attachments.insert(id.get(), state, ANY).map_err(map_error("write", names::ATTACHMENTS))
     }
 
-    pub fn remove_port(&mut self, key: PortKey, id: AttachmentId) -> Result<(), DatapathError> {
+    pub(crate) fn remove_port(&mut self, key: PortKey, id: AttachmentId) -> Result<(), DatapathError> {
         ignore_absent(self.ports.remove(&key)).map_err(map_error("remove from", names::PORTS))?;
         ignore_absent(self.attachments.remove(&id.get()))
             .map_err(map_error("remove from", names::ATTACHMENTS))
     }
 
-    pub fn sweep(&mut self, idle: Duration) -> Result<usize, DatapathError> {
+    pub(crate) fn sweep(&mut self, idle: Duration) -> Result<usize, DatapathError> {
         let idle_ns = u64::try_from(idle.as_nanos()).unwrap_or(u64::MAX);
         let now = Clock::now_ns();
         // Count the fresh clients of each attachment, and collect the keys of all others.
@@ -135,13 +135,13 @@ pub(super) fn slots(ebpf: &mut Ebpf) -> Result<Slots, DatapathError> {
 
 impl Slots {
     /// Puts a program into a slot, replacing the previous one.
-    pub fn put(&mut self, slot: u32, program: &ProgramFd) -> Result<(), DatapathError> {
+    pub(crate) fn put(&mut self, slot: u32, program: &ProgramFd) -> Result<(), DatapathError> {
         self.0.set(slot, program, ANY).map_err(map_error("write", names::PROGRAMS))
     }
 }
 
 /// The agent's heartbeat in `MD_HEARTBEAT`.
-pub struct Heartbeat {
+pub(crate) struct Heartbeat {
     map: Array<MapData, u64>,
 }
 
@@ -173,13 +173,13 @@ impl Heartbeat {
 
 /// A client as recorded by the kernel.
 #[derive(Clone, Copy, Debug)]
-pub struct ClientRecord {
+pub(crate) struct ClientRecord {
     pub address: ClientAddress,
     pub client: Client,
 }
 
 /// Read access to counters and clients.
-pub struct Counters {
+pub(crate) struct Counters {
     stats: PerCpuArray<MapData, u64>,
     clients: HashMap<MapData, ClientKey, Client>,
 }

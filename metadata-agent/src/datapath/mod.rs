@@ -11,7 +11,7 @@
 //! interface of the host, and every counter exists once.
 
 mod error;
-pub mod heartbeat;
+pub(crate) mod heartbeat;
 mod maps;
 mod netns_datapaths;
 mod pins;
@@ -22,12 +22,13 @@ mod tcx_scan;
 mod trace_log;
 
 pub use error::DatapathError;
-pub use maps::{ClientRecord, Clock, Counters, Heartbeat};
-pub use netns_datapaths::NetnsDatapaths;
-pub use pins::{FilterRecord, StaleState};
-pub use policy::PortPolicy;
-pub(crate) use programs::remove_filter;
-pub use programs::{AttachMode, DISPATCHER, Hook, OBJECT};
+pub use maps::Clock;
+pub(crate) use maps::{Counters, Heartbeat};
+pub(crate) use netns_datapaths::NetnsDatapaths;
+pub(crate) use pins::{FilterRecord, StaleState};
+pub(crate) use policy::PortPolicy;
+pub use programs::{AttachMode, DISPATCHER, OBJECT};
+pub(crate) use programs::{Hook, remove_filter};
 pub(crate) use tcx_scan::{ExpectedPrograms, find_detached};
 
 use std::collections::BTreeMap;
@@ -50,7 +51,7 @@ pub const PROGRAMS: [&str; 2] = [names::FROM_GUEST, names::TO_GUEST];
 
 /// The portal as the programs of one namespace reach it.
 #[derive(Clone, Copy, Debug)]
-pub struct PortalLink {
+pub(crate) struct PortalLink {
     /// Index of this namespace's end of the veth pair.
     pub ifindex: IfIndex,
     /// Namespace id of the portal.
@@ -61,7 +62,7 @@ pub struct PortalLink {
 
 /// Limits that the programs enforce.
 #[derive(Clone, Copy, Debug)]
-pub struct Limits {
+pub(crate) struct Limits {
     /// Time without a heartbeat after which packets are left to the host's own path.
     pub heartbeat_stale_after: Duration,
     /// New connections per second and attachment; 0 disables the limit.

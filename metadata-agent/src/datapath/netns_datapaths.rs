@@ -20,7 +20,7 @@ use crate::ids::{IfIndex, VlanId};
 use crate::net::netns::Netns;
 
 /// Opens datapaths in other namespaces, and removes the state of namespaces that are gone.
-pub struct NetnsDatapaths {
+pub(crate) struct NetnsDatapaths {
     maps: Arc<Mutex<Maps>>,
     directory: PathBuf,
     hook: Hook,

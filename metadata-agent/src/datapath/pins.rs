@@ -41,7 +41,7 @@ pub(super) struct Pins {
 
 /// Record of our filter on a guest's interface, in the namespace of the pins.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct FilterRecord {
+pub(crate) struct FilterRecord {
     pub index: IfIndex,
     /// True if we created its qdisc.
     pub owns_qdisc: bool,
@@ -49,7 +49,7 @@ pub struct FilterRecord {
 
 impl Pins {
     /// Opens the directory and creates it if it is missing.
-    pub fn open(directory: &Path) -> Result<Self, DatapathError> {
+    pub(crate) fn open(directory: &Path) -> Result<Self, DatapathError> {
         let failed = |source| DatapathError::PinDirectory { path: directory.to_owned(), source };
         if !is_on_bpffs(directory).map_err(failed)? {
             return Err(failed(io::Error::new(io::ErrorKind::Unsupported, "not on a BPF file system")));
@@ -63,7 +63,7 @@ impl Pins {
     }
 
     /// Opens the directory if it exists.
-    pub fn find(directory: &Path) -> Result<Option<Self>, DatapathError> {
+    pub(crate) fn find(directory: &Path) -> Result<Option<Self>, DatapathError> {
         let failed = |source| DatapathError::PinDirectory { path: directory.to_owned(), source };
         if directory.try_exists().map_err(failed)? && is_on_bpffs(directory).map_err(failed)? {
             Self::lock(directory)
@@ -93,7 +93,7 @@ impl Pins {
 
     /// Opens the pins of another network namespace, below those of the host; creates the directory
     /// if it is missing.
-    pub fn of_netns(directory: &Path, inode: u32) -> Result<Self, DatapathError> {
+    pub(crate) fn of_netns(directory: &Path, inode: u32) -> Result<Self, DatapathError> {
         let path = directory.join(format!("{NETNS}{inode}"));
         match DirBuilder::new().mode(0o700).create(&path) {
             Err(source) if source.kind() != io::ErrorKind::AlreadyExists => {
@@ -104,46 +104,46 @@ impl Pins {
     }
 
     /// Opens the pins for reading while another handle holds the lock.
-    pub fn unlocked(directory: &Path) -> Self {
+    pub(crate) fn unlocked(directory: &Path) -> Self {
         Self { directory: directory.to_owned(), _lock: None }
     }
 
     /// Returns the inodes of the network namespaces that have pins.
-    pub fn netns(&self) -> Result<Vec<u32>, DatapathError> {
+    pub(crate) fn netns(&self) -> Result<Vec<u32>, DatapathError> {
         Ok(self.own_names()?.iter().filter_map(|name| name.strip_prefix(NETNS)?.parse().ok()).collect())
     }
 
-    pub fn directory(&self) -> &Path {
+    pub(crate) fn directory(&self) -> &Path {
         &self.directory
     }
 
-    pub fn map(&self, name: &str) -> PathBuf {
+    pub(crate) fn map(&self, name: &str) -> PathBuf {
         self.directory.join(name)
     }
 
-    pub fn portal(&self) -> PathBuf {
+    pub(crate) fn portal(&self) -> PathBuf {
         self.directory.join(PORTAL)
     }
 
-    pub fn guest(&self, index: IfIndex) -> PathBuf {
+    pub(crate) fn guest(&self, index: IfIndex) -> PathBuf {
         self.directory.join(format!("{GUEST}{index}"))
     }
 
     /// Returns all pinned guest links.
-    pub fn guests(&self) -> Result<Vec<(IfIndex, PathBuf)>, DatapathError> {
+    pub(crate) fn guests(&self) -> Result<Vec<(IfIndex, PathBuf)>, DatapathError> {
         let names = self.own_names()?;
         let guests = names.iter().filter_map(|name| index_in(name, GUEST));
         Ok(guests.map(|index| (index, self.guest(index))).collect())
     }
 
     /// Records a filter, and its qdisc if we create it, before either is created.
-    pub fn record_filter(&self, record: FilterRecord) -> Result<(), DatapathError> {
+    pub(crate) fn record_filter(&self, record: FilterRecord) -> Result<(), DatapathError> {
         self.create_record(FILTER, record.index)?;
         if record.owns_qdisc { self.create_record(CLSACT, record.index) } else { Ok(()) }
     }
 
     /// Returns all recorded filters.
-    pub fn filters(&self) -> Result<Vec<FilterRecord>, DatapathError> {
+    pub(crate) fn filters(&self) -> Result<Vec<FilterRecord>, DatapathError> {
         let names = self.own_names()?;
         let recorded = names.iter().filter_map(|name| index_in(name, FILTER));
         Ok(recorded
@@ -152,31 +152,31 @@ impl Pins {
     }
 
     /// Returns the recorded filter of an interface.
-    pub fn filter(&self, index: IfIndex) -> Option<FilterRecord> {
+    pub(crate) fn filter(&self, index: IfIndex) -> Option<FilterRecord> {
         let is_recorded = |prefix| self.directory.join(format!("{prefix}{index}")).is_dir();
         is_recorded(FILTER).then(|| FilterRecord { index, owns_qdisc: is_recorded(CLSACT) })
     }
 
     /// Removes the record of a filter, if there is one. The record of the qdisc goes first, because
     /// it is only looked up together with the filter.
-    pub fn forget_filter(&self, index: IfIndex) -> Result<(), DatapathError> {
+    pub(crate) fn forget_filter(&self, index: IfIndex) -> Result<(), DatapathError> {
         self.disown_qdisc(index)?;
         self.remove_record(FILTER, index)
     }
 
     /// Records that the qdisc on an interface is not ours, or no longer ours.
-    pub fn disown_qdisc(&self, index: IfIndex) -> Result<(), DatapathError> {
+    pub(crate) fn disown_qdisc(&self, index: IfIndex) -> Result<(), DatapathError> {
         self.remove_record(CLSACT, index)
     }
 
     /// Removes one pin, if it exists.
-    pub fn remove(pin: &Path) -> Result<(), DatapathError> {
+    pub(crate) fn remove(pin: &Path) -> Result<(), DatapathError> {
         ignore_absent(fs::remove_file(pin), pin.to_owned())
     }
 
     /// Removes maps and links. Links detach, and maps are freed with their last user. Records of
     /// filters stay.
-    pub fn clear(&self) -> Result<(), DatapathError> {
+    pub(crate) fn clear(&self) -> Result<(), DatapathError> {
         let is_record = |name: &str| name.starts_with(FILTER) || name.starts_with(CLSACT);
         for inode in self.netns()? {
             Self::of_netns(&self.directory, inode)?.remove_all()?;
@@ -190,7 +190,7 @@ impl Pins {
 
     /// Removes maps and links, and the directory unless it still contains a record of a filter or
     /// files of another program.
-    pub fn remove_all(self) -> Result<(), DatapathError> {
+    pub(crate) fn remove_all(self) -> Result<(), DatapathError> {
         self.clear()?;
         match fs::remove_dir(&self.directory) {
             Err(source)
@@ -261,7 +261,7 @@ fn ignore_absent(removed: io::Result<()>, path: PathBuf) -> Result<(), DatapathE
 
 /// Everything that agents of any version left under a pin directory, for removal.
 #[derive(Debug)]
-pub struct StaleState(Pins);
+pub(crate) struct StaleState(Pins);
 
 impl StaleState {
     /// Returns `None` if there is no such directory on a BPF file system.

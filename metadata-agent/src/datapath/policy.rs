@@ -15,7 +15,7 @@ const SHARED_CLIENT_QUOTA: u32 = 4096;
 
 /// Policy of the port behind an attachment.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct PortPolicy {
+pub(crate) struct PortPolicy {
     /// Copied into the client records.
     pub network: Option<NetworkId>,
     /// The only source MAC address allowed; `None` allows any.

@@ -48,7 +48,7 @@ pub enum AttachMode {
 
 /// The TC ingress hook that programs are attached to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Hook {
+pub(crate) enum Hook {
     /// TCX links: independent of qdiscs, removed with the interface or the pin.
     Tcx,
     /// Filters on the ingress hook of an `ingress` or `clsact` qdisc.
@@ -65,7 +65,7 @@ pub(super) struct Programs {
 }
 
 impl Programs {
-    pub fn load(mut ebpf: Ebpf, mode: AttachMode) -> Result<Self, DatapathError> {
+    pub(crate) fn load(mut ebpf: Ebpf, mode: AttachMode) -> Result<Self, DatapathError> {
         let ids = load_all(&mut ebpf)?;
         let has_tcx = || KernelVersion::current().is_ok_and(|running| running >= TCX_SINCE);
         let hook = match mode {
@@ -76,7 +76,7 @@ impl Programs {
         Ok(Self { ebpf, hook, portal_hook: hook, ids })
     }
 
-    pub fn hook(&self) -> Hook {
+    pub(crate) fn hook(&self) -> Hook {
         self.hook
     }
 
@@ -87,7 +87,7 @@ impl Programs {
     /// ours and no other program uses it. A TCX link would hold the lock of all network
     /// configuration (RTNL) for an RCU grace period (`tcx_entry_sync`), some ten milliseconds, and
     /// a network node has a thousand namespaces.
-    pub fn load_shared(mut ebpf: Ebpf, hook: Hook) -> Result<Self, DatapathError> {
+    pub(crate) fn load_shared(mut ebpf: Ebpf, hook: Hook) -> Result<Self, DatapathError> {
         let maps: Vec<String> = ebpf.maps().map(|(name, _)| name.to_owned()).collect();
         let ids = load_all(&mut ebpf)?;
         for name in maps {
@@ -97,7 +97,7 @@ impl Programs {
     }
 
     /// Puts the programs into the slots of the dispatchers.
-    pub fn put_into(mut self, slots: &mut Slots) -> Result<(), DatapathError> {
+    pub(crate) fn put_into(mut self, slots: &mut Slots) -> Result<(), DatapathError> {
         for (slot, name) in [(slots::FROM_GUEST, names::FROM_GUEST), (slots::TO_GUEST, names::TO_GUEST)] {
             let program = program(&mut self.ebpf, name)?.fd();
             let program = program.map_err(|source| program_error("open", name, "the kernel", source))?;
@@ -107,18 +107,18 @@ impl Programs {
     }
 
     /// Returns the kernel's id of a program.
-    pub fn id(&self, name: &'static str) -> Result<u32, DatapathError> {
+    pub(crate) fn id(&self, name: &'static str) -> Result<u32, DatapathError> {
         self.ids.get(name).copied().ok_or(DatapathError::Missing { name })
     }
 
     /// Returns true if a program is attached to an interface by TCX.
-    pub fn is_attached(&self, name: &'static str, interface: &str) -> Result<bool, DatapathError> {
+    pub(crate) fn is_attached(&self, name: &'static str, interface: &str) -> Result<bool, DatapathError> {
         is_attached(self.id(name)?, name, interface)
     }
 
     /// Attaches `md_to_guest` to the portal, in place of what an earlier agent attached by either
     /// hook.
-    pub fn attach_to_guest(
+    pub(crate) fn attach_to_guest(
         &mut self,
         interface: &str,
         index: IfIndex,
@@ -135,7 +135,7 @@ impl Programs {
         }
     }
 
-    pub fn attach_from_guest(
+    pub(crate) fn attach_from_guest(
         &mut self,
         interface: &str,
         index: IfIndex,
@@ -146,7 +146,7 @@ impl Programs {
 
     /// Replaces the program of an earlier agent's attachment in one step. Returns false if there is
     /// no live attachment.
-    pub fn adopt_from_guest(&mut self, interface: &str, pin: &Path) -> bool {
+    pub(crate) fn adopt_from_guest(&mut self, interface: &str, pin: &Path) -> bool {
         self.adopt(names::FROM_GUEST, self.hook, interface, pin)
     }
 

@@ -20,7 +20,7 @@ use crate::sources::neutron::{self, Lookup, LookupQuery, LookupResult, PortSelec
 
 /// All look-ups that this host can make.
 #[derive(Debug)]
-pub struct HostLookup {
+pub(crate) struct HostLookup {
     pub inventory: InventoryLookup,
     /// Asked about clients that the inventory does not know.
     pub neutron: Option<NeutronLookup>,
@@ -40,7 +40,7 @@ impl ClientLookup for HostLookup {
 
 /// Finds ports of this host.
 #[derive(Debug)]
-pub struct InventoryLookup {
+pub(crate) struct InventoryLookup {
     inventory: Arc<Inventory>,
     sources: Vec<watch::Receiver<SourceState>>,
     auth: UpstreamAuth,
@@ -51,7 +51,7 @@ pub struct InventoryLookup {
 impl InventoryLookup {
     /// Creates a look-up in an inventory that is complete once all `sources` are ready.
     #[must_use]
-    pub fn new(
+    pub(crate) fn new(
         inventory: Arc<Inventory>,
         sources: Vec<watch::Receiver<SourceState>>,
         auth: UpstreamAuth,
@@ -95,14 +95,14 @@ impl InventoryLookup {
 
 /// Finds ports of any host, by a query to Neutron.
 #[derive(Debug)]
-pub struct NeutronLookup {
+pub(crate) struct NeutronLookup {
     lookup: Lookup,
     auth: UpstreamAuth,
 }
 
 impl NeutronLookup {
     #[must_use]
-    pub fn new(lookup: Lookup, auth: UpstreamAuth) -> Self {
+    pub(crate) fn new(lookup: Lookup, auth: UpstreamAuth) -> Self {
         Self { lookup, auth }
     }
 

@@ -6,7 +6,7 @@
 //!
 //! Guests that share an attachment are looked up by their address ([`clients`]).
 
-pub mod clients;
+pub(crate) mod clients;
 
 use std::fmt;
 use std::net::IpAddr;
@@ -36,7 +36,7 @@ pub struct Binding {
 
 /// An attachment in a network namespace, which all guests of a network share.
 #[derive(Clone, Debug)]
-pub struct SharedBinding {
+pub(crate) struct SharedBinding {
     pub namespace: Arc<str>,
     pub interface: String,
     /// The index in the namespace.
@@ -63,7 +63,7 @@ pub enum Owner {
 impl Owner {
     /// Derives the owner from an inventory entry, with an identity for this kind of upstream.
     #[must_use]
-    pub fn from_entry(entry: &Entry, auth: &UpstreamAuth) -> Self {
+    pub(crate) fn from_entry(entry: &Entry, auth: &UpstreamAuth) -> Self {
         let on_network = |network: Option<NetworkId>, fixed_ips: &[IpAddr], header| {
             Some(Arc::new(ClientIdentity::on_network(network?, fixed_ips.to_vec(), header)))
         };

@@ -24,7 +24,7 @@ mod ledger;
 mod merge;
 mod port;
 mod prefix;
-pub mod presence;
+pub(crate) mod presence;
 pub(crate) mod shards;
 mod snapshot;
 

@@ -63,14 +63,14 @@ pub struct DeviceOwner(String);
 impl DeviceOwner {
     /// Wraps Neutron's text; `None` for the empty text of an unused port.
     #[must_use]
-    pub fn new(text: &str) -> Option<Self> {
+    pub(crate) fn new(text: &str) -> Option<Self> {
         (!text.is_empty()).then(|| Self(text.to_owned()))
     }
 
     /// Returns true for the port of an instance: `compute:` and the availability zone
     /// (neutron_lib/constants.py, `DEVICE_OWNER_COMPUTE_PREFIX`).
     #[must_use]
-    pub fn is_instance(&self) -> bool {
+    pub(crate) fn is_instance(&self) -> bool {
         self.0.starts_with("compute:")
     }
 }
@@ -169,12 +169,13 @@ pub enum SourceKind {
 
 impl SourceKind {
     /// Every kind, the most trusted first.
-    pub const ALL: &'static [Self] =
+    #[cfg(test)]
+    pub(crate) const ALL: &'static [Self] =
         &[Self::StaticFile, Self::Ovsdb, Self::Libvirt, Self::OvnSouthbound, Self::Neutron];
 
     /// Label in metrics and in `status`.
     #[must_use]
-    pub const fn label(self) -> &'static str {
+    pub(crate) const fn label(self) -> &'static str {
         match self {
             Self::StaticFile => "static_file",
             Self::Ovsdb => "ovsdb",

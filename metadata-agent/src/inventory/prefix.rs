@@ -25,7 +25,7 @@ impl AddressPrefix {
     /// Returns the prefix of this length that contains an address; `None` if the address is
     /// shorter.
     #[must_use]
-    pub fn new(address: IpAddr, length: u8) -> Option<Self> {
+    pub(crate) fn new(address: IpAddr, length: u8) -> Option<Self> {
         let host_bits = u32::from(bits(address).checked_sub(length)?);
         let address = match address {
             IpAddr::V4(address) => {
@@ -42,7 +42,7 @@ impl AddressPrefix {
 
     /// Returns the first address and the length of an IPv4 prefix.
     #[must_use]
-    pub fn ipv4(&self) -> Option<(Ipv4Addr, u8)> {
+    pub(crate) fn ipv4(&self) -> Option<(Ipv4Addr, u8)> {
         match self.address {
             IpAddr::V4(address) => Some((address, self.length)),
             IpAddr::V6(_) => None,

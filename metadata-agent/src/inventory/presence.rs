@@ -9,7 +9,7 @@ use crate::ids::{IfIndex, InstanceId, MacAddress, PortId};
 
 /// Guest interface on this host.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Present {
+pub(crate) struct Present {
     pub device: DeviceName,
     /// A later interface of the same name has another index.
     pub index: IfIndex,
@@ -22,7 +22,7 @@ pub struct Present {
 
 /// Information that is missing to serve a guest.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Need {
+pub(crate) enum Need {
     /// The instance is known, or the port does not belong to an instance.
     Nothing,
     /// The port, or its instance, or its project.
@@ -32,12 +32,12 @@ pub enum Need {
 }
 
 /// All interfaces, by index.
-pub type Presence = Arc<[Present]>;
+pub(crate) type Presence = Arc<[Present]>;
 
 impl Present {
     /// Determines from a snapshot what is missing about an interface.
     #[must_use]
-    pub fn from_snapshot(
+    pub(crate) fn from_snapshot(
         device: DeviceName,
         index: IfIndex,
         mac: Option<MacAddress>,

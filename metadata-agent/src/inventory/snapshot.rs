@@ -121,7 +121,7 @@ impl Snapshot {
     ///
     /// # Errors
     /// Several ports match.
-    pub fn find_at(
+    pub(crate) fn find_at(
         &self,
         device: &str,
         index: IfIndex,
@@ -163,18 +163,18 @@ impl Snapshot {
 
     /// Returns the subports of a trunk's parent port, by VLAN id.
     #[must_use]
-    pub fn subports(&self, parent: &PortId) -> Option<&Arc<[Subport]>> {
+    pub(crate) fn subports(&self, parent: &PortId) -> Option<&Arc<[Subport]>> {
         self.subports.get(parent)
     }
 
     /// Returns the version, which increases with each snapshot.
-    pub fn version(&self) -> u64 {
+    pub(crate) fn version(&self) -> u64 {
         self.version
     }
 
     /// Returns the devices whose port or subports may have changed since an earlier version,
     /// possibly with repetitions. `None` if that version is too old.
-    pub fn changed_since(&self, version: u64) -> Option<impl Iterator<Item = &DeviceName>> {
+    pub(crate) fn changed_since(&self, version: u64) -> Option<impl Iterator<Item = &DeviceName>> {
         self.changes.last(self.version.checked_sub(version)?)
     }
 
@@ -183,12 +183,13 @@ impl Snapshot {
     }
 
     /// Returns all entries, in no particular order.
-    pub fn unordered(&self) -> impl Iterator<Item = &Entry> {
+    pub(crate) fn unordered(&self) -> impl Iterator<Item = &Entry> {
         self.entries.iter().map(|(_, entry)| entry)
     }
 
     /// Returns all entries, in a stable order.
-    pub fn entries(&self) -> impl Iterator<Item = &Entry> {
+    #[cfg(test)]
+    pub(crate) fn entries(&self) -> impl Iterator<Item = &Entry> {
         let mut entries: Vec<_> = self.entries.iter().collect();
         entries.sort_unstable_by_key(|(key, _)| *key);
         entries.into_iter().map(|(_, entry)| entry)

@@ -54,7 +54,7 @@ const CHANGE_QUEUE: usize = 1024;
 
 /// The namespaces that are served, and how.
 #[derive(Clone, Debug)]
-pub struct NamespaceRules {
+pub(crate) struct NamespaceRules {
     /// Patterns of namespace names.
     pub names: Vec<NamePattern>,
     /// The port of a router's legacy metadata path.
@@ -65,7 +65,7 @@ pub struct NamespaceRules {
 
 /// The state of all namespaces, for `status`.
 #[derive(Clone, Debug, Default)]
-pub struct NamespaceReport {
+pub(crate) struct NamespaceReport {
     /// The number of namespaces that are served.
     pub served: usize,
     /// The number of names under `/run/netns` that match, but are not a namespace of a router or a
@@ -76,17 +76,17 @@ pub struct NamespaceReport {
 }
 
 /// A handle that follows the report.
-pub type NamespaceReports = Arc<ArcSwap<NamespaceReport>>;
+pub(crate) type NamespaceReports = Arc<ArcSwap<NamespaceReport>>;
 
 /// A failure to start watching.
 #[derive(Debug, thiserror::Error)]
-pub enum NamespacesError {
+pub(crate) enum NamespacesError {
     #[error("cannot watch /proc/self/mountinfo: {source}")]
     Mounts { source: io::Error },
 }
 
 /// The task that serves the host's namespaces as they come and go.
-pub struct NamespaceWatcher {
+pub(crate) struct NamespaceWatcher {
     rules: NamespaceRules,
     context: NamespaceContext,
     changes: mpsc::Receiver<Arc<str>>,
@@ -113,7 +113,7 @@ impl NamespaceWatcher {
     ///
     /// # Errors
     /// `/proc` is not mounted.
-    pub fn new(
+    pub(crate) fn new(
         rules: NamespaceRules,
         portal: Portal,
         datapaths: NetnsDatapaths,
@@ -148,12 +148,12 @@ impl NamespaceWatcher {
 
     /// Returns a handle that follows the report.
     #[must_use]
-    pub fn reports(&self) -> NamespaceReports {
+    pub(crate) fn reports(&self) -> NamespaceReports {
         Arc::clone(&self.reports)
     }
 
     /// Serves until cancelled. Calls `started` once every namespace that was there has been tried.
-    pub async fn run(mut self, started: impl FnOnce(), cancel: CancellationToken) {
+    pub(crate) async fn run(mut self, started: impl FnOnce(), cancel: CancellationToken) {
         if cancel.run_until_cancelled(self.sync()).await.is_none() {
             return;
         }

@@ -1,8 +1,8 @@
 //! Network primitives of the host: netlink, network namespaces, the portal, sockets.
 
-pub mod name_pattern;
+pub(crate) mod name_pattern;
 pub mod netlink;
 pub mod netns;
 pub mod portal;
-pub mod socket;
-pub mod socket_file;
+pub(crate) mod socket;
+pub(crate) mod socket_file;

@@ -5,12 +5,12 @@ use std::fmt;
 /// A pattern for names of interfaces and network namespaces: `*` matches any characters, `?`
 /// matches one.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct NamePattern(String);
+pub(crate) struct NamePattern(String);
 
 impl NamePattern {
     /// Parses a pattern. Brackets are rejected, because shells read them as character classes.
     #[must_use]
-    pub fn parse(text: &str) -> Option<Self> {
+    pub(crate) fn parse(text: &str) -> Option<Self> {
         let fits = !text.is_empty()
             && text.chars().all(|c| !c.is_whitespace() && !c.is_control() && !matches!(c, '/' | '[' | ']'));
         fits.then(|| Self(text.to_owned()))
@@ -18,7 +18,7 @@ impl NamePattern {
 
     /// Reports whether the pattern matches the whole name.
     #[must_use]
-    pub fn matches(&self, name: &str) -> bool {
+    pub(crate) fn matches(&self, name: &str) -> bool {
         let (pattern, name): (Vec<char>, Vec<char>) = (self.0.chars().collect(), name.chars().collect());
         let (mut p, mut n) = (0, 0);
         // The last `*`, and the end of the text that it matches so far.

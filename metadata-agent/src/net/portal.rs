@@ -30,7 +30,7 @@ use crate::net::netlink::{Link, LinkEvent, Netlink, NetlinkError, VethPair};
 use crate::net::netns::{Netns, NetnsError};
 
 /// Name of the host end of the veth pair.
-pub const HOST_END: &str = "md-portal";
+pub(crate) const HOST_END: &str = "md-portal";
 const PORTAL_END: &str = "md0";
 
 /// The next hop of all clients: an address that exists only in routes, behind the host end.
@@ -183,7 +183,7 @@ impl Portal {
 
 /// A connection into the portal from a namespace other than the host's.
 #[derive(Debug)]
-pub struct PortalUplink {
+pub(crate) struct PortalUplink {
     inside: Netlink,
     inner: IfIndex,
     /// Index of its outer end, [`HOST_END`].

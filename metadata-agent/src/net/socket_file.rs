@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 const DIR_MODE: u32 = 0o755;
 
 #[derive(Debug, thiserror::Error)]
-pub enum SocketFileError {
+pub(crate) enum SocketFileError {
     /// Another process accepts connections there.
     #[error("another agent answers on {}; stop it first", path.display())]
     AnotherAgent { path: PathBuf },
@@ -29,7 +29,7 @@ pub enum SocketFileError {
 
 /// A bound socket. Dropping it removes its file.
 #[derive(Debug)]
-pub struct SocketFile {
+pub(crate) struct SocketFile {
     path: PathBuf,
     /// Device and inode, which distinguish the file from that of a later owner.
     file: (u64, u64),

@@ -16,11 +16,11 @@ const NET_BIND_SERVICE: Need = (Capability::CAP_NET_BIND_SERVICE, "port 80 in th
 /// Capabilities for `run`.
 pub const TO_RUN: [Need; 3] = [SYS_ADMIN, NET_ADMIN, NET_BIND_SERVICE];
 /// Capabilities for `detach`.
-pub const TO_DETACH: [Need; 2] = [SYS_ADMIN, NET_ADMIN];
+pub(crate) const TO_DETACH: [Need; 2] = [SYS_ADMIN, NET_ADMIN];
 
 /// Capabilities that this process lacks.
 #[derive(Debug, thiserror::Error)]
-pub struct MissingCapabilitiesError(Vec<Need>);
+pub(crate) struct MissingCapabilitiesError(Vec<Need>);
 
 impl fmt::Display for MissingCapabilitiesError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -36,7 +36,7 @@ impl fmt::Display for MissingCapabilitiesError {
 ///
 /// # Errors
 /// Names those that are missing.
-pub fn require(needs: &[Need]) -> Result<(), MissingCapabilitiesError> {
+pub(crate) fn require(needs: &[Need]) -> Result<(), MissingCapabilitiesError> {
     require_of(needs, |capability| caps::has_cap(None, CapSet::Effective, capability).unwrap_or(false))
 }
 

@@ -1,4 +1,4 @@
 //! The agent as a process: its critical tasks and its capabilities.
 
 pub mod capabilities;
-pub mod supervisor;
+pub(crate) mod supervisor;

@@ -5,7 +5,7 @@ use tokio::sync::mpsc;
 
 /// Receives the names of critical tasks that ended.
 #[derive(Debug)]
-pub struct CriticalTasks {
+pub(crate) struct CriticalTasks {
     ends: mpsc::UnboundedReceiver<&'static str>,
     ended: mpsc::UnboundedSender<&'static str>,
 }
@@ -32,7 +32,11 @@ impl Default for CriticalTasks {
 
 impl CriticalTasks {
     /// Makes a task critical. The name is for messages.
-    pub fn task<F: Future>(&self, name: &'static str, task: F) -> impl Future<Output = F::Output> + use<F> {
+    pub(crate) fn task<F: Future>(
+        &self,
+        name: &'static str,
+        task: F,
+    ) -> impl Future<Output = F::Output> + use<F> {
         let guard = Guard { name, ended: self.ended.clone() };
         async move {
             let _guard = guard;
@@ -41,7 +45,7 @@ impl CriticalTasks {
     }
 
     /// Waits until a critical task has ended, and returns its name.
-    pub async fn first_end(&mut self) -> &'static str {
+    pub(crate) async fn first_end(&mut self) -> &'static str {
         match self.ends.recv().await {
             Some(name) => name,
             None => unreachable!("this value holds a sender itself"),

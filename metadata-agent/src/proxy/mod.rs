@@ -32,8 +32,9 @@ use hyper::server::conn::http1;
 
 pub use client::{
     ClientDirectory, ClientIdentity, ClientLookup, ClientQuery, LookupFuture, LookupOutcome, LookupState,
-    NetworkHeader, PortMatch, Signer, UpstreamAuth,
+    NetworkHeader, Signer,
 };
+pub(crate) use client::{PortMatch, UpstreamAuth};
 pub use downstream::{ClientStream, RateLimit, RateWindow, serve_guests, serve_haproxies};
 pub use upstream::{
     ClientCertificate, Endpoint, EndpointError, ProbeError, Scheme, TlsConfig, TlsErrorKind, TlsSetupError,

@@ -6,11 +6,11 @@
 //! cancelled. It reports errors and keeps retrying; an error about one port does not affect the
 //! others.
 
-pub mod libvirt;
-pub mod neutron;
-pub mod ovn;
-pub mod ovsdb;
-pub mod static_file;
+pub(crate) mod libvirt;
+pub(crate) mod neutron;
+pub(crate) mod ovn;
+pub(crate) mod ovsdb;
+pub(crate) mod static_file;
 
 mod directory_watch;
 mod row_tracker;
@@ -27,8 +27,6 @@ use tracing::{info, warn};
 
 use crate::inventory::SourceKind;
 
-pub use row_tracker::ServerError;
-
 /// Interval at which files are read again without an event: inotify reports neither changes behind
 /// a symlink nor the replacement of a parent directory.
 const RECHECK: Duration = Duration::from_mins(1);
@@ -37,7 +35,7 @@ const RECHECK_AFTER_ERROR: Duration = Duration::from_secs(5);
 
 /// State of a source, for `status` and metrics.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct SourceState {
+pub(crate) struct SourceState {
     pub source: SourceKind,
     /// The source has sent everything it knows at least once. The inventory may lag slightly
     /// behind.
@@ -53,23 +51,24 @@ pub struct SourceState {
     pub since: SystemTime,
 }
 
+#[cfg(test)]
 impl SourceState {
     /// Returns the first current error and its location.
-    pub fn fault(&self) -> Option<(&str, &str)> {
+    pub(crate) fn fault(&self) -> Option<(&str, &str)> {
         self.faults.first_key_value().map(|(place, error)| (place.as_str(), error.as_str()))
     }
 }
 
 /// Reports the state of a source.
 #[derive(Debug)]
-pub struct Reporter {
+pub(crate) struct Reporter {
     state: watch::Sender<SourceState>,
 }
 
 impl Reporter {
     /// Creates a reporter for a source that has not started, and the receiver of its state.
     #[must_use]
-    pub fn new(source: SourceKind) -> (Self, watch::Receiver<SourceState>) {
+    pub(crate) fn new(source: SourceKind) -> (Self, watch::Receiver<SourceState>) {
         let state = SourceState {
             source,
             ready: false,

@@ -143,7 +143,7 @@ impl<E: std::error::Error> RowTracker<E> {
 /// Failure of an OVSDB server. The message names the options to check.
 #[derive(Debug, thiserror::Error)]
 #[error("{}", describe(.0))]
-pub struct ServerError(#[from] SessionError);
+pub(crate) struct ServerError(#[from] SessionError);
 
 fn describe(error: &SessionError) -> String {
     let text = error_chain(error);

@@ -10,7 +10,7 @@ use nix::fcntl::OFlag;
 
 /// Error while reading a file. The message does not contain the path.
 #[derive(Debug, thiserror::Error)]
-pub enum FileError {
+pub(crate) enum FileError {
     #[error("cannot open: {0}")]
     Open(#[source] io::Error),
     #[error("cannot stat: {0}")]

@@ -63,7 +63,7 @@ impl Files {
     /// # Errors
     /// Every invalid line. Valid lines are added all the same, so that errors of their values can
     /// be reported too.
-    pub fn merge(&mut self, file: &Path, bytes: &[u8]) -> Result<(), Vec<SyntaxError>> {
+    pub(crate) fn merge(&mut self, file: &Path, bytes: &[u8]) -> Result<(), Vec<SyntaxError>> {
         let mut reader = Reader::new(self, file);
         let text = match std::str::from_utf8(bytes) {
             Ok(text) => text,
@@ -84,7 +84,7 @@ impl Files {
 
     /// Returns every assignment to an option. The last one wins.
     #[must_use]
-    pub fn all(&self, section: &str, key: &str) -> &[Assignment] {
+    pub(crate) fn all(&self, section: &str, key: &str) -> &[Assignment] {
         let section = self.sections.get(&fold(section));
         section.and_then(|keys| keys.get(key)).map_or(&[], Vec::as_slice)
     }
@@ -106,7 +106,7 @@ impl Files {
 
 /// Folds a section name for comparison.
 #[must_use]
-pub fn fold(section: &str) -> String {
+pub(crate) fn fold(section: &str) -> String {
     if section == DEFAULT { section.to_owned() } else { section.to_lowercase() }
 }
 

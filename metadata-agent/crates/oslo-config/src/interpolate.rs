@@ -12,7 +12,7 @@
 use super::file::{DEFAULT, fold};
 
 /// The value behind an option's name.
-pub enum Lookup<'a> {
+pub(crate) enum Lookup<'a> {
     /// Text that may refer to more options.
     Template(&'a str),
     /// Text to insert unchanged.
@@ -23,7 +23,7 @@ pub enum Lookup<'a> {
 }
 
 /// Finds options by folded group and name.
-pub trait Scope {
+pub(crate) trait Scope {
     fn find(&self, group: &str, name: &str) -> Lookup<'_>;
 }
 
@@ -50,7 +50,7 @@ const MAX_REFERENCES: usize = 256;
 ///
 /// # Errors
 /// Names the first reference that cannot be replaced.
-pub fn expand(
+pub(crate) fn expand(
     group: &str,
     option: &str,
     text: &str,

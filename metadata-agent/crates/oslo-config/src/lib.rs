@@ -14,6 +14,8 @@
 //! setting       the value as text and its origin, for people
 //! ```
 
+#![warn(unreachable_pub)]
+
 mod error;
 mod file;
 mod interpolate;

@@ -7,6 +7,8 @@
 //! - [`follow`] keeps a [`DatabaseReader`] connected: it moves on to the next server after a
 //!   failure and backs off after a round of failures.
 
+#![warn(unreachable_pub)]
+
 mod backoff;
 mod follow;
 mod framing;

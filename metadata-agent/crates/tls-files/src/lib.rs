@@ -1,5 +1,7 @@
 //! rustls client configurations from PEM files: trusted CAs, and the client's own certificate.
 
+#![warn(unreachable_pub)]
+
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 

@@ -9,6 +9,8 @@ use std::fs;
 
 use tempfile::TempDir;
 
+use super::resolved::ConfigWarning;
+use super::value::IpVersion;
 use super::*;
 
 const SECRET: &str = "hunter2-xyzzy";

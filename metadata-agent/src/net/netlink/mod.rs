@@ -9,8 +9,7 @@ mod watch;
 pub use error::NetlinkError;
 pub use link::Link;
 pub(crate) use link::VethPair;
-pub use watch::{HookEvent, LinkEvent};
-pub(crate) use watch::{watch_changes_in, watch_hooks, watch_links};
+pub(crate) use watch::{HookEvent, LinkEvent, watch_changes_in, watch_hooks, watch_links};
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 

@@ -23,7 +23,7 @@ const BACKLOG: usize = 8 << 20;
 
 /// A change of the links of a namespace.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum LinkEvent {
+pub(crate) enum LinkEvent {
     Present(Link),
     Gone(IfIndex),
     /// Events were lost, so all links must be listed again.
@@ -32,7 +32,7 @@ pub enum LinkEvent {
 
 /// A change of the ingress hooks of a namespace's links.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum HookEvent {
+pub(crate) enum HookEvent {
     /// A link has a new qdisc, possibly one with an ingress hook.
     QdiscNew(IfIndex),
     /// A qdisc with an ingress hook was removed from a link, with every filter on it.

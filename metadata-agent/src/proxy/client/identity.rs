@@ -16,7 +16,7 @@ use crate::ids::{InstanceId, NetworkId, ProjectId};
 
 /// How the metadata API learns the client of a request.
 #[derive(Clone, Debug)]
-pub enum UpstreamAuth {
+pub(crate) enum UpstreamAuth {
     /// Nova: instance and project, signed.
     Signed(Signer),
     /// Neutron's metadata agent: network and address.
@@ -99,7 +99,7 @@ impl ClientIdentity {
 
     /// Returns the instance, if it is known.
     #[must_use]
-    pub fn instance(&self) -> Option<InstanceId> {
+    pub(crate) fn instance(&self) -> Option<InstanceId> {
         match &self.credentials {
             Credentials::Signed(signed) => Some(signed.instance),
             Credentials::ByNetwork(_) => None,

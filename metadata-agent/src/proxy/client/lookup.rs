@@ -23,7 +23,7 @@ pub struct ClientQuery {
 
 /// The attribute that identifies a port on its network.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum PortMatch {
+pub(crate) enum PortMatch {
     /// One of its fixed addresses.
     Address(IpAddr),
     Mac(MacAddress),
@@ -53,7 +53,7 @@ pub enum LookupOutcome {
 
 impl LookupOutcome {
     /// Asks `other` if this outcome is not conclusive. The outcome of `other` is final.
-    pub async fn or_else<F: Future<Output = Self>>(self, other: impl FnOnce() -> F) -> Self {
+    pub(crate) async fn or_else<F: Future<Output = Self>>(self, other: impl FnOnce() -> F) -> Self {
         match self {
             Self::NotFound | Self::Unavailable => other().await,
             conclusive @ (Self::Identified(_) | Self::Ambiguous | Self::NotAnInstance) => conclusive,
@@ -64,7 +64,11 @@ impl LookupOutcome {
 impl ClientQuery {
     /// Describes a guest behind a shared attachment.
     #[must_use]
-    pub fn from_guest(scope: NetworkOrRouter, client: &ClientAddress, mac: Option<MacAddress>) -> Self {
+    pub(crate) fn from_guest(
+        scope: NetworkOrRouter,
+        client: &ClientAddress,
+        mac: Option<MacAddress>,
+    ) -> Self {
         Self { scope, address: guest_ip(client), mac }
     }
 
@@ -74,7 +78,7 @@ impl ClientQuery {
     /// A link-local address is not a fixed address. It identifies a port by the MAC address that it
     /// was made from. The client must send from that MAC address, if the kernel saw it.
     #[must_use]
-    pub fn port_match(&self) -> Option<PortMatch> {
+    pub(crate) fn port_match(&self) -> Option<PortMatch> {
         match self.address {
             IpAddr::V6(address) if address.is_unicast_link_local() => {
                 let embedded = self.embedded_mac()?;

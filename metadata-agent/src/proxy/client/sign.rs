@@ -63,7 +63,7 @@ impl Signer {
     }
 
     /// Waits until Nova has refused all of the secrets. The caller then looks for new ones.
-    pub async fn refused(&self) {
+    pub(crate) async fn refused(&self) {
         self.shared.refused.notified().await;
     }
 

@@ -76,7 +76,7 @@ impl Endpoint {
 
     /// Returns the endpoint of an HTTP server on a unix socket.
     #[must_use]
-    pub fn socket(path: &Path) -> Self {
+    pub(crate) fn socket(path: &Path) -> Self {
         // As haproxy forwards it: guests send this host.
         Self {
             address: UpstreamAddress::Unix(path.into()),

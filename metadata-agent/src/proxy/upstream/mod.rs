@@ -189,7 +189,7 @@ impl Upstream {
     }
 
     /// Closes the idle connections, which also ends their tasks.
-    pub fn close_idle(&self) {
+    pub(crate) fn close_idle(&self) {
         for route in &self.routes {
             route.pool.clear();
         }

@@ -32,7 +32,7 @@ const MAX_NODES: u32 = 100_000;
 
 /// Invalid or foreign domain XML.
 #[derive(Debug, thiserror::Error)]
-pub enum DomainError {
+pub(crate) enum DomainError {
     /// Not well-formed, with a document type, or too large.
     #[error("invalid XML: {0}")]
     Xml(#[source] roxmltree::Error),
@@ -45,11 +45,11 @@ pub enum DomainError {
     #[error("{what} is missing")]
     Missing { what: &'static str },
     #[error("{what}: {source}")]
-    BadId { what: &'static str, source: IdError },
+    Id { what: &'static str, source: IdError },
     #[error("interface/target@dev: {0}")]
     BadDevice(#[source] DeviceNameError),
     #[error("nova:ip@address: {text:?} is not an IP address")]
-    BadAddress { text: String },
+    Address { text: String },
     /// Nova's metadata of both versions name different projects.
     #[error("metadata name two projects, {first} and {second}")]
     SeveralProjects { first: ProjectId, second: ProjectId },
@@ -65,7 +65,7 @@ struct ListedPort {
 ///
 /// # Errors
 /// [`DomainError`]. [`DomainError::NotNova`] is an expected one.
-pub fn parse_domain(xml: &str) -> Result<Vec<Port>, DomainError> {
+pub(crate) fn parse_domain(xml: &str) -> Result<Vec<Port>, DomainError> {
     let options = ParsingOptions { allow_dtd: false, nodes_limit: MAX_NODES, ..ParsingOptions::default() };
     let document = Document::parse_with_options(xml, options).map_err(DomainError::Xml)?;
     let root = document.root_element();
@@ -90,7 +90,7 @@ pub fn parse_domain(xml: &str) -> Result<Vec<Port>, DomainError> {
         .ok_or(DomainError::Missing { what: "domain/uuid" })?
         .trim()
         .parse()
-        .map_err(|source| DomainError::BadId { what: "domain/uuid", source })?;
+        .map_err(|source| DomainError::Id { what: "domain/uuid", source })?;
 
     // Read the interfaces that have a link on the host.
     let mut ports = Vec::new();
@@ -101,7 +101,7 @@ pub fn parse_domain(xml: &str) -> Result<Vec<Port>, DomainError> {
         let device: DeviceName = device.parse().map_err(DomainError::BadDevice)?;
         let mac = child(interface, "mac").and_then(|mac| mac.attribute("address"));
         let mac = mac.map(str::parse).transpose();
-        let mac = mac.map_err(|source| DomainError::BadId { what: "interface/mac@address", source })?;
+        let mac = mac.map_err(|source| DomainError::Id { what: "interface/mac@address", source })?;
         let id = port_id(interface, &device, &listed)?;
         let entry = listed.iter().find(|port| Some(port.id) == id);
         ports.push(Port {
@@ -128,7 +128,7 @@ fn project(nova: &[Node]) -> Result<ProjectId, DomainError> {
             .and_then(|project| project.attribute("uuid"))
             .ok_or(DomainError::Missing { what: WHAT })?
             .parse()
-            .map_err(|source| DomainError::BadId { what: WHAT, source })?;
+            .map_err(|source| DomainError::Id { what: WHAT, source })?;
         match &found {
             Some(first) if *first != project => {
                 return Err(DomainError::SeveralProjects { first: first.clone(), second: project });
@@ -151,11 +151,11 @@ fn listed(nova: &[Node]) -> Result<Vec<ListedPort>, DomainError> {
     for port in children(Some(ports), (space, "port")) {
         let what = "nova:port@uuid";
         let id = port.attribute("uuid").ok_or(DomainError::Missing { what })?;
-        let id = id.parse().map_err(|source| DomainError::BadId { what, source })?;
+        let id = id.parse().map_err(|source| DomainError::Id { what, source })?;
         let mut fixed_ips = Vec::new();
         for ip in children(Some(port), (space, "ip")).filter(|ip| ip.attribute("type") == Some("fixed")) {
             let text = ip.attribute("address").ok_or(DomainError::Missing { what: "nova:ip@address" })?;
-            fixed_ips.push(text.parse().map_err(|_| DomainError::BadAddress { text: text.to_owned() })?);
+            fixed_ips.push(text.parse().map_err(|_| DomainError::Address { text: text.to_owned() })?);
         }
         listed.push(ListedPort { id, fixed_ips });
     }
@@ -172,7 +172,7 @@ fn port_id(
         .and_then(|parameters| parameters.attribute("interfaceid"));
     if let Some(id) = explicit {
         let what = "interface/virtualport/parameters@interfaceid";
-        return id.parse().map(Some).map_err(|source| DomainError::BadId { what, source });
+        return id.parse().map(Some).map_err(|source| DomainError::Id { what, source });
     }
     let mut matching = listed.iter().filter(|port| DeviceName::from_port_id(&port.id) == *device);
     // If the eleven characters match two ports of one instance, neither is chosen.

@@ -32,14 +32,14 @@ use super::text_file::{self, FileError, Symlinks};
 use super::{Reporter, blocking};
 use crate::inventory::{Event, Port, PortRecord, SourceKind};
 
-pub use domain::{DomainError, parse_domain};
+pub(crate) use domain::{DomainError, parse_domain};
 
 /// Largest accepted domain XML.
-pub const MAX_DOMAIN_BYTES: u64 = 4 * 1024 * 1024;
+pub(crate) const MAX_DOMAIN_BYTES: u64 = 4 * 1024 * 1024;
 
 /// Unreadable or invalid domain file.
 #[derive(Debug, thiserror::Error)]
-pub enum DomainFileError {
+pub(crate) enum DomainFileError {
     #[error(transparent)]
     File(#[from] FileError),
     #[error("file name is not UTF-8")]
@@ -65,7 +65,7 @@ enum FileState {
 }
 
 /// Sends the ports of the domains in `directory` until cancelled or until the receiver is dropped.
-pub async fn run(
+pub(crate) async fn run(
     directory: PathBuf,
     events: mpsc::Sender<Event>,
     reporter: Reporter,
@@ -78,7 +78,7 @@ pub async fn run(
 
 /// Summary of a directory of domains.
 #[derive(Debug, Default)]
-pub struct DomainSummary {
+pub(crate) struct DomainSummary {
     /// Domains created by Nova.
     pub domains: usize,
     pub ports: usize,
@@ -92,7 +92,7 @@ pub struct DomainSummary {
 ///
 /// # Errors
 /// The directory cannot be listed.
-pub fn probe(directory: &Path) -> Result<DomainSummary, io::Error> {
+pub(crate) fn probe(directory: &Path) -> Result<DomainSummary, io::Error> {
     let mut summary = DomainSummary::default();
     let (files_read, listed) = read_changed(directory, DirectoryChange::All, Vec::new());
     listed?;

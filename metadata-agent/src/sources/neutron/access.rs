@@ -9,7 +9,7 @@ use secrecy::SecretString;
 
 /// Endpoint, credentials and trust settings for Neutron's API.
 #[derive(Clone, Debug)]
-pub struct NeutronAccess {
+pub(crate) struct NeutronAccess {
     pub auth: NeutronAuth,
     /// Neutron's URL. Without it, Keystone's catalog names it.
     pub endpoint: Option<HttpUrl>,
@@ -26,7 +26,7 @@ pub struct NeutronAccess {
 
 /// Authentication to Neutron.
 #[derive(Clone, Debug)]
-pub enum NeutronAuth {
+pub(crate) enum NeutronAuth {
     /// Neutron runs without Keystone.
     Nobody {
         endpoint: HttpUrl,
@@ -39,7 +39,7 @@ pub enum NeutronAuth {
 
 /// Credentials for Keystone.
 #[derive(Clone, Debug)]
-pub enum Credentials {
+pub(crate) enum Credentials {
     /// A user in a project.
     Password {
         user: String,
@@ -54,14 +54,14 @@ pub enum Credentials {
 
 /// A Keystone domain.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Domain {
+pub(crate) enum Domain {
     Id(String),
     Name(String),
 }
 
 /// The interface of a service in Keystone's catalog.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum NeutronInterface {
+pub(crate) enum NeutronInterface {
     Public,
     Internal,
     Admin,
@@ -79,11 +79,11 @@ impl fmt::Display for NeutronInterface {
 
 /// An absolute `http` or `https` URL without user, query, fragment and trailing slash.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct HttpUrl(String);
+pub(crate) struct HttpUrl(String);
 
 impl HttpUrl {
     #[must_use]
-    pub fn parse(text: &str) -> Option<Self> {
+    pub(crate) fn parse(text: &str) -> Option<Self> {
         let text = text.trim().trim_end_matches('/');
         let uri: Uri = text.parse().ok()?;
         let known = matches!(uri.scheme_str(), Some("http" | "https"));
@@ -94,7 +94,7 @@ impl HttpUrl {
     }
 
     #[must_use]
-    pub fn as_str(&self) -> &str {
+    pub(crate) fn as_str(&self) -> &str {
         &self.0
     }
 }

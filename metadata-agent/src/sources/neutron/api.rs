@@ -32,7 +32,7 @@ pub(super) const HOST_PORTS_LIMIT: usize = 32 * 1024 * 1024;
 /// A request failed.
 #[derive(Debug, thiserror::Error)]
 #[error("{kind}")]
-pub struct ApiError {
+pub(crate) struct ApiError {
     /// URL of the failed service: Neutron or Keystone.
     pub place: String,
     pub kind: ApiErrorKind,
@@ -40,7 +40,7 @@ pub struct ApiError {
 
 /// Kind of an [`ApiError`].
 #[derive(Debug, thiserror::Error)]
-pub enum ApiErrorKind {
+pub(crate) enum ApiErrorKind {
     #[error(transparent)]
     Auth(Arc<AuthError>),
     #[error(transparent)]

@@ -36,7 +36,7 @@ impl CatalogEndpoint {
 
 /// The catalog has no suitable endpoint.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum CatalogError {
+pub(crate) enum CatalogError {
     #[error(
         "has no {interface} endpoint of a service of type network in {}; it has {there} \
          (neutron_interface, neutron_region_name, or set neutron_endpoint_override)",

@@ -37,11 +37,11 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// The HTTP client cannot be created.
 #[derive(Debug, thiserror::Error)]
 #[error("{} (neutron_cafile)", error_chain(.0))]
-pub struct HttpSetupError(#[source] TlsSetupError);
+pub(crate) struct HttpSetupError(#[source] TlsSetupError);
 
 /// A request failed.
 #[derive(Debug, thiserror::Error)]
-pub enum HttpError {
+pub(crate) enum HttpError {
     /// No connection, no trusted server, or no HTTP.
     #[error("cannot send request: {}", error_chain(.0))]
     Unreachable(#[source] hyper_util::client::legacy::Error),

@@ -22,7 +22,7 @@ const SUBJECT: &str = "x-subject-token";
 
 /// Keystone issued no token.
 #[derive(Debug, thiserror::Error)]
-pub enum KeystoneError {
+pub(crate) enum KeystoneError {
     #[error(transparent)]
     Http(#[from] HttpError),
     #[error("credentials were rejected (401): {advice}")]

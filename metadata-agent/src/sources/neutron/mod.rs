@@ -44,20 +44,14 @@ use poller::{PortPoller, PortQuery, PortSelection};
 use ports::{ParsedPort, PortDetails};
 use token::{TokenIssuer, Tokens};
 
-pub use access::{Credentials, Domain, HttpUrl, NeutronAccess, NeutronAuth, NeutronInterface};
-pub use api::{ApiError, ApiErrorKind};
-pub use catalog::CatalogError;
-pub use http::{HttpError, HttpSetupError};
-pub use keystone::KeystoneError;
-pub use lookup::{
-    InstancePort, Lookup, LookupError, LookupQuery, LookupRequests, LookupResult, PortSelector,
-};
-pub use ports::PortError;
-pub use token::AuthError;
+pub(crate) use access::{Credentials, Domain, HttpUrl, NeutronAccess, NeutronAuth, NeutronInterface};
+pub(crate) use api::ApiError;
+pub(crate) use http::HttpSetupError;
+pub(crate) use lookup::{InstancePort, Lookup, LookupQuery, LookupRequests, LookupResult, PortSelector};
 
 /// Settings of the source.
 #[derive(Clone, Debug)]
-pub struct NeutronSettings {
+pub(crate) struct NeutronSettings {
     pub access: NeutronAccess,
     /// Name of this host in Neutron.
     pub host: String,
@@ -67,7 +61,7 @@ pub struct NeutronSettings {
 
 /// Channels of the source.
 #[derive(Debug)]
-pub struct NeutronChannels {
+pub(crate) struct NeutronChannels {
     pub present: watch::Receiver<Presence>,
     pub events: mpsc::Sender<Event>,
     pub reporter: Reporter,
@@ -78,7 +72,7 @@ pub struct NeutronChannels {
 }
 
 /// Sends ports and serves look-ups until cancelled or until the receiver is dropped.
-pub async fn run(settings: NeutronSettings, channels: NeutronChannels, cancel: CancellationToken) {
+pub(crate) async fn run(settings: NeutronSettings, channels: NeutronChannels, cancel: CancellationToken) {
     // Cancelling at any point is safe: the next start requests everything again.
     let _stopped = cancel.run_until_cancelled_owned(serve(settings, channels)).await;
 }
@@ -134,7 +128,7 @@ fn connect(settings: &NeutronSettings) -> Result<(Api, Option<TokenIssuer>), Htt
 
 /// Result of [`probe`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum NeutronProbe {
+pub(crate) enum NeutronProbe {
     Ports,
     /// Neutron responds, but lists no port of this host. There may be none, `host` may differ from
     /// `binding:host_id`, or the user may lack the role admin or service, which is required to see
@@ -144,7 +138,7 @@ pub enum NeutronProbe {
 
 /// Neutron cannot be queried.
 #[derive(Debug, thiserror::Error)]
-pub enum NeutronProbeError {
+pub(crate) enum NeutronProbeError {
     #[error(transparent)]
     Setup(#[from] HttpSetupError),
     #[error("{}: {source}", source.place)]
@@ -156,7 +150,7 @@ pub enum NeutronProbeError {
 ///
 /// # Errors
 /// Neutron or Keystone cannot be used. The message names the options to check.
-pub async fn probe(settings: &NeutronSettings) -> Result<NeutronProbe, NeutronProbeError> {
+pub(crate) async fn probe(settings: &NeutronSettings) -> Result<NeutronProbe, NeutronProbeError> {
     let (api, issuer) = connect(settings)?;
     let filters = [host_filter(&settings.host)];
     let request = api.ports(&filters, api::HOST_PORTS_LIMIT, |_| true);

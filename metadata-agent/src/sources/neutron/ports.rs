@@ -122,7 +122,7 @@ impl PortDetails {
 
 /// Error in a port.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum PortError {
+pub(crate) enum PortError {
     #[error("{field}: {source}")]
     Id { field: &'static str, source: IdError },
     #[error("fixed_ips: {text:?} is not an IP address")]

@@ -28,7 +28,7 @@ const MARGIN_PART: u32 = 5;
 
 /// No valid token is available.
 #[derive(Debug, thiserror::Error)]
-pub enum AuthError {
+pub(crate) enum AuthError {
     #[error(transparent)]
     Keystone(#[from] KeystoneError),
     #[error("a new token was rejected (401): does Neutron use another Keystone?")]

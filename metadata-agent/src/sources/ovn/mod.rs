@@ -53,7 +53,7 @@ use crate::inventory::{Event, SourceKind};
 use bindings::{Bindings, DATABASE, MONITOR};
 use cluster::{ClusterMember, ClusterPositions};
 
-pub use bindings::BindingError;
+pub(crate) use bindings::BindingError;
 
 /// Longest pause between rounds, as in Open vSwitch's own clients (lib/reconnect.c), unless a
 /// shorter one is configured.
@@ -63,7 +63,7 @@ const MAX_MESSAGE_BYTES: usize = 8 * 1024 * 1024;
 
 /// Access to the database.
 #[derive(Clone, Debug)]
-pub struct OvnAccess {
+pub(crate) struct OvnAccess {
     pub servers: Vec<Remote>,
     /// For `ssl:` servers.
     pub tls: TlsFiles,
@@ -77,7 +77,7 @@ pub struct OvnAccess {
 
 impl OvnAccess {
     /// Checks each server in turn.
-    pub async fn probe(&self) -> Vec<(Remote, Result<(), ServerError>)> {
+    pub(crate) async fn probe(&self) -> Vec<(Remote, Result<(), ServerError>)> {
         let options = self.options();
         let mut results = Vec::new();
         let no_ports = BTreeSet::new();
@@ -101,7 +101,7 @@ impl OvnAccess {
 }
 
 /// Sends the rows of present ports until cancelled or until the receiver is dropped.
-pub async fn run(
+pub(crate) async fn run(
     access: OvnAccess,
     present: watch::Receiver<Presence>,
     events: mpsc::Sender<Event>,

@@ -39,10 +39,10 @@ use crate::inventory::{Event, SourceKind};
 use interfaces::Interfaces;
 use schema::TABLES;
 
-pub use schema::InterfaceError;
+pub(crate) use schema::InterfaceError;
 
 /// Sockets of the server, as set by packages and by Open vSwitch itself.
-pub const USUAL_SOCKETS: [&str; 3] =
+pub(crate) const USUAL_SOCKETS: [&str; 3] =
     ["/run/openvswitch/db.sock", "/var/run/openvswitch/db.sock", "/usr/local/var/run/openvswitch/db.sock"];
 
 const DATABASE: &str = "Open_vSwitch";
@@ -54,13 +54,13 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 /// Silence after which the server is probed.
 const PROBE_INTERVAL: Duration = Duration::from_secs(10);
 /// Longest accepted message. Open vSwitch's maximum of 16384 ports takes about 8 MiB.
-pub const MAX_MESSAGE_BYTES: usize = 64 * 1024 * 1024;
+pub(crate) const MAX_MESSAGE_BYTES: usize = 64 * 1024 * 1024;
 
 const MONITOR: Monitor = Monitor { database: DATABASE, id: "metadata-agent", tables: TABLES };
 
 /// Access to the database.
 #[derive(Clone, Debug)]
-pub struct OvsdbAccess {
+pub(crate) struct OvsdbAccess {
     /// Configured server.
     pub connection: Option<Remote>,
     /// For an `ssl:` server.
@@ -71,7 +71,7 @@ pub struct OvsdbAccess {
 
 impl OvsdbAccess {
     /// Checks that a server with the database responds; `None` if there is no server.
-    pub async fn probe(&self) -> Option<(Remote, Result<(), ServerError>)> {
+    pub(crate) async fn probe(&self) -> Option<(Remote, Result<(), ServerError>)> {
         let remote = self.connection.clone().or_else(usual_server)?;
         let options = self.options();
         let steps =
@@ -91,7 +91,7 @@ impl OvsdbAccess {
 }
 
 /// Sends the ports of the database until cancelled or until the receiver is dropped.
-pub async fn run(
+pub(crate) async fn run(
     access: OvsdbAccess,
     events: mpsc::Sender<Event>,
     reporter: Reporter,

@@ -35,9 +35,9 @@ pub(super) const TABLES: &[TableSchema] = &[
 
 /// Error in a row that belongs to a guest.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum InterfaceError {
+pub(crate) enum InterfaceError {
     #[error("{column}:{key}: {source}")]
-    BadId { column: &'static str, key: &'static str, source: IdError },
+    Id { column: &'static str, key: &'static str, source: IdError },
     /// os-vif and libvirt name different instances.
     #[error("external_ids names two instances, {os_vif} (vm-uuid) and {libvirt} (vm-id)")]
     SeveralInstances { os_vif: InstanceId, libvirt: InstanceId },
@@ -45,7 +45,7 @@ pub enum InterfaceError {
     #[error("belongs to ports of different networks")]
     SeveralNetworks,
     #[error("has tag {tag} on the trunk bridge, which is not a VLAN id (1 to 4094)")]
-    BadTag { tag: i64 },
+    Tag { tag: i64 },
     /// The trunk bridge has several guest interfaces.
     #[error("is on a trunk bridge with more than one parent")]
     SeveralParents,
@@ -66,5 +66,5 @@ pub(super) fn parse<T: FromStr<Err = IdError>>(
     key: &'static str,
     text: &str,
 ) -> Result<T, InterfaceError> {
-    text.parse().map_err(|source| InterfaceError::BadId { column, key, source })
+    text.parse().map_err(|source| InterfaceError::Id { column, key, source })
 }

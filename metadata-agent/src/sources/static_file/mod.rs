@@ -61,11 +61,11 @@ use crate::ids::{InstanceId, MacAddress, NetworkId, PortId, ProjectId, VlanId};
 use crate::inventory::{AddressPrefix, DeviceName, Event, Port, PortRecord, SourceKind, TrunkBinding};
 
 /// Largest accepted file. A port takes about 400 bytes.
-pub const MAX_FILE_BYTES: u64 = 64 * 1024 * 1024;
+pub(crate) const MAX_FILE_BYTES: u64 = 64 * 1024 * 1024;
 
 /// Unreadable or invalid file.
 #[derive(Debug, thiserror::Error)]
-pub enum StaticFileError {
+pub(crate) enum StaticFileError {
     #[error("does not exist")]
     Missing,
     #[error(transparent)]
@@ -90,7 +90,12 @@ impl fmt::Display for InPort {
 }
 
 /// Sends the ports of the file until cancelled or until the receiver is dropped.
-pub async fn run(path: PathBuf, events: mpsc::Sender<Event>, reporter: Reporter, cancel: CancellationToken) {
+pub(crate) async fn run(
+    path: PathBuf,
+    events: mpsc::Sender<Event>,
+    reporter: Reporter,
+    cancel: CancellationToken,
+) {
     let follow = follow(path, events, reporter);
     // Cancelling at any point is safe: the next start reads the file again.
     let _stopped = cancel.run_until_cancelled_owned(follow).await;
@@ -127,7 +132,7 @@ async fn follow(path: PathBuf, events: mpsc::Sender<Event>, reporter: Reporter) 
 ///
 /// # Errors
 /// The file is unreadable, or any part of it is invalid.
-pub fn probe(path: &Path) -> Result<usize, StaticFileError> {
+pub(crate) fn probe(path: &Path) -> Result<usize, StaticFileError> {
     Ok(load(path)?.len())
 }
 
@@ -140,7 +145,7 @@ fn load(path: &Path) -> Result<Vec<PortRecord>, StaticFileError> {
 ///
 /// # Errors
 /// Any part of the content is invalid.
-pub fn parse(text: &str) -> Result<Vec<PortRecord>, StaticFileError> {
+pub(crate) fn parse(text: &str) -> Result<Vec<PortRecord>, StaticFileError> {
     let position = Cell::new(None);
     let mut json = serde_json::Deserializer::from_str(text);
     let ports = FileSeed(&position).deserialize(&mut json);

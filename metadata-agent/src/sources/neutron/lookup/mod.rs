@@ -35,7 +35,7 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use self::cache::Cache;
-pub use self::query::{InstancePort, LookupQuery, LookupResult, PortSelector};
+pub(crate) use self::query::{InstancePort, LookupQuery, LookupResult, PortSelector};
 use self::search::{SearchResult, search};
 use super::api::{Api, ApiError};
 use crate::ids::{NetworkId, NetworkOrRouter, PortId, RouterId};
@@ -53,7 +53,7 @@ const QUEUE: usize = 1024;
 
 /// A look-up failed.
 #[derive(Clone, Debug, thiserror::Error)]
-pub enum LookupError {
+pub(crate) enum LookupError {
     #[error("too many queries to Neutron are waiting")]
     Busy,
     #[error("{}: {source}", source.place)]
@@ -72,16 +72,16 @@ enum LookupRequest {
 
 /// Handle for looking up remote ports. Cheap to clone.
 #[derive(Clone, Debug)]
-pub struct Lookup(mpsc::Sender<LookupRequest>);
+pub(crate) struct Lookup(mpsc::Sender<LookupRequest>);
 
 /// Requests of all clones of a [`Lookup`].
 #[derive(Debug)]
-pub struct LookupRequests(mpsc::Receiver<LookupRequest>);
+pub(crate) struct LookupRequests(mpsc::Receiver<LookupRequest>);
 
 impl Lookup {
     /// Creates a handle and the receiver of its requests.
     #[must_use]
-    pub fn new() -> (Self, LookupRequests) {
+    pub(crate) fn new() -> (Self, LookupRequests) {
         let (sender, receiver) = mpsc::channel(QUEUE);
         (Self(sender), LookupRequests(receiver))
     }
@@ -90,7 +90,7 @@ impl Lookup {
     ///
     /// # Errors
     /// Neutron is not available, or too many queries are waiting.
-    pub async fn find(&self, query: LookupQuery) -> Result<LookupResult, LookupError> {
+    pub(crate) async fn find(&self, query: LookupQuery) -> Result<LookupResult, LookupError> {
         let (reply, outcome) = oneshot::channel();
         self.0.try_send(LookupRequest::Find(query, reply)).map_err(|error| match error {
             mpsc::error::TrySendError::Full(_) => LookupError::Busy,
@@ -100,7 +100,7 @@ impl Lookup {
     }
 
     /// Removes cached results for a port that has changed.
-    pub async fn forget(&self, port: PortId) {
+    pub(crate) async fn forget(&self, port: PortId) {
         drop(self.0.send(LookupRequest::Forget(port)).await);
     }
 }

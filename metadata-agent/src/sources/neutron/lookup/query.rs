@@ -7,14 +7,14 @@ use crate::ids::{InstanceId, MacAddress, NetworkId, NetworkOrRouter, PortId, Pro
 
 /// Query for the port of a guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct LookupQuery {
+pub(crate) struct LookupQuery {
     pub scope: NetworkOrRouter,
     pub target: PortSelector,
 }
 
 /// Address of a port on its network.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum PortSelector {
+pub(crate) enum PortSelector {
     /// One of the port's own addresses, and the MAC address that the guest sends from, if it was
     /// seen.
     Ip(IpAddr, Option<MacAddress>),
@@ -33,7 +33,7 @@ impl PortSelector {
 
 /// Result of a query.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum LookupResult {
+pub(crate) enum LookupResult {
     Instance(Arc<InstancePort>),
     /// The port belongs to something else, such as a load balancer.
     NotAnInstance,
@@ -44,7 +44,7 @@ pub enum LookupResult {
 
 /// Port of an instance.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct InstancePort {
+pub(crate) struct InstancePort {
     pub instance: InstanceId,
     /// Project of the port. Like Neutron's agent, the agent uses it as the instance's.
     pub project: ProjectId,

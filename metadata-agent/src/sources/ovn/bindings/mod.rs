@@ -51,15 +51,15 @@ const NETWORK_PREFIX: &str = "neutron-";
 
 /// Error in a row.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum BindingError {
+pub(crate) enum BindingError {
     #[error("{column}: {source}")]
-    BadId { column: &'static str, source: IdError },
+    Id { column: &'static str, source: IdError },
     #[error("external_ids:neutron:network_name: `{text}` is not `neutron-` and a network id")]
-    BadNetwork { text: String },
+    Network { text: String },
     #[error("tag: {tag} is not a VLAN id (1 to 4094)")]
-    BadTag { tag: i64 },
+    Tag { tag: i64 },
     #[error("{column}: `{text}` is not an IP address")]
-    BadAddress { column: &'static str, text: String },
+    Address { column: &'static str, text: String },
 }
 
 /// State of a row. An invalid row is reported by the logical port's name.
@@ -122,7 +122,7 @@ fn row_state(name: &str, record: Result<PortRecord, BindingError>) -> BindingSta
 /// Reads the row of a subport.
 fn subport(name: &str, row: &Row, parent: PortId, tag: i64) -> Result<PortRecord, BindingError> {
     let vlan = u64::try_from(tag).ok().and_then(|tag| VlanId::try_from(tag).ok());
-    let vlan = vlan.ok_or(BindingError::BadTag { tag })?;
+    let vlan = vlan.ok_or(BindingError::Tag { tag })?;
     let PortRecord { id, network, mac, fixed_ips, .. } = record(name, row)?;
     Ok(PortRecord {
         id,
@@ -198,16 +198,16 @@ fn fixed_ips(cidrs: &str) -> Result<Vec<IpAddr>, BindingError> {
 }
 
 fn address(column: &'static str, text: &str) -> Result<IpAddr, BindingError> {
-    text.parse().map_err(|_| BindingError::BadAddress { column, text: text.to_owned() })
+    text.parse().map_err(|_| BindingError::Address { column, text: text.to_owned() })
 }
 
 fn network(name: &str) -> Result<NetworkId, BindingError> {
     let id = name.strip_prefix(NETWORK_PREFIX).and_then(|id| id.parse().ok());
-    id.ok_or_else(|| BindingError::BadNetwork { text: name.to_owned() })
+    id.ok_or_else(|| BindingError::Network { text: name.to_owned() })
 }
 
 fn id<T: std::str::FromStr<Err = IdError>>(column: &'static str, text: &str) -> Result<T, BindingError> {
-    text.parse().map_err(|source| BindingError::BadId { column, source })
+    text.parse().map_err(|source| BindingError::Id { column, source })
 }
 
 #[cfg(test)]

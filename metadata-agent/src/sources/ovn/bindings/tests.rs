@@ -162,7 +162,7 @@ fn a_subport_is_reported_by_its_parent_and_vlan() {
     for tag in [0, 4095, -1] {
         let state = state_of(&subport(|row| row["tag"] = tag.into()));
         let RowState::Invalid { name, error } = state else { panic!("{tag}: {state:?}") };
-        assert_eq!((name.as_str(), error), (OTHER, BindingError::BadTag { tag }));
+        assert_eq!((name.as_str(), error), (OTHER, BindingError::Tag { tag }));
     }
 }
 

@@ -139,7 +139,7 @@ fn subport(row: &Row, tag: i64, parents: &BTreeSet<&str>) -> Result<PortRecord, 
         _ => return Err(InterfaceError::SeveralParents),
     };
     let vlan = u64::try_from(tag).ok().and_then(|tag| VlanId::try_from(tag).ok());
-    let trunk = TrunkBinding { parent, vlan: vlan.ok_or(InterfaceError::BadTag { tag })? };
+    let trunk = TrunkBinding { parent, vlan: vlan.ok_or(InterfaceError::Tag { tag })? };
     Ok(PortRecord {
         id: id(row, "external_ids", "iface-id")?,
         trunk: Some(trunk),

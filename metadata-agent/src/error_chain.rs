@@ -1,4 +1,4 @@
-//! Display of an error together with its causes.
+//! Texts of an error with its causes.
 
 use std::error::Error;
 
@@ -14,4 +14,13 @@ pub(crate) fn error_chain(error: &dyn Error) -> String {
         cause = error.source();
     }
     text
+}
+
+/// Returns the text of the innermost cause.
+pub(crate) fn innermost_cause(error: &dyn Error) -> String {
+    let mut cause = error;
+    while let Some(source) = cause.source() {
+        cause = source;
+    }
+    cause.to_string()
 }

@@ -19,6 +19,7 @@ use tokio::time::timeout;
 use tokio_util::task::TaskTracker;
 
 use super::{Upstream, UpstreamConfig, UpstreamError, UpstreamRequest, UpstreamSetupError};
+use crate::error_chain::innermost_cause;
 use crate::proxy::metrics::Metrics;
 use crate::proxy::request::AuthHeaders;
 
@@ -85,11 +86,12 @@ pub async fn probe(config: UpstreamConfig) -> Result<(), ProbeError> {
     let status = response.head.status;
     let list = timeout(limit, Limited::new(response.body, MAX_LIST).collect());
     let list = list.await.map_err(|_| ProbeError::Silent(limit))?;
-    let list = list.map_err(|error| ProbeError::NotHttp(text(&*error)))?.to_bytes();
+    let list = list.map_err(|error| ProbeError::NotHttp(innermost_cause(&*error)))?.to_bytes();
     let is_list = list.split(|byte| *byte == b'\n').any(|line| line == b"latest");
     if status == StatusCode::OK && is_list { Ok(()) } else { Err(ProbeError::NotNova(status)) }
 }
 
+/// Keeps the innermost cause. The outer ones only repeat the configuration.
 fn probe_error(error: UpstreamError) -> ProbeError {
     // A server that requires a client certificate says so only after the handshake, instead of a
     // response.
@@ -97,17 +99,17 @@ fn probe_error(error: UpstreamError) -> ProbeError {
         return ProbeError::Tls { kind: tls_error_kind(error), text: error.to_string() };
     }
     match error {
-        UpstreamError::Resolve { source, .. } => ProbeError::Resolve(text(&*source)),
-        UpstreamError::Connect { source, .. } => ProbeError::Connect(text(&*source)),
+        UpstreamError::Resolve { source, .. } => ProbeError::Resolve(innermost_cause(&*source)),
+        UpstreamError::Connect { source, .. } => ProbeError::Connect(innermost_cause(&*source)),
         UpstreamError::ConnectTimeout { limit, .. }
         | UpstreamError::AnswerTimeout { limit, .. }
         | UpstreamError::Busy { limit } => ProbeError::Silent(limit),
         UpstreamError::Tls { source, .. } => {
-            ProbeError::Tls { kind: TlsErrorKind::NotTls, text: text(&*source) }
+            ProbeError::Tls { kind: TlsErrorKind::NotTls, text: innermost_cause(&*source) }
         }
         UpstreamError::Handshake { source, .. }
         | UpstreamError::Broken { source, .. }
-        | UpstreamError::Garbled { source, .. } => ProbeError::NotHttp(text(&source)),
+        | UpstreamError::Garbled { source, .. } => ProbeError::NotHttp(innermost_cause(&source)),
         UpstreamError::Upgraded { .. } => ProbeError::NotNova(StatusCode::SWITCHING_PROTOCOLS),
     }
 }
@@ -155,13 +157,4 @@ fn tls_error<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a rustls::Error> 
         cause = wrapped.map(|error| error as &(dyn Error + 'static)).or_else(|| error.source());
     }
     None
-}
-
-/// Returns the innermost cause. The outer ones only repeat the configuration.
-fn text(error: &(dyn Error + 'static)) -> String {
-    let mut error = error;
-    while let Some(source) = error.source() {
-        error = source;
-    }
-    error.to_string()
 }

@@ -222,7 +222,7 @@ fn attachment_state(id: u32, binding: &Binding, clients: Option<Vec<Value>>) -> 
         },
         "port": match &binding.owner {
             Owner::Known { port, .. } => json!(**port),
-            Owner::OnNetwork { facts, .. } => json!(**facts),
+            Owner::OnNetwork { record, .. } => json!(**record),
             Owner::Unknown | Owner::Disputed => Value::Null,
         },
         "clients": clients.unwrap_or_default(),

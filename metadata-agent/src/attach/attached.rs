@@ -186,8 +186,8 @@ fn log_owner(link: &Link, before: &Clients, now: &Clients) {
         (Owner::Known { port, .. }, _) => {
             info!(interface, instance = %port.instance, project = %port.project, "guest identified");
         }
-        (Owner::OnNetwork { facts, .. }, _) => {
-            let network = facts.network.map(tracing::field::display);
+        (Owner::OnNetwork { record, .. }, _) => {
+            let network = record.addressing.network.map(tracing::field::display);
             info!(interface, network, "guest's network identified");
         }
         (Owner::Disputed, Owner::Disputed) | (Owner::Unknown, Owner::Unknown) => {}

@@ -17,7 +17,7 @@ use crate::directory::Owner;
 use crate::ids::{IfIndex, NetworkId, NetworkOrRouter, PortId, VlanId};
 use crate::inventory::presence::Present;
 use crate::inventory::{
-    AddressPrefix, AmbiguousPortError, Entry, Inventory, Port, PortRecord, Snapshot, Subport,
+    AddressPrefix, AmbiguousPortError, Entry, Inventory, Port, PortAddressing, PortRecord, Snapshot, Subport,
 };
 use crate::net::name_pattern::NamePattern;
 use crate::net::netlink::Link;
@@ -126,12 +126,8 @@ impl GuestRules {
 
     /// Returns the checks of a port. Without known IPv4 addresses, its addresses are not checked.
     fn policy(&self, owner: &Owner) -> PortPolicy {
-        let (network, mac, fixed_ips, allowed_addresses) = match owner {
-            Owner::Known { port, .. } => (port.network, port.mac, &port.fixed_ips, &port.allowed_addresses),
-            Owner::OnNetwork { facts, .. } => {
-                (facts.network, facts.mac, &facts.fixed_ips, &facts.allowed_addresses)
-            }
-            Owner::Unknown | Owner::Disputed => return PortPolicy::default(),
+        let Some(PortAddressing { network, mac, fixed_ips, allowed_addresses }) = owner.addressing() else {
+            return PortPolicy::default();
         };
         let (check_mac, check_addresses) = match self.source_check {
             SourceCheck::Strict => (true, true),
@@ -145,7 +141,7 @@ impl GuestRules {
         let fixed = fixed.into_iter().map(|ip| (ip, 32));
         let allowed = allowed_addresses.iter().filter_map(AddressPrefix::ipv4);
         let addresses = (check_addresses && fixed.len() > 0).then(|| fixed.chain(allowed).collect());
-        PortPolicy { network, mac: mac.filter(|_| check_mac), addresses, ..PortPolicy::default() }
+        PortPolicy { network: *network, mac: mac.filter(|_| check_mac), addresses, ..PortPolicy::default() }
     }
 }
 
@@ -194,24 +190,22 @@ impl HostTaps {
 fn port_id(owner: &Owner) -> Option<PortId> {
     match owner {
         Owner::Known { port, .. } => port.id,
-        Owner::OnNetwork { facts, .. } => facts.id,
+        Owner::OnNetwork { record, .. } => record.id,
         Owner::Unknown | Owner::Disputed => None,
     }
 }
 
 /// Returns a subport as a port of its parent's instance, if that is known.
 fn subport_entry(parent: &Owner, subport: &Subport) -> Option<Entry> {
-    let Subport { id, network, mac, fixed_ips, allowed_addresses, .. } = subport.clone();
+    let Subport { id, addressing, .. } = subport.clone();
     match parent {
         Owner::Known { port, .. } => {
             let Port { device, instance, project, .. } = Port::clone(port);
-            let port = Port { id, device, instance, project, network, mac, fixed_ips, allowed_addresses };
-            Some(Entry::Agreed(Arc::new(port)))
+            Some(Entry::Agreed(Arc::new(Port { id, device, instance, project, addressing })))
         }
         Owner::OnNetwork { .. } => {
-            let facts =
-                PortRecord { id, network, mac, fixed_ips, allowed_addresses, ..PortRecord::default() };
-            Some(Entry::Incomplete(Arc::new(facts)))
+            let record = PortRecord { id, addressing, ..PortRecord::default() };
+            Some(Entry::Incomplete(Arc::new(record)))
         }
         Owner::Unknown | Owner::Disputed => None,
     }
@@ -282,14 +276,11 @@ impl NamespacePorts {
 }
 
 fn network_of(link: &Link, snapshot: &Snapshot) -> Option<NetworkId> {
-    match snapshot.find(&link.name, link.mac).ok()?? {
-        Entry::Agreed(port) => port.network,
-        Entry::Incomplete(facts) | Entry::NoInstance(facts) => facts.network,
-        Entry::Disputed(_) => {
-            warn!(interface = link.name, "sources disagree about this router port");
-            None
-        }
+    let entry = snapshot.find(&link.name, link.mac).ok()??;
+    if let Entry::Disputed(_) = entry {
+        warn!(interface = link.name, "sources disagree about this router port");
     }
+    entry.addressing()?.network
 }
 
 #[cfg(test)]

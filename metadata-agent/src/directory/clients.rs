@@ -13,7 +13,7 @@ use tokio::sync::watch;
 
 use crate::directory::Owner;
 use crate::ids::{NetworkId, NetworkOrRouter};
-use crate::inventory::{Entry, Inventory, Port, Snapshot};
+use crate::inventory::{Entry, Inventory, Port, PortAddressing, Snapshot};
 use crate::proxy::{ClientLookup, ClientQuery, LookupFuture, LookupOutcome, PortMatch, UpstreamAuth};
 use crate::sources::SourceState;
 use crate::sources::neutron::{self, Lookup, LookupQuery, LookupResult, PortSelector};
@@ -131,10 +131,11 @@ impl NeutronLookup {
             device: None,
             instance: found.instance,
             project: found.project.clone(),
-            network: Some(found.network),
-            mac: None,
-            fixed_ips: found.fixed_ips.clone(),
-            allowed_addresses: Vec::new(),
+            addressing: PortAddressing {
+                network: Some(found.network),
+                fixed_ips: found.fixed_ips.clone(),
+                ..PortAddressing::default()
+            },
         };
         outcome(&Entry::Agreed(Arc::new(port)), &self.auth)
     }
@@ -158,17 +159,13 @@ impl Index {
     fn from_snapshot(snapshot: &Snapshot) -> Self {
         let mut index = Self { version: snapshot.version(), entries: HashMap::new() };
         for entry in snapshot.unordered() {
-            let (network, mac, addresses) = match entry {
-                Entry::Agreed(port) => (port.network, port.mac, &port.fixed_ips),
-                Entry::Incomplete(facts) | Entry::NoInstance(facts) => {
-                    (facts.network, facts.mac, &facts.fixed_ips)
-                }
-                Entry::Disputed(_) => continue,
+            let Some(PortAddressing { network: Some(network), mac, fixed_ips, .. }) = entry.addressing()
+            else {
+                continue;
             };
-            let Some(network) = network else { continue };
-            let addresses = addresses.iter().copied().map(PortMatch::Address);
+            let addresses = fixed_ips.iter().copied().map(PortMatch::Address);
             for by in addresses.chain(mac.map(PortMatch::Mac)) {
-                index.entries.entry((network, by)).or_default().push(entry.clone());
+                index.entries.entry((*network, by)).or_default().push(entry.clone());
             }
         }
         index
@@ -195,10 +192,11 @@ mod tests {
             device: None,
             instance: format!("{number}0000000-0000-4000-8000-000000000000").parse().unwrap(),
             project: "acme".parse().unwrap(),
-            network: Some(network.parse().unwrap()),
-            mac: None,
-            fixed_ips: vec![address.parse().unwrap()],
-            allowed_addresses: Vec::new(),
+            addressing: PortAddressing {
+                network: Some(network.parse().unwrap()),
+                fixed_ips: vec![address.parse().unwrap()],
+                ..PortAddressing::default()
+            },
         }
     }
 
@@ -232,7 +230,8 @@ mod tests {
 
     #[tokio::test]
     async fn ports_with_one_address_differ_by_their_networks() {
-        let red = Port { mac: Some(MAC.parse().unwrap()), ..port(1, RED, "10.0.0.5") };
+        let mut red = port(1, RED, "10.0.0.5");
+        red.addressing.mac = Some(MAC.parse().unwrap());
         let blue = port(2, BLUE, "10.0.0.5");
         let lookup = signed([red.clone().into(), blue.clone().into()]).await;
         assert_eq!(found(&lookup, RED, "10.0.0.5"), red.instance.to_string());

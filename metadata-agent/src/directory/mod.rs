@@ -9,7 +9,6 @@
 pub(crate) mod clients;
 
 use std::fmt;
-use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -17,9 +16,9 @@ use arc_swap::ArcSwap;
 use metadata_ebpf::identity::{AttachmentId, ClientAddress};
 use tokio::sync::watch;
 
-use crate::ids::{IfIndex, MacAddress, NetworkId, NetworkOrRouter, VlanId};
+use crate::ids::{IfIndex, MacAddress, NetworkOrRouter, VlanId};
 use crate::inventory::shards::Shards;
-use crate::inventory::{Entry, Port, PortRecord};
+use crate::inventory::{Entry, Port, PortAddressing, PortRecord};
 use crate::proxy::{ClientDirectory, ClientIdentity, LookupState, UpstreamAuth};
 
 /// An attachment of one guest, and the port behind it.
@@ -53,7 +52,7 @@ pub enum Owner {
     /// The instance is known.
     Known { port: Arc<Port>, identity: Arc<ClientIdentity> },
     /// The network is known, but not the instance. This is enough for Neutron's metadata agent.
-    OnNetwork { facts: Arc<PortRecord>, identity: Arc<ClientIdentity> },
+    OnNetwork { record: Arc<PortRecord>, identity: Arc<ClientIdentity> },
     /// No source knows the port.
     Unknown,
     /// Sources contradict each other.
@@ -64,27 +63,35 @@ impl Owner {
     /// Derives the owner from an inventory entry, with an identity for this kind of upstream.
     #[must_use]
     pub(crate) fn from_entry(entry: &Entry, auth: &UpstreamAuth) -> Self {
-        let on_network = |network: Option<NetworkId>, fixed_ips: &[IpAddr], header| {
-            Some(Arc::new(ClientIdentity::on_network(network?, fixed_ips.to_vec(), header)))
+        let on_network = |addressing: &PortAddressing, header| {
+            let addresses = addressing.fixed_ips.clone();
+            Some(Arc::new(ClientIdentity::on_network(addressing.network?, addresses, header)))
         };
         let owner = match (entry, auth) {
             (Entry::Agreed(port), UpstreamAuth::Signed(signer)) => {
-                let addresses = port.fixed_ips.clone();
+                let addresses = port.addressing.fixed_ips.clone();
                 let identity = ClientIdentity::new(port.instance, &port.project, addresses, signer);
                 Some(Self::Known { port: Arc::clone(port), identity: Arc::new(identity) })
             }
-            (Entry::Agreed(port), UpstreamAuth::ByNetwork(header)) => {
-                on_network(port.network, &port.fixed_ips, *header)
-                    .map(|identity| Self::Known { port: Arc::clone(port), identity })
-            }
-            (Entry::Incomplete(facts), UpstreamAuth::ByNetwork(header)) => {
-                on_network(facts.network, &facts.fixed_ips, *header)
-                    .map(|identity| Self::OnNetwork { facts: Arc::clone(facts), identity })
+            (Entry::Agreed(port), UpstreamAuth::ByNetwork(header)) => on_network(&port.addressing, *header)
+                .map(|identity| Self::Known { port: Arc::clone(port), identity }),
+            (Entry::Incomplete(record), UpstreamAuth::ByNetwork(header)) => {
+                on_network(&record.addressing, *header)
+                    .map(|identity| Self::OnNetwork { record: Arc::clone(record), identity })
             }
             (Entry::Disputed(_), _) => Some(Self::Disputed),
             (Entry::Incomplete(_), UpstreamAuth::Signed(_)) | (Entry::NoInstance(_), _) => None,
         };
         owner.unwrap_or(Self::Unknown)
+    }
+
+    /// Returns the network and the addresses, if the port is known.
+    pub(crate) fn addressing(&self) -> Option<&PortAddressing> {
+        match self {
+            Self::Known { port, .. } => Some(&port.addressing),
+            Self::OnNetwork { record, .. } => Some(&record.addressing),
+            Self::Unknown | Self::Disputed => None,
+        }
     }
 
     /// Returns the identity, if requests can be made.
@@ -102,7 +109,7 @@ impl PartialEq for Owner {
     fn eq(&self, other: &Self) -> bool {
         match (self, other) {
             (Self::Known { port, .. }, Self::Known { port: other, .. }) => port == other,
-            (Self::OnNetwork { facts, .. }, Self::OnNetwork { facts: other, .. }) => facts == other,
+            (Self::OnNetwork { record, .. }, Self::OnNetwork { record: other, .. }) => record == other,
             (Self::Unknown, Self::Unknown) | (Self::Disputed, Self::Disputed) => true,
             _ => false,
         }

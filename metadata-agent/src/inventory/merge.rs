@@ -92,8 +92,8 @@ pub(super) fn subports(claims: &BTreeSet<Claim>) -> Arc<[Subport]> {
         }
     }
     let known = by_vlan.into_iter().filter_map(|(vlan, record)| {
-        let PortRecord { id, network, mac, fixed_ips, allowed_addresses, .. } = record?;
-        Some(Subport { vlan, id, network, mac, fixed_ips, allowed_addresses })
+        let PortRecord { id, addressing, .. } = record?;
+        Some(Subport { vlan, id, addressing })
     });
     known.collect()
 }

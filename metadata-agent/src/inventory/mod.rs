@@ -36,7 +36,9 @@ use tokio_util::sync::CancellationToken;
 
 pub use device::{DeviceName, DeviceNameError};
 use ledger::Ledger;
-pub use port::{DeviceOwner, Event, Port, PortRecord, SourceKind, Subport, Tenant, TrunkBinding};
+pub use port::{
+    DeviceOwner, Event, Port, PortAddressing, PortRecord, SourceKind, Subport, Tenant, TrunkBinding,
+};
 pub use prefix::{AddressPrefix, AddressPrefixError};
 pub use snapshot::{AmbiguousPortError, Counts, Dispute, Entry, Ownership, Snapshot};
 

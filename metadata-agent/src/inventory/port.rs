@@ -10,6 +10,31 @@ use super::device::DeviceName;
 use super::prefix::AddressPrefix;
 use crate::ids::{IfIndex, InstanceId, MacAddress, NetworkId, PortId, ProjectId, VlanId};
 
+/// Network and addresses of a port. Fields that no source knows are `None` or empty.
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+pub struct PortAddressing {
+    pub network: Option<NetworkId>,
+    /// MAC address of the guest, not of the tap.
+    pub mac: Option<MacAddress>,
+    pub fixed_ips: Vec<IpAddr>,
+    /// Additional source addresses of the guest (Neutron's allowed-address-pairs).
+    pub allowed_addresses: Vec<AddressPrefix>,
+}
+
+impl PortAddressing {
+    /// Takes over fields that are not known yet.
+    fn complete_with(&mut self, other: &Self) {
+        self.network = self.network.or(other.network);
+        self.mac = self.mac.or(other.mac);
+        if self.fixed_ips.is_empty() {
+            self.fixed_ips.clone_from(&other.fixed_ips);
+        }
+        if self.allowed_addresses.is_empty() {
+            self.allowed_addresses.clone_from(&other.allowed_addresses);
+        }
+    }
+}
+
 /// Port of a known instance. Fields that no source knows are `None` or empty.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Port {
@@ -20,12 +45,8 @@ pub struct Port {
     pub instance: InstanceId,
     /// Project of the instance.
     pub project: ProjectId,
-    pub network: Option<NetworkId>,
-    /// MAC address of the guest, not of the tap.
-    pub mac: Option<MacAddress>,
-    pub fixed_ips: Vec<IpAddr>,
-    /// Additional source addresses of the guest (Neutron's allowed-address-pairs).
-    pub allowed_addresses: Vec<AddressPrefix>,
+    #[serde(flatten)]
+    pub addressing: PortAddressing,
 }
 
 /// What one source knows about a port. A record with neither id nor device belongs to no port.
@@ -44,12 +65,8 @@ pub struct PortRecord {
     /// Project of the port itself, used if no source knows the project of the instance. They may
     /// differ: an administrator can create ports for instances of other projects.
     pub port_project: Option<ProjectId>,
-    pub network: Option<NetworkId>,
-    /// MAC address of the guest, not of the tap.
-    pub mac: Option<MacAddress>,
-    pub fixed_ips: Vec<IpAddr>,
-    /// Additional source addresses of the guest (Neutron's allowed-address-pairs).
-    pub allowed_addresses: Vec<AddressPrefix>,
+    #[serde(flatten)]
+    pub addressing: PortAddressing,
     /// Instances between which this source was asked to arbitrate. `tenant` decides as long as the
     /// other sources name only these.
     pub arbitrated: BTreeSet<InstanceId>,
@@ -94,8 +111,7 @@ impl PortRecord {
     /// tenants.
     pub(super) fn complete_with(&mut self, other: &Self) -> bool {
         self.id = self.id.or(other.id);
-        self.network = self.network.or(other.network);
-        self.mac = self.mac.or(other.mac);
+        self.addressing.complete_with(&other.addressing);
         if self.device.is_none() {
             self.device.clone_from(&other.device);
             self.index = other.index;
@@ -105,12 +121,6 @@ impl PortRecord {
         }
         if self.port_project.is_none() {
             self.port_project.clone_from(&other.port_project);
-        }
-        if self.fixed_ips.is_empty() {
-            self.fixed_ips.clone_from(&other.fixed_ips);
-        }
-        if self.allowed_addresses.is_empty() {
-            self.allowed_addresses.clone_from(&other.allowed_addresses);
         }
         match (&mut self.tenant, &other.tenant) {
             (_, None) => true,
@@ -136,19 +146,16 @@ impl PortRecord {
             device: self.device.clone(),
             instance: *instance,
             project: project.clone().or_else(|| self.port_project.clone())?,
-            network: self.network,
-            mac: self.mac,
-            fixed_ips: self.fixed_ips.clone(),
-            allowed_addresses: self.allowed_addresses.clone(),
+            addressing: self.addressing.clone(),
         })
     }
 }
 
 impl From<Port> for PortRecord {
     fn from(port: Port) -> Self {
-        let Port { id, device, instance, project, network, mac, fixed_ips, allowed_addresses } = port;
+        let Port { id, device, instance, project, addressing } = port;
         let tenant = Some(Tenant { instance, project: Some(project) });
-        Self { id, device, tenant, network, mac, fixed_ips, allowed_addresses, ..Self::default() }
+        Self { id, device, tenant, addressing, ..Self::default() }
     }
 }
 
@@ -220,11 +227,8 @@ pub struct TrunkBinding {
 pub struct Subport {
     pub vlan: VlanId,
     pub id: Option<PortId>,
-    pub network: Option<NetworkId>,
-    pub mac: Option<MacAddress>,
-    pub fixed_ips: Vec<IpAddr>,
-    /// Additional source addresses of the guest.
-    pub allowed_addresses: Vec<AddressPrefix>,
+    #[serde(flatten)]
+    pub addressing: PortAddressing,
 }
 
 #[cfg(test)]

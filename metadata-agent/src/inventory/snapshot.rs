@@ -6,7 +6,7 @@ use std::sync::Arc;
 use serde::{Serialize, Serializer};
 
 use super::device::DeviceName;
-use super::port::{Port, PortRecord, SourceKind, Subport};
+use super::port::{Port, PortAddressing, PortRecord, SourceKind, Subport};
 use super::shards::Shards;
 use crate::ids::{IfIndex, InstanceId, MacAddress, PortId, ProjectId};
 
@@ -38,6 +38,17 @@ pub enum Entry {
     NoInstance(#[serde(serialize_with = "inner")] Arc<PortRecord>),
     /// Sources name different owners, so the port is not served.
     Disputed(#[serde(serialize_with = "inner")] Arc<Dispute>),
+}
+
+impl Entry {
+    /// Returns the network and the addresses; `None` for a disputed port.
+    pub(crate) fn addressing(&self) -> Option<&PortAddressing> {
+        match self {
+            Self::Agreed(port) => Some(&port.addressing),
+            Self::Incomplete(record) | Self::NoInstance(record) => Some(&record.addressing),
+            Self::Disputed(_) => None,
+        }
+    }
 }
 
 /// Contradictory claims about the owner of a port.
@@ -142,14 +153,10 @@ impl Snapshot {
     ) -> Result<Option<&Entry>, AmbiguousPortError> {
         let mut matching = Vec::new();
         for Candidate { key, .. } in candidates {
-            match self.entries.get(key) {
-                Some(entry @ Entry::Agreed(port)) => matching.push((port.mac, entry)),
-                Some(entry @ (Entry::Incomplete(record) | Entry::NoInstance(record))) => {
-                    matching.push((record.mac, entry));
-                }
-                Some(entry @ Entry::Disputed(_)) => return Ok(Some(entry)),
-                None => {}
-            }
+            let Some(entry) = self.entries.get(key) else { continue };
+            // A disputed port decides: no other candidate is trusted.
+            let Some(addressing) = entry.addressing() else { return Ok(Some(entry)) };
+            matching.push((addressing.mac, entry));
         }
         if matching.len() > 1 {
             matching

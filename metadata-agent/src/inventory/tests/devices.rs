@@ -87,8 +87,8 @@ fn a_record_without_id_belongs_to_the_port_on_its_device() {
 
 #[test]
 fn the_mac_address_distinguishes_ports_with_one_tap_name() {
-    let one = Port { mac: mac("fa:16:3e:00:00:01"), ..port(Some(PORT), 1) };
-    let two = Port { mac: mac("fa:16:3e:00:00:02"), ..port(Some(TWIN), 2) };
+    let one = with_mac("fa:16:3e:00:00:01", port(Some(PORT), 1));
+    let two = with_mac("fa:16:3e:00:00:02", port(Some(TWIN), 2));
     let snapshot = snapshot_of([
         event(SourceKind::StaticFile, "a", [one.clone()]),
         event(SourceKind::StaticFile, "b", [two.clone()]),
@@ -98,20 +98,20 @@ fn the_mac_address_distinguishes_ports_with_one_tap_name() {
     assert_eq!(resolve(&snapshot, TAP, mac("fe:16:3e:00:00:03")), Resolution::Conflict);
     assert_eq!(resolve(&snapshot, TAP, None), Resolution::Conflict);
 
-    let same_mac = Port { mac: one.mac, ..two };
+    let same_mac = with_mac("fa:16:3e:00:00:01", two);
     let snapshot = snapshot_of([event(SourceKind::StaticFile, "a", [one.clone(), same_mac])]);
-    assert_eq!(resolve(&snapshot, TAP, one.mac), Resolution::Conflict);
+    assert_eq!(resolve(&snapshot, TAP, one.addressing.mac), Resolution::Conflict);
 }
 
 #[test]
 fn an_incomplete_port_still_competes_for_its_tap_name() {
-    let one = Port { mac: mac("fa:16:3e:00:00:01"), ..port(Some(PORT), 1) };
-    let two = Port { mac: mac("fa:16:3e:00:00:02"), ..port(Some(TWIN), 2) };
+    let one = with_mac("fa:16:3e:00:00:01", port(Some(PORT), 1));
+    let two = with_mac("fa:16:3e:00:00:02", port(Some(TWIN), 2));
     let snapshot = snapshot_of([
         event(SourceKind::Ovsdb, "a", [without_project(&one)]),
         event(SourceKind::StaticFile, "b", [two.clone()]),
     ]);
-    assert_eq!(resolve(&snapshot, TAP, two.mac), known(&two));
-    assert_eq!(resolve(&snapshot, TAP, one.mac), Resolution::Unknown);
+    assert_eq!(resolve(&snapshot, TAP, two.addressing.mac), known(&two));
+    assert_eq!(resolve(&snapshot, TAP, one.addressing.mac), Resolution::Unknown);
     assert_eq!(resolve(&snapshot, TAP, None), Resolution::Conflict);
 }

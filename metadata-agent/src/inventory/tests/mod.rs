@@ -105,11 +105,13 @@ fn port(id: Option<&str>, owner: u32) -> Port {
         device: None,
         instance: instance(owner),
         project: "acme".parse().unwrap(),
-        network: None,
-        mac: None,
-        fixed_ips: Vec::new(),
-        allowed_addresses: Vec::new(),
+        addressing: PortAddressing::default(),
     }
+}
+
+fn with_mac(text: &str, mut port: Port) -> Port {
+    port.addressing.mac = mac(text);
+    port
 }
 
 fn without_tenant(id: &str) -> PortRecord {
@@ -124,7 +126,7 @@ fn without_project(port: &Port) -> PortRecord {
 
 fn numbered(n: u32) -> Port {
     let id: PortId = format!("{n:08x}-0000-4000-8000-000000000000").parse().unwrap();
-    Port { mac: mac("fa:16:3e:00:00:01"), ..port(Some(&id.to_string()), n) }
+    with_mac("fa:16:3e:00:00:01", port(Some(&id.to_string()), n))
 }
 
 fn instance(n: u32) -> InstanceId {

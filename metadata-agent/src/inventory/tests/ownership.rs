@@ -6,18 +6,25 @@ use crate::ids::VlanId;
 #[test]
 fn sources_are_merged_field_by_field_in_order_of_trust() {
     let file = Port {
-        network: Some("11111111-1111-4111-8111-111111111111".parse().unwrap()),
-        fixed_ips: vec!["10.0.0.5".parse().unwrap()],
-        allowed_addresses: vec!["10.0.0.100".parse().unwrap()],
+        addressing: PortAddressing {
+            network: Some("11111111-1111-4111-8111-111111111111".parse().unwrap()),
+            fixed_ips: vec!["10.0.0.5".parse().unwrap()],
+            allowed_addresses: vec!["10.0.0.100".parse().unwrap()],
+            ..PortAddressing::default()
+        },
         ..port(Some(PORT), 1)
     };
     let libvirt = Port {
         device: device(TAP),
-        mac: mac("fa:16:3e:00:00:01"),
-        fixed_ips: vec!["10.0.0.6".parse().unwrap()],
+        addressing: PortAddressing {
+            mac: mac("fa:16:3e:00:00:01"),
+            fixed_ips: vec!["10.0.0.6".parse().unwrap()],
+            ..PortAddressing::default()
+        },
         ..port(Some(PORT), 1)
     };
-    let merged = Port { device: libvirt.device.clone(), mac: libvirt.mac, ..file.clone() };
+    let mut merged = Port { device: libvirt.device.clone(), ..file.clone() };
+    merged.addressing.mac = libvirt.addressing.mac;
     let snapshot = snapshot_of([
         event(SourceKind::Libvirt, "d", [libvirt.clone()]),
         event(SourceKind::StaticFile, "f", [file.clone()]),
@@ -117,8 +124,10 @@ fn subports_are_found_by_parent_and_vlan_not_by_device() {
         ..without_tenant(id)
     };
     let (five, six) = ("aaaaaaaa-bb00-4000-8000-000000000005", "aaaaaaaa-bb00-4000-8000-000000000006");
-    let ovsdb = PortRecord { mac: mac("fa:16:3e:00:00:05"), ..subport(five, 5) };
-    let neutron = PortRecord { fixed_ips: vec!["10.5.0.5".parse().unwrap()], ..subport(five, 5) };
+    let mut ovsdb = subport(five, 5);
+    ovsdb.addressing.mac = mac("fa:16:3e:00:00:05");
+    let mut neutron = subport(five, 5);
+    neutron.addressing.fixed_ips = vec!["10.5.0.5".parse().unwrap()];
     let snapshot = snapshot_of([
         event(SourceKind::Ovsdb, "5", [ovsdb]),
         event(SourceKind::Neutron, "5", [neutron]),
@@ -130,8 +139,8 @@ fn subports_are_found_by_parent_and_vlan_not_by_device() {
     let tags: Vec<_> = found.iter().map(|subport| subport.vlan.get()).collect();
     assert_eq!(tags, [5, 6], "sources disagree about VLAN 7");
     assert_eq!(found[0].id, Some(five.parse().unwrap()));
-    assert_eq!(found[0].mac, mac("fa:16:3e:00:00:05"));
-    assert_eq!(found[0].fixed_ips, ["10.5.0.5".parse::<std::net::IpAddr>().unwrap()]);
+    assert_eq!(found[0].addressing.mac, mac("fa:16:3e:00:00:05"));
+    assert_eq!(found[0].addressing.fixed_ips, ["10.5.0.5".parse::<std::net::IpAddr>().unwrap()]);
     assert_eq!(resolve(&snapshot, "tapaaaaaaaa-bb", None), Resolution::Unknown);
     assert_eq!(
         resolve(&snapshot, TAP, None),

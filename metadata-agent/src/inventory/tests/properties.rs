@@ -143,7 +143,10 @@ fn any_event() -> impl Strategy<Value = Event> {
         id: id.map(|id| id.parse().unwrap()),
         device: name.and_then(device),
         tenant,
-        mac: mac.map(|last| MacAddress([0xfa, 0x16, 0x3e, 0, 0, last])),
+        addressing: PortAddressing {
+            mac: mac.map(|last| MacAddress([0xfa, 0x16, 0x3e, 0, 0, last])),
+            ..PortAddressing::default()
+        },
         ..PortRecord::default()
     });
     (kind, 0..3u8, proptest::collection::vec(record, 0..3)).prop_map(|(source, key, ports)| Event {

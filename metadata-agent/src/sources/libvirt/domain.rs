@@ -22,7 +22,7 @@ use std::net::IpAddr;
 use roxmltree::{Document, ExpandedName, Node, ParsingOptions};
 
 use crate::ids::{IdError, PortId, ProjectId};
-use crate::inventory::{DeviceName, DeviceNameError, Port};
+use crate::inventory::{DeviceName, DeviceNameError, Port, PortAddressing};
 
 const NOVA: [&str; 2] =
     ["http://openstack.org/xmlns/libvirt/nova/1.1", "http://openstack.org/xmlns/libvirt/nova/1.0"];
@@ -109,10 +109,11 @@ pub(crate) fn parse_domain(xml: &str) -> Result<Vec<Port>, DomainError> {
             device: Some(device),
             instance,
             project: project.clone(),
-            network: None,
-            mac,
-            fixed_ips: entry.map(|port| port.fixed_ips.clone()).unwrap_or_default(),
-            allowed_addresses: Vec::new(),
+            addressing: PortAddressing {
+                mac,
+                fixed_ips: entry.map(|port| port.fixed_ips.clone()).unwrap_or_default(),
+                ..PortAddressing::default()
+            },
         });
     }
     Ok(ports)
@@ -221,10 +222,11 @@ mod tests {
             device: Some(device.parse().unwrap()),
             instance: "7d3c6e2e-5e0b-4f0e-8a44-0d4e6c7b1f10".parse().unwrap(),
             project: PROJECT.parse().unwrap(),
-            network: None,
-            mac: Some(mac.parse().unwrap()),
-            fixed_ips: fixed_ips.iter().map(|ip| ip.parse().unwrap()).collect(),
-            allowed_addresses: Vec::new(),
+            addressing: PortAddressing {
+                mac: Some(mac.parse().unwrap()),
+                fixed_ips: fixed_ips.iter().map(|ip| ip.parse().unwrap()).collect(),
+                ..PortAddressing::default()
+            },
         };
         let (one, two) = ("3f2a9d10-77c1-4e55-9d0c-2b6f4f1f0a01", "c0ffee00-12ab-4d6e-9f01-23456789abcd");
         let wanted = [
@@ -239,7 +241,7 @@ mod tests {
         let [port] = &parse_domain(OVS_1_0).unwrap()[..] else { panic!("one port") };
         assert_eq!(port.id, Some("0a1b2c3d-4e5f-4a6b-8c7d-8e9fa0b1c2d3".parse().unwrap()));
         assert_eq!(port.project.as_str(), "1f2e3d4c5b6a47988796a5b4c3d2e1f0");
-        assert_eq!(port.fixed_ips, [] as [IpAddr; 0]);
+        assert_eq!(port.addressing.fixed_ips, [] as [IpAddr; 0]);
     }
 
     #[test]
@@ -247,7 +249,7 @@ mod tests {
         let [port] = &parse_domain(HYBRID).unwrap()[..] else { panic!("one port") };
         assert_eq!(port.id, Some("deadbeef-0123-4abc-9def-001122334455".parse().unwrap()));
         assert_eq!(
-            port.fixed_ips,
+            port.addressing.fixed_ips,
             ["10.9.0.7".parse::<IpAddr>().unwrap()],
             "floating addresses are not included"
         );
@@ -257,8 +259,8 @@ mod tests {
     fn both_metadata_versions_are_read_from_a_bare_domain() {
         let [first, second] = &parse_domain(ETHERNET).unwrap()[..] else { panic!("two ports") };
         assert_eq!(first.id, Some("abcdef01-2345-4678-9abc-def012345678".parse().unwrap()));
-        assert_eq!(first.fixed_ips, ["172.16.0.9".parse::<IpAddr>().unwrap()]);
-        assert_eq!((second.id, &second.fixed_ips), (None, &Vec::new()));
+        assert_eq!(first.addressing.fixed_ips, ["172.16.0.9".parse::<IpAddr>().unwrap()]);
+        assert_eq!((second.id, &second.addressing.fixed_ips), (None, &Vec::new()));
         assert_eq!(second.device.as_ref().unwrap().as_str(), "tapfeedface-0a");
 
         let two = ETHERNET.replacen(PROJECT, "other", 1);

@@ -10,7 +10,7 @@ use std::net::IpAddr;
 use serde::Deserialize;
 
 use crate::ids::{IdError, NetworkId, PortId, ProjectId, VlanId};
-use crate::inventory::{AddressPrefix, DeviceOwner, PortRecord, Tenant, TrunkBinding};
+use crate::inventory::{AddressPrefix, DeviceOwner, PortAddressing, PortRecord, Tenant, TrunkBinding};
 
 /// Requested attributes. A port has about three dozen.
 pub(super) const FIELDS: [&str; 9] = [
@@ -98,7 +98,7 @@ impl PortDetails {
     /// Returns the subports of which only parent and VLAN id are known.
     pub(super) fn incomplete_subports(&self) -> impl Iterator<Item = PortId> {
         let subports = self.subports.iter().flatten().flatten();
-        subports.filter(|subport| subport.network.is_none()).filter_map(|subport| subport.id)
+        subports.filter(|subport| subport.addressing.network.is_none()).filter_map(|subport| subport.id)
     }
 
     /// Adds the fields of the subports' own ports. Subports that no longer exist are removed.
@@ -106,9 +106,9 @@ impl PortDetails {
         let Some(Ok(subports)) = &mut self.subports else { return };
         let known = subports.iter().filter_map(|subport| Some((subport.clone(), rows.get(&subport.id?)?)));
         let known = known.map(|(subport, row)| {
-            let row = row.clone()?;
-            let PortRecord { network, mac, fixed_ips, allowed_addresses, .. } = row;
-            Ok(PortRecord { network, mac: mac.or(subport.mac), fixed_ips, allowed_addresses, ..subport })
+            let mut addressing = row.clone()?.addressing;
+            addressing.mac = addressing.mac.or(subport.addressing.mac);
+            Ok(PortRecord { addressing, ..subport })
         });
         self.subports = Some(known.collect());
     }
@@ -172,10 +172,12 @@ impl PortJson {
             tenant: instance.map(|instance| Tenant { instance, project: None }),
             device_owner,
             port_project: read::<ProjectId>("project_id", self.project_id.as_ref())?,
-            network: read::<NetworkId>("network_id", self.network_id.as_ref())?,
-            mac: read("mac_address", self.mac_address.as_ref())?,
-            fixed_ips: self.fixed_ips()?,
-            allowed_addresses: self.allowed_addresses(),
+            addressing: PortAddressing {
+                network: read::<NetworkId>("network_id", self.network_id.as_ref())?,
+                mac: read("mac_address", self.mac_address.as_ref())?,
+                fixed_ips: self.fixed_ips()?,
+                allowed_addresses: self.allowed_addresses(),
+            },
             ..PortRecord::default()
         })
     }
@@ -204,7 +206,8 @@ impl SubportJson {
         let mac = self.mac_address.as_deref().map(str::parse).transpose().map_err(invalid)?;
         let vlan = VlanId::try_from(self.segmentation_id).map_err(invalid)?;
         let id = Some(self.port_id.parse().map_err(invalid)?);
-        Ok(PortRecord { id, trunk: Some(TrunkBinding { parent, vlan }), mac, ..PortRecord::default() })
+        let addressing = PortAddressing { mac, ..PortAddressing::default() };
+        Ok(PortRecord { id, trunk: Some(TrunkBinding { parent, vlan }), addressing, ..PortRecord::default() })
     }
 }
 
@@ -240,10 +243,13 @@ mod tests {
         let tenant = Tenant { instance: INSTANCE.parse().unwrap(), project: None };
         assert_eq!(record.tenant, Some(tenant));
         assert_eq!(record.port_project, Some("p".parse().unwrap()));
-        assert_eq!(record.fixed_ips, ["10.0.0.5", "fd00::5"].map(|ip| ip.parse::<IpAddr>().unwrap()));
+        assert_eq!(
+            record.addressing.fixed_ips,
+            ["10.0.0.5", "fd00::5"].map(|ip| ip.parse::<IpAddr>().unwrap())
+        );
         let allowed =
             ["10.0.0.9", "10.0.0.8", "10.1.0.0/16"].map(|text| text.parse::<AddressPrefix>().unwrap());
-        assert_eq!(record.allowed_addresses, allowed);
+        assert_eq!(record.addressing.allowed_addresses, allowed);
     }
 
     #[test]
@@ -307,8 +313,11 @@ mod tests {
         details.complete(&rows);
         let [_, subport] = &details.records()[..] else { panic!("{details:?}") };
         assert_eq!((subport.id, subport.trunk, &subport.tenant), (Some(id), Some(binding), &None));
-        assert_eq!(subport.network, Some(INSTANCE.parse().unwrap()));
-        assert_eq!(subport.fixed_ips, ["10.0.0.5", "fd00::5"].map(|ip| ip.parse::<IpAddr>().unwrap()));
+        assert_eq!(subport.addressing.network, Some(INSTANCE.parse().unwrap()));
+        assert_eq!(
+            subport.addressing.fixed_ips,
+            ["10.0.0.5", "fd00::5"].map(|ip| ip.parse::<IpAddr>().unwrap())
+        );
         assert_eq!(details.incomplete_subports().count(), 0);
 
         details.complete(&BTreeMap::new());

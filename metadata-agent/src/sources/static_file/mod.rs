@@ -58,7 +58,9 @@ use super::directory_watch::DirectoryWatch;
 use super::text_file::{self, FileError, Symlinks};
 use super::{Reporter, blocking};
 use crate::ids::{InstanceId, MacAddress, NetworkId, PortId, ProjectId, VlanId};
-use crate::inventory::{AddressPrefix, DeviceName, Event, Port, PortRecord, SourceKind, TrunkBinding};
+use crate::inventory::{
+    AddressPrefix, DeviceName, Event, Port, PortAddressing, PortRecord, SourceKind, TrunkBinding,
+};
 
 /// Largest accepted file. A port takes about 400 bytes.
 pub(crate) const MAX_FILE_BYTES: u64 = 64 * 1024 * 1024;
@@ -215,20 +217,13 @@ impl FilePort {
     fn into_records(self) -> impl Iterator<Item = PortRecord> {
         let Self { id, device, instance, project, network, mac, fixed_ips, allowed_addresses, subports } =
             self;
-        let port =
-            Port { id: Some(id), device, instance, project, network, mac, fixed_ips, allowed_addresses };
+        let addressing = PortAddressing { network, mac, fixed_ips, allowed_addresses };
+        let port = Port { id: Some(id), device, instance, project, addressing };
         let subports = subports.into_iter().map(move |subport| {
             let FileSubport { id: own, vlan, network, mac, fixed_ips, allowed_addresses } = subport;
             let trunk = Some(TrunkBinding { parent: id, vlan });
-            PortRecord {
-                id: Some(own),
-                trunk,
-                network,
-                mac,
-                fixed_ips,
-                allowed_addresses,
-                ..PortRecord::default()
-            }
+            let addressing = PortAddressing { network, mac, fixed_ips, allowed_addresses };
+            PortRecord { id: Some(own), trunk, addressing, ..PortRecord::default() }
         });
         std::iter::once(PortRecord::from(port)).chain(subports)
     }

@@ -18,17 +18,22 @@ fn the_documented_example_is_parsed() {
         device: Some("tap3f2a9d10-77".parse().unwrap()),
         instance: "7d3c6e2e-5e0b-4f0e-8a44-0d4e6c7b1f10".parse().unwrap(),
         project: "9c1b7f0e6a3d4f4bb0f6a3c7d2e5a890".parse().unwrap(),
-        network: Some("b6c7d8e9-0a1b-4c2d-8e3f-4a5b6c7d8e9f".parse().unwrap()),
-        mac: Some("fa:16:3e:11:22:33".parse().unwrap()),
-        fixed_ips: vec!["10.0.0.5".parse().unwrap(), "2001:db8::5".parse().unwrap()],
-        allowed_addresses: vec!["10.0.0.100".parse().unwrap()],
+        addressing: PortAddressing {
+            network: Some("b6c7d8e9-0a1b-4c2d-8e3f-4a5b6c7d8e9f".parse().unwrap()),
+            mac: Some("fa:16:3e:11:22:33".parse().unwrap()),
+            fixed_ips: vec!["10.0.0.5".parse().unwrap(), "2001:db8::5".parse().unwrap()],
+            allowed_addresses: vec!["10.0.0.100".parse().unwrap()],
+        },
     };
     let subport = PortRecord {
         id: Some("aa06d8e9-0a1b-4c2d-8e3f-4a5b6c7d8e9f".parse().unwrap()),
         trunk: Some(TrunkBinding { parent: wanted.id.unwrap(), vlan: VlanId::try_from(5).unwrap() }),
-        network: Some("c7d8e9f0-1b2c-4d3e-8f4a-5b6c7d8e9fa0".parse().unwrap()),
-        mac: Some("fa:16:3e:11:22:34".parse().unwrap()),
-        fixed_ips: vec!["10.5.0.5".parse().unwrap()],
+        addressing: PortAddressing {
+            network: Some("c7d8e9f0-1b2c-4d3e-8f4a-5b6c7d8e9fa0".parse().unwrap()),
+            mac: Some("fa:16:3e:11:22:34".parse().unwrap()),
+            fixed_ips: vec!["10.5.0.5".parse().unwrap()],
+            ..PortAddressing::default()
+        },
         ..PortRecord::default()
     };
     assert_eq!(parse(&example).unwrap(), [wanted.into(), subport]);
@@ -37,7 +42,7 @@ fn the_documented_example_is_parsed() {
 #[test]
 fn optional_fields_may_be_omitted() {
     let [port] = &parse(&file(&[&short(1)])).unwrap()[..] else { panic!("one port") };
-    assert_eq!((&port.device, port.network, port.mac), (&None, None, None));
+    assert_eq!((&port.device, &port.addressing), (&None, &PortAddressing::default()));
     assert!(parse(r#"{"ports": []}"#).unwrap().is_empty());
 }
 

@@ -16,7 +16,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
 use metadata_agent::ids::{InstanceId, MacAddress, NetworkId, PortId};
-use metadata_agent::inventory::{DeviceName, Entry, Event, Inventory, PortRecord, SourceKind, Tenant};
+use metadata_agent::inventory::{
+    DeviceName, Entry, Event, Inventory, PortAddressing, PortRecord, SourceKind, Tenant,
+};
 use nix::sys::resource::{UsageWho, getrusage};
 use nix::sys::time::TimeValLike as _;
 use serde::Serialize;
@@ -103,10 +105,10 @@ fn runtime() -> anyhow::Result<Runtime> {
 async fn load(inventory: &Inventory, events: &mpsc::Sender<Event>) -> anyhow::Result<()> {
     let mut version = inventory.subscribe();
     for number in 0..PORTS {
-        for (source, facts) in
+        for (source, record) in
             [(SourceKind::Ovsdb, interface(number, 0)), (SourceKind::Neutron, port(number))]
         {
-            let event = Event { source, key: number.to_string(), ports: vec![facts] };
+            let event = Event { source, key: number.to_string(), ports: vec![record] };
             events.send(event).await.context("the publisher has stopped")?;
         }
     }
@@ -153,7 +155,7 @@ async fn change(inventory: &Inventory, events: &mpsc::Sender<Event>) -> anyhow::
                 while let Some((number, sent)) = hidden.front() {
                     let tap = DeviceName::from_port_id(&port_id(*number));
                     let Ok(Some(Entry::Agreed(port))) = snapshot.find(tap.as_str(), None) else { break };
-                    if port.mac != Some(mac(*number, 1)) {
+                    if port.addressing.mac != Some(mac(*number, 1)) {
                         break;
                     }
                     latencies.push(now.duration_since(*sent).as_secs_f64() * 1e6);
@@ -181,8 +183,11 @@ fn interface(number: u32, edition: u8) -> PortRecord {
         id: Some(port_id(number)),
         device: Some(DeviceName::from_port_id(&port_id(number))),
         tenant: Some(Tenant { instance: instance(number), project: None }),
-        network: Some(network(number)),
-        mac: Some(mac(number, edition)),
+        addressing: PortAddressing {
+            network: Some(network(number)),
+            mac: Some(mac(number, edition)),
+            ..PortAddressing::default()
+        },
         ..PortRecord::default()
     }
 }
@@ -194,9 +199,12 @@ fn port(number: u32) -> PortRecord {
         id: Some(port_id(number)),
         tenant: Some(Tenant { instance: instance(number), project: None }),
         port_project: format!("project{}", number % 100).parse().ok(),
-        network: Some(network(number)),
-        mac: Some(mac(number, 0)),
-        fixed_ips: vec![[10, 0, a, b].into()],
+        addressing: PortAddressing {
+            network: Some(network(number)),
+            mac: Some(mac(number, 0)),
+            fixed_ips: vec![[10, 0, a, b].into()],
+            ..PortAddressing::default()
+        },
         ..PortRecord::default()
     }
 }
@@ -284,14 +292,14 @@ mod tests {
         let (inventory, publisher) = Inventory::new();
         let (events, queue) = mpsc::channel(8);
         let both = [(SourceKind::Ovsdb, interface(7, 0)), (SourceKind::Neutron, port(7))];
-        for (source, facts) in both {
-            events.try_send(Event { source, key: "7".to_owned(), ports: vec![facts] }).unwrap();
+        for (source, record) in both {
+            events.try_send(Event { source, key: "7".to_owned(), ports: vec![record] }).unwrap();
         }
         drop(events);
         runtime().unwrap().block_on(publisher.run(queue, CancellationToken::new()));
         let tap = DeviceName::from_port_id(&port_id(7));
         let snapshot = inventory.load();
         let Ok(Some(Entry::Agreed(known))) = snapshot.find(tap.as_str(), None) else { panic!("unknown") };
-        assert_eq!((known.instance, known.mac), (instance(7), Some(mac(7, 0))));
+        assert_eq!((known.instance, known.addressing.mac), (instance(7), Some(mac(7, 0))));
     }
 }

@@ -11,7 +11,7 @@ use std::time::Instant;
 use anyhow::{Context as _, ensure};
 use metadata_agent::directory::{Binding, BindingChanges, Directory, Owner};
 use metadata_agent::ids::IfIndex;
-use metadata_agent::inventory::Port;
+use metadata_agent::inventory::{Port, PortAddressing};
 use metadata_agent::proxy::metrics::Metrics;
 use metadata_agent::proxy::{
     ClientIdentity, ClientLookup, ClientQuery, Endpoint, LookupFuture, LookupOutcome, Proxy, ProxyConfig,
@@ -202,12 +202,10 @@ fn directory() -> anyhow::Result<Directory> {
             device: None,
             instance: "3b0e5c6e-9a1f-4d0a-8f0b-1c2d3e4f5a6b".parse().context("an instance")?,
             project: "acme".parse().context("a project")?,
-            network: None,
-            mac: None,
-            fixed_ips: vec![[10, 0, 0, 5].into()],
-            allowed_addresses: Vec::new(),
+            addressing: PortAddressing { fixed_ips: vec![[10, 0, 0, 5].into()], ..PortAddressing::default() },
         };
-        let identity = ClientIdentity::new(port.instance, &port.project, port.fixed_ips.clone(), &signer);
+        let addresses = port.addressing.fixed_ips.clone();
+        let identity = ClientIdentity::new(port.instance, &port.project, addresses, &signer);
         let owner = Owner::Known { port: Arc::new(port), identity: Arc::new(identity) };
         let interface = format!("tap{number}");
         let binding = Binding { interface, index: IfIndex(number), vlan: None, since: Instant::now(), owner };

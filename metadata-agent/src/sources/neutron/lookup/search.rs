@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::query::{InstancePort, LookupQuery, LookupResult, PortSelector};
 use crate::ids::{NetworkId, NetworkOrRouter, RouterId};
-use crate::inventory::PortRecord;
+use crate::inventory::{PortAddressing, PortRecord};
 use crate::sources::neutron::api::{Api, ApiError, Filter, SINGLE_PORTS_LIMIT};
 use crate::sources::neutron::ports::ParsedPort;
 
@@ -52,7 +52,7 @@ async fn networks_of(api: &Api, router: RouterId) -> Result<Arc<[NetworkId]>, Ar
     let owners = ROUTER_INTERFACES.map(|owner| ("device_owner", owner.to_owned()));
     let filters: Vec<Filter> = [("device_id", router.to_string())].into_iter().chain(owners).collect();
     let ports = api.ports(&filters, SINGLE_PORTS_LIMIT, |_| true).await?;
-    let networks = ports.into_iter().filter_map(|(_, row)| row.ok()?.record.network);
+    let networks = ports.into_iter().filter_map(|(_, row)| row.ok()?.record.addressing.network);
     let networks: BTreeSet<_> = networks.collect();
     Ok(networks.into_iter().collect())
 }
@@ -77,11 +77,11 @@ fn filter(target: PortSelector) -> Filter {
 /// Chooses the only port that matches. Filters again, in case the server ignores filters.
 fn select(ports: Vec<ParsedPort>, networks: &[NetworkId], target: PortSelector) -> LookupResult {
     let is_whom = |record: &PortRecord| match target {
-        PortSelector::Ip(address, _) => record.fixed_ips.contains(&address),
-        PortSelector::Mac(mac) => record.mac == Some(mac),
+        PortSelector::Ip(address, _) => record.addressing.fixed_ips.contains(&address),
+        PortSelector::Mac(mac) => record.addressing.mac == Some(mac),
     };
     let matches = |record: &PortRecord| {
-        record.network.is_some_and(|network| networks.contains(&network)) && is_whom(record)
+        record.addressing.network.is_some_and(|network| networks.contains(&network)) && is_whom(record)
     };
     let valid = ports
         .into_iter()
@@ -94,9 +94,7 @@ fn select(ports: Vec<ParsedPort>, networks: &[NetworkId], target: PortSelector) 
     let PortRecord {
         tenant: Some(tenant),
         port_project: Some(project),
-        network: Some(network),
-        mac,
-        fixed_ips,
+        addressing: PortAddressing { network: Some(network), mac, fixed_ips, .. },
         ..
     } = record
     else {

@@ -28,7 +28,7 @@ use uuid::Uuid;
 
 use super::super::row_tracker::RowState;
 use crate::ids::{IdError, InstanceId, MacAddress, NetworkId, PortId, VlanId};
-use crate::inventory::{DeviceOwner, PortRecord, Tenant, TrunkBinding};
+use crate::inventory::{DeviceOwner, PortAddressing, PortRecord, Tenant, TrunkBinding};
 
 pub(super) const DATABASE: &str = "OVN_Southbound";
 const TABLE: &str = "Port_Binding";
@@ -123,15 +123,8 @@ fn row_state(name: &str, record: Result<PortRecord, BindingError>) -> BindingSta
 fn subport(name: &str, row: &Row, parent: PortId, tag: i64) -> Result<PortRecord, BindingError> {
     let vlan = u64::try_from(tag).ok().and_then(|tag| VlanId::try_from(tag).ok());
     let vlan = vlan.ok_or(BindingError::Tag { tag })?;
-    let PortRecord { id, network, mac, fixed_ips, .. } = record(name, row)?;
-    Ok(PortRecord {
-        id,
-        trunk: Some(TrunkBinding { parent, vlan }),
-        network,
-        mac,
-        fixed_ips,
-        ..PortRecord::default()
-    })
+    let PortRecord { id, addressing, .. } = record(name, row)?;
+    Ok(PortRecord { id, trunk: Some(TrunkBinding { parent, vlan }), addressing, ..PortRecord::default() })
 }
 
 fn record(name: &str, row: &Row) -> Result<PortRecord, BindingError> {
@@ -155,9 +148,12 @@ fn record(name: &str, row: &Row) -> Result<PortRecord, BindingError> {
         tenant: instance.map(|instance| Tenant { instance, project: None }),
         device_owner: owner.filter(|owner| is_guests || !owner.is_instance()),
         port_project: project,
-        network: value("neutron:network_name").map(network).transpose()?,
-        mac,
-        fixed_ips: cidrs.unwrap_or(addresses),
+        addressing: PortAddressing {
+            network: value("neutron:network_name").map(network).transpose()?,
+            mac,
+            fixed_ips: cidrs.unwrap_or(addresses),
+            ..PortAddressing::default()
+        },
         ..PortRecord::default()
     })
 }

@@ -59,9 +59,12 @@ fn a_guests_row_has_all_fields_but_the_instances_project() {
         tenant: Some(Tenant { instance: INSTANCE.parse().unwrap(), project: None }),
         device_owner: DeviceOwner::new("compute:nova"),
         port_project: Some("p1".parse().unwrap()),
-        network: Some(NETWORK_ID.parse().unwrap()),
-        mac: Some("fa:16:3e:11:22:33".parse().unwrap()),
-        fixed_ips: vec!["10.0.0.5".parse().unwrap(), "fd00::5".parse().unwrap()],
+        addressing: PortAddressing {
+            network: Some(NETWORK_ID.parse().unwrap()),
+            mac: Some("fa:16:3e:11:22:33".parse().unwrap()),
+            fixed_ips: vec!["10.0.0.5".parse().unwrap(), "fd00::5".parse().unwrap()],
+            ..PortAddressing::default()
+        },
         ..PortRecord::default()
     };
     assert_eq!(record_of(&row(|_| ())), wanted);
@@ -103,8 +106,8 @@ fn the_mac_address_is_the_one_with_addresses_or_the_only_one() {
         (json!("dynamic"), None),
     ] {
         let record = record_of(&row(|row| row["mac"] = mac.clone()));
-        assert_eq!(record.mac, wanted.map(|mac| mac.parse().unwrap()), "{mac}");
-        assert_eq!(record.fixed_ips.len(), 2, "{mac}: neutron:cidrs has two addresses");
+        assert_eq!(record.addressing.mac, wanted.map(|mac| mac.parse().unwrap()), "{mac}");
+        assert_eq!(record.addressing.fixed_ips.len(), 2, "{mac}: neutron:cidrs has two addresses");
     }
 }
 
@@ -150,9 +153,12 @@ fn a_subport_is_reported_by_its_parent_and_vlan() {
     let wanted = PortRecord {
         id: Some(OTHER.parse().unwrap()),
         trunk: Some(TrunkBinding { parent: PORT.parse().unwrap(), vlan: VlanId::try_from(7).unwrap() }),
-        network: Some(NETWORK_ID.parse().unwrap()),
-        mac: Some("fa:16:3e:11:22:33".parse().unwrap()),
-        fixed_ips: vec!["10.0.0.5".parse().unwrap(), "fd00::5".parse().unwrap()],
+        addressing: PortAddressing {
+            network: Some(NETWORK_ID.parse().unwrap()),
+            mac: Some("fa:16:3e:11:22:33".parse().unwrap()),
+            fixed_ips: vec!["10.0.0.5".parse().unwrap(), "fd00::5".parse().unwrap()],
+            ..PortAddressing::default()
+        },
         ..PortRecord::default()
     };
     assert_eq!(record_of(&subport(|_| ())), wanted);

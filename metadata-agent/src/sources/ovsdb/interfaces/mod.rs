@@ -40,7 +40,7 @@ use super::super::row_tracker::RowState;
 use super::schema::{BRIDGE, INTERFACE, InterfaceError, PORT, TABLES, id};
 use super::trunks::Trunks;
 use crate::ids::{IfIndex, InstanceId, NetworkId, PortId};
-use crate::inventory::{DeviceName, PortRecord, Tenant};
+use crate::inventory::{DeviceName, PortAddressing, PortRecord, Tenant};
 
 /// State of a row of `Interface`. An invalid row is reported by the interface's name.
 pub(super) type InterfaceState = RowState<InterfaceError>;
@@ -132,12 +132,12 @@ impl Interfaces {
         record: Result<Option<PortRecord>, InterfaceError>,
     ) -> InterfaceState {
         let record = record.and_then(|record| {
-            let Some(record) = record else { return Ok(None) };
-            let mut network = self.network(interface)?;
-            if network.is_none() && self.on_trunks.contains(&interface) {
-                network = self.network_of_parent(record.id)?;
+            let Some(mut record) = record else { return Ok(None) };
+            record.addressing.network = self.network(interface)?;
+            if record.addressing.network.is_none() && self.on_trunks.contains(&interface) {
+                record.addressing.network = self.network_of_parent(record.id)?;
             }
-            Ok(Some(PortRecord { network, ..record }))
+            Ok(Some(record))
         });
         match record {
             Ok(None) => RowState::Ignored,
@@ -188,7 +188,10 @@ fn guest(row: &Row, name: &str, kind: &str) -> Result<Option<PortRecord>, Interf
         id: port,
         device: device(name, port),
         tenant: instance.map(|instance| Tenant { instance, project: None }),
-        mac: id(row, "external_ids", "attached-mac")?,
+        addressing: PortAddressing {
+            mac: id(row, "external_ids", "attached-mac")?,
+            ..PortAddressing::default()
+        },
         ..PortRecord::default()
     }))
 }

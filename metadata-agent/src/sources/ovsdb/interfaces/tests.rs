@@ -26,7 +26,10 @@ fn record(device: Option<&str>) -> PortRecord {
         id: Some(ID.parse().unwrap()),
         device: device.map(|name| name.parse().unwrap()),
         tenant: Some(Tenant { instance: INSTANCE.parse().unwrap(), project: None }),
-        mac: Some("fa:16:3e:11:22:33".parse().unwrap()),
+        addressing: PortAddressing {
+            mac: Some("fa:16:3e:11:22:33".parse().unwrap()),
+            ..PortAddressing::default()
+        },
         ..PortRecord::default()
     }
 }
@@ -127,7 +130,7 @@ fn a_malformed_id_makes_a_row_invalid() {
 fn the_network_follows_the_port_of_the_interface() {
     let mut interfaces = Interfaces::new();
     let network = |states: &BTreeMap<Uuid, InterfaceState>| match states.get(&ROW) {
-        Some(RowState::Port(record)) => record.network.map(|network| network.to_string()),
+        Some(RowState::Port(record)) => record.addressing.network.map(|network| network.to_string()),
         other => panic!("{other:?}"),
     };
     let (first, second) = (Uuid::from_u128(2), Uuid::from_u128(3));

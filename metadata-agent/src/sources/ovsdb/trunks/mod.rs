@@ -22,7 +22,7 @@ use uuid::Uuid;
 
 use super::schema::{BRIDGE, INTERFACE, InterfaceError, PORT, id, parse};
 use crate::ids::{PortId, VlanId};
-use crate::inventory::{PortRecord, TrunkBinding};
+use crate::inventory::{PortAddressing, PortRecord, TrunkBinding};
 
 const TRUNK_BRIDGE: &str = "tbr-";
 const SUBPORT: &str = "spi-";
@@ -143,7 +143,10 @@ fn subport(row: &Row, tag: i64, parents: &BTreeSet<&str>) -> Result<PortRecord, 
     Ok(PortRecord {
         id: id(row, "external_ids", "iface-id")?,
         trunk: Some(trunk),
-        mac: id(row, "external_ids", "attached-mac")?,
+        addressing: PortAddressing {
+            mac: id(row, "external_ids", "attached-mac")?,
+            ..PortAddressing::default()
+        },
         ..PortRecord::default()
     })
 }

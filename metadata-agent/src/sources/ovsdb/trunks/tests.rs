@@ -81,8 +81,11 @@ fn subport_record() -> PortRecord {
     PortRecord {
         id: Some(SUBPORT_ID.parse().unwrap()),
         trunk: Some(TrunkBinding { parent: PARENT.parse().unwrap(), vlan: VlanId::try_from(7).unwrap() }),
-        network: Some(NETWORK.parse().unwrap()),
-        mac: Some("fa:16:3e:11:22:33".parse().unwrap()),
+        addressing: PortAddressing {
+            network: Some(NETWORK.parse().unwrap()),
+            mac: Some("fa:16:3e:11:22:33".parse().unwrap()),
+            ..PortAddressing::default()
+        },
         ..PortRecord::default()
     }
 }
@@ -169,13 +172,13 @@ fn the_parent_of_a_trunk_has_the_network_of_its_patch_port() {
         others.for_each(|(_, row)| drop(apply(row)));
         let mut states = apply(&all[last]);
         let Some(RowState::Port(record)) = states.remove(&Uuid::from_u128(TAP)) else { panic!("{last}") };
-        assert_eq!(record.network, Some(PARENT.parse().unwrap()), "{last}");
+        assert_eq!(record.addressing.network, Some(PARENT.parse().unwrap()), "{last}");
 
         let row = Uuid::from_u128(9).to_string();
         let without =
             json!({ PORT: { row: { "modify": { "other_config": ["map", [["net_uuid", PARENT]]] } } } });
         let states = interfaces.apply(UpdateFormat::Differences, &without).unwrap();
         let Some(RowState::Port(record)) = states.get(&Uuid::from_u128(TAP)) else { panic!("{last}") };
-        assert_eq!(record.network, None, "{last}");
+        assert_eq!(record.addressing.network, None, "{last}");
     }
 }

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use metadata_ebpf::reason::Reason;
 use nix::sys::signal::{Signal, kill};
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 use serde_json::Value;
 
@@ -185,6 +186,14 @@ impl AgentProcess {
 
     pub fn signal(&self, signal: Signal) {
         kill(self.raw_pid(), signal).unwrap_or_else(|e| panic!("send {signal} to the agent: {e}"));
+    }
+
+    /// Sends SIGSTOP and waits until every thread has stopped. Until then one of them may still
+    /// answer a guest.
+    pub fn freeze(&self) {
+        self.signal(Signal::SIGSTOP);
+        let status = waitpid(self.raw_pid(), Some(WaitPidFlag::WUNTRACED));
+        assert!(matches!(status, Ok(WaitStatus::Stopped(..))), "the agent did not stop: {status:?}");
     }
 
     /// Kills it with SIGKILL and waits for its exit.

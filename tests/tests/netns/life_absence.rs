@@ -75,7 +75,7 @@ fn a_hung_agent_is_bypassed_and_comes_back() {
     let process = agent.start();
     tenants.assert_served();
 
-    process.signal(Signal::SIGSTOP);
+    process.freeze();
     for (guest, network) in tenants.guests.iter().zip(&tenants.networks) {
         let answer = wait::until("the legacy path serves", PATIENCE, || try_get(guest).ok());
         assert_eq!(answer, greeting(network));

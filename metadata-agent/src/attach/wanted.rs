@@ -219,7 +219,7 @@ fn subport_entry(parent: &Owner, subport: &Subport) -> Option<Entry> {
 pub(crate) struct NamespacePorts {
     /// The router or network whose addresses the guests have.
     pub(crate) scope: NetworkOrRouter,
-    /// Whether packets are dropped while no legacy metadata path listens in the namespace.
+    /// Drops packets while no legacy metadata path listens in the namespace.
     pub(crate) confined: bool,
     /// The IPv4 addresses of the namespace's interfaces, with their prefix lengths.
     pub(crate) addresses: Vec<(IfIndex, Ipv4Addr, u8)>,

@@ -16,8 +16,8 @@ use crate::config::{Config, ConfigArgs, ConfigErrors};
 use crate::error_chain::error_chain;
 use cli::{Cli, Command, ConfigCommand, EX_USAGE};
 
-/// Parses the command line of this process, runs its command, prints its error, and returns its exit
-/// code.
+/// Parses the command line of this process, runs its command, prints its error, and returns its
+/// exit code.
 #[must_use]
 pub fn main() -> ExitCode {
     match &Cli::parse_or_exit().command {

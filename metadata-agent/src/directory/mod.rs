@@ -28,7 +28,7 @@ pub struct Binding {
     pub index: IfIndex,
     /// The VLAN id of a trunk's subport.
     pub vlan: Option<VlanId>,
-    /// When it was attached.
+    /// The time of its attachment.
     pub since: Instant,
     pub owner: Owner,
 }
@@ -40,7 +40,7 @@ pub(crate) struct SharedBinding {
     pub interface: String,
     /// The index in the namespace.
     pub index: IfIndex,
-    /// When it was attached.
+    /// The time of its attachment.
     pub since: Instant,
     /// The network or router to which the guests' addresses belong.
     pub scope: NetworkOrRouter,

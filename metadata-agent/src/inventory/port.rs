@@ -49,7 +49,7 @@ pub struct Port {
     pub addressing: PortAddressing,
 }
 
-/// What one source knows about a port. A record with neither id nor device belongs to no port.
+/// One source's knowledge of a port. A record with neither id nor device belongs to no port.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 pub struct PortRecord {
     pub id: Option<PortId>,

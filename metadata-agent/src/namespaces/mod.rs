@@ -59,7 +59,7 @@ pub(crate) struct NamespaceRules {
     pub names: Vec<NamePattern>,
     /// The port of a router's legacy metadata path.
     pub legacy_port: u16,
-    /// Whether packets are dropped in a router without a legacy path.
+    /// Drops packets in a router without a legacy path.
     pub confine_routers: bool,
 }
 

@@ -1,4 +1,5 @@
-//! Checks the documents: links lead somewhere, front pages stay short, the operations page is complete.
+//! Checks the documents: links lead somewhere, front pages stay short, the operations page is
+//! complete.
 
 use std::fs;
 use std::path::{Path, PathBuf};

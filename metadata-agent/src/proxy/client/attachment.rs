@@ -33,7 +33,7 @@ pub enum LookupState {
     Known(Arc<ClientIdentity>),
     /// No source has reported the port yet.
     Pending {
-        /// When the attachment began to wait for a source.
+        /// The start of the attachment's wait for a source.
         since: Instant,
     },
     /// Many guests share the attachment, so the client is looked up by its address there.

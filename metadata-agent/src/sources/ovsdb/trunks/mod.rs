@@ -4,10 +4,10 @@
 //! ```text
 //!   tbr-<trunk>                                              br-int
 //!     tap<parent>   external_ids:iface-id = the parent
-//!     tpt-<parent>  ------------- patch ------------------   tpi-<parent>   external_ids:iface-id = the parent
-//!                                                                           Port.other_config:net_uuid = its network
-//!     spt-<subport> ------------- patch ------------------   spi-<subport>  external_ids:iface-id = the subport
-//!       Port.tag = the VLAN                                                 Port.other_config:net_uuid = its network
+//!     tpt-<parent>  ------ patch ------   tpi-<parent>   external_ids:iface-id = the parent
+//!                                                        Port.other_config:net_uuid = its network
+//!     spt-<subport> ------ patch ------   spi-<subport>  external_ids:iface-id = the subport
+//!       Port.tag = the VLAN                              Port.other_config:net_uuid = its network
 //! ```
 //!
 //! The row of `spi-` reports a subport once the whole path to the parent exists: patch ports that

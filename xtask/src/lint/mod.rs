@@ -58,7 +58,7 @@ pub struct Options {
 /// # Errors
 /// Returns the findings of the first check that fails.
 pub fn run(options: &Options) -> Result<()> {
-    let checks = if options.only.is_empty() { DEFAULT } else { options.only.as_slice() };
+    let checks = if options.only.is_empty() { Check::value_variants() } else { options.only.as_slice() };
     if checks.iter().any(|check| check.needs_tools()) {
         setup(Scope::Lint, Report::OnlyChanges)?;
     }
@@ -75,17 +75,6 @@ pub fn run(options: &Options) -> Result<()> {
 pub fn lint() -> Result<()> {
     run(&Options { only: Vec::new(), paths: Vec::new() })
 }
-
-/// The checks that the tree passes.
-const DEFAULT: &[Check] = &[
-    Check::Commits,
-    Check::Spelling,
-    Check::Dependencies,
-    Check::Boundaries,
-    Check::Abi,
-    Check::Format,
-    Check::Clippy,
-];
 
 impl Check {
     fn run(self, paths: &[PathBuf]) -> Result<()> {

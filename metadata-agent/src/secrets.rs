@@ -64,11 +64,11 @@ pub struct SecretFileError {
 pub struct SecretFiles {
     /// The secret in the configuration.
     own: SecretString,
-    files: Vec<SecretFile>,
+    files: Vec<TrackedFile>,
 }
 
 #[derive(Debug)]
-struct SecretFile {
+struct TrackedFile {
     path: PathBuf,
     secret: SecretString,
     /// The last error, which is logged once.
@@ -82,7 +82,7 @@ impl SecretFiles {
     /// The first file that cannot be read.
     pub fn open(own: SecretString, paths: &[PathBuf]) -> Result<Self, SecretFileError> {
         let open = |path: &PathBuf| match read(path) {
-            Ok(secret) => Ok(SecretFile { path: path.clone(), secret, problem: None }),
+            Ok(secret) => Ok(TrackedFile { path: path.clone(), secret, problem: None }),
             Err(source) => Err(SecretFileError { path: path.clone(), source }),
         };
         Ok(Self { own, files: paths.iter().map(open).collect::<Result<_, _>>()? })
@@ -138,7 +138,7 @@ impl SecretFiles {
     }
 }
 
-impl SecretFile {
+impl TrackedFile {
     /// Reads the file again, and returns its secret if it has changed.
     fn reload(&mut self) -> Option<SecretString> {
         let file = self.path.display();

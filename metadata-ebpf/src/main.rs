@@ -35,7 +35,7 @@ pub fn md_to_guest(ctx: TcContext) -> i32 {
 }
 
 /// `TC_ACT_UNSPEC` equals `TCX_NEXT`: other programs on the hook, and the host's own path, continue
-/// as if no program of ours were attached.
+/// as if our program were not attached.
 #[inline(always)]
 #[expect(unsafe_code, reason = "helpers are unsafe to call")]
 #[expect(clippy::cast_possible_truncation, reason = "the helpers return a verdict")]

@@ -33,7 +33,8 @@ const SOCKET_MODE: u32 = 0o660;
 /// Limit of concurrent connections. More connections wait to be accepted.
 const MAX_CONNECTIONS: usize = 16;
 /// Time limits for a client.
-const TIMEOUTS: Timeouts = Timeouts { head: Duration::from_secs(5), connection: Duration::from_secs(10) };
+const TIMEOUTS: RequestTimeouts =
+    RequestTimeouts { head: Duration::from_secs(5), connection: Duration::from_secs(10) };
 /// Size limit of a request's headers.
 const MAX_HEAD: usize = 16 * 1024;
 /// Pause after a failed `accept`. It would fail again at once while the process has no free
@@ -46,7 +47,7 @@ const JSON: HeaderValue = HeaderValue::from_static("application/json");
 const TEXT: HeaderValue = HeaderValue::from_static("text/plain; charset=utf-8");
 
 #[derive(Clone, Copy)]
-struct Timeouts {
+struct RequestTimeouts {
     /// For the request's headers.
     head: Duration,
     /// For the whole connection.
@@ -97,7 +98,7 @@ impl AdminSocket {
 
     async fn serve_with(
         mut self,
-        timeouts: Timeouts,
+        timeouts: RequestTimeouts,
         state: Arc<dyn AdminState>,
         cancel: CancellationToken,
     ) -> Result<(), SocketFileError> {
@@ -113,7 +114,7 @@ impl AdminSocket {
 
 async fn accept(
     listener: UnixListener,
-    timeouts: Timeouts,
+    timeouts: RequestTimeouts,
     state: Arc<dyn AdminState>,
     tasks: &TaskTracker,
     cancel: &CancellationToken,

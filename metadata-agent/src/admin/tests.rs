@@ -56,7 +56,7 @@ impl Served {
         Self::start_with(TIMEOUTS)
     }
 
-    fn start_with(timeouts: Timeouts) -> Self {
+    fn start_with(timeouts: RequestTimeouts) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("run/admin.sock");
         let (agent, cancel) = (Arc::new(FakeAgent::default()), CancellationToken::new());
@@ -140,7 +140,7 @@ async fn a_request_head_over_the_limit_is_refused() {
 }
 
 /// Fills every place with clients that say no more than `first`, and waits for one that asks.
-async fn outlast_silent_clients(timeouts: Timeouts, first: &str) -> Duration {
+async fn outlast_silent_clients(timeouts: RequestTimeouts, first: &str) -> Duration {
     let served = Served::start_with(timeouts);
     let mut silent = Vec::new();
     let before = Instant::now();
@@ -157,14 +157,14 @@ async fn outlast_silent_clients(timeouts: Timeouts, first: &str) -> Duration {
 
 #[tokio::test]
 async fn slow_clients_cannot_keep_others_out() {
-    let timeouts = Timeouts { head: Duration::from_millis(50), connection: LIMIT };
+    let timeouts = RequestTimeouts { head: Duration::from_millis(50), connection: LIMIT };
     let waited = outlast_silent_clients(timeouts, "GET /live HTTP/1.1\r\n").await;
     assert!(waited >= timeouts.head, "there was no room before: {waited:?}");
 }
 
 #[tokio::test]
 async fn no_connection_outlives_its_time() {
-    let timeouts = Timeouts { head: LIMIT, connection: Duration::from_millis(50) };
+    let timeouts = RequestTimeouts { head: LIMIT, connection: Duration::from_millis(50) };
     let waited = outlast_silent_clients(timeouts, "").await;
     assert!(waited >= timeouts.connection, "there was no room before: {waited:?}");
 }

@@ -97,7 +97,7 @@ impl Attached {
             None => kernel.failures.clear(index, Step::FitSubnets),
         }
 
-        // What others are told of it.
+        // Log a change of the owner.
         if self.clients != clients {
             log_owner(&self.link, &self.clients, &clients);
             self.clients = clients;
@@ -152,7 +152,7 @@ impl Attached {
         }
     }
 
-    /// Returns what the directory and the sources are told of it.
+    /// Returns the record for the directory and for presence subscribers.
     pub(super) fn record(&self, namespace: Option<&Arc<str>>) -> InterfaceRecord {
         let (interface, index) = (&self.link.name, self.link.index);
         let mut record = InterfaceRecord { present: self.present.clone(), ..InterfaceRecord::default() };

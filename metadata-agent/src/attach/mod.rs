@@ -36,7 +36,7 @@ use crate::net::portal::{HOST_END, PortalError, PortalUplink};
 use attached::{Attached, Kernel};
 use failures::{FailureTable, Step};
 use names::Names;
-use publish::{InterfaceRecord, Publisher};
+use publish::{BindingPublisher, InterfaceRecord};
 use qdisc::{IngressQdisc, QdiscError};
 use reattach::DetachedPrograms;
 use wanted::{Target, Terms};
@@ -106,7 +106,7 @@ impl Changes {
 }
 
 /// The network namespace of an attacher, unless it is the host's.
-pub(crate) struct Namespace {
+pub(crate) struct AttachedNamespace {
     pub(crate) name: Arc<str>,
     pub(crate) netns: Arc<Netns>,
     /// The way of its clients into the portal.
@@ -117,7 +117,7 @@ pub(crate) struct Namespace {
 pub(crate) struct Attacher {
     datapath: Datapath,
     netlink: Netlink,
-    namespace: Option<Namespace>,
+    namespace: Option<AttachedNamespace>,
     attached: BTreeMap<IfIndex, Attached>,
     /// Interfaces that are not an instance's, and so take the host's own path.
     aside: BTreeMap<IfIndex, (Link, Option<Present>)>,
@@ -126,7 +126,7 @@ pub(crate) struct Attacher {
     failures: FailureTable,
     /// Interfaces that are attached, aside or failed.
     names: Names,
-    publisher: Publisher,
+    publisher: BindingPublisher,
 }
 
 impl Attacher {
@@ -137,20 +137,25 @@ impl Attacher {
         directory: Arc<Directory>,
         presence: watch::Sender<Presence>,
     ) -> Self {
-        Self::new(datapath, netlink, None, Publisher::new(directory, Some(presence)))
+        Self::new(datapath, netlink, None, BindingPublisher::new(directory, Some(presence)))
     }
 
     /// An attacher for another namespace, of which `netlink` is a socket. Nothing is attached yet.
     pub(crate) fn for_namespace(
         datapath: Datapath,
         netlink: Netlink,
-        namespace: Namespace,
+        namespace: AttachedNamespace,
         directory: Arc<Directory>,
     ) -> Self {
-        Self::new(datapath, netlink, Some(namespace), Publisher::new(directory, None))
+        Self::new(datapath, netlink, Some(namespace), BindingPublisher::new(directory, None))
     }
 
-    fn new(datapath: Datapath, netlink: Netlink, namespace: Option<Namespace>, publisher: Publisher) -> Self {
+    fn new(
+        datapath: Datapath,
+        netlink: Netlink,
+        namespace: Option<AttachedNamespace>,
+        publisher: BindingPublisher,
+    ) -> Self {
         Self {
             datapath,
             netlink,

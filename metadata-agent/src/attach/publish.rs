@@ -25,7 +25,7 @@ pub(super) struct InterfaceRecord {
 type PublishedIds = BTreeMap<IfIndex, Vec<AttachmentId>>;
 
 /// The subscribers, and what they know.
-pub(super) struct Publisher {
+pub(super) struct BindingPublisher {
     directory: Arc<Directory>,
     /// Subscribers to the presence of guests on the host.
     presence: Option<watch::Sender<Presence>>,
@@ -34,7 +34,7 @@ pub(super) struct Publisher {
     present: BTreeMap<IfIndex, Present>,
 }
 
-impl Publisher {
+impl BindingPublisher {
     pub(super) fn new(directory: Arc<Directory>, presence: Option<watch::Sender<Presence>>) -> Self {
         Self { directory, presence, own: BTreeMap::new(), shared: BTreeMap::new(), present: BTreeMap::new() }
     }
@@ -109,7 +109,7 @@ mod tests {
         ) {
             let directory = Arc::new(Directory::default());
             let (sender, presence) = watch::channel(Presence::default());
-            let mut publisher = Publisher::new(Arc::clone(&directory), Some(sender));
+            let mut publisher = BindingPublisher::new(Arc::clone(&directory), Some(sender));
             let mut last = BTreeMap::new();
             for portion in portions {
                 last.extend(portion.iter().cloned());
@@ -134,7 +134,7 @@ mod tests {
     #[test]
     fn presence_is_sent_again_only_when_it_changes() {
         let (sender, mut presence) = watch::channel(Presence::default());
-        let mut publisher = Publisher::new(Arc::default(), Some(sender));
+        let mut publisher = BindingPublisher::new(Arc::default(), Some(sender));
         let here = InterfaceRecord { present: Some(present(3, true)), ..InterfaceRecord::default() };
         publisher.publish([(IfIndex(3), here.clone())].into());
         assert!(presence.has_changed().unwrap());
@@ -149,7 +149,7 @@ mod tests {
     fn each_namespace_publishes_and_withdraws_its_own_part_only() {
         let directory = Arc::new(Directory::default());
         let ids = || directory.shared().iter().map(|(id, _)| id.get()).collect::<Vec<_>>();
-        let mut publishers = [1, 2].map(|_| Publisher::new(Arc::clone(&directory), None));
+        let mut publishers = [1, 2].map(|_| BindingPublisher::new(Arc::clone(&directory), None));
         for (id, publisher) in (1..).zip(&mut publishers) {
             // Interface indexes repeat between namespaces.
             publisher.publish([(IfIndex(2), shared(id))].into());

@@ -7,7 +7,7 @@ use ovsdb_client::TlsFiles;
 use tokio_util::task::TaskTracker;
 
 use super::options::Config;
-use super::value::{IpVersion, NovaEndpoint, Upstream};
+use super::value::{IpVersion, NovaEndpoint, UpstreamKind};
 use crate::attach::GuestRules;
 use crate::datapath::Limits;
 use crate::namespaces::NamespaceRules;
@@ -76,9 +76,9 @@ impl Config {
 
     pub(crate) fn upstream_auth(&self, signer: Signer) -> UpstreamAuth {
         match self.upstream {
-            Upstream::Nova => UpstreamAuth::Signed(signer),
-            Upstream::NeutronAgent => UpstreamAuth::ByNetwork(NetworkHeader::Neutron),
-            Upstream::OvnAgent => UpstreamAuth::ByNetwork(NetworkHeader::Ovn),
+            UpstreamKind::Nova => UpstreamAuth::Signed(signer),
+            UpstreamKind::NeutronAgent => UpstreamAuth::ByNetwork(NetworkHeader::Neutron),
+            UpstreamKind::OvnAgent => UpstreamAuth::ByNetwork(NetworkHeader::Ovn),
         }
     }
 
@@ -88,8 +88,8 @@ impl Config {
     /// An address of Nova does not make a URL.
     pub(crate) fn upstream_config(&self) -> Result<UpstreamConfig, EndpointError> {
         let base = match self.upstream {
-            Upstream::Nova => self.nova_config(self.nova_endpoints())?,
-            Upstream::NeutronAgent | Upstream::OvnAgent => {
+            UpstreamKind::Nova => self.nova_config(self.nova_endpoints())?,
+            UpstreamKind::NeutronAgent | UpstreamKind::OvnAgent => {
                 UpstreamConfig::neutron_agent(&self.neutron_agent_socket, self.neutron_agent_requests)
             }
         };

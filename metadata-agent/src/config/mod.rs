@@ -24,7 +24,7 @@ pub use error::{ConfigError, ConfigErrors};
 pub use options::{Config, OPTIONS};
 pub(crate) use oslo_config::Flags;
 pub use oslo_config::{ConfigSource, Origin, Setting};
-pub(crate) use value::{NovaEndpoint, SocketMode, Upstream};
+pub(crate) use value::{NovaEndpoint, SocketMode, UpstreamKind};
 
 use options::spec as option;
 use oslo_config::Resolver;

@@ -12,8 +12,8 @@ use crate::sources::neutron::{Credentials, Domain, NeutronAccess, NeutronAuth};
 /// Returns how to reach Neutron's API, or `None` if it is not configured.
 pub(super) fn access(config: &Config) -> Result<Option<NeutronAccess>, ConfigError> {
     let auth = match config.neutron_auth_type {
-        NeutronAuthType::Nobody => match config.neutron_endpoint_override.clone() {
-            Some(endpoint) => NeutronAuth::Nobody { endpoint },
+        NeutronAuthType::NoAuth => match config.neutron_endpoint_override.clone() {
+            Some(endpoint) => NeutronAuth::NoAuth { endpoint },
             None => return Err(incomplete(config, AUTH_TYPE, ENDPOINT)),
         },
         NeutronAuthType::Password | NeutronAuthType::ApplicationCredential => {

@@ -9,7 +9,7 @@ use oslo_config::{DEFAULT, Files, Fitted, Origin, Resolver, Setting};
 use serde::Serialize;
 
 use super::options::Config;
-use super::value::Upstream;
+use super::value::UpstreamKind;
 
 /// An option that is set, and its effect.
 #[derive(Clone, Debug, Serialize)]
@@ -182,7 +182,7 @@ fn without_effect(config: &Config) -> Vec<Notice> {
     // Without haproxies, their options have no effect. `metadata_proxy_socket` still has one if it
     // names the socket of Neutron's agent.
     let for_haproxies = if config.serve_metadata_proxy_socket { &[][..] } else { &FOR_HAPROXIES[..] };
-    let socket = (!config.serve_metadata_proxy_socket && config.upstream == Upstream::Nova)
+    let socket = (!config.serve_metadata_proxy_socket && config.upstream == UpstreamKind::Nova)
         .then_some(&"metadata_proxy_socket");
     let no_haproxies = socket.into_iter().chain(for_haproxies);
     let no_haproxies = no_haproxies.map(|key| (*key, Effect::None { reason: NO_HAPROXIES }));

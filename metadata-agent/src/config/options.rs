@@ -19,7 +19,7 @@ use secrecy::SecretString;
 
 use super::notices::Notice;
 use super::rules::{HostName, OvsdbServer, Pattern, SecretFile, Web};
-use super::value::{IpVersion, NeutronAuthType, SocketMode, Upstream};
+use super::value::{IpVersion, NeutronAuthType, SocketMode, UpstreamKind};
 use crate::admin::logging::LogFormat;
 use crate::attach::{LinkKind, SourceCheck};
 use crate::datapath::AttachMode;
@@ -229,7 +229,7 @@ options! {
     /// address of the guest. Neutron's agent then sends the request to Nova, so this mode replaces
     /// haproxy only. The options of Nova and the shared secret have no effect then, except the
     /// timeouts.
-    File OWN upstream: Upstream = "nova", OneOf;
+    File OWN upstream: UpstreamKind = "nova", OneOf;
     /// Unix socket of the metadata agent that `upstream` names.
     File OWN neutron_agent_socket: PathBuf = "$metadata_proxy_socket", SocketPath;
     /// Limit of concurrent requests to that agent. More requests wait up to nova_connect_timeout

@@ -12,7 +12,7 @@ use super::error::{ConfigError, ConfigErrors};
 use super::neutron::access;
 use super::notices::{Notice, notices};
 use super::options::{Config, spec};
-use super::value::{NovaEndpoint, Upstream};
+use super::value::{NovaEndpoint, UpstreamKind};
 use crate::proxy::Scheme;
 use crate::sources::neutron::NeutronAccess;
 
@@ -82,7 +82,7 @@ impl Config {
         let https = self.nova_metadata_protocol == Scheme::Https;
         let tls = self.auth_ca_cert.is_some() || self.nova_client_cert.is_some();
         let mut warnings = Vec::new();
-        if self.upstream != Upstream::Nova {
+        if self.upstream != UpstreamKind::Nova {
             return warnings;
         }
         if self.metadata_proxy_shared_secret.expose_secret().is_empty() && self.shared_secret_files.is_empty()
@@ -146,7 +146,7 @@ fn unpaired(config: &Config) -> Option<ConfigError> {
 
 /// Rejects one socket for both serving and sending requests.
 fn same_socket(config: &Config) -> Option<ConfigError> {
-    let asks = config.upstream != Upstream::Nova;
+    let asks = config.upstream != UpstreamKind::Nova;
     let same = config.neutron_agent_socket == config.metadata_proxy_socket;
     (config.serve_metadata_proxy_socket && asks && same).then(|| {
         let origin = config.origin("neutron_agent_socket").cloned().unwrap_or(Origin::Default);

@@ -14,7 +14,7 @@ use crate::sources::neutron::NeutronInterface;
 
 /// The service that answers metadata requests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Upstream {
+pub(crate) enum UpstreamKind {
     /// Nova's metadata API.
     Nova,
     /// The metadata agent beside Neutron's L3 and DHCP agents.
@@ -29,7 +29,7 @@ pub(crate) enum NeutronAuthType {
     Password,
     ApplicationCredential,
     /// Neutron runs without Keystone.
-    Nobody,
+    NoAuth,
 }
 
 /// Access to a unix socket.
@@ -62,11 +62,11 @@ macro_rules! words {
 
 words! {
     Scheme { Http = "http", Https = "https", }
-    Upstream { Nova = "nova", NeutronAgent = "neutron-agent", OvnAgent = "ovn-agent", }
+    UpstreamKind { Nova = "nova", NeutronAgent = "neutron-agent", OvnAgent = "ovn-agent", }
     NeutronAuthType {
         Password = "password",
         ApplicationCredential = "v3applicationcredential",
-        Nobody = "none",
+        NoAuth = "none",
     }
     NeutronInterface { Public = "public", Internal = "internal", Admin = "admin", }
     SourceCheck { Strict = "strict", Mac = "mac", Off = "off", }

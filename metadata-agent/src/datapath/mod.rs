@@ -40,7 +40,7 @@ use metadata_ebpf::abi::{ABI_VERSION, Port, PortKey, Settings, names};
 use metadata_ebpf::identity::AttachmentId;
 
 use self::maps::Maps;
-use self::netns_datapaths::Namespace;
+use self::netns_datapaths::DatapathNamespace;
 use self::pins::Pins;
 use self::policy::port_entry;
 use self::programs::{ProgramSet, Programs};
@@ -86,7 +86,7 @@ pub struct Datapath {
     maps: Arc<Mutex<Maps>>,
     pins: Pins,
     programs: Programs,
-    namespace: Namespace,
+    namespace: DatapathNamespace,
     attachments: BTreeMap<IfIndex, Attachment>,
     portal: Option<IfIndex>,
     is_adopted: bool,
@@ -116,7 +116,7 @@ impl Datapath {
             maps: Arc::new(Mutex::new(maps)),
             pins,
             programs,
-            namespace: Namespace::Host,
+            namespace: DatapathNamespace::Host,
             attachments: BTreeMap::new(),
             portal: None,
             is_adopted,
@@ -438,7 +438,7 @@ impl Datapath {
     /// # Errors
     /// The object lacks the program.
     pub(crate) fn expected_programs(&self) -> Result<Option<ExpectedPrograms>, DatapathError> {
-        let Namespace::Other { netns, .. } = &self.namespace else { return Ok(None) };
+        let DatapathNamespace::Other { netns, .. } = &self.namespace else { return Ok(None) };
         if self.hook() != Hook::Tcx {
             return Ok(None);
         }

@@ -65,7 +65,7 @@ impl NetnsDatapaths {
         };
         let mut programs = Programs::load_shared(self.dispatchers.load(context)?, self.hook)?;
         let pins = Pins::of_netns(&self.directory, inode)?;
-        let namespace = Namespace::Other { netns, inode };
+        let namespace = DatapathNamespace::Other { netns, inode };
         let pin = pins.portal();
         namespace.run(|| programs.attach_to_guest(interface, portal.ifindex, &pin))?;
         let maps = Arc::clone(&self.maps);
@@ -104,12 +104,12 @@ impl NetnsDatapaths {
 }
 
 /// The namespace of a datapath.
-pub(super) enum Namespace {
+pub(super) enum DatapathNamespace {
     Host,
     Other { netns: Arc<Netns>, inode: u32 },
 }
 
-impl Namespace {
+impl DatapathNamespace {
     /// Returns the inode as the kernel's keys contain it: 0 for the host.
     pub(super) fn inode(&self) -> u32 {
         match self {

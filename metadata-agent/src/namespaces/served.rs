@@ -8,7 +8,7 @@ use tokio::sync::mpsc;
 use tokio_util::task::AbortOnDropHandle;
 use tracing::{debug, warn};
 
-use crate::attach::{AttachError, Attacher, Failure, Links, Namespace, NamespacePorts, Wanted};
+use crate::attach::{AttachError, AttachedNamespace, Attacher, Failure, Links, NamespacePorts, Wanted};
 use crate::datapath::{DatapathError, NetnsDatapaths, PortalLink};
 use crate::directory::Directory;
 use crate::ids::NetworkOrRouter;
@@ -80,7 +80,7 @@ impl ServedNamespace {
         let watch = tokio::spawn(async move {
             while events.next().await.is_some() && sender.send(Arc::clone(&changed)).await.is_ok() {}
         });
-        let namespace = Namespace { name, netns, uplink };
+        let namespace = AttachedNamespace { name, netns, uplink };
         let directory = Arc::clone(&context.directory);
         Ok(Self {
             inode,

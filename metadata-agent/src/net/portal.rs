@@ -7,7 +7,7 @@
 //! ```
 //!
 //! Guest connections end in the portal. There they meet no conntrack, netfilter rule, rp_filter or
-//! route of the host, and a bug of ours does not give a guest access to other sockets of the host.
+//! route of the host, and a bug of the agent does not give a guest access to other sockets of the host.
 //! [`Portal::establish`] inspects the portal and creates what is missing, so a new agent adopts the
 //! portal of an earlier one. All clients are behind one gateway with a fixed MAC address, so the
 //! neighbour table has one entry for any number of guests.

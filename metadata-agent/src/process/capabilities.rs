@@ -6,21 +6,22 @@ use std::fmt;
 use caps::{CapSet, Capability};
 
 /// A capability and its purpose.
-pub type Need = (Capability, &'static str);
+pub type CapabilityNeed = (Capability, &'static str);
 
 /// `CAP_SYS_ADMIN` includes `CAP_BPF` and `CAP_PERFMON`. Network namespaces need it anyway.
-const SYS_ADMIN: Need = (Capability::CAP_SYS_ADMIN, "network namespaces, BPF programs, maps and pins");
-const NET_ADMIN: Need = (Capability::CAP_NET_ADMIN, "interfaces, routes and attaching programs");
-const NET_BIND_SERVICE: Need = (Capability::CAP_NET_BIND_SERVICE, "port 80 in the portal");
+const SYS_ADMIN: CapabilityNeed =
+    (Capability::CAP_SYS_ADMIN, "network namespaces, BPF programs, maps and pins");
+const NET_ADMIN: CapabilityNeed = (Capability::CAP_NET_ADMIN, "interfaces, routes and attaching programs");
+const NET_BIND_SERVICE: CapabilityNeed = (Capability::CAP_NET_BIND_SERVICE, "port 80 in the portal");
 
 /// Capabilities for `run`.
-pub const TO_RUN: [Need; 3] = [SYS_ADMIN, NET_ADMIN, NET_BIND_SERVICE];
+pub const TO_RUN: [CapabilityNeed; 3] = [SYS_ADMIN, NET_ADMIN, NET_BIND_SERVICE];
 /// Capabilities for `detach`.
-pub(crate) const TO_DETACH: [Need; 2] = [SYS_ADMIN, NET_ADMIN];
+pub(crate) const TO_DETACH: [CapabilityNeed; 2] = [SYS_ADMIN, NET_ADMIN];
 
 /// Capabilities that this process lacks.
 #[derive(Debug, thiserror::Error)]
-pub(crate) struct MissingCapabilitiesError(Vec<Need>);
+pub(crate) struct MissingCapabilitiesError(Vec<CapabilityNeed>);
 
 impl fmt::Display for MissingCapabilitiesError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -36,12 +37,16 @@ impl fmt::Display for MissingCapabilitiesError {
 ///
 /// # Errors
 /// Names those that are missing.
-pub(crate) fn require(needs: &[Need]) -> Result<(), MissingCapabilitiesError> {
+pub(crate) fn require(needs: &[CapabilityNeed]) -> Result<(), MissingCapabilitiesError> {
     require_of(needs, |capability| caps::has_cap(None, CapSet::Effective, capability).unwrap_or(false))
 }
 
-fn require_of(needs: &[Need], is_held: impl Fn(Capability) -> bool) -> Result<(), MissingCapabilitiesError> {
-    let missing: Vec<Need> = needs.iter().copied().filter(|(capability, _)| !is_held(*capability)).collect();
+fn require_of(
+    needs: &[CapabilityNeed],
+    is_held: impl Fn(Capability) -> bool,
+) -> Result<(), MissingCapabilitiesError> {
+    let missing: Vec<CapabilityNeed> =
+        needs.iter().copied().filter(|(capability, _)| !is_held(*capability)).collect();
     if missing.is_empty() { Ok(()) } else { Err(MissingCapabilitiesError(missing)) }
 }
 

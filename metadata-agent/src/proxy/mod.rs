@@ -68,7 +68,7 @@ pub struct ProxyConfig {
     pub identity_hold: Duration,
     /// How long after its attachment a port may stay unknown before it counts as not an instance.
     pub identity_grace: Duration,
-    /// How long requests in flight may take after the agent was told to stop.
+    /// How long requests in flight may take after the signal to stop.
     pub drain_timeout: Duration,
     /// Open connections of one attachment.
     pub connections_per_attachment: u32,

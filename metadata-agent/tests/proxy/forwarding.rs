@@ -70,7 +70,7 @@ async fn neutron_agent_gets_only_network_and_address() {
     let asked = legacy.next_text().await;
     assert!(asked.starts_with("POST /openstack/2013-10-17/password?x=%41 HTTP/1.1\r\n"), "{asked}");
     assert!(asked.ends_with("\r\n\r\npw"), "{asked}");
-    let told = [
+    let wanted = [
         "accept: */*",
         "connection: close",
         "content-length: 2",
@@ -79,7 +79,7 @@ async fn neutron_agent_gets_only_network_and_address() {
         "x-forwarded-for: 10.0.0.5",
         &format!("x-neutron-network-id: {NETWORK}"),
     ];
-    assert_eq!(headers(&asked), told);
+    assert_eq!(headers(&asked), wanted);
 }
 
 #[tokio::test]

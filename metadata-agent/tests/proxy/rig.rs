@@ -69,18 +69,18 @@ impl Nova {
     {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = listener.local_addr().unwrap().port();
-        let (tell, seen) = mpsc::unbounded_channel();
-        let (tell_closed, closed) = mpsc::unbounded_channel();
+        let (report, seen) = mpsc::unbounded_channel();
+        let (report_closed, closed) = mpsc::unbounded_channel();
         let act = Arc::new(act);
         tokio::spawn(async move {
             for connection in 0.. {
                 let Ok((stream, _)) = listener.accept().await else { return };
                 let stream = wrap(stream);
-                let (act, tell, tell_closed) = (Arc::clone(&act), tell.clone(), tell_closed.clone());
+                let (act, report, report_closed) = (Arc::clone(&act), report.clone(), report_closed.clone());
                 tokio::spawn(async move {
                     if let Some(stream) = stream.await {
-                        converse(stream, connection, &*act, &tell).await;
-                        let _ = tell_closed.send(connection);
+                        converse(stream, connection, &*act, &report).await;
+                        let _ = report_closed.send(connection);
                     }
                 });
             }
@@ -91,16 +91,16 @@ impl Nova {
     /// Starts a Neutron metadata agent on a unix socket, in Nova's place.
     pub fn on_socket(path: &Path, act: impl Fn(usize, usize, &[u8]) -> Act + Send + Sync + 'static) -> Self {
         let listener = UnixListener::bind(path).unwrap();
-        let (tell, seen) = mpsc::unbounded_channel();
-        let (tell_closed, closed) = mpsc::unbounded_channel();
+        let (report, seen) = mpsc::unbounded_channel();
+        let (report_closed, closed) = mpsc::unbounded_channel();
         let act = Arc::new(act);
         tokio::spawn(async move {
             for connection in 0.. {
                 let Ok((stream, _)) = listener.accept().await else { return };
-                let (act, tell, tell_closed) = (Arc::clone(&act), tell.clone(), tell_closed.clone());
+                let (act, report, report_closed) = (Arc::clone(&act), report.clone(), report_closed.clone());
                 tokio::spawn(async move {
-                    converse(stream, connection, &*act, &tell).await;
-                    let _ = tell_closed.send(connection);
+                    converse(stream, connection, &*act, &report).await;
+                    let _ = report_closed.send(connection);
                 });
             }
         });
@@ -141,12 +141,12 @@ async fn converse<S: Stream>(
     mut stream: S,
     connection: usize,
     act: &(impl Fn(usize, usize, &[u8]) -> Act + Sync),
-    tell: &mpsc::UnboundedSender<Seen>,
+    report: &mpsc::UnboundedSender<Seen>,
 ) {
     let mut buffer = Vec::new();
     for number in 0.. {
         let Some(request) = read_message(&mut stream, &mut buffer).await else { return };
-        let _ = tell.send((connection, request.clone()));
+        let _ = report.send((connection, request.clone()));
         match act(connection, number, &request) {
             Act::Say(answer) => {
                 if stream.write_all(&answer).await.is_err() {

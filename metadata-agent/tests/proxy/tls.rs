@@ -80,7 +80,7 @@ async fn an_expired_certificate_gives_503_until_renewed() {
         assert!(answer.contains("retry-after: 1\r\n"), "{answer}");
         assert!(answer.ends_with("\r\n\r\nThe metadata service is not available.\n"), "{answer}");
     }
-    assert!(nova.nova.seen.try_recv().is_err(), "nothing is told to who may be anybody");
+    assert!(nova.nova.seen.try_recv().is_err(), "nothing is sent to a server that is not authenticated");
     agent.assert_counted("metadata_upstream_errors_total{error=\"tls\"} 3");
 
     nova.renew(good);

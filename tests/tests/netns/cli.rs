@@ -51,7 +51,7 @@ fn missing(json: &str) -> Vec<(String, String)> {
 fn all_configuration_errors_are_reported_at_once() {
     let (_folder, file) = config(
         "[DEFAULT]\nnova_metadata_port = 123456\nnova_metadata_protocol = gopher\n\
-         [metadata_agent]\nattach_mode = nailed\nthis is no option\nbpffs_dir = relative\n",
+         [metadata_agent]\nattach_mode = nailed\nthis is not an option\nbpffs_dir = relative\n",
     );
     let file = file.display().to_string();
     // `status` needs only one option, but its file must still be valid.

@@ -29,7 +29,7 @@ fn scene(hold_seconds: &str) -> Scene {
 }
 
 impl Scene {
-    fn tell(&self) {
+    fn report_port(&self) {
         self.agent.set_ports([&self.guest.port]);
     }
 
@@ -43,7 +43,7 @@ impl Scene {
 #[test]
 fn a_port_identified_before_boot_is_found_over_ipv6() {
     let scene = scene("5");
-    scene.tell();
+    scene.report_port();
     scene.wait_known();
     // The guest's own address must be usable, or IPv4 wins.
     assert_eq!(scene.guest.get_v6("/openstack").status, 200);
@@ -59,7 +59,7 @@ fn a_port_identified_while_requests_are_held_is_found_at_once() {
     wait::until("both families ask", PATIENCE, || {
         (scene.process.count("metadata_connections_open") == 2).then_some(())
     });
-    scene.tell();
+    scene.report_port();
     let (url, versions) = probe.join().expect("the probe ends");
     assert!([IPV4, IPV6].contains(&url.as_str()), "{url}");
     assert!(versions.lines().any(|line| line == "latest"), "{versions}");
@@ -73,7 +73,7 @@ fn a_port_identified_after_two_refusals_is_found_by_a_retry() {
     wait::until("both families were answered with 503", PATIENCE, || {
         (scene.process.count("metadata_requests_total{code=\"503\"}") >= 2).then_some(())
     });
-    scene.tell();
+    scene.report_port();
     let (url, _) = probe.join().expect("the probe ends");
     assert!([IPV4, IPV6].contains(&url.as_str()), "{url}");
 }

@@ -1,5 +1,5 @@
 //! Guests that use fe80::a9fe:a9fe: resolved by neighbour discovery, served from any link-local
-//! address, and told apart by their interface.
+//! address, and distinguished by their interface.
 
 use std::io::{Read as _, Write as _};
 use std::net::{Ipv6Addr, SocketAddr, SocketAddrV6};

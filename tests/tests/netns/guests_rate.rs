@@ -61,11 +61,11 @@ fn hoard(guest: &Tenant, wanted: u32) -> Vec<Connection<TcpStream>> {
 
 fn until_held(process: &AgentProcess, open: u64, refused: &[(&str, u64)]) {
     wait::until("all connections are taken or refused", PATIENCE, || {
-        let as_told = refused.iter().all(|(reason, times)| {
+        let as_reported = refused.iter().all(|(reason, times)| {
             let series = format!("metadata_rejected_connections_total{{reason=\"{reason}\"}}");
             process.count(&series) == *times
         });
-        (process.count(OPEN) == open && as_told).then_some(())
+        (process.count(OPEN) == open && as_reported).then_some(())
     });
 }
 

@@ -58,7 +58,7 @@ impl Shared {
 
 /// Each network has its own haproxy.
 #[test]
-fn guests_with_one_address_are_told_apart_by_their_haproxy() {
+fn guests_with_one_address_are_distinguished_by_haproxy() {
     let shared = Shared::new();
     let tenants = shared.tenants(|installer, _| installer);
     let ServedTenants { process, nova, red, blue, .. } = &tenants;

@@ -197,7 +197,7 @@ fn a_renamed_interface_is_matched_by_its_new_name() {
         host.ip("link set tapother name mine");
         process.wait_for_attachments(own());
         assert_eq!(known(&tenants.host), (2, 2), "{mode}");
-        // Nothing of ours remains on the detached interface.
+        // Nothing of the agent remains on the detached interface.
         wait::until("the filter is off", PATIENCE, || {
             let qdiscs = host.run(&["tc", "qdisc", "show", "dev", "mine"]);
             let tcx = host.enter(|| SchedClassifier::query_tcx("mine", TcAttachType::Ingress));

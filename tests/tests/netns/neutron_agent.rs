@@ -52,7 +52,7 @@ impl Site {
 }
 
 #[test]
-fn two_guests_with_one_address_are_told_apart_by_their_networks() {
+fn two_guests_with_one_address_are_distinguished_by_network() {
     let site = Site::known();
     let neutron = NeutronAgent::start(&site.socket, lookup_headers);
     let ServedTenants { nova, red, blue, .. } = &site.tenants;

@@ -7,14 +7,14 @@ use tokio::net::UnixStream;
 use tokio::time::timeout;
 
 use super::{Finding, finding};
-use crate::config::{Config, NovaEndpoint, Upstream};
+use crate::config::{Config, NovaEndpoint, UpstreamKind};
 use crate::proxy::{self, ProbeError, Scheme, TlsErrorKind, UpstreamConfig};
 
 /// Probes each endpoint of Nova, or the socket of Neutron's agent.
 pub(super) async fn check(config: &Config) -> Vec<Finding> {
     match config.upstream {
-        Upstream::Nova => nova(config).await,
-        Upstream::NeutronAgent | Upstream::OvnAgent => vec![neutron_agent(config).await],
+        UpstreamKind::Nova => nova(config).await,
+        UpstreamKind::NeutronAgent | UpstreamKind::OvnAgent => vec![neutron_agent(config).await],
     }
 }
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 use tokio_util::task::TaskTracker;
 
 use super::{Finding, finding};
-use crate::config::{Config, Upstream};
+use crate::config::{Config, UpstreamKind};
 use crate::sources::neutron::NeutronProbe;
 use crate::sources::{libvirt, neutron, ovn, ovsdb, static_file};
 
@@ -16,12 +16,12 @@ const RESPONSE_TIMEOUT: Duration = Duration::from_secs(2);
 /// The result of one source.
 struct Source {
     subject: &'static str,
-    state: State,
+    state: Availability,
     /// Provides everything that Nova needs.
     suffices: bool,
 }
 
-enum State {
+enum Availability {
     /// The source can be read. The text says what was found.
     Works(String),
     /// The source is not on this host. The text says where it was searched.
@@ -34,14 +34,14 @@ pub(super) async fn check(config: &Config) -> Vec<Finding> {
     let (open_vswitch, southbound, neutron) =
         tokio::join!(open_vswitch(config), southbound(config), neutron(config));
     // OVN looks up ports by their ids, which come from Open vSwitch.
-    let suffices = matches!(open_vswitch.state, State::Works(_));
+    let suffices = matches!(open_vswitch.state, Availability::Works(_));
     let southbound = Source { suffices, ..southbound };
     findings(vec![static_file(config), libvirt(config), open_vswitch, southbound, neutron])
 }
 
 /// Combines the results. One working source is enough to serve, and an absent one may still appear.
 fn findings(sources: Vec<Source>) -> Vec<Finding> {
-    let enough = |source: &Source| source.suffices && matches!(source.state, State::Works(_));
+    let enough = |source: &Source| source.suffices && matches!(source.state, Availability::Works(_));
     let names = |sources: &[Source], which: &dyn Fn(&Source) -> bool| {
         let names: Vec<_> = sources.iter().filter(|one| which(one)).map(|one| one.subject).collect();
         names.join(", ")
@@ -56,8 +56,8 @@ fn findings(sources: Vec<Source>) -> Vec<Finding> {
         .into_iter()
         .map(|source| {
             let outcome = match source.state {
-                State::Works(detail) | State::Absent(detail) => Ok(detail),
-                State::Broken(detail) => Err(detail),
+                Availability::Works(detail) | Availability::Absent(detail) => Ok(detail),
+                Availability::Broken(detail) => Err(detail),
             };
             finding(source.subject, outcome)
         })
@@ -68,10 +68,10 @@ fn findings(sources: Vec<Source>) -> Vec<Finding> {
 
 fn static_file(config: &Config) -> Source {
     let state = match &config.static_inventory {
-        None => State::Absent("none is configured (static_inventory)".to_owned()),
+        None => Availability::Absent("none is configured (static_inventory)".to_owned()),
         Some(path) => match static_file::probe(path) {
-            Ok(ports) => State::Works(format!("{} has {ports} ports", path.display())),
-            Err(error) => State::Broken(format!("{} {error} (static_inventory)", path.display())),
+            Ok(ports) => Availability::Works(format!("{} has {ports} ports", path.display())),
+            Err(error) => Availability::Broken(format!("{} {error} (static_inventory)", path.display())),
         },
     };
     Source { subject: "static inventory", state, suffices: true }
@@ -79,13 +79,13 @@ fn static_file(config: &Config) -> Source {
 
 fn libvirt(config: &Config) -> Source {
     let state = match &config.libvirt_dir {
-        None => State::Absent("none is configured (libvirt_dir)".to_owned()),
+        None => Availability::Absent("none is configured (libvirt_dir)".to_owned()),
         Some(directory) => libvirt_in(directory),
     };
     Source { subject: "libvirt", state, suffices: true }
 }
 
-fn libvirt_in(directory: &std::path::Path) -> State {
+fn libvirt_in(directory: &std::path::Path) -> Availability {
     let place = directory.display();
     match libvirt::probe(directory) {
         Ok(summary) => {
@@ -93,15 +93,15 @@ fn libvirt_in(directory: &std::path::Path) -> State {
             let others = (others > 0).then(|| format!(", and {others} others"));
             let errors = errors.iter().map(|(name, error)| format!("; {name} {error}"));
             let more: String = others.into_iter().chain(errors).collect();
-            State::Works(format!("{place} has {domains} domains of Nova's with {ports} ports{more}"))
+            Availability::Works(format!("{place} has {domains} domains of Nova's with {ports} ports{more}"))
         }
-        Err(error) if error.kind() == ErrorKind::NotFound => State::Absent(format!(
+        Err(error) if error.kind() == ErrorKind::NotFound => Availability::Absent(format!(
             "{place} is not there; if libvirt runs domains here, set libvirt_dir to where it keeps their state"
         )),
         Err(error) if error.kind() == ErrorKind::PermissionDenied => {
-            State::Broken(format!("{place}: {error}; let the agent's user read it"))
+            Availability::Broken(format!("{place}: {error}; let the agent's user read it"))
         }
-        Err(error) => State::Broken(format!("{place}: {error} (libvirt_dir)")),
+        Err(error) => Availability::Broken(format!("{place}: {error} (libvirt_dir)")),
     }
 }
 
@@ -111,17 +111,17 @@ async fn open_vswitch(config: &Config) -> Source {
     let access = config.open_vswitch();
     let access = ovsdb::OvsdbAccess { timeout: access.timeout.min(RESPONSE_TIMEOUT), ..access };
     let state = match access.probe().await {
-        None => State::Absent(format!("none here: {} are not there", ovsdb::USUAL_SOCKETS.join(", "))),
-        Some((remote, Ok(()))) => State::Works(format!("{remote} has its database")),
-        Some((remote, Err(error))) => State::Broken(format!("{remote}: {error} (ovsdb_connection)")),
+        None => Availability::Absent(format!("none here: {} are not there", ovsdb::USUAL_SOCKETS.join(", "))),
+        Some((remote, Ok(()))) => Availability::Works(format!("{remote} has its database")),
+        Some((remote, Err(error))) => Availability::Broken(format!("{remote}: {error} (ovsdb_connection)")),
     };
-    Source { subject: "Open vSwitch", state, suffices: config.upstream != Upstream::Nova }
+    Source { subject: "Open vSwitch", state, suffices: config.upstream != UpstreamKind::Nova }
 }
 
 /// Checks OVN's servers. One that answers is enough; the finding lists all.
 async fn southbound(config: &Config) -> Source {
     let state = match config.ovn() {
-        None => State::Absent("none is configured (ovn_sb_connection)".to_owned()),
+        None => Availability::Absent("none is configured (ovn_sb_connection)".to_owned()),
         Some(access) => {
             let access = ovn::OvnAccess { timeout: access.timeout.min(RESPONSE_TIMEOUT), ..access };
             let answers = access.probe().await;
@@ -131,7 +131,11 @@ async fn southbound(config: &Config) -> Source {
                 Err(error) => format!("{server}: {error}"),
             });
             let each = each.collect::<Vec<_>>().join("; ");
-            if works { State::Works(each) } else { State::Broken(format!("{each} (ovn_sb_connection)")) }
+            if works {
+                Availability::Works(each)
+            } else {
+                Availability::Broken(format!("{each} (ovn_sb_connection)"))
+            }
         }
     };
     Source { subject: "OVN Southbound", state, suffices: true }
@@ -139,15 +143,15 @@ async fn southbound(config: &Config) -> Source {
 
 async fn neutron(config: &Config) -> Source {
     let state = match config.neutron_source(TaskTracker::new()) {
-        None => State::Absent("none is configured (neutron_auth_url)".to_owned()),
+        None => Availability::Absent("none is configured (neutron_auth_url)".to_owned()),
         Some(settings) => match neutron::probe(&settings).await {
-            Ok(NeutronProbe::Ports) => State::Works(format!("it has ports of host {}", settings.host)),
-            Ok(NeutronProbe::NoPorts) => State::Works(format!(
+            Ok(NeutronProbe::Ports) => Availability::Works(format!("it has ports of host {}", settings.host)),
+            Ok(NeutronProbe::NoPorts) => Availability::Works(format!(
                 "it answers, but has no port of host {}; if there are guests, correct host to what Neutron has in \
                  binding:host_id, or give its user the role admin or service",
                 settings.host
             )),
-            Err(error) => State::Broken(error.to_string()),
+            Err(error) => Availability::Broken(error.to_string()),
         },
     };
     Source { subject: "Neutron", state, suffices: true }
@@ -157,7 +161,7 @@ async fn neutron(config: &Config) -> Source {
 mod tests {
     use super::*;
 
-    fn source(subject: &'static str, suffices: bool, state: fn(String) -> State) -> Source {
+    fn source(subject: &'static str, suffices: bool, state: fn(String) -> Availability) -> Source {
         Source { subject, state: state(String::new()), suffices }
     }
 
@@ -167,7 +171,7 @@ mod tests {
 
     #[test]
     fn one_working_source_is_enough_and_broken_ones_are_shown() {
-        use State::{Absent, Broken, Works};
+        use Availability::{Absent, Broken, Works};
         let none: [&str; 0] = [];
         assert_eq!(wrong(vec![source("a", true, Works), source("b", true, Absent)]), none);
         assert_eq!(wrong(vec![source("a", true, Works), source("b", true, Broken)]), ["b"]);

@@ -77,7 +77,7 @@ fn neutron_needs_all_options_that_belong_together() {
     assert!(!format!("{config:?}").contains(SECRET));
 
     let credential = ("AUTH_TYPE", "v3applicationcredential");
-    let nobody = ("AUTH_TYPE", "none");
+    let no_auth = ("AUTH_TYPE", "none");
     for (options, present, missing) in [
         (&[url][..], "auth_url", "username"),
         (&password[..3], "auth_url", "password"),
@@ -86,7 +86,7 @@ fn neutron_needs_all_options_that_belong_together() {
         (&[url, credential], "auth_url", "application_credential_id"),
         (&[url, credential, ("APPLICATION_CREDENTIAL_ID", "x")], "auth_url", "application_credential_secret"),
         (&[("ENDPOINT_OVERRIDE", "http://a:9696")], "endpoint_override", "auth_url"),
-        (&[nobody], "auth_type", "endpoint_override"),
+        (&[no_auth], "auth_type", "endpoint_override"),
     ] {
         let origin = format!("environment METADATA_AGENT_NEUTRON_{}", present.to_ascii_uppercase());
         assert_eq!(
@@ -94,9 +94,9 @@ fn neutron_needs_all_options_that_belong_together() {
             [format!("neutron_{present} is set ({origin}) but neutron_{missing}, which it needs, is not")]
         );
     }
-    let config = set(&[nobody, ("ENDPOINT_OVERRIDE", "http://a:9696/"), ("INSECURE", "on")]).load().unwrap();
+    let config = set(&[no_auth, ("ENDPOINT_OVERRIDE", "http://a:9696/"), ("INSECURE", "on")]).load().unwrap();
     assert!(
-        matches!(&config.neutron().unwrap().auth, NeutronAuth::Nobody { endpoint } if endpoint.as_str() == "http://a:9696")
+        matches!(&config.neutron().unwrap().auth, NeutronAuth::NoAuth { endpoint } if endpoint.as_str() == "http://a:9696")
     );
     assert!(config.warnings().contains(&ConfigWarning::NeutronNotChecked));
 }

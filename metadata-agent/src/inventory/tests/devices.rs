@@ -25,9 +25,9 @@ fn the_device_takes_precedence_over_the_tap_name() {
 #[test]
 fn an_interface_with_another_index_is_not_the_ports() {
     let placed = Port { device: device(TAP), ..port(Some(PORT), 1) };
-    let told = PortRecord { index: Some(IfIndex(7)), ..placed.clone().into() };
+    let indexed = PortRecord { index: Some(IfIndex(7)), ..placed.clone().into() };
     let snapshot = snapshot_of([
-        event(SourceKind::Ovsdb, "row", [told.clone()]),
+        event(SourceKind::Ovsdb, "row", [indexed.clone()]),
         event(SourceKind::Libvirt, "domain", [placed.clone()]),
         event(SourceKind::Neutron, "port", [port(Some(PORT), 1)]),
     ]);
@@ -37,11 +37,11 @@ fn an_interface_with_another_index_is_not_the_ports() {
 
     // The row is written again, and its index follows later.
     let mut inventory = Ledger::default();
-    inventory.apply(event(SourceKind::Ovsdb, "row", [told.clone()]));
+    inventory.apply(event(SourceKind::Ovsdb, "row", [indexed.clone()]));
     assert_eq!(resolve_at(&inventory.settle().unwrap(), TAP, IfIndex(8), None), Resolution::Unknown);
     inventory.apply(event(SourceKind::Ovsdb, "row", [placed.clone()]));
     assert_eq!(resolve_at(&inventory.settle().unwrap(), TAP, IfIndex(8), None), known(&placed));
-    inventory.apply(event(SourceKind::Ovsdb, "row", [PortRecord { index: Some(IfIndex(8)), ..told }]));
+    inventory.apply(event(SourceKind::Ovsdb, "row", [PortRecord { index: Some(IfIndex(8)), ..indexed }]));
     assert_eq!(resolve_at(&inventory.settle().unwrap(), TAP, IfIndex(8), None), known(&placed));
 }
 
@@ -49,9 +49,9 @@ fn an_interface_with_another_index_is_not_the_ports() {
 fn the_index_distinguishes_ports_with_the_same_name() {
     let one = Port { device: device(TAP), ..port(Some(PORT), 1) };
     let two = Port { device: device(TAP), ..port(Some(TWIN), 2) };
-    let told = PortRecord { index: Some(IfIndex(7)), ..one.clone().into() };
+    let indexed = PortRecord { index: Some(IfIndex(7)), ..one.clone().into() };
     let snapshot =
-        snapshot_of([event(SourceKind::Ovsdb, "a", [told]), event(SourceKind::Ovsdb, "b", [two.clone()])]);
+        snapshot_of([event(SourceKind::Ovsdb, "a", [indexed]), event(SourceKind::Ovsdb, "b", [two.clone()])]);
     assert_eq!(resolve_at(&snapshot, TAP, IfIndex(7), None), known(&one));
     assert_eq!(resolve_at(&snapshot, TAP, IfIndex(8), None), known(&two));
     assert_eq!(resolve(&snapshot, TAP, None), Resolution::Conflict);

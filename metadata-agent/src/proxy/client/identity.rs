@@ -1,5 +1,5 @@
-//! The identity that the metadata API is told for each request: the instance, with a signature, or
-//! the network, for Neutron's metadata agent, which finds the instance itself.
+//! The identity in each request to the metadata API: the instance, with a signature, or the network.
+//! Neutron's metadata agent finds the instance by the network.
 //!
 //! The header values are the same in each request of a client, so they are built once.
 
@@ -41,16 +41,16 @@ impl NetworkHeader {
     }
 }
 
-/// The client of a request, as the metadata API is told.
+/// Identity of a client in requests to the metadata API.
 #[derive(Debug)]
 pub struct ClientIdentity {
-    credentials: Credentials,
+    kind: IdentityKind,
     fixed_ips: Vec<IpAddr>,
     fixed_ip_values: Vec<HeaderValue>,
 }
 
 #[derive(Debug)]
-pub(crate) enum Credentials {
+pub(crate) enum IdentityKind {
     Signed(SignedIdentity),
     ByNetwork(NetworkIdentity),
 }
@@ -75,39 +75,39 @@ impl ClientIdentity {
     /// Creates and signs the identity of an instance.
     #[must_use]
     pub fn new(instance: InstanceId, project: &ProjectId, fixed_ips: Vec<IpAddr>, signer: &Signer) -> Self {
-        let credentials = Credentials::Signed(SignedIdentity {
+        let kind = IdentityKind::Signed(SignedIdentity {
             instance_value: text_value(&instance.to_string()),
             project_value: text_value(project.as_str()),
             signatures: ArcSwap::from_pointee(signer.sign(&instance)),
             signer: signer.clone(),
             instance,
         });
-        Self::from_credentials(credentials, fixed_ips)
+        Self::from_kind(kind, fixed_ips)
     }
 
     /// Creates the identity of a port of which the network is known.
     #[must_use]
     pub fn on_network(network: NetworkId, fixed_ips: Vec<IpAddr>, header: NetworkHeader) -> Self {
         let network = NetworkIdentity { header: header.name(), value: text_value(&network.to_string()) };
-        Self::from_credentials(Credentials::ByNetwork(network), fixed_ips)
+        Self::from_kind(IdentityKind::ByNetwork(network), fixed_ips)
     }
 
-    fn from_credentials(credentials: Credentials, fixed_ips: Vec<IpAddr>) -> Self {
+    fn from_kind(kind: IdentityKind, fixed_ips: Vec<IpAddr>) -> Self {
         let fixed_ip_values = fixed_ips.iter().map(|ip| text_value(&ip.to_string())).collect();
-        Self { credentials, fixed_ips, fixed_ip_values }
+        Self { kind, fixed_ips, fixed_ip_values }
     }
 
     /// Returns the instance, if it is known.
     #[must_use]
     pub(crate) fn instance(&self) -> Option<InstanceId> {
-        match &self.credentials {
-            Credentials::Signed(signed) => Some(signed.instance),
-            Credentials::ByNetwork(_) => None,
+        match &self.kind {
+            IdentityKind::Signed(signed) => Some(signed.instance),
+            IdentityKind::ByNetwork(_) => None,
         }
     }
 
-    pub(crate) fn credentials(&self) -> &Credentials {
-        &self.credentials
+    pub(crate) fn kind(&self) -> &IdentityKind {
+        &self.kind
     }
 
     /// Returns the one address of `X-Forwarded-For`: the guest's own if the port has it, else the

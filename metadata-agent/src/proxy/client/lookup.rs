@@ -1,5 +1,5 @@
 //! Finds a client by the network or router that it is on and by its address. This is how a haproxy
-//! identifies clients, and how guests behind a shared attachment are told apart.
+//! identifies clients, and how the agent distinguishes guests behind a shared attachment.
 
 use std::fmt;
 use std::net::IpAddr;

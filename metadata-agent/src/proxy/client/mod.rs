@@ -18,7 +18,7 @@ use metadata_ebpf::identity::{AttachmentId, ClientAddress};
 pub use attachment::{ClientDirectory, LookupState};
 pub(crate) use haproxy::HaproxyHeaderError;
 pub use identity::{ClientIdentity, NetworkHeader};
-pub(crate) use identity::{Credentials, NetworkIdentity, SignedIdentity, UpstreamAuth};
+pub(crate) use identity::{IdentityKind, NetworkIdentity, SignedIdentity, UpstreamAuth};
 pub(crate) use lookup::PortMatch;
 pub use lookup::{ClientLookup, ClientQuery, LookupFuture, LookupOutcome};
 pub use sign::Signer;

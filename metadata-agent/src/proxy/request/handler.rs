@@ -15,7 +15,7 @@ use super::record::RequestRecord;
 use super::rejection::Rejection;
 use super::response::ResponseBody;
 use super::target::{TargetError, upstream_path};
-use crate::proxy::client::{ClientSource, Credentials, SignedIdentity};
+use crate::proxy::client::{ClientSource, IdentityKind, SignedIdentity};
 use crate::proxy::downstream::{ConnectionActivity, PortRate};
 use crate::proxy::upstream::{UpstreamRequest, UpstreamResponse};
 use crate::proxy::{Proxy, ProxyConfig};
@@ -85,9 +85,9 @@ impl RequestHandler {
             forwarded_for: Some(client.forwarded_for()),
             spare_headers: head.headers,
         };
-        match client.identity().credentials() {
-            Credentials::Signed(signed) => self.send_signed(&mut request, signed).await,
-            Credentials::ByNetwork(network) => {
+        match client.identity().kind() {
+            IdentityKind::Signed(signed) => self.send_signed(&mut request, signed).await,
+            IdentityKind::ByNetwork(network) => {
                 Ok(self.proxy.upstream.send(&mut request, AuthHeaders::Network(network)).await?)
             }
         }

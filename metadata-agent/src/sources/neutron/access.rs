@@ -28,7 +28,7 @@ pub(crate) struct NeutronAccess {
 #[derive(Clone, Debug)]
 pub(crate) enum NeutronAuth {
     /// Neutron runs without Keystone.
-    Nobody {
+    NoAuth {
         endpoint: HttpUrl,
     },
     Keystone {

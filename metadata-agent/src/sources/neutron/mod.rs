@@ -113,7 +113,7 @@ fn connect(settings: &NeutronSettings) -> Result<(Api, Option<TokenIssuer>), Htt
     let trust = HttpTrust { ca_certificates, insecure };
     let http = Arc::new(Http::new(trust, timeout, settings.tasks.clone())?);
     Ok(match auth {
-        NeutronAuth::Nobody { endpoint } => {
+        NeutronAuth::NoAuth { endpoint } => {
             let place = endpoint.to_string();
             (Api::new(http, Tokens::unneeded(endpoint), &place), None)
         }

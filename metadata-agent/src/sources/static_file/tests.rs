@@ -134,8 +134,8 @@ async fn a_config_map_is_followed_through_its_symlinks() {
     time::timeout(Duration::from_secs(10), source).await.expect("the source did not stop").unwrap();
 }
 
-type State = tokio::sync::watch::Receiver<super::super::SourceState>;
-type Channels = ((mpsc::Sender<Event>, mpsc::Receiver<Event>), (Reporter, State), CancellationToken);
+type StateReceiver = tokio::sync::watch::Receiver<super::super::SourceState>;
+type Channels = ((mpsc::Sender<Event>, mpsc::Receiver<Event>), (Reporter, StateReceiver), CancellationToken);
 
 fn channels() -> Channels {
     (mpsc::channel(64), Reporter::new(SourceKind::StaticFile), CancellationToken::new())
@@ -150,7 +150,7 @@ async fn next(events: &mut mpsc::Receiver<Event>) -> Vec<u8> {
 }
 
 async fn until(
-    state: &mut State,
+    state: &mut StateReceiver,
     fits: impl Fn(&super::super::SourceState) -> bool,
 ) -> super::super::SourceState {
     let found = time::timeout(Duration::from_secs(10), state.wait_for(fits)).await;

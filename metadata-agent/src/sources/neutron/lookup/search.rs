@@ -76,12 +76,12 @@ fn filter(target: PortSelector) -> Filter {
 
 /// Chooses the only port that matches. Filters again, in case the server ignores filters.
 fn select(ports: Vec<ParsedPort>, networks: &[NetworkId], target: PortSelector) -> LookupResult {
-    let is_whom = |record: &PortRecord| match target {
+    let is_target = |record: &PortRecord| match target {
         PortSelector::Ip(address, _) => record.addressing.fixed_ips.contains(&address),
         PortSelector::Mac(mac) => record.addressing.mac == Some(mac),
     };
     let matches = |record: &PortRecord| {
-        record.addressing.network.is_some_and(|network| networks.contains(&network)) && is_whom(record)
+        record.addressing.network.is_some_and(|network| networks.contains(&network)) && is_target(record)
     };
     let valid = ports
         .into_iter()

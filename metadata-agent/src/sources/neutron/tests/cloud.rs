@@ -21,7 +21,7 @@ use secrecy::SecretString;
 use std::time::Duration;
 
 #[derive(Debug, Default)]
-pub(super) struct State {
+pub(super) struct CloudState {
     pub(super) ports: Vec<Value>,
     /// Status of Keystone's responses, if not a success.
     pub(super) keystone: Option<StatusCode>,
@@ -42,7 +42,7 @@ pub(super) struct State {
 
 pub(super) struct Cloud {
     pub(super) url: HttpUrl,
-    pub(super) state: Arc<Mutex<State>>,
+    pub(super) state: Arc<Mutex<CloudState>>,
     server: JoinHandle<()>,
 }
 
@@ -56,17 +56,17 @@ impl Cloud {
     pub(super) async fn start() -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
-        Self::serve(listener, &url, State::default())
+        Self::serve(listener, &url, CloudState::default())
     }
 
     /// With TLS and this certificate, as `localhost`.
     pub(super) async fn start_tls(tls: Arc<rustls::ServerConfig>) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("https://localhost:{}", listener.local_addr().unwrap().port());
-        Self::serve(listener, &url, State { tls: Some(tls), ..State::default() })
+        Self::serve(listener, &url, CloudState { tls: Some(tls), ..CloudState::default() })
     }
 
-    fn serve(listener: TcpListener, url: &str, state: State) -> Self {
+    fn serve(listener: TcpListener, url: &str, state: CloudState) -> Self {
         let url = HttpUrl::parse(url).unwrap();
         let state = Arc::new(Mutex::new(state));
         let (shared, base) = (Arc::clone(&state), url.clone());
@@ -92,7 +92,7 @@ impl Cloud {
         Self { url, state, server }
     }
 
-    pub(super) fn set<T>(&self, change: impl FnOnce(&mut State) -> T) -> T {
+    pub(super) fn set<T>(&self, change: impl FnOnce(&mut CloudState) -> T) -> T {
         change(&mut self.state.lock().unwrap())
     }
 
@@ -119,7 +119,7 @@ impl Cloud {
 }
 
 async fn answer(
-    state: Arc<Mutex<State>>,
+    state: Arc<Mutex<CloudState>>,
     base: HttpUrl,
     request: Request<Incoming>,
 ) -> Result<Response<Full<Bytes>>, Infallible> {
@@ -149,7 +149,7 @@ async fn answer(
     Ok(response)
 }
 
-fn login(state: &mut State, base: &HttpUrl, body: &[u8]) -> (StatusCode, Option<String>, Vec<u8>) {
+fn login(state: &mut CloudState, base: &HttpUrl, body: &[u8]) -> (StatusCode, Option<String>, Vec<u8>) {
     state.logins += 1;
     let asked: Value = serde_json::from_slice(body).unwrap();
     let user = &asked["auth"]["identity"]["password"]["user"];
@@ -169,7 +169,7 @@ fn login(state: &mut State, base: &HttpUrl, body: &[u8]) -> (StatusCode, Option<
     (StatusCode::CREATED, Some(token), body.to_string().into_bytes())
 }
 
-fn list(state: &mut State, query: &str, token: &str) -> (StatusCode, Vec<u8>) {
+fn list(state: &mut CloudState, query: &str, token: &str) -> (StatusCode, Vec<u8>) {
     state.asked.push(query.to_owned());
     if !state.tokens.contains(token) {
         return (StatusCode::UNAUTHORIZED, b"{}".to_vec());

@@ -25,7 +25,7 @@ const HOST: &str = "hypervisor-1";
 const NETWORK: NetworkId = NetworkId::new(Uuid::from_u128(7));
 
 /// The source under test, its servers and its output.
-struct TestSource {
+struct NeutronSource {
     cloud: Cloud,
     presence: watch::Sender<Presence>,
     events: mpsc::Receiver<Event>,
@@ -67,8 +67,8 @@ fn interface(number: u8) -> Present {
     }
 }
 
-impl TestSource {
-    async fn start(set: impl FnOnce(&mut cloud::State)) -> Self {
+impl NeutronSource {
+    async fn start(set: impl FnOnce(&mut cloud::CloudState)) -> Self {
         let cloud = Cloud::start().await;
         cloud.set(set);
         let access = cloud.access();
@@ -115,7 +115,7 @@ impl TestSource {
         self.until(|state| state.faults.values().any(|fault| fault.contains(part))).await;
     }
 
-    async fn until_cloud(&self, what: impl Fn(&cloud::State) -> bool) {
+    async fn until_cloud(&self, what: impl Fn(&cloud::CloudState) -> bool) {
         let wait = async {
             while !self.cloud.set(|state| what(state)) {
                 tokio::task::yield_now().await;
@@ -146,7 +146,7 @@ fn reported(number: u8) -> (String, Option<InstanceId>) {
 
 #[tokio::test]
 async fn all_ports_of_the_host_are_requested_first_in_pages() {
-    let mut source = TestSource::start(|state| {
+    let mut source = NeutronSource::start(|state| {
         state.ports = (1..=5).map(guests_port).collect();
         state.page = Some(2);
     })
@@ -175,7 +175,7 @@ async fn all_ports_of_the_host_are_requested_first_in_pages() {
 
 #[tokio::test]
 async fn the_port_of_a_removed_interface_is_withdrawn() {
-    let mut source = TestSource::start(|state| state.ports = vec![guests_port(1)]).await;
+    let mut source = NeutronSource::start(|state| state.ports = vec![guests_port(1)]).await;
     source.show([interface(1)]);
     assert_eq!(source.next().await, reported(1));
     source.cloud.set(|state| state.ports[0]["device_id"] = json!(instance(9)));
@@ -189,7 +189,7 @@ async fn the_port_of_a_removed_interface_is_withdrawn() {
 
 #[tokio::test]
 async fn an_invalid_response_is_an_error_and_ports_stay_valid() {
-    let mut source = TestSource::start(|state| state.ports = vec![guests_port(1), guests_port(2)]).await;
+    let mut source = NeutronSource::start(|state| state.ports = vec![guests_port(1), guests_port(2)]).await;
     source.show([1, 2].map(interface));
     assert_eq!(source.next().await, reported(1));
     assert_eq!(source.next().await, reported(2));
@@ -230,7 +230,7 @@ async fn an_invalid_response_is_an_error_and_ports_stay_valid() {
 
 #[tokio::test]
 async fn a_keystone_that_rejects_is_queried_with_growing_pauses() {
-    let mut source = TestSource::start(|state| {
+    let mut source = NeutronSource::start(|state| {
         state.ports = (1..=200).map(guests_port).collect();
         state.keystone = Some(StatusCode::UNAUTHORIZED);
     })
@@ -269,7 +269,7 @@ async fn a_keystone_that_rejects_is_queried_with_growing_pauses() {
 
 #[tokio::test]
 async fn a_rejected_token_is_renewed_only_if_it_was_accepted_before() {
-    let mut source = TestSource::start(|state| state.ports = vec![guests_port(1), guests_port(2)]).await;
+    let mut source = NeutronSource::start(|state| state.ports = vec![guests_port(1), guests_port(2)]).await;
     source.show([interface(1)]);
     assert_eq!(source.next().await, reported(1));
     source.cloud.set(|state| state.tokens.clear());
@@ -296,18 +296,18 @@ async fn a_rejected_token_is_renewed_only_if_it_was_accepted_before() {
 #[tokio::test]
 async fn an_unreachable_neutron_is_an_error_until_it_is_reachable() {
     let cloud = Cloud::start().await;
-    let mut source = TestSource::start(|_| {}).await;
-    let nobody = {
+    let mut source = NeutronSource::start(|_| {}).await;
+    let closed = {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         listener.local_addr().unwrap()
     };
     let settings = |url: String| {
         let endpoint = HttpUrl::parse(&url).unwrap();
-        let access = NeutronAccess { auth: NeutronAuth::Nobody { endpoint }, ..cloud.access() };
+        let access = NeutronAccess { auth: NeutronAuth::NoAuth { endpoint }, ..cloud.access() };
         NeutronSettings { access, host: HOST.to_owned(), tasks: source.tasks.clone() }
     };
-    let error = probe(&settings(format!("http://{nobody}"))).await.unwrap_err().to_string();
-    assert!(error.contains("Connection refused") && error.contains(&nobody.to_string()), "{error}");
+    let error = probe(&settings(format!("http://{closed}"))).await.unwrap_err().to_string();
+    assert!(error.contains("Connection refused") && error.contains(&closed.to_string()), "{error}");
     // This Neutron rejects requests without a token.
     let error = probe(&settings(cloud.url.to_string())).await.unwrap_err().to_string();
     assert!(error.contains("401"), "{error}");
@@ -367,7 +367,7 @@ async fn an_expired_certificate_blocks_new_requests_until_replaced() {
     cloud.set(|state| state.ports = vec![guests_port(1)]);
     let access =
         NeutronAccess { ca_certificates: Some(ca.file(folder.path())), insecure: false, ..cloud.access() };
-    let mut source = TestSource::with_access(cloud, access);
+    let mut source = NeutronSource::with_access(cloud, access);
     source.show([interface(1)]);
     assert_eq!(source.next().await, reported(1));
     source.recovered().await;

@@ -153,8 +153,8 @@ pub(crate) struct DetachArgs {
 }
 
 impl Cli {
-    /// Parses the command line of this process. Without a command to run, prints help, version or an
-    /// error, and exits.
+    /// Parses the command line of this process. Without a command to run, prints help, version or
+    /// an error, and exits.
     #[must_use]
     pub(crate) fn parse_or_exit() -> Self {
         Self::read(std::env::args_os()).unwrap_or_else(|(error, code)| {

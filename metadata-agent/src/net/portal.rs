@@ -7,10 +7,10 @@
 //! ```
 //!
 //! Guest connections end in the portal. There they meet no conntrack, netfilter rule, rp_filter or
-//! route of the host, and a bug of the agent does not give a guest access to other sockets of the host.
-//! [`Portal::establish`] inspects the portal and creates what is missing, so a new agent adopts the
-//! portal of an earlier one. All clients are behind one gateway with a fixed MAC address, so the
-//! neighbour table has one entry for any number of guests.
+//! route of the host, and a bug of the agent does not give a guest access to other sockets of the
+//! host. [`Portal::establish`] inspects the portal and creates what is missing, so a new agent
+//! adopts the portal of an earlier one. All clients are behind one gateway with a fixed MAC
+//! address, so the neighbour table has one entry for any number of guests.
 //!
 //! Guests behind another namespace, a router's or a DHCP server's, enter by a veth pair of that
 //! namespace ([`Portal::add_uplink`]). Routes of their attachments send the replies back the same

@@ -1,5 +1,5 @@
-//! The identity in each request to the metadata API: the instance, with a signature, or the network.
-//! Neutron's metadata agent finds the instance by the network.
+//! The identity in each request to the metadata API: the instance, with a signature, or the
+//! network. Neutron's metadata agent finds the instance by the network.
 //!
 //! The header values are the same in each request of a client, so they are built once.
 

@@ -130,14 +130,14 @@ fn many_new_interfaces_cause_one_query_about_the_host() {
     // A third is bound to this host; the others are migrating.
     let bound: Vec<_> = (1..=50).map(|number| found(&id(number).to_string())).collect();
     assert_eq!(poller.handle_response(&query, &bound, now).len(), 50);
-    let mut querys = 0;
+    let mut queries = 0;
     while let Some(query) = poller.query(now) {
         let PortSelection::Ids(ids) = &query.ports else { panic!("{query:?}") };
         assert!(ids.len() <= MAX_IDS);
         poller.handle_response(&query, &[], now);
-        querys += 1;
+        queries += 1;
     }
-    assert_eq!(querys, 2);
+    assert_eq!(queries, 2);
 }
 
 #[test]

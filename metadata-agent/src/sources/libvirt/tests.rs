@@ -22,7 +22,7 @@ const OLD_TAP: &str = "tap0a1b2c3d-4e";
 async fn domains_start_change_and_end() {
     let folder = tempfile::tempdir().unwrap();
     let directory = folder.path().join("libvirt/qemu");
-    let mut source = LibvirtSource::start(directory.clone());
+    let mut source = LibvirtHarness::start(directory.clone());
 
     let state = source.state(|state| !state.faults.is_empty()).await;
     assert!(!state.ready, "the source is not ready without the directory: {state:?}");
@@ -56,7 +56,7 @@ async fn domains_start_change_and_end() {
 #[tokio::test]
 async fn an_invalid_file_is_withdrawn() {
     let folder = tempfile::tempdir().unwrap();
-    let mut source = LibvirtSource::start(folder.path().into());
+    let mut source = LibvirtHarness::start(folder.path().into());
     source.rename_into("other.xml", OLD);
     source.rename_into("a.xml", OVS);
     source.instance(TAP, Some("7d3c6e2e-5e0b-4f0e-8a44-0d4e6c7b1f10")).await;
@@ -87,7 +87,7 @@ async fn an_unreadable_file_is_reported_and_affects_no_other() {
     symlink("instance-0000002a.xml.new", path("link.xml")).unwrap();
     fs::write(path("good.xml"), OLD).unwrap();
 
-    let mut source = LibvirtSource::start(folder.path().into());
+    let mut source = LibvirtHarness::start(folder.path().into());
     source.instance(OLD_TAP, Some("5b0f5a4e-1d3a-4c55-8f0e-6a2f8d7c9b01")).await;
     source.instance(TAP, None).await;
     let state = source.state(|state| state.ready).await;
@@ -98,7 +98,7 @@ async fn an_unreadable_file_is_reported_and_affects_no_other() {
 }
 
 /// The source under test, its inventory and their states.
-struct LibvirtSource {
+struct LibvirtHarness {
     directory: PathBuf,
     inventory: Arc<Inventory>,
     version: watch::Receiver<u64>,
@@ -107,7 +107,7 @@ struct LibvirtSource {
     tasks: [JoinHandle<()>; 2],
 }
 
-impl LibvirtSource {
+impl LibvirtHarness {
     fn start(directory: PathBuf) -> Self {
         let (inventory, publisher) = Inventory::new();
         let (sender, events) = mpsc::channel(4);

@@ -19,7 +19,7 @@ const TWO: &str = "22222222-77c1-4e55-9d0c-2b6f4f1f0a02";
 const INSTANCE: &str = "7d3c6e2e-5e0b-4f0e-8a44-0d4e6c7b1f10";
 
 /// The source under test, its servers and its output.
-struct OvnSource {
+struct OvnHarness {
     listeners: Vec<UnixListener>,
     present: watch::Sender<Presence>,
     events: mpsc::Receiver<Event>,
@@ -29,7 +29,7 @@ struct OvnSource {
     _folder: tempfile::TempDir,
 }
 
-impl OvnSource {
+impl OvnHarness {
     fn start(servers: usize, ports: &[&str]) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let paths: Vec<_> = (0..servers).map(|number| folder.path().join(format!("{number}.sock"))).collect();
@@ -180,7 +180,7 @@ fn clauses_of(ports: &[&str]) -> Value {
 
 #[tokio::test]
 async fn the_condition_follows_the_ports_one_change_at_a_time() {
-    let mut source = OvnSource::start(1, &[]);
+    let mut source = OvnHarness::start(1, &[]);
     let mut peer = source.accept(0).await;
     assert_eq!(peer.handshake(json!({})).await, json!([false]));
     source.set_ports(&[ONE]);
@@ -214,7 +214,7 @@ async fn the_condition_follows_the_ports_one_change_at_a_time() {
 
 #[tokio::test]
 async fn all_rows_are_never_requested_from_a_server() {
-    let mut source = OvnSource::start(1, &[ONE]);
+    let mut source = OvnHarness::start(1, &[ONE]);
     let mut peer = source.accept(0).await;
     peer.serve("list_dbs", json!([DATABASE])).await;
     let request = peer.receive().await;
@@ -231,7 +231,7 @@ async fn all_rows_are_never_requested_from_a_server() {
 
 #[tokio::test]
 async fn without_a_server_rows_stay_valid_for_ports_that_stay() {
-    let mut source = OvnSource::start(1, &[ONE, TWO]);
+    let mut source = OvnHarness::start(1, &[ONE, TWO]);
     let mut peer = source.accept(0).await;
     assert_eq!(peer.handshake(rows("initial", &[ONE, TWO])).await, clauses_of(&[ONE, TWO]));
     for port in [ONE, TWO] {
@@ -253,7 +253,7 @@ async fn without_a_server_rows_stay_valid_for_ports_that_stay() {
 
 #[tokio::test]
 async fn the_next_member_is_used_after_a_disconnection() {
-    let mut source = OvnSource::start(2, &[ONE]);
+    let mut source = OvnHarness::start(2, &[ONE]);
     let (first, mut peer) = source.accept_any().await;
     peer.serve("list_dbs", json!(["_Server", DATABASE])).await;
     let state = |connected: bool| json!({ "Database": { Uuid::nil().to_string(): { "initial": { "model": "clustered", "connected": connected } } } });
@@ -287,7 +287,7 @@ async fn the_next_member_is_used_after_a_disconnection() {
 
 #[tokio::test]
 async fn updates_without_a_reply_are_not_accumulated() {
-    let mut source = OvnSource::start(1, &[ONE]);
+    let mut source = OvnHarness::start(1, &[ONE]);
     let mut peer = source.accept(0).await;
     peer.serve("list_dbs", json!(["_Server", DATABASE])).await;
     for _ in 0..=16 {
@@ -299,7 +299,7 @@ async fn updates_without_a_reply_are_not_accumulated() {
 
 #[tokio::test(start_paused = true)]
 async fn without_probes_a_server_may_be_silent() {
-    let mut source = OvnSource::start(1, &[ONE]);
+    let mut source = OvnHarness::start(1, &[ONE]);
     let mut peer = source.accept(0).await;
     peer.handshake(json!({})).await;
     source.state.wait_for(|state| state.ready).await.unwrap();

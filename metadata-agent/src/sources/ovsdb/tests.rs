@@ -19,7 +19,7 @@ const ROW: Uuid = Uuid::from_u128(1);
 const INSTANCE: &str = "7d3c6e2e-5e0b-4f0e-8a44-0d4e6c7b1f10";
 
 /// The source under test, its server and its output.
-struct OvsdbSource {
+struct OvsdbHarness {
     listener: UnixListener,
     remote: String,
     events: mpsc::Receiver<Event>,
@@ -29,7 +29,7 @@ struct OvsdbSource {
     _folder: tempfile::TempDir,
 }
 
-impl OvsdbSource {
+impl OvsdbHarness {
     fn start() -> Self {
         let folder = tempfile::tempdir().unwrap();
         let path: PathBuf = folder.path().join("db.sock");
@@ -133,7 +133,7 @@ fn event(row: Uuid, instance: Option<&str>) -> (String, Option<String>) {
 
 #[tokio::test]
 async fn an_invalid_message_ends_the_connection_and_rows_stay_valid() {
-    let mut world = OvsdbSource::start();
+    let mut world = OvsdbHarness::start();
     let mut peer = world.accept().await;
     peer.handshake(guest(ROW, "initial", INSTANCE)).await;
     assert_eq!(world.next().await, event(ROW, Some(INSTANCE)));
@@ -178,7 +178,7 @@ async fn an_invalid_message_ends_the_connection_and_rows_stay_valid() {
 
 #[tokio::test]
 async fn a_deleted_row_is_withdrawn_before_other_events() {
-    let mut world = OvsdbSource::start();
+    let mut world = OvsdbHarness::start();
     let mut peer = world.accept().await;
     peer.handshake(guest(ROW, "initial", INSTANCE)).await;
     assert_eq!(world.next().await, event(ROW, Some(INSTANCE)));
@@ -195,7 +195,7 @@ async fn a_deleted_row_is_withdrawn_before_other_events() {
 
 #[tokio::test]
 async fn an_invalid_row_is_withdrawn_and_does_not_affect_others() {
-    let mut world = OvsdbSource::start();
+    let mut world = OvsdbHarness::start();
     let mut peer = world.accept().await;
     peer.handshake(guest(ROW, "initial", INSTANCE)).await;
     assert_eq!(world.next().await, event(ROW, Some(INSTANCE)));
@@ -215,7 +215,7 @@ async fn an_invalid_row_is_withdrawn_and_does_not_affect_others() {
 
 #[tokio::test]
 async fn a_server_without_monitor_cond_is_monitored() {
-    let mut world = OvsdbSource::start();
+    let mut world = OvsdbHarness::start();
     let mut peer = world.accept().await;
     peer.reply("list_dbs", json!([DATABASE]), Value::Null).await;
     peer.reply("monitor_cond", Value::Null, json!("unknown method")).await;
@@ -229,7 +229,7 @@ async fn a_server_without_monitor_cond_is_monitored() {
 
 #[tokio::test]
 async fn a_missing_database_or_table_is_reported() {
-    let mut world = OvsdbSource::start();
+    let mut world = OvsdbHarness::start();
     let mut peer = world.accept().await;
     peer.reply("list_dbs", json!(["OVN_Southbound"]), Value::Null).await;
     assert_eq!(world.fault().await, "no database Open_vSwitch; the server has [\"OVN_Southbound\"]");
@@ -245,7 +245,7 @@ async fn a_missing_database_or_table_is_reported() {
 
 #[tokio::test]
 async fn an_endless_message_is_rejected() {
-    let mut world = OvsdbSource::start();
+    let mut world = OvsdbHarness::start();
     let mut peer = world.accept().await;
     peer.reply("list_dbs", json!([DATABASE]), Value::Null).await;
     peer.receive().await;
@@ -262,7 +262,7 @@ async fn an_endless_message_is_rejected() {
 
 #[tokio::test(start_paused = true)]
 async fn a_silent_server_is_probed_and_then_given_up() {
-    let mut world = OvsdbSource::start();
+    let mut world = OvsdbHarness::start();
     let mut peer = world.accept().await;
     peer.handshake(json!({})).await;
     world.recovered().await;
@@ -292,7 +292,7 @@ async fn a_silent_server_is_probed_and_then_given_up() {
 #[tokio::test(start_paused = true)]
 async fn pauses_grow_to_their_limit() {
     let began = Instant::now();
-    let mut world = OvsdbSource::start();
+    let mut world = OvsdbHarness::start();
     let mut gaps = Vec::new();
     let mut last = began;
     for _ in 0..12 {

@@ -25,7 +25,7 @@ fn behind(router: RouterId, last: u8, mac: impl Into<Option<MacAddress>>) -> Loo
     }
 }
 
-impl NeutronSource {
+impl NeutronHarness {
     async fn find(&self, query: LookupQuery) -> LookupResult {
         self.lookup.find(query).await.unwrap()
     }
@@ -51,7 +51,7 @@ impl NeutronSource {
 
 #[tokio::test]
 async fn a_confirmed_result_is_cached_until_an_event() {
-    let source = NeutronSource::started(|state| {
+    let source = NeutronHarness::started(|state| {
         state.ports = vec![
             guests_port(1),
             guests_port(2),
@@ -93,7 +93,7 @@ async fn a_confirmed_result_is_cached_until_an_event() {
 
 #[tokio::test]
 async fn an_address_that_moved_to_another_port_is_found_at_once() {
-    let source = NeutronSource::started(|state| state.ports = vec![guests_port(1), guests_port(2)]).await;
+    let source = NeutronHarness::started(|state| state.ports = vec![guests_port(1), guests_port(2)]).await;
     // Without a MAC address, or with an unknown one, each look-up causes a query.
     let strange = [None, Some(mac(7))];
     for query in [Some(mac(1)), None, Some(mac(7))].map(|mac| on_network(1, mac)) {
@@ -113,7 +113,7 @@ async fn an_address_that_moved_to_another_port_is_found_at_once() {
 #[tokio::test]
 async fn a_requester_that_arrives_later_gets_a_later_result() {
     let response_permits = Arc::new(Semaphore::new(0));
-    let source = NeutronSource::started(|state| state.ports = vec![guests_port(1)]).await;
+    let source = NeutronHarness::started(|state| state.ports = vec![guests_port(1)]).await;
     source.cloud.set(|state| state.response_permits = Some(Arc::clone(&response_permits)));
     let early = source.spawn_find(on_network(1, None));
     source.until_cloud(|state| state.asked.len() == 1).await;
@@ -132,7 +132,7 @@ async fn a_requester_that_arrives_later_gets_a_later_result() {
 #[tokio::test]
 async fn queries_wait_for_their_turn_and_abandoned_ones_are_dropped() {
     let response_permits = Arc::new(Semaphore::new(0));
-    let source = NeutronSource::started(|state| state.ports = (1..=60).map(guests_port).collect()).await;
+    let source = NeutronHarness::started(|state| state.ports = (1..=60).map(guests_port).collect()).await;
     source.cloud.set(|state| state.response_permits = Some(Arc::clone(&response_permits)));
     let mut asks: Vec<_> =
         (1..=60).map(|number| source.spawn_find(on_network(number, mac(number)))).collect();
@@ -160,7 +160,7 @@ async fn an_address_behind_a_router_is_searched_in_its_networks() {
     foreign["network_id"] = json!(NetworkId::new(Uuid::from_u128(8)));
     interface_port["binding:host_id"] = json!("");
     let ports = vec![guests_port(1), guests_port(2), foreign, interface_port];
-    let source = NeutronSource::started(|state| state.ports = ports).await;
+    let source = NeutronHarness::started(|state| state.ports = ports).await;
     assert_eq!(source.instance(behind(router, 1, mac(1))).await, instance(1));
     let asked = source.asked();
     assert_eq!(asked.len(), 2, "{asked:?}");
@@ -182,7 +182,7 @@ async fn an_outdated_network_of_a_router_is_not_used() {
     guest["network_id"] = json!(new);
     guest["fixed_ips"][0]["ip_address"] = json!("10.0.0.1");
     let source =
-        NeutronSource::started(|state| state.ports = vec![guests_port(1), guest, interface_port]).await;
+        NeutronHarness::started(|state| state.ports = vec![guests_port(1), guest, interface_port]).await;
     assert_eq!(source.instance(behind(router, 1, mac(1))).await, instance(1));
     source.cloud.set(|state| state.ports[2]["network_id"] = json!(new));
     for mac in [Some(mac(2)), Some(mac(7)), None] {

@@ -25,7 +25,7 @@ const HOST: &str = "hypervisor-1";
 const NETWORK: NetworkId = NetworkId::new(Uuid::from_u128(7));
 
 /// The source under test, its servers and its output.
-struct NeutronSource {
+struct NeutronHarness {
     cloud: Cloud,
     presence: watch::Sender<Presence>,
     events: mpsc::Receiver<Event>,
@@ -67,7 +67,7 @@ fn interface(number: u8) -> Present {
     }
 }
 
-impl NeutronSource {
+impl NeutronHarness {
     async fn start(set: impl FnOnce(&mut cloud::CloudState)) -> Self {
         let cloud = Cloud::start().await;
         cloud.set(set);
@@ -146,7 +146,7 @@ fn reported(number: u8) -> (String, Option<InstanceId>) {
 
 #[tokio::test]
 async fn all_ports_of_the_host_are_requested_first_in_pages() {
-    let mut source = NeutronSource::start(|state| {
+    let mut source = NeutronHarness::start(|state| {
         state.ports = (1..=5).map(guests_port).collect();
         state.page = Some(2);
     })
@@ -175,7 +175,7 @@ async fn all_ports_of_the_host_are_requested_first_in_pages() {
 
 #[tokio::test]
 async fn the_port_of_a_removed_interface_is_withdrawn() {
-    let mut source = NeutronSource::start(|state| state.ports = vec![guests_port(1)]).await;
+    let mut source = NeutronHarness::start(|state| state.ports = vec![guests_port(1)]).await;
     source.show([interface(1)]);
     assert_eq!(source.next().await, reported(1));
     source.cloud.set(|state| state.ports[0]["device_id"] = json!(instance(9)));
@@ -189,7 +189,7 @@ async fn the_port_of_a_removed_interface_is_withdrawn() {
 
 #[tokio::test]
 async fn an_invalid_response_is_an_error_and_ports_stay_valid() {
-    let mut source = NeutronSource::start(|state| state.ports = vec![guests_port(1), guests_port(2)]).await;
+    let mut source = NeutronHarness::start(|state| state.ports = vec![guests_port(1), guests_port(2)]).await;
     source.show([1, 2].map(interface));
     assert_eq!(source.next().await, reported(1));
     assert_eq!(source.next().await, reported(2));
@@ -230,7 +230,7 @@ async fn an_invalid_response_is_an_error_and_ports_stay_valid() {
 
 #[tokio::test]
 async fn a_keystone_that_rejects_is_queried_with_growing_pauses() {
-    let mut source = NeutronSource::start(|state| {
+    let mut source = NeutronHarness::start(|state| {
         state.ports = (1..=200).map(guests_port).collect();
         state.keystone = Some(StatusCode::UNAUTHORIZED);
     })
@@ -269,7 +269,7 @@ async fn a_keystone_that_rejects_is_queried_with_growing_pauses() {
 
 #[tokio::test]
 async fn a_rejected_token_is_renewed_only_if_it_was_accepted_before() {
-    let mut source = NeutronSource::start(|state| state.ports = vec![guests_port(1), guests_port(2)]).await;
+    let mut source = NeutronHarness::start(|state| state.ports = vec![guests_port(1), guests_port(2)]).await;
     source.show([interface(1)]);
     assert_eq!(source.next().await, reported(1));
     source.cloud.set(|state| state.tokens.clear());
@@ -296,7 +296,7 @@ async fn a_rejected_token_is_renewed_only_if_it_was_accepted_before() {
 #[tokio::test]
 async fn an_unreachable_neutron_is_an_error_until_it_is_reachable() {
     let cloud = Cloud::start().await;
-    let mut source = NeutronSource::start(|_| {}).await;
+    let mut source = NeutronHarness::start(|_| {}).await;
     let closed = {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         listener.local_addr().unwrap()
@@ -367,7 +367,7 @@ async fn an_expired_certificate_blocks_new_requests_until_replaced() {
     cloud.set(|state| state.ports = vec![guests_port(1)]);
     let access =
         NeutronAccess { ca_certificates: Some(ca.file(folder.path())), insecure: false, ..cloud.access() };
-    let mut source = NeutronSource::with_access(cloud, access);
+    let mut source = NeutronHarness::with_access(cloud, access);
     source.show([interface(1)]);
     assert_eq!(source.next().await, reported(1));
     source.recovered().await;

@@ -20,7 +20,7 @@ use tracing::{info, warn};
 
 use crate::proxy::Signer;
 
-/// How often the files are read again.
+/// The interval between two readings of the files.
 const PERIOD: Duration = Duration::from_secs(2);
 /// The shortest pause between two readings, however often Nova refuses.
 const PAUSE: Duration = Duration::from_millis(100);

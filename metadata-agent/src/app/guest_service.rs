@@ -38,9 +38,9 @@ pub(super) struct GuestService {
     guests: JoinHandle<Datapath>,
     namespaces: Option<JoinHandle<()>>,
     /// Cancels the tasks that keep attachments.
-    leave: CancellationToken,
+    stop_attachments: CancellationToken,
     heartbeat: JoinHandle<()>,
-    beating: CancellationToken,
+    stop_heartbeat: CancellationToken,
 }
 
 impl GuestService {
@@ -53,7 +53,7 @@ impl GuestService {
         inputs: Inputs,
         haproxy_socket: Option<HaproxySocket>,
     ) -> Result<Self> {
-        let boot = Boot { config, data, control, leave: control.stop.child_token() };
+        let boot = Boot { config, data, control, stop_attachments: control.stop.child_token() };
         let Inputs { inventory, presence, sources, metrics, namespaces } = inputs;
         let mut host = boot.open_host().await?;
         let auth = boot.open_secrets()?;
@@ -62,7 +62,7 @@ impl GuestService {
         let data_plane =
             boot.start_data_plane(&host, Arc::clone(&directory), lookup, metrics, haproxy_socket)?;
         // Without a heartbeat, the first packets of the first guest would bypass the agent.
-        let (heartbeat, beating) = boot.start_heartbeat(&mut host.datapath)?;
+        let (heartbeat, stop_heartbeat) = boot.start_heartbeat(&mut host.datapath)?;
         let netns_datapaths =
             config.namespaces.is_some().then(|| host.datapath.netns_datapaths()).transpose()?;
 
@@ -79,20 +79,27 @@ impl GuestService {
             namespaces: reports,
             hook,
         }));
-        Ok(Self { data_plane, guests, namespaces, leave: boot.leave, heartbeat, beating })
+        Ok(Self {
+            data_plane,
+            guests,
+            namespaces,
+            stop_attachments: boot.stop_attachments,
+            heartbeat,
+            stop_heartbeat,
+        })
     }
 
     /// Ends requests first, then the attachments. The heartbeat ends last: until then packets of
     /// open connections reach the agent.
     pub(super) async fn end(self, drain_timeout: Duration) {
         self.data_plane.drain(drain_timeout).await;
-        self.leave.cancel();
+        self.stop_attachments.cancel();
         // A task that panicked has been reported. Teardown removes what it kept.
         drop(self.guests.await);
         if let Some(namespaces) = self.namespaces {
             drop(namespaces.await);
         }
-        self.beating.cancel();
+        self.stop_heartbeat.cancel();
         drop(self.heartbeat.await);
     }
 }
@@ -102,7 +109,7 @@ struct Boot<'a> {
     config: &'a Config,
     data: &'a Runtime,
     control: &'a Control,
-    leave: CancellationToken,
+    stop_attachments: CancellationToken,
 }
 
 /// The agent's part of the host's kernel state.
@@ -132,7 +139,7 @@ impl Boot<'_> {
         let netlink = Netlink::connect()?;
         let link_events = netlink::watch_links()?;
         let lost = portal::wait_until_lost(portal.host_ifindex, link_events, netlink.clone());
-        let lost = self.leave.clone().run_until_cancelled_owned(lost);
+        let lost = self.stop_attachments.clone().run_until_cancelled_owned(lost);
         self.control.tasks.spawn(self.control.critical.task("the portal's interface", lost));
 
         // Without TCX, the program that returns packets to guests needs a qdisc.
@@ -149,7 +156,7 @@ impl Boot<'_> {
         let secret = self.config.metadata_proxy_shared_secret.clone();
         let secrets = SecretFiles::open(secret, &self.config.shared_secret_files)?;
         let signer = secrets.signer();
-        self.control.tasks.spawn(secrets.keep(signer.clone(), self.leave.clone()));
+        self.control.tasks.spawn(secrets.keep(signer.clone(), self.stop_attachments.clone()));
         Ok(self.config.upstream_auth(signer))
     }
 
@@ -175,10 +182,10 @@ impl Boot<'_> {
     fn start_heartbeat(&self, datapath: &mut Datapath) -> Result<(JoinHandle<()>, CancellationToken)> {
         let mut heartbeat = datapath.heartbeat()?;
         heartbeat.beat()?;
-        let beating = CancellationToken::new();
+        let stop_heartbeat = CancellationToken::new();
         let (stale_after, last_beat) = (self.config.heartbeat_stale_after, self.control.last_beat.clone());
-        let beats = heartbeat::run(heartbeat, stale_after, last_beat, beating.clone());
-        Ok((self.data.spawn(self.control.critical.task("the heartbeat", beats)), beating))
+        let beats = heartbeat::run(heartbeat, stale_after, last_beat, stop_heartbeat.clone());
+        Ok((self.data.spawn(self.control.critical.task("the heartbeat", beats)), stop_heartbeat))
     }
 
     /// Attaches the program to every guest interface, and keeps the attachments.
@@ -197,8 +204,8 @@ impl Boot<'_> {
         let mut guests = HostWatcher::new(datapath, netlink, rules, inventory, directory, auth, presence);
         guests.resync().await?;
         let failures = guests.failures();
-        let watch = guests.run(link_events, hook_events, self.leave.clone());
-        let watch = self.control.critical.task("the watch over guest interfaces", watch);
+        let watch = guests.run(link_events, hook_events, self.stop_attachments.clone());
+        let watch = self.control.critical.task("the guest interface watcher", watch);
         Ok((self.control.tasks.spawn(watch), failures))
     }
 
@@ -215,8 +222,8 @@ impl Boot<'_> {
         };
         let namespaces = NamespaceWatcher::new(rules, portal, datapaths, known.inventory, known.directory)?;
         let reports = namespaces.reports();
-        let watch = namespaces.run(move || drop(step), self.leave.clone());
-        let watch = self.control.critical.task("the watch over namespaces", watch);
+        let watch = namespaces.run(move || drop(step), self.stop_attachments.clone());
+        let watch = self.control.critical.task("the namespace watcher", watch);
         Ok((Some(self.control.tasks.spawn(watch)), reports))
     }
 }

@@ -10,7 +10,7 @@ use tracing::{info, warn};
 use super::Changes;
 use super::failures::{FailureTable, Step};
 use super::publish::InterfaceRecord;
-use super::wanted::{Clients, Terms};
+use super::wanted::{AttachSpec, Clients};
 use crate::datapath::{Datapath, PortPolicy};
 use crate::directory::{Binding, Owner, SharedBinding};
 use crate::ids::VlanId;
@@ -49,30 +49,30 @@ impl Kernel<'_> {
 }
 
 impl Attached {
-    /// Attached on these terms, but without the subports, which are attached by [`Self::update`].
-    pub(super) fn new(id: AttachmentId, link: Link, terms: &Terms, policy: Option<PortPolicy>) -> Self {
-        log_owner(&link, &Clients::One(Owner::Unknown), &terms.clients);
+    /// Attached by this specification, but without the subports: [`Self::update`] attaches them.
+    pub(super) fn new(id: AttachmentId, link: Link, spec: &AttachSpec, policy: Option<PortPolicy>) -> Self {
+        log_owner(&link, &Clients::One(Owner::Unknown), &spec.clients);
         Self {
             id,
             link,
             since: Instant::now(),
-            clients: terms.clients.clone(),
+            clients: spec.clients.clone(),
             policy,
-            present: terms.present.clone(),
+            present: spec.present.clone(),
             subports: BTreeMap::new(),
         }
     }
 
-    /// Applies new terms: to the kernel first, so that the packets of a guest are checked before
-    /// its first request is answered.
+    /// Applies a new specification: to the kernel first, so that the packets of a guest are checked
+    /// before its first request is answered.
     pub(super) fn update(
         &mut self,
         link: Link,
-        terms: Terms,
+        spec: AttachSpec,
         kernel: &mut Kernel<'_>,
         changes: &mut Changes,
     ) {
-        let Terms { clients, policy, subports, present, shortfall } = terms;
+        let AttachSpec { clients, policy, subports, present, unserved_subnets } = spec;
         let index = link.index;
         if self.link.name != link.name || self.link.mac != link.mac {
             changes.updated.insert(index);
@@ -92,8 +92,8 @@ impl Attached {
             }
         }
         self.update_subports(&subports, kernel, changes);
-        match shortfall {
-            Some(shortfall) => kernel.record(&self.link, Step::FitSubnets, shortfall),
+        match unserved_subnets {
+            Some(unserved_subnets) => kernel.record(&self.link, Step::FitSubnets, unserved_subnets),
             None => kernel.failures.clear(index, Step::FitSubnets),
         }
 

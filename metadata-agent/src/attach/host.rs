@@ -107,7 +107,7 @@ impl HostWatcher {
                 Ok(()) = snapshots.changed() => self.follow_inventory().await,
                 _ = retry.tick(), if self.attacher.has_failed() => self.retry().await,
                 _ = patrol.tick() => self.attacher.patrol(),
-                _ = reattach.tick(), if self.attacher.has_detached() => self.attacher.reattach_due().await,
+                _ = reattach.tick(), if self.attacher.has_missing() => self.attacher.reattach_due().await,
                 _ = sweep.tick() => self.attacher.sweep(CLIENT_IDLE),
             }
         }
@@ -130,7 +130,7 @@ impl HostWatcher {
         }
     }
 
-    /// Reconciles the interfaces about which the newest snapshot may say something else.
+    /// Reconciles the interfaces whose ports changed since the last snapshot.
     async fn follow_inventory(&mut self) {
         let links = {
             let snapshot = self.inventory.load();

@@ -5,7 +5,7 @@
 //! the differences. It is the only writer of its [`Datapath`]. An interface that cannot be attached
 //! is tried again and does not delay the others.
 //!
-//! An event costs the interfaces that it concerns, no matter how many guests the host has.
+//! The cost of an event depends on the interfaces that it concerns, not on the number of guests.
 
 mod attached;
 mod failures;
@@ -38,15 +38,15 @@ use failures::{FailureTable, Step};
 use names::Names;
 use publish::{BindingPublisher, InterfaceRecord};
 use qdisc::{IngressQdisc, QdiscError};
-use reattach::DetachedPrograms;
-use wanted::{Target, Terms};
+use reattach::MissingPrograms;
+use wanted::{AttachSpec, Target};
 
 pub(crate) use failures::{Failure, Failures};
 pub(crate) use host::HostWatcher;
 pub(crate) use reattach::{PATROL, REATTACH};
 pub(crate) use wanted::{GuestRules, LinkKind, NamespacePorts, SourceCheck, Wanted};
 
-/// The time that changes of one interface wait for those of the next while all are reconciled.
+/// The interval at which a full reconcile publishes its changes.
 const PUBLISH_EVERY: Duration = Duration::from_millis(100);
 
 /// A failure to attach, detach or reattach.
@@ -83,7 +83,7 @@ impl Links {
 #[must_use]
 pub(crate) struct Changes {
     pub(crate) attached: BTreeSet<IfIndex>,
-    /// Detached, or not presented any more.
+    /// Detached, or no longer listed in presence.
     pub(crate) detached: BTreeSet<IfIndex>,
     /// Known by another name, owner, network or presence.
     pub(crate) updated: BTreeSet<IfIndex>,
@@ -109,7 +109,7 @@ impl Changes {
 pub(crate) struct AttachedNamespace {
     pub(crate) name: Arc<str>,
     pub(crate) netns: Arc<Netns>,
-    /// The way of its clients into the portal.
+    /// The veth pair from the namespace into the portal.
     pub(crate) uplink: PortalUplink,
 }
 
@@ -120,11 +120,11 @@ pub(crate) struct Attacher {
     namespace: Option<AttachedNamespace>,
     attached: BTreeMap<IfIndex, Attached>,
     /// Interfaces that are not an instance's, and so take the host's own path.
-    aside: BTreeMap<IfIndex, (Link, Option<Present>)>,
+    bypassed: BTreeMap<IfIndex, (Link, Option<Present>)>,
     /// Attached interfaces that lack their program.
-    detached: DetachedPrograms,
+    missing: MissingPrograms,
     failures: FailureTable,
-    /// Interfaces that are attached, aside or failed.
+    /// Interfaces that are attached, bypassed or failed.
     names: Names,
     publisher: BindingPublisher,
 }
@@ -140,7 +140,8 @@ impl Attacher {
         Self::new(datapath, netlink, None, BindingPublisher::new(directory, Some(presence)))
     }
 
-    /// An attacher for another namespace, of which `netlink` is a socket. Nothing is attached yet.
+    /// Creates an attacher for another namespace. `netlink` must be a socket in it. Nothing is
+    /// attached yet.
     pub(crate) fn for_namespace(
         datapath: Datapath,
         netlink: Netlink,
@@ -161,8 +162,8 @@ impl Attacher {
             netlink,
             namespace,
             attached: BTreeMap::new(),
-            aside: BTreeMap::new(),
-            detached: DetachedPrograms::default(),
+            bypassed: BTreeMap::new(),
+            missing: MissingPrograms::default(),
             failures: FailureTable::default(),
             names: Names::default(),
             publisher,
@@ -175,7 +176,7 @@ impl Attacher {
     /// The failure of one interface is recorded and does not affect the others.
     ///
     /// # Errors
-    /// What an earlier agent left cannot be listed or removed.
+    /// State of an earlier agent cannot be listed or removed.
     pub(crate) async fn reconcile(
         &mut self,
         wanted: Wanted<'_>,
@@ -196,7 +197,7 @@ impl Attacher {
             self.detach(index, &mut unpublished).await;
         }
 
-        // Interfaces that are there, each on the terms of this moment.
+        // Attach or update the present interfaces, each by the latest inventory.
         let mut published = Instant::now();
         for link in present {
             self.apply(link, wanted, is_complete, &mut unpublished).await;
@@ -207,19 +208,18 @@ impl Attacher {
                 published = Instant::now();
             }
             // An attachment takes the kernel some ten milliseconds (`synchronize_rcu` in
-            // tcx_entry_sync), and a host has many. Signals and the admin socket have their turn in
-            // between.
+            // tcx_entry_sync). Yield, so that signals and the admin socket are served.
             yield_now().await;
         }
 
-        // State of earlier agents, once all that lives is adopted.
+        // Remove the state of earlier agents, now that live attachments are adopted.
         let cleaned = if is_complete { self.remove_leftovers().await } else { Ok(()) };
         self.publish(&unpublished);
         all.extend(unpublished);
         cleaned.map(|()| all)
     }
 
-    /// Tries again what failed, by the links that are there now.
+    /// Retries failed interfaces against the current links.
     ///
     /// # Errors
     /// As [`Self::reconcile`].
@@ -238,7 +238,7 @@ impl Attacher {
         !self.failures.to_reconcile().is_empty() || !self.failures.to_remove().is_empty()
     }
 
-    /// Removes clients of all namespaces that were idle for so long.
+    /// Removes clients of all namespaces that were idle for at least `idle`.
     fn sweep(&mut self, idle: Duration) {
         match self.datapath.sweep(idle) {
             Ok(0) => {}
@@ -247,28 +247,34 @@ impl Attacher {
         }
     }
 
-    async fn apply(&mut self, link: Link, wanted: Wanted<'_>, is_one_of_all: bool, changes: &mut Changes) {
+    async fn apply(
+        &mut self,
+        link: Link,
+        wanted: Wanted<'_>,
+        is_full_reconcile: bool,
+        changes: &mut Changes,
+    ) {
         match wanted.target(&link) {
             Target::Ignore => self.detach(link.index, changes).await,
-            Target::Aside(present) => self.put_aside(link, present, changes).await,
-            Target::Attach(terms) => {
-                if self.aside.remove(&link.index).is_some() {
+            Target::Bypass(present) => self.bypass(link, present, changes).await,
+            Target::Attach(spec) => {
+                if self.bypassed.remove(&link.index).is_some() {
                     changes.updated.insert(link.index);
                 }
                 self.names.set(link.index, &link.name);
                 if self.attached.contains_key(&link.index) {
-                    self.update(link, *terms, changes);
+                    self.update(link, *spec, changes);
                 } else {
-                    self.attach(link, *terms, is_one_of_all, changes).await;
+                    self.attach(link, *spec, is_full_reconcile, changes).await;
                 }
             }
         }
     }
 
     /// Leaves an interface to the host's own path.
-    async fn put_aside(&mut self, link: Link, present: Option<Present>, changes: &mut Changes) {
+    async fn bypass(&mut self, link: Link, present: Option<Present>, changes: &mut Changes) {
         let index = link.index;
-        let before = self.aside.remove(&index);
+        let before = self.bypassed.remove(&index);
         if before.is_none() {
             info!(interface = link.name, "not an instance's port; its packets are not redirected");
             self.detach(index, changes).await;
@@ -277,20 +283,20 @@ impl Attacher {
             changes.updated.insert(index);
         }
         self.names.set(index, &link.name);
-        self.aside.insert(index, (link, present));
+        self.bypassed.insert(index, (link, present));
     }
 
-    fn update(&mut self, link: Link, terms: Terms, changes: &mut Changes) {
+    fn update(&mut self, link: Link, spec: AttachSpec, changes: &mut Changes) {
         let Self { datapath, failures, namespace, attached, .. } = self;
         let namespace = namespace.as_ref().map(|namespace| &*namespace.name);
         if let Some(attached) = attached.get_mut(&link.index) {
-            attached.update(link, terms, &mut Kernel { datapath, failures, namespace }, changes);
+            attached.update(link, spec, &mut Kernel { datapath, failures, namespace }, changes);
         }
     }
 
-    async fn attach(&mut self, link: Link, terms: Terms, is_one_of_all: bool, changes: &mut Changes) {
+    async fn attach(&mut self, link: Link, spec: AttachSpec, is_full_reconcile: bool, changes: &mut Changes) {
         let index = link.index;
-        match self.try_attach(&link, &terms, is_one_of_all).await {
+        match self.try_attach(&link, &spec, is_full_reconcile).await {
             Ok(attached) => {
                 let id = attached.id;
                 let interface = &link.name;
@@ -298,7 +304,7 @@ impl Attacher {
                 self.failures.clear(index, Step::Attach);
                 self.attached.entry(index).or_insert(attached);
                 changes.attached.insert(index);
-                self.update(link, terms, changes);
+                self.update(link, spec, changes);
             }
             Err(error) => {
                 // It may have been announced.
@@ -314,21 +320,21 @@ impl Attacher {
     async fn try_attach(
         &mut self,
         link: &Link,
-        terms: &Terms,
-        is_one_of_all: bool,
+        spec: &AttachSpec,
+        is_full_reconcile: bool,
     ) -> Result<Attached, AttachError> {
         if let Some(id) = self.datapath.adopt(link.index, &link.name)? {
             self.add_routes(id).await?;
-            return Ok(Attached::new(id, link.clone(), terms, None));
+            return Ok(Attached::new(id, link.clone(), spec, None));
         }
         let id = self.datapath.reserve_id()?;
-        // The way back is there before the first packet comes.
+        // Add the return routes before the first packet can arrive.
         self.add_routes(id).await?;
-        let attached = || Attached::new(id, link.clone(), terms, Some(terms.policy.clone()));
-        if !is_one_of_all && self.datapath.hook() == Hook::Tcx {
+        let attached = || Attached::new(id, link.clone(), spec, Some(spec.policy.clone()));
+        if !is_full_reconcile && self.datapath.hook() == Hook::Tcx {
             self.announce(attached());
         }
-        if let Err(error) = self.attach_program(id, link, terms).await {
+        if let Err(error) = self.attach_program(id, link, spec).await {
             self.remove_routes(id).await?;
             return Err(error);
         }
@@ -339,8 +345,8 @@ impl Attacher {
     /// answered at once.
     ///
     /// The kernel runs the program some milliseconds before the call returns (`tcx_entry_sync`
-    /// waits for an RCU grace period). A filter is attached when the call returns; and while many
-    /// interfaces are attached it is not worth it.
+    /// waits for an RCU grace period). A filter is attached when the call returns. A
+    /// full reconcile does not announce, to save the extra publish.
     fn announce(&mut self, attached: Attached) {
         let index = attached.link.index;
         self.attached.insert(index, attached);
@@ -351,14 +357,14 @@ impl Attacher {
         &mut self,
         id: AttachmentId,
         link: &Link,
-        terms: &Terms,
+        spec: &AttachSpec,
     ) -> Result<(), AttachError> {
         let qdisc = match self.datapath.hook() {
             Hook::Tcx => None,
             Hook::Clsact => Some(qdisc::ensure(&self.netlink, &self.datapath, link.index).await?),
         };
         let is_new_qdisc = qdisc == Some(IngressQdisc::Created);
-        let attached = self.datapath.attach(id, link.index, &link.name, is_new_qdisc, &terms.policy);
+        let attached = self.datapath.attach(id, link.index, &link.name, is_new_qdisc, &spec.policy);
         if attached.is_err() {
             if is_new_qdisc {
                 qdisc::delete_unused(&self.netlink, link.index).await.map_err(QdiscError::from)?;
@@ -372,11 +378,11 @@ impl Attacher {
     async fn detach(&mut self, index: IfIndex, changes: &mut Changes) {
         self.names.forget(index);
         self.failures.clear_interface(index);
-        if self.aside.remove(&index).is_some() {
+        if self.bypassed.remove(&index).is_some() {
             changes.detached.insert(index);
         }
         let Some(Attached { id, link, .. }) = self.attached.remove(&index) else { return };
-        self.detached.forget(index);
+        self.missing.forget(index);
         changes.detached.insert(index);
         info!(namespace = self.label(), interface = link.name, attachment = %id, "guest interface detached");
         let detached = self.datapath.detach(index).map(drop).map_err(AttachError::from);
@@ -387,7 +393,7 @@ impl Attacher {
         }
     }
 
-    /// Removes the filter of an interface that needs it no more, if there is one.
+    /// Removes the filter, if any, of an interface that no longer needs it.
     async fn remove_filter(&mut self, index: IfIndex, interface: &str) {
         match self.try_remove_filter(index).await {
             Ok(()) => self.failures.clear(index, Step::Remove),
@@ -444,7 +450,7 @@ impl Attacher {
 
     fn record(&self, index: IfIndex) -> InterfaceRecord {
         let namespace = self.namespace.as_ref().map(|namespace| &namespace.name);
-        match (self.attached.get(&index), self.aside.get(&index)) {
+        match (self.attached.get(&index), self.bypassed.get(&index)) {
             (Some(attached), _) => attached.record(namespace),
             (None, Some((_, present))) => {
                 InterfaceRecord { present: present.clone(), ..InterfaceRecord::default() }
@@ -462,17 +468,17 @@ impl Attacher {
         self.datapath
     }
 
-    /// The links that are attached or aside.
+    /// The links that are attached or bypassed.
     pub(crate) fn known_links(&self) -> Vec<Link> {
         let attached = self.attached.values().map(|attached| &attached.link);
-        attached.chain(self.aside.values().map(|(link, _)| link)).cloned().collect()
+        attached.chain(self.bypassed.values().map(|(link, _)| link)).cloned().collect()
     }
 
-    /// The link of that name, if it is attached or aside.
+    /// The link of that name, if it is attached or bypassed.
     fn link_named(&self, name: &str) -> Option<Link> {
         let index = self.names.interface(name)?;
         let attached = self.attached.get(&index).map(|attached| &attached.link);
-        attached.or_else(|| self.aside.get(&index).map(|(link, _)| link)).cloned()
+        attached.or_else(|| self.bypassed.get(&index).map(|(link, _)| link)).cloned()
     }
 
     /// The interface that leads to the portal.

@@ -1,6 +1,6 @@
-//! Programs that were detached externally, and their return: within a second and as the same
-//! attachment, so that open connections go on. A program that was attached in place of ours stays,
-//! and runs beside ours.
+//! Reattaches programs that were detached externally, within a second and under the same attachment
+//! id, so that open connections go on. A program that was attached in place of ours stays, and runs
+//! beside ours.
 //!
 //! The kernel reports each qdisc and filter that is deleted. It does not report a TCX link that is
 //! detached by force or loses its pin, so a patrol looks for these.
@@ -25,9 +25,9 @@ use crate::net::netlink::HookEvent;
 
 /// The interval between two patrols.
 pub(crate) const PATROL: Duration = Duration::from_millis(500);
-/// The time for one patrol of the host. A query takes some microseconds and the lock of all network
-/// configuration. While others hold that lock, as when many guests boot, a patrol covers fewer
-/// interfaces, and no guest waits for it.
+/// The time for one patrol of the host. A query takes a few microseconds and the RTNL lock. While
+/// others hold that lock, as when many guests boot, a patrol covers fewer interfaces, and no guest
+/// waits for it.
 const HOST_PATROL_TURN: Duration = Duration::from_millis(10);
 /// The interval at which due programs are reattached.
 pub(crate) const REATTACH: Duration = Duration::from_millis(50);
@@ -40,27 +40,27 @@ const RETRY: Duration = Duration::from_secs(1);
 
 /// The interfaces of one namespace that lack their program.
 #[derive(Debug, Default)]
-pub(super) struct DetachedPrograms {
-    programs: BTreeMap<IfIndex, DetachedProgram>,
+pub(super) struct MissingPrograms {
+    programs: BTreeMap<IfIndex, MissingProgram>,
     /// The last interface of an unfinished patrol.
     patrolled: Option<IfIndex>,
 }
 
 #[derive(Clone, Copy, Debug)]
-struct DetachedProgram {
+struct MissingProgram {
     since: Instant,
     due: Instant,
 }
 
-impl DetachedPrograms {
+impl MissingPrograms {
     fn contains(&self, index: IfIndex) -> bool {
         self.programs.contains_key(&index)
     }
 
-    /// Notes when the program was missed first. Another qdisc is not created before `grace` is
-    /// over.
+    /// Records when the program was first found missing. Another qdisc is not created before
+    /// `grace` is over.
     fn mark(&mut self, index: IfIndex, now: Instant, grace: Duration) {
-        self.programs.entry(index).or_insert(DetachedProgram { since: now, due: now + grace });
+        self.programs.entry(index).or_insert(MissingProgram { since: now, due: now + grace });
     }
 
     /// Postpones the next attempt after a failed one.
@@ -83,17 +83,17 @@ impl DetachedPrograms {
 /// The reason to check a filter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Cause {
-    /// An event of its interface, where the loss of the qdisc is an event of its own.
+    /// An event for this interface. The kernel reports the deletion of a qdisc separately.
     Event,
-    /// Events that are not known one by one. With our filter, the qdisc may have been replaced as
-    /// well, so it counts as another program's.
+    /// A full scan. The qdisc may have been replaced too, so it is treated as another
+    /// program's.
     Resync,
 }
 
 impl Attacher {
     /// Returns whether any interface lacks its program.
-    pub(crate) fn has_detached(&self) -> bool {
-        !self.detached.programs.is_empty()
+    pub(crate) fn has_missing(&self) -> bool {
+        !self.missing.programs.is_empty()
     }
 
     /// Responds to a qdisc or filter that came or went. TCX links do not depend on them.
@@ -103,7 +103,7 @@ impl Attacher {
         }
         match event {
             // While no program is missing, a new qdisc is of no interest.
-            HookEvent::QdiscNew(index) if !self.detached.contains(index) => {}
+            HookEvent::QdiscNew(index) if !self.missing.contains(index) => {}
             HookEvent::QdiscNew(index) | HookEvent::Filter(index) => {
                 self.check_filter(index, Cause::Event).await;
             }
@@ -140,15 +140,15 @@ impl Attacher {
         };
         match has_filter.await {
             Ok(true) => {
-                self.detached.forget(index);
+                self.missing.forget(index);
                 self.failures.clear(index, Step::Reattach);
             }
             Ok(false) => {
-                if cause == Cause::Resync && !self.detached.contains(index) {
+                if cause == Cause::Resync && !self.missing.contains(index) {
                     self.disown_qdisc(index);
                 }
-                self.mark_detached(index);
-                // Mostly this fails because the qdisc is gone, which is not an error within the
+                self.mark_missing(index);
+                // This usually fails because the qdisc is gone, which is not an error within the
                 // grace period.
                 if self.datapath.reattach(index, &self.name_of(index)).is_ok() {
                     self.record_reattach(index, Ok(()));
@@ -167,13 +167,13 @@ impl Attacher {
             self.check_link(portal);
         }
         let until = Instant::now() + HOST_PATROL_TURN;
-        let after = self.detached.patrolled.take().map_or(Bound::Unbounded, Bound::Excluded);
+        let after = self.missing.patrolled.take().map_or(Bound::Unbounded, Bound::Excluded);
         let turn: Vec<IfIndex> =
             self.attached.range((after, Bound::Unbounded)).map(|(index, _)| *index).collect();
         let mut patrolled = None;
         for index in turn {
             if Instant::now() >= until {
-                self.detached.patrolled = patrolled;
+                self.missing.patrolled = patrolled;
                 break;
             }
             self.check_link(index);
@@ -186,7 +186,7 @@ impl Attacher {
         match self.datapath.is_attached(index, &self.name_of(index)) {
             Ok(true) => {}
             Ok(false) => self.reattach_link(index),
-            // The interface is about to go, which is an event of its own.
+            // The interface is being deleted, which netlink reports separately.
             Err(error) => debug!(ifindex = %index, %error, "cannot query TCX programs"),
         }
     }
@@ -206,14 +206,14 @@ impl Attacher {
     }
 
     fn reattach_link(&mut self, index: IfIndex) {
-        self.mark_detached(index);
+        self.mark_missing(index);
         let reattached = self.datapath.reattach(index, &self.name_of(index));
         self.record_reattach(index, reattached.map_err(AttachError::from));
     }
 
     /// Reattaches the programs whose grace period is over, and tries again what failed before.
     pub(crate) async fn reattach_due(&mut self) {
-        for index in self.detached.due(Instant::now()) {
+        for index in self.missing.due(Instant::now()) {
             let reattached = self.reattach_with_qdisc(index).await;
             self.record_reattach(index, reattached);
         }
@@ -231,26 +231,26 @@ impl Attacher {
     }
 
     /// Notes that our program is not on an interface.
-    fn mark_detached(&mut self, index: IfIndex) {
-        if self.detached.contains(index) {
+    fn mark_missing(&mut self, index: IfIndex) {
+        if self.missing.contains(index) {
             return;
         }
         let interface = self.name_of(index);
         warn!(namespace = self.label(), interface, "BPF program was detached externally; reattaching");
         let grace = if self.is_portal(index) { Duration::ZERO } else { GRACE };
-        self.detached.mark(index, Instant::now(), grace);
+        self.missing.mark(index, Instant::now(), grace);
     }
 
     fn record_reattach(&mut self, index: IfIndex, reattached: Result<(), AttachError>) {
         let interface = self.name_of(index);
         match reattached {
             Ok(()) => {
-                let after = self.detached.forget(index).map(|since| since.elapsed());
+                let after = self.missing.forget(index).map(|since| since.elapsed());
                 info!(namespace = self.label(), interface, ?after, "BPF program reattached");
                 self.failures.clear(index, Step::Reattach);
             }
             Err(error) => {
-                self.detached.postpone(index, Instant::now());
+                self.missing.postpone(index, Instant::now());
                 self.record_failure((index, &interface), Step::Reattach, &error);
             }
         }
@@ -279,7 +279,7 @@ mod tests {
 
     #[test]
     fn a_detached_program_is_due_after_the_one_grace_period() {
-        let mut programs = DetachedPrograms::default();
+        let mut programs = MissingPrograms::default();
         let start = Instant::now();
         programs.mark(GUEST, start, GRACE);
         programs.mark(GUEST, start + GRACE, GRACE);
@@ -291,7 +291,7 @@ mod tests {
 
     #[test]
     fn the_portal_is_due_at_once_and_failures_are_postponed() {
-        let mut programs = DetachedPrograms::default();
+        let mut programs = MissingPrograms::default();
         let start = Instant::now();
         programs.mark(IfIndex(2), start, Duration::ZERO);
         programs.mark(GUEST, start, GRACE);

@@ -1,6 +1,6 @@
-//! The interfaces that should be attached, and the terms on which they are.
+//! Decides which interfaces to attach, and with which policy.
 //!
-//! This is all in which the host and the other namespaces differ. On the host, a tap leads to one
+//! The host and the other namespaces differ only here. On the host, a tap leads to one
 //! guest, and the inventory knows its port. In the namespace of a router or a DHCP server, all
 //! guests of a network share an interface: the namespace owns the addresses, and a guest is
 //! identified by its own.
@@ -40,23 +40,23 @@ pub(crate) enum Wanted<'a> {
 /// The way a link should be treated.
 #[derive(Debug)]
 pub(super) enum Target {
-    /// To be attached, on these terms.
-    Attach(Box<Terms>),
+    /// To be attached.
+    Attach(Box<AttachSpec>),
     /// Not an instance's port: its packets take the host's own path.
-    Aside(Option<Present>),
+    Bypass(Option<Present>),
     /// Not a guest interface.
     Ignore,
 }
 
-/// The terms on which an interface is attached.
+/// The specification of an attachment: its policy, clients and subports.
 #[derive(Clone, Debug)]
-pub(super) struct Terms {
+pub(super) struct AttachSpec {
     pub(super) clients: Clients,
     pub(super) policy: PortPolicy,
     pub(super) subports: BTreeMap<VlanId, (Owner, PortPolicy)>,
     pub(super) present: Option<Present>,
     /// The reason why some guests behind the interface are not served.
-    pub(super) shortfall: Option<String>,
+    pub(super) unserved_subnets: Option<String>,
 }
 
 /// The clients behind an attached interface.
@@ -158,14 +158,14 @@ impl HostTaps {
     }
 
     fn target(&self, link: &Link) -> Target {
-        if self.rules.admit(link) { self.terms(link, &self.inventory.load()) } else { Target::Ignore }
+        if self.rules.admit(link) { self.spec(link, &self.inventory.load()) } else { Target::Ignore }
     }
 
-    fn terms(&self, link: &Link, snapshot: &Snapshot) -> Target {
+    fn spec(&self, link: &Link, snapshot: &Snapshot) -> Target {
         let device = link.name.parse().ok();
         let present = device.map(|device| Present::from_snapshot(device, link.index, link.mac, snapshot));
         let owner = match snapshot.find_at(&link.name, link.index, link.mac) {
-            Ok(Some(Entry::NoInstance(_))) => return Target::Aside(present),
+            Ok(Some(Entry::NoInstance(_))) => return Target::Bypass(present),
             Ok(Some(entry)) => Owner::from_entry(entry, &self.auth),
             Ok(None) => Owner::Unknown,
             Err(AmbiguousPortError) => Owner::Disputed,
@@ -176,12 +176,12 @@ impl HostTaps {
             let policy = self.rules.policy(&owner);
             Some((subport.vlan, (owner, policy)))
         });
-        Target::Attach(Box::new(Terms {
+        Target::Attach(Box::new(AttachSpec {
             subports: subports.collect(),
             policy: self.rules.policy(&owner),
             clients: Clients::One(owner),
             present,
-            shortfall: None,
+            unserved_subnets: None,
         }))
     }
 }
@@ -237,16 +237,16 @@ impl NamespacePorts {
         }
         let policy = self.policy(link);
         let subnets = policy.addresses.as_ref().map_or(0, Vec::len);
-        let shortfall = (subnets > MAX_PORT_IPV4).then(|| {
+        let unserved_subnets = (subnets > MAX_PORT_IPV4).then(|| {
             let interface = &link.name;
             format!("{interface} is in {subnets} IPv4 subnets; those beyond {MAX_PORT_IPV4} are not served")
         });
-        Target::Attach(Box::new(Terms {
+        Target::Attach(Box::new(AttachSpec {
             clients: Clients::Shared(self.scope_of(link)),
             policy,
             subports: BTreeMap::new(),
             present: None,
-            shortfall,
+            unserved_subnets,
         }))
     }
 
@@ -312,20 +312,20 @@ mod tests {
         }
     }
 
-    fn terms(target: Target) -> Terms {
-        let Target::Attach(terms) = target else { panic!("not to be attached: {target:?}") };
-        *terms
+    fn spec(target: Target) -> AttachSpec {
+        let Target::Attach(spec) = target else { panic!("not to be attached: {target:?}") };
+        *spec
     }
 
     #[test]
     fn guests_may_send_from_the_subnets_of_their_interface_only() {
         let ports =
             dhcp_port(&[(2, [10, 0, 0, 2], 24), (2, [169, 254, 169, 254], 16), (3, [10, 1, 0, 2], 24)]);
-        let Terms { policy, clients, shortfall, .. } = terms(ports.target(&link(2, "tap1", "")));
+        let AttachSpec { policy, clients, unserved_subnets, .. } = spec(ports.target(&link(2, "tap1", "")));
         assert_eq!(policy.addresses, Some(vec![([10, 0, 0, 2].into(), 24)]));
         assert!(policy.shared && policy.network.is_some());
         assert_eq!(clients, Clients::Shared(ports.scope));
-        assert_eq!(shortfall, None);
+        assert_eq!(unserved_subnets, None);
         assert!(matches!(ports.target(&link(2, "qr-1", "")), Target::Ignore), "not a DHCP server's");
     }
 
@@ -334,8 +334,8 @@ mod tests {
         let most = u8::try_from(MAX_PORT_IPV4).unwrap();
         for (count, is_short) in [(most, false), (most + 1, true)] {
             let addresses: Vec<_> = (0..count).map(|third| (2, [10, 0, third, 1], 24)).collect();
-            let terms = terms(dhcp_port(&addresses).target(&link(2, "tap1", "")));
-            assert_eq!(terms.shortfall.is_some(), is_short, "{count}");
+            let spec = spec(dhcp_port(&addresses).target(&link(2, "tap1", "")));
+            assert_eq!(spec.unserved_subnets.is_some(), is_short, "{count}");
         }
     }
 
@@ -348,9 +348,9 @@ mod tests {
         };
         let auth = UpstreamAuth::ByNetwork(crate::proxy::NetworkHeader::Neutron);
         let taps = HostTaps::new(rules, Inventory::new().0, auth);
-        let terms = terms(taps.target(&link(5, "tap1", "tun")));
-        assert_eq!((terms.clients, terms.policy), (Clients::One(Owner::Unknown), PortPolicy::default()));
-        assert!(terms.present.is_some() && terms.subports.is_empty());
+        let spec = spec(taps.target(&link(5, "tap1", "tun")));
+        assert_eq!((spec.clients, spec.policy), (Clients::One(Owner::Unknown), PortPolicy::default()));
+        assert!(spec.present.is_some() && spec.subports.is_empty());
         for (name, kind) in [("tap1", "veth"), ("qvo1", "tun")] {
             assert!(matches!(taps.target(&link(5, name, kind)), Target::Ignore), "{name} {kind}");
         }

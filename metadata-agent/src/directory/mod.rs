@@ -1,8 +1,8 @@
 //! The port behind each attachment.
 //!
 //! Attachments of the datapath and ports of the inventory meet here, in one immutable table that
-//! each request reads without waiting. A change of one attachment costs the same however many there
-//! are.
+//! each request reads without waiting. The cost of a change does not depend on the number of
+//! attachments.
 //!
 //! Guests that share an attachment are looked up by their address ([`clients`]).
 

@@ -8,7 +8,7 @@
 //! Many guests share an attachment there. A client is identified by the router or network in the
 //! namespace name and by its address, as Neutron does it. The program checks the address against
 //! the subnets of the ingress interface. Answers go to the owner of the address in the namespace's
-//! own neighbour table, so a guest gains nothing by another one's address.
+//! own neighbour table, so a guest gains nothing by spoofing another guest's address.
 //!
 //! A mount gives a namespace its name, and an unmount takes it (iproute2 ip/ipnetns.c). The kernel
 //! reports both by a priority event on `/proc/self/mountinfo`. inotify would report the file, which
@@ -47,9 +47,9 @@ use served::{NamespaceContext, NamespaceError, ServedNamespace};
 /// The interval at which the namespaces are listed without an event, and failed ones are tried
 /// again.
 const RECHECK: Duration = Duration::from_secs(5);
-/// The time in which mounts are collected: they mostly come in numbers.
+/// The debounce time for mount events, which come in bursts.
 const SETTLE: Duration = Duration::from_millis(20);
-/// The number of changed namespaces that may wait.
+/// The capacity of the queue of changed namespaces.
 const CHANGE_QUEUE: usize = 1024;
 
 /// The namespaces that are served, and how.
@@ -101,7 +101,7 @@ pub(crate) struct NamespaceWatcher {
     reports: NamespaceReports,
 }
 
-/// The events that come by time.
+/// The periodic timers.
 struct Timers {
     recheck: Interval,
     patrol: Interval,
@@ -162,7 +162,7 @@ impl NamespaceWatcher {
         let mut snapshots = self.context.inventory.subscribe();
         let mut timers = Timers { recheck: ticks(RECHECK), patrol: ticks(PATROL), reattach: ticks(REATTACH) };
         timers.recheck.reset();
-        // A step that the stop of the agent interrupts is removed with everything else.
+        // If shutdown interrupts a step, teardown removes what it created.
         while let Some(()) = cancel.run_until_cancelled(self.step(&mut snapshots, &mut timers)).await {}
     }
 
@@ -218,7 +218,7 @@ impl NamespaceWatcher {
             }
         }
 
-        // Those that are not there any more. One of the same name may be another by now.
+        // Close namespaces that are gone, or whose name now refers to another inode.
         let is_gone = |(name, namespace): (&Arc<str>, &ServedNamespace)| {
             let inode = found.get(name).and_then(|(_, netns)| netns.inode().ok());
             (inode != Some(namespace.inode)).then(|| Arc::clone(name))
@@ -232,7 +232,7 @@ impl NamespaceWatcher {
         for (name, (scope, netns)) in found {
             if !self.served.contains_key(&name) {
                 self.open(name, scope, netns).await;
-                // Signals and the admin socket have their turn in between.
+                // Yield, so that signals and the admin socket are served.
                 yield_now().await;
             }
         }
@@ -250,7 +250,7 @@ impl NamespaceWatcher {
         }
     }
 
-    /// Drops all that is open in a namespace, or it would be kept alive.
+    /// Closes every descriptor in a namespace, because an open one keeps it alive.
     fn close(&mut self, name: &Arc<str>) {
         let Some(namespace) = self.served.remove(name) else { return };
         info!(namespace = %name, "namespace not served any more");
@@ -280,8 +280,8 @@ impl NamespaceWatcher {
         }
     }
 
-    /// Reconciles the namespaces in which something changed. One that lost its uplink gets another
-    /// at once.
+    /// Reconciles the namespaces in which something changed. One that lost its uplink is
+    /// reopened at once.
     async fn on_changes(&mut self, names: BTreeSet<Arc<str>>) {
         let served = self.served.len();
         for name in names {
@@ -349,11 +349,11 @@ impl NamespaceWatcher {
         }
     }
 
-    /// Takes over the failures of a namespace's interfaces, unless the namespace as a whole has
-    /// failed. The attacher has logged them.
+    /// Copies the failures of a namespace's interfaces into the report, unless the namespace as a
+    /// whole has failed. The attacher has logged them.
     fn refresh(&mut self, name: &Arc<str>) {
         let Some(namespace) = self.served.get(name) else { return };
-        if namespace.attacher.has_detached() {
+        if namespace.attacher.has_missing() {
             self.detached.insert(Arc::clone(name));
         } else {
             self.detached.remove(name);

@@ -35,7 +35,7 @@ pub(super) enum NamespaceError {
     UplinkLost,
 }
 
-/// The things with which namespaces are served.
+/// The dependencies that all served namespaces share.
 pub(super) struct NamespaceContext {
     pub(super) portal: Portal,
     pub(super) datapaths: NetnsDatapaths,

@@ -14,7 +14,7 @@ use super::lookup::guest_ip;
 use super::sign::{Signatures, Signer};
 use crate::ids::{InstanceId, NetworkId, ProjectId};
 
-/// How the metadata API learns the client of a request.
+/// The kind of credentials that identify a client to the metadata API.
 #[derive(Clone, Debug)]
 pub(crate) enum UpstreamAuth {
     /// Nova: instance and project, signed.

@@ -1,10 +1,10 @@
 //! The signature that proves an instance id to Nova: lower-case hex of HMAC-SHA256 with a shared
-//! secret over the id's text (neutron/common/utils.py, `sign_instance_id`). The secrets never leave
-//! this file.
+//! secret over the id's text (neutron/common/utils.py, `sign_instance_id`). Only this
+//! file uses a secret to sign.
 //!
 //! During a rotation there are several secrets. Nova first gets a signature by the secret that it
-//! accepted last; if it answers 403, it gets one by each of the others, once. Requests do not sign:
-//! each client identity keeps its signatures until the secrets are replaced.
+//! accepted last; if it answers 403, it gets one by each of the others, once. A request
+//! signs only after the secrets were replaced: each client identity keeps its signatures.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};

@@ -8,7 +8,7 @@ use std::time::Duration;
 use hyper::body::{Body, Bytes, Incoming, SizeHint};
 use tokio::time::{Instant, Sleep, sleep};
 
-use super::Lease;
+use super::PooledConnection;
 
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum UpstreamBodyError {
@@ -30,7 +30,7 @@ impl UpstreamBodyError {
 #[derive(Debug)]
 pub(crate) struct UpstreamBody {
     body: Incoming,
-    lease: Option<Lease>,
+    lease: Option<PooledConnection>,
     stall: StallTimer,
 }
 
@@ -44,7 +44,7 @@ struct StallTimer {
 }
 
 impl UpstreamBody {
-    pub(super) fn new(body: Incoming, lease: Lease, stall_timeout: Duration) -> Self {
+    pub(super) fn new(body: Incoming, lease: PooledConnection, stall_timeout: Duration) -> Self {
         let stall = StallTimer { limit: stall_timeout, timer: None, armed: false };
         let mut body = Self { body, lease: Some(lease), stall };
         body.give_back_if_complete();

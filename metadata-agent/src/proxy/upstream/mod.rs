@@ -54,8 +54,8 @@ use super::request::{AuthHeaders, set_upstream_headers};
 use address::{UpstreamAddress, connect_unix};
 use pool::{Pool, Sender};
 
-/// The longest pause after which a kept connection is certainly still open. No server's keep-alive
-/// time-out is that short (Apache's, which has the shortest default, is 5 s).
+/// The longest idle time after which we assume that the server has not closed a connection. No
+/// server's keep-alive time-out is that short (Apache's, which has the shortest default, is 5 s).
 const WARM: Duration = Duration::from_secs(1);
 /// Detects that Nova's host has vanished without closing its connections.
 const TCP_KEEPALIVE: Duration = Duration::from_mins(1);
@@ -97,7 +97,7 @@ impl UpstreamRequest<'_> {
 pub(crate) struct UpstreamResponse {
     pub(crate) head: response::Parts,
     body: Incoming,
-    lease: Lease,
+    lease: PooledConnection,
     stall_timeout: Duration,
 }
 
@@ -109,30 +109,30 @@ impl UpstreamResponse {
 
 /// A connection in use. Dropping it closes the connection; only a complete response gives it back.
 #[derive(Debug)]
-struct Lease {
+struct PooledConnection {
     sender: Sender,
-    route: Arc<Route>,
+    route: Arc<EndpointPool>,
 }
 
-impl Lease {
+impl PooledConnection {
     fn give_back(self) {
         self.route.pool.give_back(self.sender);
     }
 }
 
 #[derive(Debug)]
-struct Route {
+struct EndpointPool {
     endpoint: Endpoint,
     pool: Pool,
     /// Set if the last pooled connection that was tried answered again. uWSGI's `http-socket`
-    /// closes each connection and does not say so.
+    /// closes each connection without sending `Connection: close`.
     keeps_connections: AtomicBool,
 }
 
 /// The endpoints of the metadata API and their connections.
 #[derive(Debug)]
 pub struct Upstream {
-    routes: Vec<Arc<Route>>,
+    routes: Vec<Arc<EndpointPool>>,
     /// Index of the route that worked last.
     preferred: AtomicUsize,
     connector: TowerToHyperService<HttpsConnector<HttpConnector>>,
@@ -173,7 +173,7 @@ impl Upstream {
             .wrap_connector(tcp);
         let route = |endpoint| {
             let pool = Pool::new(config.idle_connections, config.idle_timeout);
-            Arc::new(Route { endpoint, pool, keeps_connections: AtomicBool::new(false) })
+            Arc::new(EndpointPool { endpoint, pool, keeps_connections: AtomicBool::new(false) })
         };
         Ok(Self {
             routes: config.endpoints.into_iter().map(route).collect(),
@@ -244,7 +244,7 @@ impl Upstream {
 
     async fn send_on(
         &self,
-        route: &Arc<Route>,
+        route: &Arc<EndpointPool>,
         mut sender: Sender,
         request: &mut UpstreamRequest<'_>,
         auth: AuthHeaders<'_>,
@@ -270,12 +270,12 @@ impl Upstream {
         if head.status == StatusCode::FORBIDDEN {
             self.metrics.upstream_forbidden();
         }
-        let lease = Lease { sender, route: Arc::clone(route) };
+        let lease = PooledConnection { sender, route: Arc::clone(route) };
         Ok(UpstreamResponse { head, body, lease, stall_timeout: self.stall_timeout })
     }
 
     /// Tries all routes in turn, beginning with the one that worked last.
-    async fn connect_to_any(&self) -> Result<(Arc<Route>, Sender), UpstreamError> {
+    async fn connect_to_any(&self) -> Result<(Arc<EndpointPool>, Sender), UpstreamError> {
         let first = self.preferred.load(Ordering::Relaxed);
         let mut at = first;
         loop {

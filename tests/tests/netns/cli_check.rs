@@ -41,7 +41,7 @@ fn each_source_has_its_own_line() {
     let nova = NovaStandIn::start(host.netns());
     let agent = Agent::on(&host, &nova).port(&port()).port(&port()).install();
     assert_says(&agent, "static inventory", true, &["has 2 ports"]);
-    assert_says(&agent, "libvirt", true, &["has 0 domains of Nova's with 0 ports"]);
+    assert_says(&agent, "libvirt", true, &["has 0 Nova domains with 0 ports"]);
     assert_says(&agent, "sources", true, &["by static inventory, libvirt"]);
 
     domain::write(&agent.libvirt_dir(), &port());
@@ -52,7 +52,7 @@ fn each_source_has_its_own_line() {
         &agent,
         "libvirt",
         true,
-        &["1 domains of Nova's with 1 ports, and 1 others; half.xml is not XML"],
+        &["1 Nova domains with 1 ports, and 1 other domains; half.xml: invalid XML"],
     );
 
     // A readable file is not necessarily a valid one.

@@ -71,7 +71,7 @@ fn static_file(config: &Config) -> Source {
         None => Availability::Absent("none is configured (static_inventory)".to_owned()),
         Some(path) => match static_file::probe(path) {
             Ok(ports) => Availability::Works(format!("{} has {ports} ports", path.display())),
-            Err(error) => Availability::Broken(format!("{} {error} (static_inventory)", path.display())),
+            Err(error) => Availability::Broken(format!("{}: {error} (static_inventory)", path.display())),
         },
     };
     Source { subject: "static inventory", state, suffices: true }
@@ -90,10 +90,10 @@ fn libvirt_in(directory: &std::path::Path) -> Availability {
     match libvirt::probe(directory) {
         Ok(summary) => {
             let libvirt::DomainSummary { domains, ports, others, errors } = summary;
-            let others = (others > 0).then(|| format!(", and {others} others"));
-            let errors = errors.iter().map(|(name, error)| format!("; {name} {error}"));
+            let others = (others > 0).then(|| format!(", and {others} other domains"));
+            let errors = errors.iter().map(|(name, error)| format!("; {name}: {error}"));
             let more: String = others.into_iter().chain(errors).collect();
-            Availability::Works(format!("{place} has {domains} domains of Nova's with {ports} ports{more}"))
+            Availability::Works(format!("{place} has {domains} Nova domains with {ports} ports{more}"))
         }
         Err(error) if error.kind() == ErrorKind::NotFound => Availability::Absent(format!(
             "{place} is not there; if libvirt runs domains here, set libvirt_dir to where it keeps their state"

@@ -30,14 +30,14 @@ use crate::datapath::{Datapath, DatapathError, Hook};
 use crate::directory::Directory;
 use crate::ids::IfIndex;
 use crate::inventory::presence::{Presence, Present};
-use crate::net::netlink::{Link, Netlink, NetlinkError};
+use crate::net::netlink::{IngressQdisc, Link, Netlink, NetlinkError};
 use crate::net::netns::Netns;
 use crate::net::portal::{HOST_END, PortalError, PortalUplink};
 use attached::{Attached, Kernel};
 use failures::{FailureTable, Step};
 use names::Names;
 use publish::{BindingPublisher, InterfaceRecord};
-use qdisc::{IngressQdisc, QdiscError};
+use qdisc::QdiscError;
 use reattach::MissingPrograms;
 use wanted::{AttachSpec, Target};
 

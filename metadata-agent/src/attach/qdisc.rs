@@ -6,9 +6,9 @@
 
 use metadata_ebpf::abi::names;
 
-use crate::datapath::{self, Datapath, DatapathError, FilterRecord};
+use crate::datapath::{self, Datapath, DatapathError, FilterRecord, FilterRemoval};
 use crate::ids::IfIndex;
-use crate::net::netlink::{Link, Netlink, NetlinkError};
+use crate::net::netlink::{IngressQdisc, Link, Netlink, NetlinkError};
 use crate::net::netns::{Netns, NetnsError};
 
 /// A failure to create or remove a qdisc or the filter on it.
@@ -20,15 +20,6 @@ pub(crate) enum QdiscError {
     Netns(#[from] NetnsError),
     #[error(transparent)]
     Netlink(#[from] NetlinkError),
-}
-
-/// The origin of an interface's qdisc.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum IngressQdisc {
-    /// It was created just now, and is ours.
-    Created,
-    /// It was there.
-    Found,
 }
 
 /// Ensures that an interface has a qdisc with an ingress hook. A new one is recorded as ours before
@@ -48,11 +39,11 @@ pub(super) async fn ensure(
     let created = netlink.add_ingress_qdisc(index).await;
     // Undo the record if the qdisc is not new.
     match (&created, recorded) {
-        (Ok(true), _) => {}
+        (Ok(IngressQdisc::Created), _) => {}
         (Err(_), None) => datapath.forget_filter(index)?,
         (_, recorded) => datapath.set_qdisc_owned(index, recorded.is_some_and(|filter| filter.owns_qdisc))?,
     }
-    Ok(if created? { IngressQdisc::Created } else { IngressQdisc::Found })
+    Ok(created?)
 }
 
 /// Removes our filter from a guest interface, and the qdisc under it if it is ours and unused.
@@ -73,13 +64,13 @@ pub(crate) async fn remove_filter(
         return Ok(());
     };
     let remove = || datapath::remove_filter(&link.name, names::FROM_GUEST);
-    let had_filter = match netns {
+    let removal = match netns {
         Some(netns) => netns.run(remove)??,
         None => remove()?,
     };
     // Without our filter, our qdisc is gone as well: the one that is there now belongs to another
     // program.
-    if had_filter && filter.owns_qdisc {
+    if removal == FilterRemoval::Removed && filter.owns_qdisc {
         delete_unused(netlink, filter.index).await?;
     }
     Ok(())

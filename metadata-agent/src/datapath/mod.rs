@@ -28,7 +28,7 @@ pub(crate) use netns_datapaths::NetnsDatapaths;
 pub(crate) use pins::{FilterRecord, StaleState};
 pub(crate) use policy::PortPolicy;
 pub use programs::{AttachMode, DISPATCHER, OBJECT};
-pub(crate) use programs::{Hook, remove_filter};
+pub(crate) use programs::{FilterRemoval, Hook, remove_filter};
 pub(crate) use tcx_scan::{ExpectedPrograms, find_detached};
 
 use std::collections::BTreeMap;
@@ -43,7 +43,7 @@ use self::maps::Maps;
 use self::netns_datapaths::DatapathNamespace;
 use self::pins::Pins;
 use self::policy::port_entry;
-use self::programs::{ProgramSet, Programs};
+use self::programs::{Adoption, ProgramSet, Programs};
 use crate::ids::{IfIndex, MacAddress, VlanId};
 
 /// Names of the programs in the kernel.
@@ -219,8 +219,8 @@ impl Datapath {
         let pin = self.pins.guest(index);
         let Some(port) = self.maps().port(self.namespace.key(index, None))? else { return Ok(None) };
         let Self { namespace, programs, .. } = self;
-        let is_adopted = namespace.run(|| Ok(programs.adopt_from_guest(interface, &pin)))?;
-        let id = AttachmentId::new(port.attachment).filter(|_| is_adopted);
+        let adoption = namespace.run(|| Ok(programs.adopt_from_guest(interface, &pin)))?;
+        let id = AttachmentId::new(port.attachment).filter(|_| adoption == Adoption::Adopted);
         if let Some(id) = id {
             self.insert(id, index, interface);
         }
@@ -501,10 +501,10 @@ fn attach_filter(
     pins.record_filter(FilterRecord { index, owns_qdisc: made_qdisc })?;
     // An agent of another ABI may have left its filter at the same priority and handle. It is
     // removed by its name and not replaced, because the filter there may belong to another program.
-    let had_filter = remove_filter(interface, names::FROM_GUEST)?;
+    let removal = remove_filter(interface, names::FROM_GUEST)?;
     // If our qdisc was deleted externally, our filter went with it: without the filter, the qdisc
     // that is there now belongs to another program.
-    if !made_qdisc && !had_filter {
+    if !made_qdisc && removal == FilterRemoval::Absent {
         pins.disown_qdisc(index)?;
     }
     programs.attach_from_guest(interface, index, pin)

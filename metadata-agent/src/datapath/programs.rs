@@ -125,7 +125,7 @@ impl Programs {
         pin: &Path,
     ) -> Result<(), DatapathError> {
         let hook = self.portal_hook;
-        if !self.adopt(names::TO_GUEST, hook, interface, pin) {
+        if self.adopt(names::TO_GUEST, hook, interface, pin) == Adoption::NoLink {
             Pins::remove(pin)?;
             self.attach(names::TO_GUEST, hook, interface, index, pin)?;
         }
@@ -144,9 +144,8 @@ impl Programs {
         self.attach(names::FROM_GUEST, self.hook, interface, index, pin)
     }
 
-    /// Replaces the program of an earlier agent's attachment in one step. Returns false if there is
-    /// no live attachment.
-    pub(crate) fn adopt_from_guest(&mut self, interface: &str, pin: &Path) -> bool {
+    /// Replaces the program of an earlier agent's attachment in one step.
+    pub(crate) fn adopt_from_guest(&mut self, interface: &str, pin: &Path) -> Adoption {
         self.adopt(names::FROM_GUEST, self.hook, interface, pin)
     }
 
@@ -179,7 +178,7 @@ impl Programs {
         pin_link(link, interface, pin)
     }
 
-    fn adopt(&mut self, name: &'static str, hook: Hook, interface: &str, pin: &Path) -> bool {
+    fn adopt(&mut self, name: &'static str, hook: Hook, interface: &str, pin: &Path) -> Adoption {
         let earlier = match hook {
             Hook::Tcx => {
                 PinnedLink::from_pin(pin).ok().and_then(|pinned| FdLink::from(pinned).try_into().ok())
@@ -194,18 +193,18 @@ impl Programs {
             .ok(),
         };
         let Some(earlier): Option<SchedClassifierLink> = earlier else {
-            return false;
+            return Adoption::NoLink;
         };
         let Ok(program) = program(&mut self.ebpf, name) else {
-            return false;
+            return Adoption::NoLink;
         };
         let Ok(link) = program.attach_to_link(earlier).and_then(|id| program.take_link(id)) else {
-            return false;
+            return Adoption::NoLink;
         };
         if hook == Hook::Clsact {
             mem::forget(link);
         }
-        true
+        Adoption::Adopted
     }
 }
 
@@ -245,16 +244,32 @@ fn pin_link(link: SchedClassifierLink, interface: &str, pin: &Path) -> Result<()
     }
 }
 
-/// Removes the filter of a program from an interface. Returns false if the filter or the interface
-/// did not exist.
+/// The outcome of taking over an earlier agent's attachment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Adoption {
+    /// The attachment runs this agent's program now.
+    Adopted,
+    /// The interface has no live attachment.
+    NoLink,
+}
+
+/// The outcome of removing a filter.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum FilterRemoval {
+    Removed,
+    /// The filter or the interface did not exist.
+    Absent,
+}
+
+/// Removes the filter of a program from an interface.
 ///
 /// # Errors
 /// The kernel refuses.
-pub(crate) fn remove_filter(interface: &str, program: &'static str) -> Result<bool, DatapathError> {
+pub(crate) fn remove_filter(interface: &str, program: &'static str) -> Result<FilterRemoval, DatapathError> {
     match qdisc_detach_program(interface, TcAttachType::Ingress, program) {
-        Ok(()) => Ok(true),
-        Err(TcError::IoError(error)) if error.kind() == io::ErrorKind::NotFound => Ok(false),
-        Err(_) if if_nametoindex(interface).is_err() => Ok(false),
+        Ok(()) => Ok(FilterRemoval::Removed),
+        Err(TcError::IoError(error)) if error.kind() == io::ErrorKind::NotFound => Ok(FilterRemoval::Absent),
+        Err(_) if if_nametoindex(interface).is_err() => Ok(FilterRemoval::Absent),
         Err(source) => Err(program_error("detach", program, interface, source.into())),
     }
 }

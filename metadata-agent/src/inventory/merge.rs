@@ -29,7 +29,7 @@ pub(super) fn merge(claims: &BTreeSet<&Claim>) -> Option<Entry> {
     let mut record = PortRecord::clone(&valid.next()?.record);
     let mut agreed = true;
     for claim in valid {
-        agreed &= record.complete_with(&claim.record);
+        agreed &= record.complete_with(&claim.record).is_ok();
     }
 
     let not_an_instance = record.device_owner.as_ref().is_some_and(|owner| !owner.is_instance());
@@ -87,7 +87,8 @@ pub(super) fn subports(claims: &BTreeSet<Claim>) -> Arc<[Subport]> {
             if differ {
                 *merged = None;
             } else {
-                record.complete_with(&claim.record);
+                // The subport's own entry shows a conflict of tenants; here only the fields count.
+                let _ = record.complete_with(&claim.record);
             }
         }
     }

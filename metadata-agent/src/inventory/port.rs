@@ -106,10 +106,16 @@ pub struct Tenant {
     pub project: Option<ProjectId>,
 }
 
+/// Two records of one port name different tenants.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct TenantConflict;
+
 impl PortRecord {
-    /// Takes over fields that are not known yet. Returns false if the records name different
-    /// tenants.
-    pub(super) fn complete_with(&mut self, other: &Self) -> bool {
+    /// Takes over fields that are not known yet.
+    ///
+    /// # Errors
+    /// The records name different tenants. The other fields are taken over nonetheless.
+    pub(super) fn complete_with(&mut self, other: &Self) -> Result<(), TenantConflict> {
         self.id = self.id.or(other.id);
         self.addressing.complete_with(&other.addressing);
         if self.device.is_none() {
@@ -123,19 +129,19 @@ impl PortRecord {
             self.port_project.clone_from(&other.port_project);
         }
         match (&mut self.tenant, &other.tenant) {
-            (_, None) => true,
-            (tenant @ None, Some(_)) => {
-                tenant.clone_from(&other.tenant);
-                true
-            }
-            (Some(ours), Some(theirs)) if ours.instance != theirs.instance => false,
+            (_, None) => {}
+            (tenant @ None, Some(_)) => tenant.clone_from(&other.tenant),
+            (Some(ours), Some(theirs)) if ours.instance != theirs.instance => return Err(TenantConflict),
             (Some(ours), Some(theirs)) => {
                 if ours.project.is_none() {
                     ours.project.clone_from(&theirs.project);
                 }
-                theirs.project.is_none() || ours.project == theirs.project
+                if theirs.project.is_some() && ours.project != theirs.project {
+                    return Err(TenantConflict);
+                }
             }
         }
+        Ok(())
     }
 
     /// Returns the port if its instance and project are known.

@@ -32,6 +32,15 @@ use self::error::{errno, ignore_absent, is_absence, refused};
 use crate::ids::{IfIndex, MacAddress};
 use crate::net::netns::Netns;
 
+/// The origin of a link's ingress qdisc.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum IngressQdisc {
+    /// It was created just now, and is ours.
+    Created,
+    /// The link had it before.
+    Found,
+}
+
 /// A netlink socket in one namespace.
 #[derive(Clone, Debug)]
 pub struct Netlink {
@@ -239,8 +248,8 @@ impl Netlink {
 
 /// Qdiscs with an ingress hook, and filters on them.
 impl Netlink {
-    /// Adds an `ingress` qdisc to a link. Returns false if the link already has a qdisc with an
-    /// ingress hook of either kind.
+    /// Adds an `ingress` qdisc to a link, unless the link has a qdisc with an ingress hook of
+    /// either kind.
     ///
     /// The kind is `ingress` and not the newer `clsact`: Open vSwitch, libvirt and Neutron delete
     /// the `ingress` qdisc, if there is one, before they add theirs, and they fail if they find one
@@ -248,10 +257,10 @@ impl Netlink {
     ///
     /// # Errors
     /// The link is gone, or the kernel refuses.
-    pub(crate) async fn add_ingress_qdisc(&self, index: IfIndex) -> Result<bool, NetlinkError> {
+    pub(crate) async fn add_ingress_qdisc(&self, index: IfIndex) -> Result<IngressQdisc, NetlinkError> {
         match self.handle.qdisc().add(index.0.cast_signed()).ingress().execute().await {
-            Ok(()) => Ok(true),
-            Err(error) if errno(&error) == Some(Errno::EEXIST) => Ok(false),
+            Ok(()) => Ok(IngressQdisc::Created),
+            Err(error) if errno(&error) == Some(Errno::EEXIST) => Ok(IngressQdisc::Found),
             Err(source) => Err(refused("add an ingress qdisc to link", index, source)),
         }
     }

@@ -63,7 +63,8 @@ impl DataPlane {
     ) -> Result<()> {
         let _on_data_runtime = data.enter();
         let (proxy, stop) = (Arc::clone(&self.proxy), self.stop.clone());
-        let serving = proxy::serve_haproxies(socket.listener()?, proxy, stop, self.guests.clone());
+        let users = socket.users();
+        let serving = proxy::serve_haproxies(socket.listener()?, users, proxy, stop, self.guests.clone());
         self.guests.spawn(critical.task("the listener for haproxies", serving));
         self.haproxy_socket = Some(socket);
         Ok(())

@@ -1,4 +1,9 @@
 //! The unix socket for requests of Neutron's haproxy processes.
+//!
+//! A process that can use the socket can read the metadata of any guest. So access is never wider
+//! than with Neutron's own agent. Our user is root, and the haproxies may run as another user, to
+//! which we cannot give the file without another capability. The mode then has to admit all users,
+//! and the check of the peer's user admits one.
 
 use nix::unistd::{Gid, Group, Uid, User};
 use tokio::net::UnixListener;
@@ -6,6 +11,7 @@ use tracing::{info, warn};
 
 use crate::config::{Config, SocketMode};
 use crate::net::socket_file::{SocketFile, SocketFileError};
+use crate::proxy::HaproxyUsers;
 
 /// Modes of Neutron's metadata agent (neutron/agent/metadata/agent.py, `MODE_MAP`). A client needs
 /// write access to connect.
@@ -17,6 +23,14 @@ const ALL: u32 = 0o666;
 #[derive(Debug)]
 pub(super) struct HaproxySocket {
     file: SocketFile,
+    users: HaproxyUsers,
+}
+
+/// The processes that may use the socket.
+#[derive(Debug, PartialEq, Eq)]
+struct SocketAccess {
+    mode: u32,
+    users: HaproxyUsers,
 }
 
 impl HaproxySocket {
@@ -25,49 +39,72 @@ impl HaproxySocket {
         if !config.serve_metadata_proxy_socket {
             return Ok(None);
         }
-        let (path, mode) = (&config.metadata_proxy_socket, mode(config));
+        let path = &config.metadata_proxy_socket;
+        let SocketAccess { mode, users } = SocketAccess::from_config(config);
         let file = SocketFile::bind(path, mode)?;
-        info!(socket = %path.display(), mode = format_args!("{mode:04o}"), "serving haproxy");
-        if mode == ALL {
+        info!(socket = %path.display(), mode = format_args!("{mode:04o}"), ?users, "serving haproxy");
+        if mode == ALL && users == HaproxyUsers::Any {
             warn!(
                 socket = %path.display(),
                 "every user of this host can use the socket and read the metadata of any guest, unless its \
                  directory denies access; metadata_proxy_socket_mode restricts it"
             );
         }
-        Ok(Some(Self { file }))
+        Ok(Some(Self { file, users }))
     }
 
     /// Takes the listener. The runtime of the caller polls it.
     pub(super) fn listener(&mut self) -> Result<UnixListener, SocketFileError> {
         self.file.listener()
     }
+
+    pub(super) fn users(&self) -> HaproxyUsers {
+        self.users.clone()
+    }
 }
 
-fn mode(config: &Config) -> u32 {
-    match config.metadata_proxy_socket_mode {
-        SocketMode::User => USER,
-        SocketMode::Group => GROUP,
-        SocketMode::All => ALL,
-        SocketMode::Deduce => {
-            let user = config.metadata_proxy_user.as_deref().and_then(uid);
-            let group = config.metadata_proxy_group.as_deref().and_then(gid);
-            deduced(user, group, Uid::effective(), Gid::effective())
+impl SocketAccess {
+    fn from_config(config: &Config) -> Self {
+        let own = Uid::effective();
+        match config.metadata_proxy_socket_mode {
+            SocketMode::User => Self { mode: USER, users: only([Uid::from_raw(0), own]) },
+            SocketMode::Group => Self { mode: GROUP, users: HaproxyUsers::Any },
+            SocketMode::All => Self { mode: ALL, users: HaproxyUsers::Any },
+            SocketMode::Deduce => {
+                let user = config.metadata_proxy_user.as_deref().and_then(|name| {
+                    let user = uid(name);
+                    if user.is_none() {
+                        warn!(
+                            user = name,
+                            "metadata_proxy_user does not exist; only root can use the socket"
+                        );
+                    }
+                    user
+                });
+                let group = config.metadata_proxy_group.as_deref().and_then(gid);
+                Self::deduced(user, group, own, Gid::effective())
+            }
+        }
+    }
+
+    /// Deduces the access like `_get_socket_mode` in neutron/agent/metadata/agent.py, and permits
+    /// only the user of haproxy. A user that is not configured is our own.
+    fn deduced(user: Option<Uid>, group: Option<Gid>, own_user: Uid, own_group: Gid) -> Self {
+        let root = Uid::from_raw(0);
+        match user {
+            Some(user) if user != root && user != own_user => Self {
+                mode: if group == Some(own_group) { GROUP } else { ALL },
+                users: only([root, own_user, user]),
+            },
+            Some(_) | None => Self { mode: USER, users: only([root, own_user]) },
         }
     }
 }
 
-/// Deduces the mode like `_get_socket_mode` in neutron/agent/metadata/agent.py, with one
-/// difference: if the user or group is not configured, it is not assumed to be our own, because
-/// other agents start haproxy as their own user.
-fn deduced(user: Option<Uid>, group: Option<Gid>, own_user: Uid, own_group: Gid) -> u32 {
-    if user.is_some_and(|user| user.is_root() || user == own_user) {
-        USER
-    } else if group == Some(own_group) {
-        GROUP
-    } else {
-        ALL
-    }
+fn only(users: impl IntoIterator<Item = Uid>) -> HaproxyUsers {
+    let mut users: Vec<_> = users.into_iter().map(Uid::as_raw).collect();
+    users.dedup();
+    HaproxyUsers::Only(users)
 }
 
 fn uid(text: &str) -> Option<Uid> {
@@ -85,20 +122,23 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_mode_is_deduced_from_the_user_of_haproxy() {
+    fn access_is_deduced_from_the_user_of_haproxy() {
         let (ours, others) = (Uid::from_raw(7), Uid::from_raw(8));
         let (our_group, other_group) = (Gid::from_raw(7), Gid::from_raw(8));
-        for (user, group, want) in [
-            (None, None, ALL),
-            (Some(ours), None, USER),
-            (Some(Uid::from_raw(0)), Some(other_group), USER),
-            (Some(others), None, ALL),
-            (Some(others), Some(our_group), GROUP),
-            (Some(others), Some(other_group), ALL),
-            (None, Some(our_group), GROUP),
+        for (user, group, mode, users) in [
+            (None, None, USER, &[0, 7][..]),
+            (None, Some(our_group), USER, &[0, 7]),
+            (None, Some(other_group), USER, &[0, 7]),
+            (Some(ours), None, USER, &[0, 7]),
+            (Some(Uid::from_raw(0)), Some(other_group), USER, &[0, 7]),
+            (Some(others), None, ALL, &[0, 7, 8]),
+            (Some(others), Some(our_group), GROUP, &[0, 7, 8]),
+            (Some(others), Some(other_group), ALL, &[0, 7, 8]),
         ] {
-            assert_eq!(deduced(user, group, ours, our_group), want, "{user:?} {group:?}");
+            let want = SocketAccess { mode, users: HaproxyUsers::Only(users.to_vec()) };
+            assert_eq!(SocketAccess::deduced(user, group, ours, our_group), want, "{user:?} {group:?}");
         }
+        assert_eq!(only([Uid::from_raw(0), Uid::from_raw(0)]), HaproxyUsers::Only(vec![0]));
         assert_eq!((uid("root"), uid("12")), (Some(Uid::from_raw(0)), Some(Uid::from_raw(12))));
         assert_eq!((gid("root"), uid("no-such-user")), (Some(Gid::from_raw(0)), None));
     }

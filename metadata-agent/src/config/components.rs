@@ -54,7 +54,7 @@ impl Config {
             identity_hold: self.identity_hold,
             identity_grace: self.identity_grace,
             drain_timeout: self.drain_timeout,
-            connections_per_attachment: self.connections_per_port,
+            connections_per_guest: self.connections_per_guest,
             connections: self.connections,
             rate_limit: self.rate_limit(),
         }

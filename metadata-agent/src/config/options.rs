@@ -146,14 +146,17 @@ options! {
     File DEFAULT metadata_proxy_socket: PathBuf = "$state_path/metadata_proxy", SocketPath;
     /// Access to metadata_proxy_socket while this agent serves it: `user` (mode 0644) for the
     /// agent's user, `group` (0664) for its user and group, `all` (0666) for every user. `deduce`
-    /// means `user` if metadata_proxy_user is root or the agent's user, `group` if
-    /// metadata_proxy_group is the agent's group, and `all` otherwise. A user with access can read
-    /// the metadata of any guest.
+    /// permits root, the agent's user and metadata_proxy_user. The agent checks the user of each
+    /// connection, because the mode of the file must be 0666 if metadata_proxy_user is another user
+    /// and metadata_proxy_group is not the agent's group. A user with access can read the metadata
+    /// of any guest.
     File DEFAULT metadata_proxy_socket_mode: SocketMode = "deduce", OneOf;
     /// User of the haproxy processes, by name or number. Only metadata_proxy_socket_mode uses it.
-    File DEFAULT metadata_proxy_user: Option<String> = "", Unset { or: FileName, meaning: "that of the agents that start them" };
+    /// Set it if they do not run as root. If the agents of Neutron that start them do not set it
+    /// either, it is the user of these agents.
+    File DEFAULT metadata_proxy_user: Option<String> = "", Unset { or: FileName, meaning: "the agent's own" };
     /// Group of the haproxy processes, by name or number. Only metadata_proxy_socket_mode uses it.
-    File DEFAULT metadata_proxy_group: Option<String> = "", Unset { or: FileName, meaning: "that of the agents that start them" };
+    File DEFAULT metadata_proxy_group: Option<String> = "", Unset { or: FileName, meaning: "not known" };
     /// Option of the L3 agent: port to which a router redirects metadata requests.
     File DEFAULT metadata_port: u16 = "9697", Number(1..=65535);
     /// Option of the L3 agent: routers redirect metadata requests.
@@ -185,19 +188,21 @@ options! {
     /// Log each report to Neutron.
     File AGENT log_agent_heartbeats: bool = "false", Switch;
 
-    /// Limit the requests of guests. Two windows per port apply at the same time. Requests over the
-    /// limit get status 429 and do not count. The first request of cloud-init gets 503 instead.
+    /// Limit the requests of guests. Two windows per guest apply at the same time. All ports of an
+    /// instance count together. Guests that share an interface also share windows of 256 times the
+    /// size. Requests over the limit get status 429 and do not count. The first request of
+    /// cloud-init gets 503 instead.
     File RATE rate_limit_enabled: bool = "false", Switch;
     /// IP versions whose requests are limited. If both are named, their requests are counted
     /// together.
     File RATE rate_limit_ip_versions ("ip_versions"): Vec<IpVersion> = "4", ListOf(OneOf);
     /// Length of the base window in seconds.
     File RATE rate_limit_base_window ("base_window_duration"): u32 = "10", Number(1..=86_400);
-    /// Requests per port in the base window. One boot of cloud-init sends about 28.
+    /// Requests per guest in the base window. One boot of cloud-init sends about 28.
     File RATE rate_limit_base_requests ("base_query_rate_limit"): u32 = "10", Number(1..=1_000_000);
     /// Length of the burst window in seconds.
     File RATE rate_limit_burst_window ("burst_window_duration"): u32 = "10", Number(1..=86_400);
-    /// Requests per port in the burst window.
+    /// Requests per guest in the burst window.
     File RATE rate_limit_burst_requests ("burst_query_rate_limit"): u32 = "10", Number(1..=1_000_000);
 
     /// Servers of OVN's Southbound database: the members of the cluster. It is a source of ports
@@ -320,11 +325,14 @@ options! {
     File OWN syn_rate_limit: Option<NonZero<u32>> = "2000", NumberOr { max: 1_000_000, zero: "no limit" };
     /// New connections that a port may open at once before syn_rate_limit applies.
     File OWN syn_burst: u32 = "4000", Number(1..=1_000_000);
-    /// Open connections per port. Connections over the limit are closed.
-    File OWN connections_per_port: u32 = "128", Number(1..=65_536);
-    /// Open connections of all ports together. The first four connections of each port do not
-    /// count, so that no port can lock out another. The fewer connections are left, the fewer a
-    /// single port may open.
+    /// Open connections per guest. Connections over the limit are closed. All ports of an instance
+    /// count together. Behind an interface that guests share, a guest is a MAC address until its
+    /// instance is known. Behind a haproxy, it is an address on a network.
+    File OWN connections_per_guest: u32 = "128", Number(1..=65_536);
+    /// Open connections of all guests together. Some do not count, so that no guest can lock out
+    /// another: the first four of each guest that has an interface of its own, and the first 32 of
+    /// the guests that share an interface, or the haproxies of a network. The fewer connections are
+    /// left, the fewer a single guest, or the guests of one such interface, may open.
     File OWN connections: u32 = "16384", Number(0..=1_000_000);
     /// Age of the agent's last heartbeat at which the programs leave guests to the host's own
     /// metadata path.

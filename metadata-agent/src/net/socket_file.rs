@@ -7,6 +7,8 @@ use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, PermissionsExt}
 use std::os::unix::net;
 use std::path::{Path, PathBuf};
 
+use socket2::{Domain, SockAddr, Socket, Type};
+
 /// Mode of the socket's directory, if it has to be created.
 const DIR_MODE: u32 = 0o755;
 
@@ -26,6 +28,9 @@ pub(crate) enum SocketFileError {
         source: io::Error,
     },
 }
+
+/// The kernel limits it to `net.core.somaxconn`.
+const BACKLOG: i32 = i32::MAX;
 
 /// A bound socket. Dropping it removes its file.
 #[derive(Debug)]
@@ -53,8 +58,12 @@ impl SocketFile {
             })?;
         }
         remove_stale(path)?;
-        let listener = net::UnixListener::bind(path).map_err(failed("bind"))?;
+        let socket = Socket::new(Domain::UNIX, Type::STREAM, None).map_err(failed("open"))?;
+        SockAddr::unix(path).and_then(|address| socket.bind(&address)).map_err(failed("bind"))?;
+        // Before `listen`, so that no process can connect while the umask decides the mode.
         fs::set_permissions(path, Permissions::from_mode(mode)).map_err(failed("set the mode of"))?;
+        socket.listen(BACKLOG).map_err(failed("listen on"))?;
+        let listener = net::UnixListener::from(socket);
         let metadata = fs::symlink_metadata(path).map_err(failed("inspect"))?;
         listener.set_nonblocking(true).map_err(failed("set up"))?;
         let file = (metadata.dev(), metadata.ino());
@@ -109,7 +118,7 @@ fn remove_stale(path: &Path) -> Result<(), SocketFileError> {
 
 /// Connects without waiting for room in the backlog.
 fn connect(path: &Path) -> io::Result<()> {
-    let socket = socket2::Socket::new(socket2::Domain::UNIX, socket2::Type::STREAM, None)?;
+    let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
     socket.set_nonblocking(true)?;
-    socket.connect(&socket2::SockAddr::unix(path)?)
+    socket.connect(&SockAddr::unix(path)?)
 }

@@ -35,14 +35,14 @@ pub use client::{
     NetworkHeader, Signer,
 };
 pub(crate) use client::{PortMatch, UpstreamAuth};
-pub use downstream::{ClientStream, RateLimit, RateWindow, serve_guests, serve_haproxies};
+pub use downstream::{ClientStream, HaproxyUsers, RateLimit, RateWindow, serve_guests, serve_haproxies};
 pub use upstream::{
     ClientCertificate, Endpoint, EndpointError, ProbeError, Scheme, TlsConfig, TlsErrorKind, TlsSetupError,
     Upstream, UpstreamConfig, UpstreamSetupError, probe,
 };
 
 use client::ClientResolver;
-use downstream::PortRates;
+use downstream::{Admission, GuestRates};
 use log_throttle::LogThrottle;
 use metrics::Metrics;
 
@@ -70,9 +70,9 @@ pub struct ProxyConfig {
     pub identity_grace: Duration,
     /// How long requests in flight may take after the signal to stop.
     pub drain_timeout: Duration,
-    /// Open connections of one attachment.
-    pub connections_per_attachment: u32,
-    /// Open connections of all guests together, not counting the first few of each.
+    /// Open connections of one guest.
+    pub connections_per_guest: u32,
+    /// Open connections of all guests together, not counting the reserves.
     pub connections: u32,
     pub rate_limit: Option<RateLimit>,
 }
@@ -89,7 +89,7 @@ impl Default for ProxyConfig {
             identity_hold: Duration::from_secs(5),
             identity_grace: Duration::from_mins(2),
             drain_timeout: Duration::from_secs(30),
-            connections_per_attachment: 128,
+            connections_per_guest: 128,
             connections: 16_384,
             rate_limit: None,
         }
@@ -104,7 +104,8 @@ pub struct Proxy {
     config: ProxyConfig,
     metrics: Arc<Metrics>,
     http: http1::Builder,
-    rates: Option<PortRates>,
+    admission: Arc<Admission>,
+    rates: Option<GuestRates>,
     signature_log: LogThrottle,
     upstream_log: LogThrottle,
 }
@@ -122,7 +123,8 @@ impl Proxy {
             clients: ClientResolver::new(directory, lookup, &config, Arc::clone(&metrics)),
             upstream,
             http: http_settings(&config),
-            rates: config.rate_limit.clone().map(PortRates::new),
+            admission: Admission::new(config.connections_per_guest, config.connections),
+            rates: config.rate_limit.clone().map(GuestRates::new),
             config,
             metrics,
             signature_log: LogThrottle::new(),

@@ -8,12 +8,12 @@ use std::sync::Arc;
 use metadata_agent::ids::NetworkOrRouter;
 use metadata_agent::proxy::metrics::Metrics;
 use metadata_agent::proxy::{
-    ClientIdentity, ClientLookup, ClientQuery, LookupFuture, LookupOutcome, Proxy, ProxyConfig, Signer,
-    Upstream, serve_haproxies,
+    ClientIdentity, ClientLookup, ClientQuery, HaproxyUsers, LookupFuture, LookupOutcome, Proxy, ProxyConfig,
+    Signer, Upstream, serve_haproxies,
 };
 use prometheus_client::registry::Registry;
 use tempfile::TempDir;
-use tokio::io::AsyncWriteExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -81,7 +81,7 @@ impl Site {
         let socket = dir.path().join("metadata_proxy");
         let listener = UnixListener::bind(&socket).unwrap();
         let (cancel, tracker) = (CancellationToken::new(), TaskTracker::new());
-        tokio::spawn(serve_haproxies(listener, proxy, cancel.clone(), tracker.clone()));
+        tokio::spawn(serve_haproxies(listener, HaproxyUsers::Any, proxy, cancel.clone(), tracker.clone()));
         Self { _dir: dir, socket, cancel, tracker }
     }
 
@@ -188,16 +188,18 @@ async fn a_password_in_two_pieces_arrives_whole() {
 #[tokio::test]
 async fn haproxy_connections_are_limited_and_drained() {
     let nova = Nova::saying(OK).await;
-    let config = ProxyConfig { connections: 2, connections_per_attachment: 1, ..ProxyConfig::default() };
-    let site = Site::with(&nova, config);
+    let site = Site::with(&nova, ProxyConfig { connections: 2, ..ProxyConfig::default() });
     let known = [("X-Neutron-Network-ID", RED), ("X-Forwarded-For", "10.0.0.5")];
     let mut open = [site.connect().await, site.connect().await];
-    for haproxy in &mut open {
-        assert_status(&request(haproxy, &known).await, 200);
-    }
     let mut third = site.connect().await;
     let _ = third.write_all(b"GET / HTTP/1.1\r\n\r\n").await;
     assert_eq!(soon("the close", read_message(&mut third, &mut Vec::new())).await, None);
+    for haproxy in &mut open {
+        assert_status(&request(haproxy, &known).await, 200);
+    }
+    // From its first request on, a connection counts for its client.
+    let mut third = site.connect().await;
+    assert_status(&request(&mut third, &known).await, 200);
 
     site.cancel.cancel();
     site.tracker.close();
@@ -205,4 +207,65 @@ async fn haproxy_connections_are_limited_and_drained() {
     for haproxy in &mut open {
         assert_eq!(soon("the close", read_message(haproxy, &mut Vec::new())).await, None);
     }
+}
+
+/// Sends the head of a POST request and leaves its body open.
+async fn slow_post(site: &Site, network: &str) -> UnixStream {
+    let mut haproxy = site.connect().await;
+    let head = format!(
+        "POST /openstack/latest/password HTTP/1.1\r\nX-Neutron-Network-ID: {network}\r\n\
+         X-Forwarded-For: 10.0.0.5\r\nExpect: 100-continue\r\nContent-Length: 8\r\n\r\n"
+    );
+    haproxy.write_all(head.as_bytes()).await.unwrap();
+    haproxy
+}
+
+/// Reads the first line of a response, such as 100 Continue.
+async fn status_line(haproxy: &mut UnixStream) -> String {
+    let mut line = Vec::new();
+    while !line.ends_with(b"\r\n") {
+        line.push(soon("a status line", haproxy.read_u8()).await.unwrap());
+    }
+    String::from_utf8(line).unwrap()
+}
+
+#[tokio::test]
+async fn slow_bodies_of_one_network_leave_the_others_room() {
+    let nova = Nova::saying(OK).await;
+    let site = Site::with(&nova, ProxyConfig { connections: 4, ..ProxyConfig::default() });
+    let mut held = Vec::new();
+    let refused = loop {
+        let mut haproxy = slow_post(&site, RED).await;
+        let line = status_line(&mut haproxy).await;
+        if line != "HTTP/1.1 100 Continue\r\n" {
+            break line;
+        }
+        held.push(haproxy);
+    };
+    assert_eq!((refused.as_str(), held.len()), ("HTTP/1.1 503 Service Unavailable\r\n", 5));
+    let blue = [("X-Neutron-Network-ID", BLUE), ("X-Forwarded-For", "10.0.0.5")];
+    for _ in 0..10 {
+        assert_status(&site.ask(&blue).await, 200);
+    }
+    drop(held);
+}
+
+#[tokio::test]
+async fn one_client_behind_a_haproxy_has_a_limit() {
+    let nova = Nova::saying(OK).await;
+    let site = Site::with(&nova, ProxyConfig { connections_per_guest: 2, ..ProxyConfig::default() });
+    let mut held = Vec::new();
+    for _ in 0..2 {
+        let mut haproxy = slow_post(&site, RED).await;
+        assert_eq!(status_line(&mut haproxy).await, "HTTP/1.1 100 Continue\r\n");
+        held.push(haproxy);
+    }
+    let red = [("X-Neutron-Network-ID", RED), ("X-Forwarded-For", "10.0.0.5")];
+    let refused = site.ask(&red).await;
+    assert_status(&refused, 503);
+    assert_eq!(header(refused.as_bytes(), "retry-after").as_deref(), Some("1"));
+    // Another client of the same network is not affected.
+    let other = [("X-Neutron-Network-ID", RED), ("X-Forwarded-For", "10.0.0.9")];
+    assert_status(&site.ask(&other).await, 404);
+    drop(held);
 }

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use metadata_agent::ids::NetworkId;
 use metadata_tests::agent::Installer;
-use metadata_tests::haproxy::{Driver, Haproxy};
+use metadata_tests::haproxy::{self, Driver, Haproxy};
 use metadata_tests::nova::Instance;
 use metadata_tests::wait;
 use metadata_tests::{Agent, Binding, ControlPlane, Guest, Host, Network, NovaStandIn, Router};
@@ -42,7 +42,8 @@ fn agent(host: &Host, nova: &NovaStandIn, plane: &ControlPlane, socket: &Path) -
     let installer = Agent::on(host, nova)
         .set("metadata_agent", "guest_interfaces", "none*")
         .set("metadata_agent", "serve_metadata_proxy_socket", "true")
-        .set("DEFAULT", "metadata_proxy_socket", &socket.display().to_string());
+        .set("DEFAULT", "metadata_proxy_socket", &socket.display().to_string())
+        .set("DEFAULT", "metadata_proxy_user", haproxy::USER);
     let options = plane.password_options();
     options.iter().fold(installer, |agent, (name, value)| agent.set("metadata_agent", name, value))
 }

@@ -71,10 +71,10 @@ fn until_held(process: &AgentProcess, open: u64, refused: &[(&str, u64)]) {
 
 #[test]
 fn holding_connections_up_to_the_limit_locks_out_no_one() {
-    let tenants = tenants(&[(OWN, "connections_per_port", "10")]);
+    let tenants = tenants(&[(OWN, "connections_per_guest", "10")]);
     let ServedTenants { process, red, blue, .. } = &tenants;
     let held = hoard(red, 13);
-    until_held(process, 10, &[("attachment_connections", 3)]);
+    until_held(process, 10, &[("guest_connections", 3)]);
     blue.assert_hostname_served();
     drop(held);
     until_held(process, 0, &[]);

@@ -5,15 +5,18 @@ use std::fs::{self, Permissions};
 use std::os::unix::fs::{FileTypeExt as _, PermissionsExt as _};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
+use std::process::Command;
 
 use metadata_tests::agent::Installer;
 use metadata_tests::haproxy::{Driver, Haproxy, USER};
 use metadata_tests::nova::{SECRET, signature};
 use metadata_tests::two_tenants::HOSTNAME;
-use metadata_tests::wait::PATIENCE;
+use metadata_tests::wait::{self, PATIENCE};
 use metadata_tests::{Connection, Host, NovaStandIn, Response, ServedTenants, Tenant, TwoTenants};
 use nix::sys::signal::Signal;
 use tempfile::TempDir;
+
+const OPEN: &str = "metadata_connections_open";
 
 /// A folder that haproxy, which runs as the user nobody, can enter.
 struct Shared(TempDir);
@@ -39,7 +42,8 @@ impl Shared {
                 .port(&blue.port)
                 .set("metadata_agent", "guest_interfaces", "none*")
                 .set("metadata_agent", "serve_metadata_proxy_socket", "true")
-                .set("DEFAULT", "metadata_proxy_socket", &self.socket().display().to_string());
+                .set("DEFAULT", "metadata_proxy_socket", &self.socket().display().to_string())
+                .set("DEFAULT", "metadata_proxy_user", USER);
             configure(installer, red)
         })
     }
@@ -165,28 +169,87 @@ fn an_unknown_client_gets_404_and_an_ambiguous_one_400() {
 
 #[test]
 fn the_socket_mode_decides_who_may_connect() {
-    for (mode, options, bits, status) in [
-        ("user", None, 0o644, 503),
-        ("group", None, 0o664, 503),
-        ("all", None, 0o666, 200),
-        ("deduce", None, 0o666, 200),
-        ("deduce", Some("root"), 0o644, 503),
-        ("deduce", Some(USER), 0o666, 200),
+    for (mode, user, bits, status) in [
+        ("user", USER, 0o644, 503),
+        ("group", USER, 0o664, 503),
+        ("all", "", 0o666, 200),
+        ("deduce", "", 0o644, 503),
+        ("deduce", "root", 0o644, 503),
+        ("deduce", USER, 0o666, 200),
     ] {
         let shared = Shared::new();
         let tenants = shared.tenants(|installer, _| {
-            let installer = installer.set("DEFAULT", "metadata_proxy_socket_mode", mode);
-            options
-                .into_iter()
-                .fold(installer, |installer, user| installer.set("DEFAULT", "metadata_proxy_user", user))
+            installer.set("DEFAULT", "metadata_proxy_socket_mode", mode).set(
+                "DEFAULT",
+                "metadata_proxy_user",
+                user,
+            )
         });
         let ServedTenants { process, red, .. } = &tenants;
-        assert_eq!(shared.mode(), bits, "{mode} {options:?}");
+        assert_eq!(shared.mode(), bits, "{mode} {user:?}");
         let warned = process.output().contains("every user of this host can use the socket");
-        assert_eq!(warned, bits == 0o666, "{}", process.output());
+        assert_eq!(warned, mode == "all", "{}", process.output());
         let _haproxy = Haproxy::start(&red.network, Driver::Dhcp, &shared.socket());
-        assert_eq!(red.get(HOSTNAME).status, status, "{mode} {options:?}");
+        assert_eq!(red.get(HOSTNAME).status, status, "{mode} {user:?}");
     }
+}
+
+/// Returns the hostname document that a process of this user reads through the socket.
+fn read_as(user: &str, shared: &Shared, network: &str) -> Option<String> {
+    let output = Command::new("setpriv")
+        .args(["--reuid", user, "--clear-groups", "curl", "--silent", "--max-time", "5", "--unix-socket"])
+        .arg(shared.socket())
+        .args(["-H", "X-Forwarded-For: 10.0.0.5", "-H", &format!("X-Neutron-Network-ID: {network}")])
+        .arg(format!("http://localhost{HOSTNAME}"))
+        .output()
+        .expect("run curl");
+    output.status.success().then(|| String::from_utf8(output.stdout).expect("text"))
+}
+
+#[test]
+fn only_root_and_haproxys_user_can_read_through_the_socket() {
+    for (haproxy_user, may_read) in [("", &["root"][..]), ("daemon", &["root", "daemon"])] {
+        let shared = Shared::new();
+        let tenants =
+            shared.tenants(|installer, _| installer.set("DEFAULT", "metadata_proxy_user", haproxy_user));
+        let ServedTenants { process, red, .. } = &tenants;
+        let network = red.network.id.to_string();
+        for user in ["root", "daemon", "nobody"] {
+            let want = may_read.contains(&user).then(|| red.hostname());
+            assert_eq!(read_as(user, &shared, &network), want, "{user} with haproxy as {haproxy_user:?}");
+        }
+        // With the first configuration, the mode of the file rejects the others already.
+        let rejected = process.count("metadata_rejected_connections_total{reason=\"haproxy_user\"}");
+        assert_eq!(rejected, u64::from(haproxy_user == "daemon"), "{}", process.output());
+    }
+}
+
+/// Guests of one network keep the bodies of their requests back, which haproxy forwards as they
+/// come.
+#[test]
+fn slow_posts_behind_one_haproxy_leave_the_others_room() {
+    let shared = Shared::new();
+    let tenants = shared.tenants(|installer, _| installer.set("metadata_agent", "connections", "64"));
+    let ServedTenants { process, red, blue, .. } = &tenants;
+    let _of_red = Haproxy::start(&red.network, Driver::Dhcp, &shared.socket());
+    let _of_blue = Haproxy::start(&blue.network, Driver::Dhcp, &shared.socket());
+    let held: Vec<_> = (0..100)
+        .map(|_| {
+            let mut connection = red.connect();
+            let head = "POST /openstack/2013-10-17/password HTTP/1.1\r\nHost: 169.254.169.254\r\n\
+                        Content-Length: 6\r\n\r\n";
+            connection.send(head).expect("a head");
+            connection
+        })
+        .collect();
+    let refused = || process.count("metadata_rejected_requests_total{reason=\"group_connections\"}");
+    wait::until("the network has its share", PATIENCE, || {
+        (process.count(OPEN) + refused() >= 100 && refused() > 0).then_some(())
+    });
+    for _ in 0..20 {
+        blue.assert_hostname_served();
+    }
+    drop(held);
 }
 
 #[test]

@@ -18,6 +18,7 @@ mod guests_nova;
 mod guests_rate;
 mod guests_requests;
 mod guests_secret;
+mod guests_shares;
 mod guests_sources;
 mod haproxies;
 mod hostile_host;

@@ -4,6 +4,7 @@
 //! requests of many clients and names one in the headers of each request.
 
 mod attachment;
+mod guest_key;
 mod haproxy;
 mod identity;
 mod lookup;
@@ -16,6 +17,7 @@ use hyper::header::{HeaderMap, HeaderValue};
 use metadata_ebpf::identity::{AttachmentId, ClientAddress};
 
 pub use attachment::{ClientDirectory, LookupState};
+pub(crate) use guest_key::{GuestGroup, GuestKey, LimitedGuest};
 pub(crate) use haproxy::HaproxyHeaderError;
 pub use identity::{ClientIdentity, NetworkHeader};
 pub(crate) use identity::{IdentityKind, NetworkIdentity, SignedIdentity, UpstreamAuth};
@@ -38,24 +40,51 @@ pub(crate) enum ClientSource {
 }
 
 impl ClientSource {
-    pub(crate) fn guest(address: ClientAddress) -> Self {
+    /// Describes a connection of the guest at this address, which counts for `limited`.
+    pub(crate) fn guest(address: ClientAddress, limited: LimitedGuest) -> Self {
         Self::Guest(GuestConnection {
             address,
+            limited,
             origin: ClientOrigin::from_guest(&address),
             identity: OnceLock::new(),
         })
     }
 
-    /// Returns the guest's address. A haproxy connection has none of its own.
-    pub(crate) fn guest_address(&self) -> Option<&ClientAddress> {
+    /// Returns the guest at the other end. A haproxy connection has none of its own.
+    pub(crate) fn guest_connection(&self) -> Option<&GuestConnection> {
         match self {
-            Self::Guest(guest) => Some(&guest.address),
+            Self::Guest(guest) => Some(guest),
             Self::Haproxy => None,
         }
     }
 
     pub(crate) fn attachment(&self) -> Option<AttachmentId> {
-        self.guest_address().map(|address| address.attachment)
+        self.guest_connection().map(|guest| guest.address.attachment)
+    }
+
+    /// Returns the caller of a request with these headers. Only a haproxy's headers are read.
+    pub(crate) fn caller(&self, headers: &HeaderMap) -> Result<Caller<'_>, Rejection> {
+        Ok(match self {
+            Self::Guest(guest) => Caller::Guest(guest),
+            Self::Haproxy => Caller::Forwarded(haproxy::client_query(headers)?),
+        })
+    }
+}
+
+/// The sender of one request, not yet identified.
+#[derive(Debug)]
+pub(crate) enum Caller<'a> {
+    Guest(&'a GuestConnection),
+    /// A client that a haproxy names.
+    Forwarded(ClientQuery),
+}
+
+impl Caller<'_> {
+    pub(crate) fn limited(&self) -> LimitedGuest {
+        match self {
+            Self::Guest(guest) => guest.limited,
+            Self::Forwarded(query) => LimitedGuest::forwarded(query),
+        }
     }
 }
 
@@ -63,10 +92,22 @@ impl ClientSource {
 #[derive(Debug)]
 pub(crate) struct GuestConnection {
     address: ClientAddress,
+    /// The guest that the connection counted for when it was accepted.
+    limited: LimitedGuest,
     origin: ClientOrigin,
     /// The result of a look-up on a shared attachment. It holds for as long as the connection
     /// lasts.
     identity: OnceLock<Arc<ClientIdentity>>,
+}
+
+impl GuestConnection {
+    pub(crate) fn address(&self) -> &ClientAddress {
+        &self.address
+    }
+
+    pub(crate) fn limited(&self) -> LimitedGuest {
+        self.limited
+    }
 }
 
 /// The client of one request.
@@ -74,11 +115,17 @@ pub(crate) struct GuestConnection {
 pub(crate) struct Client<'a> {
     identity: Arc<ClientIdentity>,
     origin: Cow<'a, ClientOrigin>,
+    limited: LimitedGuest,
 }
 
 impl Client<'_> {
     pub(crate) fn identity(&self) -> &ClientIdentity {
         &self.identity
+    }
+
+    /// Returns the guest that the request counts for.
+    pub(crate) fn limited(&self) -> LimitedGuest {
+        self.limited
     }
 
     /// Returns the value of `X-Forwarded-For`.
@@ -107,23 +154,31 @@ impl ClientResolver {
         Self { directory, lookup, wait, metrics }
     }
 
-    /// Identifies the client of a request with these headers. Only a haproxy's headers are read.
-    pub(crate) async fn resolve<'a>(
-        &self,
-        source: &'a ClientSource,
-        headers: &HeaderMap,
-    ) -> Result<Client<'a>, Rejection> {
-        match source {
-            ClientSource::Guest(guest) => {
-                let identity = self.resolve_guest(guest).await?;
-                Ok(Client { identity, origin: Cow::Borrowed(&guest.origin) })
+    /// Returns the guest that a new connection from this address counts for. Never waits.
+    pub(crate) fn limited(&self, client: &ClientAddress) -> LimitedGuest {
+        let attachment = client.attachment;
+        match self.directory.lookup(client) {
+            LookupState::Known(identity) => LimitedGuest::on_own_attachment(attachment, Some(&identity)),
+            LookupState::Shared(_) => {
+                LimitedGuest::on_shared_attachment(client, self.directory.guest_mac(client))
             }
-            ClientSource::Haproxy => {
-                let query = haproxy::client_query(headers)?;
-                let identity = identified(self.lookup.find(&query).await)?;
-                Ok(Client { identity, origin: Cow::Owned(ClientOrigin::new(query.address)) })
+            LookupState::Pending { .. } | LookupState::NotAnInstance | LookupState::Gone => {
+                LimitedGuest::on_own_attachment(attachment, None)
             }
         }
+    }
+
+    /// Identifies the client of a request.
+    pub(crate) async fn resolve<'a>(&self, caller: &Caller<'a>) -> Result<Client<'a>, Rejection> {
+        let (identity, origin) = match caller {
+            Caller::Guest(guest) => (self.resolve_guest(guest).await?, Cow::Borrowed(&guest.origin)),
+            Caller::Forwarded(query) => {
+                let identity = identified(self.lookup.find(query).await)?;
+                (identity, Cow::Owned(ClientOrigin::new(query.address)))
+            }
+        };
+        let limited = caller.limited().identified(&identity);
+        Ok(Client { identity, origin, limited })
     }
 
     async fn resolve_guest(&self, guest: &GuestConnection) -> Result<Arc<ClientIdentity>, Rejection> {
@@ -210,8 +265,8 @@ mod tests {
             Arc::new(Metrics::register(&mut Registry::default())),
         );
         let resolve = async |attachment| {
-            let source = ClientSource::guest(address(attachment));
-            resolver.resolve(&source, &HeaderMap::new()).await.unwrap_err()
+            let source = ClientSource::guest(address(attachment), resolver.limited(&address(attachment)));
+            resolver.resolve(&source.caller(&HeaderMap::new()).unwrap()).await.unwrap_err()
         };
         assert!(matches!(resolve(1).await, Rejection::NotAnInstance));
         assert!(matches!(resolve(2).await, Rejection::ClientNotFound), "its MAC address is not known");

@@ -1,96 +1,162 @@
-//! Limits open connections: for each attachment, and for all together. One guest cannot take the
-//! connections of the others, nor can all guests take the agent's file descriptors.
+//! Limits open connections: for each guest, for each group of guests, and for all together. No
+//! guest can take the connections of others, nor can all guests take the agent's file descriptors.
 //!
 //! Guests may collude, and an open connection is never closed to make room: it may be a guest's
 //! boot. So the limits must work before all connections are taken.
 //!
-//! - The first [`RESERVED`] connections of an attachment do not count towards the total, and no
-//!   other attachment can use them. A boot needs no more at once, so a guest always boots. Guests
-//!   cannot add interfaces, so the operator controls how many these are.
-//! - Beyond them, an attachment may hold no more shared connections than are left. The last ones go
-//!   to attachments that have few. (Dynamic thresholds: Choudhury and Hahne, 1998, for switch
-//!   buffers.) With a large total, which is the default, this applies only if nearly all are taken.
-//!   It would not suffice alone: each further attachment takes half of what is left.
+//! - **Guest.** A guest has a fixed limit. Its first [`RESERVED`] connections suffice for a boot.
+//! - **Total.** The first connections of a guest on an attachment of its own do not count towards
+//!   the total, so such a guest always boots. Guests cannot add attachments, so the operator
+//!   controls how many these are. Beyond them, a guest may hold no more shared connections than
+//!   are left, so the last ones go to guests that have few. (Dynamic thresholds: Choudhury and
+//!   Hahne, 1998, for switch buffers.) That alone would not suffice: each further guest takes half
+//!   of what is left.
+//! - **Group.** Guests behind a shared attachment or a haproxy may be made up, so they get no
+//!   reserve of their own. Their group has one: [`GROUP_RESERVED`] first connections. Beyond it, a
+//!   group may hold no more than is left. Of that, no more than [`GROUP_SHARE`] goes to guests that
+//!   have had their first connections, so a guest that holds nothing yet finds room.
 //!
-//! A haproxy connection belongs to no attachment and takes a shared place.
+//! A haproxy connection counts for no guest until its first request is read. Each request then
+//! counts for its client.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
+use std::hash::Hash;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use metadata_ebpf::identity::AttachmentId;
+use crate::proxy::client::{GuestGroup, GuestKey, LimitedGuest};
 
-/// Connections of an attachment that do not count towards the total. cloud-init uses IPv4 and IPv6
-/// at once; agents and scripts of the image may run beside it.
+/// First connections of a guest. cloud-init uses IPv4 and IPv6 at once; agents and scripts of the
+/// image may run beside it.
 const RESERVED: u32 = 4;
 
-/// The limit that a new connection would exceed.
+/// First connections of the guests of a group that do not count towards the total.
+const GROUP_RESERVED: u32 = 32;
+
+/// Part of the total that the guests of one group may use beyond their first connections.
+const GROUP_SHARE: u32 = 4;
+
+/// The limit that a connection would exceed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub(super) enum AdmissionError {
-    #[error("attachment {0} has reached its connection limit")]
-    Attachment(AttachmentId),
-    #[error("attachment {0} has reached its share of the total connection limit")]
-    Total(AttachmentId),
-    #[error("the total connection limit is reached")]
-    All,
+pub(crate) enum AdmissionError {
+    #[error("{0} has reached its connection limit")]
+    Guest(GuestKey),
+    #[error("the guests that share an attachment or a haproxy with {0} have reached their limit")]
+    Group(GuestKey),
+    #[error("{0} has reached its share of the total connection limit")]
+    Total(GuestKey),
+    #[error("too many haproxy connections have not sent a request yet")]
+    Unidentified,
 }
 
 impl AdmissionError {
-    pub(super) const fn label(self) -> &'static str {
+    pub(crate) const fn label(self) -> &'static str {
         match self {
-            Self::Attachment(_) => "attachment_connections",
-            Self::Total(_) | Self::All => "total_connections",
+            Self::Guest(_) => "guest_connections",
+            Self::Group(_) => "group_connections",
+            Self::Total(_) | Self::Unidentified => "total_connections",
         }
     }
 }
 
 /// The open connections, counted.
 #[derive(Debug)]
-pub(super) struct Admission {
-    per_attachment: u32,
+pub(crate) struct Admission {
+    per_guest: u32,
     total: u32,
     open: Mutex<Open>,
 }
 
 #[derive(Debug, Default)]
 struct Open {
-    /// Connections beyond the reserve of each attachment.
+    /// Connections that count towards the total.
     shared: u32,
-    by_attachment: HashMap<AttachmentId, u32>,
+    /// Haproxy connections that have not sent a request yet.
+    unidentified: u32,
+    guests: HashMap<GuestKey, GuestConnections>,
+    groups: HashMap<GuestGroup, GroupConnections>,
+}
+
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+struct GuestConnections {
+    first: u32,
+    further: u32,
+}
+
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+struct GroupConnections {
+    /// Connections that do not count towards the total.
+    reserved: u32,
+    /// Connections that do.
+    shared: u32,
+    /// Those of both that are not among the first of their guest.
+    further: u32,
+}
+
+/// The way in which a connection is counted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Place {
+    Unidentified,
+    Guest {
+        guest: LimitedGuest,
+        /// Among the first of its guest.
+        is_first: bool,
+        /// Counts towards the total.
+        is_shared: bool,
+    },
 }
 
 impl Admission {
-    pub(super) fn new(per_attachment: u32, total: u32) -> Arc<Self> {
-        Arc::new(Self { per_attachment, total, open: Mutex::default() })
+    pub(crate) fn new(per_guest: u32, total: u32) -> Arc<Self> {
+        Arc::new(Self { per_guest, total, open: Mutex::default() })
     }
 
-    /// Admits a connection until the ticket is dropped.
-    pub(super) fn admit(
-        self: &Arc<Self>,
-        attachment: Option<AttachmentId>,
-    ) -> Result<Ticket, AdmissionError> {
+    /// Admits a connection of a guest until the ticket is dropped.
+    pub(super) fn admit(self: &Arc<Self>, guest: LimitedGuest) -> Result<Ticket, AdmissionError> {
         let mut open = self.lock();
-        let open = &mut *open;
-        let left = self.total - open.shared;
-        if let Some(attachment) = attachment {
-            let own = open.by_attachment.entry(attachment).or_insert(0);
-            if *own >= self.per_attachment {
-                return Err(AdmissionError::Attachment(attachment));
-            }
-            if let Some(shared) = own.checked_sub(RESERVED) {
-                if shared >= left {
-                    return Err(AdmissionError::Total(attachment));
-                }
-                open.shared += 1;
-            }
-            *own += 1;
-        } else {
-            if left == 0 {
-                return Err(AdmissionError::All);
-            }
-            open.shared += 1;
+        let place = self.place(&open, guest)?;
+        open.take(place);
+        Ok(Ticket { admission: Arc::clone(self), place })
+    }
+
+    /// Admits a connection of a haproxy.
+    pub(super) fn admit_haproxy(self: &Arc<Self>) -> Result<Ticket, AdmissionError> {
+        let mut open = self.lock();
+        if open.unidentified >= self.total {
+            return Err(AdmissionError::Unidentified);
         }
-        Ok(Ticket { admission: Arc::clone(self), attachment })
+        open.take(Place::Unidentified);
+        Ok(Ticket { admission: Arc::clone(self), place: Place::Unidentified })
+    }
+
+    /// Finds a place for one more connection of this guest.
+    fn place(&self, open: &Open, guest: LimitedGuest) -> Result<Place, AdmissionError> {
+        let LimitedGuest { key, group } = guest;
+        let own = open.guests.get(&key).copied().unwrap_or_default();
+        if own.first + own.further >= self.per_guest {
+            return Err(AdmissionError::Guest(key));
+        }
+        let is_first = own.first < RESERVED;
+        let left = self.total.saturating_sub(open.shared);
+        let is_shared = match group {
+            None => !is_first,
+            Some(group) => {
+                let peers = open.groups.get(&group).copied().unwrap_or_default();
+                let room = (self.total / GROUP_SHARE).saturating_sub(peers.further);
+                if !is_first && own.further >= room {
+                    return Err(AdmissionError::Group(key));
+                }
+                let is_shared = !is_first || peers.reserved >= GROUP_RESERVED;
+                if is_shared && peers.shared >= left {
+                    return Err(AdmissionError::Group(key));
+                }
+                is_shared
+            }
+        };
+        if is_shared && own.further >= left {
+            return Err(AdmissionError::Total(key));
+        }
+        Ok(Place::Guest { guest, is_first, is_shared })
     }
 
     fn lock(&self) -> MutexGuard<'_, Open> {
@@ -98,113 +164,278 @@ impl Admission {
     }
 }
 
+impl Open {
+    fn take(&mut self, place: Place) {
+        let Place::Guest { guest: LimitedGuest { key, group }, is_first, is_shared } = place else {
+            self.unidentified += 1;
+            return;
+        };
+        self.shared += u32::from(is_shared);
+        let own = self.guests.entry(key).or_default();
+        *(if is_first { &mut own.first } else { &mut own.further }) += 1;
+        if let Some(group) = group {
+            let peers = self.groups.entry(group).or_default();
+            *(if is_shared { &mut peers.shared } else { &mut peers.reserved }) += 1;
+            peers.further += u32::from(!is_first);
+        }
+    }
+
+    fn release(&mut self, place: Place) {
+        let Place::Guest { guest: LimitedGuest { key, group }, is_first, is_shared } = place else {
+            self.unidentified -= 1;
+            return;
+        };
+        self.shared -= u32::from(is_shared);
+        update_or_remove(&mut self.guests, key, |own| {
+            *(if is_first { &mut own.first } else { &mut own.further }) -= 1;
+        });
+        if let Some(group) = group {
+            update_or_remove(&mut self.groups, group, |peers| {
+                *(if is_shared { &mut peers.shared } else { &mut peers.reserved }) -= 1;
+                peers.further -= u32::from(!is_first);
+            });
+        }
+    }
+}
+
+/// Updates an entry, and removes it if nothing is left of it.
+fn update_or_remove<K: Eq + Hash, V: Default + PartialEq>(
+    map: &mut HashMap<K, V>,
+    key: K,
+    update: impl FnOnce(&mut V),
+) {
+    if let Entry::Occupied(mut entry) = map.entry(key) {
+        update(entry.get_mut());
+        if *entry.get() == V::default() {
+            entry.remove();
+        }
+    }
+}
+
 /// Counts one open connection.
 #[derive(Debug)]
-pub(super) struct Ticket {
+pub(crate) struct Ticket {
     admission: Arc<Admission>,
-    attachment: Option<AttachmentId>,
+    place: Place,
+}
+
+impl Ticket {
+    /// Counts the connection for this guest from now on, or for the former one if that would exceed
+    /// a limit.
+    pub(crate) fn count_for(&mut self, guest: LimitedGuest) -> Result<(), AdmissionError> {
+        if matches!(self.place, Place::Guest { guest: counted, .. } if counted == guest) {
+            return Ok(());
+        }
+        let mut open = self.admission.lock();
+        open.release(self.place);
+        let place = self.admission.place(&open, guest);
+        self.place = place.unwrap_or(self.place);
+        open.take(self.place);
+        place.map(|_| ())
+    }
 }
 
 impl Drop for Ticket {
     fn drop(&mut self) {
-        let mut open = self.admission.lock();
-        let open = &mut *open;
-        let Some(attachment) = self.attachment else {
-            open.shared -= 1;
-            return;
-        };
-        if let Entry::Occupied(mut own) = open.by_attachment.entry(attachment) {
-            *own.get_mut() -= 1;
-            open.shared -= u32::from(*own.get() >= RESERVED);
-            if *own.get() == 0 {
-                own.remove();
-            }
-        }
+        self.admission.lock().release(self.place);
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ids::MacAddress;
+    use crate::proxy::ProxyConfig;
+    use metadata_ebpf::identity::AttachmentId;
 
     fn attachment(id: u32) -> AttachmentId {
         AttachmentId::new(id).unwrap()
     }
 
-    #[test]
-    fn an_attachment_gets_no_more_than_its_limit() {
-        let admission = Admission::new(2, 10);
-        let held: Vec<_> = (0..2).map(|_| admission.admit(Some(attachment(1))).unwrap()).collect();
-        assert_eq!(
-            admission.admit(Some(attachment(1))).unwrap_err(),
-            AdmissionError::Attachment(attachment(1))
-        );
-        assert!(admission.admit(Some(attachment(2))).is_ok());
-        drop(held);
-        assert!(admission.admit(Some(attachment(1))).is_ok());
+    /// Returns the guest of an attachment of its own.
+    fn guest(id: u32) -> LimitedGuest {
+        LimitedGuest { key: GuestKey::Attachment(attachment(id)), group: None }
+    }
+
+    /// Returns a guest behind the shared attachment 1.
+    fn neighbour(id: u32) -> LimitedGuest {
+        let [a, b, c, d] = id.to_be_bytes();
+        let mac = MacAddress([0xfa, 0x16, a, b, c, d]);
+        let key = GuestKey::Mac(attachment(1), mac);
+        LimitedGuest { key, group: Some(GuestGroup::Attachment(attachment(1))) }
+    }
+
+    fn instance(id: u32) -> GuestKey {
+        GuestKey::Instance(format!("3b0e5c6e-9a1f-4d0a-8f0b-{id:012x}").parse().unwrap())
+    }
+
+    fn admit_all(admission: &Arc<Admission>, guest: LimitedGuest, number: u32) -> Vec<Ticket> {
+        (0..number).map(|_| admission.admit(guest).unwrap()).collect()
     }
 
     /// Opens connections until one is refused.
-    fn hoard(admission: &Arc<Admission>, id: u32) -> (Vec<Ticket>, AdmissionError) {
+    fn hoard(admission: &Arc<Admission>, guest: LimitedGuest) -> (Vec<Ticket>, AdmissionError) {
         let mut held = Vec::new();
         loop {
-            match admission.admit(Some(attachment(id))) {
+            match admission.admit(guest) {
                 Ok(ticket) => held.push(ticket),
                 Err(error) => return (held, error),
             }
         }
     }
 
+    fn assert_empty(admission: &Admission) {
+        let open = admission.lock();
+        assert!(open.guests.is_empty() && open.groups.is_empty(), "{open:?}");
+        assert_eq!((open.shared, open.unidentified), (0, 0));
+    }
+
     #[test]
-    fn no_attachment_takes_all_that_is_left_of_the_total() {
+    fn a_guest_gets_no_more_than_its_limit() {
+        let admission = Admission::new(2, 10);
+        let held = admit_all(&admission, guest(1), 2);
+        assert_eq!(admission.admit(guest(1)).unwrap_err(), AdmissionError::Guest(guest(1).key));
+        assert!(admission.admit(guest(2)).is_ok());
+        drop(held);
+        assert!(admission.admit(guest(1)).is_ok());
+        assert_empty(&admission);
+    }
+
+    #[test]
+    fn no_guest_takes_all_that_is_left_of_the_total() {
         let admission = Admission::new(1000, 64);
         let reserved = RESERVED as usize;
-        let (first, error) = hoard(&admission, 1);
-        assert_eq!((first.len(), error), (reserved + 32, AdmissionError::Total(attachment(1))));
-        let (second, _) = hoard(&admission, 2);
+        let (first, error) = hoard(&admission, guest(1));
+        assert_eq!((first.len(), error), (reserved + 32, AdmissionError::Total(guest(1).key)));
+        let (second, _) = hoard(&admission, guest(2));
         assert_eq!(second.len(), reserved + 16);
-        // Connections that one attachment closes are available to all.
+        // Connections that one guest closes are available to all.
         drop(first);
-        assert_eq!(hoard(&admission, 2).0.len(), 16);
+        assert_eq!(hoard(&admission, guest(2)).0.len(), 16);
         drop(second);
-        assert_eq!(admission.lock().shared, 0);
+        assert_empty(&admission);
     }
 
     #[test]
     fn colluding_guests_cannot_keep_another_from_booting() {
-        let defaults = crate::proxy::ProxyConfig::default();
-        let admission = Admission::new(defaults.connections_per_attachment, defaults.connections);
-        let held: Vec<_> = (1..=2000).flat_map(|id| hoard(&admission, id).0).collect();
+        let defaults = ProxyConfig::default();
+        let admission = Admission::new(defaults.connections_per_guest, defaults.connections);
+        let held: Vec<_> = (1..=2000).flat_map(|id| hoard(&admission, guest(id)).0).collect();
         assert_eq!(admission.lock().shared, defaults.connections, "no shared connection is left");
-        assert_eq!(hoard(&admission, 2001).0.len(), 4, "enough for a boot");
+        assert_eq!(hoard(&admission, guest(2001)).0.len(), 4, "enough for a boot");
+        assert_eq!(hoard(&admission, neighbour(1)).0.len(), 4, "the same behind a router");
         assert_eq!(held.len(), (defaults.connections + 2000 * RESERVED) as usize);
         drop(held);
-        assert_eq!(admission.lock().shared, 0);
-        assert_eq!(hoard(&admission, 2002).0.len(), defaults.connections_per_attachment as usize);
+        assert_empty(&admission);
+        assert_eq!(hoard(&admission, guest(2002)).0.len(), defaults.connections_per_guest as usize);
     }
 
     #[test]
-    fn haproxies_count_towards_the_total() {
-        let admission = Admission::new(128, 2);
-        let held = [admission.admit(None).unwrap(), admission.admit(None).unwrap()];
-        assert_eq!(admission.admit(None).unwrap_err(), AdmissionError::All);
-        assert_eq!(hoard(&admission, 1).0.len(), RESERVED as usize);
+    fn a_guest_leaves_its_neighbours_room_on_one_attachment() {
+        let admission = Admission::new(128, 16_384);
+        let (held, error) = hoard(&admission, neighbour(1));
+        assert_eq!((held.len(), error), (128, AdmissionError::Guest(neighbour(1).key)));
+        assert_eq!(hoard(&admission, neighbour(2)).0.len(), 128);
         drop(held);
-        assert!(admission.admit(None).is_ok());
-        assert_eq!(admission.lock().shared, 0);
+        assert_empty(&admission);
+    }
+
+    /// Many made-up guests use what their group may use. A guest that holds nothing still boots,
+    /// and so do guests elsewhere.
+    #[test]
+    fn made_up_guests_leave_room_for_new_ones() {
+        let admission = Admission::new(128, 1024);
+        let held: Vec<_> = (1..=10).flat_map(|id| hoard(&admission, neighbour(id)).0).collect();
+        let peers = admission.lock().groups[&GuestGroup::Attachment(attachment(1))];
+        assert!(peers.further <= 1024 / GROUP_SHARE, "{peers:?}");
+        for id in 11..100 {
+            assert_eq!(admit_all(&admission, neighbour(id), RESERVED).len(), 4);
+        }
+        let other = LimitedGuest { group: Some(GuestGroup::Attachment(attachment(2))), ..guest(2) };
+        assert_eq!(hoard(&admission, other).0.len(), 128);
+        // Even more made-up guests use half of the total, not all of it.
+        let more: Vec<_> = (1000..3000).filter_map(|id| admission.admit(neighbour(id)).ok()).collect();
+        assert_eq!(admission.lock().shared, 512);
+        assert_eq!(hoard(&admission, other).0.len(), 128);
+        drop((held, more));
+        assert_empty(&admission);
+    }
+
+    #[test]
+    fn all_ports_of_an_instance_share_one_limit() {
+        let admission = Admission::new(10, 100);
+        let on = |group| LimitedGuest { key: instance(1), group };
+        let own = on(None);
+        let behind_router = on(Some(GuestGroup::Attachment(attachment(9))));
+        let held = [admit_all(&admission, own, 6), admit_all(&admission, behind_router, 4)];
+        for guest in [own, behind_router] {
+            assert_eq!(admission.admit(guest).unwrap_err(), AdmissionError::Guest(instance(1)));
+        }
+        drop(held);
+        assert_empty(&admission);
+    }
+
+    #[test]
+    fn an_identified_connection_counts_for_its_instance() {
+        let admission = Admission::new(6, 100);
+        let identified = |guest: LimitedGuest| LimitedGuest { key: instance(1), ..guest };
+        let mut first = admit_all(&admission, neighbour(1), 6);
+        let mut second = admit_all(&admission, neighbour(2), 2);
+        for ticket in &mut first {
+            ticket.count_for(identified(neighbour(1))).unwrap();
+        }
+        let error = second[0].count_for(identified(neighbour(2))).unwrap_err();
+        assert_eq!(error, AdmissionError::Guest(instance(1)));
+        first.pop();
+        second[0].count_for(identified(neighbour(2))).unwrap();
+        assert_eq!(admission.admit(neighbour(1)).map(drop), Ok(()));
+        drop((first, second));
+        assert_empty(&admission);
+    }
+
+    #[test]
+    fn networks_behind_haproxies_do_not_take_each_others_places() {
+        let client = |network: u32, host: u8| {
+            let network = format!("11111111-1111-4111-8111-{network:012x}").parse().unwrap();
+            let scope = crate::ids::NetworkOrRouter::Network(network);
+            let key = GuestKey::Forwarded(scope, [10, 0, 0, host].into());
+            LimitedGuest { key, group: Some(GuestGroup::Haproxies(scope)) }
+        };
+        let admission = Admission::new(1000, 64);
+        let mut held = Vec::new();
+        let mut ask = |guest| {
+            let mut ticket = admission.admit_haproxy()?;
+            ticket.count_for(guest)?;
+            held.push(ticket);
+            Ok::<_, AdmissionError>(())
+        };
+        // One network, then many together, take all that they can get.
+        while (1..=250).any(|host| ask(client(1, host)).is_ok()) {}
+        for network in 2..100 {
+            while (1..=250).any(|host| ask(client(network, host)).is_ok()) {}
+        }
+        // Another network has its reserve.
+        let reserved = (1..=250).filter(|host| ask(client(100, *host)).is_ok()).count();
+        assert_eq!(reserved, GROUP_RESERVED as usize);
+        drop(held);
+        assert_empty(&admission);
+    }
+
+    #[test]
+    fn haproxy_connections_without_a_request_are_limited() {
+        let admission = Admission::new(128, 2);
+        let held = [admission.admit_haproxy().unwrap(), admission.admit_haproxy().unwrap()];
+        assert_eq!(admission.admit_haproxy().unwrap_err(), AdmissionError::Unidentified);
+        assert_eq!(hoard(&admission, guest(1)).0.len(), RESERVED as usize + 1);
+        drop(held);
+        assert_empty(&admission);
     }
 
     #[test]
     fn a_limit_below_the_reserve_holds() {
         let admission = Admission::new(2, 0);
-        assert_eq!(hoard(&admission, 1).0.len(), 2);
-    }
-
-    #[test]
-    fn closed_connections_leave_no_entry() {
-        let admission = Admission::new(20, 20);
-        drop(hoard(&admission, 1));
-        let open = admission.lock();
-        assert!(open.by_attachment.is_empty() && open.shared == 0);
+        assert_eq!(hoard(&admission, guest(1)).0.len(), 2);
+        assert_eq!(hoard(&admission, neighbour(1)).0.len(), 2);
+        assert_empty(&admission);
     }
 }

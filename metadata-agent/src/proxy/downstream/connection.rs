@@ -23,6 +23,7 @@ use tokio::time::{Instant, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::activity::{ActivityStream, ConnectionActivity, TimeoutKind, Timeouts};
+use super::admission::Ticket;
 use crate::proxy::Proxy;
 use crate::proxy::client::ClientSource;
 use crate::proxy::request::{HEAD_TIMEOUT_RESPONSE, RequestHandler, ResponseBody};
@@ -60,37 +61,40 @@ enum ConnectionEnd {
 
 impl Proxy {
     /// Serves one connection of `client` until it ends. After `cancel`, only the request in flight
-    /// is finished.
+    /// is finished. Closes it at once if the client has too many.
     pub async fn serve_connection<T: ClientStream>(
         self: Arc<Self>,
         stream: T,
         client: ClientAddress,
         cancel: CancellationToken,
     ) {
-        self.serve(stream, ClientSource::guest(client), cancel).await;
+        let guest = self.clients.limited(&client);
+        if let Ok(ticket) = self.admission.admit(guest) {
+            self.serve(stream, ClientSource::guest(client, guest), ticket, cancel).await;
+        }
     }
 
-    /// Serves one connection of a haproxy in the same way.
-    pub(super) async fn serve_haproxy(self: Arc<Self>, stream: UnixStream, cancel: CancellationToken) {
-        self.serve(stream, ClientSource::Haproxy, cancel).await;
-    }
-
-    async fn serve<T: ClientStream>(
+    /// Serves one connection of a guest or a haproxy. It counts for the ticket until it is closed.
+    pub(super) async fn serve<T: ClientStream>(
         self: Arc<Self>,
         stream: T,
         source: ClientSource,
+        ticket: Ticket,
         cancel: CancellationToken,
     ) {
         let attachment = source.attachment();
         let activity = Arc::new(ConnectionActivity::new());
-        let handler = Arc::new(RequestHandler::new(Arc::clone(&self), source, Arc::clone(&activity)));
-        let service = service_fn(move |request| Arc::clone(&handler).handle(request));
+        let handler = RequestHandler::new(Arc::clone(&self), source, Arc::clone(&activity), ticket);
+        let handler = Arc::new(handler);
+        let requests = Arc::clone(&handler);
+        let service = service_fn(move |request| Arc::clone(&requests).handle(request));
         let stream = TokioIo::new(ActivityStream::new(stream, Arc::clone(&activity)));
         let mut connection = self.http.serve_connection(stream, service);
 
         let end = self.drive(Pin::new(&mut connection), &activity, &cancel).await;
         let Parts { io, read_buf, .. } = connection.into_parts();
         self.finish(io.into_inner().stream, end, &activity, &read_buf, attachment).await;
+        drop(handler);
     }
 
     /// Runs a connection until it ends, a time-out passes, or the drain time after `cancel` is

@@ -1,4 +1,4 @@
-//! Accepts connections of guests and of haproxies, and never stops by itself.
+//! Accepts and admits connections of guests and of haproxies, and never stops by itself.
 
 use std::future::poll_fn;
 use std::io;
@@ -7,13 +7,15 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use metadata_ebpf::identity::{AttachmentId, ClientAddress};
+use metadata_ebpf::identity::ClientAddress;
 use tokio::net::{TcpListener, UnixListener};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::admission::{Admission, Ticket};
+use super::admission::{AdmissionError, Ticket};
+use super::haproxy_users::HaproxyUsers;
 use crate::proxy::Proxy;
+use crate::proxy::client::ClientSource;
 use crate::proxy::log_throttle::LogThrottle;
 use crate::proxy::metrics::OpenConnection;
 
@@ -37,34 +39,46 @@ pub async fn serve_guests(
                 tracing::debug!(%peer, "connection rejected: peer is not an identity address");
                 return;
             };
-            let Some(admitted) = acceptor.admit(Some(client.attachment)) else { return };
+            let guest = proxy.clients.limited(&client);
+            let Some((ticket, open)) = proxy.admitted(proxy.admission.admit(guest)) else { return };
             // The connection also works without it, only slower.
             let _ = stream.set_nodelay(true);
-            let served = Arc::clone(&proxy).serve_connection(stream, client, cancel.clone());
+            let source = ClientSource::guest(client, guest);
+            let served = Arc::clone(&proxy).serve(stream, source, ticket, cancel.clone());
             tracker.spawn(async move {
                 served.await;
-                drop(admitted);
+                drop(open);
             });
         })
         .await;
 }
 
-/// Serves Neutron's haproxies in the same way. A process that can open the socket is trusted.
+/// Serves Neutron's haproxies in the same way, if they run as one of these users.
 pub async fn serve_haproxies(
     listener: UnixListener,
+    users: HaproxyUsers,
     proxy: Arc<Proxy>,
     cancel: CancellationToken,
     tracker: TaskTracker,
 ) {
     let acceptor = Acceptor::new(&proxy, cancel.clone());
     let poll_accept = |cx: &mut Context<'_>| listener.poll_accept(cx);
+    let log = LogThrottle::new();
     acceptor
         .run(poll_accept, |(stream, _)| {
-            let Some(admitted) = acceptor.admit(None) else { return };
-            let served = Arc::clone(&proxy).serve_haproxy(stream, cancel.clone());
+            if let Err(error) = users.check(&stream) {
+                proxy.metrics.rejected_connection("haproxy_user");
+                if log.allow() {
+                    let error = &error as &dyn std::error::Error;
+                    tracing::warn!(error, "haproxy connection rejected; see metadata_proxy_user");
+                }
+                return;
+            }
+            let Some((ticket, open)) = proxy.admitted(proxy.admission.admit_haproxy()) else { return };
+            let served = Arc::clone(&proxy).serve(stream, ClientSource::Haproxy, ticket, cancel.clone());
             tracker.spawn(async move {
                 served.await;
-                drop(admitted);
+                drop(open);
             });
         })
         .await;
@@ -78,23 +92,30 @@ fn client_address(peer: SocketAddr) -> Option<ClientAddress> {
     }
 }
 
-/// The accept loop of one listener, with its own connection limits.
+impl Proxy {
+    /// Counts an admitted connection as open, or reports why it was rejected.
+    fn admitted(&self, ticket: Result<Ticket, AdmissionError>) -> Option<(Ticket, OpenConnection)> {
+        match ticket {
+            Ok(ticket) => Some((ticket, self.metrics.connection_opened())),
+            Err(error) => {
+                self.metrics.rejected_connection(error.label());
+                tracing::debug!(%error, "connection rejected");
+                None
+            }
+        }
+    }
+}
+
+/// The accept loop of one listener.
 struct Acceptor {
     proxy: Arc<Proxy>,
-    admission: Arc<Admission>,
     cancel: CancellationToken,
     log: LogThrottle,
 }
 
 impl Acceptor {
     fn new(proxy: &Arc<Proxy>, cancel: CancellationToken) -> Self {
-        let config = &proxy.config;
-        Self {
-            proxy: Arc::clone(proxy),
-            admission: Admission::new(config.connections_per_attachment, config.connections),
-            cancel,
-            log: LogThrottle::new(),
-        }
+        Self { proxy: Arc::clone(proxy), cancel, log: LogThrottle::new() }
     }
 
     async fn run<S>(&self, poll_accept: impl Fn(&mut Context<'_>) -> Poll<io::Result<S>>, serve: impl Fn(S)) {
@@ -122,18 +143,6 @@ impl Acceptor {
             }
         }
     }
-
-    /// Admits a connection of an attachment, or of a haproxy.
-    fn admit(&self, attachment: Option<AttachmentId>) -> Option<(Ticket, OpenConnection)> {
-        match self.admission.admit(attachment) {
-            Ok(ticket) => Some((ticket, self.proxy.metrics.connection_opened())),
-            Err(error) => {
-                self.proxy.metrics.rejected_connection(error.label());
-                tracing::debug!(%error, "connection rejected");
-                None
-            }
-        }
-    }
 }
 
 /// Returns whether only this connection failed, while it waited. The next one is not affected.
@@ -147,6 +156,7 @@ fn concerns_one_connection(error: &io::Error) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use metadata_ebpf::identity::AttachmentId;
 
     #[test]
     fn only_an_identity_address_is_a_client() {

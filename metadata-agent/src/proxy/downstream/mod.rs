@@ -3,12 +3,15 @@
 mod activity;
 mod admission;
 mod connection;
+mod haproxy_users;
 mod listener;
 mod rate;
 mod request_line;
 
 pub(super) use activity::ConnectionActivity;
+pub(super) use admission::{Admission, AdmissionError, Ticket};
 pub use connection::ClientStream;
+pub use haproxy_users::HaproxyUsers;
 pub use listener::{serve_guests, serve_haproxies};
-pub(super) use rate::{PortRate, PortRates};
+pub(super) use rate::{GuestRate, GuestRates};
 pub use rate::{RateLimit, RateWindow};

@@ -1,4 +1,4 @@
-//! Limits the request rate of a guest: Neutron's `metadata_rate_limiting`, per attachment.
+//! Limits the request rate of a guest: Neutron's `metadata_rate_limiting`, per guest.
 //!
 //! Two sliding windows must both have room for a request. Each is cut into slots, and counts a
 //! request until its slot has left the window completely. This gives two guarantees. In any period
@@ -9,25 +9,30 @@
 //! (haproxy's `http_req_rate` counts refused requests too, so a guest that keeps trying stays
 //! locked out.)
 //!
-//! All clients of a port share its windows, whatever their addresses and IP versions. An IP version
-//! that is not limited is neither counted nor refused. A connection keeps a reference to its port's
-//! windows, so a request needs no look-up and no allocation, and its lock is contended only by the
-//! same port. Empty windows without a connection are removed when the table has doubled since the
-//! last removal.
+//! All ports and addresses of a guest share its windows, in both IP versions. An IP version that is
+//! not limited is neither counted nor refused. Guests behind a shared attachment may be made up, so
+//! they also share the windows of their group. These are [`GROUP_GUESTS`] times as large, and the
+//! last quarter is for guests without a request in their own windows.
+//!
+//! A connection keeps a reference to its guest's windows, so a request needs no look-up and no
+//! allocation, and its lock is contended only by the same guest. Empty windows without a connection
+//! are removed when the table has doubled since the last removal.
 //!
 //! A refused request gets 429, which clients repeat. cloud-init's search for a metadata service
 //! treats 429 as a final no, and 503 with Retry-After as not yet (cloudinit/url_helper.py,
 //! `wait_for_url`). So the requests of that search get 503.
 
 use std::collections::HashMap;
+use std::hash::Hash;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use hyper::Method;
 use hyper::http::uri::PathAndQuery;
-use metadata_ebpf::identity::{AttachmentId, ClientAddress, GuestAddress};
+use metadata_ebpf::identity::GuestAddress;
 use tokio::time::Instant;
 
+use crate::proxy::client::{GuestConnection, GuestGroup, GuestKey, LimitedGuest};
 use crate::proxy::request::Rejection;
 
 /// Paths that cloud-init's search requests first, from `OpenStack` and from EC2.
@@ -36,10 +41,16 @@ const PROBES: [&str; 3] = ["/openstack", "/openstack/", "/2009-04-04/meta-data/i
 /// One more than fit into the window, because the window overlaps the oldest one.
 const SLOTS: u32 = 64;
 
-/// Number of attachments below which empty windows are kept.
+/// Number of guests below which empty windows are kept.
 const MIN_CLEAR: u32 = 64;
 
-/// The request rate of each port.
+/// Number of guests whose full rate fits into the windows of a group: those of a /24 network.
+const GROUP_GUESTS: u32 = 256;
+
+/// Part of a group's window that is reserved for guests without a request in their own windows.
+const GROUP_RESERVE: u32 = 4;
+
+/// The request rate of each guest.
 #[derive(Debug, Clone)]
 pub struct RateLimit {
     /// Both apply at once.
@@ -57,75 +68,136 @@ pub struct RateWindow {
     pub length: Duration,
 }
 
-/// The windows of all ports.
+/// The windows of all guests and groups.
 #[derive(Debug)]
-pub(crate) struct PortRates {
+pub(crate) struct GuestRates {
     limit: RateLimit,
-    ports: Mutex<RateTable>,
+    tables: Mutex<RateTables>,
+}
+
+#[derive(Debug, Default)]
+struct RateTables {
+    guests: RateTable<GuestKey>,
+    groups: RateTable<GuestGroup>,
+}
+
+impl GuestRates {
+    pub(crate) fn new(limit: RateLimit) -> Self {
+        Self { limit, tables: Mutex::default() }
+    }
+
+    /// Returns the windows of the guest on this connection, if its IP version is limited.
+    pub(crate) fn connection(&self, guest: &GuestConnection) -> Option<GuestRate> {
+        self.is_limited(&guest.address().guest).then(|| self.guest(guest.limited()))
+    }
+
+    /// Returns the windows of the instance that was found behind this connection, if it counts for
+    /// more than the connection did. The group has counted the request already.
+    pub(crate) fn instance(&self, guest: &GuestConnection, identified: LimitedGuest) -> Option<GuestRate> {
+        let is_more = identified.key != guest.limited().key;
+        (is_more && self.is_limited(&guest.address().guest))
+            .then(|| self.guest(LimitedGuest { group: None, ..identified }))
+    }
+
+    fn is_limited(&self, address: &GuestAddress) -> bool {
+        match address {
+            GuestAddress::Ipv4(_) => self.limit.ipv4,
+            GuestAddress::Ipv6LinkLocal(_) => self.limit.ipv6,
+        }
+    }
+
+    fn guest(&self, guest: LimitedGuest) -> GuestRate {
+        let windows = &self.limit.windows;
+        let all = windows.map(|RateWindow { requests, length }| RateWindow {
+            requests: requests.saturating_mul(GROUP_GUESTS),
+            length,
+        });
+        let mut tables = self.tables.lock().unwrap_or_else(PoisonError::into_inner);
+        let group = guest.group.map(|group| tables.groups.windows(group, &all));
+        GuestRate { own: tables.guests.windows(guest.key, windows), group }
+    }
 }
 
 #[derive(Debug)]
-struct RateTable {
-    rates: HashMap<AttachmentId, Arc<PortRate>>,
+struct RateTable<K> {
+    windows: HashMap<K, Arc<Windows>>,
     clear_at: usize,
 }
 
-impl PortRates {
-    pub(crate) fn new(limit: RateLimit) -> Self {
-        Self { limit, ports: Mutex::new(RateTable { rates: HashMap::new(), clear_at: MIN_CLEAR as usize }) }
-    }
-
-    /// Returns the windows of a client's port, if the client is limited.
-    pub(crate) fn port(&self, client: &ClientAddress) -> Option<Arc<PortRate>> {
-        let is_limited = match client.guest {
-            GuestAddress::Ipv4(_) => self.limit.ipv4,
-            GuestAddress::Ipv6LinkLocal(_) => self.limit.ipv6,
-        };
-        is_limited.then(|| {
-            let mut ports = self.ports.lock().unwrap_or_else(PoisonError::into_inner);
-            if let Some(rate) = ports.rates.get(&client.attachment) {
-                return Arc::clone(rate);
-            }
-            if ports.rates.len() >= ports.clear_at {
-                // New references come only from this table, which is locked.
-                ports.rates.retain(|_, rate| Arc::strong_count(rate) > 1 || !rate.is_empty());
-                ports.clear_at = (MIN_CLEAR as usize).max(2 * ports.rates.len());
-            }
-            let rate = Arc::new(PortRate::new(&self.limit.windows));
-            ports.rates.insert(client.attachment, Arc::clone(&rate));
-            rate
-        })
+impl<K> Default for RateTable<K> {
+    fn default() -> Self {
+        Self { windows: HashMap::new(), clear_at: MIN_CLEAR as usize }
     }
 }
 
-/// The windows of one port.
+impl<K: Eq + Hash> RateTable<K> {
+    fn windows(&mut self, key: K, limits: &[RateWindow; 2]) -> Arc<Windows> {
+        if let Some(windows) = self.windows.get(&key) {
+            return Arc::clone(windows);
+        }
+        if self.windows.len() >= self.clear_at {
+            // New references come only from this table, which is locked.
+            self.windows.retain(|_, windows| Arc::strong_count(windows) > 1 || !windows.is_empty());
+            self.clear_at = (MIN_CLEAR as usize).max(2 * self.windows.len());
+        }
+        let windows = Arc::new(Windows::new(limits));
+        self.windows.insert(key, Arc::clone(&windows));
+        windows
+    }
+}
+
+/// The request rate of one guest.
 #[derive(Debug)]
-pub(crate) struct PortRate {
-    began: Instant,
-    windows: Mutex<[Window; 2]>,
+pub(crate) struct GuestRate {
+    own: Arc<Windows>,
+    group: Option<Arc<Windows>>,
 }
 
-impl PortRate {
-    fn new(windows: &[RateWindow; 2]) -> Self {
-        Self { began: Instant::now(), windows: Mutex::new(windows.map(Window::new)) }
-    }
-
+impl GuestRate {
     /// Counts a request, or rejects it if a window is full.
     pub(crate) fn admit(&self, method: &Method, path: &PathAndQuery) -> Result<(), Rejection> {
-        if self.at_now(|windows| {
-            let has_room = windows.iter().all(Window::has_room);
-            if has_room {
-                windows.iter_mut().for_each(Window::count);
+        let admitted = self.own.at_now(|own| {
+            let is_new = own.iter().all(Window::is_empty);
+            if own.iter().all(Window::has_room) && self.group.as_ref().is_none_or(|group| group.admit(is_new))
+            {
+                own.iter_mut().for_each(Window::count);
+                return true;
             }
-            has_room
-        }) {
+            false
+        });
+        if admitted {
             return Ok(());
         }
         Err(Rejection::RateLimited { probe: *method == Method::GET && PROBES.contains(&path.path()) })
     }
+}
+
+/// The base window and the burst window.
+#[derive(Debug)]
+struct Windows {
+    began: Instant,
+    windows: Mutex<[Window; 2]>,
+}
+
+impl Windows {
+    fn new(limits: &[RateWindow; 2]) -> Self {
+        Self { began: Instant::now(), windows: Mutex::new(limits.map(Window::new)) }
+    }
+
+    /// Counts a request for a group, if the guest may use what is left.
+    fn admit(&self, is_new: bool) -> bool {
+        self.at_now(|windows| {
+            let may_use = |window: &Window| if is_new { window.has_room() } else { window.has_spare_room() };
+            let has_room = windows.iter().all(may_use);
+            if has_room {
+                windows.iter_mut().for_each(Window::count);
+            }
+            has_room
+        })
+    }
 
     fn is_empty(&self) -> bool {
-        self.at_now(|windows| windows.iter().all(|window| window.total == 0))
+        self.at_now(|windows| windows.iter().all(Window::is_empty))
     }
 
     fn at_now<T>(&self, look: impl FnOnce(&mut [Window; 2]) -> T) -> T {
@@ -166,8 +238,17 @@ impl Window {
         self.now = self.now.max(slot);
     }
 
+    fn is_empty(&self) -> bool {
+        self.total == 0
+    }
+
     fn has_room(&self) -> bool {
         self.total < self.limit
+    }
+
+    /// Returns whether there is room beside the reserve for new guests.
+    fn has_spare_room(&self) -> bool {
+        self.total < self.limit - self.limit / GROUP_RESERVE
     }
 
     fn count(&mut self) {
@@ -183,6 +264,9 @@ impl Window {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ids::MacAddress;
+    use crate::proxy::client::ClientSource;
+    use metadata_ebpf::identity::{AttachmentId, ClientAddress};
     use proptest::collection::vec;
     use proptest::prelude::*;
     use tokio::time::advance;
@@ -193,26 +277,38 @@ mod tests {
         RateWindow { requests, length: Duration::from_secs(seconds) }
     }
 
-    fn rates(base: RateWindow, burst: RateWindow) -> PortRates {
-        PortRates::new(RateLimit { windows: [base, burst], ipv4: true, ipv6: false })
+    fn rates(base: RateWindow, burst: RateWindow) -> GuestRates {
+        GuestRates::new(RateLimit { windows: [base, burst], ipv4: true, ipv6: false })
     }
 
-    fn client(attachment: u32) -> ClientAddress {
-        ClientAddress::ipv4(AttachmentId::new(attachment).unwrap(), [10, 0, 0, 5])
+    fn attachment(id: u32) -> AttachmentId {
+        AttachmentId::new(id).unwrap()
     }
 
-    fn ask(rate: &PortRate, path: &'static str) -> Result<(), Rejection> {
+    /// Returns the guest of an attachment of its own.
+    fn guest(id: u32) -> LimitedGuest {
+        LimitedGuest { key: GuestKey::Attachment(attachment(id)), group: None }
+    }
+
+    /// Returns a guest behind the shared attachment 1.
+    fn neighbour(id: u32) -> LimitedGuest {
+        let [a, b, c, d] = id.to_be_bytes();
+        let key = GuestKey::Mac(attachment(1), MacAddress([0xfa, 0x16, a, b, c, d]));
+        LimitedGuest { key, group: Some(GuestGroup::Attachment(attachment(1))) }
+    }
+
+    fn ask(rate: &GuestRate, path: &'static str) -> Result<(), Rejection> {
         rate.admit(&Method::GET, &PathAndQuery::from_static(path))
     }
 
-    fn passes(rate: &PortRate) -> bool {
+    fn passes(rate: &GuestRate) -> bool {
         ask(rate, "/latest").is_ok()
     }
 
     #[tokio::test(start_paused = true)]
     async fn both_windows_apply_and_refusals_do_not_count() {
         let rates = rates(window(5, 10), window(2, 1));
-        let rate = rates.port(&client(1)).unwrap();
+        let rate = rates.guest(guest(1));
         let mut passed = Vec::new();
         for _ in 0..100 {
             passed.push((0..3).filter(|_| passes(&rate)).count());
@@ -226,32 +322,75 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn connections_of_a_port_share_its_windows() {
+    async fn connections_of_a_guest_share_its_windows() {
         let rates = rates(window(1, 10), window(1, 10));
-        let [first, second, neighbour] = [1, 1, 2].map(|id| rates.port(&client(id)).unwrap());
-        assert_eq!([&first, &second, &neighbour].map(|rate| passes(rate)), [true, false, true]);
+        let [first, second, neighbour] = [1, 1, 2].map(|id| rates.guest(guest(id)));
+        assert_eq!([&first, &second, &neighbour].map(passes), [true, false, true]);
         drop((first, second));
-        assert!(!passes(&rates.port(&client(1)).unwrap()), "a new connection is not a new port");
+        assert!(!passes(&rates.guest(guest(1))), "a new connection is not a new guest");
     }
 
     #[test]
     fn an_ip_version_counts_only_if_it_is_limited() {
-        let v4 = client(1);
+        let v4 = ClientAddress::ipv4(attachment(1), [10, 0, 0, 5]);
         let v6 = ClientAddress { guest: GuestAddress::Ipv6LinkLocal([1; 8]), ..v4 };
+        let connections = [v4, v6].map(|client| ClientSource::guest(client, guest(1)));
         let one = window(1, 10);
         let of = |ipv4, ipv6| {
-            let rates = PortRates::new(RateLimit { windows: [one, one], ipv4, ipv6 });
-            [v4, v6].map(|client| rates.port(&client).map(|rate| passes(&rate)))
+            let rates = GuestRates::new(RateLimit { windows: [one, one], ipv4, ipv6 });
+            connections.each_ref().map(|source| {
+                let rate = rates.connection(source.guest_connection().unwrap());
+                rate.map(|rate| passes(&rate))
+            })
         };
         assert_eq!(of(true, false), [Some(true), None]);
         assert_eq!(of(false, true), [None, Some(true)]);
         assert_eq!(of(true, true), [Some(true), Some(false)]);
     }
 
+    #[tokio::test(start_paused = true)]
+    async fn a_guest_does_not_use_up_its_neighbours_requests() {
+        let rates = rates(window(5, 10), window(5, 10));
+        let [busy, other] = [1, 2].map(|id| rates.guest(neighbour(id)));
+        assert_eq!((0..100).filter(|_| passes(&busy)).count(), 5);
+        assert_eq!((0..100).filter(|_| passes(&other)).count(), 5);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn made_up_guests_leave_requests_for_new_ones() {
+        let rates = rates(window(8, 10), window(8, 10));
+        let passed = |id| {
+            let rate = rates.guest(neighbour(id));
+            (0..100).map(|_| u32::from(passes(&rate))).sum::<u32>()
+        };
+        let all: u32 = (1..=GROUP_GUESTS).map(passed).sum();
+        assert!(all >= 8 * (GROUP_GUESTS - GROUP_GUESTS / GROUP_RESERVE), "{all}");
+        // From then on, each new guest gets a first request.
+        for id in 1000..1100 {
+            assert_eq!(passed(id), 1);
+        }
+        assert_eq!((0..9).filter(|_| passes(&rates.guest(guest(2)))).count(), 8, "another attachment");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_identified_guest_counts_for_its_instance_too() {
+        let rates = rates(window(1, 10), window(1, 10));
+        let instance = GuestKey::Instance("3b0e5c6e-9a1f-4d0a-8f0b-1c2d3e4f5a6b".parse().unwrap());
+        let passed = [1, 2].map(|id| {
+            let client = ClientAddress::ipv4(attachment(1), [10, 0, 0, 5]);
+            let source = ClientSource::guest(client, neighbour(id));
+            let connection = source.guest_connection().unwrap();
+            assert!(rates.instance(connection, neighbour(id)).is_none(), "nothing new is known");
+            let identified = LimitedGuest { key: instance, ..neighbour(id) };
+            passes(&rates.instance(connection, identified).unwrap())
+        });
+        assert_eq!(passed, [true, false]);
+    }
+
     #[test]
     fn the_search_for_the_service_gets_503() {
         let rates = rates(window(1, 10), window(1, 10));
-        let rate = rates.port(&client(1)).unwrap();
+        let rate = rates.guest(guest(1));
         assert!(passes(&rate));
         for (path, status) in [
             ("/openstack", 503),
@@ -271,24 +410,24 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn windows_of_idle_ports_are_removed() {
+    async fn windows_of_idle_guests_are_removed() {
         let rates = rates(window(1, 10), window(1, 10));
-        let len = || rates.ports.lock().unwrap().rates.len();
-        let held = rates.port(&client(1)).unwrap();
-        assert!(passes(&rates.port(&client(2)).unwrap()));
+        let len = || rates.tables.lock().unwrap().guests.windows.len();
+        let held = rates.guest(guest(1));
+        assert!(passes(&rates.guest(guest(2))));
         advance(9 * SECOND).await;
-        assert!(passes(&rates.port(&client(3)).unwrap()));
+        assert!(passes(&rates.guest(guest(3))));
         for id in 4..=MIN_CLEAR {
-            rates.port(&client(id)).unwrap();
+            rates.guest(guest(id));
         }
         assert_eq!(len(), MIN_CLEAR as usize);
         advance(2 * SECOND).await;
-        rates.port(&client(100)).unwrap();
+        rates.guest(guest(100));
         assert_eq!(len(), 3, "used by a connection, counted recently, new");
-        assert!(!passes(&rates.port(&client(3)).unwrap()));
-        assert!(Arc::ptr_eq(&held, &rates.port(&client(1)).unwrap()));
+        assert!(!passes(&rates.guest(guest(3))));
+        assert!(Arc::ptr_eq(&held.own, &rates.guest(guest(1)).own));
         for id in 1000..20_000 {
-            rates.port(&client(id)).unwrap();
+            rates.guest(guest(id));
         }
         assert!(len() <= 2 * MIN_CLEAR as usize, "{}", len());
     }

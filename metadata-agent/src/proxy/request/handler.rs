@@ -1,22 +1,23 @@
-//! The phases of one request, in order: check the target, apply the rate limit, identify the
-//! client, read the body, send, relay the response.
+//! The phases of one request, in order: check the target, apply the limits, identify the client,
+//! read the body, send, relay the response.
 
 use std::convert::Infallible;
 use std::error::Error;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use hyper::body::{Body, Bytes, Incoming};
 use hyper::header::CONTENT_TYPE;
-use hyper::{Request, Response, StatusCode, Version};
+use hyper::http::uri::PathAndQuery;
+use hyper::{Method, Request, Response, StatusCode, Version};
 
 use super::headers::{AuthHeaders, remove_hop_by_hop};
 use super::record::RequestRecord;
 use super::rejection::Rejection;
 use super::response::ResponseBody;
 use super::target::{TargetError, upstream_path};
-use crate::proxy::client::{ClientSource, IdentityKind, SignedIdentity};
-use crate::proxy::downstream::{ConnectionActivity, PortRate};
+use crate::proxy::client::{Caller, ClientSource, IdentityKind, LimitedGuest, SignedIdentity};
+use crate::proxy::downstream::{ConnectionActivity, GuestRate, Ticket};
 use crate::proxy::upstream::{UpstreamRequest, UpstreamResponse};
 use crate::proxy::{Proxy, ProxyConfig};
 
@@ -26,14 +27,20 @@ pub(crate) struct RequestHandler {
     proxy: Arc<Proxy>,
     source: ClientSource,
     activity: Arc<ConnectionActivity>,
-    rate: Option<Arc<PortRate>>,
+    rate: Option<GuestRate>,
+    ticket: Mutex<Ticket>,
 }
 
 impl RequestHandler {
-    pub(crate) fn new(proxy: Arc<Proxy>, source: ClientSource, activity: Arc<ConnectionActivity>) -> Self {
-        let rate = proxy.rates.as_ref().zip(source.guest_address());
-        let rate = rate.and_then(|(rates, client)| rates.port(client));
-        Self { proxy, source, activity, rate }
+    pub(crate) fn new(
+        proxy: Arc<Proxy>,
+        source: ClientSource,
+        activity: Arc<ConnectionActivity>,
+        ticket: Ticket,
+    ) -> Self {
+        let rate = proxy.rates.as_ref().zip(source.guest_connection());
+        let rate = rate.and_then(|(rates, guest)| rates.connection(guest));
+        Self { proxy, source, activity, rate, ticket: Mutex::new(ticket) }
     }
 
     pub(crate) async fn handle(
@@ -68,9 +75,15 @@ impl RequestHandler {
             rate.admit(&head.method, &path)?;
         }
 
-        // Identify the client. This may wait for its port to become known.
-        let client = self.proxy.clients.resolve(&self.source, &head.headers).await?;
+        // Identify the client. This may wait for its port to become known, so a haproxy's request
+        // counts for its client before.
+        let caller = self.source.caller(&head.headers)?;
+        if let Caller::Forwarded(_) = caller {
+            self.count_for(caller.limited())?;
+        }
+        let client = self.proxy.clients.resolve(&caller).await?;
         record.identified(client.identity().instance());
+        self.apply_instance_limits(&head.method, &path, client.limited())?;
 
         // Read the whole body first, so that a slow guest does not hold a connection to Nova.
         let body = read_body(body, &self.proxy.config).await?;
@@ -91,6 +104,31 @@ impl RequestHandler {
                 Ok(self.proxy.upstream.send(&mut request, AuthHeaders::Network(network)).await?)
             }
         }
+    }
+
+    /// Counts for the client's instance, unless the connection has counted for it from the start.
+    fn apply_instance_limits(
+        &self,
+        method: &Method,
+        path: &PathAndQuery,
+        client: LimitedGuest,
+    ) -> Result<(), Rejection> {
+        let guest = self.source.guest_connection();
+        if guest.is_some_and(|guest| guest.limited() == client) {
+            return Ok(());
+        }
+        self.count_for(client)?;
+        let rate = self.proxy.rates.as_ref().zip(guest);
+        match rate.and_then(|(rates, guest)| rates.instance(guest, client)) {
+            Some(rate) => rate.admit(method, path),
+            None => Ok(()),
+        }
+    }
+
+    /// Counts the connection for this guest from now on.
+    fn count_for(&self, guest: LimitedGuest) -> Result<(), Rejection> {
+        let mut ticket = self.ticket.lock().unwrap_or_else(PoisonError::into_inner);
+        Ok(ticket.count_for(guest)?)
     }
 
     /// Sends with the signature that Nova accepted last, and if it is refused, with each of the

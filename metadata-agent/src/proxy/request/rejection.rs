@@ -11,6 +11,7 @@ use hyper::{Response, StatusCode};
 
 use super::target::TargetError;
 use crate::proxy::client::HaproxyHeaderError;
+use crate::proxy::downstream::AdmissionError;
 use crate::proxy::metrics::Metrics;
 use crate::proxy::upstream::UpstreamError;
 
@@ -25,8 +26,10 @@ pub(crate) enum Rejection {
     BodyTimeout { limit: Duration },
     #[error("the request body is incomplete")]
     BodyBroken { source: Box<dyn std::error::Error + Send + Sync> },
-    #[error("the port exceeds its rate limit")]
+    #[error("the guest exceeds its rate limit")]
     RateLimited { probe: bool },
+    #[error(transparent)]
+    TooManyConnections(#[from] AdmissionError),
     #[error("the port is not known yet")]
     IdentityPending,
     #[error("the port did not become known in time")]
@@ -89,6 +92,11 @@ impl Rejection {
                     if *probe { StatusCode::SERVICE_UNAVAILABLE } else { StatusCode::TOO_MANY_REQUESTS };
                 ErrorResponse { retry_after: true, ..response(status, "There are too many requests.\n") }
             }
+            Self::TooManyConnections(_) => ErrorResponse {
+                retry_after: true,
+                close: true,
+                ..response(StatusCode::SERVICE_UNAVAILABLE, "There are too many requests.\n")
+            },
             Self::IdentityPending => ErrorResponse {
                 retry_after: true,
                 ..response(StatusCode::SERVICE_UNAVAILABLE, "The metadata is not ready yet.\n")
@@ -129,6 +137,7 @@ impl Rejection {
             Self::BodyTimeout { .. } => metrics.rejected_request("body_timeout"),
             Self::BodyBroken { .. } => metrics.rejected_request("body_broken"),
             Self::RateLimited { .. } => metrics.rejected_request("rate_limited"),
+            Self::TooManyConnections(error) => metrics.rejected_request(error.label()),
             Self::IdentityPending => metrics.rejected_request("identity_pending"),
             Self::IdentityUnknown => metrics.rejected_request("identity_unknown"),
             Self::NotAnInstance => metrics.rejected_request("not_an_instance"),

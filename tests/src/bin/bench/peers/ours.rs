@@ -28,7 +28,7 @@ impl Ours {
         upstream.introduce(networks.iter().map(|network| network.id), guests.iter().map(|guest| &guest.port));
         let mut installer = Agent::forwarding_to(&host, server, SECRET)
             .set("metadata_agent", "syn_rate_limit", "0")
-            .set("metadata_agent", "connections_per_port", "65536");
+            .set("metadata_agent", "connections_per_guest", "65536");
         for guest in &guests {
             installer = installer.port(&guest.port);
         }

@@ -19,6 +19,11 @@ const USER: u32 = 0o644;
 const GROUP: u32 = 0o664;
 const ALL: u32 = 0o666;
 
+/// User of Neutron's agents in distribution packages. Unless they are told otherwise, the agents
+/// start haproxy as their own user (`metadata_proxy_user` in
+/// neutron/agent/metadata/driver_base.py).
+const NEUTRON_USER: &str = "neutron";
+
 /// The bound socket. Dropping it removes its file.
 #[derive(Debug)]
 pub(super) struct HaproxySocket {
@@ -71,16 +76,10 @@ impl SocketAccess {
             SocketMode::Group => Self { mode: GROUP, users: HaproxyUsers::Any },
             SocketMode::All => Self { mode: ALL, users: HaproxyUsers::Any },
             SocketMode::Deduce => {
-                let user = config.metadata_proxy_user.as_deref().and_then(|name| {
-                    let user = uid(name);
-                    if user.is_none() {
-                        warn!(
-                            user = name,
-                            "metadata_proxy_user does not exist; only root can use the socket"
-                        );
-                    }
-                    user
-                });
+                let user = match config.metadata_proxy_user.as_deref() {
+                    Some(name) => configured_user(name),
+                    None => uid(NEUTRON_USER),
+                };
                 let group = config.metadata_proxy_group.as_deref().and_then(gid);
                 Self::deduced(user, group, own, Gid::effective())
             }
@@ -88,7 +87,7 @@ impl SocketAccess {
     }
 
     /// Deduces the access like `_get_socket_mode` in neutron/agent/metadata/agent.py, and permits
-    /// only the user of haproxy. A user that is not configured is our own.
+    /// only the user of haproxy.
     fn deduced(user: Option<Uid>, group: Option<Gid>, own_user: Uid, own_group: Gid) -> Self {
         let root = Uid::from_raw(0);
         match user {
@@ -99,6 +98,14 @@ impl SocketAccess {
             Some(_) | None => Self { mode: USER, users: only([root, own_user]) },
         }
     }
+}
+
+fn configured_user(name: &str) -> Option<Uid> {
+    let user = uid(name);
+    if user.is_none() {
+        warn!(user = name, "metadata_proxy_user does not exist; only root can use the socket");
+    }
+    user
 }
 
 fn only(users: impl IntoIterator<Item = Uid>) -> HaproxyUsers {

@@ -152,9 +152,9 @@ options! {
     /// of any guest.
     File DEFAULT metadata_proxy_socket_mode: SocketMode = "deduce", OneOf;
     /// User of the haproxy processes, by name or number. Only metadata_proxy_socket_mode uses it.
-    /// Set it if they do not run as root. If the agents of Neutron that start them do not set it
-    /// either, it is the user of these agents.
-    File DEFAULT metadata_proxy_user: Option<String> = "", Unset { or: FileName, meaning: "the agent's own" };
+    /// Neutron's agents start them as their own user unless this option is set. In a container
+    /// that does not know the user `neutron`, set the number.
+    File DEFAULT metadata_proxy_user: Option<String> = "", Unset { or: FileName, meaning: "neutron, if it exists, and the agent's own" };
     /// Group of the haproxy processes, by name or number. Only metadata_proxy_socket_mode uses it.
     File DEFAULT metadata_proxy_group: Option<String> = "", Unset { or: FileName, meaning: "not known" };
     /// Option of the L3 agent: port to which a router redirects metadata requests.

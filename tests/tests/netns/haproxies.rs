@@ -173,7 +173,6 @@ fn the_socket_mode_decides_who_may_connect() {
         ("user", USER, 0o644, 503),
         ("group", USER, 0o664, 503),
         ("all", "", 0o666, 200),
-        ("deduce", "", 0o644, 503),
         ("deduce", "root", 0o644, 503),
         ("deduce", USER, 0o666, 200),
     ] {
@@ -208,19 +207,21 @@ fn read_as(user: &str, shared: &Shared, network: &str) -> Option<String> {
 
 #[test]
 fn only_root_and_haproxys_user_can_read_through_the_socket() {
-    for (haproxy_user, may_read) in [("", &["root"][..]), ("daemon", &["root", "daemon"])] {
+    // Without the option, haproxy runs as the user of Neutron's agents.
+    let cases = [("root", &["root"][..]), ("daemon", &["root", "daemon"]), ("", &["root", "neutron"])];
+    for (haproxy_user, may_read) in cases {
         let shared = Shared::new();
         let tenants =
             shared.tenants(|installer, _| installer.set("DEFAULT", "metadata_proxy_user", haproxy_user));
         let ServedTenants { process, red, .. } = &tenants;
         let network = red.network.id.to_string();
-        for user in ["root", "daemon", "nobody"] {
+        for user in ["root", "daemon", "nobody", "neutron"] {
             let want = may_read.contains(&user).then(|| red.hostname());
             assert_eq!(read_as(user, &shared, &network), want, "{user} with haproxy as {haproxy_user:?}");
         }
-        // With the first configuration, the mode of the file rejects the others already.
+        // For root alone, the mode of the file rejects the others already.
         let rejected = process.count("metadata_rejected_connections_total{reason=\"haproxy_user\"}");
-        assert_eq!(rejected, u64::from(haproxy_user == "daemon"), "{}", process.output());
+        assert_eq!(rejected, if haproxy_user == "root" { 0 } else { 2 }, "{}", process.output());
     }
 }
 

@@ -4,6 +4,7 @@ use std::io::{ErrorKind, Read as _, Write as _};
 use std::os::fd::AsRawFd as _;
 use std::time::{Duration, Instant};
 
+use nix::errno::Errno;
 use nix::ifaddrs::getifaddrs;
 use nix::sys::socket::{AddressFamily, LinkAddr, SockFlag, SockProtocol, SockType, bind, socket};
 use socket2::Socket;
@@ -25,13 +26,22 @@ impl PacketSocket {
     /// Opens a socket, which keeps frames from now on.
     #[must_use]
     pub fn open(netns: &Netns, interface: &str) -> Self {
+        Self::with_protocol(netns, interface, Some(SockProtocol::EthAll))
+    }
+
+    /// Opens a socket that only sends.
+    #[must_use]
+    pub fn for_sending(netns: &Netns, interface: &str) -> Self {
+        Self::with_protocol(netns, interface, None)
+    }
+
+    fn with_protocol(netns: &Netns, interface: &str, protocol: Option<SockProtocol>) -> Self {
         let name = format!("{interface} in {}", netns.name());
         let socket = netns.enter(|| {
             let link = link_address(interface).unwrap_or_else(|| panic!("no {name}"));
-            let socket =
-                socket(AddressFamily::Packet, SockType::Raw, SockFlag::SOCK_CLOEXEC, SockProtocol::EthAll)
-                    .unwrap_or_else(|e| panic!("a packet socket for {name}: {e}"));
-            // The address does not name a protocol, so the socket keeps its own.
+            let socket = socket(AddressFamily::Packet, SockType::Raw, SockFlag::SOCK_CLOEXEC, protocol)
+                .unwrap_or_else(|e| panic!("a packet socket for {name}: {e}"));
+            // The address does not name a protocol, so the socket keeps its own, or none.
             bind(socket.as_raw_fd(), &link).unwrap_or_else(|e| panic!("bind to {name}: {e}"));
             Socket::from(socket)
         });
@@ -45,6 +55,14 @@ impl PacketSocket {
     pub fn send(&self, frame: &[u8]) {
         let sent = (&self.socket).write(frame).unwrap_or_else(|e| panic!("send on {}: {e}", self.name));
         assert_eq!(sent, frame.len(), "send on {}", self.name);
+    }
+
+    /// Sends a frame unless the device is out of room.
+    pub fn send_if_room(&self, frame: &[u8]) {
+        if let Err(e) = (&self.socket).write(frame) {
+            let is_full = e.raw_os_error() == Some(Errno::ENOBUFS as i32);
+            assert!(is_full, "send on {}: {e}", self.name);
+        }
     }
 
     /// Reads frames in either direction until `pick` returns a value for one. The kernel delivers

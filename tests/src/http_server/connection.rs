@@ -120,6 +120,10 @@ async fn answer(
     let mode = mode.map_or(Mode::Refuse, |mode| mode.clone());
     Ok(match mode {
         Mode::Serve | Mode::HoldPath(_) => respond((shared.respond)(&request), AnswerBody::whole),
+        Mode::Paced(pace) => {
+            pace.work().await;
+            respond((shared.respond)(&request), AnswerBody::whole)
+        }
         Mode::Fixed(answer) => respond(answer, AnswerBody::whole),
         Mode::Static(bytes) => Response::new(AnswerBody::whole(bytes)),
         Mode::ResetMidBody => {

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use hyper::body::Bytes;
 use tokio::runtime;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Semaphore, mpsc, watch};
 
 use crate::netns::Netns;
 use crate::wait::PATIENCE;
@@ -87,6 +87,8 @@ pub enum Mode {
     Hold,
     /// Holds requests for this path and responds to all others.
     HoldPath(&'static str),
+    /// Responds as slowly as a service with few workers.
+    Paced(Pace),
     /// Sends the head and half of the body, then resets the connection.
     ResetMidBody,
     /// Sends this response to every request.
@@ -95,12 +97,39 @@ pub enum Mode {
     Static(Bytes),
 }
 
+/// The capacity of a service: a number of workers, each of which takes the same time for a request.
+/// Requests are served in the order of their arrival.
+#[derive(Clone, Debug)]
+pub struct Pace {
+    workers: Arc<Semaphore>,
+    each: Duration,
+}
+
+impl Pace {
+    #[must_use]
+    pub fn new(workers: usize, each: Duration) -> Self {
+        Self { workers: Arc::new(Semaphore::new(workers)), each }
+    }
+
+    /// Waits for a worker and its work.
+    async fn work(&self) {
+        let worker = self.workers.acquire().await;
+        tokio::time::sleep(self.each).await;
+        drop(worker);
+    }
+}
+
 impl Mode {
     fn holds(&self, request: &Recorded) -> bool {
         match self {
             Self::Hold => true,
             Self::HoldPath(path) => request.path == *path,
-            Self::Serve | Self::Refuse | Self::ResetMidBody | Self::Fixed(_) | Self::Static(_) => false,
+            Self::Serve
+            | Self::Paced(_)
+            | Self::Refuse
+            | Self::ResetMidBody
+            | Self::Fixed(_)
+            | Self::Static(_) => false,
         }
     }
 }

@@ -5,7 +5,7 @@ use super::client::Failure;
 
 /// The request and its response.
 #[derive(Debug)]
-pub(super) struct Expected {
+pub(crate) struct Expected {
     /// The request as sent on the wire.
     pub question: Vec<u8>,
     body: Vec<u8>,

@@ -49,7 +49,7 @@ impl fmt::Display for Failure {
 
 /// One connection at a time.
 #[derive(Debug)]
-pub(super) struct Client {
+pub(crate) struct Client {
     target: SocketAddr,
     style: Style,
     expected: Arc<Expected>,
@@ -113,7 +113,7 @@ fn broken(error: io::Error) -> (Failure, Detail) {
 
 /// The details of a failure.
 #[derive(Debug)]
-pub(super) enum Detail {
+pub(crate) enum Detail {
     Io(io::Error),
     Read(Vec<u8>),
 }

@@ -1,4 +1,5 @@
 //! The load generator: connections that send the next request as soon as they have read a response.
+//! [`Steady`] sends requests at fixed times instead.
 //!
 //! It uses one thread per core, up to the number of connections, in the namespace of the load,
 //! because a single thread would become the bottleneck. Every response is compared byte by byte.
@@ -19,10 +20,12 @@ use tokio::time::timeout_at;
 use crate::netns::Netns;
 use crate::wait::PATIENCE;
 
-mod answer;
-mod client;
+pub(crate) mod answer;
+pub(crate) mod client;
+mod steady;
 
 pub use client::Failure;
+pub use steady::Steady;
 
 use answer::Expected;
 use client::Client;

@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use metadata_tests::load::{Failure, Load, Style, Tally};
-use metadata_tests::{Answer, HttpServer, Mode, Netns};
+use metadata_tests::load::{Failure, Load, Steady, Style, Tally};
+use metadata_tests::{Answer, HttpServer, Mode, Netns, Pace};
 
 const BODY: &[u8] = b"an answer";
 
@@ -78,4 +78,44 @@ fn wrong_answers_are_failures() {
     fails_as(&Mode::Fixed(Answer::text(503, "an answer")), Failure::Status);
     fails_as(&Mode::Refuse, Failure::Connect);
     fails_as(&Mode::ResetMidBody, Failure::Broken);
+}
+
+/// Runs 20 requests, 5 ms apart, in a namespace of their own.
+fn steady(mode: Mode) -> Tally {
+    let netns = Netns::new("load");
+    let server = HttpServer::start(&netns, ([127, 0, 0, 1], 0).into(), |_| Answer::text(200, "an answer"));
+    server.set_mode(mode);
+    let steady = Steady {
+        target: server.address(),
+        path: "/".to_owned(),
+        body: BODY.to_vec(),
+        interval: Duration::from_millis(5),
+        requests: 20,
+        patience: Duration::from_secs(2),
+    };
+    steady.run(&netns)
+}
+
+#[test]
+fn steady_requests_are_all_counted_once() {
+    let served = steady(Mode::Serve);
+    assert_eq!((served.failed(), served.latencies.len()), (0, 20), "{:?}", served.first_failure);
+    assert!(served.latencies.is_sorted());
+    for (mode, failure) in [
+        (Mode::Hold, Failure::NoAnswer),
+        (Mode::Refuse, Failure::Connect),
+        (Mode::Fixed(Answer::text(429, "an answer")), Failure::Status),
+    ] {
+        let tally = steady(mode.clone());
+        assert_eq!((tally.latencies.len(), tally.failures), (0, [(failure, 20)].into()), "{mode:?}");
+    }
+}
+
+#[test]
+fn steady_latencies_include_the_wait_for_a_worker() {
+    let each = Duration::from_millis(20);
+    let tally = steady(Mode::Paced(Pace::new(1, each)));
+    assert_eq!(tally.failed(), 0, "{:?}", tally.first_failure);
+    // Requests come every 5 ms and leave every 20 ms.
+    assert!(tally.quantile(1.0) + 19 * Duration::from_millis(5) >= 20 * each, "{:?}", tally.latencies);
 }

@@ -12,6 +12,7 @@ mod cpu;
 mod density;
 mod drawing;
 mod hook;
+mod hostile;
 mod interrupt;
 mod inventory;
 mod machine;
@@ -36,10 +37,12 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, ValueEnum as _};
+use metadata_tests::hostile::{Attack, Position};
 
 use compare::Comparison;
 use cpu::CpuMeter;
+use hostile::Selection;
 use machine::Machine;
 use peers::{Choice, Crowd, Kind, Ours};
 use picture::Painter;
@@ -88,6 +91,24 @@ enum Command {
         /// Measure only this number of namespaces
         #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
         count: Option<u32>,
+        /// Write all single figures to this file
+        #[arg(long, value_name = "FILE")]
+        json: Option<PathBuf>,
+    },
+    /// Effect of a guest's attacks on a bystander; about 15 minutes
+    Hostile {
+        /// Only the worst position of each attack: about five minutes
+        #[arg(long)]
+        quick: bool,
+        /// Number of repetitions of each attack
+        #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
+        repetitions: u32,
+        /// Attacks, separated by commas; default: all
+        #[arg(long = "attack", value_name = "ATTACKS", value_delimiter = ',')]
+        attacks: Vec<Attack>,
+        /// Positions of the bystander, separated by commas; default: all
+        #[arg(long = "position", value_name = "POSITIONS", value_delimiter = ',')]
+        positions: Vec<Position>,
         /// Write all single figures to this file
         #[arg(long, value_name = "FILE")]
         json: Option<PathBuf>,
@@ -156,6 +177,13 @@ fn main() -> anyhow::Result<()> {
         Some(Command::Namespaces { count, json }) => {
             require_root()?;
             namespaces::run(count, json.as_deref())
+        }
+        Some(Command::Hostile { quick, repetitions, attacks, positions, json }) => {
+            require_root()?;
+            let all = || Attack::value_variants().to_vec();
+            let attacks = if attacks.is_empty() { all() } else { attacks };
+            let selection = Selection { quick, repetitions, attacks, positions };
+            hostile::run(&selection, json.as_deref())
         }
         Some(Command::Inventory { json }) => count_ports(json.as_deref()),
         None => measure(&cli.options),

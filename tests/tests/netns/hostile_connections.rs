@@ -1,0 +1,10 @@
+//! A guest that takes all connections and requests that it can get takes none of a bystander's.
+
+use metadata_tests::hostile::{Attack, Position, assert_bystander_served};
+
+#[test]
+fn idle_connections_leave_guests_on_other_interfaces_alone() {
+    for position in [Position::SameNetwork, Position::OtherNetwork, Position::Tap] {
+        assert_bystander_served(Attack::IdleConnections, position);
+    }
+}

@@ -1,0 +1,10 @@
+//! Guests that keep a slow Nova busy do not make a bystander's requests fail.
+
+use metadata_tests::hostile::{Attack, Position, assert_bystander_served};
+
+#[test]
+fn four_busy_guests_leave_a_bystander_served() {
+    for attack in [Attack::FourBusy, Attack::FourBusy20ms] {
+        assert_bystander_served(attack, Position::Tap);
+    }
+}

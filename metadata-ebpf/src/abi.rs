@@ -7,7 +7,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 /// Must grow with every change in this file or of [`crate::reason::Reason`]. The agent rebuilds
 /// pins of any other version.
-pub const ABI_VERSION: u32 = 5;
+pub const ABI_VERSION: u32 = 6;
 
 /// Names of the maps and programs. The kernel keeps at most 15 characters.
 pub mod names {
@@ -20,7 +20,12 @@ pub mod names {
     pub const PORTS: &str = "MD_PORTS";
     /// `HashMap<u32, AttachmentState>`, by attachment id.
     pub const ATTACHMENTS: &str = "MD_ATTACH";
-    /// `HashMap<ClientKey, Client>`.
+    /// `DevMapHash`: the interface that carries an attachment, by attachment id. The kernel removes
+    /// an entry together with its interface, before another interface can get the same index.
+    pub const DEVICES: &str = "MD_DEVICES";
+    /// `HashMap<u32, GuestShares>`, by the id of a shared attachment.
+    pub const SHARES: &str = "MD_SHARES";
+    /// `LruHashMap<ClientKey, Client>`: statistics. Nothing depends on a record being there.
     pub const CLIENTS: &str = "MD_CLIENTS";
     /// `PerCpuArray<u64>`, by [`crate::reason::Reason::index`].
     pub const STATS: &str = "MD_STATS";
@@ -45,10 +50,15 @@ pub mod slots {
     pub const COUNT: u32 = 2;
 }
 
-/// Attachments that a host can have; the size of `MD_PORTS` and `MD_ATTACH`.
+/// Attachments that a host can have; the size of the maps of attachments.
 pub const MAX_PORTS: u32 = 16_384;
-/// Clients that a host can have; the size of `MD_CLIENTS`.
-pub const MAX_CLIENTS: u32 = 131_072;
+/// Clients about which there are statistics; the size of `MD_CLIENTS`. The kernel drops the record
+/// that was not used for the longest time.
+pub const MAX_CLIENTS: u32 = 16_384;
+/// MAC addresses that one attachment remembers for clients whose address does not contain one.
+pub const MAC_SLOTS: u8 = 16;
+/// Rate limits of guests in one [`GuestShares`].
+pub const GUEST_RATES: usize = 256;
 /// IPv4 prefixes of a port that the kernel checks. This is more than Neutron gives a port by
 /// default: five fixed addresses (`max_fixed_ips_per_port`) and ten allowed pairs
 /// (`max_allowed_address_pair`).
@@ -61,6 +71,8 @@ pub const CHECK_IPV4: u32 = 1 << 1;
 /// Flag in `Port::flags`: drop packets meant for the legacy path if the legacy path is not
 /// listening.
 pub const CONFINED: u32 = 1 << 2;
+/// Flag in `Port::flags`: many guests share the attachment.
+pub const SHARED: u32 = 1 << 3;
 
 /// `MD_CONFIG[0]`: settings that the agent writes and the programs read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable)]
@@ -81,6 +93,8 @@ pub struct Settings {
     pub syn_interval_ns: u64,
     /// Nanoseconds by which a burst may run ahead of [`Self::syn_interval_ns`].
     pub syn_burst_ns: u64,
+    /// Random numbers that decide which guests share an entry of [`GuestShares::guests`].
+    pub hash_keys: [u64; 2],
     /// MAC address of the portal's end of every veth pair.
     pub portal_mac: [u8; 6],
     pub _pad: [u8; 2],
@@ -139,10 +153,8 @@ pub struct PortKey {
 pub struct Port {
     /// Attachment id, never 0.
     pub attachment: u32,
-    /// Combination of [`CHECK_MAC`], [`CHECK_IPV4`] and [`CONFINED`].
+    /// Combination of [`CHECK_MAC`], [`CHECK_IPV4`], [`CONFINED`] and [`SHARED`].
     pub flags: u32,
-    /// Maximum number of source addresses that may be recorded at the same time.
-    pub client_quota: u32,
     /// Number of valid entries in [`Self::ipv4`].
     pub ipv4_count: u32,
     /// Neutron's network id; zero while unknown.
@@ -184,16 +196,92 @@ impl Ipv4Prefix {
     }
 }
 
-/// Value of `MD_ATTACH`: the kernel's counters of one attachment. Kept apart from [`Port`], which
-/// the agent overwrites as a whole.
+/// Value of `MD_ATTACH`: the way back to an attachment, and its rate limit. Kept apart from
+/// [`Port`], which the agent overwrites as a whole.
+///
+/// The kernel writes single words, each without a lock. On an interface of one guest all of them
+/// belong to that guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable)]
 #[repr(C)]
 pub struct AttachmentState {
     /// Theoretical arrival time of the next new connection ([`crate::rate`]), in `CLOCK_MONOTONIC`
-    /// nanoseconds.
+    /// nanoseconds. Unused on a shared attachment.
     pub syn_tat_ns: u64,
-    /// Number of recorded clients. The agent corrects it when it removes idle clients.
-    pub clients: u64,
+    /// MAC address to which the last SYN was sent: router, DHCP port, OVN metadata port or our own.
+    /// It is the source MAC address of the replies. 0 before the first SYN.
+    pub metadata_mac: MacWord,
+    /// MAC addresses of clients, by [`crate::identity::ClientMac::Slot`].
+    pub macs: [MacWord; MAC_SLOTS as usize],
+    /// [`NetnsContext::netns`] of the interface's namespace.
+    pub netns: u32,
+    /// VLAN id that replies leave with, in host order; 0 for untagged.
+    pub vlan: u32,
+}
+
+impl AttachmentState {
+    /// Returns the state of an attachment that no guest has used yet.
+    #[must_use]
+    pub const fn new(key: &PortKey) -> Self {
+        Self {
+            syn_tat_ns: 0,
+            metadata_mac: MacWord(0),
+            macs: [MacWord(0); MAC_SLOTS as usize],
+            netns: key.netns,
+            vlan: key.vlan,
+        }
+    }
+
+    /// Returns the MAC address in a slot, counted from 1.
+    #[must_use]
+    #[inline(always)]
+    pub const fn mac(&self, slot: u8) -> MacWord {
+        self.macs[(slot.wrapping_sub(1) % MAC_SLOTS) as usize]
+    }
+
+    /// Puts a MAC address into a slot.
+    #[inline(always)]
+    pub const fn put_mac(&mut self, slot: u8, mac: MacWord) {
+        self.macs[(slot.wrapping_sub(1) % MAC_SLOTS) as usize] = mac;
+    }
+}
+
+/// A MAC address in one word, so that it is read and written as a whole. 0 means none.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable)]
+#[repr(transparent)]
+pub struct MacWord(pub u64);
+
+impl MacWord {
+    #[must_use]
+    #[inline(always)]
+    pub const fn new([a, b, c, d, e, f]: [u8; 6]) -> Self {
+        Self(u64::from_be_bytes([0, 0, a, b, c, d, e, f]))
+    }
+
+    /// Returns the address, or `None` if there is none.
+    #[must_use]
+    #[inline(always)]
+    pub const fn get(self) -> Option<[u8; 6]> {
+        let [_, _, a, b, c, d, e, f] = self.0.to_be_bytes();
+        if self.0 == 0 { None } else { Some([a, b, c, d, e, f]) }
+    }
+}
+
+/// Value of `MD_SHARES`: rate limits of the guests behind one shared attachment. All words are
+/// theoretical arrival times of [`crate::rate`], written without a lock.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable)]
+#[repr(C)]
+pub struct GuestShares {
+    /// Of all guests together.
+    pub total_tat_ns: u64,
+    /// Of the reserve for guests that have not sent a SYN lately.
+    pub reserve_tat_ns: u64,
+    /// Of single guests, by a hash of the MAC address. Each guest has two of them.
+    pub guests: [u64; GUEST_RATES],
+}
+
+impl GuestShares {
+    /// Shares that no guest has used yet.
+    pub const UNUSED: Self = Self { total_tat_ns: 0, reserve_tat_ns: 0, guests: [0; GUEST_RATES] };
 }
 
 /// Key of `MD_CLIENTS`.
@@ -204,29 +292,23 @@ pub struct ClientKey {
     pub identity: [u8; 16],
 }
 
-/// Value of `MD_CLIENTS`: how to reply to a client, and statistics about it.
+/// Value of `MD_CLIENTS`: statistics about a client that has completed a handshake.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable)]
 #[repr(C)]
 pub struct Client {
-    /// Neutron's network id, copied from the port at the last SYN; zero while unknown.
+    /// Neutron's network id, copied from the port; zero while unknown.
     pub network: [u8; 16],
-    /// `CLOCK_MONOTONIC` nanoseconds of the first SYN.
+    /// `CLOCK_MONOTONIC` nanoseconds of the segment that created the record.
     pub first_seen_ns: u64,
-    /// `CLOCK_MONOTONIC` nanoseconds of the last SYN or reply.
+    /// `CLOCK_MONOTONIC` nanoseconds of the last segment from the client.
     pub last_seen_ns: u64,
-    /// SYNs redirected to the portal, including retransmissions.
+    /// The first connection, and the SYNs after it, including retransmissions.
     pub connections: u64,
-    /// Interface that replies leave by.
-    pub ifindex: u32,
-    /// VLAN id that replies leave with, in host order; 0 for untagged.
-    pub vlan: u32,
-    /// MAC address of the guest in its last SYN.
+    /// MAC address from which the client sent the first segment.
     pub guest_mac: [u8; 6],
-    /// MAC address that the guest sent to: router, DHCP port, OVN metadata port or our own. It is
-    /// the source MAC address of the replies.
+    /// MAC address that the client sent that segment to.
     pub metadata_mac: [u8; 6],
-    /// [`NetnsContext::netns`] of the interface's namespace.
-    pub netns: u32,
+    pub _pad: [u8; 4],
 }
 
 #[cfg(feature = "user")]
@@ -245,6 +327,8 @@ mod user {
     // SAFETY: as above.
     unsafe impl aya::Pod for super::AttachmentState {}
     // SAFETY: as above.
+    unsafe impl aya::Pod for super::GuestShares {}
+    // SAFETY: as above.
     unsafe impl aya::Pod for super::ClientKey {}
     // SAFETY: as above.
     unsafe impl aya::Pod for super::Client {}
@@ -256,27 +340,38 @@ mod tests {
     use core::mem::{offset_of, size_of};
 
     #[test]
-    fn sizes_and_offsets_are_those_of_abi_version_5() {
-        assert_eq!(ABI_VERSION, 5, "a new version needs new figures below");
-        assert_eq!(size_of::<Settings>(), 48);
+    fn sizes_and_offsets_are_those_of_abi_version_6() {
+        assert_eq!(ABI_VERSION, 6, "a new version needs new figures below");
+        assert_eq!(size_of::<Settings>(), 64);
         assert_eq!(offset_of!(Settings, abi_version), 0);
         assert_eq!(offset_of!(Settings, stale_after_ns), 16);
-        assert_eq!(offset_of!(Settings, portal_mac), 40);
+        assert_eq!(offset_of!(Settings, hash_keys), 40);
+        assert_eq!(offset_of!(Settings, portal_mac), 56);
         assert_eq!(size_of::<NetnsContext>(), 16);
         assert_eq!(offset_of!(NetnsContext, legacy_port), 12);
         assert_eq!(size_of::<PortKey>(), 12);
-        assert_eq!(size_of::<Port>(), 296);
-        assert_eq!(offset_of!(Port, network), 16);
-        assert_eq!(offset_of!(Port, ipv4), 32);
-        assert_eq!(offset_of!(Port, mac), 288);
-        assert_eq!(size_of::<AttachmentState>(), 16);
+        assert_eq!(size_of::<Port>(), 292);
+        assert_eq!(offset_of!(Port, network), 12);
+        assert_eq!(offset_of!(Port, ipv4), 28);
+        assert_eq!(offset_of!(Port, mac), 284);
+        assert_eq!(size_of::<AttachmentState>(), 152);
+        assert_eq!(offset_of!(AttachmentState, macs), 16);
+        assert_eq!(offset_of!(AttachmentState, netns), 144);
+        assert_eq!(size_of::<GuestShares>(), 2064);
+        assert_eq!(offset_of!(GuestShares, guests), 16);
         assert_eq!(size_of::<ClientKey>(), 16);
-        assert_eq!(size_of::<Client>(), 64);
+        assert_eq!(size_of::<Client>(), 56);
         assert_eq!(offset_of!(Client, first_seen_ns), 16);
-        assert_eq!(offset_of!(Client, ifindex), 40);
-        assert_eq!(offset_of!(Client, metadata_mac), 54);
-        assert_eq!(offset_of!(Client, netns), 60);
-        assert_eq!(crate::reason::Reason::COUNT, 28, "MD_STATS changes its size with the reasons");
+        assert_eq!(offset_of!(Client, guest_mac), 40);
+        assert_eq!(offset_of!(Client, metadata_mac), 46);
+        assert_eq!(crate::reason::Reason::COUNT, 29, "MD_STATS changes its size with the reasons");
+    }
+
+    #[test]
+    fn a_mac_address_reads_back_from_its_word() {
+        let mac = [0xfa, 0x16, 0x3e, 0, 0, 5];
+        assert_eq!(MacWord::new(mac).get(), Some(mac));
+        assert_eq!(MacWord::default().get(), None);
     }
 
     #[test]

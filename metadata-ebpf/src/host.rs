@@ -4,7 +4,7 @@
 use core::cell::{Cell, RefCell};
 use std::collections::HashMap;
 
-use crate::abi::{AttachmentState, Client, ClientKey, NetnsContext, Port, PortKey, Settings};
+use crate::abi::{AttachmentState, Client, ClientKey, GuestShares, NetnsContext, Port, PortKey, Settings};
 use crate::skb::{HEAD, Skb, SkbError, Vlan};
 use crate::wire::{self, ETH_LEN, IPV4_LEN, IPV6_LEN};
 use crate::world::{PortalPeer, PortalSocket, Version, World};
@@ -126,14 +126,18 @@ pub struct HostWorld {
     pub ports: HashMap<PortKey, Port>,
     /// `MD_ATTACH`.
     pub attachments: RefCell<HashMap<u32, AttachmentState>>,
+    /// `MD_SHARES`.
+    pub shares: RefCell<HashMap<u32, GuestShares>>,
+    /// `MD_DEVICES`.
+    pub devices: HashMap<u32, u32>,
     /// `MD_CLIENTS`.
     pub clients: RefCell<HashMap<ClientKey, Client>>,
-    /// True if `MD_CLIENTS` accepts no new keys.
-    pub clients_full: bool,
     /// True if the agent listens in the portal.
     pub listening: bool,
     /// Connections of the portal: identity address and guest port.
     pub connections: Vec<([u8; 16], u16)>,
+    /// Connections whose handshake is not complete.
+    pub half_open: Vec<([u8; 16], u16)>,
     /// Number of map look-ups.
     pub lookups: Cell<usize>,
 }
@@ -166,41 +170,32 @@ impl World for HostWorld {
         self.count_lookup(self.ports.get(key))
     }
 
-    fn attachment_state(&self, attachment: u32) -> Option<AttachmentState> {
-        self.count_lookup(self.attachments.borrow().get(&attachment).copied())
+    fn attachment<T>(&self, attachment: u32, with: impl FnOnce(&mut AttachmentState) -> T) -> Option<T> {
+        self.count_lookup(self.attachments.borrow_mut().get_mut(&attachment).map(with))
     }
 
-    fn put_attachment_state(&self, attachment: u32, state: AttachmentState) {
-        if let Some(entry) = self.attachments.borrow_mut().get_mut(&attachment) {
-            *entry = state;
-        }
+    fn shares<T>(&self, attachment: u32, with: impl FnOnce(&mut GuestShares) -> T) -> Option<T> {
+        self.count_lookup(self.shares.borrow_mut().get_mut(&attachment).map(with))
     }
 
-    fn known_client(&self, key: &ClientKey) -> Option<(u64, u64)> {
-        let clients = self.clients.borrow();
-        self.count_lookup(clients.get(key).map(|client| (client.first_seen_ns, client.connections)))
+    fn device(&self, attachment: u32) -> Option<u32> {
+        self.count_lookup(self.devices.get(&attachment).copied())
     }
 
-    fn touch_client(&self, key: &ClientKey, now_ns: u64) -> Option<Client> {
-        let mut clients = self.clients.borrow_mut();
-        let client = self.count_lookup(clients.get_mut(key))?;
-        client.last_seen_ns = now_ns;
-        Some(*client)
+    fn client<T>(&self, key: &ClientKey, with: impl FnOnce(&mut Client) -> T) -> Option<T> {
+        self.count_lookup(self.clients.borrow_mut().get_mut(key).map(with))
     }
 
-    fn put_client(&self, key: &ClientKey, client: &Client) -> bool {
-        let mut clients = self.clients.borrow_mut();
-        if self.clients_full && !clients.contains_key(key) {
-            return false;
-        }
-        clients.insert(*key, *client);
-        true
+    fn put_client(&self, key: &ClientKey, client: &Client) {
+        self.clients.borrow_mut().insert(*key, *client);
     }
 
     fn portal_socket(&self, peer: &PortalPeer, _nsid: u32) -> PortalSocket {
         let port = u16::from_be_bytes([peer.tcp[0], peer.tcp[1]]);
         if self.connections.contains(&(peer.identity, port)) {
             PortalSocket::Connected
+        } else if self.half_open.contains(&(peer.identity, port)) {
+            PortalSocket::HalfOpen
         } else if self.listening {
             PortalSocket::Listening
         } else {

@@ -5,10 +5,12 @@
 use aya_ebpf::bindings::{__sk_buff, BPF_F_NO_PREALLOC, bpf_sock, bpf_sock_tuple, tcphdr};
 use aya_ebpf::helpers::generated as helpers;
 use aya_ebpf::macros::map;
-use aya_ebpf::maps::{Array, HashMap, PerCpuArray};
+use aya_ebpf::maps::xdp::DevMapHash;
+use aya_ebpf::maps::{Array, HashMap, LruHashMap, PerCpuArray};
 use aya_ebpf::programs::TcContext;
 use metadata_ebpf::abi::{
-    AttachmentState, Client, ClientKey, MAX_CLIENTS, MAX_PORTS, NetnsContext, Port, PortKey, Settings,
+    AttachmentState, Client, ClientKey, GuestShares, MAX_CLIENTS, MAX_PORTS, NetnsContext, Port, PortKey,
+    Settings,
 };
 use metadata_ebpf::identity::{METADATA_IPV4, METADATA_IPV6, METADATA_PORT, PORTAL_ADDRESS};
 use metadata_ebpf::reason::Reason;
@@ -28,7 +30,11 @@ static MD_PORTS: HashMap<PortKey, Port> = HashMap::pinned(MAX_PORTS, BPF_F_NO_PR
 #[map]
 static MD_ATTACH: HashMap<u32, AttachmentState> = HashMap::pinned(MAX_PORTS, BPF_F_NO_PREALLOC);
 #[map]
-static MD_CLIENTS: HashMap<ClientKey, Client> = HashMap::pinned(MAX_CLIENTS, BPF_F_NO_PREALLOC);
+static MD_SHARES: HashMap<u32, GuestShares> = HashMap::pinned(MAX_PORTS, BPF_F_NO_PREALLOC);
+#[map]
+static MD_DEVICES: DevMapHash = DevMapHash::pinned(MAX_PORTS, 0);
+#[map]
+static MD_CLIENTS: LruHashMap<ClientKey, Client> = LruHashMap::pinned(MAX_CLIENTS, 0);
 #[map]
 static MD_STATS: PerCpuArray<u64> = PerCpuArray::pinned(Reason::COUNT as u32, 0);
 
@@ -90,39 +96,34 @@ impl World for KernelWorld {
     }
 
     #[inline(always)]
-    fn attachment_state(&self, attachment: u32) -> Option<AttachmentState> {
-        // SAFETY: as in `port`; a word that another CPU writes at the same time is off by one at
-        // worst.
-        unsafe { MD_ATTACH.get(attachment).copied() }
+    fn attachment<T>(&self, attachment: u32, with: impl FnOnce(&mut AttachmentState) -> T) -> Option<T> {
+        // SAFETY: as in `port`. Another CPU may write the same words, each of which is aligned and
+        // complete by itself.
+        MD_ATTACH.get_ptr_mut(attachment).map(|entry| with(unsafe { &mut *entry }))
     }
 
     #[inline(always)]
-    fn put_attachment_state(&self, attachment: u32, state: AttachmentState) {
-        if let Some(entry) = MD_ATTACH.get_ptr_mut(attachment) {
-            // SAFETY: as in `attachment_state`.
-            unsafe { *entry = state };
-        }
+    fn shares<T>(&self, attachment: u32, with: impl FnOnce(&mut GuestShares) -> T) -> Option<T> {
+        // SAFETY: as in `attachment`.
+        MD_SHARES.get_ptr_mut(attachment).map(|entry| with(unsafe { &mut *entry }))
     }
 
     #[inline(always)]
-    fn known_client(&self, key: &ClientKey) -> Option<(u64, u64)> {
-        // SAFETY: as in `port`.
-        unsafe { MD_CLIENTS.get(key) }.map(|client| (client.first_seen_ns, client.connections))
+    fn device(&self, attachment: u32) -> Option<u32> {
+        MD_DEVICES.get_ifindex(attachment)
     }
 
     #[inline(always)]
-    fn touch_client(&self, key: &ClientKey, now_ns: u64) -> Option<Client> {
-        let client = MD_CLIENTS.get_ptr_mut(key)?;
-        // SAFETY: as in `port`; the time is one aligned word.
-        unsafe {
-            (*client).last_seen_ns = now_ns;
-            Some(*client)
-        }
+    fn client<T>(&self, key: &ClientKey, with: impl FnOnce(&mut Client) -> T) -> Option<T> {
+        // SAFETY: as in `attachment`. The kernel may give the memory of a record that it drops to
+        // another client; a figure is then wrong.
+        MD_CLIENTS.get_ptr_mut(key).map(|entry| with(unsafe { &mut *entry }))
     }
 
     #[inline(always)]
-    fn put_client(&self, key: &ClientKey, client: &Client) -> bool {
-        MD_CLIENTS.insert(key, client, 0).is_ok()
+    fn put_client(&self, key: &ClientKey, client: &Client) {
+        // Without memory there are no statistics about this client.
+        let _unrecorded = MD_CLIENTS.insert(key, client, 0);
     }
 
     #[inline(always)]
@@ -189,8 +190,9 @@ struct Aligned<const N: usize>([u8; N]);
 /// Not inlined: a program has 512 bytes of stack, and consecutive calls reuse the same bytes.
 #[inline(never)]
 fn find_socket(skb: *mut __sk_buff, peer: &PortalPeer, nsid: u32) -> PortalSocket {
-    /// `TCP_LISTEN` of net/tcp_states.h.
+    /// `TCP_LISTEN` and `TCP_NEW_SYN_RECV` of net/tcp_states.h.
     const TCP_LISTEN: u32 = 10;
+    const TCP_NEW_SYN_RECV: u32 = 12;
 
     let mut tuple = SocketTuple {
         source: peer.identity,
@@ -212,8 +214,10 @@ fn find_socket(skb: *mut __sk_buff, peer: &PortalPeer, nsid: u32) -> PortalSocke
         return PortalSocket::Absent;
     }
     // SAFETY: not null, and released once below.
-    let listening = unsafe { (*socket).state } == TCP_LISTEN;
-    let found = if !listening || completes_a_cookie(socket, peer) {
+    let state = unsafe { (*socket).state };
+    let found = if state == TCP_NEW_SYN_RECV {
+        PortalSocket::HalfOpen
+    } else if state != TCP_LISTEN || completes_a_cookie(socket, peer) {
         PortalSocket::Connected
     } else {
         PortalSocket::Listening

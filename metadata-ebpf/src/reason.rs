@@ -81,6 +81,8 @@ reasons! {
     Vlan = "vlan" => Next,
     /// A metadata packet over IPv6 whose source is not link-local.
     Ipv6Source = "ipv6_source" => Next,
+    /// A packet over IPv6 on a shared interface from an address not derived from its MAC address.
+    Ipv6Underived = "ipv6_underived" => Next,
     /// A metadata packet over IPv6 with extension headers, which are not parsed.
     Ipv6Extension = "ipv6_extension" => Next,
     /// An IPv4 header with options, which are not translated.
@@ -104,12 +106,12 @@ reasons! {
     ForgedNd = "forged_nd" => Drop,
     /// New connections above the attachment's rate limit.
     SynRate = "syn_rate" => Drop,
-    /// Source addresses above the attachment's quota.
-    ClientQuota = "client_quota" => Drop,
-    /// The client map is full.
-    ClientsFull = "clients_full" => Drop,
-    /// A packet from the portal whose destination is not a known client.
+    /// New connections above one guest's share of the rate limit of a shared interface.
+    GuestSynRate = "guest_syn_rate" => Drop,
+    /// A packet from the portal whose destination is not a client of an attachment.
     NoClient = "no_client" => Drop,
+    /// A reply to a guest whose interface is gone, even if another one has its index now.
+    InterfaceGone = "interface_gone" => Drop,
     /// A packet from the portal that is not a reply of the metadata service.
     NotAnAnswer = "not_an_answer" => Drop,
     /// A kernel helper failed; the frame may be partly rewritten, so it is dropped.

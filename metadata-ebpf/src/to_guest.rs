@@ -3,14 +3,17 @@
 //! Every packet here comes from the portal, which contains only the agent's sockets. A reply of the
 //! metadata service goes to the client that its identity address names; everything else is dropped.
 //!
+//! The attachment in that address must still be carried by its interface. When an interface goes,
+//! the kernel removes the attachment's entry in `MD_DEVICES` as well. So another interface that
+//! gets the same index does not receive the reply.
+//!
 //! In a namespace whose interface many guests share, the reply goes to the node that has the
 //! client's address in that namespace's own neighbour table. A legacy path replies in the same way:
 //! a guest that forges the address of another guest on its network never sees the reply.
 
-use crate::abi::ClientKey;
-use crate::from_guest::Outcome;
+use crate::from_guest::{METADATA_MAC, Outcome};
 use crate::identity::{
-    ClientAddress, GuestAddress, METADATA_IPV4, METADATA_IPV6, METADATA_PORT, PORTAL_ADDRESS,
+    ClientAddress, ClientMac, GuestAddress, METADATA_IPV4, METADATA_IPV6, METADATA_PORT, PORTAL_ADDRESS,
 };
 use crate::reason::Reason;
 use crate::skb::{Skb, SkbError};
@@ -45,16 +48,27 @@ fn reply<S: Skb, W: World>(skb: &mut S, world: &W) -> Result<Outcome, Reason> {
 
     // Look up the client.
     let identity = ip.destination();
-    let guest = ClientAddress::from_identity(identity).ok_or(Reason::NoClient)?.guest;
-    let client = world.touch_client(&ClientKey { identity }, world.now_ns()).ok_or(Reason::NoClient)?;
-    // The interface index in the client record is valid only in the client's namespace.
+    let client = ClientAddress::from_identity(identity).ok_or(Reason::NoClient)?;
+    let attachment = client.attachment.get();
+    let (attachment_netns, vlan, metadata_mac, guest_mac) = world
+        .attachment(attachment, |state| {
+            let guest_mac = match client.mac {
+                ClientMac::Address(mac) => Some(mac),
+                ClientMac::Slot(slot) => state.mac(slot).get(),
+            };
+            (state.netns, state.vlan, state.metadata_mac.get(), guest_mac)
+        })
+        .ok_or(Reason::NoClient)?;
+    let guest_mac = guest_mac.ok_or(Reason::NoClient)?;
+    // The index of an interface is valid only in its own namespace.
     let netns = world.netns_context(|netns| &netns.netns);
-    if client.netns != netns {
+    if attachment_netns != netns {
         return Err(Reason::NoClient);
     }
+    let ifindex = world.device(attachment).ok_or(Reason::InterfaceGone)?;
 
     // Rewrite the frame for the guest.
-    let ethertype = match guest {
+    let ethertype = match client.guest {
         GuestAddress::Ipv4(guest) => {
             translate_ipv4(skb, &ip, guest)?;
             wire::ethertype::IPV4
@@ -64,12 +78,12 @@ fn reply<S: Skb, W: World>(skb: &mut S, world: &W) -> Result<Outcome, Reason> {
             wire::ethertype::IPV6
         }
     };
-    skb.store(0, &wire::ethernet(client.guest_mac, client.metadata_mac, ethertype))?;
-    if let Ok(vlan @ 1..) = u16::try_from(client.vlan) {
+    skb.store(0, &wire::ethernet(guest_mac, metadata_mac.unwrap_or(METADATA_MAC), ethertype))?;
+    if let Ok(vlan @ 1..) = u16::try_from(vlan) {
         skb.push_vlan(vlan)?;
     }
     let reason = if netns == 0 { Reason::Reply } else { Reason::RoutedReply };
-    Ok(Outcome { reason, ifindex: client.ifindex })
+    Ok(Outcome { reason, ifindex })
 }
 
 #[inline(always)]

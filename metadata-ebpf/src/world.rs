@@ -1,18 +1,23 @@
 //! Everything that the programs need besides the packet: maps, the clock and the portal's sockets.
 
-use crate::abi::{AttachmentState, Client, ClientKey, NetnsContext, Port, PortKey, Settings};
+use crate::abi::{AttachmentState, Client, ClientKey, GuestShares, NetnsContext, Port, PortKey, Settings};
 
 /// Result of a socket look-up in the portal.
 ///
 /// The programs keep no connection table of their own: the kernel's sockets decide which segment
 /// belongs to a connection that began with us. So no table can fill up or become stale.
+///
+/// Anyone can send a SYN and an ACK from a made-up address, so a half-open connection proves
+/// nothing about its client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PortalSocket {
     /// No connection and no listener: the agent is absent.
     Absent,
     /// Only the listener matches.
     Listening,
-    /// A connection, a half-open one, one in TIME-WAIT, or a valid SYN cookie.
+    /// A connection whose handshake is not complete.
+    HalfOpen,
+    /// A connection, one in TIME-WAIT, or a valid SYN cookie: the client has received our SYN-ACK.
     Connected,
 }
 
@@ -49,21 +54,21 @@ pub trait World {
     /// Looks up a key in `MD_PORTS`.
     fn port(&self, key: &PortKey) -> Option<&Port>;
 
-    /// Looks up an attachment in `MD_ATTACH`.
-    fn attachment_state(&self, attachment: u32) -> Option<AttachmentState>;
+    /// Runs `with` on an entry of `MD_ATTACH`, in place. A copy would not fit on the stack.
+    fn attachment<T>(&self, attachment: u32, with: impl FnOnce(&mut AttachmentState) -> T) -> Option<T>;
 
-    /// Overwrites an entry of `MD_ATTACH`; does nothing if there is none.
-    fn put_attachment_state(&self, attachment: u32, state: AttachmentState);
+    /// Runs `with` on an entry of `MD_SHARES`, in place.
+    fn shares<T>(&self, attachment: u32, with: impl FnOnce(&mut GuestShares) -> T) -> Option<T>;
 
-    /// Returns `first_seen_ns` and `connections` of an entry of `MD_CLIENTS`. A copy of the whole
-    /// value would not fit on the stack.
-    fn known_client(&self, key: &ClientKey) -> Option<(u64, u64)>;
+    /// Returns the index of the interface that carries an attachment, or `None` if that interface
+    /// is gone (`MD_DEVICES`).
+    fn device(&self, attachment: u32) -> Option<u32>;
 
-    /// Returns an entry of `MD_CLIENTS` after setting its `last_seen_ns`.
-    fn touch_client(&self, key: &ClientKey, now_ns: u64) -> Option<Client>;
+    /// Runs `with` on an entry of `MD_CLIENTS`, in place.
+    fn client<T>(&self, key: &ClientKey, with: impl FnOnce(&mut Client) -> T) -> Option<T>;
 
-    /// Inserts or overwrites an entry of `MD_CLIENTS`. Returns false if the map is full.
-    fn put_client(&self, key: &ClientKey, client: &Client) -> bool;
+    /// Inserts or overwrites an entry of `MD_CLIENTS`.
+    fn put_client(&self, key: &ClientKey, client: &Client);
 
     /// Looks up the portal's socket that would receive a segment of this peer.
     fn portal_socket(&self, peer: &PortalPeer, nsid: u32) -> PortalSocket;

@@ -25,6 +25,9 @@ use crate::inventory::Inventory;
 use crate::namespaces::NamespaceReports;
 use crate::sources::SourceState;
 
+/// The time after which a silent client is not shown any more.
+const CLIENT_IDLE: Duration = Duration::from_mins(10);
+
 /// Start-up steps that are not finished.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Startup(Arc<Mutex<Vec<&'static str>>>);
@@ -170,6 +173,9 @@ fn attachments_state(running: &Running) -> Value {
     let mut clients: BTreeMap<u32, Vec<Value>> = BTreeMap::new();
     for record in running.counters.clients().unwrap_or_default() {
         let age = |ns: u64| Duration::from_nanos(now.saturating_sub(ns)).as_secs_f64();
+        if age(record.client.last_seen_ns) > CLIENT_IDLE.as_secs_f64() {
+            continue;
+        }
         clients.entry(record.address.attachment.get()).or_default().push(json!({
             "address": guest_address(record.address.guest),
             "mac": crate::ids::MacAddress(record.client.guest_mac),

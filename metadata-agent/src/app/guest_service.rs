@@ -9,7 +9,6 @@ use tokio::runtime::Runtime;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
-use tracing::debug;
 
 use super::control::{Control, Inputs};
 use super::data_plane::DataPlane;
@@ -57,7 +56,7 @@ impl GuestService {
         let Inputs { inventory, presence, sources, metrics, namespaces } = inputs;
         let mut host = boot.open_host().await?;
         let auth = boot.open_secrets()?;
-        let directory = Arc::new(Directory::new(client_mac(&host.counters)));
+        let directory = Arc::new(Directory::new(client_mac));
         let lookup = Arc::new(host_lookup(sources, &inventory, &auth));
         let data_plane =
             boot.start_data_plane(&host, Arc::clone(&directory), lookup, metrics, haproxy_socket)?;
@@ -232,16 +231,9 @@ fn portal_link(portal: &Portal) -> PortalLink {
     PortalLink { ifindex: portal.host_ifindex, nsid: portal.nsid, mac: portal.mac }
 }
 
-/// Looks up the MAC address from which a client sent its last SYN.
-fn client_mac(counters: &Arc<Counters>) -> impl Fn(&ClientAddress) -> Option<MacAddress> + use<> {
-    let counters = Arc::clone(counters);
-    move |client| match counters.client(client) {
-        Ok(record) => record.map(|record| MacAddress(record.guest_mac)),
-        Err(error) => {
-            debug!(%error, "cannot read the MAC address of a client");
-            None
-        }
-    }
+/// Returns the MAC address from which a client sends, if its identity address contains it.
+fn client_mac(client: &ClientAddress) -> Option<MacAddress> {
+    client.mac().map(MacAddress)
 }
 
 /// Finds guests by network or router and address: in the inventory, and in Neutron if it is

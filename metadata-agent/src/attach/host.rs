@@ -22,10 +22,6 @@ use crate::proxy::UpstreamAuth;
 
 /// The interval at which failed interfaces are tried again.
 const RETRY: Duration = Duration::from_secs(1);
-/// The interval at which idle clients are removed.
-const SWEEP: Duration = Duration::from_secs(30);
-/// The time after which a silent client is removed. Far longer than any connection may be idle.
-const CLIENT_IDLE: Duration = Duration::from_mins(10);
 
 /// The task that keeps the host's guest interfaces attached.
 pub(crate) struct HostWatcher {
@@ -90,7 +86,6 @@ impl HostWatcher {
     ) -> Datapath {
         let mut snapshots = self.inventory.subscribe();
         let mut retry = ticks(RETRY);
-        let mut sweep = ticks(SWEEP);
         let mut patrol = ticks(PATROL);
         let mut reattach = ticks(REATTACH);
         loop {
@@ -108,7 +103,6 @@ impl HostWatcher {
                 _ = retry.tick(), if self.attacher.has_failed() => self.retry().await,
                 _ = patrol.tick() => self.attacher.patrol(),
                 _ = reattach.tick(), if self.attacher.has_missing() => self.attacher.reattach_due().await,
-                _ = sweep.tick() => self.attacher.sweep(CLIENT_IDLE),
             }
         }
         self.attacher.into_datapath()

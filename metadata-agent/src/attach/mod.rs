@@ -24,7 +24,7 @@ use std::time::{Duration, Instant};
 use metadata_ebpf::identity::AttachmentId;
 use tokio::sync::watch;
 use tokio::task::yield_now;
-use tracing::{debug, info, warn};
+use tracing::{info, warn};
 
 use crate::datapath::{Datapath, DatapathError, Hook};
 use crate::directory::Directory;
@@ -238,15 +238,6 @@ impl Attacher {
         !self.failures.to_reconcile().is_empty() || !self.failures.to_remove().is_empty()
     }
 
-    /// Removes clients of all namespaces that were idle for at least `idle`.
-    fn sweep(&mut self, idle: Duration) {
-        match self.datapath.sweep(idle) {
-            Ok(0) => {}
-            Ok(removed) => debug!(removed, "idle clients removed"),
-            Err(error) => warn!(%error, "cannot remove idle clients"),
-        }
-    }
-
     async fn apply(
         &mut self,
         link: Link,
@@ -261,6 +252,10 @@ impl Attacher {
                 if self.bypassed.remove(&link.index).is_some() {
                     changes.updated.insert(link.index);
                 }
+                // If events were lost, an interface may have been removed and its index reused.
+                if self.is_replaced(link.index) {
+                    self.detach(link.index, changes).await;
+                }
                 self.names.set(link.index, &link.name);
                 if self.attached.contains_key(&link.index) {
                     self.update(link, *spec, changes);
@@ -269,6 +264,14 @@ impl Attacher {
                 }
             }
         }
+    }
+
+    /// Returns true if the interface that was attached at this index is gone.
+    fn is_replaced(&self, index: IfIndex) -> bool {
+        self.datapath.is_replaced(index).unwrap_or_else(|error| {
+            warn!(ifindex = %index, %error, "cannot look for the interface of an attachment");
+            false
+        })
     }
 
     /// Leaves an interface to the host's own path.

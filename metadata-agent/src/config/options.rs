@@ -321,7 +321,7 @@ options! {
     Flag OWN bpffs_dir: PathBuf = "/sys/fs/bpf/metadata-agent", AbsolutePath;
     /// Unix socket for health, metrics and state.
     Flag OWN admin_socket: PathBuf = "/run/metadata-agent/admin.sock", SocketPath;
-    /// New connections per second and port.
+    /// New connections per second of an interface. Guests that share one have a quarter each.
     File OWN syn_rate_limit: Option<NonZero<u32>> = "2000", NumberOr { max: 1_000_000, zero: "no limit" };
     /// New connections that a port may open at once before syn_rate_limit applies.
     File OWN syn_burst: u32 = "4000", Number(1..=1_000_000);

@@ -32,6 +32,9 @@ pub enum DatapathError {
     /// interface.
     #[error("interface {interface} vanished while it was attached")]
     Vanished { interface: String },
+    /// The interface of an attachment was removed, and another one has its index.
+    #[error("interface {index} was replaced by another one")]
+    Replaced { index: IfIndex },
     /// The operation requires an attached interface.
     #[error("interface {index} is not attached")]
     NotAttached { index: IfIndex },

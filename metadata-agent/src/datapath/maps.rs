@@ -1,18 +1,19 @@
 //! Typed wrappers around the BPF maps.
 
-use std::collections::BTreeMap;
 use std::time::Duration;
 
 use aya::Ebpf;
+use aya::maps::xdp::{DevMapHash, XdpMapError};
 use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, ProgramArray};
 use aya::programs::ProgramFd;
-use metadata_ebpf::abi::{AttachmentState, Client, ClientKey, Port, PortKey, Settings, names};
+use metadata_ebpf::abi::{AttachmentState, Client, ClientKey, GuestShares, Port, PortKey, Settings, names};
 use metadata_ebpf::identity::{AttachmentId, ClientAddress};
 use metadata_ebpf::reason::Reason;
 use nix::time::{ClockId, clock_gettime};
 
 use super::DatapathError;
 use super::pins::Pins;
+use crate::ids::IfIndex;
 
 /// `BPF_ANY` of linux/bpf.h.
 const ANY: u64 = 0;
@@ -34,7 +35,8 @@ pub(super) struct Maps {
     config: Array<MapData, Settings>,
     ports: HashMap<MapData, PortKey, Port>,
     attachments: HashMap<MapData, u32, AttachmentState>,
-    clients: HashMap<MapData, ClientKey, Client>,
+    shares: HashMap<MapData, u32, GuestShares>,
+    devices: DevMapHash<MapData>,
 }
 
 impl Maps {
@@ -43,7 +45,8 @@ impl Maps {
             config: typed(take(ebpf, names::CONFIG)?, names::CONFIG)?,
             ports: typed(take(ebpf, names::PORTS)?, names::PORTS)?,
             attachments: typed(take(ebpf, names::ATTACHMENTS)?, names::ATTACHMENTS)?,
-            clients: typed(take(ebpf, names::CLIENTS)?, names::CLIENTS)?,
+            shares: typed(take(ebpf, names::SHARES)?, names::SHARES)?,
+            devices: typed(take(ebpf, names::DEVICES)?, names::DEVICES)?,
         })
     }
 
@@ -76,53 +79,51 @@ impl Maps {
         self.ports.insert(key, port, ANY).map_err(map_error("write", names::PORTS))
     }
 
-    pub(crate) fn put_attachment_state(&mut self, id: AttachmentId) -> Result<(), DatapathError> {
-        let state = AttachmentState { syn_tat_ns: 0, clients: 0 };
-        self.attachments.insert(id.get(), state, ANY).map_err(map_error("write", names::ATTACHMENTS))
+    /// Makes room for an attachment: its state, and the shares of its guests. An attachment that an
+    /// earlier agent left under the same key is removed.
+    pub(crate) fn put_attachment(
+        &mut self,
+        key: PortKey,
+        id: AttachmentId,
+        shared: bool,
+    ) -> Result<(), DatapathError> {
+        if let Some(earlier) = self.port(key)?.and_then(|port| AttachmentId::new(port.attachment)) {
+            self.remove_port(key, earlier)?;
+        }
+        if shared {
+            let put = self.shares.insert(id.get(), GuestShares::UNUSED, ANY);
+            put.map_err(map_error("write", names::SHARES))?;
+        }
+        self.attachments
+            .insert(id.get(), AttachmentState::new(&key), ANY)
+            .map_err(map_error("write", names::ATTACHMENTS))
+    }
+
+    /// Records the interface that carries an attachment, for as long as that interface exists. The
+    /// thread must be in the interface's namespace.
+    ///
+    /// # Errors
+    /// There is no such interface.
+    pub(crate) fn put_device(&mut self, id: AttachmentId, index: IfIndex) -> Result<(), DatapathError> {
+        match self.devices.insert(id.get(), index.0, None, ANY) {
+            Ok(()) => Ok(()),
+            Err(XdpMapError::MapError(source)) => Err(map_error("write", names::DEVICES)(source)),
+            Err(XdpMapError::ChainedProgramNotSupported) => unreachable!("there is no chained program"),
+        }
+    }
+
+    /// Returns true if the interface that [`Self::put_device`] recorded still exists.
+    pub(crate) fn has_device(&self, id: AttachmentId) -> Result<bool, DatapathError> {
+        let device = optional(self.devices.get(id.get(), 0));
+        Ok(device.map_err(map_error("read", names::DEVICES))?.is_some())
     }
 
     pub(crate) fn remove_port(&mut self, key: PortKey, id: AttachmentId) -> Result<(), DatapathError> {
         ignore_absent(self.ports.remove(&key)).map_err(map_error("remove from", names::PORTS))?;
+        ignore_absent(self.devices.remove(id.get())).map_err(map_error("remove from", names::DEVICES))?;
+        ignore_absent(self.shares.remove(&id.get())).map_err(map_error("remove from", names::SHARES))?;
         ignore_absent(self.attachments.remove(&id.get()))
             .map_err(map_error("remove from", names::ATTACHMENTS))
-    }
-
-    pub(crate) fn sweep(&mut self, idle: Duration) -> Result<usize, DatapathError> {
-        let idle_ns = u64::try_from(idle.as_nanos()).unwrap_or(u64::MAX);
-        let now = Clock::now_ns();
-        // Count the fresh clients of each attachment, and collect the keys of all others.
-        let mut idle_keys = Vec::new();
-        let ports = self.ports()?;
-        let attached = ports.iter().filter_map(|(_, port)| AttachmentId::new(port.attachment));
-        let mut client_counts: BTreeMap<AttachmentId, u64> = attached.map(|id| (id, 0)).collect();
-        for entry in &self.clients {
-            let (key, client) = entry.map_err(map_error("read", names::CLIENTS))?;
-            let attachment = ClientAddress::from_identity(key.identity).map(|client| client.attachment);
-            let fresh = now.saturating_sub(client.last_seen_ns) < idle_ns;
-            match attachment.and_then(|id| client_counts.get_mut(&id)).filter(|_| fresh) {
-                Some(count) => *count += 1,
-                None => idle_keys.push(key),
-            }
-        }
-        // Remove idle clients.
-        for key in &idle_keys {
-            ignore_absent(self.clients.remove(key)).map_err(map_error("remove from", names::CLIENTS))?;
-        }
-        // Correct the counts in the map.
-        for (id, clients) in client_counts {
-            let Some(state) = optional(self.attachments.get(&id.get(), 0))
-                .map_err(map_error("read", names::ATTACHMENTS))?
-            else {
-                continue;
-            };
-            if state.clients != clients {
-                let state = AttachmentState { clients, ..state };
-                self.attachments
-                    .insert(id.get(), state, ANY)
-                    .map_err(map_error("write", names::ATTACHMENTS))?;
-            }
-        }
-        Ok(idle_keys.len())
     }
 }
 
@@ -171,7 +172,7 @@ impl Heartbeat {
     }
 }
 
-/// A client as recorded by the kernel.
+/// Statistics of the kernel about a client.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct ClientRecord {
     pub address: ClientAddress,
@@ -188,7 +189,7 @@ impl Counters {
     pub(super) fn open(pins: &Pins) -> Result<Self, DatapathError> {
         Ok(Self {
             stats: typed(Map::PerCpuArray(pinned(pins, names::STATS)?), names::STATS)?,
-            clients: typed(Map::HashMap(pinned(pins, names::CLIENTS)?), names::CLIENTS)?,
+            clients: typed(Map::LruHashMap(pinned(pins, names::CLIENTS)?), names::CLIENTS)?,
         })
     }
 
@@ -202,15 +203,6 @@ impl Counters {
             Ok((*reason, per_cpu.iter().sum()))
         };
         Reason::ALL.iter().map(count).collect()
-    }
-
-    /// Returns the record of one client.
-    ///
-    /// # Errors
-    /// The map operation fails.
-    pub(crate) fn client(&self, address: &ClientAddress) -> Result<Option<Client>, DatapathError> {
-        let key = ClientKey { identity: address.identity() };
-        optional(self.clients.get(&key, 0)).map_err(map_error("read", names::CLIENTS))
     }
 
     /// Returns all client records, in no particular order.

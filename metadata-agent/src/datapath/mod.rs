@@ -38,6 +38,7 @@ use std::time::Duration;
 
 use metadata_ebpf::abi::{ABI_VERSION, Port, PortKey, Settings, names};
 use metadata_ebpf::identity::AttachmentId;
+use uuid::Uuid;
 
 use self::maps::Maps;
 use self::netns_datapaths::DatapathNamespace;
@@ -166,6 +167,7 @@ impl Datapath {
             stale_after_ns: u64::try_from(limits.heartbeat_stale_after.as_nanos()).unwrap_or(u64::MAX),
             syn_interval_ns,
             syn_burst_ns: syn_interval_ns * u64::from(limits.syn_burst),
+            hash_keys: Uuid::new_v4().as_u64_pair().into(),
             portal_mac: portal.mac.0,
             _pad: [0; 2],
         })
@@ -174,15 +176,6 @@ impl Datapath {
     /// Returns this namespace's end of the veth pair into the portal, once it is connected.
     pub(crate) fn portal(&self) -> Option<IfIndex> {
         self.portal
-    }
-
-    /// Removes clients of all namespaces that were idle for `idle` or have lost their attachment,
-    /// and corrects the client counts of the attachments. Returns the number of removed clients.
-    ///
-    /// # Errors
-    /// A map operation fails.
-    pub fn sweep(&mut self, idle: Duration) -> Result<usize, DatapathError> {
-        self.maps().sweep(idle)
     }
 
     /// Opens a separate handle for the heartbeat.
@@ -208,7 +201,8 @@ impl Datapath {
 
 /// Attachments.
 impl Datapath {
-    /// Adopts the attachment that an earlier agent left on an interface, if its program still runs.
+    /// Adopts the attachment that an earlier agent left on an interface, if its program still runs
+    /// and the interface is the same.
     ///
     /// # Errors
     /// A map operation fails.
@@ -218,9 +212,13 @@ impl Datapath {
         }
         let pin = self.pins.guest(index);
         let Some(port) = self.maps().port(self.namespace.key(index, None))? else { return Ok(None) };
+        let Some(id) = AttachmentId::new(port.attachment) else { return Ok(None) };
+        if !self.maps().has_device(id)? {
+            return Ok(None);
+        }
         let Self { namespace, programs, .. } = self;
         let adoption = namespace.run(|| Ok(programs.adopt_from_guest(interface, &pin)))?;
-        let id = AttachmentId::new(port.attachment).filter(|_| adoption == Adoption::Adopted);
+        let id = Some(id).filter(|_| adoption == Adoption::Adopted);
         if let Some(id) = id {
             self.insert(id, index, interface);
         }
@@ -257,14 +255,20 @@ impl Datapath {
         Pins::remove(&pin)?;
         // The entry exists before the program runs, so no packet finds an unknown interface.
         let key = self.namespace.key(index, None);
-        self.maps().put_attachment_state(id)?;
+        self.maps().put_attachment(key, id, policy.shared)?;
         self.maps().put_port(key, &port_entry(id, policy))?;
-        let Self { namespace, programs, pins, .. } = self;
-        let attached = namespace.run(|| match programs.hook() {
-            Hook::Tcx => programs.attach_from_guest(interface, index, &pin),
-            Hook::Clsact => attach_filter(programs, pins, index, interface, made_qdisc, &pin),
+        let Self { namespace, programs, pins, maps, .. } = self;
+        let attached = namespace.run(|| {
+            lock(maps).put_device(id, index)?;
+            match programs.hook() {
+                Hook::Tcx => programs.attach_from_guest(interface, index, &pin)?,
+                Hook::Clsact => attach_filter(programs, pins, index, interface, made_qdisc, &pin)?,
+            }
+            // Otherwise the program may be on the interface's successor.
+            if lock(maps).has_device(id)? { Ok(()) } else { Err(DatapathError::Replaced { index }) }
         });
         if attached.is_err() {
+            Pins::remove(&pin)?;
             self.maps().remove_port(key, id)?;
             return attached;
         }
@@ -298,6 +302,18 @@ impl Datapath {
         if self.portal == Some(index) { names::TO_GUEST } else { names::FROM_GUEST }
     }
 
+    /// Returns true if the interface of an attachment is gone. An interface that has its index now
+    /// is another one and belongs to another guest.
+    ///
+    /// # Errors
+    /// A map operation fails.
+    pub(crate) fn is_replaced(&self, index: IfIndex) -> Result<bool, DatapathError> {
+        match self.attachments.get(&index) {
+            Some(attachment) => Ok(!self.maps().has_device(attachment.id)?),
+            None => Ok(false),
+        }
+    }
+
     /// Attaches the program of a guest's interface or of the portal again after it was detached
     /// externally. `interface` is the current name. The attachment stays the same, so connections
     /// continue.
@@ -305,6 +321,10 @@ impl Datapath {
     /// # Errors
     /// The interface is gone or lacks the qdisc that the program needs, or the kernel refuses.
     pub(crate) fn reattach(&mut self, index: IfIndex, interface: &str) -> Result<(), DatapathError> {
+        // The successor of the interface must not become the same attachment.
+        if self.is_replaced(index)? {
+            return Err(DatapathError::Replaced { index });
+        }
         let Self { namespace, programs, pins, portal, attachments, .. } = self;
         if *portal == Some(index) {
             let pin = pins.portal();
@@ -318,7 +338,12 @@ impl Datapath {
         if programs.hook() == Hook::Clsact {
             pins.record_filter(FilterRecord { index, owns_qdisc: false })?;
         }
-        namespace.run(|| programs.attach_from_guest(interface, index, &pin))
+        namespace.run(|| programs.attach_from_guest(interface, index, &pin))?;
+        if self.is_replaced(index)? {
+            Pins::remove(&self.pins.guest(index))?;
+            return Err(DatapathError::Replaced { index });
+        }
+        Ok(())
     }
 
     /// Writes the policy of an attachment, or of a VLAN on it, to the kernel. Does nothing if there
@@ -342,8 +367,7 @@ impl Datapath {
     }
 
     /// Detaches the program from an interface, with all VLANs on it. A filter is not removed: that
-    /// is left to the caller. The next [`Self::sweep`] removes the client records; they are
-    /// unreachable, because attachment ids are never reused.
+    /// is left to the caller.
     ///
     /// # Errors
     /// A pin or an entry cannot be removed.
@@ -375,10 +399,22 @@ impl Datapath {
         if let Some(id) = attachment.subports.get(&vlan) {
             return Ok(*id);
         }
+        let key = self.namespace.key(index, Some(vlan));
         let mut maps = lock(&self.maps);
+        let maps = &mut *maps;
         let id = maps.next_attachment()?;
-        maps.put_attachment_state(id)?;
-        maps.put_port(self.namespace.key(index, Some(vlan)), &port_entry(id, &PortPolicy::default()))?;
+        maps.put_attachment(key, id, false)?;
+        let prepared = self.namespace.run(|| {
+            maps.put_device(id, index)?;
+            if !maps.has_device(attachment.id)? {
+                return Err(DatapathError::Replaced { index });
+            }
+            maps.put_port(key, &port_entry(id, &PortPolicy::default()))
+        });
+        if prepared.is_err() {
+            maps.remove_port(key, id)?;
+        }
+        prepared?;
         attachment.subports.insert(vlan, id);
         Ok(id)
     }

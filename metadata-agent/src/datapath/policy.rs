@@ -2,16 +2,10 @@
 
 use std::net::Ipv4Addr;
 
-use metadata_ebpf::abi::{CHECK_IPV4, CHECK_MAC, CONFINED, Ipv4Prefix, MAX_PORT_IPV4, Port};
+use metadata_ebpf::abi::{CHECK_IPV4, CHECK_MAC, CONFINED, Ipv4Prefix, MAX_PORT_IPV4, Port, SHARED};
 use metadata_ebpf::identity::AttachmentId;
 
 use crate::ids::{MacAddress, NetworkId};
-
-/// Source addresses that one attachment may use at the same time. A port has few; any more are made
-/// up by its guest.
-const CLIENT_QUOTA: u32 = 256;
-/// The same for an attachment that all guests of a network share.
-const SHARED_CLIENT_QUOTA: u32 = 4096;
 
 /// Policy of the port behind an attachment.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -34,8 +28,7 @@ pub(crate) struct PortPolicy {
 pub(super) fn port_entry(id: AttachmentId, policy: &PortPolicy) -> Port {
     let mut port = Port {
         attachment: id.get(),
-        flags: if policy.confined { CONFINED } else { 0 },
-        client_quota: if policy.shared { SHARED_CLIENT_QUOTA } else { CLIENT_QUOTA },
+        flags: if policy.confined { CONFINED } else { 0 } | if policy.shared { SHARED } else { 0 },
         ipv4_count: 0,
         network: policy.network.map_or([0; 16], |network| network.octets()),
         ipv4: [Ipv4Prefix::default(); MAX_PORT_IPV4],
@@ -79,6 +72,7 @@ mod tests {
         ] {
             let port = entry(count, shared);
             assert_eq!(port.flags & CHECK_IPV4 != 0, checked, "{count} {shared}");
+            assert_eq!(port.flags & SHARED != 0, shared);
             assert_eq!(port.ipv4_count, u32::from(kept), "{count} {shared}");
         }
     }

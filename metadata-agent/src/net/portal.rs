@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!  host namespace                       portal namespace
-//!    md-portal  <------ veth ------>  md0   fd6d::/16 via fe80::1
+//!    md-portal  <------ veth ------>  md0   fd64::/14 via fe80::1
 //!    [md_to_guest]                     lo    fd6d::a9fe:a9fe/128   <- the agent's listener
 //! ```
 //!
@@ -21,7 +21,9 @@ use std::{fs, io};
 
 use futures_util::{Stream, StreamExt};
 use metadata_ebpf::from_guest::METADATA_MAC;
-use metadata_ebpf::identity::{AttachmentId, ClientAddress, IDENTITY_PREFIX, METADATA_PORT, PORTAL_ADDRESS};
+use metadata_ebpf::identity::{
+    ATTACHMENT_PREFIX_LEN, AttachmentId, ClientAddress, IDENTITY_PREFIX, METADATA_PORT, PORTAL_ADDRESS,
+};
 use socket2::{Domain, Protocol, Socket, Type};
 use tracing::{debug, info, warn};
 
@@ -202,7 +204,7 @@ impl PortalUplink {
     /// The uplink is gone.
     pub(crate) async fn add_routes(&self, attachment: AttachmentId) -> Result<(), PortalError> {
         for prefix in ClientAddress::prefixes(attachment) {
-            self.inside.set_route((prefix.into(), 64), GATEWAY, self.inner).await?;
+            self.inside.set_route((prefix.into(), ATTACHMENT_PREFIX_LEN), GATEWAY, self.inner).await?;
         }
         Ok(())
     }
@@ -213,7 +215,7 @@ impl PortalUplink {
     /// The kernel refuses.
     pub(crate) async fn remove_routes(&self, attachment: AttachmentId) -> Result<(), PortalError> {
         for prefix in ClientAddress::prefixes(attachment) {
-            self.inside.delete_route((prefix.into(), 64), GATEWAY, self.inner).await?;
+            self.inside.delete_route((prefix.into(), ATTACHMENT_PREFIX_LEN), GATEWAY, self.inner).await?;
         }
         Ok(())
     }
@@ -301,5 +303,6 @@ fn apply_sysctls() -> Result<(), PortalError> {
 }
 
 fn identity_prefix() -> (Ipv6Addr, u8) {
-    (Ipv6Addr::new(u16::from_be_bytes(IDENTITY_PREFIX), 0, 0, 0, 0, 0, 0, 0), 16)
+    let (prefix, len) = IDENTITY_PREFIX;
+    (Ipv6Addr::new(u16::from_be_bytes(prefix), 0, 0, 0, 0, 0, 0, 0), len)
 }

@@ -3,11 +3,9 @@
 
 use super::neighbour::METADATA_MAC;
 use super::{PacketContext, check_ipv6_source, check_source};
-use crate::abi::{Client, ClientKey};
-use crate::identity::{
-    AttachmentId, ClientAddress, GuestAddress, METADATA_IPV4, METADATA_IPV6, PORTAL_ADDRESS,
-};
-use crate::rate;
+use crate::abi::{Client, ClientKey, MacWord, SHARED};
+use crate::identity::{AttachmentId, ClientAddress, ClientMac, METADATA_IPV4, METADATA_IPV6, PORTAL_ADDRESS};
+use crate::rate::{self, GuestRate, SynLimit};
 use crate::reason::Reason;
 use crate::skb::{Skb, SkbError};
 use crate::wire::{
@@ -39,11 +37,15 @@ pub(super) fn redirect_to_portal<S: Skb, W: World>(
     };
     let reason = match (opens, world.portal_socket(&peer, nsid)) {
         (true, PortalSocket::Absent) => return Err(Reason::AgentAbsent),
-        (true, PortalSocket::Listening | PortalSocket::Connected) => {
-            record_client(world, context, &peer.identity)?;
+        (true, PortalSocket::Listening | PortalSocket::HalfOpen | PortalSocket::Connected) => {
+            admit(world, context, &peer.identity)?;
             Reason::ConnectionOpened
         }
-        (false, PortalSocket::Connected) => Reason::Segment,
+        (false, PortalSocket::HalfOpen) => Reason::Segment,
+        (false, PortalSocket::Connected) => {
+            record_client(world, context, &peer.identity);
+            Reason::Segment
+        }
         (false, PortalSocket::Absent | PortalSocket::Listening) => return Err(Reason::ForeignConnection),
     };
 
@@ -73,12 +75,15 @@ fn parse_ipv4<S: Skb>(skb: &S, context: &PacketContext<'_>, peer: &mut PortalPee
         return Err(Reason::BadIpv4Checksum);
     }
     check_source(context.port, ip.source())?;
-    peer.identity = ClientAddress::ipv4(attachment, ip.source()).identity();
+    peer.identity = ClientAddress::from_ipv4(attachment, ip.source(), context.macs.guest).identity();
     peer.tcp = tcp.0;
     Ok(())
 }
 
 /// A guest may use any of its link-local addresses, so the source is not compared with the port.
+///
+/// On a shared interface the address must be derived from the MAC address. Nothing else says whose
+/// it is: Neutron does not know the address, and it has no port to be found by.
 #[inline(never)]
 fn parse_ipv6<S: Skb>(skb: &S, context: &PacketContext<'_>, peer: &mut PortalPeer) -> Result<(), Reason> {
     let attachment = AttachmentId::new(context.port.attachment).ok_or(Reason::NotAttached)?;
@@ -89,8 +94,12 @@ fn parse_ipv6<S: Skb>(skb: &S, context: &PacketContext<'_>, peer: &mut PortalPee
     if is_truncated || tcp.header_len() < TCP_LEN || tcp.header_len() > payload_len {
         return Err(Reason::Malformed);
     }
-    let guest = GuestAddress::Ipv6LinkLocal(check_ipv6_source(ip.source())?);
-    peer.identity = ClientAddress { attachment, guest }.identity();
+    let interface_id = check_ipv6_source(ip.source())?;
+    let client = ClientAddress::from_link_local(attachment, interface_id, context.macs.guest);
+    if context.port.flags & SHARED != 0 && client.mac().is_none() {
+        return Err(Reason::Ipv6Underived);
+    }
+    peer.identity = client.identity();
     peer.tcp = tcp.0;
     Ok(())
 }
@@ -140,43 +149,61 @@ fn address_to_portal<S: Skb>(skb: &mut S, context: &PacketContext<'_>) -> Result
     Ok(skb.mark_for_host()?)
 }
 
-/// Admits a new connection of the attachment and records how to reply to the client.
+/// Admits a new connection by the rate limits, and notes the MAC addresses that replies need and
+/// the identity address does not contain.
+///
+/// A SYN proves nothing about its sender, so it leaves nothing behind except on an interface of one
+/// guest.
 #[inline(never)]
-fn record_client<W: World>(
-    world: &W,
-    context: &PacketContext<'_>,
-    identity: &[u8; 16],
-) -> Result<(), Reason> {
-    let PacketContext { settings, port, key, macs, now_ns, .. } = *context;
-    let client_key = ClientKey { identity: *identity };
+fn admit<W: World>(world: &W, context: &PacketContext<'_>, identity: &[u8; 16]) -> Result<(), Reason> {
+    let PacketContext { settings, port, macs, now_ns, .. } = *context;
+    let limit = SynLimit { interval: settings.syn_interval_ns, burst: settings.syn_burst_ns };
+    // The client is known if it has completed a handshake.
+    let known = world.client(&ClientKey { identity: *identity }, |client| {
+        client.connections = client.connections.wrapping_add(1);
+    });
 
-    // Apply the rate limit and the quota.
-    let mut state = world.attachment_state(port.attachment).ok_or(Reason::NotAttached)?;
-    state.syn_tat_ns = rate::admit(state.syn_tat_ns, now_ns, settings.syn_interval_ns, settings.syn_burst_ns)
-        .ok_or(Reason::SynRate)?;
-    let known = world.known_client(&client_key);
-    if known.is_none() {
-        if state.clients >= u64::from(port.client_quota) {
-            return Err(Reason::ClientQuota);
-        }
-        state.clients += 1;
+    if port.flags & SHARED != 0 {
+        let guest = GuestRate::new(macs.guest, settings.hash_keys);
+        return world
+            .shares(port.attachment, |shares| {
+                rate::admit_shared(shares, guest, known.is_some(), now_ns, limit)
+            })
+            .ok_or(Reason::NotAttached)?;
     }
+    let slot = ClientAddress::from_identity(*identity).and_then(|client| match client.mac {
+        ClientMac::Address(_) => None,
+        ClientMac::Slot(slot) => Some(slot),
+    });
+    world
+        .attachment(port.attachment, |state| -> Result<(), Reason> {
+            let tat = rate::admit(state.syn_tat_ns, now_ns, limit.interval, limit.burst);
+            state.syn_tat_ns = tat.ok_or(Reason::SynRate)?;
+            state.metadata_mac = MacWord::new(macs.metadata);
+            if let Some(slot) = slot {
+                state.put_mac(slot, MacWord::new(macs.guest));
+            }
+            Ok(())
+        })
+        .ok_or(Reason::NotAttached)?
+}
 
-    // Store the client, then the counters: a client that was not stored is not counted.
+/// Keeps statistics about a client that has completed a handshake.
+#[inline(never)]
+fn record_client<W: World>(world: &W, context: &PacketContext<'_>, identity: &[u8; 16]) {
+    let PacketContext { port, macs, now_ns, .. } = *context;
+    let key = ClientKey { identity: *identity };
+    if world.client(&key, |client| client.last_seen_ns = now_ns).is_some() {
+        return;
+    }
     let client = Client {
         network: port.network,
-        first_seen_ns: known.map_or(now_ns, |(first_seen_ns, _)| first_seen_ns),
+        first_seen_ns: now_ns,
         last_seen_ns: now_ns,
-        connections: known.map_or(1, |(_, connections)| connections.wrapping_add(1)),
-        ifindex: key.ifindex,
-        vlan: key.vlan,
+        connections: 1,
         guest_mac: macs.guest,
         metadata_mac: macs.metadata,
-        netns: key.netns,
+        _pad: [0; 4],
     };
-    if !world.put_client(&client_key, &client) {
-        return Err(Reason::ClientsFull);
-    }
-    world.put_attachment_state(port.attachment, state);
-    Ok(())
+    world.put_client(&key, &client);
 }

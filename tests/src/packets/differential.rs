@@ -10,7 +10,7 @@ use std::panic::resume_unwind;
 use std::thread::{self, ScopedJoinHandle};
 use std::time::Instant;
 
-use metadata_ebpf::abi::{Client, ClientKey};
+use metadata_ebpf::abi::{AttachmentState, Client, ClientKey};
 use metadata_ebpf::from_guest::from_guest;
 use metadata_ebpf::host::{HostSkb, HostWorld};
 use metadata_ebpf::reason::{Reason, Verdict};
@@ -18,9 +18,9 @@ use metadata_ebpf::skb::HEAD;
 use metadata_ebpf::to_guest::to_guest;
 
 use super::frame_mutator::FrameMutator;
-use super::kernel::{CLIENTS, Fixture, Kernel, verdict_of};
+use super::kernel::{Fixture, Kernel, verdict_of};
 use super::world::{IFINDEX, host_world};
-use super::{ATTACHMENT, NORMAL, Program, State};
+use super::{ATTACHMENT, Exhausted, NORMAL, Program, State};
 
 const BATCH: u64 = 2_000;
 /// One for each core of the smallest machine that runs the tests.
@@ -31,17 +31,19 @@ const THREADS: u64 = 2;
 const OUT_OF_REACH: [Reason; 2] = [Reason::Vlan, Reason::HelperFailed];
 
 /// The states, with their share of every sixteen batches.
-const STATES: [(usize, State); 10] = [
-    (5, NORMAL),
+const STATES: [(usize, State); 12] = [
+    (4, NORMAL),
     (2, State { port_known: false, client_known: true, ..NORMAL }),
-    (2, State { port_known: false, client_quota: u32::MAX, ..NORMAL }),
-    (1, State { client_known: true, syn_exhausted: true, ..NORMAL }),
-    (1, State { client_quota: 0, ..NORMAL }),
+    (1, State { port_known: false, ..NORMAL }),
+    (1, State { client_known: true, exhausted: Exhausted::Guest, ..NORMAL }),
+    (1, State { client_known: true, interface_there: false, ..NORMAL }),
+    (1, State { routed: true, exhausted: Exhausted::Guest, ..NORMAL }),
+    (1, State { routed: true, port_known: false, exhausted: Exhausted::All, ..NORMAL }),
     (1, State { attached: false, client_known: true, ..NORMAL }),
     (1, State { alive: false, ..NORMAL }),
     (1, State { listening: false, client_known: true, ..NORMAL }),
     (1, State { routed: true, port_known: false, client_known: true, ..NORMAL }),
-    (1, State { routed: true, ..NORMAL }),
+    (1, State { routed: true, confined: true, ..NORMAL }),
 ];
 
 /// The count of each reason, in the order of the counters, and of frames without a reason.
@@ -159,14 +161,15 @@ impl Pair {
             timeless(self.world.clients.borrow().clone()),
             "{batch:?}"
         );
-        assert_eq!(self.kernel.admitted(), self.world.attachments.borrow()[&ATTACHMENT].clients, "{batch:?}");
+        let noted = |state: AttachmentState| (state.metadata_mac, state.macs, state.netns, state.vlan);
+        let on_host = self.world.attachments.borrow()[&ATTACHMENT];
+        assert_eq!(noted(self.kernel.attachment()), noted(on_host), "{batch:?}");
         for (sum, count) in self.tally.iter_mut().zip(counted) {
             *sum += count;
         }
     }
 
     fn on_the_host(&mut self, program: Program, frame: &[u8]) -> (Option<Reason>, Made) {
-        self.world.clients_full = self.world.clients.borrow().len() >= CLIENTS as usize;
         // In the kernel's runs every frame is linear. Here every other frame is linear only up to
         // the head, which must not make a difference.
         let linear = if frame.len().is_multiple_of(2) { HEAD } else { usize::MAX };

@@ -8,8 +8,8 @@ use metadata_ebpf::identity::{METADATA_IPV4, METADATA_IPV6, PORTAL_ADDRESS};
 
 use super::frames::{self, icmpv6};
 use super::{
-    ATTACHMENT, CONNECTED_PORT, GUEST_IP, GUEST_IPV6, GUEST_MAC, NEW_PORT, Program, ROUTER_MAC, cases,
-    identity, identity_of, identity_v6,
+    ATTACHMENT, CONNECTED_PORT, DERIVED_IPV6, GUEST_IP, GUEST_IPV6, GUEST_MAC, NEW_PORT, Program, ROUTER_MAC,
+    cases, identity, identity_at, identity_of, identity_v6,
 };
 
 /// `BPF_PROG_TEST_RUN` accepts frames with at least an Ethernet header.
@@ -152,7 +152,10 @@ impl FrameMutator {
                     PORTAL_ADDRESS,
                     identity(),
                     identity_v6(),
-                    identity_of(ATTACHMENT + 1),
+                    identity_of(ATTACHMENT + 1, GUEST_MAC),
+                    identity_of(ATTACHMENT, ROUTER_MAC),
+                    identity_at(DERIVED_IPV6),
+                    DERIVED_IPV6,
                     global,
                     [0; 16],
                     [0xff; 16],

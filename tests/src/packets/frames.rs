@@ -7,7 +7,8 @@ use metadata_ebpf::from_guest::METADATA_MAC;
 use metadata_ebpf::identity::{METADATA_IPV4, METADATA_IPV6, PORTAL_ADDRESS};
 
 use super::{
-    CONNECTED_PORT, GUEST_IP, GUEST_IPV6, GUEST_MAC, NEW_PORT, PORTAL_MAC, ROUTER_MAC, identity, identity_v6,
+    CONNECTED_PORT, GUEST_IP, GUEST_IPV6, GUEST_MAC, NEW_PORT, PORTAL_MAC, ROUTER_MAC, identity, identity_at,
+    identity_v6,
 };
 
 /// A TCP segment of the guest, to be modified.
@@ -195,7 +196,7 @@ impl Segment6 {
 
     /// Returns the same segment as the portal receives it.
     pub(super) fn in_portal(mut self) -> Vec<u8> {
-        (self.ip.source, self.ip.destination) = (identity_v6(), PORTAL_ADDRESS);
+        (self.ip.source, self.ip.destination) = (identity_at(self.ip.source), PORTAL_ADDRESS);
         (self.ethernet.source, self.ethernet.destination) = (METADATA_MAC, PORTAL_MAC);
         self.frame()
     }

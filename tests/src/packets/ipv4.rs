@@ -6,8 +6,8 @@ use metadata_ebpf::reason::Reason;
 
 use super::frames::{Segment, answer, arp, arp_answer, echo, patched, udp};
 use super::{
-    ATTACHMENT, Case, GUEST_IP, GUEST_MAC, KNOWN_CLIENT, NORMAL, ROUTER_MAC, State, UNKNOWN_PORT, answered,
-    identity_of, refused, row, undelivered,
+    ATTACHMENT, Case, Exhausted, GUEST_IP, GUEST_MAC, KNOWN_CLIENT, NORMAL, Program, ROUTED, ROUTER_MAC,
+    State, UNKNOWN_PORT, answered, identity_of, refused, row, undelivered,
 };
 
 pub(super) fn cases() -> Vec<Case> {
@@ -69,9 +69,20 @@ fn served() -> Vec<Case> {
     vec![
         opens("a SYN", NORMAL, Segment::syn()),
         opens("a SYN of a known client", KNOWN_CLIENT, Segment::syn()),
+        opens("a SYN on a shared interface", ROUTED, Segment::syn()),
         opens(
-            "a SYN of a known client when no other may come",
-            State { client_quota: 1, ..KNOWN_CLIENT },
+            "a SYN of a silent guest when the others use up the total",
+            State { exhausted: Exhausted::Total, ..ROUTED },
+            Segment::syn(),
+        ),
+        opens(
+            "a SYN of a known client when unknown ones use up their half",
+            State { client_known: true, exhausted: Exhausted::HalfAndReserve, ..ROUTED },
+            Segment::syn(),
+        ),
+        opens(
+            "a SYN of a known client when all known ones use up the total",
+            State { client_known: true, exhausted: Exhausted::Total, ..ROUTED },
             Segment::syn(),
         ),
         opens("a SYN of a port that no source knows", UNKNOWN_PORT, Segment::syn()),
@@ -284,22 +295,38 @@ fn dropped() -> Vec<Case> {
         ),
         refused(
             "a SYN beyond the allowance",
-            State { syn_exhausted: true, ..NORMAL },
+            State { exhausted: Exhausted::Guest, ..NORMAL },
             syn(),
             Reason::SynRate,
         ),
         refused(
-            "a SYN of one client too many",
-            State { client_quota: 0, ..NORMAL },
+            "a SYN beyond a guest's share",
+            State { exhausted: Exhausted::Guest, client_known: true, ..ROUTED },
             syn(),
-            Reason::ClientQuota,
+            Reason::GuestSynRate,
+        ),
+        refused(
+            "a SYN of an unknown client when such clients use up their half and the reserve",
+            State { exhausted: Exhausted::HalfAndReserve, ..ROUTED },
+            syn(),
+            Reason::SynRate,
+        ),
+        refused(
+            "a SYN of a known client beyond total and reserve",
+            State { exhausted: Exhausted::All, client_known: true, ..ROUTED },
+            syn(),
+            Reason::SynRate,
         ),
     ]
 }
 
 fn out_of_the_portal() -> Vec<Case> {
     let out = || answer(b"HTTP/1.1 200 OK\r\n").0;
-    let to_other = identity_of(ATTACHMENT + 1);
+    let to_other = identity_of(ATTACHMENT + 1, GUEST_MAC);
+    let routed = |name, state, (frame, back)| Case {
+        program: Program::ToGuest,
+        ..row(name, State { routed: true, ..state }, frame, Some(Reason::RoutedReply), Some(back))
+    };
     let no_answer = |name, offset, bytes: &[u8]| {
         undelivered(name, KNOWN_CLIENT, patched(out(), offset, bytes), Reason::NotAnAnswer)
     };
@@ -308,7 +335,13 @@ fn out_of_the_portal() -> Vec<Case> {
         answered("an empty answer", answer(&[])),
         answered("an answer of odd length", answer(b"odd")),
         answered("an answer of a full frame", answer(&[0xa5; 1400])),
-        undelivered("an answer to a client that is not on record", NORMAL, out(), Reason::NoClient),
+        routed("an answer to a guest of a shared interface", KNOWN_CLIENT, answer(b"routed")),
+        undelivered(
+            "an answer to an interface that is gone",
+            State { interface_there: false, ..KNOWN_CLIENT },
+            out(),
+            Reason::InterfaceGone,
+        ),
         undelivered(
             "an answer to the same address behind another attachment",
             KNOWN_CLIENT,

@@ -6,8 +6,8 @@ use metadata_ebpf::reason::Reason;
 
 use super::frames::{Segment6, advertisement, answer_v6, icmpv6, patched, solicitation};
 use super::{
-    Case, GUEST_IPV6, GUEST_MAC, KNOWN_CLIENT, NORMAL, ROUTER_MAC, State, UNKNOWN_PORT, answered, refused,
-    row, undelivered,
+    Case, DERIVED_IPV6, Exhausted, GUEST_IPV6, GUEST_MAC, KNOWN_CLIENT, NORMAL, ROUTED, ROUTER_MAC, State,
+    UNKNOWN_PORT, answered, refused, row, undelivered,
 };
 
 /// The solicited-node multicast address of fe80::a9fe:a9fe (RFC 4291 section 2.7.1).
@@ -73,11 +73,14 @@ fn served() -> Vec<Case> {
         row(name, state, question, Some(Reason::NdReply), Some(answer))
     };
     let to_guest = advertisement(GUEST_MAC, GUEST_IPV6, 0x60);
-    let eui64 = [0xfe, 0x80, 0, 0, 0, 0, 0, 0, 0xf8, 0x16, 0x3e, 0xff, 0xfe, 0, 0, 5];
+    let eui64 = DERIVED_IPV6;
+    let derived = Segment6::syn().with(|s| s.ip.source = DERIVED_IPV6);
     let ping = |from, to, macs, kind| icmpv6(macs, (from, to), kind, [0, 77, 0, 1], b"0123456789");
     vec![
         opens("a SYN over IPv6", NORMAL, Segment6::syn()),
         opens("a SYN over IPv6 of a known client", KNOWN_CLIENT, Segment6::syn()),
+        opens("a SYN over IPv6 from an address derived from the MAC address", NORMAL, derived.clone()),
+        opens("the same on a shared interface", ROUTED, derived),
         opens("a SYN over IPv6 of a port that no source knows", UNKNOWN_PORT, Segment6::syn()),
         opens(
             "a SYN over IPv6 to the MAC address of our advertisement",
@@ -182,6 +185,26 @@ fn passed_on() -> Vec<Case> {
             icmpv6(TO_ROUTER, (GLOBAL, METADATA_IPV6), 128, [0; 4], b"ping"),
             Reason::Ipv6Source,
         ),
+        refused(
+            "a SYN over IPv6 on a shared interface from an address of its own choice",
+            ROUTED,
+            syn(),
+            Reason::Ipv6Underived,
+        ),
+        refused(
+            "a segment over IPv6 on a shared interface from an address of its own choice",
+            ROUTED,
+            Segment6::data(b"x").frame(),
+            Reason::Ipv6Underived,
+        ),
+        refused(
+            "a SYN over IPv6 on a shared interface from the address of another MAC address",
+            State { port_known: false, ..ROUTED },
+            Segment6::syn()
+                .with(|s| (s.ip.source, s.ethernet.source) = (DERIVED_IPV6, [0xfa, 0x16, 0x3e, 0, 0, 6]))
+                .frame(),
+            Reason::Ipv6Underived,
+        ),
         refused("hop-by-hop options", NORMAL, extended(METADATA_IPV6, 0), Reason::Ipv6Extension),
         refused("a routing header", NORMAL, extended(METADATA_IPV6, 43), Reason::Ipv6Extension),
         refused("destination options", NORMAL, extended(METADATA_IPV6, 60), Reason::Ipv6Extension),
@@ -264,15 +287,9 @@ fn dropped() -> Vec<Case> {
         ),
         refused(
             "a SYN over IPv6 beyond the allowance",
-            State { syn_exhausted: true, ..NORMAL },
+            State { exhausted: Exhausted::Guest, ..NORMAL },
             Segment6::syn().frame(),
             Reason::SynRate,
-        ),
-        refused(
-            "a SYN over IPv6 of one client too many",
-            State { client_quota: 0, ..NORMAL },
-            Segment6::syn().frame(),
-            Reason::ClientQuota,
         ),
     ]
 }
@@ -283,10 +300,16 @@ fn out_of_the_portal() -> Vec<Case> {
         answered("an answer of odd length over IPv6", answer_v6(b"odd")),
         answered("an answer of a full frame over IPv6", answer_v6(&[0xa5; 1400])),
         undelivered(
-            "an answer over IPv6 to a client that is not on record",
+            "an answer over IPv6 to a client whose MAC address is not known",
             NORMAL,
             answer_v6(b"x").0,
             Reason::NoClient,
+        ),
+        undelivered(
+            "an answer over IPv6 to an interface that is gone",
+            State { interface_there: false, ..KNOWN_CLIENT },
+            answer_v6(b"x").0,
+            Reason::InterfaceGone,
         ),
     ]
 }

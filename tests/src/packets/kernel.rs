@@ -5,6 +5,7 @@ use std::net::{SocketAddrV6, TcpListener, TcpStream};
 use std::ops::Range;
 use std::path::Path;
 
+use aya::maps::xdp::DevMapHash;
 use aya::maps::{Array, HashMap, MapData, PerCpuArray, ProgramArray};
 use aya::programs::{ProgramInfo, SchedClassifier, TestRun, TestRunOptions};
 use aya::{Ebpf, EbpfLoader};
@@ -12,7 +13,9 @@ use metadata_agent::datapath::{Clock, DISPATCHER, OBJECT, PROGRAMS};
 use metadata_agent::net::netlink::Netlink;
 use metadata_agent::net::netns::Netns;
 use metadata_agent::net::portal::Portal;
-use metadata_ebpf::abi::{self, AttachmentState, Client, ClientKey, Port, PortKey, Settings, names, slots};
+use metadata_ebpf::abi::{
+    self, AttachmentState, Client, ClientKey, GuestShares, Port, PortKey, Settings, names, slots,
+};
 use metadata_ebpf::identity::PORTAL_ADDRESS;
 use metadata_ebpf::reason::{Reason, Verdict};
 use tokio::runtime::{Builder, Runtime};
@@ -21,9 +24,6 @@ use super::world;
 use super::{ATTACHMENT, CONNECTED_PORT, Program, State, port};
 use crate::bpffs::Bpffs;
 use crate::netns::Netns as RigNetns;
-
-/// The capacity of [`Kernel`]'s client map: small, so that it can be filled.
-pub const CLIENTS: u32 = 8;
 
 /// The five words of a packet (`skb->cb`) that any code on its path may use and that are not
 /// cleared.
@@ -49,6 +49,8 @@ pub struct Kernel {
     heartbeat: Array<MapData, u64>,
     ports: HashMap<MapData, PortKey, Port>,
     attachments: HashMap<MapData, u32, AttachmentState>,
+    shares: HashMap<MapData, u32, GuestShares>,
+    devices: DevMapHash<MapData>,
     clients: HashMap<MapData, ClientKey, Client>,
     stats: PerCpuArray<MapData, u64>,
 }
@@ -59,11 +61,7 @@ impl Kernel {
     fn load(pins: &Path, nsid: u32) -> Self {
         let [mut ebpf, mut dispatched] = [0_u32, 1].map(|dispatched| {
             let mut loader = EbpfLoader::new();
-            loader.map_max_entries(names::CLIENTS, CLIENTS).override_global(
-                names::DISPATCHED,
-                &dispatched,
-                true,
-            );
+            loader.override_global(names::DISPATCHED, &dispatched, true);
             load(loader.default_map_pin_directory(pins), OBJECT)
         });
         let context = world::netns_context(true, nsid);
@@ -82,6 +80,8 @@ impl Kernel {
             heartbeat: take(names::HEARTBEAT).try_into().expect("an array"),
             ports: take(names::PORTS).try_into().expect("a hash table"),
             attachments: take(names::ATTACHMENTS).try_into().expect("a hash table"),
+            shares: take(names::SHARES).try_into().expect("a hash table"),
+            devices: take(names::DEVICES).try_into().expect("a device map"),
             clients: take(names::CLIENTS).try_into().expect("a hash table"),
             stats: take(names::STATS).try_into().expect("a per-CPU array"),
             ebpf,
@@ -106,6 +106,12 @@ impl Kernel {
         self.attachments
             .insert(ATTACHMENT, world::attachment_state(state, now), 0)
             .expect("the attachment state");
+        self.shares.insert(ATTACHMENT, world::guest_shares(state, now), 0).expect("the shares");
+        if state.interface_there {
+            self.devices.insert(ATTACHMENT, world::IFINDEX, None, 0).expect("the interface");
+        } else {
+            let _absent = self.devices.remove(ATTACHMENT);
+        }
         for routed in [false, true] {
             let _absent = self.ports.remove(&world::port_key(routed));
         }
@@ -117,7 +123,7 @@ impl Kernel {
         }
         if state.client_known {
             for identity in world::known() {
-                self.clients.insert(ClientKey { identity }, world::client_in(state), 0).expect("a client");
+                self.clients.insert(ClientKey { identity }, world::client(), 0).expect("a client");
             }
         }
     }
@@ -206,10 +212,10 @@ impl Kernel {
         self.clients.iter().map(|entry| entry.expect("a client")).collect()
     }
 
-    /// Returns the number of clients that the guest's attachment counts.
+    /// Returns the state of the guest's attachment.
     #[must_use]
-    pub fn admitted(&self) -> u64 {
-        self.attachments.get(&ATTACHMENT, 0).expect("the attachment state").clients
+    pub fn attachment(&self) -> AttachmentState {
+        self.attachments.get(&ATTACHMENT, 0).expect("the attachment state")
     }
 }
 
@@ -281,7 +287,7 @@ impl Fixture {
 
 /// The agent's listener in a portal, and both ends of the connections in the portal's socket table.
 pub struct PortalEnds {
-    _connections: [(TcpStream, TcpStream); 2],
+    _connections: [(TcpStream, TcpStream); 3],
     _listener: TcpListener,
 }
 

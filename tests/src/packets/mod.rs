@@ -14,8 +14,8 @@ pub mod kernel;
 pub mod table;
 pub mod world;
 
-use metadata_ebpf::abi::{CHECK_IPV4, CHECK_MAC, CONFINED, Ipv4Prefix, MAX_PORT_IPV4, Port};
-use metadata_ebpf::identity::{AttachmentId, ClientAddress, GuestAddress};
+use metadata_ebpf::abi::{CHECK_IPV4, CHECK_MAC, CONFINED, Ipv4Prefix, MAX_PORT_IPV4, Port, SHARED};
+use metadata_ebpf::identity::{AttachmentId, ClientAddress};
 use metadata_ebpf::reason::Reason;
 
 /// The guest of the table.
@@ -29,6 +29,8 @@ pub const ROUTER_MAC: [u8; 6] = [0xfa, 0x16, 0x3e, 0xff, 0, 1];
 /// The MAC address of the portal's end of the veth pair, as assumed by the table.
 pub const PORTAL_MAC: [u8; 6] = [0x02, 0, 0, 0, 0, 0x80];
 pub const ATTACHMENT: u32 = 7;
+/// The link-local address that is derived from the guest's MAC address.
+pub const DERIVED_IPV6: [u8; 16] = [0xfe, 0x80, 0, 0, 0, 0, 0, 0, 0xf8, 0x16, 0x3e, 0xff, 0xfe, 0, 0, 5];
 /// A source port without a connection.
 pub const NEW_PORT: u16 = 40_000;
 /// The source port of a connection in the portal.
@@ -57,14 +59,16 @@ pub struct State {
     pub alive: bool,
     /// The agent listens, and [`CONNECTED_PORT`] is connected.
     pub listening: bool,
-    /// The client is recorded under both its addresses.
+    /// The client has a record under both its addresses.
     pub client_known: bool,
-    /// The maximum number of clients of the attachment.
-    pub client_quota: u32,
-    /// The rate limit of new connections is exhausted.
-    pub syn_exhausted: bool,
-    /// The interface belongs to a router without a legacy path and with a subnet behind it.
+    /// The interface of the attachment exists.
+    pub interface_there: bool,
+    /// The rate limit that is exhausted.
+    pub exhausted: Exhausted,
+    /// The interface belongs to a router with a subnet behind it. Many guests share it.
     pub routed: bool,
+    /// The router has no legacy path.
+    pub confined: bool,
 }
 
 /// An attached port with known addresses, and a running agent.
@@ -74,12 +78,29 @@ pub const NORMAL: State = State {
     alive: true,
     listening: true,
     client_known: false,
-    client_quota: 4,
-    syn_exhausted: false,
+    interface_there: true,
+    exhausted: Exhausted::Nothing,
     routed: false,
+    confined: false,
 };
 
+/// The part of the rate limits that is used up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Exhausted {
+    Nothing,
+    /// The limit of the guest.
+    Guest,
+    /// Half of a shared interface's total, and the reserve.
+    HalfAndReserve,
+    /// The total.
+    Total,
+    /// The total and the reserve.
+    All,
+}
+
 const KNOWN_CLIENT: State = State { client_known: true, ..NORMAL };
+/// Many guests share the interface.
+const ROUTED: State = State { routed: true, ..NORMAL };
 const UNKNOWN_PORT: State = State { port_known: false, ..NORMAL };
 
 /// One row.
@@ -100,29 +121,41 @@ impl Case {
     /// Returns the identity address of the client's record.
     #[must_use]
     pub fn identity(&self) -> [u8; 16] {
-        if self.frame.get(12..14) == Some(&[0x86, 0xdd]) { identity_v6() } else { identity() }
+        if self.frame.get(12..14) != Some(&[0x86, 0xdd]) {
+            identity()
+        } else if self.frame.get(22..38) == Some(&DERIVED_IPV6) {
+            identity_at(DERIVED_IPV6)
+        } else {
+            identity_v6()
+        }
     }
 }
 
 /// Returns the identity address of the guest.
 #[must_use]
 pub fn identity() -> [u8; 16] {
-    identity_of(ATTACHMENT)
+    identity_of(ATTACHMENT, GUEST_MAC)
 }
 
-/// Returns the identity address of the guest's address behind another attachment.
+/// Returns the identity address of the guest's address behind an attachment and with a MAC address.
 #[must_use]
-pub fn identity_of(attachment: u32) -> [u8; 16] {
+pub fn identity_of(attachment: u32, mac: [u8; 6]) -> [u8; 16] {
     let attachment = AttachmentId::new(attachment).expect("attachments count from 1");
-    ClientAddress::ipv4(attachment, GUEST_IP).identity()
+    ClientAddress::from_ipv4(attachment, GUEST_IP, mac).identity()
 }
 
 /// Returns the identity address of the guest's IPv6 address.
 #[must_use]
 pub fn identity_v6() -> [u8; 16] {
+    identity_at(GUEST_IPV6)
+}
+
+/// Returns the identity address of a link-local address of the guest.
+#[must_use]
+pub fn identity_at(address: [u8; 16]) -> [u8; 16] {
     let attachment = AttachmentId::new(ATTACHMENT).expect("attachments count from 1");
-    let interface_id = GUEST_IPV6.last_chunk().copied().expect("eight of sixteen bytes");
-    ClientAddress { attachment, guest: GuestAddress::Ipv6LinkLocal(interface_id) }.identity()
+    let interface_id = address.last_chunk().copied().expect("eight of sixteen bytes");
+    ClientAddress::from_link_local(attachment, interface_id, GUEST_MAC).identity()
 }
 
 /// Returns the entry of `MD_PORTS` for a state.
@@ -137,8 +170,7 @@ pub fn port(state: &State) -> Port {
     let checked = if state.port_known { CHECK_MAC | CHECK_IPV4 } else { 0 };
     Port {
         attachment: ATTACHMENT,
-        flags: checked | if state.routed { CONFINED } else { 0 },
-        client_quota: state.client_quota,
+        flags: checked | if state.routed { SHARED } else { 0 } | if state.confined { CONFINED } else { 0 },
         ipv4_count: 2,
         network: NETWORK,
         ipv4,

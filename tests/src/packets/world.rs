@@ -1,10 +1,15 @@
 //! A state of the table as the host build's world, and the initial values of both builds.
 
-use metadata_ebpf::abi::{ABI_VERSION, AttachmentState, Client, ClientKey, NetnsContext, PortKey, Settings};
+use metadata_ebpf::abi::{
+    ABI_VERSION, AttachmentState, Client, ClientKey, GUEST_RATES, GuestShares, MacWord, NetnsContext,
+    PortKey, Settings,
+};
 use metadata_ebpf::host::HostWorld;
+use metadata_ebpf::identity::{ClientAddress, ClientMac};
 
 use super::{
-    ATTACHMENT, CONNECTED_PORT, GUEST_MAC, PORTAL_MAC, ROUTER_MAC, State, identity, identity_v6, port,
+    ATTACHMENT, CONNECTED_PORT, DERIVED_IPV6, Exhausted, GUEST_MAC, PORTAL_MAC, ROUTER_MAC, State, identity,
+    identity_at, identity_v6, port,
 };
 
 /// The loopback interface, on which `BPF_PROG_TEST_RUN` lets frames arrive. It stands for the
@@ -16,6 +21,8 @@ pub const PORTAL_IFINDEX: u32 = 4242;
 /// The target in a router's namespace, which distinguishes it from the host's.
 const UPLINK_IFINDEX: u32 = 4243;
 const ROUTER_NETNS: u32 = 4_026_532_000;
+/// Far more than a test takes, so that no verdict depends on the time.
+const BURST_NS: u64 = STALE_AFTER_NS;
 /// The maximum age of a heartbeat.
 pub const STALE_AFTER_NS: u64 = 3_600_000_000_000;
 
@@ -29,8 +36,9 @@ pub fn settings(state: &State, nsid: u32) -> Settings {
         portal_nsid: nsid,
         next_attachment: 1,
         stale_after_ns: STALE_AFTER_NS,
-        syn_interval_ns: if state.syn_exhausted { 1_000_000 } else { 0 },
-        syn_burst_ns: 0,
+        syn_interval_ns: if state.exhausted == Exhausted::Nothing { 0 } else { 1_000_000 },
+        syn_burst_ns: BURST_NS,
+        hash_keys: [0x9e37_79b9_7f4a_7c15, 0xc2b2_ae3d_27d4_eb4f],
         portal_mac: PORTAL_MAC,
         _pad: [0; 2],
     }
@@ -42,18 +50,44 @@ pub fn heartbeat(state: &State, now: u64) -> u64 {
     if state.alive { now } else { 0 }
 }
 
-/// Returns the guest's entry of `MD_ATTACH`.
+/// Returns the guest's entry of `MD_ATTACH`. If the client is known, it has sent SYNs before.
 #[must_use]
 pub fn attachment_state(state: &State, now: u64) -> AttachmentState {
-    let far = now + STALE_AFTER_NS;
-    let clients = if state.client_known { known().len() as u64 } else { 0 };
-    AttachmentState { syn_tat_ns: if state.syn_exhausted { far } else { 0 }, clients }
+    let mut attachment = AttachmentState::new(&port_key(state.routed));
+    if state.exhausted == Exhausted::Guest {
+        attachment.syn_tat_ns = now + 2 * BURST_NS;
+    }
+    if state.client_known {
+        attachment.metadata_mac = MacWord::new(ROUTER_MAC);
+        if let Some(ClientMac::Slot(slot)) =
+            ClientAddress::from_identity(identity_v6()).map(|client| client.mac)
+        {
+            attachment.put_mac(slot, MacWord::new(GUEST_MAC));
+        }
+    }
+    attachment
+}
+
+/// Returns the guest's entry of `MD_SHARES`.
+#[must_use]
+pub fn guest_shares(state: &State, now: u64) -> GuestShares {
+    let (three_quarters, all) = (now + BURST_NS / 4 * 3, now + 2 * BURST_NS);
+    let unused = GuestShares::UNUSED;
+    match state.exhausted {
+        Exhausted::Nothing => unused,
+        Exhausted::Guest => GuestShares { guests: [all; GUEST_RATES], ..unused },
+        Exhausted::HalfAndReserve => {
+            GuestShares { total_tat_ns: three_quarters, reserve_tat_ns: all, ..unused }
+        }
+        Exhausted::Total => GuestShares { total_tat_ns: all, ..unused },
+        Exhausted::All => GuestShares { total_tat_ns: all, reserve_tat_ns: all, ..unused },
+    }
 }
 
 /// Returns the identity addresses of a recorded client.
 #[must_use]
-pub fn known() -> [[u8; 16]; 2] {
-    [identity(), identity_v6()]
+pub fn known() -> [[u8; 16]; 3] {
+    [identity(), identity_v6(), identity_at(DERIVED_IPV6)]
 }
 
 /// Returns `MD_NETNS` of a router's namespace or of the host.
@@ -73,13 +107,7 @@ pub fn port_key(routed: bool) -> PortKey {
     PortKey { netns: netns_context(routed, 0).netns, ifindex: IFINDEX, vlan: 0 }
 }
 
-/// Returns the client record of a state.
-#[must_use]
-pub fn client_in(state: &State) -> Client {
-    Client { netns: netns_context(state.routed, 0).netns, ..client() }
-}
-
-/// Returns the client record on the host.
+/// Returns the client record.
 #[must_use]
 pub fn client() -> Client {
     Client {
@@ -87,11 +115,9 @@ pub fn client() -> Client {
         first_seen_ns: 1,
         last_seen_ns: 1,
         connections: 3,
-        ifindex: IFINDEX,
-        vlan: 0,
         guest_mac: GUEST_MAC,
         metadata_mac: ROUTER_MAC,
-        netns: 0,
+        _pad: [0; 4],
     }
 }
 
@@ -111,8 +137,12 @@ pub fn host_world(state: &State) -> HostWorld {
         world.ports.insert(port_key(state.routed), port(state));
     }
     world.attachments.borrow_mut().insert(ATTACHMENT, attachment_state(state, now));
+    world.shares.borrow_mut().insert(ATTACHMENT, guest_shares(state, now));
+    if state.interface_there {
+        world.devices.insert(ATTACHMENT, IFINDEX);
+    }
     if state.client_known {
-        world.clients.borrow_mut().extend(known().map(|identity| (ClientKey { identity }, client_in(state))));
+        world.clients.borrow_mut().extend(known().map(|identity| (ClientKey { identity }, client())));
     }
     if state.listening {
         world.connections.extend(known().map(|identity| (identity, CONNECTED_PORT)));

@@ -218,7 +218,7 @@ fn blackhole_routes() {
     served_despite(Stack::Silent, |host| {
         host.netns().ip("route add blackhole 169.254.0.0/16\n\
              route add blackhole 10.0.0.0/25\n\
-             route add blackhole fd6d::/16\n\
+             route add blackhole fd64::/14\n\
              rule add iif md-portal prohibit");
         host.netns().run(&["ip", "-6", "rule", "add", "iif", "md-portal", "prohibit"]);
     });

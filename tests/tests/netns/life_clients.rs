@@ -1,39 +1,40 @@
-//! The kernel's record of each client: `/state` shows it, and it is removed in time.
+//! The kernel's statistics about each client, which `/state` shows, and the end of an interface.
 
 use std::collections::BTreeMap;
-use std::time::Duration;
 
+use aya::maps::xdp::DevMapHash;
 use aya::maps::{HashMap, Map, MapData};
-use metadata_agent::datapath::{AttachMode, Clock, Datapath};
-use metadata_agent::ids::IfIndex;
+use metadata_agent::datapath::Clock;
 use metadata_ebpf::abi::{AttachmentState, Client, ClientKey, names};
 use metadata_ebpf::identity::{AttachmentId, ClientAddress};
 use metadata_tests::two_tenants::ADDRESS;
-use metadata_tests::{Guest, Host, TwoTenants};
-use nix::net::if_::if_nametoindex;
+use metadata_tests::{AgentProcess, Guest, Host, TwoTenants};
 
-const LONG: Duration = Duration::from_hours(1);
-
-fn map(host: &Host, name: &str) -> Map {
+fn pinned(host: &Host, name: &str) -> MapData {
     let map = MapData::from_pin(host.bpffs().join("metadata").join(name));
-    Map::HashMap(map.unwrap_or_else(|e| unreachable!("open {name}: {e}")))
+    map.unwrap_or_else(|e| unreachable!("open {name}: {e}"))
 }
 
 fn clients(host: &Host) -> BTreeMap<[u8; 16], Client> {
-    let clients = HashMap::<_, ClientKey, Client>::try_from(map(host, names::CLIENTS)).expect("MD_CLIENTS");
+    let map = Map::LruHashMap(pinned(host, names::CLIENTS));
+    let clients = HashMap::<_, ClientKey, Client>::try_from(map).expect("MD_CLIENTS");
     clients.iter().map(|entry| entry.expect("an entry")).map(|(key, client)| (key.identity, client)).collect()
 }
 
-/// Returns the number of clients that counts towards an attachment's quota.
-fn counted(host: &Host, attachment: u64) -> u64 {
-    let attachments =
-        HashMap::<_, u32, AttachmentState>::try_from(map(host, names::ATTACHMENTS)).expect("MD_ATTACH");
-    attachments.get(&u32::try_from(attachment).expect("an id"), 0).expect("its state").clients
+/// Returns the attachments that have a state, and those that have an interface.
+fn attachments(host: &Host) -> (Vec<u32>, Vec<u32>) {
+    let map = Map::HashMap(pinned(host, names::ATTACHMENTS));
+    let states = HashMap::<_, u32, AttachmentState>::try_from(map).expect("MD_ATTACH");
+    let devices = DevMapHash::try_from(Map::DevMapHash(pinned(host, names::DEVICES))).expect("MD_DEVICES");
+    let mut ids = (states.keys().flatten().collect::<Vec<_>>(), devices.keys().flatten().collect::<Vec<_>>());
+    ids.0.sort_unstable();
+    ids.1.sort_unstable();
+    ids
 }
 
-fn identity(attachment: u64) -> [u8; 16] {
+fn identity(attachment: u64, guest: &Guest) -> [u8; 16] {
     let id = u32::try_from(attachment).ok().and_then(AttachmentId::new).expect("an id");
-    ClientAddress::ipv4(id, ADDRESS).identity()
+    ClientAddress::from_ipv4(id, ADDRESS, guest.port.mac.0).identity()
 }
 
 #[test]
@@ -54,7 +55,7 @@ fn a_client_is_recorded_and_shown() {
     let now = clients(&tenants.host);
     for (guest, network, connections) in [(first, &tenants.networks[0], 3), (second, &tenants.networks[1], 1)]
     {
-        let key = identity(ids[&guest.tap]);
+        let key = identity(ids[&guest.tap], guest);
         let (before, after) = (recorded[&key], now[&key]);
         assert_eq!(after.network, network.id.octets());
         assert_eq!((after.guest_mac, after.metadata_mac), (guest.port.mac.0, network.gateway_mac.0));
@@ -63,7 +64,6 @@ fn a_client_is_recorded_and_shown() {
         assert!(began < before.first_seen_ns && before.first_seen_ns <= before.last_seen_ns);
         assert!(after.last_seen_ns >= before.last_seen_ns);
         assert!(connections == 1 || after.last_seen_ns > between, "{after:?}");
-        assert_eq!(counted(&tenants.host, ids[&guest.tap]), 1);
     }
 
     let state = process.state();
@@ -86,39 +86,30 @@ fn a_client_is_recorded_and_shown() {
 }
 
 #[test]
-fn idle_clients_and_clients_of_lost_interfaces_are_removed() {
+fn nothing_is_left_of_a_gone_interface_or_an_earlier_agent() {
     let tenants = TwoTenants::new();
-    let host = &tenants.host;
     let agent = tenants.agent().install();
     let process = agent.start();
-    tenants.assert_served();
-    let ids = tenants.guests.each_ref().map(|guest| process.attachments()[&guest.tap]);
+    let ids = |process: &AgentProcess| {
+        process.attachments().into_values().map(|id| u32::try_from(id).expect("an id")).collect::<Vec<_>>()
+    };
+    let sorted = |mut ids: Vec<u32>| {
+        ids.sort_unstable();
+        (ids.clone(), ids)
+    };
+    assert_eq!(attachments(&tenants.host), sorted(ids(&process)));
+
+    // Adopted, with the same ids.
+    let before = ids(&process);
     process.kill9();
+    let process = agent.start();
+    assert_eq!(ids(&process), before);
+    assert_eq!(attachments(&tenants.host), sorted(before));
 
-    // Sweeps as the next agent would, with another idle limit.
-    host.netns().enter(|| {
-        let pins = host.bpffs().join("metadata");
-        let mut datapath = Datapath::open(&pins, AttachMode::Auto).expect("adopt the datapath");
-        let index = |guest: &Guest| IfIndex(if_nametoindex(guest.tap.as_str()).expect("its index"));
-        for (guest, id) in tenants.guests.iter().zip(ids) {
-            let adopted =
-                datapath.adopt(index(guest), &guest.tap).expect("look for it").expect("an attachment");
-            assert_eq!(u64::from(adopted.get()), id);
-        }
-        assert!(datapath.is_adopted());
-        assert_eq!(datapath.sweep(LONG).expect("sweep"), 0);
-        assert_eq!(clients(host).len(), 2);
-        assert_eq!(ids.map(|id| counted(host, id)), [1, 1]);
-
-        // One is removed with its interface, however recent it is.
-        datapath.detach(index(&tenants.guests[0])).expect("detach");
-        assert_eq!(datapath.sweep(LONG).expect("sweep"), 1);
-        assert!(clients(host).keys().eq([&identity(ids[1])]));
-        assert_eq!(counted(host, ids[1]), 1);
-
-        // The other is removed when it is idle.
-        assert_eq!(datapath.sweep(Duration::ZERO).expect("sweep"), 1);
-        assert!(clients(host).is_empty());
-        assert_eq!(counted(host, ids[1]), 0);
-    });
+    // The kernel removes the interface by itself, and the agent the rest.
+    let TwoTenants { guests: [first, second], nova: _nova, networks: _networks, host } = tenants;
+    drop(first);
+    process.wait_for_attachments([second.tap.as_str()]);
+    assert_eq!(attachments(&host), sorted(ids(&process)));
+    assert_eq!(process.stop().code(), Some(0));
 }

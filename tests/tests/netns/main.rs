@@ -24,6 +24,7 @@ mod haproxies;
 mod hostile_connections;
 mod hostile_haproxies;
 mod hostile_host;
+mod hostile_kernel;
 mod hostile_nova;
 mod hostile_packets;
 mod lab;

@@ -3,14 +3,14 @@
 
 use metadata_ebpf::abi::{ClientKey, PortKey};
 use metadata_ebpf::from_guest::from_guest;
-use metadata_ebpf::host::{HostSkb, HostWorld};
+use metadata_ebpf::host::HostSkb;
 use metadata_ebpf::reason::Reason;
 use metadata_ebpf::skb::{HEAD, Vlan};
 use metadata_ebpf::to_guest::to_guest;
 use metadata_tests::packets::control_block;
-use metadata_tests::packets::table::{self, assert_outcome, assert_recorded};
+use metadata_tests::packets::table::{self, assert_noted, assert_outcome, assert_recorded};
 use metadata_tests::packets::world::{IFINDEX, STALE_AFTER_NS, host_world};
-use metadata_tests::packets::{Program, cases};
+use metadata_tests::packets::{ATTACHMENT, CONNECTED_PORT, Case, Program, State, cases, identity};
 
 #[test]
 fn every_case_holds_on_the_host() {
@@ -23,6 +23,7 @@ fn every_case_holds_on_the_host() {
         };
         assert_outcome(&case, outcome.map(|outcome| outcome.reason), &skb.frame);
         assert_recorded(&case, world.clients.borrow().get(&ClientKey { identity: case.identity() }).copied());
+        assert_noted(&case, &world.attachments.borrow()[&ATTACHMENT]);
         if case.reason.is_none() {
             assert_eq!(world.lookups.get(), 0, "{}: a bystander must not cost a map look-up", case.name);
         }
@@ -73,7 +74,8 @@ fn a_tagged_metadata_packet_is_passed_on() {
 #[test]
 fn the_tag_of_a_subport_is_removed_and_restored() {
     let tag = PortKey { netns: 0, ifindex: IFINDEX, vlan: 5 };
-    for case in cases().into_iter().filter(|case| case.reason == Some(Reason::ConnectionOpened)) {
+    let opens = |case: &Case| case.reason == Some(Reason::ConnectionOpened) && !case.state.routed;
+    for case in cases().into_iter().filter(opens) {
         let mut world = host_world(&case.state);
         let untagged = world.ports.remove(&PortKey { netns: 0, ifindex: IFINDEX, vlan: 0 }).expect(case.name);
         world.ports.insert(tag, untagged);
@@ -96,28 +98,42 @@ fn the_tag_of_a_subport_is_removed_and_restored() {
                 case.name
             );
         }
-        let client = world.clients.borrow().get(&ClientKey { identity: case.identity() }).copied();
-        assert_eq!(client.expect(case.name).vlan, 5, "{}", case.name);
     }
     let answers = cases().into_iter().filter(|case| case.reason == Some(Reason::Reply));
     for case in answers {
         let world = host_world(&case.state);
-        for client in world.clients.borrow_mut().values_mut() {
-            client.vlan = 5;
-        }
+        world.attachments.borrow_mut().get_mut(&ATTACHMENT).expect(case.name).vlan = 5;
         let mut skb = HostSkb::new(case.frame.clone(), IFINDEX);
         assert_eq!(to_guest(&mut skb, &world).reason, Reason::Reply, "{}", case.name);
         assert_eq!(skb.vlan, Vlan::Tagged(5), "{}", case.name);
     }
 }
 
+/// Anyone can send an ACK after a SYN from a made-up address.
 #[test]
-fn a_full_client_map_admits_only_known_clients() {
-    for case in cases().into_iter().filter(|case| case.reason == Some(Reason::ConnectionOpened)) {
-        let world = HostWorld { clients_full: true, ..host_world(&case.state) };
+fn a_half_open_connection_leaves_no_record() {
+    let segments = cases().into_iter().filter(|case| case.reason == Some(Reason::Segment));
+    for case in segments.filter(|case| case.identity() == identity()) {
+        let mut world = host_world(&case.state);
+        world.half_open = std::mem::take(&mut world.connections);
+        assert!(world.half_open.contains(&(identity(), CONNECTED_PORT)));
         let outcome = from_guest(&mut HostSkb::new(case.frame.clone(), IFINDEX), &world).expect(case.name);
-        let expected = if case.state.client_known { Reason::ConnectionOpened } else { Reason::ClientsFull };
-        assert_eq!(outcome.reason, expected, "{}", case.name);
+        assert_eq!(outcome.reason, Reason::Segment, "{}", case.name);
+        assert!(world.clients.borrow().is_empty(), "{}", case.name);
+    }
+}
+
+/// A guest that forges another guest's address on a shared interface has another identity.
+#[test]
+fn a_segment_from_another_mac_address_is_of_another_connection() {
+    let segments = cases().into_iter().filter(|case| case.reason == Some(Reason::Segment));
+    for case in segments {
+        let world = host_world(&State { routed: true, port_known: false, ..case.state });
+        let mut frame = case.frame.clone();
+        frame[11] ^= 1;
+        let outcome = from_guest(&mut HostSkb::new(frame, IFINDEX), &world).expect(case.name);
+        let reasons = [Reason::ForeignConnection, Reason::Ipv6Underived];
+        assert!(reasons.contains(&outcome.reason), "{}: {outcome:?}", case.name);
     }
 }
 

@@ -165,7 +165,7 @@ fn text_value(text: &str) -> HeaderValue {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use metadata_ebpf::identity::{AttachmentId, GuestAddress};
+    use metadata_ebpf::identity::AttachmentId;
 
     fn identity(fixed_ips: &[&str]) -> ClientIdentity {
         ClientIdentity::new(
@@ -178,10 +178,9 @@ mod tests {
 
     #[test]
     fn forwarded_for_is_one_address_of_the_guests_family() {
-        let v6 = ClientAddress {
-            attachment: AttachmentId::new(7).unwrap(),
-            guest: GuestAddress::Ipv6LinkLocal([0xf8, 0x16, 0x3e, 0xff, 0xfe, 0, 0, 1]),
-        };
+        let interface_id = [0xf8, 0x16, 0x3e, 0xff, 0xfe, 0, 0, 1];
+        let mac = [0xfa, 0x16, 0x3e, 0, 0, 1];
+        let v6 = ClientAddress::from_link_local(AttachmentId::new(7).unwrap(), interface_id, mac);
         let v4 = ClientAddress::ipv4(AttachmentId::new(7).unwrap(), [10, 0, 0, 5]);
         for (client, fixed_ips, want) in [
             (v4, &["10.0.0.9", "10.0.0.5"][..], "10.0.0.5"),

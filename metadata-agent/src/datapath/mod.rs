@@ -27,7 +27,7 @@ pub(crate) use maps::{Counters, Heartbeat};
 pub(crate) use netns_datapaths::NetnsDatapaths;
 pub(crate) use pins::{FilterRecord, StaleState};
 pub(crate) use policy::PortPolicy;
-pub use programs::{AttachMode, DISPATCHER, OBJECT};
+pub use programs::{AttachMode, DISPATCHER, OBJECT, raise_memlock_limit};
 pub(crate) use programs::{FilterRemoval, Hook, remove_filter};
 pub(crate) use tcx_scan::{ExpectedPrograms, find_detached};
 

@@ -15,6 +15,8 @@ use aya::util::KernelVersion;
 use aya::{Ebpf, EbpfLoader, include_bytes_aligned};
 use metadata_ebpf::abi::{ABI_VERSION, NetnsContext, Settings, names, slots};
 use nix::net::if_::if_nametoindex;
+use nix::sys::resource::{RLIM_INFINITY, Resource, setrlimit};
+use tracing::debug;
 
 use super::DatapathError;
 use super::maps::Slots;
@@ -33,6 +35,8 @@ const CLSACT_HANDLE: TcHandle = TcHandle::new(0, 1);
 
 /// The first kernel with TCX (commit e420bed02507).
 const TCX_SINCE: KernelVersion = KernelVersion::new(6, 6, 0);
+/// The first kernel that does not count BPF maps as locked memory (commit 97306be45fbe).
+const MEMORY_CGROUPS_SINCE: KernelVersion = KernelVersion::new(5, 11, 0);
 
 /// Configured choice of the hook.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -315,7 +319,21 @@ impl Dispatchers {
     }
 }
 
+/// Raises the limit of locked memory, which bounds BPF maps before Linux 5.11.
+///
+/// aya does so when the kernel answers EPERM. But for a device map the kernel answers EINVAL
+/// (`dev_map_init_map`), so a device map that is created first would fail.
+pub fn raise_memlock_limit() {
+    if KernelVersion::current().is_ok_and(|running| running >= MEMORY_CGROUPS_SINCE) {
+        return;
+    }
+    if let Err(error) = setrlimit(Resource::RLIMIT_MEMLOCK, RLIM_INFINITY, RLIM_INFINITY) {
+        debug!(%error, "cannot raise the limit of locked memory");
+    }
+}
+
 fn loader(pins: &Pins) -> EbpfLoader<'static> {
+    raise_memlock_limit();
     let mut loader = EbpfLoader::new();
     // Kernel type information serves programs with CO-RE relocations. Ours have none, and it takes
     // megabytes.

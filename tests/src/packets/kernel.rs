@@ -9,7 +9,7 @@ use aya::maps::xdp::DevMapHash;
 use aya::maps::{Array, HashMap, MapData, PerCpuArray, ProgramArray};
 use aya::programs::{ProgramInfo, SchedClassifier, TestRun, TestRunOptions};
 use aya::{Ebpf, EbpfLoader};
-use metadata_agent::datapath::{Clock, DISPATCHER, OBJECT, PROGRAMS};
+use metadata_agent::datapath::{Clock, DISPATCHER, OBJECT, PROGRAMS, raise_memlock_limit};
 use metadata_agent::net::netlink::Netlink;
 use metadata_agent::net::netns::Netns;
 use metadata_agent::net::portal::Portal;
@@ -59,6 +59,7 @@ impl Kernel {
     /// Loads the object with its maps pinned in `pins`, for the portal with this id in the caller's
     /// namespace.
     fn load(pins: &Path, nsid: u32) -> Self {
+        raise_memlock_limit();
         let [mut ebpf, mut dispatched] = [0_u32, 1].map(|dispatched| {
             let mut loader = EbpfLoader::new();
             loader.override_global(names::DISPATCHED, &dispatched, true);

@@ -2,6 +2,7 @@
 //! be swapped in a signature.
 
 use std::fmt;
+use std::net::Ipv6Addr;
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
@@ -165,6 +166,26 @@ impl fmt::Debug for ProjectId {
 #[serde(try_from = "String", into = "String")]
 pub struct MacAddress(pub [u8; 6]);
 
+impl MacAddress {
+    /// Returns the link-local address that is derived from it (RFC 4291, appendix A).
+    #[must_use]
+    pub fn link_local(self) -> Ipv6Addr {
+        let [a, b, c, d, e, f] = self.0;
+        Ipv6Addr::from([0xfe, 0x80, 0, 0, 0, 0, 0, 0, a ^ 2, b, c, 0xff, 0xfe, d, e, f])
+    }
+
+    /// Returns the MAC address from which a link-local address is derived, if it is.
+    #[must_use]
+    pub(crate) fn from_link_local(address: Ipv6Addr) -> Option<Self> {
+        match address.octets() {
+            [0xfe, 0x80, 0, 0, 0, 0, 0, 0, a, b, c, 0xff, 0xfe, d, e, f] => {
+                Some(Self([a ^ 2, b, c, d, e, f]))
+            }
+            _ => None,
+        }
+    }
+}
+
 impl FromStr for MacAddress {
     type Err = IdError;
     fn from_str(text: &str) -> Result<Self, IdError> {
@@ -281,6 +302,16 @@ mod tests {
         assert_eq!(VlanId::try_from(4094).unwrap().get(), 4094);
         for bad in [0, 4095, 65_537] {
             assert_eq!(VlanId::try_from(bad), Err(IdError::NotVlan { id: bad }));
+        }
+    }
+
+    #[test]
+    fn a_link_local_address_leads_back_to_its_mac_address() {
+        let mac: MacAddress = "fa:16:3e:0a:0b:0c".parse().unwrap();
+        assert_eq!(mac.link_local().to_string(), "fe80::f816:3eff:fe0a:b0c");
+        assert_eq!(MacAddress::from_link_local(mac.link_local()), Some(mac));
+        for other in ["fe80::1", "fe80:0:0:1:f816:3eff:fe0a:b0c", "fd00::f816:3eff:fe0a:b0c"] {
+            assert_eq!(MacAddress::from_link_local(other.parse().unwrap()), None, "{other}");
         }
     }
 

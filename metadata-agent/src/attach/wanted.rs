@@ -126,7 +126,8 @@ impl GuestRules {
 
     /// Returns the checks of a port. Without known IPv4 addresses, its addresses are not checked.
     fn policy(&self, owner: &Owner) -> PortPolicy {
-        let Some(PortAddressing { network, mac, fixed_ips, allowed_addresses }) = owner.addressing() else {
+        let Some(PortAddressing { network, mac, fixed_ips, allowed_addresses, .. }) = owner.addressing()
+        else {
             return PortPolicy::default();
         };
         let (check_mac, check_addresses) = match self.source_check {

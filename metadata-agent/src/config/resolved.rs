@@ -82,6 +82,9 @@ impl Config {
         let https = self.nova_metadata_protocol == Scheme::Https;
         let tls = self.auth_ca_cert.is_some() || self.nova_client_cert.is_some();
         let mut warnings = Vec::new();
+        if self.serve_metadata_proxy_socket && self.neutron.is_none() {
+            warnings.push(ConfigWarning::HaproxyWithoutNeutron);
+        }
         if self.upstream != UpstreamKind::Nova {
             return warnings;
         }
@@ -113,6 +116,8 @@ pub(crate) enum ConfigWarning {
     TlsUnused,
     /// TLS to Keystone and Neutron without authentication.
     NeutronNotChecked,
+    /// Nothing reports that an address behind a haproxy moved to another port.
+    HaproxyWithoutNeutron,
 }
 
 impl fmt::Display for ConfigWarning {
@@ -127,6 +132,10 @@ impl fmt::Display for ConfigWarning {
             }
             Self::NeutronNotChecked => {
                 "neutron_insecure is on: Keystone's and Neutron's certificates are not checked"
+            }
+            Self::HaproxyWithoutNeutron => {
+                "serve_metadata_proxy_socket is on without neutron_auth_url: IPv4 clients of haproxies get \
+                 404, unless OVN reports their ports"
             }
         })
     }

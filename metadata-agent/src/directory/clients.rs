@@ -4,6 +4,10 @@
 //! [`InventoryLookup`] knows the ports of this host by network and address. It knows neither
 //! routers nor ports of other hosts. [`NeutronLookup`] asks Neutron about those: the router or DHCP
 //! server of a guest on another host may be on this one.
+//!
+//! An address may have moved to another port since a source reported it, so an address alone
+//! identifies a port of the inventory only if its source follows such changes. Otherwise the MAC
+//! address that the kernel saw must be the port's too (`docs/design/address-and-mac.md`).
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -13,7 +17,7 @@ use tokio::sync::watch;
 
 use crate::directory::Owner;
 use crate::ids::{NetworkId, NetworkOrRouter};
-use crate::inventory::{Entry, Inventory, Port, PortAddressing, Snapshot};
+use crate::inventory::{Entry, Inventory, Port, PortAddressing, Snapshot, SourceKind};
 use crate::proxy::{ClientLookup, ClientQuery, LookupFuture, LookupOutcome, PortMatch, UpstreamAuth};
 use crate::sources::SourceState;
 use crate::sources::neutron::{self, Lookup, LookupQuery, LookupResult, PortSelector};
@@ -67,7 +71,9 @@ impl InventoryLookup {
             }
             NetworkOrRouter::Network(network) => network,
         };
-        match self.entries(network, query).as_slice() {
+        let mut entries = self.entries(network, query);
+        entries.retain(|entry| entry.addressing().is_some_and(|port| is_evident(port, query)));
+        match entries.as_slice() {
             [] => self.not_found(),
             [Entry::NoInstance(_)] => LookupOutcome::NotAnInstance,
             [entry] => outcome(entry, &self.auth),
@@ -90,6 +96,17 @@ impl InventoryLookup {
     fn not_found(&self) -> LookupOutcome {
         let complete = self.sources.iter().all(|source| source.borrow().ready);
         if complete { LookupOutcome::NotFound } else { LookupOutcome::Unavailable }
+    }
+}
+
+/// Returns true if the match of a port and a client is more than an address that may be outdated.
+fn is_evident(port: &PortAddressing, query: &ClientQuery) -> bool {
+    match (query.mac, query.port_match()) {
+        (Some(seen), _) => port.mac == Some(seen),
+        // A link-local address names the port by its MAC address, which does not move.
+        (None, Some(PortMatch::Mac(_))) => true,
+        (None, Some(PortMatch::Address(_))) => port.follows_changes(),
+        (None, None) => false,
     }
 }
 
@@ -133,7 +150,9 @@ impl NeutronLookup {
             project: found.project.clone(),
             addressing: PortAddressing {
                 network: Some(found.network),
+                mac: found.mac,
                 fixed_ips: found.fixed_ips.clone(),
+                fixed_ips_source: Some(SourceKind::Neutron),
                 ..PortAddressing::default()
             },
         };
@@ -175,7 +194,7 @@ impl Index {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::inventory::{DeviceOwner, Event, PortRecord, SourceKind};
+    use crate::inventory::{DeviceOwner, Event, PortRecord};
     use crate::proxy::{NetworkHeader, Signer};
     use crate::sources::Reporter;
     use tokio::sync::mpsc;
@@ -200,24 +219,38 @@ mod tests {
         }
     }
 
-    async fn inventory_lookup(ports: Vec<PortRecord>, auth: UpstreamAuth) -> InventoryLookup {
+    async fn inventory_lookup(
+        source: SourceKind,
+        ports: Vec<PortRecord>,
+        auth: UpstreamAuth,
+    ) -> InventoryLookup {
         let (inventory, publisher) = Inventory::new();
         let (events, queue) = mpsc::channel(1);
-        let event = Event { source: SourceKind::StaticFile, key: "f".to_owned(), ports };
-        events.send(event).await.unwrap();
+        events.send(Event { source, key: "f".to_owned(), ports }).await.unwrap();
         drop(events);
         publisher.run(queue, CancellationToken::new()).await;
         InventoryLookup::new(inventory, Vec::new(), auth)
     }
 
+    /// Makes a look-up of ports that this source reports, for Nova.
+    async fn reported(source: SourceKind, ports: impl IntoIterator<Item = PortRecord>) -> InventoryLookup {
+        let auth = UpstreamAuth::Signed(Signer::new("secret".into()));
+        inventory_lookup(source, ports.into_iter().collect(), auth).await
+    }
+
+    /// Makes a look-up of ports whose addresses are up to date.
     async fn signed(ports: impl IntoIterator<Item = PortRecord>) -> InventoryLookup {
-        inventory_lookup(ports.into_iter().collect(), UpstreamAuth::Signed(Signer::new("secret".into())))
-            .await
+        reported(SourceKind::OvnSouthbound, ports).await
     }
 
     fn found(lookup: &InventoryLookup, network: &str, address: &str) -> String {
+        found_from(lookup, network, address, None)
+    }
+
+    fn found_from(lookup: &InventoryLookup, network: &str, address: &str, mac: Option<&str>) -> String {
         let scope = NetworkOrRouter::Network(network.parse().unwrap());
-        match lookup.find(&ClientQuery { scope, address: address.parse().unwrap(), mac: None }) {
+        let mac = mac.map(|mac| mac.parse().unwrap());
+        match lookup.find(&ClientQuery { scope, address: address.parse().unwrap(), mac }) {
             LookupOutcome::Identified(identity) => {
                 identity.instance().map_or("network".to_owned(), |id| id.to_string())
             }
@@ -242,6 +275,38 @@ mod tests {
         }
     }
 
+    /// The address may belong to another port by now: only OVN reports that.
+    #[tokio::test]
+    async fn an_address_counts_only_with_the_mac_or_a_following_source() {
+        let mut red = port(1, RED, "10.0.0.5");
+        red.addressing.mac = Some(MAC.parse().unwrap());
+        let own = red.instance.to_string();
+        for source in SourceKind::ALL {
+            let lookup = reported(*source, [red.clone().into()]).await;
+            let by_address = if source.follows_addresses() { own.as_str() } else { "NotFound" };
+            assert_eq!(found(&lookup, RED, "10.0.0.5"), by_address, "{source}");
+            assert_eq!(found(&lookup, RED, LINK_LOCAL), own, "{source}");
+            assert_eq!(found_from(&lookup, RED, "10.0.0.5", Some(MAC)), own, "{source}");
+            assert_eq!(found_from(&lookup, RED, LINK_LOCAL, Some(MAC)), own, "{source}");
+            for address in ["10.0.0.5", LINK_LOCAL] {
+                let other = found_from(&lookup, RED, address, Some("fa:16:3e:00:00:02"));
+                assert_eq!(other, "NotFound", "{source} {address}");
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn the_mac_address_decides_between_two_ports_with_one_address() {
+        let [mut old, mut new] = [port(1, RED, "10.0.0.5"), port(2, RED, "10.0.0.5")];
+        old.addressing.mac = Some(MAC.parse().unwrap());
+        new.addressing.mac = Some("fa:16:3e:00:00:02".parse().unwrap());
+        let lookup = reported(SourceKind::Libvirt, [old.clone().into(), new.clone().into()]).await;
+        for port in [old, new] {
+            let mac = port.addressing.mac.unwrap().to_string();
+            assert_eq!(found_from(&lookup, RED, "10.0.0.5", Some(&mac)), port.instance.to_string());
+        }
+    }
+
     #[tokio::test]
     async fn ambiguous_and_incomplete_ports_are_not_guessed() {
         let twice = [port(1, RED, "10.0.0.5").into(), port(2, RED, "10.0.0.5").into()];
@@ -250,7 +315,8 @@ mod tests {
         assert_eq!(found(&signed([half.clone()]).await, RED, "10.0.0.5"), "Unavailable");
         let router = PortRecord { device_owner: DeviceOwner::new("network:dhcp"), ..half.clone() };
         assert_eq!(found(&signed([router]).await, RED, "10.0.0.5"), "NotAnInstance");
-        let forwarded = inventory_lookup(vec![half], UpstreamAuth::ByNetwork(NetworkHeader::Neutron)).await;
+        let auth = UpstreamAuth::ByNetwork(NetworkHeader::Ovn);
+        let forwarded = inventory_lookup(SourceKind::OvnSouthbound, vec![half], auth).await;
         assert_eq!(found(&forwarded, RED, "10.0.0.5"), "network");
     }
 

@@ -19,7 +19,7 @@ use tokio::sync::watch;
 use crate::ids::{IfIndex, MacAddress, NetworkOrRouter, VlanId};
 use crate::inventory::shards::Shards;
 use crate::inventory::{Entry, Port, PortAddressing, PortRecord};
-use crate::proxy::{ClientDirectory, ClientIdentity, LookupState, UpstreamAuth};
+use crate::proxy::{ClientDirectory, ClientIdentity, ForwardedAddresses, LookupState, UpstreamAuth};
 
 /// An attachment of one guest, and the port behind it.
 #[derive(Clone, Debug)]
@@ -51,7 +51,8 @@ pub(crate) struct SharedBinding {
 pub enum Owner {
     /// The instance is known.
     Known { port: Arc<Port>, identity: Arc<ClientIdentity> },
-    /// The network is known, but not the instance. This is enough for Neutron's metadata agent.
+    /// The network and an address are known, but not the instance. This is enough for Neutron's
+    /// metadata agent.
     OnNetwork { record: Arc<PortRecord>, identity: Arc<ClientIdentity> },
     /// No source knows the port.
     Unknown,
@@ -63,9 +64,10 @@ impl Owner {
     /// Derives the owner from an inventory entry, with an identity for this kind of upstream.
     #[must_use]
     pub(crate) fn from_entry(entry: &Entry, auth: &UpstreamAuth) -> Self {
+        // Without an address to forward, the port is unknown, and its requests wait.
         let on_network = |addressing: &PortAddressing, header| {
-            let addresses = addressing.fixed_ips.clone();
-            Some(Arc::new(ClientIdentity::on_network(addressing.network?, addresses, header)))
+            let addresses = ForwardedAddresses::new(header, addressing.confirmed_ips(), addressing.mac)?;
+            Some(Arc::new(ClientIdentity::on_network(addressing.network?, header, addresses)))
         };
         let owner = match (entry, auth) {
             (Entry::Agreed(port), UpstreamAuth::Signed(signer)) => {

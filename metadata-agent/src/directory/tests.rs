@@ -1,4 +1,6 @@
 use super::*;
+use crate::inventory::SourceKind;
+use crate::proxy::NetworkHeader;
 
 const NETWORK: &str = "11111111-1111-4111-8111-111111111111";
 
@@ -91,4 +93,27 @@ fn the_mac_address_is_the_one_that_the_kernel_saw() {
     let directory = Directory::new(move |address| (*address == client).then_some(mac));
     assert_eq!(directory.guest_mac(&client), Some(mac));
     assert_eq!(directory.guest_mac(&ClientAddress::ipv4(attachment(2), [10, 0, 0, 5])), None);
+}
+
+/// Neutron's agent would identify the port by an address that may be another port's by now.
+#[test]
+fn a_port_without_a_confirmed_address_is_unknown() {
+    let owner = |mac: Option<MacAddress>, source| {
+        let addressing = PortAddressing {
+            network: Some(NETWORK.parse().unwrap()),
+            mac,
+            fixed_ips: vec!["10.0.0.5".parse().unwrap()],
+            fixed_ips_source: Some(source),
+            ..PortAddressing::default()
+        };
+        let record = PortRecord { addressing, ..PortRecord::default() };
+        let auth = UpstreamAuth::ByNetwork(NetworkHeader::Neutron);
+        Owner::from_entry(&Entry::Incomplete(Arc::new(record)), &auth)
+    };
+    let mac = Some(MacAddress([0xfa, 0x16, 0x3e, 0, 0, 1]));
+    for source in SourceKind::ALL {
+        let confirmed = matches!(source, SourceKind::StaticFile | SourceKind::OvnSouthbound);
+        assert_eq!(owner(None, *source).identity().is_some(), confirmed, "{source}");
+        assert!(owner(mac, *source).identity().is_some(), "{source}");
+    }
 }

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use super::port::{PortRecord, SourceKind, Subport};
+use super::port::{PortAddressing, PortRecord, SourceKind, Subport};
 use super::snapshot::{Dispute, Entry, Ownership};
 use crate::ids::{InstanceId, VlanId};
 
@@ -23,14 +23,16 @@ pub(super) fn merge(claims: &BTreeSet<&Claim>) -> Option<Entry> {
         let named = record.tenant.as_ref().map(|tenant| tenant.instance);
         arbitration.is_some_and(|decided| named.is_some_and(|named| named != decided))
     };
-    let mut valid = claims.iter().filter(|claim| !overruled(&claim.record));
+    let valid: Vec<&Claim> = claims.iter().copied().filter(|claim| !overruled(&claim.record)).collect();
 
     // Complete the most trusted record with the fields of the others.
-    let mut record = PortRecord::clone(&valid.next()?.record);
+    let (first, others) = valid.split_first()?;
+    let mut record = PortRecord::clone(&first.record);
     let mut agreed = true;
-    for claim in valid {
+    for claim in others {
         agreed &= record.complete_with(&claim.record).is_ok();
     }
+    record.addressing = addressing(valid);
 
     let not_an_instance = record.device_owner.as_ref().is_some_and(|owner| !owner.is_instance());
     if agreed && not_an_instance && record.tenant.is_none() {
@@ -58,6 +60,38 @@ pub(super) fn merge(claims: &BTreeSet<&Claim>) -> Option<Entry> {
     })))
 }
 
+/// Merges what sources report about network and addresses, the most trusted first.
+///
+/// MAC address and fixed addresses come first from sources that read the control plane. If one of
+/// these reports the port, the others' fixed addresses are out of date and do not count, even if it
+/// reports none.
+fn addressing(mut claims: Vec<&Claim>) -> PortAddressing {
+    let mut merged = PortAddressing::default();
+    for PortAddressing { network, allowed_addresses, .. } in addressings(&claims) {
+        merged.network = merged.network.or(*network);
+        if merged.allowed_addresses.is_empty() {
+            merged.allowed_addresses.clone_from(allowed_addresses);
+        }
+    }
+    // The sort is stable, so each group stays in the order of trust.
+    claims.sort_by_key(|claim| !claim.source.reads_control_plane());
+    let current = claims.first().is_some_and(|first| first.source.reads_control_plane());
+    for claim in claims {
+        let PortAddressing { mac, fixed_ips, .. } = &claim.record.addressing;
+        merged.mac = merged.mac.or(*mac);
+        let is_outdated = current && !claim.source.reads_control_plane();
+        if merged.fixed_ips.is_empty() && !fixed_ips.is_empty() && !is_outdated {
+            merged.fixed_ips.clone_from(fixed_ips);
+            merged.fixed_ips_source = Some(claim.source);
+        }
+    }
+    merged
+}
+
+fn addressings<'a>(claims: &'a [&Claim]) -> impl Iterator<Item = &'a PortAddressing> {
+    claims.iter().map(|claim| &claim.record.addressing)
+}
+
 /// Returns the instance chosen by a source that arbitrated between exactly the named instances. The
 /// choice is ignored if no other source names that instance, or if a source names an instance that
 /// was not known when the arbiter was queried: its answer may be out of date.
@@ -78,23 +112,16 @@ fn arbitration(claims: &BTreeSet<&Claim>) -> Option<InstanceId> {
 /// Merges the subports of one parent by VLAN id. A VLAN id to which sources assign different ports
 /// is left out.
 pub(super) fn subports(claims: &BTreeSet<Claim>) -> Arc<[Subport]> {
-    let mut by_vlan: BTreeMap<VlanId, Option<PortRecord>> = BTreeMap::new();
+    let mut by_vlan: BTreeMap<VlanId, Vec<&Claim>> = BTreeMap::new();
     for claim in claims {
-        let Some(trunk) = claim.record.trunk else { continue };
-        let merged = by_vlan.entry(trunk.vlan).or_insert_with(|| Some(PortRecord::default()));
-        if let Some(record) = merged {
-            let differ = record.id.zip(claim.record.id).is_some_and(|(ours, theirs)| ours != theirs);
-            if differ {
-                *merged = None;
-            } else {
-                // The subport's own entry shows a conflict of tenants; here only the fields count.
-                let _ = record.complete_with(&claim.record);
-            }
+        if let Some(trunk) = claim.record.trunk {
+            by_vlan.entry(trunk.vlan).or_default().push(claim);
         }
     }
-    let known = by_vlan.into_iter().filter_map(|(vlan, record)| {
-        let PortRecord { id, addressing, .. } = record?;
-        Some(Subport { vlan, id, addressing })
+    let known = by_vlan.into_iter().filter_map(|(vlan, claims)| {
+        let mut ids = claims.iter().filter_map(|claim| claim.record.id);
+        let id = ids.next();
+        ids.all(|other| Some(other) == id).then(|| Subport { vlan, id, addressing: addressing(claims) })
     });
     known.collect()
 }

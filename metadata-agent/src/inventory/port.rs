@@ -17,21 +17,26 @@ pub struct PortAddressing {
     /// MAC address of the guest, not of the tap.
     pub mac: Option<MacAddress>,
     pub fixed_ips: Vec<IpAddr>,
+    /// The source of `fixed_ips`, once records are merged.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub fixed_ips_source: Option<SourceKind>,
     /// Additional source addresses of the guest (Neutron's allowed-address-pairs).
     pub allowed_addresses: Vec<AddressPrefix>,
 }
 
 impl PortAddressing {
-    /// Takes over fields that are not known yet.
-    fn complete_with(&mut self, other: &Self) {
-        self.network = self.network.or(other.network);
-        self.mac = self.mac.or(other.mac);
-        if self.fixed_ips.is_empty() {
-            self.fixed_ips.clone_from(&other.fixed_ips);
-        }
-        if self.allowed_addresses.is_empty() {
-            self.allowed_addresses.clone_from(&other.allowed_addresses);
-        }
+    /// Returns the fixed addresses by which the port may be identified to others: those of a source
+    /// that vouches for them.
+    #[must_use]
+    pub(crate) fn confirmed_ips(&self) -> &[IpAddr] {
+        let is_confirmed = self.fixed_ips_source.is_some_and(SourceKind::vouches_for_addresses);
+        if is_confirmed { &self.fixed_ips } else { &[] }
+    }
+
+    /// Returns true if the fixed addresses change as soon as Neutron changes them.
+    #[must_use]
+    pub(crate) fn follows_changes(&self) -> bool {
+        self.fixed_ips_source.is_some_and(SourceKind::follows_addresses)
     }
 }
 
@@ -111,13 +116,12 @@ pub struct Tenant {
 pub(super) struct TenantConflict;
 
 impl PortRecord {
-    /// Takes over fields that are not known yet.
+    /// Takes over fields that are not known yet, except the addressing.
     ///
     /// # Errors
     /// The records name different tenants. The other fields are taken over nonetheless.
     pub(super) fn complete_with(&mut self, other: &Self) -> Result<(), TenantConflict> {
         self.id = self.id.or(other.id);
-        self.addressing.complete_with(&other.addressing);
         if self.device.is_none() {
             self.device.clone_from(&other.device);
             self.index = other.index;
@@ -166,7 +170,7 @@ impl From<Port> for PortRecord {
 }
 
 /// Kind of source, in the order of trust: if sources differ in a field, the first one that knows it
-/// is believed.
+/// is believed. Addresses are the exception ([`SourceKind::reads_control_plane`]).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum SourceKind {
@@ -185,6 +189,37 @@ impl SourceKind {
     #[cfg(test)]
     pub(crate) const ALL: &'static [Self] =
         &[Self::StaticFile, Self::Ovsdb, Self::Libvirt, Self::OvnSouthbound, Self::Neutron];
+
+    /// Returns true for sources that read addresses where they are assigned. The others know the
+    /// addresses of the moment at which a port was plugged or a file was written, so these sources
+    /// come first for addresses.
+    #[must_use]
+    pub(crate) const fn reads_control_plane(self) -> bool {
+        match self {
+            Self::OvnSouthbound | Self::Neutron => true,
+            Self::StaticFile | Self::Ovsdb | Self::Libvirt => false,
+        }
+    }
+
+    /// Returns true for a source to which the control plane pushes changes of addresses. Neutron is
+    /// asked once for each interface, so a change while the interface stays is not noticed.
+    #[must_use]
+    pub(crate) const fn follows_addresses(self) -> bool {
+        match self {
+            Self::OvnSouthbound => true,
+            Self::StaticFile | Self::Ovsdb | Self::Libvirt | Self::Neutron => false,
+        }
+    }
+
+    /// Returns true for sources by whose addresses a port may be identified to Neutron's metadata
+    /// agent: OVN, and the operator's word.
+    #[must_use]
+    pub(crate) const fn vouches_for_addresses(self) -> bool {
+        match self {
+            Self::StaticFile | Self::OvnSouthbound => true,
+            Self::Ovsdb | Self::Libvirt | Self::Neutron => false,
+        }
+    }
 
     /// Label in metrics and in `status`.
     #[must_use]

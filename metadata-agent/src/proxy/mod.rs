@@ -31,8 +31,8 @@ use std::time::Duration;
 use hyper::server::conn::http1;
 
 pub use client::{
-    ClientDirectory, ClientIdentity, ClientLookup, ClientQuery, LookupFuture, LookupOutcome, LookupState,
-    NetworkHeader, Signer,
+    ClientDirectory, ClientIdentity, ClientLookup, ClientQuery, ForwardedAddresses, LookupFuture,
+    LookupOutcome, LookupState, NetworkHeader, Signer,
 };
 pub(crate) use client::{PortMatch, UpstreamAuth};
 pub use downstream::{ClientStream, HaproxyUsers, RateLimit, RateWindow, serve_guests, serve_haproxies};

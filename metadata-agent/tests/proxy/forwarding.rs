@@ -6,7 +6,9 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use metadata_agent::proxy::{ClientIdentity, LookupState, NetworkHeader, ProxyConfig, UpstreamConfig};
+use metadata_agent::proxy::{
+    ClientIdentity, ForwardedAddresses, LookupState, NetworkHeader, ProxyConfig, UpstreamConfig,
+};
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixListener;
@@ -41,8 +43,10 @@ impl Site {
 }
 
 fn on_network(fixed_ips: &[&str], header: NetworkHeader) -> LookupState {
-    let fixed_ips = fixed_ips.iter().map(|ip| ip.parse().unwrap()).collect();
-    LookupState::Known(Arc::new(ClientIdentity::on_network(NETWORK.parse().unwrap(), fixed_ips, header)))
+    let fixed_ips: Vec<_> = fixed_ips.iter().map(|ip| ip.parse().unwrap()).collect();
+    let addresses = ForwardedAddresses::new(header, &fixed_ips, Some("fa:16:3e:00:00:01".parse().unwrap()));
+    let network = NETWORK.parse().unwrap();
+    LookupState::Known(Arc::new(ClientIdentity::on_network(network, header, addresses.unwrap())))
 }
 
 /// Returns the headers of a request, sorted by name.
@@ -92,7 +96,8 @@ async fn ovn_agent_gets_its_own_header() {
     assert_status(&agent.ask(GET).await, 200);
     let asked = headers(&legacy.next_text().await);
     assert!(asked.contains(&format!("x-ovn-network-id: {NETWORK}")), "{asked:?}");
-    assert!(asked.contains(&"x-forwarded-for: 10.0.0.5".to_owned()), "the datapath's: {asked:?}");
+    let derived = "x-forwarded-for: fe80::f816:3eff:fe00:1".to_owned();
+    assert!(asked.contains(&derived), "not the address that the guest chose: {asked:?}");
 }
 
 #[tokio::test]

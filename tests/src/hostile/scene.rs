@@ -151,7 +151,11 @@ impl Scene {
 
         let agent = installer.install();
         let process = agent.start();
-        let answer = attackers[0].get(HOSTNAME);
+        let answer = if attack.is_through_haproxy() {
+            attackers[0].get_v6(HOSTNAME)
+        } else {
+            attackers[0].get(HOSTNAME)
+        };
         assert_eq!(answer.status, 200, "{}: {}", name(&attack), answer.text());
         nova.set_mode(attack.mode());
         Self {
@@ -183,7 +187,7 @@ impl Scene {
             attack.wait_until_effective();
         }
         let steady = Steady {
-            target: bystander.metadata_ipv4(),
+            target: self.metadata(bystander),
             path: HOSTNAME.to_owned(),
             body: Instance::from_port(&bystander.port).hostname().into_bytes(),
             interval: INTERVAL,
@@ -198,6 +202,12 @@ impl Scene {
             tcp_pages: pages.saturating_sub(before),
             time_wait,
         }
+    }
+
+    /// Returns the metadata address that a guest uses. Without Neutron, a guest behind a haproxy is
+    /// known by its link-local address alone.
+    fn metadata(&self, guest: &Guest) -> SocketAddr {
+        if self.attack.is_through_haproxy() { guest.metadata_ipv6() } else { guest.metadata_ipv4() }
     }
 
     fn service(&self) -> Target {
@@ -217,7 +227,7 @@ impl Scene {
                 behaviour: Behaviour::Idle,
             }),
             Attack::SlowPosts => self.connect(100, |_| Connections {
-                target: target.v4,
+                target: if target.is_ours { target.v6 } else { target.v4 },
                 count: 100,
                 behaviour: Behaviour::SlowPost,
             }),

@@ -9,7 +9,7 @@ use metadata_ebpf::reason::Reason;
 use metadata_tests::agent::Installer;
 use metadata_tests::two_tenants::assert_served;
 use metadata_tests::wait::{self, PATIENCE};
-use metadata_tests::{Agent, Guest, Host, Instance, NovaStandIn, Port, Routed, Router};
+use metadata_tests::{Agent, Guest, Host, Instance, NovaStandIn, Ovsdb, Plug, Port, Routed, Router, domain};
 
 /// Time to wait for a response that must not come.
 const SILENCE: Duration = Duration::from_millis(1500);
@@ -94,6 +94,43 @@ fn forged_addresses_behind_a_router_gain_nothing() {
     }
     let packets = process.state()["datapath"]["packets"].clone();
     assert!(packets["forged_address"].as_u64() > Some(0), "{packets}");
+}
+
+/// libvirt does not rewrite the addresses of a running domain. Neutron has since given the address
+/// of one guest to another, of which no source of this host knows.
+#[test]
+fn the_new_owner_of_an_address_is_not_its_former_owner() {
+    let routed = Routed::new();
+    let Routed { guest: former, router, interface, network, nova, host } = &routed;
+    let ovsdb = Ovsdb::start();
+    let agent = Agent::on(host, nova)
+        .only_in(router.netns().name())
+        .port(interface)
+        .set("ovs", "ovsdb_connection", &ovsdb.remote())
+        .install();
+    ovsdb.plug(&former.port, Plug::Direct);
+    domain::write(&agent.libvirt_dir(), &former.port);
+    let _process = agent.start();
+    assert_served(former);
+    let asked = nova.requests().len();
+
+    former.netns().ip("address flush dev eth0 scope global");
+    let owner = network.guest([10, 0, 0, 5]);
+    nova.add(Instance::from_port(&owner.port));
+    // Has the effect of the guest's announcement.
+    router.netns().ip("neighbour flush all");
+    for path in ["/openstack/latest/user_data", "/openstack/latest/meta_data.json"] {
+        assert_eq!(owner.get(path).status, 404, "{path}");
+    }
+    assert_eq!(owner.post("/openstack/2013-10-17/password", b"mine").status, 404);
+    assert_eq!((nova.requests().len(), nova.password(former.port.instance)), (asked, None));
+
+    // Once a source knows the new owner, the MAC address decides between the two.
+    agent.set_ports([interface, &owner.port]);
+    wait::until("the new owner is known", PATIENCE, || {
+        (owner.get("/openstack/latest/meta_data.json").status == 200).then_some(())
+    });
+    assert_served(&owner);
 }
 
 #[test]

@@ -12,6 +12,18 @@ fn a_probable_mistake_is_a_warning() {
 }
 
 #[test]
+fn serving_haproxies_without_neutron_is_a_warning() {
+    let served = "[metadata_agent]\nserve_metadata_proxy_socket = true\n";
+    let warnings = |neutron: &str| {
+        let secret = "[DEFAULT]\nmetadata_proxy_shared_secret = s\n";
+        TestHost::new().file("a.ini", format!("{secret}{served}{neutron}")).load().unwrap().warnings()
+    };
+    assert_eq!(warnings(""), [ConfigWarning::HaproxyWithoutNeutron]);
+    let neutron = "neutron_auth_type = none\nneutron_endpoint_override = http://neutron:9696\n";
+    assert_eq!(warnings(neutron), []);
+}
+
+#[test]
 fn haproxy_timeouts_stand_in_unless_ours_are_set() {
     let ini = "[metadata_haproxy]\ntimeout_connect = 30\ntimeout_client = 33\ntimeout_server = 20\n\
                timeout_http_request = 31\ntimeout_http_keep_alive = 34\n";

@@ -25,6 +25,7 @@ fn sources_are_merged_field_by_field_in_order_of_trust() {
     };
     let mut merged = Port { device: libvirt.device.clone(), ..file.clone() };
     merged.addressing.mac = libvirt.addressing.mac;
+    merged.addressing.fixed_ips_source = Some(SourceKind::StaticFile);
     let snapshot = snapshot_of([
         event(SourceKind::Libvirt, "d", [libvirt.clone()]),
         event(SourceKind::StaticFile, "f", [file.clone()]),
@@ -39,6 +40,33 @@ fn sources_are_merged_field_by_field_in_order_of_trust() {
     ]);
     assert_eq!(resolve(&snapshot, TAP, None), known(&merged), "a record without an id joins by its device");
     assert_eq!(snapshot.counts(), Counts { ports: 1, disputed: 0, ..Counts::default() });
+}
+
+/// libvirt keeps the addresses that a port had when it was plugged.
+#[test]
+fn addresses_come_from_the_control_plane_if_it_knows_the_port() {
+    let with = |address: &str| {
+        let fixed_ips = vec![address.parse().unwrap()];
+        Port { addressing: PortAddressing { fixed_ips, ..PortAddressing::default() }, ..port(Some(PORT), 1) }
+    };
+    let local = [
+        event(SourceKind::StaticFile, "f", [with("10.0.0.5")]),
+        event(SourceKind::Libvirt, "d", [with("10.0.0.6")]),
+    ];
+    let merged = |others: &[Event]| {
+        let snapshot = snapshot_of(local.iter().chain(others).cloned());
+        let Resolution::Known(port) = resolve(&snapshot, TAP, None) else { panic!("one port") };
+        (port.addressing.fixed_ips.clone(), port.addressing.fixed_ips_source)
+    };
+    let neutron = event(SourceKind::Neutron, "p", [with("10.0.0.7")]);
+    let ovn = event(SourceKind::OvnSouthbound, "row", [with("10.0.0.8")]);
+    let bare = event(SourceKind::OvnSouthbound, "row", [port(Some(PORT), 1)]);
+    let one = |address: &str, source| (vec![address.parse::<std::net::IpAddr>().unwrap()], Some(source));
+    assert_eq!(merged(&[]), one("10.0.0.5", SourceKind::StaticFile));
+    assert_eq!(merged(std::slice::from_ref(&neutron)), one("10.0.0.7", SourceKind::Neutron));
+    assert_eq!(merged(&[neutron.clone(), ovn]), one("10.0.0.8", SourceKind::OvnSouthbound));
+    assert_eq!(merged(std::slice::from_ref(&bare)), (Vec::new(), None), "it has no address any more");
+    assert_eq!(merged(&[bare, neutron]), one("10.0.0.7", SourceKind::Neutron));
 }
 
 #[test]

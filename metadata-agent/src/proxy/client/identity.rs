@@ -10,6 +10,7 @@ use arc_swap::ArcSwap;
 use hyper::header::{HeaderName, HeaderValue};
 use metadata_ebpf::identity::ClientAddress;
 
+use super::forwarded::ForwardedAddresses;
 use super::lookup::guest_ip;
 use super::sign::{Signatures, Signer};
 use crate::ids::{InstanceId, NetworkId, ProjectId};
@@ -45,8 +46,6 @@ impl NetworkHeader {
 #[derive(Debug)]
 pub struct ClientIdentity {
     kind: IdentityKind,
-    fixed_ips: Vec<IpAddr>,
-    fixed_ip_values: Vec<HeaderValue>,
 }
 
 #[derive(Debug)]
@@ -61,6 +60,7 @@ pub(crate) struct SignedIdentity {
     instance: InstanceId,
     pub(crate) instance_value: HeaderValue,
     pub(crate) project_value: HeaderValue,
+    fixed_ips: Vec<AddressValue>,
     signer: Signer,
     signatures: ArcSwap<Signatures>,
 }
@@ -69,6 +69,8 @@ pub(crate) struct SignedIdentity {
 pub(crate) struct NetworkIdentity {
     pub(crate) header: HeaderName,
     pub(crate) value: HeaderValue,
+    for_ipv4: HeaderValue,
+    for_ipv6: HeaderValue,
 }
 
 impl ClientIdentity {
@@ -78,23 +80,24 @@ impl ClientIdentity {
         let kind = IdentityKind::Signed(SignedIdentity {
             instance_value: text_value(&instance.to_string()),
             project_value: text_value(project.as_str()),
+            fixed_ips: fixed_ips.into_iter().map(AddressValue::new).collect(),
             signatures: ArcSwap::from_pointee(signer.sign(&instance)),
             signer: signer.clone(),
             instance,
         });
-        Self::from_kind(kind, fixed_ips)
+        Self { kind }
     }
 
-    /// Creates the identity of a port of which the network is known.
+    /// Creates the identity of a port of which the network and an address are known.
     #[must_use]
-    pub fn on_network(network: NetworkId, fixed_ips: Vec<IpAddr>, header: NetworkHeader) -> Self {
-        let network = NetworkIdentity { header: header.name(), value: text_value(&network.to_string()) };
-        Self::from_kind(IdentityKind::ByNetwork(network), fixed_ips)
-    }
-
-    fn from_kind(kind: IdentityKind, fixed_ips: Vec<IpAddr>) -> Self {
-        let fixed_ip_values = fixed_ips.iter().map(|ip| text_value(&ip.to_string())).collect();
-        Self { kind, fixed_ips, fixed_ip_values }
+    pub fn on_network(network: NetworkId, header: NetworkHeader, addresses: ForwardedAddresses) -> Self {
+        let network = NetworkIdentity {
+            header: header.name(),
+            value: text_value(&network.to_string()),
+            for_ipv4: text_value(&addresses.ipv4.to_string()),
+            for_ipv6: text_value(&addresses.ipv6.to_string()),
+        };
+        Self { kind: IdentityKind::ByNetwork(network) }
     }
 
     /// Returns the instance, if it is known.
@@ -110,19 +113,26 @@ impl ClientIdentity {
         &self.kind
     }
 
-    /// Returns the one address of `X-Forwarded-For`: the guest's own if the port has it, else the
-    /// port's first address of the same family, else the guest's own.
-    pub(super) fn forwarded_for<'a>(&'a self, origin: &'a ClientOrigin) -> &'a HeaderValue {
-        let own = self.fixed_ips.iter().position(|ip| *ip == origin.address);
-        let family = || self.fixed_ips.iter().position(|ip| ip.is_ipv4() == origin.address.is_ipv4());
-        match own.or_else(family) {
-            Some(at) => &self.fixed_ip_values[at],
-            None => &origin.value,
+    /// Returns the one address of `X-Forwarded-For`.
+    pub(super) fn forwarded_for<'a>(&'a self, client: &'a AddressValue) -> &'a HeaderValue {
+        match &self.kind {
+            IdentityKind::Signed(signed) => signed.forwarded_for(client),
+            IdentityKind::ByNetwork(network) if client.address.is_ipv4() => &network.for_ipv4,
+            IdentityKind::ByNetwork(network) => &network.for_ipv6,
         }
     }
 }
 
 impl SignedIdentity {
+    /// Returns the client's own address if the port has it, else the port's first address of the
+    /// same family, else the client's own. Nova finds the instance by its signed id, and this
+    /// address appears only in the instance's own metadata.
+    fn forwarded_for<'a>(&'a self, client: &'a AddressValue) -> &'a HeaderValue {
+        let own = || self.fixed_ips.iter().find(|fixed| fixed.address == client.address);
+        let family = || self.fixed_ips.iter().find(|fixed| fixed.has_family_of(client));
+        &own().or_else(family).unwrap_or(client).value
+    }
+
     /// Returns signatures with the secrets in force. Signs only if the secrets were replaced.
     pub(crate) fn signatures(&self) -> Arc<Signatures> {
         let current = self.signatures.load_full();
@@ -140,20 +150,24 @@ impl SignedIdentity {
     }
 }
 
-/// The source address of a client, also as a header value.
+/// An address, also as a header value.
 #[derive(Clone, Debug)]
-pub(super) struct ClientOrigin {
+pub(super) struct AddressValue {
     address: IpAddr,
     value: HeaderValue,
 }
 
-impl ClientOrigin {
+impl AddressValue {
     pub(super) fn new(address: IpAddr) -> Self {
         Self { address, value: text_value(&address.to_string()) }
     }
 
     pub(super) fn from_guest(client: &ClientAddress) -> Self {
         Self::new(guest_ip(client))
+    }
+
+    fn has_family_of(&self, other: &Self) -> bool {
+        self.address.is_ipv4() == other.address.is_ipv4()
     }
 }
 
@@ -167,31 +181,48 @@ mod tests {
     use super::*;
     use metadata_ebpf::identity::AttachmentId;
 
-    fn identity(fixed_ips: &[&str]) -> ClientIdentity {
-        ClientIdentity::new(
-            "3b0e5c6e-9a1f-4d0a-8f0b-1c2d3e4f5a6b".parse().unwrap(),
-            &"acme".parse().unwrap(),
-            fixed_ips.iter().map(|ip| ip.parse().unwrap()).collect(),
-            &Signer::new("secret".into()),
-        )
+    fn clients() -> (AddressValue, AddressValue) {
+        let attachment = AttachmentId::new(7).unwrap();
+        let ipv4 = ClientAddress::ipv4(attachment, [10, 0, 0, 5]);
+        let (interface_id, mac) = ([0xf8, 0x16, 0x3e, 0xff, 0xfe, 0, 0, 1], [0xfa, 0x16, 0x3e, 0, 0, 1]);
+        let ipv6 = ClientAddress::from_link_local(attachment, interface_id, mac);
+        (AddressValue::from_guest(&ipv4), AddressValue::from_guest(&ipv6))
     }
 
     #[test]
-    fn forwarded_for_is_one_address_of_the_guests_family() {
-        let interface_id = [0xf8, 0x16, 0x3e, 0xff, 0xfe, 0, 0, 1];
-        let mac = [0xfa, 0x16, 0x3e, 0, 0, 1];
-        let v6 = ClientAddress::from_link_local(AttachmentId::new(7).unwrap(), interface_id, mac);
-        let v4 = ClientAddress::ipv4(AttachmentId::new(7).unwrap(), [10, 0, 0, 5]);
+    fn nova_gets_one_address_of_the_guests_family() {
+        let (v4, v6) = clients();
         for (client, fixed_ips, want) in [
-            (v4, &["10.0.0.9", "10.0.0.5"][..], "10.0.0.5"),
-            (v4, &["2001:db8::1", "10.0.0.9"], "10.0.0.9"),
-            (v4, &["2001:db8::1"], "10.0.0.5"),
-            (v4, &[], "10.0.0.5"),
-            (v6, &["10.0.0.9", "2001:db8::1"], "2001:db8::1"),
-            (v6, &["10.0.0.9"], "fe80::f816:3eff:fe00:1"),
+            (&v4, &["10.0.0.9", "10.0.0.5"][..], "10.0.0.5"),
+            (&v4, &["2001:db8::1", "10.0.0.9"], "10.0.0.9"),
+            (&v4, &["2001:db8::1"], "10.0.0.5"),
+            (&v4, &[], "10.0.0.5"),
+            (&v6, &["10.0.0.9", "2001:db8::1"], "2001:db8::1"),
+            (&v6, &["10.0.0.9"], "fe80::f816:3eff:fe00:1"),
         ] {
-            let (identity, origin) = (identity(fixed_ips), ClientOrigin::from_guest(&client));
-            assert_eq!(identity.forwarded_for(&origin), want, "{client:?} {fixed_ips:?}");
+            let identity = ClientIdentity::new(
+                "3b0e5c6e-9a1f-4d0a-8f0b-1c2d3e4f5a6b".parse().unwrap(),
+                &"acme".parse().unwrap(),
+                fixed_ips.iter().map(|ip| ip.parse().unwrap()).collect(),
+                &Signer::new("secret".into()),
+            );
+            assert_eq!(identity.forwarded_for(client), want, "{client:?} {fixed_ips:?}");
+        }
+    }
+
+    /// Both clients send from addresses that the port does not have.
+    #[test]
+    fn a_neutron_agent_gets_an_address_of_the_port() {
+        let (v4, v6) = clients();
+        let mac = "fa:16:3e:00:00:77".parse().unwrap();
+        for (confirmed, of_ipv4) in [(&["10.0.0.9"][..], "10.0.0.9"), (&[], "fe80::f816:3eff:fe00:77")] {
+            let confirmed: Vec<IpAddr> = confirmed.iter().map(|ip| ip.parse().unwrap()).collect();
+            let header = NetworkHeader::Neutron;
+            let addresses = ForwardedAddresses::new(header, &confirmed, Some(mac)).unwrap();
+            let network = "11111111-1111-4111-8111-111111111111".parse().unwrap();
+            let identity = ClientIdentity::on_network(network, header, addresses);
+            assert_eq!(identity.forwarded_for(&v4), of_ipv4);
+            assert_eq!(identity.forwarded_for(&v6), "fe80::f816:3eff:fe00:77");
         }
     }
 }

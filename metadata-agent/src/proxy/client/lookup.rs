@@ -17,7 +17,7 @@ pub struct ClientQuery {
     pub scope: NetworkOrRouter,
     /// An IPv4-mapped IPv6 address counts as the IPv4 address.
     pub address: IpAddr,
-    /// The source MAC address, if the kernel saw it.
+    /// The MAC address that the kernel saw the client send from; `None` behind a haproxy.
     pub mac: Option<MacAddress>,
 }
 
@@ -64,12 +64,8 @@ impl LookupOutcome {
 impl ClientQuery {
     /// Describes a guest behind a shared attachment.
     #[must_use]
-    pub(crate) fn from_guest(
-        scope: NetworkOrRouter,
-        client: &ClientAddress,
-        mac: Option<MacAddress>,
-    ) -> Self {
-        Self { scope, address: guest_ip(client), mac }
+    pub(crate) fn from_guest(scope: NetworkOrRouter, client: &ClientAddress, mac: MacAddress) -> Self {
+        Self { scope, address: guest_ip(client), mac: Some(mac) }
     }
 
     /// Returns the attribute by which to find the port, or `None` if the address identifies no
@@ -81,21 +77,10 @@ impl ClientQuery {
     pub(crate) fn port_match(&self) -> Option<PortMatch> {
         match self.address {
             IpAddr::V6(address) if address.is_unicast_link_local() => {
-                let embedded = self.embedded_mac()?;
+                let embedded = MacAddress::from_link_local(address)?;
                 self.mac.is_none_or(|seen| seen == embedded).then_some(PortMatch::Mac(embedded))
             }
             address @ (IpAddr::V4(_) | IpAddr::V6(_)) => Some(PortMatch::Address(address)),
-        }
-    }
-
-    /// Returns the MAC address that a link-local address was made from (RFC 4291, appendix A).
-    fn embedded_mac(&self) -> Option<MacAddress> {
-        let IpAddr::V6(address) = self.address else { return None };
-        match address.octets() {
-            [0xfe, 0x80, 0, 0, 0, 0, 0, 0, a, b, c, 0xff, 0xfe, d, e, f] => {
-                Some(MacAddress([a ^ 2, b, c, d, e, f]))
-            }
-            _ => None,
         }
     }
 }
@@ -113,22 +98,13 @@ pub(super) fn guest_ip(client: &ClientAddress) -> IpAddr {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::proxy::NetworkHeader;
+    use crate::proxy::Signer;
 
     const NETWORK: &str = "11111111-1111-4111-8111-111111111111";
 
     fn query(address: &str, mac: Option<MacAddress>) -> ClientQuery {
         let scope = NetworkOrRouter::Network(NETWORK.parse().unwrap());
         ClientQuery { scope, address: address.parse().unwrap(), mac }
-    }
-
-    #[test]
-    fn a_link_local_address_embeds_a_mac_address() {
-        let mac = |address| query(address, None).embedded_mac().map(|mac| mac.to_string());
-        assert_eq!(mac("fe80::f816:3eff:fe0a:b0c").as_deref(), Some("fa:16:3e:0a:0b:0c"));
-        for other in ["fe80::1", "fe80:0:0:1:f816:3eff:fe0a:b0c", "fd00::f816:3eff:fe0a:b0c", "10.0.0.5"] {
-            assert_eq!(mac(other), None, "{other}");
-        }
     }
 
     #[test]
@@ -156,10 +132,11 @@ mod tests {
             (LookupOutcome::Ambiguous, false),
             (LookupOutcome::NotAnInstance, false),
         ] {
-            let second = LookupOutcome::Identified(Arc::new(ClientIdentity::on_network(
+            let second = LookupOutcome::Identified(Arc::new(ClientIdentity::new(
                 NETWORK.parse().unwrap(),
+                &"acme".parse().unwrap(),
                 Vec::new(),
-                NetworkHeader::Neutron,
+                &Signer::new("secret".into()),
             )));
             let outcome = first.clone().or_else(|| std::future::ready(second)).await;
             assert_eq!(matches!(outcome, LookupOutcome::Identified(_)), asks, "{first:?}");

@@ -4,6 +4,7 @@
 //! requests of many clients and names one in the headers of each request.
 
 mod attachment;
+mod forwarded;
 mod guest_key;
 mod haproxy;
 mod identity;
@@ -17,6 +18,7 @@ use hyper::header::{HeaderMap, HeaderValue};
 use metadata_ebpf::identity::{AttachmentId, ClientAddress};
 
 pub use attachment::{ClientDirectory, LookupState};
+pub use forwarded::ForwardedAddresses;
 pub(crate) use guest_key::{GuestGroup, GuestKey, LimitedGuest};
 pub(crate) use haproxy::HaproxyHeaderError;
 pub use identity::{ClientIdentity, NetworkHeader};
@@ -29,7 +31,7 @@ use super::ProxyConfig;
 use super::metrics::Metrics;
 use super::request::Rejection;
 use attachment::{AttachmentOwner, IdentityWait};
-use identity::ClientOrigin;
+use identity::AddressValue;
 
 /// The other end of a connection.
 #[derive(Debug)]
@@ -45,7 +47,7 @@ impl ClientSource {
         Self::Guest(GuestConnection {
             address,
             limited,
-            origin: ClientOrigin::from_guest(&address),
+            origin: AddressValue::from_guest(&address),
             identity: OnceLock::new(),
         })
     }
@@ -94,7 +96,7 @@ pub(crate) struct GuestConnection {
     address: ClientAddress,
     /// The guest that the connection counted for when it was accepted.
     limited: LimitedGuest,
-    origin: ClientOrigin,
+    origin: AddressValue,
     /// The result of a look-up on a shared attachment. It holds for as long as the connection
     /// lasts.
     identity: OnceLock<Arc<ClientIdentity>>,
@@ -114,7 +116,7 @@ impl GuestConnection {
 #[derive(Debug)]
 pub(crate) struct Client<'a> {
     identity: Arc<ClientIdentity>,
-    origin: Cow<'a, ClientOrigin>,
+    origin: Cow<'a, AddressValue>,
     limited: LimitedGuest,
 }
 
@@ -174,7 +176,7 @@ impl ClientResolver {
             Caller::Guest(guest) => (self.resolve_guest(guest).await?, Cow::Borrowed(&guest.origin)),
             Caller::Forwarded(query) => {
                 let identity = identified(self.lookup.find(query).await)?;
-                (identity, Cow::Owned(ClientOrigin::new(query.address)))
+                (identity, Cow::Owned(AddressValue::new(query.address)))
             }
         };
         let limited = caller.limited().identified(&identity);
@@ -190,8 +192,8 @@ impl ClientResolver {
         if let Some(identity) = guest.identity.get() {
             return Ok(Arc::clone(identity));
         }
-        // The kernel saw the MAC address in the SYN.
-        let mac = self.directory.guest_mac(&guest.address);
+        // The kernel saw the MAC address in the SYN. Without it, no look-up can be trusted.
+        let mac = self.directory.guest_mac(&guest.address).ok_or(Rejection::IdentityPending)?;
         let query = ClientQuery::from_guest(scope, &guest.address, mac);
         let identity = identified(self.lookup.find(&query).await)?;
         Ok(Arc::clone(guest.identity.get_or_init(|| identity)))
@@ -269,6 +271,6 @@ mod tests {
             resolver.resolve(&source.caller(&HeaderMap::new()).unwrap()).await.unwrap_err()
         };
         assert!(matches!(resolve(1).await, Rejection::NotAnInstance));
-        assert!(matches!(resolve(2).await, Rejection::ClientNotFound), "its MAC address is not known");
+        assert!(matches!(resolve(2).await, Rejection::IdentityPending), "its MAC address is not known");
     }
 }

@@ -177,6 +177,7 @@ impl PortJson {
                 mac: read("mac_address", self.mac_address.as_ref())?,
                 fixed_ips: self.fixed_ips()?,
                 allowed_addresses: self.allowed_addresses(),
+                ..PortAddressing::default()
             },
             ..PortRecord::default()
         })

@@ -217,12 +217,14 @@ impl FilePort {
     fn into_records(self) -> impl Iterator<Item = PortRecord> {
         let Self { id, device, instance, project, network, mac, fixed_ips, allowed_addresses, subports } =
             self;
-        let addressing = PortAddressing { network, mac, fixed_ips, allowed_addresses };
+        let addressing =
+            PortAddressing { network, mac, fixed_ips, allowed_addresses, ..PortAddressing::default() };
         let port = Port { id: Some(id), device, instance, project, addressing };
         let subports = subports.into_iter().map(move |subport| {
             let FileSubport { id: own, vlan, network, mac, fixed_ips, allowed_addresses } = subport;
             let trunk = Some(TrunkBinding { parent: id, vlan });
-            let addressing = PortAddressing { network, mac, fixed_ips, allowed_addresses };
+            let addressing =
+                PortAddressing { network, mac, fixed_ips, allowed_addresses, ..PortAddressing::default() };
             PortRecord { id: Some(own), trunk, addressing, ..PortRecord::default() }
         });
         std::iter::once(PortRecord::from(port)).chain(subports)

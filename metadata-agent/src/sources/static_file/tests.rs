@@ -23,6 +23,7 @@ fn the_documented_example_is_parsed() {
             mac: Some("fa:16:3e:11:22:33".parse().unwrap()),
             fixed_ips: vec!["10.0.0.5".parse().unwrap(), "2001:db8::5".parse().unwrap()],
             allowed_addresses: vec!["10.0.0.100".parse().unwrap()],
+            ..PortAddressing::default()
         },
     };
     let subport = PortRecord {

@@ -75,9 +75,15 @@ fn filter(target: PortSelector) -> Filter {
 }
 
 /// Chooses the only port that matches. Filters again, in case the server ignores filters.
+///
+/// If the kernel saw the guest's MAC address, it must be the port's own. Otherwise a guest that may
+/// send from any address could choose its neighbour's.
 fn select(ports: Vec<ParsedPort>, networks: &[NetworkId], target: PortSelector) -> LookupResult {
     let is_target = |record: &PortRecord| match target {
-        PortSelector::Ip(address, _) => record.addressing.fixed_ips.contains(&address),
+        PortSelector::Ip(address, seen) => {
+            let is_own_mac = seen.is_none() || seen == record.addressing.mac;
+            is_own_mac && record.addressing.fixed_ips.contains(&address)
+        }
         PortSelector::Mac(mac) => record.addressing.mac == Some(mac),
     };
     let matches = |record: &PortRecord| {

@@ -44,6 +44,7 @@ pub mod pki;
 pub mod port;
 pub mod privileges;
 pub mod python;
+pub mod raw_tcp;
 pub mod routed;
 pub mod router;
 pub mod southbound;

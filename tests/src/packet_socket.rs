@@ -13,7 +13,7 @@ use crate::netns::Netns;
 use crate::wait::PATIENCE;
 
 /// Longer than any frame with segmentation offload.
-const LARGEST: usize = 128 * 1024;
+pub(crate) const LARGEST: usize = 128 * 1024;
 
 /// A packet socket on one interface.
 #[derive(Debug)]
@@ -65,20 +65,23 @@ impl PacketSocket {
         }
     }
 
+    /// Reads one frame in either direction. Returns its length, or `None` if none arrives for 50 ms.
+    pub(crate) fn receive(&self, frame: &mut [u8]) -> Option<usize> {
+        match (&self.socket).read(frame) {
+            Ok(length) => Some(length),
+            Err(e) if matches!(e.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => None,
+            Err(e) => panic!("read from {}: {e}", self.name),
+        }
+    }
+
     /// Reads frames in either direction until `pick` returns a value for one. The kernel delivers
     /// VLAN-tagged frames without the tag.
     pub fn wait_for<T>(&self, what: &str, mut pick: impl FnMut(&[u8]) -> Option<T>) -> T {
         let end = Instant::now() + PATIENCE;
         let mut frame = vec![0; LARGEST];
         while Instant::now() < end {
-            match (&self.socket).read(&mut frame) {
-                Ok(length) => {
-                    if let Some(found) = pick(&frame[..length]) {
-                        return found;
-                    }
-                }
-                Err(e) if e.kind() == ErrorKind::WouldBlock => {}
-                Err(e) => panic!("read from {}: {e}", self.name),
+            if let Some(found) = self.receive(&mut frame).and_then(|length| pick(&frame[..length])) {
+                return found;
             }
         }
         panic!("no {what} after {PATIENCE:?} on {}", self.name)

@@ -35,6 +35,7 @@ mod life_interfaces;
 mod life_restart;
 mod life_stop;
 mod load;
+mod matrix;
 mod namespaces_guests;
 mod namespaces_life;
 mod namespaces_lost;

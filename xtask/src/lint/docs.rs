@@ -1,5 +1,5 @@
 //! Checks the documents: links lead somewhere, front pages stay short, the operations page is
-//! complete.
+//! complete, and the tests that the security page names exist.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -19,6 +19,10 @@ const OPERATIONS: &str = "docs/operations.md";
 const REASONS: &str = "metadata-ebpf/src/reason.rs";
 const LOG_LINES: &str = "\n## Log lines\n";
 const AGENT: &str = "metadata-agent/src";
+const SECURITY: &str = "SECURITY.md";
+const TESTS: &str = "tests/tests";
+/// Options have fewer underscores than the names of tests.
+const UNDERSCORES_OF_A_TEST: usize = 4;
 
 /// Checks every document of the repository.
 ///
@@ -39,6 +43,10 @@ pub fn check() -> Result<Vec<(PathBuf, Finding)>> {
         if page == Path::new(OPERATIONS) {
             findings.extend(missing_reasons(&read(&root.join(REASONS))?, &text));
             findings.extend(unknown_log_lines(&source_text(&root.join(AGENT))?, &text));
+        }
+        if page == Path::new(SECURITY) {
+            let sources = source_text(&root.join(AGENT))? + &source_text(&root.join(TESTS))?;
+            findings.extend(missing_tests(&sources, &text));
         }
         all.extend(findings.into_iter().map(|finding| (page.clone(), finding)));
     }
@@ -150,6 +158,23 @@ fn unknown_log_lines(source: &str, page: &str) -> Vec<Finding> {
         .collect()
 }
 
+/// Returns the tests that a page names and no source has.
+fn missing_tests(source: &str, page: &str) -> Vec<Finding> {
+    let is_test = |word: &&str| {
+        word.matches('_').count() >= UNDERSCORES_OF_A_TEST
+            && word.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_')
+    };
+    let lines = page.lines().zip(1..);
+    // Every second piece between backquotes is code.
+    let named = lines.flat_map(|(text, line)| {
+        text.split('`').skip(1).step_by(2).filter(is_test).map(move |name| (name, line))
+    });
+    named
+        .filter(|(name, _)| !source.contains(&format!("fn {name}(")))
+        .map(|(name, line)| Finding { line, problem: format!("there is no test `{name}`") })
+        .collect()
+}
+
 /// Returns the labels of rows such as `Reply = "reply" => ToGuest,`.
 fn labels(source: &str) -> impl Iterator<Item = &str> {
     source.lines().filter_map(|line| {
@@ -195,6 +220,16 @@ mod tests {
         let findings = unknown_log_lines(&source, page);
         assert_eq!(findings.len(), 1, "{findings:?}");
         assert!(findings[0].line == 5 && findings[0].problem.contains("`stopping`"), "{findings:?}");
+    }
+
+    #[test]
+    fn a_claim_without_its_test_is_found() {
+        let source = "async fn a_guest_is_never_its_neighbour() {}";
+        let page =
+            "\n| `a_guest_is_never_its_neighbour`, `no_byte_of_it_is_lost` |\n`serve_metadata_proxy_socket`";
+        let findings = missing_tests(source, page);
+        assert_eq!(findings.len(), 1, "{findings:?}");
+        assert!(findings[0].line == 2 && findings[0].problem.contains("`no_byte_of_it_is_lost`"));
     }
 
     #[test]

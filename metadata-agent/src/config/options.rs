@@ -332,8 +332,9 @@ options! {
     /// Open connections of all guests together. Some do not count, so that no guest can lock out
     /// another: the first four of each guest that has an interface of its own, and the first 32 of
     /// the guests that share an interface, or the haproxies of a network. The fewer connections are
-    /// left, the fewer a single guest, or the guests of one such interface, may open.
-    File OWN connections: u32 = "16384", Number(0..=1_000_000);
+    /// left, the fewer a single guest, or the guests of one such interface, may open. Each
+    /// connection may use half a MiB of memory.
+    File OWN connections: u32 = "1024", Number(0..=1_000_000);
     /// Age of the agent's last heartbeat at which the programs leave guests to the host's own
     /// metadata path.
     File OWN heartbeat_stale_after: Duration = "2.0", Seconds(0.5..=60.0);
@@ -352,7 +353,8 @@ options! {
     /// Time for which a guest's connection may be idle between requests.
     File OWN keep_alive_timeout: Duration = "30", Seconds(1.0..=600.0),
         else HAPROXY timeout_http_keep_alive;
-    /// Time for which a guest may leave its response unread.
+    /// Time for which a guest may leave its response unread. A guest that reads fewer than 16 kB
+    /// per second uses up this time as well.
     File OWN guest_write_timeout: Duration = "32", Seconds(1.0..=600.0),
         else HAPROXY timeout_client;
     /// Time limit for connecting to Nova.

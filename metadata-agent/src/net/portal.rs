@@ -38,6 +38,19 @@ const PORTAL_END: &str = "md0";
 /// The next hop of all clients: an address that exists only in routes, behind the host end.
 const GATEWAY: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1);
 
+/// Buffers of a guest's connection (`SO_SNDBUF`, `SO_RCVBUF`), which it inherits from the listener.
+/// They replace the kernel's automatic sizes, which grow to several MiB for a guest that reads fast
+/// at first. The host's sysctls and a read-only `/proc/sys` have no influence on them.
+const SEND_BUFFER: usize = 64 * 1024;
+const RECEIVE_BUFFER: usize = 24 * 1024;
+
+/// Largest packet, with the kernel's overhead, that goes into a buffer that is nearly full.
+const LARGEST_PACKET: usize = 68 * 1024;
+
+/// Most kernel memory that the buffers of one connection use. The kernel doubles the options to
+/// allow for its overhead.
+pub const SOCKET_MEMORY: usize = 2 * (SEND_BUFFER + RECEIVE_BUFFER) + 2 * LARGEST_PACKET;
+
 /// Sysctls of the portal's namespace, below `/proc/sys/net`, and their required values.
 const SYSCTLS: [(&str, &str); 6] = [
     ("ipv6/conf/all/disable_ipv6", "0"),
@@ -160,6 +173,8 @@ impl Portal {
             socket.set_reuse_address(true)?;
             socket.set_reuse_port(true)?;
             socket.set_nonblocking(true)?;
+            socket.set_send_buffer_size(SEND_BUFFER)?;
+            socket.set_recv_buffer_size(RECEIVE_BUFFER)?;
             socket.bind(&SocketAddrV6::new(PORTAL_ADDRESS.into(), METADATA_PORT, 0, 0).into())?;
             socket.listen(backlog)?;
             Ok(socket.into())

@@ -42,12 +42,19 @@ pub use upstream::{
 };
 
 use client::ClientResolver;
-use downstream::{Admission, GuestRates};
+use downstream::{Admission, GROUP_RESERVED, GuestRates, RESERVED};
 use log_throttle::LogThrottle;
 use metrics::Metrics;
 
-/// hyper's buffer for reading and writing. hyper takes none below 8 KiB.
-const BUFFER: usize = 64 * 1024;
+/// hyper's buffer for reading and writing. hyper takes none below 8 KiB. A larger one for large
+/// request heads replaces it.
+const BUFFER: usize = 32 * 1024;
+
+/// Largest piece of a response that is read from the upstream.
+pub(crate) const RESPONSE_PIECE: usize = 64 * 1024;
+
+/// Memory of a connection's task with its timers, headers and record.
+const TASK: usize = 12 * 1024;
 
 /// Limits and time-outs on the clients' side.
 #[derive(Debug, Clone)]
@@ -90,9 +97,29 @@ impl Default for ProxyConfig {
             identity_grace: Duration::from_mins(2),
             drain_timeout: Duration::from_secs(30),
             connections_per_guest: 128,
-            connections: 16_384,
+            connections: 1024,
             rate_limit: None,
         }
+    }
+}
+
+impl ProxyConfig {
+    /// Returns the most connections of guests that are open at the same time, if that many ports
+    /// have an interface of their own and that many groups of guests share one.
+    #[must_use]
+    pub fn most_connections(&self, ports: usize, groups: usize) -> usize {
+        let reserved = RESERVED.min(self.connections_per_guest) as usize;
+        self.connections as usize + ports * reserved + groups * GROUP_RESERVED as usize
+    }
+
+    /// Returns the most memory of the agent that one connection uses.
+    #[must_use]
+    pub fn connection_memory(&self) -> usize {
+        let buffer = BUFFER.max(self.request_head_limit);
+        // A body that was read whole; or a response: a full buffer, the piece that follows, and the
+        // buffer of the connection to Nova.
+        let message = self.request_body_limit.max(buffer + 2 * RESPONSE_PIECE);
+        buffer + message + TASK
     }
 }
 

@@ -319,7 +319,7 @@ async fn a_late_identity_is_waited_for() {
     let agent = Agent::with(config(), upstream(nova.port), directory.clone()).await;
     let mut guest = agent.guest().await;
     guest.send(GET).await;
-    directory.asked().await;
+    directory.held().await;
     directory.set(known());
     assert_status(&guest.answer().await, 200);
     assert!(nova.next_text().await.contains(INSTANCE));
@@ -360,7 +360,7 @@ async fn a_drain_finishes_requests_and_closes_idle_connections() {
     let mut idle = agent.guest().await;
     let mut busy = agent.guest().await;
     busy.send(GET).await;
-    directory.asked().await;
+    directory.held().await;
     agent.cancel.cancel();
     assert_eq!(idle.rest().await.unwrap(), b"");
     directory.set(known());
@@ -379,7 +379,7 @@ async fn a_drain_ends_after_its_time_out() {
     let agent = Agent::with(config, upstream(nova.port), directory.clone()).await;
     let mut busy = agent.guest().await;
     busy.send(GET).await;
-    directory.asked().await;
+    directory.held().await;
     agent.cancel.cancel();
     busy.rest().await.unwrap_err();
     agent.assert_counted("metadata_rejected_connections_total{reason=\"drain_timeout\"} 1");

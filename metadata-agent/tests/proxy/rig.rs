@@ -206,13 +206,13 @@ pub fn header(head: &[u8], name: &str) -> Option<String> {
 pub struct FakeDirectory {
     state: Mutex<LookupState>,
     version: watch::Sender<u64>,
-    asked: watch::Sender<u64>,
+    held: watch::Sender<u64>,
 }
 
 impl FakeDirectory {
     pub fn new(state: LookupState) -> Arc<Self> {
-        let (version, asked) = (watch::Sender::new(0), watch::Sender::new(0));
-        Arc::new(Self { state: Mutex::new(state), version, asked })
+        let (version, held) = (watch::Sender::new(0), watch::Sender::new(0));
+        Arc::new(Self { state: Mutex::new(state), version, held })
     }
 
     pub fn set(&self, state: LookupState) {
@@ -220,20 +220,20 @@ impl FakeDirectory {
         self.version.send_modify(|version| *version += 1);
     }
 
-    /// Waits for a look-up.
-    pub async fn asked(&self) {
-        soon("a look-up", self.asked.subscribe().wait_for(|asked| *asked > 0)).await.unwrap();
+    /// Waits until a request waits for its port to become known.
+    pub async fn held(&self) {
+        soon("a request", self.held.subscribe().wait_for(|held| *held > 0)).await.unwrap();
     }
 }
 
 impl ClientDirectory for FakeDirectory {
     fn lookup(&self, client: &ClientAddress) -> LookupState {
         assert_eq!(*client, CLIENT());
-        self.asked.send_modify(|asked| *asked += 1);
         self.state.lock().unwrap().clone()
     }
 
     fn changes(&self) -> watch::Receiver<u64> {
+        self.held.send_modify(|held| *held += 1);
         self.version.subscribe()
     }
 

@@ -14,7 +14,7 @@ use super::tcp_memory::{self, Sockstat};
 use super::{Attack, Position, name};
 use crate::agent::{Agent, AgentProcess, Installer};
 use crate::guest::Guest;
-use crate::haproxy::{Driver, Haproxy};
+use crate::haproxy::{self, Driver, Haproxy};
 use crate::http_server::{Answer, HttpServer};
 use crate::load::{Steady, Tally};
 use crate::netns::Netns;
@@ -363,6 +363,7 @@ fn haproxy_folder() -> TempDir {
 }
 
 fn behind_haproxies(installer: Installer, socket: &str) -> Installer {
+    let installer = installer.set("DEFAULT", "metadata_proxy_user", haproxy::USER);
     installer.set("metadata_agent", "serve_metadata_proxy_socket", "true").set(
         "DEFAULT",
         "metadata_proxy_socket",

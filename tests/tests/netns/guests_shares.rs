@@ -3,13 +3,17 @@
 
 use std::net::{IpAddr, SocketAddr, TcpStream};
 
-use metadata_agent::ids::{MacAddress, NetworkId, VlanId};
+use etherparse::PacketBuilder;
+use metadata_agent::ids::{NetworkId, VlanId};
 use metadata_ebpf::from_guest::METADATA_MAC;
+use metadata_ebpf::identity::METADATA_IPV4;
 use metadata_tests::agent::Installer;
 use metadata_tests::nova::Instance;
 use metadata_tests::two_tenants::{ADDRESS, HOSTNAME};
 use metadata_tests::wait::{self, PATIENCE};
-use metadata_tests::{Agent, AgentProcess, Connection, Guest, Host, NovaStandIn, Routed, Subport};
+use metadata_tests::{
+    Agent, AgentProcess, Connection, Guest, Host, NovaStandIn, PacketSocket, Routed, Subport,
+};
 use uuid::Uuid;
 
 const OWN: &str = "metadata_agent";
@@ -144,6 +148,33 @@ fn two_ports_behind_a_router_share_a_limit() {
     assert_eq!(status(&second, None), Some(200));
 }
 
+/// Opens a connection from a subport of the guest with handmade frames. The guest's kernel may not
+/// know VLANs.
+fn open_on_vlan(wire: &PacketSocket, subport: &Subport, port: u16) {
+    let IpAddr::V4(address) = subport.fixed_ips[0] else { panic!("{subport:?} has no IPv4 address") };
+    let send = |sequence, acknowledges: Option<u32>| {
+        let tcp = PacketBuilder::ethernet2(subport.mac.0, METADATA_MAC)
+            .single_vlan(etherparse::VlanId::try_new(subport.vlan.get()).expect("twelve bits"))
+            .ipv4(address.octets(), METADATA_IPV4, 64)
+            .tcp(port, 80, sequence, 64_240);
+        let mut frame = Vec::new();
+        match acknowledges {
+            None => tcp.syn().write(&mut frame, &[]),
+            Some(number) => tcp.ack(number).write(&mut frame, &[]),
+        }
+        .expect("a vector takes all");
+        wire.send(&frame);
+    };
+    send(1, None);
+    let received = wire.wait_for("SYN-ACK", |frame| {
+        let is_tcp = frame.get(12..14)? == [8, 0] && frame.get(23)? == &6;
+        let is_reply =
+            is_tcp && frame.get(26..30)? == METADATA_IPV4 && frame.get(36..38)? == port.to_be_bytes();
+        is_reply.then(|| u32::from_be_bytes(frame[38..42].try_into().expect("four octets")))
+    });
+    send(2, Some(received.wrapping_add(1)));
+}
+
 #[test]
 fn two_subports_of_a_trunk_share_a_limit() {
     let host = Host::new();
@@ -156,32 +187,19 @@ fn two_subports_of_a_trunk_share_a_limit() {
         let network = NetworkId::new(Uuid::new_v4());
         guest.port.subports.push(Subport::new(vlan, network, [10, third, 0, 5].into()));
     }
-    let addresses: Vec<IpAddr> = guest.port.subports.iter().map(|subport| subport.fixed_ips[0]).collect();
-    for (Subport { vlan, mac, .. }, address) in guest.port.subports.iter().zip(&addresses) {
-        let metadata_mac = MacAddress(METADATA_MAC);
-        guest.netns().ip(&format!(
-            "link add link eth0 name vlan{vlan} address {mac} type vlan id {vlan}\n\
-             link set vlan{vlan} up\n\
-             address add {address}/24 dev vlan{vlan}\n\
-             neighbour add 169.254.169.254 lladdr {metadata_mac} nud permanent dev vlan{vlan}\n\
-             route add 169.254.169.254 dev vlan{vlan} scope link table {vlan}\n\
-             rule add from {address} lookup {vlan}"
-        ));
-    }
     let agent = Agent::on(&host, &nova).port(&guest.port);
     let process = agent.set(OWN, "connections_per_guest", "10").install().start();
-    let [first, second] = [addresses[0], addresses[1]].map(Some);
     wait::until("both subports are attached", PATIENCE, || {
         (process.state()["attachments"].as_array().map(Vec::len) == Some(3)).then_some(())
     });
-    for source in [None, first, second] {
-        assert_eq!(status(&guest, source), Some(200), "{source:?}");
-    }
+    assert_eq!(status(&guest, None), Some(200));
     until_open(&process, 0);
-    let held = [idle(&guest, first, 6), idle(&guest, second, 4)];
-    until_open(&process, 10);
-    for source in [None, first, second] {
-        assert_eq!(status(&guest, source), None, "{source:?}");
+    let wire = PacketSocket::open(guest.netns(), "eth0");
+    let [first, second] = &guest.port.subports[..] else { panic!("two subports") };
+    for (subport, ports) in [(first, 40_000..40_006), (second, 41_000..41_004)] {
+        ports.for_each(|port| open_on_vlan(&wire, subport, port));
     }
-    drop(held);
+    until_open(&process, 10);
+    assert_eq!(status(&guest, None), None);
+    assert_eq!(process.count(PER_GUEST), 1);
 }

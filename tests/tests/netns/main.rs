@@ -13,6 +13,7 @@ mod guests_elsewhere;
 mod guests_identity;
 mod guests_ipv6;
 mod guests_load;
+mod guests_memory;
 mod guests_network;
 mod guests_nova;
 mod guests_rate;

@@ -23,7 +23,7 @@ fn without_settings_the_defaults_apply() {
     assert_eq!((config.attach_mode, config.source_check), (AttachMode::Auto, SourceCheck::Strict));
     assert_eq!((config.portal_namespace.as_str(), config.portal_mtu), ("metadata-portal", 1500));
     assert_eq!((config.syn_rate_limit, config.syn_burst), (NonZero::new(2000), 4000));
-    assert_eq!((config.connections_per_guest, config.connections), (128, 16_384));
+    assert_eq!((config.connections_per_guest, config.connections), (128, 1024));
     assert_eq!((config.request_head_limit, config.request_body_limit), (32768, 65536));
     let times =
         [config.heartbeat_stale_after, config.identity_hold, config.identity_grace, config.drain_timeout];

@@ -1,5 +1,9 @@
 //! Tracks the activity of a client connection, for its time-outs.
 //!
+//! A guest that reads too slowly is treated like one that does not read. For each millisecond for
+//! which its connection is blocked, it owes [`MIN_RATE`] bytes. So a guest that trickles cannot
+//! hold its buffers for much longer than one that stops.
+//!
 //! hyper has one time-out for idle time and request head together, allocates a timer for each head,
 //! and has no time-out for a guest that does not read. So the stream and the request record mark
 //! what happens here, and [`connection`](super::connection) checks it with one timer per
@@ -17,6 +21,12 @@ use tokio::time::Instant;
 
 use super::request_line::FragmentDetector;
 
+/// Bytes per millisecond that a guest must read of its responses while its connection is blocked.
+const MIN_RATE: u64 = 16;
+
+/// Pause between two checks of a connection whose time is nearly over.
+const MIN_PAUSE: Duration = Duration::from_millis(50);
+
 /// How long a connection may stay in each state.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Timeouts {
@@ -26,7 +36,7 @@ pub(super) struct Timeouts {
 }
 
 impl Timeouts {
-    /// Returns the least time to any deadline that begins from now on.
+    /// Returns the least time to any deadline of a new connection.
     pub(super) fn shortest(&self) -> Duration {
         self.idle.min(self.head).min(self.blocked)
     }
@@ -38,7 +48,7 @@ pub(super) enum TimeoutKind {
     Idle,
     /// A request head began and did not end.
     Head,
-    /// The guest does not read its response.
+    /// The guest does not read its response, or too slowly.
     Blocked,
 }
 
@@ -57,6 +67,8 @@ pub(crate) struct ConnectionActivity {
     phase: AtomicU64,
     /// Milliseconds since `began` when the guest stopped reading.
     blocked: AtomicU64,
+    /// Bytes that the guest should have read while it was blocked before, less those that it read.
+    debt: AtomicU64,
     /// Bytes of a request may still arrive that will not be read.
     unread: AtomicBool,
     /// The last request line has a `#`.
@@ -69,6 +81,7 @@ impl ConnectionActivity {
             began: Instant::now(),
             phase: AtomicU64::new(IDLE),
             blocked: AtomicU64::new(NOT_BLOCKED),
+            debt: AtomicU64::new(0),
             unread: AtomicBool::new(false),
             fragment: AtomicBool::new(false),
         }
@@ -110,12 +123,23 @@ impl ConnectionActivity {
         };
         let blocked = match self.blocked.load(Ordering::Relaxed) {
             NOT_BLOCKED => None,
-            since => Some((at(since, timeouts.blocked), TimeoutKind::Blocked)),
+            since => Some((at(since, self.patience(timeouts)), TimeoutKind::Blocked)),
         };
         match (waits, blocked) {
             (Some(waits), Some(blocked)) => Some(cmp::min_by_key(waits, blocked, |(at, _)| *at)),
             (waits, blocked) => waits.or(blocked),
         }
+    }
+
+    /// Returns the least time to any deadline that begins from now on.
+    pub(super) fn pause(&self, timeouts: &Timeouts) -> Duration {
+        timeouts.shortest().min(self.patience(timeouts).max(MIN_PAUSE))
+    }
+
+    /// Returns how long the guest may stop reading.
+    fn patience(&self, timeouts: &Timeouts) -> Duration {
+        let late = Duration::from_millis(self.debt.load(Ordering::Relaxed) / MIN_RATE);
+        timeouts.blocked.saturating_sub(late)
     }
 
     fn now(&self) -> u64 {
@@ -135,14 +159,22 @@ impl ConnectionActivity {
         }
     }
 
-    fn wrote<T>(&self, result: Poll<T>) -> Poll<T> {
+    fn wrote(&self, result: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
         let blocked = self.blocked.load(Ordering::Relaxed);
-        if result.is_ready() {
-            if blocked != NOT_BLOCKED {
-                self.blocked.store(NOT_BLOCKED, Ordering::Relaxed);
+        match result {
+            Poll::Pending if blocked == NOT_BLOCKED => self.blocked.store(self.now(), Ordering::Relaxed),
+            Poll::Ready(Ok(bytes)) => {
+                let mut debt = self.debt.load(Ordering::Relaxed);
+                if blocked == NOT_BLOCKED && debt == 0 {
+                    return result;
+                }
+                if blocked != NOT_BLOCKED {
+                    self.blocked.store(NOT_BLOCKED, Ordering::Relaxed);
+                    debt += self.now().saturating_sub(blocked) * MIN_RATE;
+                }
+                self.debt.store(debt.saturating_sub(bytes as u64), Ordering::Relaxed);
             }
-        } else if blocked == NOT_BLOCKED {
-            self.blocked.store(self.now(), Ordering::Relaxed);
+            Poll::Ready(Err(_)) | Poll::Pending => {}
         }
         result
     }
@@ -202,8 +234,10 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for ActivityStream<T> {
         Pin::new(&mut self.stream).poll_flush(cx)
     }
 
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
+    /// Leaves the stream open. [`connection`](super::connection) closes it, and first looks at what
+    /// the guest has received.
+    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
     }
 }
 
@@ -249,5 +283,40 @@ mod tests {
 
         activity.set_idle();
         assert_eq!(activity.deadline(&TIMEOUTS), Some((began + second(12), TimeoutKind::Idle)));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_guest_that_trickles_is_as_late_as_one_that_stops() {
+        let activity = Arc::new(ConnectionActivity::new());
+        let (mut guest, ours) = tokio::io::duplex(1);
+        let mut ours = ActivityStream::new(ours, Arc::clone(&activity));
+        activity.set_busy();
+        ours.write_all(b"x").await.unwrap();
+        // Ten seconds for each byte.
+        for patience in [40, 30, 20, 10] {
+            let blocked = Instant::now();
+            let (wrote, ()) = tokio::join!(ours.write_all(b"x"), async {
+                // One byte is less than a millisecond's worth.
+                let deadline = blocked + Duration::from_secs(patience);
+                let (at, kind) = activity.deadline(&TIMEOUTS).unwrap();
+                assert_eq!(kind, TimeoutKind::Blocked);
+                assert!(at >= deadline && at < deadline + MIN_PAUSE, "{:?}", at - blocked);
+                tokio::time::advance(Duration::from_secs(10)).await;
+                guest.read_u8().await.unwrap();
+            });
+            wrote.unwrap();
+            let pause = activity.pause(&TIMEOUTS);
+            assert!(pause <= Duration::from_secs(patience - 10) + MIN_PAUSE, "{pause:?}");
+        }
+        // A guest that reads on time makes up for it.
+        let whole = vec![b'x'; 40_000 * 16];
+        let read = async {
+            for _ in 0..whole.len() {
+                guest.read_u8().await.unwrap();
+            }
+        };
+        let (wrote, ()) = tokio::join!(ours.write_all(&whole), read);
+        wrote.unwrap();
+        assert_eq!(activity.pause(&TIMEOUTS), TIMEOUTS.shortest());
     }
 }

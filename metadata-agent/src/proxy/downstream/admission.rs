@@ -28,10 +28,10 @@ use crate::proxy::client::{GuestGroup, GuestKey, LimitedGuest};
 
 /// First connections of a guest. cloud-init uses IPv4 and IPv6 at once; agents and scripts of the
 /// image may run beside it.
-const RESERVED: u32 = 4;
+pub(crate) const RESERVED: u32 = 4;
 
 /// First connections of the guests of a group that do not count towards the total.
-const GROUP_RESERVED: u32 = 32;
+pub(crate) const GROUP_RESERVED: u32 = 32;
 
 /// Part of the total that the guests of one group may use beyond their first connections.
 const GROUP_SHARE: u32 = 4;
@@ -97,6 +97,9 @@ struct GroupConnections {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Place {
     Unidentified,
+    /// Not at all: its first request was refused, and it closes within a moment. Otherwise the
+    /// refused connections of one network would keep new ones of the others out.
+    Refused,
     Guest {
         guest: LimitedGuest,
         /// Among the first of its guest.
@@ -166,9 +169,10 @@ impl Admission {
 
 impl Open {
     fn take(&mut self, place: Place) {
-        let Place::Guest { guest: LimitedGuest { key, group }, is_first, is_shared } = place else {
-            self.unidentified += 1;
-            return;
+        let (LimitedGuest { key, group }, is_first, is_shared) = match place {
+            Place::Guest { guest, is_first, is_shared } => (guest, is_first, is_shared),
+            Place::Unidentified => return self.unidentified += 1,
+            Place::Refused => return,
         };
         self.shared += u32::from(is_shared);
         let own = self.guests.entry(key).or_default();
@@ -181,9 +185,10 @@ impl Open {
     }
 
     fn release(&mut self, place: Place) {
-        let Place::Guest { guest: LimitedGuest { key, group }, is_first, is_shared } = place else {
-            self.unidentified -= 1;
-            return;
+        let (LimitedGuest { key, group }, is_first, is_shared) = match place {
+            Place::Guest { guest, is_first, is_shared } => (guest, is_first, is_shared),
+            Place::Unidentified => return self.unidentified -= 1,
+            Place::Refused => return,
         };
         self.shared -= u32::from(is_shared);
         update_or_remove(&mut self.guests, key, |own| {
@@ -229,7 +234,11 @@ impl Ticket {
         let mut open = self.admission.lock();
         open.release(self.place);
         let place = self.admission.place(&open, guest);
-        self.place = place.unwrap_or(self.place);
+        self.place = match (place, self.place) {
+            (Ok(place), _) => place,
+            (Err(_), Place::Unidentified) => Place::Refused,
+            (Err(_), former) => former,
+        };
         open.take(self.place);
         place.map(|_| ())
     }
@@ -402,12 +411,12 @@ mod tests {
             LimitedGuest { key, group: Some(GuestGroup::Haproxies(scope)) }
         };
         let admission = Admission::new(1000, 64);
-        let mut held = Vec::new();
+        let (mut held, mut refused) = (Vec::new(), Vec::new());
         let mut ask = |guest| {
             let mut ticket = admission.admit_haproxy()?;
-            ticket.count_for(guest)?;
-            held.push(ticket);
-            Ok::<_, AdmissionError>(())
+            let counted = ticket.count_for(guest);
+            if counted.is_ok() { &mut held } else { &mut refused }.push(ticket);
+            counted
         };
         // One network, then many together, take all that they can get.
         while (1..=250).any(|host| ask(client(1, host)).is_ok()) {}
@@ -417,7 +426,7 @@ mod tests {
         // Another network has its reserve.
         let reserved = (1..=250).filter(|host| ask(client(100, *host)).is_ok()).count();
         assert_eq!(reserved, GROUP_RESERVED as usize);
-        drop(held);
+        drop((held, refused));
         assert_empty(&admission);
     }
 

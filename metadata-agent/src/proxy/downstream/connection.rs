@@ -2,11 +2,16 @@
 //!
 //! A response must arrive. If a socket is closed with unread bytes in it, the kernel sends a reset,
 //! which may overtake the response. So after a response to an incomplete request, the rest is read
-//! and discarded for a moment. A truncated response must not look complete, so it ends with a
+//! and discarded. A truncated response must not look complete, so it ends with a reset.
+//!
+//! A socket that is closed before the guest has received everything keeps its buffers in the kernel
+//! for minutes. A guest could pile up any number of them. So a connection counts as open until the
+//! guest has received everything, for no longer than a guest may stop reading, and then it is
 //! reset.
 
 use std::convert::Infallible;
 use std::error::Error;
+use std::os::fd::AsFd;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,9 +22,11 @@ use hyper::service::{Service, service_fn};
 use hyper::{Request, Response};
 use hyper_util::rt::TokioIo;
 use metadata_ebpf::identity::{AttachmentId, ClientAddress};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpStream, UnixStream};
-use tokio::time::{Instant, sleep_until, timeout};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::activity::{ActivityStream, ConnectionActivity, TimeoutKind, Timeouts};
@@ -28,14 +35,28 @@ use crate::proxy::Proxy;
 use crate::proxy::client::ClientSource;
 use crate::proxy::request::{HEAD_TIMEOUT_RESPONSE, RequestHandler, ResponseBody};
 
-/// Limits of the reading after a response to an incomplete request.
-const LINGER: Duration = Duration::from_secs(1);
+/// Bytes that are read and discarded at the end of a connection.
 const LINGER_BYTES: usize = 256 * 1024;
+
+/// Time to write a response that no request waits for, and for the peer to receive the last
+/// response after the signal to stop.
+const LINGER: Duration = Duration::from_secs(1);
+
+/// Pauses between two looks at the end of a connection.
+const FIRST_PAUSE: Duration = Duration::from_millis(1);
+const LONGEST_PAUSE: Duration = Duration::from_millis(500);
 
 /// A stream to a guest or a haproxy.
 pub trait ClientStream: AsyncRead + AsyncWrite + Unpin + Send + 'static {
     /// Closes in a way that shows the peer that data was lost.
     fn reset(self);
+
+    /// Returns whether the peer has received all data but a few KiB. The stream must be open, and
+    /// nothing may be written afterwards.
+    fn is_drained(&self) -> bool;
+
+    /// Returns whether both sides have closed and the peer has received everything.
+    fn is_finished(&self) -> bool;
 }
 
 impl ClientStream for TcpStream {
@@ -43,12 +64,35 @@ impl ClientStream for TcpStream {
         // Fails only if the socket is already closed.
         let _ = self.set_zero_linger();
     }
+
+    fn is_drained(&self) -> bool {
+        // A socket is writable if the send queue is shorter than two thirds of its buffer. The
+        // kernel rounds the size up to its minimum, 4.5 KiB.
+        let shrunk = SockRef::from(self).set_send_buffer_size(1);
+        let mut sockets = [PollFd::new(self.as_fd(), PollFlags::POLLOUT)];
+        shrunk.is_ok() && poll(&mut sockets, PollTimeout::ZERO) == Ok(1)
+    }
+
+    fn is_finished(&self) -> bool {
+        // A connection in state CLOSE has no peer. TCP enters this state when the peer has closed
+        // and has acknowledged our FIN, which comes after all data.
+        self.peer_addr().is_err()
+    }
 }
 
 impl ClientStream for UnixStream {
     fn reset(self) {
         // A unix socket has no reset. haproxy sees by the length or the last chunk that data is
         // missing.
+    }
+
+    fn is_drained(&self) -> bool {
+        // What was sent is in the peer's buffer.
+        true
+    }
+
+    fn is_finished(&self) -> bool {
+        true
     }
 }
 
@@ -93,7 +137,8 @@ impl Proxy {
 
         let end = self.drive(Pin::new(&mut connection), &activity, &cancel).await;
         let Parts { io, read_buf, .. } = connection.into_parts();
-        self.finish(io.into_inner().stream, end, &activity, &read_buf, attachment).await;
+        let stream = io.into_inner().stream;
+        self.finish(stream, end, &activity, &read_buf, attachment, &cancel).await;
         drop(handler);
     }
 
@@ -115,7 +160,7 @@ impl Proxy {
             blocked: self.config.write_timeout,
         };
         // The alarm is never later than any deadline: a deadline that begins after the alarm was
-        // set is at least `shortest` away. So most requests come and go without touching the alarm.
+        // set is at least a `pause` away. So most requests come and go without touching the alarm.
         let mut alarm = pin!(sleep_until(Instant::now() + timeouts.shortest()));
         let mut drain_deadline = None;
         loop {
@@ -139,7 +184,7 @@ impl Proxy {
                         Some((at, _)) => at,
                         None => now + timeouts.shortest(),
                     };
-                    let next = next.min(now + timeouts.shortest());
+                    let next = next.min(now + activity.pause(&timeouts));
                     alarm.as_mut().reset(drain_deadline.map_or(next, |deadline| next.min(deadline)));
                 }
             }
@@ -150,17 +195,19 @@ impl Proxy {
     /// begun.
     async fn finish<T: ClientStream>(
         &self,
-        stream: T,
+        mut stream: T,
         end: ConnectionEnd,
         activity: &ConnectionActivity,
         read_buf: &Bytes,
         attachment: Option<AttachmentId>,
+        cancel: &CancellationToken,
     ) {
         match end {
-            ConnectionEnd::Served(Ok(())) if activity.is_request_unread() => linger(stream).await,
+            ConnectionEnd::Served(Ok(())) if activity.is_request_unread() => {}
+            ConnectionEnd::Served(Ok(())) if stream.is_drained() => return,
             ConnectionEnd::Served(Ok(())) => {}
             // A truncated response.
-            ConnectionEnd::Served(Err(error)) if error.is_user() => stream.reset(),
+            ConnectionEnd::Served(Err(error)) if error.is_user() => return stream.reset(),
             // hyper has answered a malformed request.
             ConnectionEnd::Served(Err(error)) if error.is_parse() => {
                 self.metrics.rejected_request(if error.is_parse_too_large() {
@@ -168,51 +215,78 @@ impl Proxy {
                 } else {
                     "malformed"
                 });
-                linger(stream).await;
             }
             ConnectionEnd::Served(Err(error)) => {
                 let error = &error as &dyn Error;
                 let attachment = attachment.map(tracing::field::display);
                 tracing::debug!(attachment, error, "client connection ended");
+                if stream.is_drained() {
+                    return;
+                }
             }
-            ConnectionEnd::TimedOut(TimeoutKind::Idle) if read_buf.is_empty() => {}
+            ConnectionEnd::TimedOut(TimeoutKind::Idle) if read_buf.is_empty() => {
+                if stream.is_drained() {
+                    return;
+                }
+            }
             // A pipelined head that partly arrived with the previous request counts as a slow head.
             ConnectionEnd::TimedOut(TimeoutKind::Idle | TimeoutKind::Head) => {
                 self.metrics.rejected_request("head_timeout");
-                reject_slow_head(stream).await;
+                if !matches!(timeout(LINGER, stream.write_all(HEAD_TIMEOUT_RESPONSE)).await, Ok(Ok(()))) {
+                    return stream.reset();
+                }
             }
             ConnectionEnd::TimedOut(TimeoutKind::Blocked) => {
                 self.metrics.rejected_connection("write_timeout");
-                stream.reset();
+                return stream.reset();
             }
             ConnectionEnd::Drained => {
                 self.metrics.rejected_connection("drain_timeout");
-                stream.reset();
+                return stream.reset();
             }
         }
+        // haproxy may keep a connection open until its client has sent the whole request.
+        let patience = if attachment.is_some() { self.config.write_timeout } else { LINGER };
+        let patience = async {
+            tokio::select! {
+                () = sleep(patience) => {}
+                () = cancel.cancelled() => sleep(LINGER).await,
+            }
+        };
+        deliver(stream, patience).await;
     }
 }
 
-async fn reject_slow_head<T: ClientStream>(mut stream: T) {
-    if let Ok(Ok(())) = timeout(LINGER, stream.write_all(HEAD_TIMEOUT_RESPONSE)).await {
-        linger(stream).await;
-    }
-}
-
-/// Lets the guest read its response before the connection is closed (RFC 9112, section 9.6).
-async fn linger<T: ClientStream>(mut stream: T) {
-    let until_closed = async {
-        // Fails harmlessly if hyper has shut down the stream already, or the guest has left.
-        let _ = stream.shutdown().await;
-        let mut discarded = [0; 4096];
-        let mut budget = LINGER_BYTES;
-        while let Ok(read @ 1..) = stream.read(&mut discarded).await {
-            budget = budget.saturating_sub(read);
-            if budget == 0 {
-                break;
-            }
-        }
+/// Closes the sending side, and waits until the peer has received everything and has closed
+/// (RFC 9112, section 9.6). Resets the connection if that takes longer than `patience`.
+async fn deliver<T: ClientStream>(mut stream: T, patience: impl Future<Output = ()>) {
+    let delivered = tokio::select! {
+        biased;
+        delivered = wait_until_delivered(&mut stream) => delivered,
+        () = patience => false,
     };
-    // A guest that takes longer has had the time to read.
-    let _ = timeout(LINGER, until_closed).await;
+    if !delivered {
+        stream.reset();
+    }
+}
+
+/// Returns false if the peer sends too much meanwhile.
+async fn wait_until_delivered<T: ClientStream>(stream: &mut T) -> bool {
+    // Fails harmlessly if the peer has left.
+    let _ = stream.shutdown().await;
+    let mut discarded = [0; 4096];
+    let mut budget = LINGER_BYTES;
+    while let Ok(read @ 1..) = stream.read(&mut discarded).await {
+        budget = budget.saturating_sub(read);
+        if budget == 0 {
+            return false;
+        }
+    }
+    // The peer has closed its side. No event follows when it has received the rest.
+    let mut pause = FIRST_PAUSE;
+    while !stream.is_finished() {
+        sleep(pause).await;
+        pause = LONGEST_PAUSE.min(pause * 2);
+    }
+    true
 }

@@ -49,6 +49,7 @@ pub(crate) use error::UpstreamError;
 pub use probe::{ProbeError, TlsErrorKind, probe};
 pub use tls::{ClientCertificate, TlsConfig, TlsSetupError};
 
+use super::RESPONSE_PIECE;
 use super::metrics::Metrics;
 use super::request::{AuthHeaders, set_upstream_headers};
 use address::{UpstreamAddress, connect_unix};
@@ -325,7 +326,9 @@ impl Upstream {
     where
         T: rt::Read + rt::Write + Unpin + Send + 'static,
     {
-        let (sender, connection) = http1::handshake(stream)
+        let (sender, connection) = http1::Builder::new()
+            .max_buf_size(RESPONSE_PIECE)
+            .handshake(stream)
             .await
             .map_err(|source| UpstreamError::Handshake { address: address.clone(), source })?;
         self.metrics.upstream_connection();

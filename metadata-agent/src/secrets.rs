@@ -8,16 +8,20 @@
 //! A file that cannot be read, or is empty because it is being written, keeps its last secret in
 //! force. No secret is ever logged.
 
-use std::fs::File;
+use std::convert::Infallible;
+use std::fs::OpenOptions;
 use std::io::{self, Read as _};
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use nix::fcntl::OFlag;
 use secrecy::{ExposeSecret, SecretString};
 use tokio::time::{MissedTickBehavior, interval, sleep};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
+use crate::process::blocking::blocking;
 use crate::proxy::Signer;
 
 /// The interval between two readings of the files.
@@ -33,12 +37,14 @@ const MAX_BYTES: u64 = 4096;
 /// The file cannot be read, is not a regular file, is empty, too long or not UTF-8.
 pub(crate) fn read(path: &Path) -> io::Result<SecretString> {
     let fail = |kind, problem: &'static str| Err(io::Error::new(kind, problem));
-    // Opening a FIFO would block until it has a writer.
-    if !path.metadata()?.is_file() {
+    // Without O_NONBLOCK, opening a FIFO would wait for a writer.
+    let flags = OFlag::O_NONBLOCK | OFlag::O_NOCTTY;
+    let file = OpenOptions::new().read(true).custom_flags(flags.bits()).open(path)?;
+    if !file.metadata()?.is_file() {
         return fail(io::ErrorKind::InvalidInput, "it is not a regular file");
     }
     let mut bytes = Vec::new();
-    File::open(path)?.take(MAX_BYTES + 1).read_to_end(&mut bytes)?;
+    file.take(MAX_BYTES + 1).read_to_end(&mut bytes)?;
     if bytes.len() as u64 > MAX_BYTES {
         return fail(io::ErrorKind::InvalidData, "it is longer than 4096 bytes");
     }
@@ -103,25 +109,32 @@ impl SecretFiles {
     }
 
     /// Updates the signer whenever a file changes, until cancelled.
-    pub async fn keep(mut self, signer: Signer, stop: CancellationToken) {
+    pub async fn keep(self, signer: Signer, stop: CancellationToken) {
         if self.files.is_empty() {
             return;
         }
+        // A file that cannot be read to its end must not delay the stop.
+        let _stopped = stop.run_until_cancelled(self.follow(signer)).await;
+    }
+
+    async fn follow(mut self, signer: Signer) -> Option<Infallible> {
         let mut period = interval(PERIOD);
         period.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             tokio::select! {
-                () = stop.cancelled() => return,
                 _ = period.tick() => {}
                 () = signer.refused() => {}
             }
-            if let Some(secrets) = self.reload() {
+            let reload = move || {
+                let secrets = self.reload();
+                (self, secrets)
+            };
+            let secrets;
+            (self, secrets) = blocking(reload).await?;
+            if let Some(secrets) = secrets {
                 signer.replace(secrets);
             }
-            tokio::select! {
-                () = stop.cancelled() => return,
-                () = sleep(PAUSE) => {}
-            }
+            sleep(PAUSE).await;
         }
     }
 

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use metadata_ebpf::identity::ClientAddress;
 use tokio::runtime::Runtime;
 use tokio::sync::watch;
@@ -27,6 +27,7 @@ use crate::inventory::presence::Presence;
 use crate::namespaces::{NamespaceReports, NamespaceWatcher};
 use crate::net::netlink::{self, Netlink};
 use crate::net::portal::{self, Portal};
+use crate::process::blocking::blocking;
 use crate::proxy::UpstreamAuth;
 use crate::proxy::metrics::Metrics;
 use crate::secrets::SecretFiles;
@@ -55,7 +56,7 @@ impl GuestService {
         let boot = Boot { config, data, control, stop_attachments: control.stop.child_token() };
         let Inputs { inventory, presence, sources, metrics, namespaces } = inputs;
         let mut host = boot.open_host().await?;
-        let auth = boot.open_secrets()?;
+        let auth = boot.open_secrets().await?;
         let directory = Arc::new(Directory::new(client_mac));
         let lookup = Arc::new(host_lookup(sources, &inventory, &auth));
         let data_plane =
@@ -151,9 +152,11 @@ impl Boot<'_> {
     }
 
     /// Reads the shared secrets, and keeps them up to date.
-    fn open_secrets(&self) -> Result<UpstreamAuth> {
+    async fn open_secrets(&self) -> Result<UpstreamAuth> {
         let secret = self.config.metadata_proxy_shared_secret.clone();
-        let secrets = SecretFiles::open(secret, &self.config.shared_secret_files)?;
+        let paths = self.config.shared_secret_files.clone();
+        let secrets = blocking(move || SecretFiles::open(secret, &paths)).await;
+        let secrets = secrets.context("read the shared secrets")??;
         let signer = secrets.signer();
         self.control.tasks.spawn(secrets.keep(signer.clone(), self.stop_attachments.clone()));
         Ok(self.config.upstream_auth(signer))

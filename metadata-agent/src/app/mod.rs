@@ -12,6 +12,7 @@ mod data_plane;
 mod guest_service;
 mod haproxy_socket;
 mod source_tasks;
+mod stop_deadline;
 mod systemd;
 
 use std::time::Duration;
@@ -46,7 +47,9 @@ pub(crate) fn run(config: &Config) -> Result<()> {
     let data = data_runtime(config)?;
     let control = control_runtime()?;
     let outcome = control.block_on(start_and_stop(config, &data));
-    data.shutdown_timeout(TASK_END);
+    // Tasks have ended or had their time. A blocking call may never return.
+    data.shutdown_background();
+    control.shutdown_background();
     outcome
 }
 
@@ -55,6 +58,7 @@ async fn start_and_stop(config: &Config, data: &Runtime) -> Result<()> {
     let admin_socket = AdminSocket::bind(&config.admin_socket)?;
     // From here on, a signal stops the agent in order.
     let mut signals = StopSignals::watch()?;
+    stop_deadline::enforce(data, config.drain_timeout)?;
     let haproxy_socket = HaproxySocket::bind(config)?;
 
     let (mut control, inputs) = Control::start(config, admin_socket);

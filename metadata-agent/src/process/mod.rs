@@ -1,4 +1,5 @@
-//! The agent as a process: its critical tasks and its capabilities.
+//! The agent as a process: its critical tasks, its capabilities and its restrictions.
 
+pub(crate) mod blocking;
 pub mod capabilities;
 pub(crate) mod supervisor;

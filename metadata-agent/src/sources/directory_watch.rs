@@ -16,6 +16,8 @@ use futures_util::{FutureExt, StreamExt};
 use inotify::{EventMask, EventStream, Inotify, WatchMask};
 use tokio::time;
 
+use crate::process::blocking::blocking;
+
 const BUFFER: usize = 16 * 1024;
 /// Maximum number of inotify events per result.
 const MAX_BATCH: usize = 4096;
@@ -98,9 +100,11 @@ impl DirectoryWatch {
             return DirectoryChange::Entries(entries);
         }
         // Watch before reading: later changes are reported, earlier ones are read.
-        self.watch = match arm(&self.directory) {
-            Ok(armed) => Watch::Armed(armed),
-            Err(error) => Watch::Unavailable(error),
+        let directory = self.directory.clone();
+        self.watch = match blocking(move || arm(&directory)).await {
+            Some(Ok(armed)) => Watch::Armed(armed),
+            Some(Err(error)) => Watch::Unavailable(error),
+            None => Watch::None,
         };
         DirectoryChange::All
     }

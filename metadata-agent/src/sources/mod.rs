@@ -17,12 +17,10 @@ mod row_tracker;
 mod text_file;
 
 use std::collections::BTreeMap;
-use std::panic;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde::{Serialize, Serializer};
 use tokio::sync::watch;
-use tokio::task;
 use tracing::{info, warn};
 
 use crate::inventory::SourceKind;
@@ -32,6 +30,9 @@ use crate::inventory::SourceKind;
 const RECHECK: Duration = Duration::from_mins(1);
 /// Interval while there is an error.
 const RECHECK_AFTER_ERROR: Duration = Duration::from_secs(5);
+
+/// Longest error text that is logged and kept. An error may quote text of its source.
+const MAX_FAULT_BYTES: usize = 1_000;
 
 /// State of a source, for `status` and metrics.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -83,6 +84,8 @@ impl Reporter {
 
     /// Sets the current state. Logs each error once when it appears, changes and disappears.
     fn report(&self, ready: bool, ports: usize, ignored: usize, faults: BTreeMap<String, String>) {
+        let faults: BTreeMap<_, _> =
+            faults.into_iter().map(|(place, error)| (place, shortened(error))).collect();
         self.state.send_if_modified(|state| {
             let source = state.source;
             for (place, error) in &faults {
@@ -107,17 +110,30 @@ impl Reporter {
     }
 }
 
-/// Runs blocking file operations. `None` only if the runtime is shutting down.
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Option<T> {
-    match task::spawn_blocking(work).await {
-        Ok(done) => Some(done),
-        Err(lost) => match lost.try_into_panic() {
-            Ok(cause) => panic::resume_unwind(cause),
-            Err(_cancelled) => None,
-        },
+fn shortened(mut error: String) -> String {
+    if error.len() > MAX_FAULT_BYTES {
+        error.truncate(error.floor_char_boundary(MAX_FAULT_BYTES));
+        error.push_str(" ...");
     }
+    error
 }
 
 fn unix_seconds<S: Serializer>(time: &SystemTime, serializer: S) -> Result<S::Ok, S::Error> {
     time.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs().serialize(serializer)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_long_error_is_shortened() {
+        let (reporter, state) = Reporter::new(SourceKind::Libvirt);
+        let fits = "x".repeat(MAX_FAULT_BYTES);
+        let long = format!("{}ü{}", "x".repeat(MAX_FAULT_BYTES - 1), "y".repeat(4 * 1024 * 1024));
+        reporter.report(true, 0, 0, [("a".to_owned(), fits.clone()), ("b".to_owned(), long)].into());
+        let faults = &state.borrow().faults;
+        assert_eq!(faults["a"], fits);
+        assert_eq!(faults["b"], format!("{} ...", "x".repeat(MAX_FAULT_BYTES - 1)));
+    }
 }

@@ -32,6 +32,7 @@ mod lab;
 mod life_absence;
 mod life_clients;
 mod life_drain;
+mod life_hang;
 mod life_interfaces;
 mod life_restart;
 mod life_stop;

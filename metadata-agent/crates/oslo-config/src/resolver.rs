@@ -8,7 +8,8 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::ffi::OsString;
-use std::io;
+use std::fs::File;
+use std::io::{self, Read as _};
 use std::mem;
 use std::path::{Path, PathBuf};
 
@@ -18,6 +19,9 @@ use super::interpolate::{Lookup, Scope, expand};
 use super::option::{self, OptionSpec, Table};
 use super::rule::{Rejected, Rule};
 use super::setting::{Origin, Setting};
+
+/// Largest accepted file. Neutron's largest sample has 100 KB.
+const MAX_FILE_BYTES: u64 = 1024 * 1024;
 
 /// Values given by flags, by the option's key.
 pub type Flags = BTreeMap<&'static str, String>;
@@ -96,7 +100,7 @@ impl<'a> Resolver<'a> {
     }
 
     fn merge_file(&mut self, file: &Path) {
-        match std::fs::read(file) {
+        match read(file) {
             Ok(bytes) => {
                 let errors = self.files.merge(file, &bytes).err().unwrap_or_default();
                 self.errors.extend(errors.into_iter().map(OptionError::Syntax));
@@ -261,6 +265,16 @@ impl Scope for Resolver<'_> {
     }
 }
 
+/// Reads a file, which may be a pipe.
+fn read(file: &Path) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    File::open(file)?.take(MAX_FILE_BYTES + 1).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > MAX_FILE_BYTES {
+        return Err(io::Error::new(io::ErrorKind::FileTooLarge, "it is longer than 1 MiB"));
+    }
+    Ok(bytes)
+}
+
 /// Returns the files that the shell pattern `*.conf` matches in a directory, sorted.
 fn conf_files(dir: &Path) -> io::Result<Vec<PathBuf>> {
     let mut files = Vec::new();
@@ -347,6 +361,15 @@ mod tests {
         let mut resolver = Resolver::new(TABLE, &[], &flags, &|_| None);
         resolver.merge(&ConfigSource::File("/nonexistent/a".into()));
         resolver.merge(&ConfigSource::Dir("/nonexistent".into()));
-        assert_eq!(resolver.into_errors().len(), 2);
+        let folder = tempfile::tempdir().unwrap();
+        let (full, over) = (folder.path().join("full"), folder.path().join("over"));
+        std::fs::write(&full, "#".repeat(1024 * 1024)).unwrap();
+        std::fs::write(&over, "#".repeat(1024 * 1024 + 1)).unwrap();
+        resolver.merge(&ConfigSource::File(full));
+        resolver.merge(&ConfigSource::File(over.clone()));
+        let errors = resolver.into_errors();
+        assert_eq!(errors.len(), 3);
+        let wanted = format!("cannot read configuration {}: it is longer than 1 MiB", over.display());
+        assert_eq!(errors[2].to_string(), wanted);
     }
 }

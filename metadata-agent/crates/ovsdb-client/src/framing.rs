@@ -4,6 +4,10 @@
 //! where its braces close. Each byte is scanned once, however the stream was split. The content of
 //! a message is not validated here.
 
+/// Values that any message may have, and bytes per further value. In memory, each value takes at
+/// least 32 bytes, whereas `[]` takes three in a message. A row has about 17 bytes per value.
+const VALUES: usize = 1024;
+const BYTES_PER_VALUE: usize = 16;
 /// Bytes to read at a time.
 const CHUNK: usize = 64 * 1024;
 /// A buffer that grew beyond this size is shrunk after its message.
@@ -14,6 +18,8 @@ const KEEP: usize = 1024 * 1024;
 pub enum FramingError {
     #[error("message is longer than {limit} bytes")]
     TooLong { limit: usize },
+    #[error("message has more than {limit} values")]
+    TooManyValues { limit: usize },
     #[error("message starts with {:?} instead of '{{'", char::from(*byte))]
     NotAnObject { byte: u8 },
 }
@@ -27,6 +33,8 @@ pub struct Framer {
     /// End of the scanned part of the buffer.
     scanned: usize,
     depth: usize,
+    /// An upper bound of the values in the current message so far.
+    values: usize,
     in_string: bool,
     escaped: bool,
     limit: usize,
@@ -35,7 +43,16 @@ pub struct Framer {
 impl Framer {
     #[must_use]
     pub fn new(limit: usize) -> Self {
-        Self { buffer: Vec::new(), start: 0, scanned: 0, depth: 0, in_string: false, escaped: false, limit }
+        Self {
+            buffer: Vec::new(),
+            start: 0,
+            scanned: 0,
+            depth: 0,
+            values: 0,
+            in_string: false,
+            escaped: false,
+            limit,
+        }
     }
 
     /// Returns the buffer to which the next bytes of the stream are appended.
@@ -62,7 +79,7 @@ impl Framer {
                     b' ' | b'\t' | b'\r' | b'\n' => self.start = self.scanned + 1,
                     b'{' => {
                         self.start = self.scanned;
-                        self.depth = 1;
+                        (self.depth, self.values) = (1, 1);
                     }
                     _ => return Err(FramingError::NotAnObject { byte }),
                 }
@@ -73,12 +90,20 @@ impl Framer {
             if self.scanned - self.start > self.limit {
                 return Err(FramingError::TooLong { limit: self.limit });
             }
-            if self.ends_message(byte) {
+            let ends = self.ends_message(byte);
+            if self.values > self.values_limit() {
+                return Err(FramingError::TooManyValues { limit: self.values_limit() });
+            }
+            if ends {
                 let start = std::mem::replace(&mut self.start, self.scanned);
                 return Ok(Some(&self.buffer[start..self.scanned]));
             }
         }
         Ok(None)
+    }
+
+    fn values_limit(&self) -> usize {
+        VALUES + self.limit / BYTES_PER_VALUE
     }
 
     fn ends_message(&mut self, byte: u8) -> bool {
@@ -93,8 +118,12 @@ impl Framer {
         }
         match byte {
             b'"' => self.in_string = true,
-            b'{' | b'[' => self.depth += 1,
+            b'{' | b'[' => {
+                self.depth += 1;
+                self.values += 1;
+            }
             b'}' | b']' => self.depth -= 1,
+            b',' => self.values += 1,
             _ => {}
         }
         self.depth == 0
@@ -124,6 +153,20 @@ mod tests {
         assert_eq!(split(&mut Framer::new(message.len() - 1), message).unwrap_err(), error);
         let endless = [b"{\"".as_slice(), &[b'a'; 100]].concat();
         assert_eq!(split(&mut Framer::new(50), &endless).unwrap_err(), FramingError::TooLong { limit: 50 });
+    }
+
+    #[test]
+    fn a_message_of_many_short_values_is_too_large_in_memory() {
+        let limit = 16 * 1024;
+        let message = |values| format!(r#"{{"a":[{}0]}}"#, "0,".repeat(values));
+        // The object, the list and its last value are not repeated.
+        assert_eq!(split(&mut Framer::new(limit), message(2 * 1024 - 2).as_bytes()).unwrap().len(), 1);
+        let error = FramingError::TooManyValues { limit: 2 * 1024 };
+        for values in [message(2 * 1024 - 1), format!("{{\"a\":{}", "[".repeat(3_000)), message(5_000)] {
+            assert_eq!(split(&mut Framer::new(limit), values.as_bytes()).unwrap_err(), error);
+        }
+        let text = format!(r#"{{"a":"{}"}}"#, "[,".repeat(5_000));
+        assert_eq!(split(&mut Framer::new(limit), text.as_bytes()).unwrap().len(), 1, "text is one value");
     }
 
     #[test]

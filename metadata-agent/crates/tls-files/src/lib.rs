@@ -2,6 +2,8 @@
 
 #![warn(unreachable_pub)]
 
+use std::fs::File;
+use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -18,6 +20,9 @@ use rustls::{
     WantsVerifier,
 };
 use rustls_native_certs::CertificateResult;
+
+/// Largest accepted file. The bundle of a distribution has 250 KB.
+const MAX_FILE_BYTES: u64 = 4 * 1024 * 1024;
 
 /// The client's own certificate and key, in PEM.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -152,7 +157,9 @@ fn with_identity(
         return Ok(builder.with_no_client_auth());
     };
     let chain = certificates(certificate)?;
-    let private = PrivateKeyDer::from_pem_file(key)
+    let private = read(key)
+        .map_err(pem::Error::Io)
+        .and_then(|text| PrivateKeyDer::from_pem_slice(&text))
         .map_err(|source| TlsSetupError::Pem { path: key.clone(), source })?;
     builder.with_client_auth_cert(chain, private).map_err(|source| TlsSetupError::Identity {
         certificate: certificate.clone(),
@@ -163,14 +170,21 @@ fn with_identity(
 
 fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsSetupError> {
     let cannot_read = |source| TlsSetupError::Pem { path: path.to_owned(), source };
-    let found = CertificateDer::pem_file_iter(path)
-        .map_err(cannot_read)?
-        .collect::<Result<Vec<_>, _>>()
-        .map_err(cannot_read)?;
+    let text = read(path).map_err(pem::Error::Io).map_err(cannot_read)?;
+    let found = CertificateDer::pem_slice_iter(&text).collect::<Result<Vec<_>, _>>().map_err(cannot_read)?;
     if found.is_empty() {
         return Err(TlsSetupError::NoCertificate { path: path.to_owned() });
     }
     Ok(found)
+}
+
+fn read(path: &Path) -> io::Result<Vec<u8>> {
+    let mut text = Vec::new();
+    File::open(path)?.take(MAX_FILE_BYTES + 1).read_to_end(&mut text)?;
+    if text.len() as u64 > MAX_FILE_BYTES {
+        return Err(io::Error::new(io::ErrorKind::FileTooLarge, "it is longer than 4 MiB"));
+    }
+    Ok(text)
 }
 
 /// Verifies servers by a policy. Signatures are verified under every policy.
@@ -331,6 +345,19 @@ mod tests {
         for policy in ca.policies() {
             assert_eq!(ca.verify(policy, SERVER, GOOD), Ok(()));
         }
+    }
+
+    #[test]
+    fn a_file_beyond_its_limit_is_rejected() {
+        let ca = TestCa::new();
+        let mut text = std::fs::read_to_string(&ca.ca).unwrap();
+        let limit = usize::try_from(MAX_FILE_BYTES).unwrap();
+        text.push_str(&"#".repeat(limit - text.len()));
+        std::fs::write(&ca.ca, &text).unwrap();
+        assert_eq!(ca_certificates(&ca.ca).unwrap().len(), 1);
+        std::fs::write(&ca.ca, text + "#").unwrap();
+        let error = ca_certificates(&ca.ca).unwrap_err();
+        assert!(error.source().unwrap().to_string().contains("longer than 4 MiB"), "{error:?}");
     }
 
     #[test]

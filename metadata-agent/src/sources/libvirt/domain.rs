@@ -21,6 +21,7 @@ use std::net::IpAddr;
 
 use roxmltree::{Document, ExpandedName, Node, ParsingOptions};
 
+use super::document_limits::{self, DocumentLimitError};
 use crate::ids::{IdError, PortId, ProjectId};
 use crate::inventory::{DeviceName, DeviceNameError, Port, PortAddressing};
 
@@ -29,6 +30,9 @@ const NOVA: [&str; 2] =
 
 /// A domain with hundreds of disks has about ten thousand nodes.
 const MAX_NODES: u32 = 100_000;
+/// Limit of interfaces, and of ports listed in Nova's metadata, since each of the one is compared
+/// with each of the other. QEMU offers slots for about a hundred interfaces.
+const MAX_PORTS: usize = 1_000;
 
 /// Invalid or foreign domain XML.
 #[derive(Debug, thiserror::Error)]
@@ -36,6 +40,10 @@ pub(crate) enum DomainError {
     /// Not well-formed, with a document type, or too large.
     #[error("invalid XML: {0}")]
     Xml(#[source] roxmltree::Error),
+    #[error(transparent)]
+    Limit(#[from] DocumentLimitError),
+    #[error("more than {MAX_PORTS} interfaces or ports")]
+    TooManyPorts,
     /// The root is neither `domain` nor `domstatus` with a `domain`.
     #[error("no domain element")]
     NoDomain,
@@ -66,6 +74,7 @@ struct ListedPort {
 /// # Errors
 /// [`DomainError`]. [`DomainError::NotNova`] is an expected one.
 pub(crate) fn parse_domain(xml: &str) -> Result<Vec<Port>, DomainError> {
+    document_limits::check(xml)?;
     let options = ParsingOptions { allow_dtd: false, nodes_limit: MAX_NODES, ..ParsingOptions::default() };
     let document = Document::parse_with_options(xml, options).map_err(DomainError::Xml)?;
     let root = document.root_element();
@@ -94,7 +103,11 @@ pub(crate) fn parse_domain(xml: &str) -> Result<Vec<Port>, DomainError> {
 
     // Read the interfaces that have a link on the host.
     let mut ports = Vec::new();
-    for interface in children(child(domain, "devices"), "interface") {
+    let devices = child(domain, "devices");
+    if children(devices, "interface").count() > MAX_PORTS {
+        return Err(DomainError::TooManyPorts);
+    }
+    for interface in children(devices, "interface") {
         let Some(device) = child(interface, "target").and_then(|target| target.attribute("dev")) else {
             continue;
         };
@@ -149,6 +162,9 @@ fn listed(nova: &[Node]) -> Result<Vec<ListedPort>, DomainError> {
         child(*instance, (space, "ports")).map(|ports| (space, ports))
     });
     let Some((space, ports)) = ports else { return Ok(listed) };
+    if children(Some(ports), (space, "port")).count() > MAX_PORTS {
+        return Err(DomainError::TooManyPorts);
+    }
     for port in children(Some(ports), (space, "port")) {
         let what = "nova:port@uuid";
         let id = port.attribute("uuid").ok_or(DomainError::Missing { what })?;
@@ -305,8 +321,37 @@ mod tests {
             assert!(error.contains(wanted), "{to}: {error}");
         }
         assert!(matches!(parse_domain("<network/>"), Err(DomainError::NoDomain)));
-        let deep = format!("<domain>{}", "<a>".repeat(200_000));
-        assert!(matches!(parse_domain(&deep), Err(DomainError::Xml(roxmltree::Error::NodesLimitReached))));
+    }
+
+    #[test]
+    fn a_document_that_is_expensive_to_parse_is_rejected() {
+        let declare = |at| format!("<e{at} xmlns:n{at}='urn:n'>");
+        let nested = format!("<domain>{}", (0..8_000).map(declare).collect::<String>());
+        assert!(nested.len() > 200_000, "{}", nested.len());
+        let error = parse_domain(&nested).unwrap_err();
+        assert!(matches!(error, DomainError::Limit(DocumentLimitError::Namespaces { line: 1 })), "{error}");
+
+        let deep = format!("<domain>{}", "<a>".repeat(100_000));
+        let error = parse_domain(&deep).unwrap_err();
+        assert!(matches!(error, DomainError::Limit(DocumentLimitError::Depth { .. })), "{error}");
+
+        let flat = format!("<domain>{}</domain>", "<a/>x".repeat(MAX_NODES as usize / 2));
+        let error = parse_domain(&flat).unwrap_err();
+        assert!(matches!(error, DomainError::Xml(roxmltree::Error::NodesLimitReached)), "{error}");
+    }
+
+    #[test]
+    fn the_number_of_ports_is_limited() {
+        let interface = "<interface><target dev='tap0'/></interface>";
+        let port = "<nova:port uuid=\"c0ffee00-12ab-4d6e-9f01-23456789abcd\"/>";
+        for (end, more) in [("</devices>", interface), ("</nova:ports>", port)] {
+            // libvirt's own status has an element `devices` too, before the domain.
+            let (before, after) = OVS.rsplit_once(end).unwrap();
+            let with = |count| format!("{before}{}{end}{after}", more.repeat(count));
+            assert!(parse_domain(&with(900)).is_ok(), "{more}");
+            let error = parse_domain(&with(1_000)).unwrap_err();
+            assert!(matches!(error, DomainError::TooManyPorts), "{more}: {error}");
+        }
     }
 
     #[test]

@@ -13,9 +13,11 @@
 //! listed, the known files are read one by one.
 //!
 //! Files are opened without following symlinks and without waiting for the writer of a pipe, and
-//! read up to [`MAX_DOMAIN_BYTES`]. An invalid file is reported by name and does not affect the
+//! read up to [`MAX_DOMAIN_BYTES`]. Depth, namespaces and attributes are bounded before the parser
+//! sees the text ([`document_limits`]). An invalid file is reported by name and does not affect the
 //! others. Texts chosen by tenants, such as the instance's name, are not read.
 
+mod document_limits;
 mod domain;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -27,10 +29,11 @@ use std::path::{Path, PathBuf};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
+use super::Reporter;
 use super::directory_watch::{DirectoryChange, DirectoryWatch};
 use super::text_file::{self, FileError, Symlinks};
-use super::{Reporter, blocking};
 use crate::inventory::{Event, Port, PortRecord, SourceKind};
+use crate::process::blocking::blocking;
 
 pub(crate) use domain::{DomainError, parse_domain};
 

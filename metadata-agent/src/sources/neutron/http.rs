@@ -3,6 +3,7 @@
 //! Connections are reused. Environment variables are ignored, and redirects are not followed.
 
 use std::error::Error;
+use std::future::pending;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -25,6 +26,7 @@ use tokio_util::task::TaskTracker;
 use tls_files::{ServerTrust, TlsSetupError};
 
 use crate::error_chain::error_chain;
+use crate::process::blocking::blocking;
 
 /// Lifetime of idle connections. Apache, which serves the APIs, closes them after 5 s.
 const IDLE: Duration = Duration::from_secs(4);
@@ -53,7 +55,7 @@ pub(crate) enum HttpError {
     Timeout { limit: Duration },
 }
 
-/// PortSelector to believe.
+/// Servers to trust.
 #[derive(Clone, Debug, Default)]
 pub(super) struct HttpTrust {
     pub(super) ca_certificates: Option<PathBuf>,
@@ -73,12 +75,12 @@ pub(super) struct Http {
 
 impl Http {
     /// Creates a client. `tasks` tracks its connections, which end after the client is dropped.
-    pub(super) fn new(
+    pub(super) async fn new(
         trust: HttpTrust,
         timeout: Duration,
         tasks: TaskTracker,
     ) -> Result<Self, HttpSetupError> {
-        let client = ArcSwap::from_pointee(client(&trust, timeout, &tasks)?);
+        let client = ArcSwap::from_pointee(client(&trust, timeout, &tasks).await?);
         Ok(Self { trust, timeout, tasks, client })
     }
 
@@ -90,9 +92,10 @@ impl Http {
     ) -> Result<(response::Parts, Bytes), HttpError> {
         request.headers_mut().insert(header::USER_AGENT, USER_AGENT);
         let response = self.send_once(request, limit).await;
-        // PortSelector to believe may have changed since it was read.
-        if let (Err(HttpError::Unreachable(_)), Ok(renewed)) =
-            (&response, client(&self.trust, self.timeout, &self.tasks))
+        // The trusted certificates may have changed since they were read.
+        if let Err(HttpError::Unreachable(_)) = &response
+            && let Ok(Ok(renewed)) =
+                timeout(self.timeout, client(&self.trust, self.timeout, &self.tasks)).await
         {
             self.client.store(Arc::new(renewed));
         }
@@ -121,12 +124,21 @@ impl Http {
     }
 }
 
-fn client(trust: &HttpTrust, timeout: Duration, tasks: &TaskTracker) -> Result<Connections, HttpSetupError> {
+async fn client(
+    trust: &HttpTrust,
+    timeout: Duration,
+    tasks: &TaskTracker,
+) -> Result<Connections, HttpSetupError> {
     let mut tcp = HttpConnector::new();
     tcp.enforce_http(false);
     tcp.set_nodelay(true);
     tcp.set_connect_timeout(Some(CONNECT_TIMEOUT.min(timeout)));
-    let tls = client_config(trust)?;
+    let trust = trust.clone();
+    let Some(tls) = blocking(move || client_config(&trust)).await else {
+        // The runtime drops this task.
+        return pending().await;
+    };
+    let tls = tls?;
     let connector =
         HttpsConnectorBuilder::new().with_tls_config(tls).https_or_http().enable_http1().wrap_connector(tcp);
     Ok(Client::builder(Tracked(tasks.clone()))

@@ -74,13 +74,13 @@ pub(crate) struct NeutronChannels {
 /// Sends ports and serves look-ups until cancelled or until the receiver is dropped.
 pub(crate) async fn run(settings: NeutronSettings, channels: NeutronChannels, cancel: CancellationToken) {
     // Cancelling at any point is safe: the next start requests everything again.
-    let _stopped = cancel.run_until_cancelled_owned(serve(settings, channels)).await;
+    let _stopped = cancel.run_until_cancelled_owned(Box::pin(serve(settings, channels))).await;
 }
 
 async fn serve(settings: NeutronSettings, channels: NeutronChannels) {
     let NeutronChannels { present, events, reporter, requests, lookup } = channels;
     let (api, issuer) = loop {
-        match connect(&settings) {
+        match connect(&settings).await {
             Ok(connected) => break connected,
             Err(error) => {
                 let place = "TLS".to_owned();
@@ -107,11 +107,11 @@ async fn serve(settings: NeutronSettings, channels: NeutronChannels) {
     }
 }
 
-fn connect(settings: &NeutronSettings) -> Result<(Api, Option<TokenIssuer>), HttpSetupError> {
+async fn connect(settings: &NeutronSettings) -> Result<(Api, Option<TokenIssuer>), HttpSetupError> {
     let NeutronAccess { auth, endpoint, region, interface, ca_certificates, insecure, timeout } =
         settings.access.clone();
     let trust = HttpTrust { ca_certificates, insecure };
-    let http = Arc::new(Http::new(trust, timeout, settings.tasks.clone())?);
+    let http = Arc::new(Http::new(trust, timeout, settings.tasks.clone()).await?);
     Ok(match auth {
         NeutronAuth::NoAuth { endpoint } => {
             let place = endpoint.to_string();
@@ -151,7 +151,7 @@ pub(crate) enum NeutronProbeError {
 /// # Errors
 /// Neutron or Keystone cannot be used. The message names the options to check.
 pub(crate) async fn probe(settings: &NeutronSettings) -> Result<NeutronProbe, NeutronProbeError> {
-    let (api, issuer) = connect(settings)?;
+    let (api, issuer) = connect(settings).await?;
     let filters = [host_filter(&settings.host)];
     let request = api.ports(&filters, api::HOST_PORTS_LIMIT, |_| true);
     let ports = match issuer {

@@ -54,13 +54,14 @@ use serde::de::{DeserializeSeed, Deserializer, MapAccess, SeqAccess, Visitor};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
+use super::Reporter;
 use super::directory_watch::DirectoryWatch;
 use super::text_file::{self, FileError, Symlinks};
-use super::{Reporter, blocking};
 use crate::ids::{InstanceId, MacAddress, NetworkId, PortId, ProjectId, VlanId};
 use crate::inventory::{
     AddressPrefix, DeviceName, Event, Port, PortAddressing, PortRecord, SourceKind, TrunkBinding,
 };
+use crate::process::blocking::blocking;
 
 /// Largest accepted file. A port takes about 400 bytes.
 pub(crate) const MAX_FILE_BYTES: u64 = 64 * 1024 * 1024;

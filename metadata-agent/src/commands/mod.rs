@@ -14,12 +14,16 @@ use tokio::runtime::Builder;
 
 use crate::config::{Config, ConfigArgs, ConfigErrors};
 use crate::error_chain::error_chain;
+use crate::process::hardening;
 use cli::{Cli, Command, ConfigCommand, EX_USAGE};
 
 /// Parses the command line of this process, runs its command, prints its error, and returns its
 /// exit code.
 #[must_use]
 pub fn main() -> ExitCode {
+    if let Err(error) = hardening::restrict_process() {
+        return exit_code(Err(error.into()));
+    }
     match &Cli::parse_or_exit().command {
         Command::Run(args) => run::run(args),
         Command::Check(args) => check::run(args),

@@ -2,4 +2,5 @@
 
 pub(crate) mod blocking;
 pub mod capabilities;
+pub(crate) mod hardening;
 pub(crate) mod supervisor;

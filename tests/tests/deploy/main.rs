@@ -95,6 +95,13 @@ fn the_unit_stays_in_the_hosts_mount_namespace() {
 }
 
 #[test]
+fn the_unit_forbids_core_dumps_and_new_privileges() {
+    let unit = unit();
+    let settings: BTreeMap<_, _> = unit_settings(&unit).collect();
+    assert_eq!((settings["LimitCORE"], settings["NoNewPrivileges"]), ("0", "yes"));
+}
+
+#[test]
 fn unit_and_daemonset_grant_what_check_requires() {
     let wanted: BTreeSet<_> = capabilities::TO_RUN.map(|(capability, _)| capability.to_string()).into();
     let unit = unit();
@@ -197,6 +204,10 @@ fn the_daemonsets_container_serves_and_leaves_nothing_behind() {
         assert_eq!(status[set], format!("{granted:016x}"), "{set}");
     }
     assert_eq!(status["Seccomp"], "2", "the runtime's filter is on");
+    assert_eq!(status["NoNewPrivs"], "1", "the agent sets it");
+    let limits = container.proc("limits");
+    let core = limits.lines().find(|line| line.starts_with("Max core file size")).unwrap();
+    assert_eq!(core.split_whitespace().skip(4).collect::<Vec<_>>(), ["0", "0", "bytes"], "{core}");
     let mounts = container.proc("mounts");
     for place in ["/", "/proc/sys", "/etc/metadata-agent", "/etc/metadata-agent-secret", "/run/libvirt"] {
         let options = mounts.lines().map(|line| line.split(' ').collect::<Vec<_>>());

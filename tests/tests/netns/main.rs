@@ -34,6 +34,7 @@ mod life_clients;
 mod life_drain;
 mod life_hang;
 mod life_interfaces;
+mod life_process;
 mod life_restart;
 mod life_stop;
 mod load;

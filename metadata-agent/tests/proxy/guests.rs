@@ -128,6 +128,85 @@ async fn malformed_requests_are_answered_and_closed() {
 }
 
 #[tokio::test]
+async fn the_preface_of_http2_gets_400_however_it_arrives() {
+    const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+    let nova = Nova::saying(OK).await;
+    let agent = Agent::before(&nova).await;
+    let settings = [0, 0, 0, 4, 0, 0, 0, 0, 0];
+    let whole = [PREFACE, &settings].concat();
+    for split in 1..=whole.len() {
+        let mut guest = agent.guest().await;
+        let (first, second) = whole.split_at(split);
+        guest.send(first).await;
+        // The agent may have answered already.
+        tokio::task::yield_now().await;
+        guest.send(second).await;
+        let answer = String::from_utf8(guest.rest().await.unwrap()).unwrap();
+        assert_status(&answer, 400);
+        assert!(answer.contains("connection: close\r\n"), "{split}: {answer}");
+        assert_eq!(answer.matches("HTTP/1.1 ").count(), 1, "{split}: {answer}");
+    }
+    // Byte by byte, and behind another request.
+    let mut guest = agent.guest().await;
+    for byte in &whole {
+        guest.send([*byte]).await;
+        tokio::task::yield_now().await;
+    }
+    assert_status(&String::from_utf8(guest.rest().await.unwrap()).unwrap(), 400);
+    let mut guest = agent.guest().await;
+    guest.send([GET.as_bytes(), &whole].concat()).await;
+    let answers = String::from_utf8(guest.rest().await.unwrap()).unwrap();
+    let (first, second) = answers.split_at(OK.len());
+    assert_status(first, 200);
+    assert_status(second, 400);
+
+    let rejected = whole.len() + 2;
+    agent.assert_counted(&format!("metadata_rejected_requests_total{{reason=\"malformed\"}} {rejected}"));
+}
+
+#[tokio::test]
+async fn other_protocols_get_400() {
+    let nova = Nova::saying(OK).await;
+    let agent = Agent::before(&nova).await;
+    let others: [(&str, &[u8]); 9] = [
+        ("TLS ClientHello", b"\x16\x03\x01\x00\xc8\x01\x00\x00\xc4\x03\x03"),
+        ("SSL 2 ClientHello", b"\x80\x2e\x01\x00\x02\x00\x15"),
+        ("SOCKS 4", b"\x04\x01\x00\x50\xa9\xfe\xa9\xfe\x00"),
+        ("SOCKS 5", b"\x05\x01\x00"),
+        ("PROXY protocol 1", b"PROXY TCP4 10.0.0.6 169.254.169.254 1 80\r\n\r\n"),
+        ("PROXY protocol 2", b"\r\n\r\n\x00\r\nQUIT\n\x21\x11\x00\x0c\x0a\x00\x00\x06"),
+        ("HTTP/0.9", b"GET /\r\n\r\n"),
+        ("HTTP/1.2", b"GET / HTTP/1.2\r\n\r\n"),
+        ("HTTP/3.0", b"GET / HTTP/3.0\r\n\r\n"),
+    ];
+    for (protocol, bytes) in others {
+        for split in 1..=bytes.len() {
+            let mut guest = agent.guest().await;
+            guest.send(&bytes[..split]).await;
+            tokio::task::yield_now().await;
+            guest.send(&bytes[split..]).await;
+            let answer = String::from_utf8(guest.rest().await.unwrap()).unwrap();
+            assert!(answer.starts_with("HTTP/1.1 400 "), "{protocol}, split at {split}: {answer:?}");
+        }
+    }
+    assert!(nova.seen.is_empty());
+}
+
+#[tokio::test]
+async fn empty_lines_before_a_request_are_limited_like_a_head() {
+    let mut nova = Nova::saying(OK).await;
+    let agent = Agent::before(&nova).await;
+    assert_status(&agent.ask(format!("{}{GET}", "\r\n".repeat(1_000))).await, 200);
+    nova.next().await;
+    for line in ["\r\n", "\n"] {
+        let mut guest = agent.guest().await;
+        guest.send(line.repeat(200_000 / line.len())).await;
+        assert_status(&String::from_utf8(guest.rest().await.unwrap()).unwrap(), 431);
+    }
+    assert!(nova.seen.is_empty());
+}
+
+#[tokio::test]
 async fn a_body_arrives_whole_however_it_is_sent() {
     let mut nova = Nova::saying(OK).await;
     let agent = Agent::before(&nova).await;

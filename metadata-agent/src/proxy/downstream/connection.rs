@@ -11,6 +11,7 @@
 
 use std::convert::Infallible;
 use std::error::Error;
+use std::io;
 use std::os::fd::AsFd;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
@@ -33,7 +34,7 @@ use super::activity::{ActivityStream, ConnectionActivity, TimeoutKind, Timeouts}
 use super::admission::Ticket;
 use crate::proxy::Proxy;
 use crate::proxy::client::ClientSource;
-use crate::proxy::request::{HEAD_TIMEOUT_RESPONSE, RequestHandler, ResponseBody};
+use crate::proxy::request::{HEAD_TIMEOUT_RESPONSE, MALFORMED_RESPONSE, RequestHandler, ResponseBody};
 
 /// Bytes that are read and discarded at the end of a connection.
 const LINGER_BYTES: usize = 256 * 1024;
@@ -208,7 +209,14 @@ impl Proxy {
             ConnectionEnd::Served(Ok(())) => {}
             // A truncated response.
             ConnectionEnd::Served(Err(error)) if error.is_user() => return stream.reset(),
-            // hyper has answered a malformed request.
+            // hyper leaves the preface of HTTP/2 to its caller.
+            ConnectionEnd::Served(Err(error)) if error.is_parse_version_h2() => {
+                self.metrics.rejected_request("malformed");
+                if write_response(&mut stream, MALFORMED_RESPONSE).await.is_err() {
+                    return stream.reset();
+                }
+            }
+            // hyper has answered any other malformed request.
             ConnectionEnd::Served(Err(error)) if error.is_parse() => {
                 self.metrics.rejected_request(if error.is_parse_too_large() {
                     "head_too_large"
@@ -232,7 +240,7 @@ impl Proxy {
             // A pipelined head that partly arrived with the previous request counts as a slow head.
             ConnectionEnd::TimedOut(TimeoutKind::Idle | TimeoutKind::Head) => {
                 self.metrics.rejected_request("head_timeout");
-                if !matches!(timeout(LINGER, stream.write_all(HEAD_TIMEOUT_RESPONSE)).await, Ok(Ok(()))) {
+                if write_response(&mut stream, HEAD_TIMEOUT_RESPONSE).await.is_err() {
                     return stream.reset();
                 }
             }
@@ -255,6 +263,11 @@ impl Proxy {
         };
         deliver(stream, patience).await;
     }
+}
+
+/// Writes a response that no request waits for.
+async fn write_response<T: ClientStream>(stream: &mut T, response: &[u8]) -> io::Result<()> {
+    timeout(LINGER, stream.write_all(response)).await?
 }
 
 /// Closes the sending side, and waits until the peer has received everything and has closed

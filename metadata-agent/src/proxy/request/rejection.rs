@@ -174,6 +174,14 @@ pub(crate) const HEAD_TIMEOUT_RESPONSE: &[u8] = b"HTTP/1.1 408 Request Timeout\r
     \r\n\
     The request took too long.\n";
 
+/// The response to the preface of HTTP/2, to which hyper sends none.
+pub(crate) const MALFORMED_RESPONSE: &[u8] = b"HTTP/1.1 400 Bad Request\r\n\
+    content-type: text/plain\r\n\
+    content-length: 26\r\n\
+    connection: close\r\n\
+    \r\n\
+    The request is malformed.\n";
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -190,16 +198,21 @@ mod tests {
     }
 
     #[test]
-    fn the_constant_408_equals_the_built_one() {
-        let (built, _) = Rejection::BodyTimeout { limit: Duration::ZERO }.response();
-        let text = std::str::from_utf8(HEAD_TIMEOUT_RESPONSE).unwrap();
-        let (head, body) = text.split_once("\r\n\r\n").unwrap();
-        assert_eq!(body.as_bytes(), &built.body()[..]);
-        assert_eq!(head.lines().next(), Some("HTTP/1.1 408 Request Timeout"));
-        let headers: Vec<_> = head.lines().skip(1).map(|line| line.split_once(": ").unwrap()).collect();
-        assert_eq!(headers.len(), built.headers().len());
-        for (name, value) in headers {
-            assert_eq!(built.headers()[name], value);
+    fn the_constant_responses_equal_the_built_ones() {
+        for (constant, rejection) in [
+            (HEAD_TIMEOUT_RESPONSE, Rejection::BodyTimeout { limit: Duration::ZERO }),
+            (MALFORMED_RESPONSE, Rejection::Target(TargetError::NoPath)),
+        ] {
+            let (built, _) = rejection.response();
+            let text = std::str::from_utf8(constant).unwrap();
+            let (head, body) = text.split_once("\r\n\r\n").unwrap();
+            assert_eq!(body.as_bytes(), &built.body()[..]);
+            assert_eq!(head.lines().next(), Some(format!("HTTP/1.1 {}", built.status()).as_str()));
+            let headers: Vec<_> = head.lines().skip(1).map(|line| line.split_once(": ").unwrap()).collect();
+            assert_eq!(headers.len(), built.headers().len());
+            for (name, value) in headers {
+                assert_eq!(built.headers()[name], value);
+            }
         }
     }
 }

@@ -21,6 +21,7 @@ pub mod cloud_init;
 pub mod control_plane;
 pub mod deploy;
 pub mod domain;
+pub mod exchanges;
 pub mod gateway;
 pub mod guest;
 pub mod haproxy;

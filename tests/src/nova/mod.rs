@@ -56,9 +56,27 @@ impl NovaStandIn {
     /// Starts at this address with this secret.
     #[must_use]
     pub fn start_with(netns: &Netns, listen: SocketAddr, secret: &str) -> Self {
+        Self::launch(netns, listen, secret, |_, answer| answer)
+    }
+
+    /// Starts like [`Self::start`]. `observe` sees each request, and may change its answer.
+    #[must_use]
+    pub fn start_observed(
+        netns: &Netns,
+        observe: impl Fn(&Recorded, Answer) -> Answer + Send + Sync + 'static,
+    ) -> Self {
+        Self::launch(netns, (Ipv4Addr::LOCALHOST, 0).into(), SECRET, observe)
+    }
+
+    fn launch(
+        netns: &Netns,
+        listen: SocketAddr,
+        secret: &str,
+        observe: impl Fn(&Recorded, Answer) -> Answer + Send + Sync + 'static,
+    ) -> Self {
         let instances = Instances::default();
         let handler = handler::Handler { secret: secret.to_owned(), instances: instances.clone() };
-        let respond = move |request: &Recorded| -> Answer { handler.answer(request) };
+        let respond = move |request: &Recorded| -> Answer { observe(request, handler.answer(request)) };
         let server = HttpServer::start(netns, listen, respond);
         Self { server, secret: secret.to_owned(), instances }
     }

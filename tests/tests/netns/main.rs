@@ -8,6 +8,7 @@
 mod bench;
 mod cli;
 mod cli_check;
+mod exchanges;
 mod guests_cloud_init;
 mod guests_elsewhere;
 mod guests_identity;

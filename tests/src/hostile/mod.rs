@@ -32,6 +32,9 @@ pub enum Attack {
     LinkLocalSyns,
     /// 7,000 SYNs from made-up MAC addresses and the link-local addresses derived from them
     LinkLocalMacs,
+    /// 10,000 SYNs per second from made-up IPv4 addresses of one network
+    #[value(name = "made-up-ipv4")]
+    MadeUpIpv4,
     /// 33 networks of one router fill the client map, then keep it full with 220 SYNs per second
     ClientMap,
     /// 128 connections that read 8 MB, pipeline 400 requests for 64 KiB and stop reading
@@ -83,7 +86,7 @@ impl Attack {
             Self::IdleConnections | Self::SynFlood | Self::LinkLocalSyns | Self::LinkLocalMacs => {
                 &[SameInterface, Tap, OtherNetwork, SameNetwork]
             }
-            Self::ClientMap => &[Tap, SameInterface, OtherNetwork],
+            Self::MadeUpIpv4 | Self::ClientMap => &[Tap, SameInterface, OtherNetwork],
             Self::Unread64k | Self::Unread1m | Self::Trickled => &[SameInterface, Tap],
             Self::Busy | Self::Busy20ms | Self::Busy200ms | Self::FourBusy | Self::FourBusy20ms => {
                 &[SameInterface, Tap]
@@ -118,6 +121,7 @@ impl Attack {
             | Self::SynFlood
             | Self::LinkLocalSyns
             | Self::LinkLocalMacs
+            | Self::MadeUpIpv4
             | Self::ClientMap
             | Self::Unread64k
             | Self::Unread1m
@@ -146,6 +150,7 @@ impl Attack {
             | Self::SynFlood
             | Self::LinkLocalSyns
             | Self::LinkLocalMacs
+            | Self::MadeUpIpv4
             | Self::ClientMap
             | Self::Unread64k
             | Self::Unread1m
@@ -167,6 +172,7 @@ impl Attack {
             | Self::SynFlood
             | Self::LinkLocalSyns
             | Self::LinkLocalMacs
+            | Self::MadeUpIpv4
             | Self::ClientMap
             | Self::Busy
             | Self::Busy20ms

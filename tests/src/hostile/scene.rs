@@ -280,6 +280,12 @@ impl Scene {
                 };
                 self.flood((0..7_000).map(syn).collect(), 7_000, 220, 7_000)
             }
+            Attack::MadeUpIpv4 => {
+                let (link, gateway) = (self.link(&self.attackers[0], 0), self.networks[0].gateway);
+                let syn =
+                    |number| (0, flood::syn(link, flood::made_up_ipv4(gateway, number), target.v4, number));
+                self.flood((0..60_000).map(syn).collect(), 0, 10_000, 10_000)
+            }
             Attack::ClientMap => {
                 // In turn from each network, as many as one interface may record.
                 let links = self.attackers.len();
@@ -363,10 +369,8 @@ fn haproxy_folder() -> TempDir {
 }
 
 fn behind_haproxies(installer: Installer, socket: &str) -> Installer {
-    let installer = installer.set("DEFAULT", "metadata_proxy_user", haproxy::USER);
-    installer.set("metadata_agent", "serve_metadata_proxy_socket", "true").set(
-        "DEFAULT",
-        "metadata_proxy_socket",
-        socket,
-    )
+    installer
+        .set("metadata_agent", "serve_metadata_proxy_socket", "true")
+        .set("DEFAULT", "metadata_proxy_socket", socket)
+        .set("DEFAULT", "metadata_proxy_user", haproxy::USER)
 }

@@ -8,3 +8,15 @@ fn idle_connections_leave_guests_on_other_interfaces_alone() {
         assert_bystander_served(Attack::IdleConnections, position);
     }
 }
+
+#[test]
+fn idle_connections_leave_guests_on_the_same_interface_alone() {
+    assert_bystander_served(Attack::IdleConnections, Position::SameInterface);
+}
+
+#[test]
+fn a_guest_over_the_request_rate_limits_only_itself() {
+    for position in [Position::SameInterface, Position::OtherNetwork] {
+        assert_bystander_served(Attack::RequestRate, position);
+    }
+}

@@ -19,6 +19,8 @@ use super::statistics::precise;
 
 /// Requests of a bystander under one condition: five seconds.
 const REQUESTS: u32 = 100;
+/// The factor by which two measurements of the same may differ.
+const NOISE: f64 = 1.1;
 /// Bytes of a page of memory.
 const PAGE: u64 = 4096;
 
@@ -69,7 +71,8 @@ struct Phase {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 enum Verdict {
-    /// No errors, and a p99 within twice its quiet value or no worse than the control.
+    /// No errors, and a p99 within twice its quiet value or, within [`NOISE`], no worse than the
+    /// control.
     Fair,
     /// No errors, but a longer p99.
     Slow,
@@ -148,7 +151,7 @@ impl Verdict {
     fn new(quiet: &Phase, control: &Phase, attacked: &Phase) -> Self {
         let (Some(p99), 0) = (attacked.p99_ms, attacked.errors) else { return Self::Errors };
         let at_most = |bound: Option<f64>| bound.is_none_or(|bound| p99 <= bound);
-        if at_most(quiet.p99_ms.map(|p99| 2.0 * p99)) || at_most(control.p99_ms) {
+        if at_most(quiet.p99_ms.map(|p99| 2.0 * p99)) || at_most(control.p99_ms.map(|p99| NOISE * p99)) {
             Self::Fair
         } else {
             Self::Slow
@@ -215,7 +218,8 @@ mod tests {
         let verdict = |quiet, control, attacked| Verdict::new(&phase(quiet), &phase(control), &attacked);
         assert_eq!(verdict(1.0, 1.0, phase(2.0)), Verdict::Fair);
         assert_eq!(verdict(1.0, 3.0, phase(3.0)), Verdict::Fair);
-        assert_eq!(verdict(1.0, 3.0, phase(3.1)), Verdict::Slow);
+        assert_eq!(verdict(1.0, 3.0, phase(3.2)), Verdict::Fair, "within the noise");
+        assert_eq!(verdict(1.0, 3.0, phase(3.5)), Verdict::Slow);
         assert_eq!(verdict(1.0, 1.0, Phase { errors: 1, ..phase(1.0) }), Verdict::Errors);
         assert_eq!(verdict(1.0, 1.0, Phase::default()), Verdict::Errors, "no request succeeded");
     }

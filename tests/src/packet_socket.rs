@@ -65,7 +65,8 @@ impl PacketSocket {
         }
     }
 
-    /// Reads one frame in either direction. Returns its length, or `None` if none arrives for 50 ms.
+    /// Reads one frame in either direction. Returns its length, or `None` if none arrives for 50
+    /// ms.
     pub(crate) fn receive(&self, frame: &mut [u8]) -> Option<usize> {
         match (&self.socket).read(frame) {
             Ok(length) => Some(length),

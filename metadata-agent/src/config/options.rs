@@ -231,9 +231,9 @@ options! {
     /// Service that answers metadata requests: Nova (`nova`), or the metadata agent that Neutron
     /// still runs on this host (`neutron-agent` beside the L3 and DHCP agents, `ovn-agent` for
     /// OVN). The agent sends to Neutron's agent what its haproxy would send: the network and an
-    /// address of the port, which is never one that the guest chose. Neutron's agent then sends the request to Nova, so this mode replaces
-    /// haproxy only. The options of Nova and the shared secret have no effect then, except the
-    /// timeouts.
+    /// address of the port, which is never one that the guest chose. Neutron's agent then sends the
+    /// request to Nova, so this mode replaces haproxy only. The options of Nova and the shared
+    /// secret have no effect then, except the timeouts.
     File OWN upstream: UpstreamKind = "nova", OneOf;
     /// Unix socket of the metadata agent that `upstream` names.
     File OWN neutron_agent_socket: PathBuf = "$metadata_proxy_socket", SocketPath;

@@ -181,7 +181,7 @@ fn neutrons_own_agent_finds_the_instance_we_name() {
     assert_eq!(red.get("/openstack/no-such-thing").status, 404);
 }
 
-/// What the sources know about the ports of [`Neighbours`].
+/// Knowledge of the sources about the ports of [`Neighbours`].
 #[derive(Clone, Copy, Debug)]
 enum Knowledge {
     Complete,

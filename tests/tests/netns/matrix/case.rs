@@ -61,7 +61,7 @@ pub(super) struct Case {
     requests: Vec<(Body, String)>,
 }
 
-/// What a thief received.
+/// The result of one case, as the thief sees it.
 #[derive(Debug, Default)]
 pub(super) struct Outcome {
     /// A text of another guest's metadata.

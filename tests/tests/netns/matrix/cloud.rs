@@ -207,8 +207,8 @@ impl Cloud {
         ports
     }
 
-    /// Returns texts that only other guests' metadata contains. No request contains them, so a thief
-    /// cannot read them in a password that it has set.
+    /// Returns texts that only other guests' metadata contains. No request contains them, so a
+    /// thief cannot read them in a password that it has set.
     pub(super) fn secrets_of_others(&self, thief: usize) -> impl Iterator<Item = String> {
         let others = self.thieves.iter().enumerate().filter(move |(index, _)| *index != thief);
         let others = others.map(|(_, thief)| &thief.guest).chain(&self.victims);

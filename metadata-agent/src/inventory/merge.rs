@@ -67,7 +67,7 @@ pub(super) fn merge(claims: &BTreeSet<&Claim>) -> Option<Entry> {
 /// reports none.
 fn addressing(mut claims: Vec<&Claim>) -> PortAddressing {
     let mut merged = PortAddressing::default();
-    for PortAddressing { network, allowed_addresses, .. } in addressings(&claims) {
+    for PortAddressing { network, allowed_addresses, .. } in reported(&claims) {
         merged.network = merged.network.or(*network);
         if merged.allowed_addresses.is_empty() {
             merged.allowed_addresses.clone_from(allowed_addresses);
@@ -88,7 +88,7 @@ fn addressing(mut claims: Vec<&Claim>) -> PortAddressing {
     merged
 }
 
-fn addressings<'a>(claims: &'a [&Claim]) -> impl Iterator<Item = &'a PortAddressing> {
+fn reported<'a>(claims: &'a [&Claim]) -> impl Iterator<Item = &'a PortAddressing> {
     claims.iter().map(|claim| &claim.record.addressing)
 }
 

@@ -20,6 +20,8 @@ const REASONS: &str = "metadata-ebpf/src/reason.rs";
 const LOG_LINES: &str = "\n## Log lines\n";
 const AGENT: &str = "metadata-agent/src";
 const SECURITY: &str = "SECURITY.md";
+/// The agent with its crates and their tests.
+const AGENT_PACKAGES: &str = "metadata-agent";
 const TESTS: &str = "tests/tests";
 /// Options have fewer underscores than the names of tests.
 const UNDERSCORES_OF_A_TEST: usize = 4;
@@ -45,7 +47,7 @@ pub fn check() -> Result<Vec<(PathBuf, Finding)>> {
             findings.extend(unknown_log_lines(&source_text(&root.join(AGENT))?, &text));
         }
         if page == Path::new(SECURITY) {
-            let sources = source_text(&root.join(AGENT))? + &source_text(&root.join(TESTS))?;
+            let sources = source_text(&root.join(AGENT_PACKAGES))? + &source_text(&root.join(TESTS))?;
             findings.extend(missing_tests(&sources, &text));
         }
         all.extend(findings.into_iter().map(|finding| (page.clone(), finding)));

@@ -26,22 +26,22 @@ const WORKERS: usize = 12;
 const VICTIMS_PATIENCE: Duration = Duration::from_secs(2);
 
 #[test]
-fn nova_as_upstream_gives_no_guest_anothers_metadata() {
+fn nova_as_upstream_gives_no_guest_foreign_metadata() {
     run(Mode::Nova, 1000);
 }
 
 #[test]
-fn neutrons_agent_gives_no_guest_anothers_metadata() {
+fn neutrons_agent_gives_no_guest_foreign_metadata() {
     run(Mode::NeutronAgent, 600);
 }
 
 #[test]
-fn ovns_agent_gives_no_guest_anothers_metadata() {
+fn ovns_agent_gives_no_guest_foreign_metadata() {
     run(Mode::OvnAgent, 600);
 }
 
 #[test]
-fn haproxies_as_clients_give_no_guest_anothers_metadata() {
+fn haproxies_as_clients_give_no_guest_foreign_metadata() {
     run(Mode::Haproxies, 200);
 }
 

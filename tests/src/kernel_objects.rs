@@ -23,6 +23,9 @@ pub struct KernelObjects {
 }
 
 impl KernelObjects {
+    /// Number of `MD_*` maps of an agent that serves no namespaces.
+    pub const MAPS: usize = 8;
+
     /// Collects the objects that use the maps pinned on this host.
     #[must_use]
     pub fn from_host(host: &Host) -> Self {

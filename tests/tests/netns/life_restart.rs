@@ -89,7 +89,7 @@ fn existing_interfaces_are_adopted() {
         let attachments = process.attachments();
         let ids = crashed.tenants.guests.each_ref().map(|guest| attachments[&guest.tap]);
         assert_eq!(ids, crashed.ids, "{mode}: attachment ids are kept");
-        let objects = KernelObjects::wait_for_counts(&crashed.tenants.host, (6, 2, links));
+        let objects = KernelObjects::wait_for_counts(&crashed.tenants.host, (KernelObjects::MAPS, 2, links));
         assert_eq!(objects.maps, crashed.objects.maps, "{mode}: maps are kept");
         assert_eq!(objects.links, crashed.objects.links, "{mode}: links are kept");
         assert!(objects.programs.is_disjoint(&crashed.objects.programs), "{mode}: programs are replaced");
@@ -246,7 +246,10 @@ fn pins_of_another_abi_are_rebuilt() {
             make(&crashed);
             eprintln!("{mode}: {old}");
             let process = crashed.agent.start();
-            KernelObjects::wait_for_counts(&crashed.tenants.host, (6, 2, if mode == "tcx" { 3 } else { 0 }));
+            KernelObjects::wait_for_counts(
+                &crashed.tenants.host,
+                (KernelObjects::MAPS, 2, if mode == "tcx" { 3 } else { 0 }),
+            );
             crashed.assert_next_serves_and_leaves_nothing(process);
         }
     }

@@ -32,7 +32,7 @@ impl Served {
         let process = agent.start();
         tenants.assert_served();
         let objects = KernelObjects::from_host(&tenants.host);
-        assert_eq!((objects.maps.len(), objects.programs.len()), (6, 2), "{objects:?}");
+        assert_eq!((objects.maps.len(), objects.programs.len()), (KernelObjects::MAPS, 2), "{objects:?}");
         Self { tenants, before, agent, process, objects }
     }
 

@@ -32,6 +32,9 @@ pub enum DatapathError {
     /// interface.
     #[error("interface {interface} vanished while it was attached")]
     Vanished { interface: String },
+    /// The interface of an attachment cannot be recorded.
+    #[error("cannot record interface {index} in MD_DEVICES: {source}")]
+    Device { index: IfIndex, source: Box<aya::maps::xdp::XdpMapError> },
     /// The interface of an attachment was removed, and another one has its index.
     #[error("interface {index} was replaced by another one")]
     Replaced { index: IfIndex },

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use aya::Ebpf;
-use aya::maps::xdp::{DevMapHash, XdpMapError};
+use aya::maps::xdp::DevMapHash;
 use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, ProgramArray};
 use aya::programs::ProgramFd;
 use metadata_ebpf::abi::{AttachmentState, Client, ClientKey, GuestShares, Port, PortKey, Settings, names};
@@ -105,11 +105,8 @@ impl Maps {
     /// # Errors
     /// There is no such interface.
     pub(crate) fn put_device(&mut self, id: AttachmentId, index: IfIndex) -> Result<(), DatapathError> {
-        match self.devices.insert(id.get(), index.0, None, ANY) {
-            Ok(()) => Ok(()),
-            Err(XdpMapError::MapError(source)) => Err(map_error("write", names::DEVICES)(source)),
-            Err(XdpMapError::ChainedProgramNotSupported) => unreachable!("there is no chained program"),
-        }
+        let put = self.devices.insert(id.get(), index.0, None, ANY);
+        put.map_err(|source| DatapathError::Device { index, source: Box::new(source) })
     }
 
     /// Returns true if the interface that [`Self::put_device`] recorded still exists.

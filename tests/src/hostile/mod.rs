@@ -114,52 +114,31 @@ impl Attack {
     /// Returns the behaviour of Nova, and of the server in its place.
     fn mode(self) -> Mode {
         let paced = |workers, millis| Mode::Paced(Pace::new(workers, Duration::from_millis(millis)));
-        match self {
-            Self::Busy20ms | Self::FourBusy20ms => paced(4, 20),
-            Self::Busy200ms => paced(8, 200),
-            Self::IdleConnections
-            | Self::SynFlood
-            | Self::LinkLocalSyns
-            | Self::LinkLocalMacs
-            | Self::MadeUpIpv4
-            | Self::ClientMap
-            | Self::Unread64k
-            | Self::Unread1m
-            | Self::Trickled
-            | Self::Busy
-            | Self::FourBusy
-            | Self::SlowPosts
-            | Self::RequestRate => Mode::Serve,
+        if matches!(self, Self::Busy20ms | Self::FourBusy20ms) {
+            paced(4, 20)
+        } else if self == Self::Busy200ms {
+            paced(8, 200)
+        } else {
+            Mode::Serve
         }
     }
 
     /// Returns the options of the agent.
     const fn options(self) -> &'static [(&'static str, &'static str, &'static str)] {
         const RATE: &str = "metadata_rate_limiting";
-        match self {
-            Self::SlowPosts => &[("metadata_agent", "connections", "64")],
+        if matches!(self, Self::SlowPosts) {
+            &[("metadata_agent", "connections", "64")]
+        } else if matches!(self, Self::RequestRate) {
             // Twice the rate of a bystander.
-            Self::RequestRate => &[
+            &[
                 (RATE, "rate_limit_enabled", "true"),
                 (RATE, "base_window_duration", "10"),
                 (RATE, "base_query_rate_limit", "400"),
                 (RATE, "burst_window_duration", "1"),
                 (RATE, "burst_query_rate_limit", "40"),
-            ],
-            Self::IdleConnections
-            | Self::SynFlood
-            | Self::LinkLocalSyns
-            | Self::LinkLocalMacs
-            | Self::MadeUpIpv4
-            | Self::ClientMap
-            | Self::Unread64k
-            | Self::Unread1m
-            | Self::Trickled
-            | Self::Busy
-            | Self::Busy20ms
-            | Self::Busy200ms
-            | Self::FourBusy
-            | Self::FourBusy20ms => &[],
+            ]
+        } else {
+            &[]
         }
     }
 

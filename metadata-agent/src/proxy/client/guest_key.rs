@@ -91,3 +91,25 @@ impl fmt::Display for GuestKey {
         }
     }
 }
+
+/// Guests for tests of limits.
+#[cfg(test)]
+pub(crate) mod samples {
+    use super::*;
+
+    pub(crate) fn attachment(id: u32) -> AttachmentId {
+        AttachmentId::new(id).unwrap()
+    }
+
+    /// Returns the guest of an attachment of its own.
+    pub(crate) fn guest(id: u32) -> LimitedGuest {
+        LimitedGuest { key: GuestKey::Attachment(attachment(id)), group: None }
+    }
+
+    /// Returns a guest behind the shared attachment 1.
+    pub(crate) fn neighbour(id: u32) -> LimitedGuest {
+        let [a, b, c, d] = id.to_be_bytes();
+        let key = GuestKey::Mac(attachment(1), MacAddress([0xfa, 0x16, a, b, c, d]));
+        LimitedGuest { key, group: Some(GuestGroup::Attachment(attachment(1))) }
+    }
+}

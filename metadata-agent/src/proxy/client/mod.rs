@@ -19,6 +19,8 @@ use metadata_ebpf::identity::{AttachmentId, ClientAddress};
 
 pub use attachment::{ClientDirectory, LookupState};
 pub use forwarded::ForwardedAddresses;
+#[cfg(test)]
+pub(crate) use guest_key::samples;
 pub(crate) use guest_key::{GuestGroup, GuestKey, LimitedGuest};
 pub(crate) use haproxy::HaproxyHeaderError;
 pub use identity::{ClientIdentity, NetworkHeader};

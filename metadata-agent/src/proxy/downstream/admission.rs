@@ -253,26 +253,8 @@ impl Drop for Ticket {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ids::MacAddress;
     use crate::proxy::ProxyConfig;
-    use metadata_ebpf::identity::AttachmentId;
-
-    fn attachment(id: u32) -> AttachmentId {
-        AttachmentId::new(id).unwrap()
-    }
-
-    /// Returns the guest of an attachment of its own.
-    fn guest(id: u32) -> LimitedGuest {
-        LimitedGuest { key: GuestKey::Attachment(attachment(id)), group: None }
-    }
-
-    /// Returns a guest behind the shared attachment 1.
-    fn neighbour(id: u32) -> LimitedGuest {
-        let [a, b, c, d] = id.to_be_bytes();
-        let mac = MacAddress([0xfa, 0x16, a, b, c, d]);
-        let key = GuestKey::Mac(attachment(1), mac);
-        LimitedGuest { key, group: Some(GuestGroup::Attachment(attachment(1))) }
-    }
+    use crate::proxy::client::samples::{attachment, guest, neighbour};
 
     fn instance(id: u32) -> GuestKey {
         GuestKey::Instance(format!("3b0e5c6e-9a1f-4d0a-8f0b-{id:012x}").parse().unwrap())

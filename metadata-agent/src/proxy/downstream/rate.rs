@@ -264,9 +264,9 @@ impl Window {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ids::MacAddress;
     use crate::proxy::client::ClientSource;
-    use metadata_ebpf::identity::{AttachmentId, ClientAddress};
+    use crate::proxy::client::samples::{attachment, guest, neighbour};
+    use metadata_ebpf::identity::ClientAddress;
     use proptest::collection::vec;
     use proptest::prelude::*;
     use tokio::time::advance;
@@ -279,22 +279,6 @@ mod tests {
 
     fn rates(base: RateWindow, burst: RateWindow) -> GuestRates {
         GuestRates::new(RateLimit { windows: [base, burst], ipv4: true, ipv6: false })
-    }
-
-    fn attachment(id: u32) -> AttachmentId {
-        AttachmentId::new(id).unwrap()
-    }
-
-    /// Returns the guest of an attachment of its own.
-    fn guest(id: u32) -> LimitedGuest {
-        LimitedGuest { key: GuestKey::Attachment(attachment(id)), group: None }
-    }
-
-    /// Returns a guest behind the shared attachment 1.
-    fn neighbour(id: u32) -> LimitedGuest {
-        let [a, b, c, d] = id.to_be_bytes();
-        let key = GuestKey::Mac(attachment(1), MacAddress([0xfa, 0x16, a, b, c, d]));
-        LimitedGuest { key, group: Some(GuestGroup::Attachment(attachment(1))) }
     }
 
     fn ask(rate: &GuestRate, path: &'static str) -> Result<(), Rejection> {

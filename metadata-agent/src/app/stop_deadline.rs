@@ -1,7 +1,7 @@
 //! A last resort: ends the process if it does not end in order in time.
 //!
 //! An orderly stop needs the main thread. If a system call blocks there, such as the read of a file
-//! on a dead file server, the process would stay until somebody kills it.
+//! on a dead file server, the process would stay until it is killed.
 
 use std::process;
 use std::time::Duration;

@@ -1,5 +1,5 @@
 //! The users whose processes may connect as haproxies. A haproxy names the guest that it asks for,
-//! so whoever may connect can read the metadata of any guest.
+//! so a user that may connect can read the metadata of any guest.
 
 use std::io;
 

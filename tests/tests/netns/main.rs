@@ -27,6 +27,7 @@ mod hostile_connections;
 mod hostile_haproxies;
 mod hostile_host;
 mod hostile_kernel;
+mod hostile_memory;
 mod hostile_nova;
 mod hostile_packets;
 mod lab;

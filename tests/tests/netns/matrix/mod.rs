@@ -51,13 +51,20 @@ fn run(mode: Mode, cases: usize) {
     for (scene, source_check) in ["strict", "mac", "off"].into_iter().enumerate() {
         let agent = cloud.agent(source_check);
         let process = agent.start();
-        for guest in &cloud.victims {
-            wait::until("the victim is served", PATIENCE, || own_hostname(guest).ok());
-        }
+        await_service(&cloud);
         let first = scene * cases;
         let outcomes = attack(&cloud, first..first + cases);
         judge(&cloud, &outcomes, &format!("{mode:?} {source_check}"));
+        // The cases met a service that works, and did not break it.
+        await_service(&cloud);
         assert!(process.stop().success());
+    }
+}
+
+/// Waits until each guest, thieves included, is answered as itself.
+fn await_service(cloud: &Cloud) {
+    for guest in cloud.thieves.iter().map(|thief| &thief.guest).chain(&cloud.victims) {
+        wait::until("the guest is served", PATIENCE, || own_hostname(guest).ok());
     }
 }
 
@@ -139,9 +146,6 @@ fn judge(cloud: &Cloud, outcomes: &BTreeMap<usize, (Case, Outcome)>, scene: &str
         for (_, outcome) in &mine {
             *first_lines.entry(&outcome.first_line).or_default() += 1;
         }
-        assert!(
-            served * 16 >= mine.len(),
-            "{scene}: thief {thief} was served {served} times: {first_lines:?}"
-        );
+        assert!(served > 0, "{scene}: thief {thief} was never served: {first_lines:?}");
     }
 }

@@ -49,6 +49,7 @@ pub mod raw_tcp;
 pub mod routed;
 pub mod router;
 pub mod southbound;
+pub mod terminal;
 pub mod tiny_program;
 pub mod topology;
 pub mod two_tenants;

@@ -10,6 +10,7 @@ use std::path::PathBuf;
 use anyhow::{Context, Result, bail};
 
 use crate::command::workspace_root;
+use crate::terminal::note;
 use crate::tokens;
 
 /// The files that define the contents of maps.
@@ -28,7 +29,7 @@ struct Abi {
 /// # Errors
 /// Fails if they differ, and names the remedy.
 pub fn check() -> Result<()> {
-    eprintln!("+ check ABI_VERSION against {}", lock_file().display());
+    note(format_args!("+ check ABI_VERSION against {}", lock_file().display()));
     compare(current()?, recorded()?)
 }
 

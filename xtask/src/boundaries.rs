@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 
 use crate::command::workspace_root;
+use crate::terminal::note;
 use crate::tokens::{self, Token};
 
 /// The layers from top to bottom. A room imports only rooms of lower layers, and none of its own
@@ -80,7 +81,7 @@ impl fmt::Display for Breach {
 /// # Errors
 /// Lists every breach.
 pub fn check() -> Result<()> {
-    eprintln!("+ check the boundaries of the agent's modules");
+    note("+ check the boundaries of the agent's modules");
     let root = workspace_root().join("metadata-agent/src");
     let mut files = Vec::new();
     collect(&root, &mut files)?;

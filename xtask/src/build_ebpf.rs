@@ -12,6 +12,7 @@ use serde_json::Value;
 use crate::command::Invocation;
 use crate::requirements::Scope;
 use crate::setup::{Report, setup};
+use crate::terminal::print;
 
 /// Part of the LLVM that bpf-linker links against.
 const NM: &str = "/usr/lib/llvm-22/bin/llvm-nm";
@@ -43,11 +44,11 @@ pub fn build_ebpf() -> Result<()> {
         bail!("the build script left no BPF object in {}", folder.display());
     }
     for object in objects {
-        println!("{}: {} bytes", object.display(), fs::metadata(&object)?.len());
+        print(format_args!("{}: {} bytes", object.display(), fs::metadata(&object)?.len()))?;
         let nm = [NM, "--defined-only", "--print-size", "--radix=d"];
         let symbols = Invocation::new(nm).args([object.display().to_string()]).output()?;
         for Function { name, instructions } in functions(&symbols) {
-            println!("  {name:<24} {instructions:>5} instructions");
+            print(format_args!("  {name:<24} {instructions:>5} instructions"))?;
         }
     }
     Ok(())

@@ -8,6 +8,7 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Stdio};
 
+use crate::terminal::note;
 use anyhow::{Context, Result, bail};
 
 /// A program with its arguments and additional environment variables. It runs in the workspace
@@ -43,7 +44,7 @@ impl Invocation {
     /// # Errors
     /// Fails if the program cannot be started or does not exit with 0.
     pub fn run(&self) -> Result<()> {
-        eprintln!("+ {self}");
+        note(format_args!("+ {self}"));
         let status = self.command()?.status().with_context(|| format!("start `{self}`"))?;
         self.succeeded(status)
     }
@@ -86,7 +87,7 @@ impl Invocation {
     /// # Errors
     /// Returns only if the program cannot be started.
     pub fn exec(&self) -> Result<()> {
-        eprintln!("+ {self}");
+        note(format_args!("+ {self}"));
         Err(self.command()?.exec()).with_context(|| format!("start `{self}`"))
     }
 

@@ -1,9 +1,4 @@
 //! `cargo xtask`: every command that developers and CI run in this repository.
-#![expect(
-    clippy::print_stdout,
-    clippy::print_stderr,
-    reason = "a command-line tool: the terminal is its interface"
-)]
 
 mod abi;
 mod bench;
@@ -17,6 +12,7 @@ mod probe;
 mod requirements;
 mod run;
 mod setup;
+mod terminal;
 mod test;
 mod tokens;
 
@@ -25,6 +21,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::{Args, Parser, Subcommand};
 use requirements::Scope;
+use terminal::note;
 
 /// Sets up, builds, runs, tests and packages the metadata agent
 #[derive(Parser)]
@@ -109,7 +106,7 @@ fn main() -> ExitCode {
     match execute(Cli::parse().command) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("xtask: {error:#}");
+            note(format_args!("xtask: {error:#}"));
             ExitCode::FAILURE
         }
     }

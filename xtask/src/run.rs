@@ -8,6 +8,7 @@ use anyhow::Result;
 use crate::command::{Invocation, target_dir};
 use crate::requirements::Scope;
 use crate::setup::{Report, setup};
+use crate::terminal::note;
 
 /// The files that the agent reads if the command line names none.
 const NEUTRON_FILES: [&str; 3] = [
@@ -40,7 +41,7 @@ pub fn run(args: Vec<String>) -> Result<()> {
     match target(args, Path::exists) {
         Target::Agent(args) => Invocation::new([agent.as_str(), "run"]).args(args).exec(),
         Target::Lab(args) => {
-            eprintln!("no --config-file, and no Neutron configuration in /etc/neutron: starting the lab");
+            note("no --config-file, and no Neutron configuration in /etc/neutron: starting the lab");
             build("metadata-tests", "lab")?;
             let lab = Invocation::new([release.join("lab").display().to_string()]).args(["--agent", &agent]);
             if args.is_empty() { lab.exec() } else { lab.args(["--"]).args(args).exec() }

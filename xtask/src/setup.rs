@@ -14,6 +14,7 @@ use anyhow::{Context, Result, bail};
 use crate::command::{Invocation, lint_tools_dir, tool_dir, workspace_root};
 use crate::probe::{Host, Probe};
 use crate::requirements::{Provider, Requirement, Scope, missing};
+use crate::terminal::{note, print};
 
 /// Lines of the log that are printed if a step fails.
 const TAIL: usize = 30;
@@ -46,28 +47,28 @@ pub fn setup(scope: Scope, report: Report) -> Result<()> {
     let lacking = missing(scope, &Host);
     if lacking.is_empty() {
         if report == Report::Always {
-            println!("setup: nothing is missing");
+            print("setup: nothing is missing")?;
         }
         return Ok(());
     }
-    eprintln!("setup: missing on this machine:");
+    note("setup: missing on this machine:");
     for row in &lacking {
-        eprintln!("  {}: {}", row.name, row.purpose);
+        note(format_args!("  {}: {}", row.name, row.purpose));
     }
 
     // Print the commands if they cannot run here.
     let steps = steps(&lacking);
     if let Some(obstacle) = obstacle(&lacking, &Host) {
-        eprintln!("setup: {obstacle}; as root on Debian 12 the commands are:");
+        note(format_args!("setup: {obstacle}; as root on Debian 12 the commands are:"));
         for step in &steps {
-            eprintln!("  {}", step.invocation);
+            note(format_args!("  {}", step.invocation));
         }
         bail!("{} requirements are missing", lacking.len());
     }
 
     // Install, then look again.
     let log = tool_dir().join("setup.log");
-    eprintln!("setup: output goes to {}", shown(&log));
+    note(format_args!("setup: output goes to {}", shown(&log)));
     run_steps(&steps, &log, &mut io::stderr())?;
     let still_missing: Vec<_> = missing(scope, &Host).iter().map(|row| row.name).collect();
     if !still_missing.is_empty() {

@@ -9,12 +9,15 @@ use std::fmt::Write as _;
 use std::path::PathBuf;
 use std::sync::LazyLock;
 
+use anyhow::Context as _;
 use clap::builder::{PathBufValueParser, StyledStr};
 use clap::{Arg, ArgAction, ArgMatches, Args, FromArgMatches, Parser, Subcommand};
 
 use oslo_config::{Access, OptionSpec};
 
+use super::output::{print_error, unless_reader_left};
 use crate::config::{ConfigArgs, ConfigSource, NEUTRON_FILES, OPTIONS};
+use crate::error_chain::error_chain;
 
 /// Exit code for a wrong command line or configuration.
 pub(crate) const EX_USAGE: u8 = 64;
@@ -157,9 +160,16 @@ impl Cli {
     /// an error, and exits.
     #[must_use]
     pub(crate) fn parse_or_exit() -> Self {
-        Self::read(std::env::args_os()).unwrap_or_else(|(error, code)| {
-            // A closed stdout cannot be reported anywhere.
-            let _ = error.print();
+        Self::read(std::env::args_os()).unwrap_or_else(|(message, code)| {
+            let printed = unless_reader_left(message.print());
+            let code = match printed.context("write to standard output") {
+                // Help was asked for, and cannot be shown.
+                Err(error) if code == 0 => {
+                    print_error(&error_chain(error.as_ref()));
+                    1
+                }
+                _ => code,
+            };
             std::process::exit(i32::from(code))
         })
     }

@@ -4,11 +4,12 @@
 use std::io::{self, Write};
 use std::process::ExitCode;
 
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 use oslo_config::DEFAULT;
 use serde_json::json;
 
 use super::cli::ShowArgs;
+use super::output::print;
 use super::with_config;
 use crate::config::{Config, Setting};
 
@@ -17,9 +18,7 @@ pub(super) fn run(args: &ShowArgs) -> ExitCode {
 }
 
 fn show(config: &Config, json: bool) -> Result<()> {
-    let mut out = io::stdout().lock();
-    if json { as_json(config, &mut out) } else { as_text(config, &mut out) }
-        .context("print the configuration")
+    print(|out| if json { as_json(config, out) } else { as_text(config, out) })
 }
 
 /// Sorts by section, with `DEFAULT` first as in Neutron's files, and by name.
@@ -29,13 +28,13 @@ fn sorted(config: &Config) -> Vec<&Setting> {
     settings
 }
 
-fn as_json(config: &Config, out: &mut impl Write) -> io::Result<()> {
+fn as_json(config: &Config, out: &mut dyn Write) -> io::Result<()> {
     let warnings: Vec<_> = config.warnings().iter().map(ToString::to_string).collect();
     let shown = json!({ "settings": sorted(config), "notices": config.notices(), "warnings": warnings });
     writeln!(out, "{shown:#}")
 }
 
-fn as_text(config: &Config, out: &mut impl Write) -> io::Result<()> {
+fn as_text(config: &Config, out: &mut dyn Write) -> io::Result<()> {
     for section in sorted(config).chunk_by(|one, next| one.group == next.group) {
         let width = section.iter().map(|setting| setting.name.len()).max().unwrap_or_default();
         for (number, setting) in section.iter().enumerate() {

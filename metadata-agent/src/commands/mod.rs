@@ -4,6 +4,7 @@ mod check;
 mod cli;
 mod config_show;
 mod detach;
+mod output;
 mod run;
 mod status;
 
@@ -16,6 +17,7 @@ use crate::config::{Config, ConfigArgs, ConfigErrors};
 use crate::error_chain::error_chain;
 use crate::process::hardening;
 use cli::{Cli, Command, ConfigCommand, EX_USAGE};
+use output::print_error;
 
 /// Parses the command line of this process, runs its command, prints its error, and returns its
 /// exit code.
@@ -46,17 +48,15 @@ fn block_on<T>(work: impl Future<Output = Result<T>>) -> Result<T> {
     Builder::new_current_thread().enable_all().build().context("start a runtime")?.block_on(work)
 }
 
-#[expect(clippy::print_stderr, reason = "the error of a command goes to the terminal")]
 fn exit_code(outcome: Result<ExitCode>) -> ExitCode {
     outcome.unwrap_or_else(|error| {
-        eprintln!("metadata-agent: {}", error_chain(error.as_ref()));
+        print_error(&error_chain(error.as_ref()));
         ExitCode::FAILURE
     })
 }
 
-#[expect(clippy::print_stderr, reason = "the error of a command goes to the terminal")]
 fn unusable_config(errors: &ConfigErrors) -> ExitCode {
-    eprintln!("metadata-agent: {errors}");
+    print_error(&errors.to_string());
     ExitCode::from(EX_USAGE)
 }
 

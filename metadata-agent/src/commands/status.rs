@@ -1,5 +1,4 @@
 //! `metadata-agent status`: shows the state of the running agent, for people, scripts and probes.
-#![expect(clippy::print_stdout, reason = "a command that prints")]
 
 use std::path::Path;
 use std::process::ExitCode;
@@ -10,6 +9,7 @@ use hyper::StatusCode;
 use serde_json::Value;
 
 use super::cli::StatusArgs;
+use super::output::print;
 use super::{block_on, exit_code, unusable_config};
 use crate::admin::client;
 use crate::config;
@@ -56,16 +56,16 @@ async fn show(socket: &Path, view: View) -> Result<ExitCode> {
     let text = String::from_utf8_lossy(&response.body);
     match view {
         View::Live | View::Ready => {
-            println!("{}", text.trim_end());
+            print(|out| writeln!(out, "{}", text.trim_end()))?;
             return Ok(if response.status == StatusCode::OK { ExitCode::SUCCESS } else { ExitCode::FAILURE });
         }
         _ if response.status != StatusCode::OK => {
             bail!("the agent answers {}: {}", response.status, text.trim_end())
         }
-        View::Json => println!("{text}"),
+        View::Json => print(|out| writeln!(out, "{text}"))?,
         View::Summary => {
             let state = serde_json::from_slice(&response.body).context("read the agent's state")?;
-            print!("{}", summary(&state));
+            print(|out| out.write_all(summary(&state).as_bytes()))?;
         }
     }
     Ok(ExitCode::SUCCESS)

@@ -2,8 +2,6 @@
 //! a Nova that verifies signatures, and the real agent between them. Everything runs in namespaces
 //! and is removed afterwards.
 
-#![expect(clippy::print_stdout, reason = "its output is for a terminal")]
-
 use std::net::Ipv4Addr;
 use std::os::linux::net::SocketAddrExt as _;
 use std::os::unix::net::{SocketAddr, UnixListener};
@@ -13,6 +11,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, bail, ensure};
 use clap::Parser;
 use metadata_tests::agent::{self, AgentProcess, NotReady};
+use metadata_tests::terminal::print;
 use metadata_tests::{Agent, Guest, Host, Instance, NovaStandIn, leftovers};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::{MissedTickBehavior, interval, timeout};
@@ -100,7 +99,7 @@ impl Names {
         let mut namespaces = vec![self.host(), agent::portal_of(&self.host())];
         namespaces.extend(GUESTS.map(|(_, guest, _)| self.guest(guest)));
         for what in leftovers::remove(&self.host(), &namespaces) {
-            println!("removed a leftover of an earlier lab: {what}");
+            print(format_args!("removed a leftover of an earlier lab: {what}"));
         }
     }
 }
@@ -116,15 +115,21 @@ async fn run(names: &Names, binary: PathBuf, agent_args: &[String], mut stop: St
         return Ok(());
     }
 
-    println!("\nThe lab is up: four guests, two networks, each address twice. Nova is {}.", nova.address());
+    print(format_args!(
+        "\nThe lab is up: four guests, two networks, each address twice. Nova is {}.",
+        nova.address()
+    ));
     for guest in &guests {
-        println!("\n  ip netns exec {} curl -s http://169.254.169.254{DOCUMENT}", guest.netns().name());
-        println!("    {}", summary(guest));
+        print(format_args!(
+            "\n  ip netns exec {} curl -s http://169.254.169.254{DOCUMENT}",
+            guest.netns().name()
+        ));
+        print(format_args!("    {}", summary(guest)));
     }
-    println!("\nNova's requests are shown below. Press Ctrl-C to stop the lab.\n");
+    print("\nNova's requests are shown below. Press Ctrl-C to stop the lab.\n");
     let ended = watch(&nova, &process, &mut stop).await;
     if ended.is_ok() {
-        println!("\nStopping the agent and removing everything.");
+        print("\nStopping the agent and removing everything.");
         let status = process.stop();
         ensure!(status.success(), "the agent exited with {status}");
     }
@@ -189,14 +194,14 @@ async fn watch(nova: &NovaStandIn, process: &AgentProcess, stop: &mut Stop) -> a
             }
             Some(request) = requests.recv() => {
                 let header = |name| request.header(name).unwrap_or_else(|| "-".to_owned());
-                println!(
+                print(format_args!(
                     "{} {} instance {} project {} for {}",
                     request.method,
                     request.path,
                     header("x-instance-id"),
                     header("x-tenant-id"),
                     header("x-forwarded-for"),
-                );
+                ));
             }
         }
     }

@@ -8,6 +8,7 @@
 mod bench;
 mod cli;
 mod cli_check;
+mod cli_output;
 mod exchanges;
 mod guests_cloud_init;
 mod guests_elsewhere;

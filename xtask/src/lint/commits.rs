@@ -3,6 +3,7 @@
 use anyhow::{Result, bail};
 
 use crate::command::Invocation;
+use crate::terminal::note;
 
 /// Characters of the longest allowed subject.
 const LENGTH: usize = 72;
@@ -16,9 +17,9 @@ const SINCE: &str = "2026-11-28T00:00:00Z";
 /// # Errors
 /// Lists every subject that is too long.
 pub fn check() -> Result<()> {
-    eprintln!("+ check commit subjects");
+    note("+ check commit subjects");
     if Invocation::new(["git", "rev-parse", "--is-inside-work-tree"]).output().is_err() {
-        eprintln!("not a Git checkout: commit subjects are not checked");
+        note("not a Git checkout: commit subjects are not checked");
         return Ok(());
     }
     let since = format!("--since={SINCE}");

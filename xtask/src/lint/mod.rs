@@ -15,6 +15,7 @@ use clap::{Args, ValueEnum};
 use crate::command::Invocation;
 use crate::requirements::Scope;
 use crate::setup::{Report, setup};
+use crate::terminal::note;
 use crate::{abi, boundaries};
 
 /// One check. `cargo xtask lint` runs all of them in this order, the quick ones first.
@@ -112,7 +113,7 @@ impl fmt::Display for Finding {
 }
 
 fn report(check: &str, findings: &[(PathBuf, Finding)]) -> Result<()> {
-    eprintln!("+ check {check}");
+    note(format_args!("+ check {check}"));
     if findings.is_empty() {
         return Ok(());
     }

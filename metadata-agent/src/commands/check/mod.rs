@@ -2,7 +2,6 @@
 //! nothing.
 //!
 //! One file per subject; each returns its findings.
-#![expect(clippy::print_stdout, reason = "a command that prints")]
 
 mod host;
 mod nova;
@@ -15,6 +14,7 @@ use anyhow::Result;
 use serde::Serialize;
 
 use super::cli::CheckArgs;
+use super::output::print;
 use super::{block_on, with_config};
 use crate::admin::client;
 use crate::config::Config;
@@ -52,16 +52,14 @@ async fn check(config: &Config, json: bool) -> Result<ExitCode> {
         detail: format!("note: {notice}"),
     }));
     if json {
-        println!("{}", serde_json::to_string_pretty(&findings)?);
+        let json = serde_json::to_string_pretty(&findings)?;
+        print(|out| writeln!(out, "{json}"))?;
     } else {
-        for finding in &findings {
-            println!(
-                "{}  {}: {}",
-                if finding.ok { "ok     " } else { "MISSING" },
-                finding.subject,
-                finding.detail
-            );
-        }
+        print(|out| {
+            findings.iter().try_for_each(|Finding { subject, ok, detail }| {
+                writeln!(out, "{}  {subject}: {detail}", if *ok { "ok     " } else { "MISSING" })
+            })
+        })?;
     }
     Ok(if findings.iter().all(|finding| finding.ok) { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

@@ -11,6 +11,7 @@ use std::{fs, iter};
 
 use anyhow::Context as _;
 use metadata_tests::hostile::{Attack, Condition, Observation, Position, Scene, name};
+use metadata_tests::terminal::print;
 use serde::Serialize;
 
 use super::interrupt;
@@ -87,7 +88,7 @@ pub fn run(selection: &Selection, json: Option<&Path>) -> anyhow::Result<()> {
         for repetition in 1..=selection.repetitions {
             interrupt::check()?;
             let run = measure(attack, position)?;
-            println!("{repetition} of {}: {run}", selection.repetitions);
+            print(format_args!("{repetition} of {}: {run}", selection.repetitions));
             runs.push(run);
         }
     }
@@ -96,7 +97,7 @@ pub fn run(selection: &Selection, json: Option<&Path>) -> anyhow::Result<()> {
         let text = serde_json::to_string_pretty(&report).context("write the figures as JSON")?;
         fs::write(path, text).with_context(|| format!("write {}", path.display()))?;
     }
-    println!("\n{report}");
+    print(format_args!("\n{report}"));
     Ok(())
 }
 

@@ -3,8 +3,6 @@
 //! Everything runs on this machine, in namespaces that are removed afterwards. Figures can be
 //! compared with each other, but not with those of another machine.
 
-#![expect(clippy::print_stdout, reason = "its output is for a terminal")]
-
 mod boot;
 mod bystander;
 mod compare;
@@ -39,6 +37,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, ensure};
 use clap::{Args, Parser, Subcommand, ValueEnum as _};
 use metadata_tests::hostile::{Attack, Position};
+use metadata_tests::terminal::print;
 
 use compare::Comparison;
 use cpu::CpuMeter;
@@ -165,13 +164,13 @@ fn main() -> anyhow::Result<()> {
     let cli = Cli::parse();
     match cli.command {
         Some(Command::Compare { old, new }) => {
-            println!("{}", Comparison::new(&Results::read(&old)?, &Results::read(&new)?));
+            print(Comparison::new(&Results::read(&old)?, &Results::read(&new)?));
             Ok(())
         }
         Some(Command::Report { results, out }) => write_report(&out, Results::read(&results)?),
         Some(Command::Hook { repetitions }) => {
             require_root()?;
-            println!("{}", hook::measure(repetitions)?);
+            print(hook::measure(repetitions)?);
             Ok(())
         }
         Some(Command::Namespaces { count, json }) => {
@@ -204,7 +203,7 @@ fn count_ports(json: Option<&Path>) -> anyhow::Result<()> {
         let text = serde_json::to_string_pretty(&figures).context("write the figures as JSON")?;
         fs::write(path, text).with_context(|| format!("write {}", path.display()))?;
     }
-    println!("{figures}");
+    print(&figures);
     Ok(())
 }
 
@@ -213,7 +212,7 @@ fn measure(options: &Options) -> anyhow::Result<()> {
     interrupt::listen()?;
     let plan = options.plan();
     let began = Instant::now();
-    let step = |what: &str| println!("{:>5} s  {what}", began.elapsed().as_secs());
+    let step = |what: &str| print(format_args!("{:>5} s  {what}", began.elapsed().as_secs()));
     let (kinds, absent) = present(options.peers.as_ref().map_or(&Kind::DEFAULT, |choice| &choice.0));
     let mut results = Results {
         machine: Machine::describe()?,
@@ -313,7 +312,7 @@ fn write_report(folder: &Path, mut results: Results) -> anyhow::Result<()> {
     write(folder, results::FILE, json)?;
     write(folder, "report.md", &markdown)?;
     write(folder, "report.html", page::page(&preamble, &plots, &tables))?;
-    println!("\n{markdown}\nWritten to {}: {}.", folder.display(), written.join(", "));
+    print(format_args!("\n{markdown}\nWritten to {}: {}.", folder.display(), written.join(", ")));
     Ok(())
 }
 

@@ -12,6 +12,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, anyhow, ensure};
+use metadata_tests::terminal::print;
 use metadata_tests::{Agent, Host, Netns, NovaStandIn};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -50,7 +51,7 @@ pub fn run(count: Option<u32>, json: Option<&Path>) -> anyhow::Result<()> {
         let text = serde_json::to_string_pretty(&figures).context("write the figures as JSON")?;
         fs::write(path, text).with_context(|| format!("write {}", path.display()))?;
     }
-    println!("{figures}");
+    print(&figures);
     Ok(())
 }
 

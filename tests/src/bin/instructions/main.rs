@@ -6,14 +6,13 @@
 //! a runner to be built first, keeps its reference figures out of the tree, and does not
 //! distinguish compilers.
 
-#![expect(clippy::print_stdout, reason = "its output is for a terminal")]
-
 mod callgrind;
 mod decisions;
 mod meter;
 mod record;
 mod requests;
 
+use metadata_tests::terminal::print;
 use std::process::ExitCode;
 
 use clap::Parser;
@@ -36,18 +35,18 @@ fn main() -> anyhow::Result<ExitCode> {
     let cli = Cli::parse();
     if cli.perform {
         for subject in subjects()? {
-            println!("{}", serde_json::to_string(&subject)?);
+            print(serde_json::to_string(&subject)?);
         }
         return Ok(ExitCode::SUCCESS);
     }
     let found = Record { compiler: record::compiler()?, figures: callgrind::count()?, ..Record::default() };
     if cli.record {
         found.write()?;
-        println!("{found}\nWritten to {}.", record::FILE);
+        print(format_args!("{found}\nWritten to {}.", record::FILE));
         return Ok(ExitCode::SUCCESS);
     }
     let comparison = Record::read()?.against(&found);
-    println!("{comparison}");
+    print(&comparison);
     Ok(if comparison.fails() { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
 

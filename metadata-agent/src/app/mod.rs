@@ -26,6 +26,7 @@ use tracing::{info, warn};
 use crate::admin::{AdminSocket, logging};
 use crate::config::Config;
 use crate::process::capabilities;
+use crate::process::signals::HeldSignals;
 use crate::teardown;
 use control::Control;
 use guest_service::GuestService;
@@ -39,8 +40,9 @@ const TASK_END: Duration = Duration::from_secs(5);
 ///
 /// # Errors
 /// Another agent runs, a capability is missing, or the kernel rejects a step.
-pub(crate) fn run(config: &Config) -> Result<()> {
+pub(crate) fn run(config: &Config, held: HeldSignals) -> Result<()> {
     logging::init(config.debug, config.log_format)?;
+    held.log()?;
     log_notices(config);
     capabilities::require(&capabilities::TO_RUN)?;
     raise_descriptor_limit();

@@ -1,6 +1,7 @@
-//! The agent as a process: its critical tasks, its capabilities and its restrictions.
+//! The agent as a process: its critical tasks, capabilities, restrictions and signals.
 
 pub(crate) mod blocking;
 pub mod capabilities;
 pub(crate) mod hardening;
+pub(crate) mod signals;
 pub(crate) mod supervisor;

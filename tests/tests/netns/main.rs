@@ -39,6 +39,7 @@ mod life_hang;
 mod life_interfaces;
 mod life_process;
 mod life_restart;
+mod life_signals;
 mod life_stop;
 mod load;
 mod matrix;

@@ -87,6 +87,18 @@ async fn neutron_agent_gets_only_network_and_address() {
 }
 
 #[tokio::test]
+async fn neutron_agent_is_told_the_length_of_an_empty_body() {
+    let site = Site::new();
+    let mut legacy = site.legacy(|_, _, _| Act::SayAndClose(OK.into()));
+    let agent = site.agent(|config| config).await;
+    for (method, is_told) in [("POST", true), ("PUT", true), ("DELETE", true), ("GET", false)] {
+        assert_status(&agent.ask(&format!("{method} / HTTP/1.1\r\nHost: x\r\n\r\n")).await, 200);
+        let asked = headers(&legacy.next_text().await);
+        assert_eq!(asked.contains(&"content-length: 0".to_owned()), is_told, "{method}: {asked:?}");
+    }
+}
+
+#[tokio::test]
 async fn ovn_agent_gets_its_own_header() {
     let site = Site::new();
     let mut legacy = site.legacy(|_, _, _| Act::SayAndClose(OK.into()));

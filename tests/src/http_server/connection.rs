@@ -1,5 +1,6 @@
 //! The internals of the server: its listener, its connections and its responses on the wire.
 
+use std::error::Error;
 use std::future;
 use std::io;
 use std::net::{SocketAddr, TcpListener};
@@ -109,7 +110,7 @@ async fn answer(
     peer: SocketAddr,
     socket: &Socket,
     shared: &Shared,
-) -> Result<Response<AnswerBody>, hyper::Error> {
+) -> Result<Response<AnswerBody>, Box<dyn Error + Send + Sync>> {
     if let Mode::Static(bytes) = &*shared.mode.borrow() {
         return Ok(Response::new(AnswerBody::whole(bytes.clone())));
     }
@@ -118,14 +119,14 @@ async fn answer(
     let mut modes = shared.mode.subscribe();
     let mode = modes.wait_for(|mode| !mode.holds(&request)).await;
     let mode = mode.map_or(Mode::Refuse, |mode| mode.clone());
-    Ok(match mode {
+    match mode {
         Mode::Serve | Mode::HoldPath(_) => respond((shared.respond)(&request), AnswerBody::whole),
         Mode::Paced(pace) => {
             pace.work().await;
             respond((shared.respond)(&request), AnswerBody::whole)
         }
         Mode::Fixed(answer) => respond(answer, AnswerBody::whole),
-        Mode::Static(bytes) => Response::new(AnswerBody::whole(bytes)),
+        Mode::Static(bytes) => Ok(Response::new(AnswerBody::whole(bytes))),
         Mode::ResetMidBody => {
             if let Err(e) = socket.set_linger(Some(Duration::ZERO)) {
                 panic!("reset the connection of {peer}: {e}");
@@ -134,7 +135,7 @@ async fn answer(
         }
         // The connection is about to be shut down with all others.
         Mode::Refuse | Mode::Hold => future::pending().await,
-    })
+    }
 }
 
 async fn record(request: Request<Incoming>, connection: u64, peer: SocketAddr) -> hyper::Result<Recorded> {
@@ -154,14 +155,21 @@ async fn record(request: Request<Incoming>, connection: u64, peer: SocketAddr) -
     })
 }
 
-fn respond(answer: Answer, body: impl FnOnce(Bytes) -> AnswerBody) -> Response<AnswerBody> {
+/// Builds a response. After an error, the connection is closed without one.
+fn respond(
+    answer: Answer,
+    body: impl FnOnce(Bytes) -> AnswerBody,
+) -> Result<Response<AnswerBody>, Box<dyn Error + Send + Sync>> {
     let Answer { status, headers, body: bytes } = answer;
+    if status == Answer::NONE {
+        return Err("the application has failed".into());
+    }
     let status = StatusCode::from_u16(status).unwrap_or_else(|e| panic!("status {status}: {e}"));
     let mut response = Response::builder().status(status);
     for (name, value) in headers {
         response = response.header(name, value);
     }
-    response.body(body(bytes)).unwrap_or_else(|e| panic!("the response is not HTTP: {e}"))
+    Ok(response.body(body(bytes)).unwrap_or_else(|e| panic!("the response is not HTTP: {e}")))
 }
 
 /// A body that is sent completely or breaks off halfway.

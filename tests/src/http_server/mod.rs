@@ -50,12 +50,21 @@ impl Recorded {
 /// A response. `Content-Length` and `Date` are added.
 #[derive(Clone, Debug)]
 pub struct Answer {
+    /// [`Answer::NONE`] closes the connection instead.
     pub status: u16,
     pub headers: Vec<(String, String)>,
     pub body: Bytes,
 }
 
 impl Answer {
+    pub const NONE: u16 = 0;
+
+    /// Closes the connection without a response, as uWSGI does after an error of its application.
+    #[must_use]
+    pub fn none() -> Self {
+        Self { status: Self::NONE, headers: Vec::new(), body: Bytes::new() }
+    }
+
     /// Builds a response with one `Content-Type`.
     #[must_use]
     pub fn new(status: u16, content_type: &str, body: impl Into<Bytes>) -> Self {

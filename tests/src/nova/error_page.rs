@@ -12,21 +12,24 @@ pub(super) enum Fault {
     Forbidden(&'static str),
     NotFound,
     Conflict,
+    /// An exception that nothing catches.
+    Crash,
 }
 
 impl Fault {
-    fn parts(self) -> (u16, &'static str, &'static str) {
-        match self {
+    fn parts(self) -> Option<(u16, &'static str, &'static str)> {
+        Some(match self {
             Self::BadRequest(reason) => (400, "Bad Request", reason),
             Self::Forbidden(reason) => (403, "Forbidden", reason),
             Self::NotFound => (404, "Not Found", "The resource could not be found."),
             Self::Conflict => (409, "Conflict", "There was a conflict when trying to complete your request."),
-        }
+            Self::Crash => return None,
+        })
     }
 
     /// Renders the page for a request: HTML or JSON if accepted, otherwise plain text.
     pub(super) fn page(self, request: &Recorded) -> Answer {
-        let (status, title, reason) = self.parts();
+        let Some((status, title, reason)) = self.parts() else { return Answer::none() };
         let accept = request.header("accept").unwrap_or_default();
         let accepts = |offers: &[&str]| {
             accept

@@ -63,6 +63,8 @@ fn password(instance: &mut Instance, request: &Recorded) -> Result<Answer, Fault
         "POST" if instance.password.as_ref().is_some_and(|password| !password.is_empty()) => {
             Err(Fault::Conflict)
         }
+        // nova/api/metadata/password.py compares the length with a number, also if there is none.
+        "POST" if request.header("content-length").is_none() => Err(Fault::Crash),
         "POST" if request.body.len() > MAX_PASSWORD => Err(Fault::BadRequest("Request is too large.")),
         "POST" => {
             instance.password = Some(request.body.to_vec());

@@ -34,6 +34,35 @@ fn a_password_in_several_segments_arrives_whole_and_only_once() {
     assert_eq!((none.status, none.body.len()), (200, 0));
 }
 
+/// Nova crashes at a posted password without a length.
+#[test]
+fn an_empty_body_reaches_nova_with_its_length() {
+    let tenants = ServedTenants::new();
+    let ServedTenants { nova, red, .. } = &tenants;
+    // The status of each method without a body, and the length that Nova was told.
+    let wanted = [
+        ("POST", 200, Some("0")),
+        ("PUT", 400, Some("0")),
+        ("PATCH", 400, Some("0")),
+        ("DELETE", 400, Some("0")),
+        ("OPTIONS", 400, Some("0")),
+        ("GET", 200, None),
+        ("HEAD", 400, None),
+    ];
+    for framing in [&[][..], &[("Content-Length", "0")]] {
+        for (method, status, length) in wanted {
+            nova.forget();
+            let answer = red.connect().request(method, PASSWORD, framing, b"").expect("an answer");
+            let told = nova.requests()[0].header("content-length");
+            assert_eq!((answer.status, told.as_deref()), (status, length), "{method} {framing:?}");
+        }
+    }
+    let mut chunked = red.connect();
+    chunked.send(posted("Transfer-Encoding: chunked") + "0\r\n\r\n").expect("an empty body");
+    assert_eq!(chunked.receive().expect("an answer").status, 200);
+    assert_eq!(nova.password(red.port.instance), Some(Vec::new()));
+}
+
 #[test]
 fn a_chunked_password_reaches_nova_without_its_chunks() {
     let tenants = ServedTenants::new();

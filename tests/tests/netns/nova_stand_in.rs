@@ -177,6 +177,21 @@ fn the_nova_stand_in_keeps_one_password() {
 }
 
 #[test]
+fn the_nova_stand_in_crashes_without_a_length() {
+    let (host, nova, instance) = nova_on_a_host();
+    let headers = proxied(&instance);
+    let post = |length: Option<&'static str>| {
+        let length = length.map(|length| ("Content-Length", length));
+        let headers = headers.iter().map(|(name, value)| (*name, value.as_str())).chain(length);
+        let headers: Vec<_> = headers.collect();
+        dial(&host, nova.address()).request("POST", "/openstack/2013-10-17/password", &headers, b"")
+    };
+    assert_eq!(post(None).expect_err("no answer").kind(), ErrorKind::UnexpectedEof);
+    assert_eq!(post(Some("0")).expect("an answer").status, 200);
+    assert_eq!(nova.password(instance.id), Some(Vec::new()));
+}
+
+#[test]
 fn the_nova_stand_in_serves_bytes_and_files_as_they_are() {
     let (host, nova, instance) = nova_on_a_host();
     let bytes = vec![0x1f, 0x8b, 0, 0xff, b'\r', b'\n'];

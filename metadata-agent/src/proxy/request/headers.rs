@@ -7,8 +7,9 @@
 //!
 //! Downstream: all headers but the hop-by-hop ones.
 
+use hyper::Method;
 use hyper::header::{
-    ACCEPT, CONNECTION, CONTENT_TYPE, HOST, HeaderMap, HeaderName, HeaderValue, TE, TRAILER,
+    ACCEPT, CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, HOST, HeaderMap, HeaderName, HeaderValue, TE, TRAILER,
     TRANSFER_ENCODING, UPGRADE,
 };
 
@@ -32,8 +33,8 @@ pub(crate) enum AuthHeaders<'a> {
     None,
 }
 
-/// Writes the headers of a request to the metadata API into an empty map. hyper adds
-/// `Content-Length`.
+/// Writes the headers of a request to the metadata API into an empty map. hyper adds the length of
+/// a body.
 pub(crate) fn set_upstream_headers(
     headers: &mut HeaderMap,
     host: &HeaderValue,
@@ -63,6 +64,15 @@ pub(crate) fn set_upstream_headers(
     }
     if let Some(content_type) = content_type {
         headers.insert(CONTENT_TYPE, content_type.clone());
+    }
+}
+
+/// States that a request has an empty body, except with methods that have none, as haproxy does.
+/// Nova compares the length of a posted password with a number, and crashes without one
+/// (nova/api/metadata/password.py).
+pub(crate) fn set_empty_length(headers: &mut HeaderMap, method: &Method) {
+    if !matches!(*method, Method::GET | Method::HEAD) {
+        headers.insert(CONTENT_LENGTH, HeaderValue::from_static("0"));
     }
 }
 

@@ -51,7 +51,7 @@ pub use tls::{ClientCertificate, TlsConfig, TlsSetupError};
 
 use super::RESPONSE_PIECE;
 use super::metrics::Metrics;
-use super::request::{AuthHeaders, set_upstream_headers};
+use super::request::{AuthHeaders, set_empty_length, set_upstream_headers};
 use address::{UpstreamAddress, connect_unix};
 use pool::{Pool, Sender};
 
@@ -85,6 +85,9 @@ impl UpstreamRequest<'_> {
         let mut headers = std::mem::take(&mut self.spare_headers);
         headers.clear();
         set_upstream_headers(&mut headers, host, auth, self.forwarded_for, self.content_type.as_ref());
+        if self.body.is_empty() {
+            set_empty_length(&mut headers, &self.method);
+        }
         let mut request = Request::new(Full::new(self.body.clone()));
         *request.method_mut() = self.method.clone();
         *request.uri_mut() = Uri::from(self.path.clone());

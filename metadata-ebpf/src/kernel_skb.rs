@@ -57,11 +57,10 @@ impl Skb for KernelSkb {
         if present == 0 {
             return Vlan::Untagged;
         }
-        let id = (tci & VLAN_ID) as u16;
-        if protocol == u32::from(u16::from_ne_bytes(ethertype::VLAN)) && id != 0 {
-            Vlan::Tagged(id)
-        } else {
-            Vlan::Unsupported
+        match (tci & VLAN_ID) as u16 {
+            0 => Vlan::Priority,
+            id if protocol == u32::from(u16::from_ne_bytes(ethertype::VLAN)) => Vlan::Tagged(id),
+            _ => Vlan::Unsupported,
         }
     }
 

@@ -15,7 +15,10 @@ pub enum Vlan {
     Untagged,
     /// IEEE 802.1Q with this VLAN id, 1 to 4095.
     Tagged(u16),
-    /// A priority tag (VLAN id 0) or IEEE 802.1ad.
+    /// A priority tag (VLAN id 0). Its frame belongs to no VLAN, and the kernel treats it as
+    /// untagged.
+    Priority,
+    /// IEEE 802.1ad with a VLAN id.
     Unsupported,
 }
 

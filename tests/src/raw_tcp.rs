@@ -11,7 +11,7 @@ use std::ops::Range;
 use std::time::{Duration, Instant};
 
 use etherparse::{PacketBuilder, PacketBuilderStep, TcpHeader};
-use metadata_agent::ids::{MacAddress, VlanId};
+use metadata_agent::ids::MacAddress;
 use metadata_ebpf::identity::{METADATA_IPV4, METADATA_IPV6, METADATA_PORT};
 
 use crate::netns::Netns;
@@ -37,7 +37,8 @@ pub struct Claim {
     pub mac: MacAddress,
     pub address: IpAddr,
     pub port: u16,
-    pub vlan: Option<VlanId>,
+    /// The tag control information of an 802.1Q tag on every segment.
+    pub tag: Option<u16>,
 }
 
 /// A connection to the metadata service.
@@ -204,7 +205,7 @@ impl RawStream {
     }
 
     fn send(&self, kind: Kind, payload: &[u8]) {
-        let Claim { mac, address, port, vlan } = self.claim;
+        let Claim { mac, address, port, tag } = self.claim;
         let tcp = |step: PacketBuilderStep<etherparse::IpHeaders>| {
             self.marked(step.tcp(port, METADATA_PORT, self.sequence, WINDOW), kind)
         };
@@ -213,9 +214,9 @@ impl RawStream {
             IpAddr::V6(from) => (IPV6_TYPE, tcp(PacketBuilder::ipv6(from.octets(), METADATA_IPV6, 64))),
         };
         let mut frame = [self.gateway.0, mac.0].concat();
-        if let Some(vlan) = vlan {
+        if let Some(tag) = tag {
             frame.extend([0x81, 0x00]);
-            frame.extend(vlan.get().to_be_bytes());
+            frame.extend(tag.to_be_bytes());
         }
         frame.extend(ethertype);
         packet.write(&mut frame, payload).unwrap_or_else(|e| panic!("build a segment: {e}"));

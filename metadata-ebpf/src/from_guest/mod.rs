@@ -84,13 +84,14 @@ fn is_confined<S: Skb, W: World>(skb: &S, world: &W) -> bool {
 fn serve<S: Skb, W: World>(skb: &mut S, world: &W, request: Request) -> Result<Outcome, Reason> {
     // Build the key of the attachment.
     let netns = world.netns_context(|netns| &netns.netns);
+    let tag = skb.vlan();
     let key = PortKey {
         netns,
         ifindex: skb.ifindex(),
-        vlan: match skb.vlan() {
-            Vlan::Untagged => 0,
+        vlan: match tag {
+            Vlan::Untagged | Vlan::Priority => 0,
             Vlan::Tagged(id) => u32::from(id),
-            // A priority tag or a service provider tag: Neutron's subports never use these.
+            // A service provider tag: Neutron's subports never use it.
             Vlan::Unsupported => return Err(Reason::Vlan),
         },
     };
@@ -118,6 +119,16 @@ fn serve<S: Skb, W: World>(skb: &mut S, world: &W, request: Request) -> Result<O
         Request::Echo(Version::V6) => echo::answer_ipv6(skb, &context).map(|()| Reason::EchoReply),
         Request::Tcp(version) => segment::redirect_to_portal(skb, world, &context, version),
     }?;
+    // Remove the tag, except from the answer to a subport. The kernel's own replies to priority
+    // tagged packets are untagged too.
+    let keeps_tag = match tag {
+        Vlan::Untagged => true,
+        Vlan::Tagged(_) | Vlan::Unsupported => reason.verdict() != Verdict::ToPortal,
+        Vlan::Priority => false,
+    };
+    if !keeps_tag {
+        skb.pop_vlan()?;
+    }
     let ifindex = match reason.verdict() {
         Verdict::ToPortal if netns == 0 => settings.portal_ifindex,
         Verdict::ToPortal => world.netns_context(|netns| &netns.portal_ifindex),

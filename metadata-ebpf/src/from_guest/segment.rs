@@ -50,9 +50,6 @@ pub(super) fn redirect_to_portal<S: Skb, W: World>(
     };
 
     // Rewrite the frame for the portal.
-    if context.key.vlan != 0 {
-        skb.pop_vlan()?;
-    }
     match version {
         Version::V4 => translate_ipv4(skb, context, &peer.identity)?,
         Version::V6 => translate_ipv6(skb, context, &peer.identity)?,

@@ -18,6 +18,7 @@ mod guests_load;
 mod guests_memory;
 mod guests_network;
 mod guests_nova;
+mod guests_packets;
 mod guests_rate;
 mod guests_requests;
 mod guests_secret;

@@ -69,6 +69,21 @@ fn a_tagged_metadata_packet_is_passed_on() {
     }
 }
 
+/// A priority tag (VLAN id 0) changes no decision. Portal and guest get the frame without it.
+#[test]
+fn a_priority_tag_has_no_effect() {
+    for case in cases().into_iter().filter(|case| case.program == Program::FromGuest) {
+        let [untagged, tagged] = [Vlan::Untagged, Vlan::Priority].map(|vlan| {
+            let world = host_world(&case.state);
+            let mut skb = HostSkb { vlan, ..HostSkb::new(case.frame.clone(), IFINDEX) };
+            (from_guest(&mut skb, &world), skb)
+        });
+        assert_eq!((tagged.0, &tagged.1.frame), (untagged.0, &untagged.1.frame), "{}", case.name);
+        let left = if case.rewritten.is_some() { Vlan::Untagged } else { Vlan::Priority };
+        assert_eq!(tagged.1.vlan, left, "{}", case.name);
+    }
+}
+
 /// The same packets with the tag of a subport are served without the tag, and the replies get it
 /// back.
 #[test]
@@ -84,6 +99,7 @@ fn the_tag_of_a_subport_is_removed_and_restored() {
             (Vlan::Tagged(5), Reason::ConnectionOpened),
             (Vlan::Tagged(6), Reason::Vlan),
             (Vlan::Unsupported, Reason::Vlan),
+            (Vlan::Priority, Reason::NotAttached),
             (Vlan::Untagged, Reason::NotAttached),
         ] {
             let mut skb = with_tag(vlan);
@@ -98,6 +114,15 @@ fn the_tag_of_a_subport_is_removed_and_restored() {
                 case.name
             );
         }
+    }
+    let in_place = [Reason::ArpReply, Reason::NdReply, Reason::EchoReply].map(Some);
+    for case in cases().into_iter().filter(|case| in_place.contains(&case.reason)) {
+        let mut world = host_world(&case.state);
+        let untagged = world.ports.remove(&PortKey { netns: 0, ifindex: IFINDEX, vlan: 0 }).expect(case.name);
+        world.ports.insert(tag, untagged);
+        let mut skb = HostSkb { vlan: Vlan::Tagged(5), ..HostSkb::new(case.frame.clone(), IFINDEX) };
+        assert_eq!(from_guest(&mut skb, &world).map(|outcome| outcome.reason), case.reason, "{}", case.name);
+        assert_eq!(skb.vlan, Vlan::Tagged(5), "{}", case.name);
     }
     let answers = cases().into_iter().filter(|case| case.reason == Some(Reason::Reply));
     for case in answers {

@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
 use fastrand::Rng;
-use metadata_agent::ids::{MacAddress, VlanId};
+use metadata_agent::ids::MacAddress;
 use metadata_tests::nova::{SECRET, signature};
 use metadata_tests::raw_tcp::{Claim, RawStream};
 use metadata_tests::two_tenants::HOSTNAME;
@@ -162,8 +162,7 @@ fn claim(rng: &mut Rng, own: &Guest, victim: &Guest, number: usize) -> Claim {
         Ipv4Addr::new(a, b, c, 77).into(),
         PRIVACY.into(),
     ];
-    let vlan = |id: u64| VlanId::try_from(id).expect("a VLAN id");
-    let vlan = if rng.u8(..) < 16 { Some(pick(rng, &[vlan(7), vlan(4094)])) } else { None };
+    let tag = if rng.u8(..) < 16 { Some(pick(rng, &[7, 4094, 0xa000])) } else { None };
     Claim {
         mac: pick(
             rng,
@@ -171,7 +170,7 @@ fn claim(rng: &mut Rng, own: &Guest, victim: &Guest, number: usize) -> Claim {
         ),
         address: pick(rng, &addresses),
         port: u16::try_from(FIRST_PORT + number).expect("a port"),
-        vlan,
+        tag,
     }
 }
 

@@ -22,6 +22,7 @@ pub(super) struct Attached {
     pub(super) id: AttachmentId,
     pub(super) link: Link,
     since: Instant,
+    unknown_since: Instant,
     clients: Clients,
     /// The policy in the map, or `None` if another agent wrote it.
     policy: Option<PortPolicy>,
@@ -32,6 +33,7 @@ pub(super) struct Attached {
 struct AttachedSubport {
     id: AttachmentId,
     since: Instant,
+    unknown_since: Instant,
     owner: Owner,
 }
 
@@ -52,10 +54,12 @@ impl Attached {
     /// Attached by this specification, but without the subports: [`Self::update`] attaches them.
     pub(super) fn new(id: AttachmentId, link: Link, spec: &AttachSpec, policy: Option<PortPolicy>) -> Self {
         log_owner(&link, &Clients::One(Owner::Unknown), &spec.clients);
+        let now = Instant::now();
         Self {
             id,
             link,
-            since: Instant::now(),
+            since: now,
+            unknown_since: now,
             clients: spec.clients.clone(),
             policy,
             present: spec.present.clone(),
@@ -100,6 +104,11 @@ impl Attached {
         // Log a change of the owner.
         if self.clients != clients {
             log_owner(&self.link, &self.clients, &clients);
+            if let (Clients::One(before), Clients::One(next)) = (&self.clients, &clients)
+                && before.is_lost_in(next)
+            {
+                self.unknown_since = Instant::now();
+            }
             self.clients = clients;
             changes.updated.insert(index);
         }
@@ -142,8 +151,11 @@ impl Attached {
                 }
             };
             info!(interface = link.name, %vlan, attachment = %id, "trunk subport attached");
-            let since = subports.get(vlan).map_or_else(Instant::now, |subport| subport.since);
-            subports.insert(*vlan, AttachedSubport { id, since, owner: owner.clone() });
+            let now = Instant::now();
+            let (since, unknown_since) = subports.get(vlan).map_or((now, now), |before| {
+                (before.since, if before.owner.is_lost_in(owner) { now } else { before.unknown_since })
+            });
+            subports.insert(*vlan, AttachedSubport { id, since, unknown_since, owner: owner.clone() });
             changes.updated.insert(index);
         }
         match failed {
@@ -158,15 +170,14 @@ impl Attached {
         let mut record = InterfaceRecord { present: self.present.clone(), ..InterfaceRecord::default() };
         match (&self.clients, namespace) {
             (Clients::One(owner), _) => {
-                let binding = |id, vlan, since, owner: &Owner| {
+                let binding = |id, vlan, since, unknown_since, owner: &Owner| {
                     let (interface, owner) = (interface.clone(), owner.clone());
-                    (id, Binding { interface, index, vlan, since, owner })
+                    (id, Binding { interface, index, vlan, since, unknown_since, owner })
                 };
-                record.own.push(binding(self.id, None, self.since, owner));
-                let subports = self.subports.iter();
-                record.own.extend(
-                    subports.map(|(vlan, port)| binding(port.id, Some(*vlan), port.since, &port.owner)),
-                );
+                record.own.push(binding(self.id, None, self.since, self.unknown_since, owner));
+                record.own.extend(self.subports.iter().map(|(vlan, port)| {
+                    binding(port.id, Some(*vlan), port.since, port.unknown_since, &port.owner)
+                }));
             }
             (Clients::Shared(scope), Some(namespace)) => {
                 let (namespace, interface) = (Arc::clone(namespace), interface.clone());

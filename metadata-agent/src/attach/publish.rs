@@ -183,7 +183,8 @@ mod tests {
                 let id = AttachmentId::new(1 + index * 4 + u32::from(vlan)).unwrap();
                 let (interface, since) = (format!("tap{index}"), Instant::now());
                 let vlan = VlanId::try_from(u64::from(vlan)).ok();
-                (id, Binding { interface, index: IfIndex(index), vlan, since, owner: Owner::Unknown })
+                let (index, unknown_since, owner) = (IfIndex(index), since, Owner::Unknown);
+                (id, Binding { interface, index, vlan, since, unknown_since, owner })
             };
             let own = vlans.into_iter().map(binding).collect();
             let present = known.map(|known| present(index, known));

@@ -340,8 +340,8 @@ options! {
     File OWN heartbeat_stale_after: Duration = "2.0", Seconds(0.5..=60.0);
     /// Time for which a request waits for the identity of its port. After that it gets status 503.
     File OWN identity_hold: Duration = "5", Seconds(0.0..=60.0);
-    /// Time after a port appears during which requests without an identity get status 503 instead
-    /// of 404.
+    /// Time after a port appears, or after its identity is lost, during which its requests get
+    /// status 503 instead of 404.
     File OWN identity_grace: Duration = "120", Seconds(0.0..=3600.0);
     /// Size limit of a request line with headers, in bytes. Larger requests get status 431.
     File OWN request_head_limit: usize = "32768", Number(16_384..=1_048_576);

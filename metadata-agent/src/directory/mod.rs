@@ -30,6 +30,9 @@ pub struct Binding {
     pub vlan: Option<VlanId>,
     /// The time of its attachment.
     pub since: Instant,
+    /// The start of the wait for an identity, if none is known: the attachment, or the loss of the
+    /// last identity.
+    pub unknown_since: Instant,
     pub owner: Owner,
 }
 
@@ -103,6 +106,11 @@ impl Owner {
             Self::Known { identity, .. } | Self::OnNetwork { identity, .. } => Some(identity),
             Self::Unknown | Self::Disputed => None,
         }
+    }
+
+    /// Returns true if `next` lacks the identity that this owner has.
+    pub(crate) fn is_lost_in(&self, next: &Self) -> bool {
+        self.identity().is_some() && next.identity().is_none()
     }
 }
 
@@ -273,7 +281,7 @@ impl ClientDirectory for Directory {
                 Owner::Known { identity, .. } | Owner::OnNetwork { identity, .. } => {
                     LookupState::Known(Arc::clone(identity))
                 }
-                Owner::Unknown | Owner::Disputed => LookupState::Pending { since: binding.since },
+                Owner::Unknown | Owner::Disputed => LookupState::Pending { since: binding.unknown_since },
             },
         }
     }

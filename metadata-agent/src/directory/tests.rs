@@ -1,3 +1,5 @@
+use std::time::Duration;
+
 use super::*;
 use crate::inventory::SourceKind;
 use crate::proxy::NetworkHeader;
@@ -14,6 +16,7 @@ fn changes(removed: &[u32], updated: &[u32]) -> BindingChanges<Binding> {
         index: IfIndex(*id),
         vlan: None,
         since: Instant::now(),
+        unknown_since: Instant::now(),
         owner: Owner::Unknown,
     };
     BindingChanges {
@@ -54,6 +57,37 @@ fn a_new_attachment_is_pending_and_a_removed_one_is_gone() {
     directory.publish(&changes(&[2], &[]));
     assert!(matches!(state(2), LookupState::Gone));
     assert!(matches!(state(3), LookupState::Pending { .. }));
+}
+
+/// A guest that was up for days must not get 404 because its source fails for a moment.
+#[test]
+fn the_wait_for_an_identity_starts_with_its_loss() {
+    let directory = Directory::default();
+    let since = Instant::now();
+    let unknown_since = since + Duration::from_hours(48);
+    let mut changes = changes(&[], &[1]);
+    for (_, binding) in &mut changes.updated {
+        *binding = Arc::new(Binding { since, unknown_since, ..Binding::clone(binding) });
+    }
+    directory.publish(&changes);
+    let state = lookup(&directory, 1, [10, 0, 0, 5]);
+    assert!(matches!(state, LookupState::Pending { since } if since == unknown_since), "{state:?}");
+
+    let record = PortRecord {
+        addressing: PortAddressing {
+            network: Some(NETWORK.parse().unwrap()),
+            mac: Some(MacAddress([0xfa, 0x16, 0x3e, 0, 0, 1])),
+            ..PortAddressing::default()
+        },
+        ..PortRecord::default()
+    };
+    let auth = UpstreamAuth::ByNetwork(NetworkHeader::Neutron);
+    let known = Owner::from_entry(&Entry::Incomplete(Arc::new(record)), &auth);
+    for unknown in [Owner::Unknown, Owner::Disputed] {
+        assert!(known.is_lost_in(&unknown));
+        assert!(!unknown.is_lost_in(&known) && !unknown.is_lost_in(&unknown));
+    }
+    assert!(!known.is_lost_in(&known));
 }
 
 #[test]

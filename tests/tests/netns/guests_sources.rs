@@ -101,6 +101,38 @@ fn libvirt_alone_provides_all_that_nova_needs() {
     }
 }
 
+/// The grace counts from the loss of the identity, however long the guest has been up.
+#[test]
+fn a_source_that_loses_a_port_for_a_moment_causes_no_404() {
+    let grace = 4;
+    let tenants = ServedTenants::with(|installer, red, blue| {
+        let installer = installer.port(&red.port).port(&blue.port).set(OWN, "identity_hold", "0.2");
+        installer.set(OWN, "identity_grace", &grace.to_string())
+    });
+    let ServedTenants { agent, red, blue, .. } = &tenants;
+    let age = || tenants.attachment(red)["attached_seconds_ago"].as_u64().expect("its age");
+    wait::until("the guest has been up for longer than the grace", PATIENCE, || {
+        (age() > grace).then_some(())
+    });
+    let lose = || {
+        agent.set_ports([&blue.port]);
+        wait::until("it is not known", PATIENCE, || {
+            (tenants.attachment(red)["identity"] == "unknown").then_some(())
+        });
+    };
+    for _ in 0..2 {
+        red.assert_hostname_served();
+        lose();
+        let deferred = red.get(HOSTNAME);
+        assert_eq!((deferred.status, deferred.header("retry-after")), (503, Some("1")), "{deferred:?}");
+        blue.assert_hostname_served();
+        agent.set_ports([&red.port, &blue.port]);
+        wait::until("it is served again", PATIENCE, || (red.get(HOSTNAME).status == 200).then_some(()));
+    }
+    lose();
+    wait::until("the grace is over", PATIENCE, || (red.get(HOSTNAME).status == 404).then_some(()));
+}
+
 #[test]
 fn a_guest_whose_domain_ended_is_no_longer_identified() {
     let tenants = ServedTenants::with(|installer, _, _| {

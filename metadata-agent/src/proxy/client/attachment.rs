@@ -31,9 +31,9 @@ pub trait ClientDirectory: fmt::Debug + Send + Sync + 'static {
 pub enum LookupState {
     /// Requests can be made on behalf of this client.
     Known(Arc<ClientIdentity>),
-    /// No source has reported the port yet.
+    /// No source reports the port, not yet or not any more.
     Pending {
-        /// The start of the attachment's wait for a source.
+        /// The attachment, or the loss of its identity.
         since: Instant,
     },
     /// Many guests share the attachment, so the client is looked up by its address there.

@@ -208,7 +208,8 @@ fn directory() -> anyhow::Result<Directory> {
         let identity = ClientIdentity::new(port.instance, &port.project, addresses, &signer);
         let owner = Owner::Known { port: Arc::new(port), identity: Arc::new(identity) };
         let interface = format!("tap{number}");
-        let binding = Binding { interface, index: IfIndex(number), vlan: None, since: Instant::now(), owner };
+        let (index, since) = (IfIndex(number), Instant::now());
+        let binding = Binding { interface, index, vlan: None, since, unknown_since: since, owner };
         change.updated.push((attachment, Arc::new(binding)));
     }
     let directory = Directory::default();

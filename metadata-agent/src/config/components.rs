@@ -96,6 +96,7 @@ impl Config {
         Ok(UpstreamConfig {
             connect_timeout: self.nova_connect_timeout,
             answer_timeout: self.nova_response_timeout,
+            requests_per_guest: self.requests_per_guest,
             ..base
         })
     }

@@ -238,7 +238,7 @@ options! {
     /// Unix socket of the metadata agent that `upstream` names.
     File OWN neutron_agent_socket: PathBuf = "$metadata_proxy_socket", SocketPath;
     /// Limit of concurrent requests to that agent. More requests wait up to nova_connect_timeout
-    /// and then get status 503. The accept queue of that agent holds five connections, and it may
+    /// and then get status 503; the guests take turns. The accept queue of that agent holds five connections, and it may
     /// handle one request at a time.
     File OWN neutron_agent_requests: usize = "6", Number(1..=1024);
     /// Serve haproxy processes on metadata_proxy_socket. Neutron's metadata agent must not run
@@ -335,6 +335,10 @@ options! {
     /// left, the fewer a single guest, or the guests of one such interface, may open. Each
     /// connection may use half a MiB of memory.
     File OWN connections: u32 = "1024", Number(0..=1_000_000);
+    /// Requests of one guest that may be in flight at once to Nova, or to the agent that `upstream`
+    /// names. More requests wait up to nova_connect_timeout and then get status 503. If other limits
+    /// are reached, the guests take turns.
+    File OWN requests_per_guest: usize = "16", Number(1..=1024);
     /// Age of the agent's last heartbeat at which the programs leave guests to the host's own
     /// metadata path.
     File OWN heartbeat_stale_after: Duration = "2.0", Seconds(0.5..=60.0);

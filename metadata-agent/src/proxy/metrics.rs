@@ -28,6 +28,12 @@ pub(crate) struct ErrorLabels {
     error: &'static str,
 }
 
+/// The label of a `RequestBound`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(crate) struct BoundLabels {
+    bound: &'static str,
+}
+
 /// The label of a `Rejection`, or of a connection limit.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub(crate) struct ReasonLabels {
@@ -84,6 +90,12 @@ metrics! {
     upstream_connections: Counter = Counter::default();
     /// Requests sent again because a pooled connection had been closed
     upstream_retries: Counter = Counter::default();
+    /// Requests that waited for a slot because a bound on requests in flight was reached
+    upstream_waits: Family<BoundLabels, Counter> = Family::default();
+    /// Time for which such requests waited
+    upstream_wait_duration: Histogram = Histogram::new(DURATION_BUCKETS), Unit::Seconds;
+    /// Connections on which Nova sent bytes that answer no request
+    upstream_unsolicited: Counter = Counter::default();
     /// Responses 403 of Nova, which mean that the shared secrets differ
     upstream_forbidden: Counter = Counter::default();
     /// Requests rejected without a request to Nova, by reason
@@ -116,6 +128,15 @@ impl Metrics {
 
     pub(crate) fn upstream_retry(&self) {
         self.upstream_retries.inc();
+    }
+
+    pub(crate) fn upstream_wait(&self, bound: &'static str, duration: Duration) {
+        self.upstream_waits.get_or_create(&BoundLabels { bound }).inc();
+        self.upstream_wait_duration.observe(duration.as_secs_f64());
+    }
+
+    pub(crate) fn upstream_unsolicited(&self) {
+        self.upstream_unsolicited.inc();
     }
 
     pub(crate) fn upstream_forbidden(&self) {

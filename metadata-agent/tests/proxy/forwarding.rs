@@ -204,7 +204,7 @@ async fn answer(mut stream: tokio::net::UnixStream) {
 async fn excess_requests_wait_for_their_turn() {
     let site = Site::new();
     let mut legacy = Serial::start(&site);
-    let agent = site.agent(|config| UpstreamConfig { waiting_requests: Some(2), ..config }).await;
+    let agent = site.agent(|config| UpstreamConfig { waiting_requests: 2, ..config }).await;
     let mut guests = Vec::new();
     for _ in 0..4 {
         let mut guest = agent.guest().await;
@@ -229,11 +229,8 @@ async fn excess_requests_wait_for_their_turn() {
 async fn a_request_that_waits_too_long_gets_503() {
     let site = Site::new();
     let mut legacy = Serial::start(&site);
-    let limits = |config| UpstreamConfig {
-        waiting_requests: Some(1),
-        connect_timeout: Duration::from_millis(50),
-        ..config
-    };
+    let limits =
+        |config| UpstreamConfig { waiting_requests: 1, connect_timeout: Duration::from_millis(50), ..config };
     let agent = site.agent(limits).await;
     let mut first = agent.guest().await;
     first.send(GET).await;
@@ -253,7 +250,7 @@ async fn a_slow_reader_holds_no_request_slot() {
         0 => Act::SayAndHang(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhalf".to_vec()),
         _ => Act::SayAndClose(OK.into()),
     });
-    let agent = site.agent(|config| UpstreamConfig { waiting_requests: Some(1), ..config }).await;
+    let agent = site.agent(|config| UpstreamConfig { waiting_requests: 1, ..config }).await;
     let mut slow = agent.guest().await;
     slow.send(GET).await;
     let mut begun = [0; 12];

@@ -3,6 +3,9 @@
 use std::time::Duration;
 
 use metadata_agent::proxy::{Endpoint, ProxyConfig, Scheme, UpstreamConfig};
+use tokio::io::AsyncWriteExt;
+use tokio::net::TcpListener;
+use tokio::sync::mpsc;
 
 use crate::rig::*;
 
@@ -187,7 +190,7 @@ async fn an_idempotent_request_survives_a_stale_connection() {
 }
 
 #[tokio::test]
-async fn a_post_is_sent_once_and_never_on_a_stale_connection() {
+async fn a_post_is_sent_once_on_a_connection_of_its_own() {
     let mut nova = Nova::start(|_, _, request| {
         if request.starts_with(b"POST /lost") { Act::SayAndClose(Vec::new()) } else { Act::Say(OK.into()) }
     })
@@ -196,20 +199,124 @@ async fn a_post_is_sent_once_and_never_on_a_stale_connection() {
     let mut guest = agent.guest().await;
     let post = "POST / HTTP/1.1\r\nContent-Length: 1\r\n\r\na";
     for (request, status, connection) in [
-        ("GET / HTTP/1.1\r\n\r\n", 200, 0),
-        // It is not known yet whether Nova keeps connections.
+        (GET, 200, 0),
         (post, 200, 1),
-        // Nova keeps connections.
-        ("GET / HTTP/1.1\r\n\r\n", 200, 1),
-        (post, 200, 1),
-        ("POST /lost HTTP/1.1\r\nContent-Length: 1\r\n\r\na", 502, 1),
-        // Nova does not keep connections.
+        (GET, 200, 0),
         (post, 200, 2),
+        ("POST / HTTP/1.1\r\n\r\n", 200, 3),
+        ("POST /lost HTTP/1.1\r\nContent-Length: 1\r\n\r\na", 502, 4),
+        (GET, 200, 0),
     ] {
         guest.send(request).await;
         assert_status(&guest.answer().await, status);
-        assert_eq!(nova.next().await.0, connection, "{request}");
+        let (seen_on, seen) = nova.next().await;
+        assert_eq!(seen_on, connection, "{request}");
+        let closes = header(&seen, "connection").as_deref() == Some("close");
+        assert_eq!(closes, connection > 0, "{request}");
+        if connection > 0 {
+            assert_eq!(soon("the close", nova.closed.recv()).await, Some(connection));
+        }
     }
     assert!(nova.seen.is_empty());
     agent.assert_counted("metadata_upstream_retries_total 0");
+}
+
+#[tokio::test]
+async fn a_body_is_forwarded_with_post_alone() {
+    let mut nova = Nova::saying(OK).await;
+    let agent = agent(upstream(nova.port)).await;
+    let mut guest = agent.guest().await;
+    let smuggled = "GET /smuggled HTTP/1.1\r\nX-Half: ";
+    for method in ["GET", "PUT", "DELETE", "OPTIONS", "PATCH", "POST"] {
+        let length = smuggled.len();
+        let head = format!("{method} / HTTP/1.1\r\nContent-Type: a/b\r\nContent-Length: {length}\r\n\r\n");
+        guest.send(head + smuggled).await;
+        assert_status(&guest.answer().await, 200);
+        let seen = nova.next_text().await;
+        assert_eq!(seen.ends_with(smuggled), method == "POST", "{seen}");
+        assert_eq!(header(seen.as_bytes(), "content-type").is_some(), method == "POST", "{seen}");
+    }
+}
+
+#[tokio::test]
+async fn a_server_that_answers_twice_is_not_trusted_again() {
+    let twice = format!("{OK}HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nbad");
+    let mut nova = Nova::start(move |connection, _, _| match connection {
+        0 => Act::Say(twice.clone().into()),
+        _ => Act::Say(OK.into()),
+    })
+    .await;
+    let agent = agent(upstream(nova.port)).await;
+    let mut guest = agent.guest().await;
+    for connection in 0..4 {
+        guest.send(GET).await;
+        assert!(guest.answer().await.ends_with("\r\n\r\nok"));
+        assert_eq!(nova.next().await.0, connection);
+        assert_eq!(soon("the close", nova.closed.recv()).await, Some(connection));
+    }
+    agent.assert_counted("metadata_upstream_unsolicited_total 1");
+}
+
+/// Answers each request once, and the first once more when it is told to.
+async fn late_server() -> (u16, mpsc::UnboundedSender<()>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let (tell, mut told) = mpsc::unbounded_channel();
+    tokio::spawn(async move {
+        let (mut first, _) = listener.accept().await.unwrap();
+        read_message(&mut first, &mut Vec::new()).await.unwrap();
+        first.write_all(OK.as_bytes()).await.unwrap();
+        told.recv().await.unwrap();
+        first.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nlate").await.unwrap();
+        while let Ok((mut next, _)) = listener.accept().await {
+            read_message(&mut next, &mut Vec::new()).await.unwrap();
+            next.write_all(OK.as_bytes()).await.unwrap();
+        }
+    });
+    (port, tell)
+}
+
+#[tokio::test]
+async fn a_late_answer_is_not_taken_for_the_next_one() {
+    for _ in 0..20 {
+        let (port, late) = late_server().await;
+        let agent = agent(upstream(port)).await;
+        let mut guest = agent.guest().await;
+        guest.send(GET).await;
+        assert!(guest.answer().await.ends_with("\r\n\r\nok"));
+        late.send(()).unwrap();
+        // The late answer is written before this request is read.
+        tokio::task::yield_now().await;
+        guest.send(GET).await;
+        assert!(guest.answer().await.ends_with("\r\n\r\nok"));
+        agent.assert_counted("metadata_upstream_unsolicited_total 1");
+    }
+}
+
+#[tokio::test]
+async fn requests_of_one_guest_in_flight_are_bounded() {
+    let mut nova = Nova::start(|connection, _, _| match connection {
+        0 | 1 => Act::SayAndHang(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhalf".to_vec()),
+        _ => Act::Say(OK.into()),
+    })
+    .await;
+    let limits = UpstreamConfig {
+        requests_per_guest: 2,
+        connect_timeout: Duration::from_millis(50),
+        ..upstream(nova.port)
+    };
+    let agent = agent(limits).await;
+    let mut held = Vec::new();
+    for _ in 0..2 {
+        let mut guest = agent.guest().await;
+        guest.send(GET).await;
+        nova.next().await;
+        held.push(guest);
+    }
+    let refused = agent.ask(GET).await;
+    assert_status(&refused, 503);
+    assert!(refused.contains("retry-after: 1\r\n"), "{refused}");
+    agent.assert_counted("metadata_upstream_errors_total{error=\"busy\"} 1");
+    agent.assert_counted("metadata_upstream_waits_total{bound=\"guest\"} 1");
+    assert!(nova.seen.is_empty());
 }

@@ -90,16 +90,6 @@ pub fn client_config(
     with_identity(builder.dangerous().with_custom_certificate_verifier(Arc::new(verifier)), identity)
 }
 
-/// Creates a client configuration that accepts no server and reads no file: for a client that does
-/// not use TLS, on a host that may have no certificates at all.
-///
-/// # Errors
-/// The TLS provider supports no protocol version.
-pub fn client_config_without_trust() -> Result<ClientConfig, TlsSetupError> {
-    let builder = builder(&provider())?;
-    Ok(builder.with_root_certificates(RootCertStore::empty()).with_no_client_auth())
-}
-
 fn provider() -> Arc<CryptoProvider> {
     Arc::new(rustls::crypto::ring::default_provider())
 }

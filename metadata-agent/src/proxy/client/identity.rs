@@ -124,6 +124,10 @@ impl ClientIdentity {
 }
 
 impl SignedIdentity {
+    pub(crate) fn instance(&self) -> InstanceId {
+        self.instance
+    }
+
     /// Returns the client's own address if the port has it, else the port's first address of the
     /// same family, else the client's own. Nova finds the instance by its signed id, and this
     /// address appears only in the instance's own metadata.

@@ -3,7 +3,7 @@
 
 use std::convert::Infallible;
 use std::error::Error;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use hyper::body::{Body, Bytes, Incoming};
@@ -16,9 +16,11 @@ use super::record::RequestRecord;
 use super::rejection::Rejection;
 use super::response::ResponseBody;
 use super::target::{TargetError, upstream_path};
-use crate::proxy::client::{Caller, ClientSource, IdentityKind, LimitedGuest, SignedIdentity};
+use crate::proxy::client::{
+    Caller, Client, ClientSource, GuestKey, IdentityKind, LimitedGuest, SignedIdentity,
+};
 use crate::proxy::downstream::{ConnectionActivity, GuestRate, Ticket};
-use crate::proxy::upstream::{UpstreamRequest, UpstreamResponse};
+use crate::proxy::upstream::{GuestShare, UpstreamRequest, UpstreamResponse};
 use crate::proxy::{Proxy, ProxyConfig};
 
 /// Handles the requests of one connection.
@@ -29,6 +31,8 @@ pub(crate) struct RequestHandler {
     activity: Arc<ConnectionActivity>,
     rate: Option<GuestRate>,
     ticket: Mutex<Ticket>,
+    /// The share of the guest that sent the first request.
+    share: OnceLock<Arc<GuestShare>>,
 }
 
 impl RequestHandler {
@@ -40,7 +44,7 @@ impl RequestHandler {
     ) -> Self {
         let rate = proxy.rates.as_ref().zip(source.guest_connection());
         let rate = rate.and_then(|(rates, guest)| rates.connection(guest));
-        Self { proxy, source, activity, rate, ticket: Mutex::new(ticket) }
+        Self { proxy, source, activity, rate, ticket: Mutex::new(ticket), share: OnceLock::new() }
     }
 
     pub(crate) async fn handle(
@@ -87,6 +91,8 @@ impl RequestHandler {
 
         // Read the whole body first, so that a slow guest does not hold a connection to Nova.
         let body = read_body(body, &self.proxy.config).await?;
+        // Nova reads it with POST alone. A server would take an unread one for another request.
+        let body = if head.method == Method::POST { body } else { Bytes::new() };
         let content_type = if body.is_empty() { None } else { head.headers.get(CONTENT_TYPE).cloned() };
 
         // Send, with the credentials of the client.
@@ -96,6 +102,7 @@ impl RequestHandler {
             body,
             content_type,
             forwarded_for: Some(client.forwarded_for()),
+            share: Some(self.share_of(&client)),
             spare_headers: head.headers,
         };
         match client.identity().kind() {
@@ -131,6 +138,17 @@ impl RequestHandler {
         Ok(ticket.count_for(guest)?)
     }
 
+    /// Returns the share of a client. Mostly all requests of a connection have the same.
+    fn share_of(&self, client: &Client<'_>) -> Arc<GuestShare> {
+        let key = match client.identity().kind() {
+            // Connections to Nova are kept for the instance whose requests they carried.
+            IdentityKind::Signed(signed) => GuestKey::Instance(signed.instance()),
+            IdentityKind::ByNetwork(_) => client.limited().key,
+        };
+        let first = self.share.get_or_init(|| self.proxy.upstream.share(key));
+        if first.key() == key { Arc::clone(first) } else { self.proxy.upstream.share(key) }
+    }
+
     /// Sends with the signature that Nova accepted last, and if it is refused, with each of the
     /// others.
     async fn send_signed(
@@ -146,6 +164,8 @@ impl RequestHandler {
             if !is_forbidden(&response) {
                 return Ok(response);
             }
+            // The refused response holds one of the guest's slots.
+            drop(response);
             // A POST may be repeated here too: Nova checks the signature before it does anything.
             response = upstream.send(request, AuthHeaders::Signed(signed, signature)).await?;
             if !is_forbidden(&response) && !response.head.status.is_server_error() {

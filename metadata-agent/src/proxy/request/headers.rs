@@ -34,13 +34,14 @@ pub(crate) enum AuthHeaders<'a> {
 }
 
 /// Writes the headers of a request to the metadata API into an empty map. hyper adds the length of
-/// a body.
+/// a body. `is_last` asks the server to close the connection after its response.
 pub(crate) fn set_upstream_headers(
     headers: &mut HeaderMap,
     host: &HeaderValue,
     auth: AuthHeaders<'_>,
     forwarded_for: Option<&HeaderValue>,
     content_type: Option<&HeaderValue>,
+    is_last: bool,
 ) {
     headers.insert(HOST, host.clone());
     if let Some(forwarded_for) = forwarded_for {
@@ -56,11 +57,11 @@ pub(crate) fn set_upstream_headers(
         }
         AuthHeaders::Network(network) => {
             headers.insert(network.header.clone(), network.value.clone());
-            // As haproxy's http-server-close does. The agent has a thread for each connection, or
-            // one for all.
-            headers.insert(CONNECTION, HeaderValue::from_static("close"));
         }
         AuthHeaders::None => {}
+    }
+    if is_last {
+        headers.insert(CONNECTION, HeaderValue::from_static("close"));
     }
     if let Some(content_type) = content_type {
         headers.insert(CONTENT_TYPE, content_type.clone());

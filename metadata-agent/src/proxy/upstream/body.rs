@@ -1,5 +1,4 @@
-//! The body of an upstream response. The connection goes back to its pool at the last byte, not
-//! before.
+//! The body of an upstream response. Its connection is free at the last byte, not before.
 
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -8,7 +7,7 @@ use std::time::Duration;
 use hyper::body::{Body, Bytes, Incoming, SizeHint};
 use tokio::time::{Instant, Sleep, sleep};
 
-use super::PooledConnection;
+use super::ConnectionLease;
 
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum UpstreamBodyError {
@@ -30,7 +29,7 @@ impl UpstreamBodyError {
 #[derive(Debug)]
 pub(crate) struct UpstreamBody {
     body: Incoming,
-    lease: Option<PooledConnection>,
+    lease: Option<ConnectionLease>,
     stall: StallTimer,
 }
 
@@ -44,7 +43,7 @@ struct StallTimer {
 }
 
 impl UpstreamBody {
-    pub(super) fn new(body: Incoming, lease: PooledConnection, stall_timeout: Duration) -> Self {
+    pub(super) fn new(body: Incoming, lease: ConnectionLease, stall_timeout: Duration) -> Self {
         let stall = StallTimer { limit: stall_timeout, timer: None, armed: false };
         let mut body = Self { body, lease: Some(lease), stall };
         body.give_back_if_complete();

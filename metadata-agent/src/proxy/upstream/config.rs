@@ -22,11 +22,14 @@ pub struct UpstreamConfig {
     /// How long a connection may stay idle. This must be shorter than Nova's own limit
     /// (`client_socket_timeout`, `http-keepalive`).
     pub idle_timeout: Duration,
-    /// Idle connections to keep, for each endpoint.
+    /// Idle connections to keep, of all guests together.
     pub idle_connections: usize,
-    /// The number of requests that may wait for the head of their response at once, if limited.
-    /// Other requests wait in line for up to `connect_timeout`.
-    pub waiting_requests: Option<usize>,
+    /// Requests of one guest that may be in flight at once, to the end of their responses. Its
+    /// other requests wait for up to `connect_timeout`.
+    pub requests_per_guest: usize,
+    /// Requests of all guests that may wait for the head of their response at once. Other requests
+    /// wait for up to `connect_timeout`; the guests take turns.
+    pub waiting_requests: usize,
 }
 
 impl UpstreamConfig {
@@ -41,9 +44,12 @@ impl UpstreamConfig {
             stall_timeout: Duration::from_mins(1),
             // Apache in front of Nova, the usual deployment, closes after 5 s.
             idle_timeout: Duration::from_secs(4),
-            // Connections of a peak stay in use; a storm of boots is over before they time out.
-            idle_connections: 256,
-            waiting_requests: None,
+            // 64 guests that use all that `requests_per_guest` allows. Without a place here a
+            // connection is closed after its response, which costs time and nothing else.
+            idle_connections: 1024,
+            requests_per_guest: 16,
+            // A bound for the host's ports and descriptors, not for Nova.
+            waiting_requests: 1024,
         }
     }
 
@@ -51,11 +57,7 @@ impl UpstreamConfig {
     /// a short accept queue.
     #[must_use]
     pub fn neutron_agent(socket: &Path, waiting_requests: usize) -> Self {
-        Self {
-            idle_connections: 0,
-            waiting_requests: Some(waiting_requests),
-            ..Self::new(vec![Endpoint::socket(socket)])
-        }
+        Self { idle_connections: 0, waiting_requests, ..Self::new(vec![Endpoint::socket(socket)]) }
     }
 }
 

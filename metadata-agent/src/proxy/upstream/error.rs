@@ -1,9 +1,9 @@
 //! Reasons why the metadata API gave no response.
 
 use std::error::Error;
-use std::io;
 use std::time::Duration;
 
+use super::RequestBound;
 use super::address::UpstreamAddress;
 
 #[derive(Debug, thiserror::Error)]
@@ -14,8 +14,8 @@ pub(crate) enum UpstreamError {
     Connect { address: UpstreamAddress, source: Box<dyn Error + Send + Sync> },
     #[error("no connection to {address} within {limit:?}")]
     ConnectTimeout { address: UpstreamAddress, limit: Duration },
-    #[error("the limit of concurrent requests was reached for {limit:?}")]
-    Busy { limit: Duration },
+    #[error("no slot for the request within {limit:?}: {bound}")]
+    Busy { limit: Duration, bound: RequestBound },
     #[error("TLS handshake with {address} failed")]
     Tls { address: UpstreamAddress, source: Box<dyn Error + Send + Sync> },
     #[error("HTTP handshake with {address} failed")]
@@ -45,44 +45,18 @@ impl UpstreamError {
             Self::AnswerTimeout { .. } => "answer_timeout",
         }
     }
-
-    /// Classifies the connector's boxed error. Only the chain of its sources shows what failed.
-    pub(super) fn from_connector(
-        address: UpstreamAddress,
-        limit: Duration,
-        source: Box<dyn Error + Send + Sync>,
-    ) -> Self {
-        let mut cause: Option<&(dyn Error + 'static)> = Some(&*source);
-        let mut has_errno = false;
-        while let Some(error) = cause {
-            if error.is::<rustls::Error>() {
-                return Self::Tls { address, source };
-            }
-            cause = error.source();
-            if let Some(error) = error.downcast_ref::<io::Error>() {
-                if error.kind() == io::ErrorKind::TimedOut {
-                    return Self::ConnectTimeout { address, limit };
-                }
-                // A name that is not found carries no errno.
-                has_errno |= error.raw_os_error().is_some();
-                // `io::Error::source` skips the error that it wraps.
-                if let Some(inner) = error.get_ref() {
-                    cause = Some(inner);
-                }
-            }
-        }
-        if has_errno {
-            Self::Connect { address, source }
-        } else if is_tls_eof(&*source) {
-            Self::Tls { address, source }
-        } else {
-            Self::Resolve { address, source }
-        }
-    }
 }
 
-/// Recognises a server that closes during the handshake: the TLS layer reports an I/O error without
-/// an errno and without an error of rustls.
-fn is_tls_eof(error: &(dyn Error + 'static)) -> bool {
-    error.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::UnexpectedEof)
+/// Returns whether a connection ended because the server sent bytes that answer no request.
+pub(super) fn is_unsolicited(error: &hyper::Error) -> bool {
+    // hyper has no predicate for it. A test would fail if the words changed.
+    const TEXT: &str = "received unexpected message from connection";
+    let mut cause: Option<&(dyn Error + 'static)> = Some(error);
+    while let Some(error) = cause {
+        if error.is::<hyper::Error>() && error.to_string().starts_with(TEXT) {
+            return true;
+        }
+        cause = error.source();
+    }
+    false
 }

@@ -1,13 +1,16 @@
 //! Sends requests to Nova over pooled keep-alive connections, or to Neutron's metadata agent over
 //! its unix socket.
 //!
-//! Nova may have closed a pooled connection a moment ago, which looks the same as a crash during
-//! the request. So a request that may be repeated goes out on a pooled connection, and is sent once
-//! more on a new connection if that one breaks.
+//! A connection belongs to one guest ([`share`]), so that no fault of the server can pass bytes
+//! from one guest to another. It is reused only after exactly one complete response to a request
+//! without a body, and not for a while after the server sent the guest more than it was asked for.
 //!
-//! Any other request (the password's POST) gets a new connection, unless Nova has shown that it
-//! keeps connections and one answered within [`WARM`]. A guest that makes many such requests must
-//! not use up a port of the host for each.
+//! Nova may have closed a kept connection a moment ago, which looks the same as a crash during the
+//! request. So a request that may be repeated goes out on a kept connection, and is sent once more
+//! on a new connection if that one breaks. Any other request (the password's POST) gets a
+//! connection of its own, which is closed after the response.
+//!
+//! The requests in flight are bounded: for each guest, and for all. See [`slots`].
 //!
 //! Nothing is read from the environment: no proxy, no netrc. Redirects are passed on like any
 //! response.
@@ -15,31 +18,29 @@
 mod address;
 mod body;
 mod config;
+mod connect;
 mod error;
 mod pool;
 mod probe;
+mod resolve;
+mod share;
+mod slots;
+mod stream;
 mod tls;
 
 use std::error::Error;
+use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use http_body_util::Full;
 use hyper::body::{Bytes, Incoming};
-use hyper::client::conn::http1;
 use hyper::header::{HeaderMap, HeaderValue};
 use hyper::http::response;
 use hyper::http::uri::PathAndQuery;
-use hyper::rt;
-use hyper::service::Service;
 use hyper::{Method, Request, StatusCode, Uri};
-use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
-use hyper_util::client::legacy::connect::HttpConnector;
-use hyper_util::rt::TokioIo;
-use hyper_util::service::TowerToHyperService;
-use tokio::sync::{Semaphore, SemaphorePermit};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 use tokio_util::task::TaskTracker;
 
 pub use address::{Endpoint, EndpointError, Scheme};
@@ -49,17 +50,17 @@ pub(crate) use error::UpstreamError;
 pub use probe::{ProbeError, TlsErrorKind, probe};
 pub use tls::{ClientCertificate, TlsConfig, TlsSetupError};
 
-use super::RESPONSE_PIECE;
+use super::client::GuestKey;
+use super::log_throttle::LogThrottle;
 use super::metrics::Metrics;
 use super::request::{AuthHeaders, set_empty_length, set_upstream_headers};
-use address::{UpstreamAddress, connect_unix};
-use pool::{Pool, Sender};
-
-/// The longest idle time after which we assume that the server has not closed a connection. No
-/// server's keep-alive time-out is that short (Apache's, which has the shortest default, is 5 s).
-const WARM: Duration = Duration::from_secs(1);
-/// Detects that Nova's host has vanished without closing its connections.
-const TCP_KEEPALIVE: Duration = Duration::from_mins(1);
+use address::UpstreamAddress;
+use connect::{Addresses, Connector, UpstreamConnection};
+use error::is_unsolicited;
+use pool::Reuse;
+pub(crate) use share::GuestShare;
+use share::Shares;
+use slots::{Slot, Slots};
 
 /// A request to the metadata API, complete but for the endpoint's `Host` and the client's
 /// credentials.
@@ -70,21 +71,30 @@ pub(crate) struct UpstreamRequest<'a> {
     pub(crate) body: Bytes,
     pub(crate) content_type: Option<HeaderValue>,
     pub(crate) forwarded_for: Option<&'a HeaderValue>,
+    /// The share of the guest, or `None` for a request on behalf of no guest.
+    pub(crate) share: Option<Arc<GuestShare>>,
     /// A map to reuse for the headers, which saves the allocations of a new one. Its content is
     /// ignored.
     pub(crate) spare_headers: HeaderMap,
 }
 
 impl UpstreamRequest<'_> {
+    /// Returns whether the request may be sent twice, and its connection be used again.
+    ///
+    /// A server that leaves a body unread takes it for the next request on that connection.
     fn is_repeatable(&self) -> bool {
-        self.method.is_idempotent()
+        self.method.is_idempotent() && self.body.is_empty()
     }
 
     /// Builds the request for one attempt.
     fn build(&mut self, host: &HeaderValue, auth: AuthHeaders<'_>) -> Request<Full<Bytes>> {
         let mut headers = std::mem::take(&mut self.spare_headers);
         headers.clear();
-        set_upstream_headers(&mut headers, host, auth, self.forwarded_for, self.content_type.as_ref());
+        // Neutron's agent has a thread for each connection, or one for all, so its haproxy closes
+        // them too (http-server-close).
+        let is_last = !self.is_repeatable() || matches!(auth, AuthHeaders::Network(_));
+        let content_type = self.content_type.as_ref();
+        set_upstream_headers(&mut headers, host, auth, self.forwarded_for, content_type, is_last);
         if self.body.is_empty() {
             set_empty_length(&mut headers, &self.method);
         }
@@ -101,7 +111,7 @@ impl UpstreamRequest<'_> {
 pub(crate) struct UpstreamResponse {
     pub(crate) head: response::Parts,
     body: Incoming,
-    lease: PooledConnection,
+    lease: ConnectionLease,
     stall_timeout: Duration,
 }
 
@@ -111,41 +121,101 @@ impl UpstreamResponse {
     }
 }
 
-/// A connection in use. Dropping it closes the connection; only a complete response gives it back.
+/// A connection in use, and the guest's slot. Dropping it closes the connection; only a complete
+/// response gives it back.
 #[derive(Debug)]
-struct PooledConnection {
-    sender: Sender,
-    route: Arc<EndpointPool>,
+struct ConnectionLease {
+    connection: UpstreamConnection,
+    endpoint: Arc<EndpointState>,
+    /// The guest that may use the connection again.
+    reused_by: Option<Arc<GuestShare>>,
+    /// Released at the end of the response.
+    slot: Option<Slot>,
 }
 
-impl PooledConnection {
+impl ConnectionLease {
     fn give_back(self) {
-        self.route.pool.give_back(self.sender);
+        if let Some(share) = self.reused_by
+            && share.reuse.is_allowed()
+        {
+            share.idle.give_back(self.connection, self.endpoint);
+        }
     }
 }
 
+/// An endpoint of the metadata API, with what was learned about it.
 #[derive(Debug)]
-struct EndpointPool {
+struct EndpointState {
     endpoint: Endpoint,
-    pool: Pool,
-    /// Set if the last pooled connection that was tried answered again. uWSGI's `http-socket`
-    /// closes each connection without sending `Connection: close`.
-    keeps_connections: AtomicBool,
+    addresses: Addresses,
+    log: LogThrottle,
+}
+
+impl EndpointState {
+    fn new(endpoint: Endpoint) -> Arc<Self> {
+        let addresses = Addresses::new(&endpoint.address);
+        Arc::new(Self { endpoint, addresses, log: LogThrottle::new() })
+    }
+
+    fn address(&self) -> UpstreamAddress {
+        self.endpoint.address.clone()
+    }
+
+    /// Reports that the server sent bytes that answer no request, to the guest's share too.
+    fn report_unsolicited(&self, reuse: Option<&Reuse>, metrics: &Metrics) {
+        if let Some(reuse) = reuse {
+            reuse.suspend();
+        }
+        metrics.upstream_unsolicited();
+        if self.log.allow() {
+            let address = tracing::field::display(&self.endpoint.address);
+            tracing::warn!(
+                address,
+                "server sent more than one response; the guest's connections are not reused"
+            );
+        }
+    }
+}
+
+/// A bound on the requests in flight.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum RequestBound {
+    Guest,
+    All,
+}
+
+impl RequestBound {
+    const fn label(self) -> &'static str {
+        match self {
+            Self::Guest => "guest",
+            Self::All => "all",
+        }
+    }
+}
+
+impl fmt::Display for RequestBound {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Guest => "the guest has too many requests in flight",
+            Self::All => "all guests together have too many requests in flight",
+        })
+    }
 }
 
 /// The endpoints of the metadata API and their connections.
 #[derive(Debug)]
 pub struct Upstream {
-    routes: Vec<Arc<EndpointPool>>,
-    /// Index of the route that worked last.
+    endpoints: Vec<Arc<EndpointState>>,
+    /// Index of the endpoint that worked last.
     preferred: AtomicUsize,
-    connector: TowerToHyperService<HttpsConnector<HttpConnector>>,
-    request_slots: Option<Semaphore>,
+    connector: Connector,
+    shares: Arc<Shares>,
+    /// For requests that wait for the head of their response.
+    slots: Arc<Slots>,
     connect_timeout: Duration,
     answer_timeout: Duration,
     stall_timeout: Duration,
     metrics: Arc<Metrics>,
-    tracker: TaskTracker,
 }
 
 impl Upstream {
@@ -162,105 +232,114 @@ impl Upstream {
         if config.endpoints.is_empty() {
             return Err(UpstreamSetupError::NoEndpoint);
         }
-        let mut tcp = HttpConnector::new();
-        tcp.enforce_http(false);
-        tcp.set_nodelay(true);
-        tcp.set_keepalive(Some(TCP_KEEPALIVE));
-        // Divided among the addresses of a name, so that a dead one leaves time for the next.
-        tcp.set_connect_timeout(Some(config.connect_timeout));
         let uses_tls = config.endpoints.iter().any(Endpoint::is_https);
-        let tls = if uses_tls { tls::client_config(&config.tls)? } else { tls::unused()? };
-        let connector = HttpsConnectorBuilder::new()
-            .with_tls_config(tls)
-            .https_or_http()
-            .enable_http1()
-            .wrap_connector(tcp);
-        let route = |endpoint| {
-            let pool = Pool::new(config.idle_connections, config.idle_timeout);
-            Arc::new(EndpointPool { endpoint, pool, keeps_connections: AtomicBool::new(false) })
-        };
+        let tls = if uses_tls { Some(tls::client_config(&config.tls)?) } else { None };
         Ok(Self {
-            routes: config.endpoints.into_iter().map(route).collect(),
+            endpoints: config.endpoints.into_iter().map(EndpointState::new).collect(),
             preferred: AtomicUsize::new(0),
-            connector: TowerToHyperService::new(connector),
-            request_slots: config.waiting_requests.map(Semaphore::new),
+            connector: Connector::new(tls, config.connect_timeout, Arc::clone(&metrics), tracker),
+            shares: Shares::new(config.requests_per_guest, config.idle_connections, config.idle_timeout),
+            slots: Slots::new(config.waiting_requests),
             connect_timeout: config.connect_timeout,
             answer_timeout: config.answer_timeout,
             stall_timeout: config.stall_timeout,
             metrics,
-            tracker,
         })
+    }
+
+    /// Returns the share of a guest.
+    pub(crate) fn share(&self, key: GuestKey) -> Arc<GuestShare> {
+        self.shares.find(key)
     }
 
     /// Closes the idle connections, which also ends their tasks.
     pub(crate) fn close_idle(&self) {
-        for route in &self.routes {
-            route.pool.clear();
-        }
+        self.shares.close_idle();
     }
 
     /// Sends a request and waits for the head of the response.
+    ///
+    /// The caller drops the response to an earlier attempt first: it holds one of the guest's
+    /// slots.
     pub(crate) async fn send(
         &self,
         request: &mut UpstreamRequest<'_>,
         auth: AuthHeaders<'_>,
     ) -> Result<UpstreamResponse, UpstreamError> {
-        // Wait for a slot, if concurrent requests are limited. It is free again at the head of the
+        let share = request.share.clone();
+
+        // Wait for a slot of the guest, then of all. The latter is free again at the head of the
         // response, because the server then only has to write.
-        let _slot = match &self.request_slots {
-            Some(slots) => Some(self.request_slot(slots).await?),
-            None => None,
+        let (slot, _head_slot) = match &share {
+            Some(share) => self.slots_of(share).await?,
+            None => (None, None),
         };
 
-        // Try a pooled connection.
-        let repeatable = request.is_repeatable();
-        let route = &self.routes[self.preferred.load(Ordering::Relaxed)];
-        let used_within = match (repeatable, route.keeps_connections.load(Ordering::Relaxed)) {
-            (true, _) => Duration::MAX,
-            (false, true) => WARM,
-            (false, false) => Duration::ZERO,
-        };
-        if let Some(sender) = route.pool.take(used_within) {
-            let response = self.send_on(route, sender, request, auth).await;
-            let broken = matches!(response, Err(UpstreamError::Broken { .. }));
-            if route.keeps_connections.load(Ordering::Relaxed) == broken {
-                route.keeps_connections.store(!broken, Ordering::Relaxed);
+        // Try a connection that the guest used before.
+        let endpoint = &self.endpoints[self.preferred.load(Ordering::Relaxed)];
+        let reused_by = share.filter(|_| request.is_repeatable());
+        let kept = reused_by.as_ref().filter(|share| share.reuse.is_allowed());
+        if let Some(connection) = kept.and_then(|share| share.idle.take(endpoint)) {
+            connection.check_before_reuse();
+            match self.send_on(endpoint, connection, request, auth).await {
+                // Nova has closed the connection, or what arrived was not meant for this request.
+                Err(UpstreamError::Broken { .. } | UpstreamError::Garbled { .. }) => {
+                    self.metrics.upstream_retry();
+                }
+                result => return result.map(|response| response.held_by(reused_by, slot)),
             }
-            if !broken || !repeatable {
-                return response;
-            }
-            self.metrics.upstream_retry();
         }
 
         // Open a new connection.
-        let (route, sender) = self.connect_to_any().await?;
-        self.send_on(&route, sender, request, auth).await
+        let (endpoint, connection) = self.connect_to_any(request.share.as_deref()).await?;
+        let response = self.send_on(&endpoint, connection, request, auth).await?;
+        Ok(response.held_by(reused_by, slot))
     }
 
-    async fn request_slot<'a>(&self, slots: &'a Semaphore) -> Result<SemaphorePermit<'a>, UpstreamError> {
-        let limit = self.connect_timeout;
-        match timeout(limit, slots.acquire()).await {
-            Ok(Ok(slot)) => Ok(slot),
-            Ok(Err(_)) => unreachable!("this semaphore is never closed"),
-            Err(_) => Err(UpstreamError::Busy { limit }),
+    /// Waits for a slot of the guest and for one of all.
+    async fn slots_of(&self, share: &GuestShare) -> Result<(Option<Slot>, Option<Slot>), UpstreamError> {
+        let mut deadline = None;
+        let own = self.slot(&share.slots, share, RequestBound::Guest, &mut deadline).await?;
+        let common = self.slot(&self.slots, share, RequestBound::All, &mut deadline).await?;
+        Ok((Some(own), Some(common)))
+    }
+
+    async fn slot(
+        &self,
+        slots: &Arc<Slots>,
+        share: &GuestShare,
+        bound: RequestBound,
+        deadline: &mut Option<Instant>,
+    ) -> Result<Slot, UpstreamError> {
+        if let Some(slot) = slots.try_acquire() {
+            return Ok(slot);
         }
+        let (began, limit) = (Instant::now(), self.connect_timeout);
+        let deadline = *deadline.get_or_insert(began + limit);
+        let slot = slots.wait(share.key(), deadline).await;
+        self.metrics.upstream_wait(bound.label(), began.elapsed());
+        slot.ok_or(UpstreamError::Busy { limit, bound })
     }
 
     async fn send_on(
         &self,
-        route: &Arc<EndpointPool>,
-        mut sender: Sender,
+        endpoint: &Arc<EndpointState>,
+        mut connection: UpstreamConnection,
         request: &mut UpstreamRequest<'_>,
         auth: AuthHeaders<'_>,
     ) -> Result<UpstreamResponse, UpstreamError> {
-        let address = || route.endpoint.address.clone();
-        let response = sender.try_send_request(request.build(&route.endpoint.host, auth));
+        let address = || endpoint.address();
+        let response = connection.sender.try_send_request(request.build(&endpoint.endpoint.host, auth));
         let response = timeout(self.answer_timeout, response)
             .await
             .map_err(|_| UpstreamError::AnswerTimeout { address: address(), limit: self.answer_timeout })?;
         let (head, body) = response
             .map_err(|failed| {
                 let source = failed.into_error();
+                if is_unsolicited(&source) {
+                    let reuse = request.share.as_deref().map(|share| &*share.reuse);
+                    endpoint.report_unsolicited(reuse, &self.metrics);
+                }
                 if source.is_parse() {
                     UpstreamError::Garbled { address: address(), source }
                 } else {
@@ -274,22 +353,27 @@ impl Upstream {
         if head.status == StatusCode::FORBIDDEN {
             self.metrics.upstream_forbidden();
         }
-        let lease = PooledConnection { sender, route: Arc::clone(route) };
+        let endpoint = Arc::clone(endpoint);
+        let lease = ConnectionLease { connection, endpoint, reused_by: None, slot: None };
         Ok(UpstreamResponse { head, body, lease, stall_timeout: self.stall_timeout })
     }
 
-    /// Tries all routes in turn, beginning with the one that worked last.
-    async fn connect_to_any(&self) -> Result<(Arc<EndpointPool>, Sender), UpstreamError> {
+    /// Tries all endpoints in turn, beginning with the one that worked last.
+    async fn connect_to_any(
+        &self,
+        share: Option<&GuestShare>,
+    ) -> Result<(Arc<EndpointState>, UpstreamConnection), UpstreamError> {
+        let reuse = share.map(|share| &share.reuse);
         let first = self.preferred.load(Ordering::Relaxed);
         let mut at = first;
         loop {
-            match self.connect(&self.routes[at].endpoint).await {
-                Ok(sender) => {
+            match self.connector.connect(&self.endpoints[at], reuse).await {
+                Ok(connection) => {
                     self.preferred.store(at, Ordering::Relaxed);
-                    return Ok((Arc::clone(&self.routes[at]), sender));
+                    return Ok((Arc::clone(&self.endpoints[at]), connection));
                 }
                 Err(error) => {
-                    at = (at + 1) % self.routes.len();
+                    at = (at + 1) % self.endpoints.len();
                     if at == first {
                         return Err(error);
                     }
@@ -303,44 +387,12 @@ impl Upstream {
             }
         }
     }
+}
 
-    async fn connect(&self, endpoint: &Endpoint) -> Result<Sender, UpstreamError> {
-        let (address, limit) = (&endpoint.address, self.connect_timeout);
-        let late = |_| UpstreamError::ConnectTimeout { address: address.clone(), limit };
-        match address {
-            UpstreamAddress::Tcp(url) => {
-                let connected = timeout(limit, self.connector.call(url.clone())).await.map_err(late)?;
-                let stream = connected
-                    .map_err(|source| UpstreamError::from_connector(address.clone(), limit, source))?;
-                self.handshake(address, stream).await
-            }
-            UpstreamAddress::Unix(path) => {
-                let connected = timeout(limit, connect_unix(path)).await.map_err(late)?;
-                let stream = connected.map_err(|source| UpstreamError::Connect {
-                    address: address.clone(),
-                    source: source.into(),
-                })?;
-                self.handshake(address, TokioIo::new(stream)).await
-            }
-        }
-    }
-
-    async fn handshake<T>(&self, address: &UpstreamAddress, stream: T) -> Result<Sender, UpstreamError>
-    where
-        T: rt::Read + rt::Write + Unpin + Send + 'static,
-    {
-        let (sender, connection) = http1::Builder::new()
-            .max_buf_size(RESPONSE_PIECE)
-            .handshake(stream)
-            .await
-            .map_err(|source| UpstreamError::Handshake { address: address.clone(), source })?;
-        self.metrics.upstream_connection();
-        // Ends when the sender is dropped or the server closes.
-        self.tracker.spawn(async move {
-            if let Err(error) = connection.await {
-                tracing::debug!(error = &error as &dyn Error, "upstream connection ended");
-            }
-        });
-        Ok(sender)
+impl UpstreamResponse {
+    fn held_by(mut self, reused_by: Option<Arc<GuestShare>>, slot: Option<Slot>) -> Self {
+        self.lease.reused_by = reused_by;
+        self.lease.slot = slot;
+        self
     }
 }

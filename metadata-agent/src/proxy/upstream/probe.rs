@@ -80,6 +80,7 @@ pub async fn probe(config: UpstreamConfig) -> Result<(), ProbeError> {
         body: Bytes::new(),
         content_type: None,
         forwarded_for: None,
+        share: None,
         spare_headers: HeaderMap::new(),
     };
     let response = upstream.send(&mut request, AuthHeaders::None).await.map_err(probe_error)?;
@@ -103,7 +104,7 @@ fn probe_error(error: UpstreamError) -> ProbeError {
         UpstreamError::Connect { source, .. } => ProbeError::Connect(innermost_cause(&*source)),
         UpstreamError::ConnectTimeout { limit, .. }
         | UpstreamError::AnswerTimeout { limit, .. }
-        | UpstreamError::Busy { limit } => ProbeError::Silent(limit),
+        | UpstreamError::Busy { limit, .. } => ProbeError::Silent(limit),
         UpstreamError::Tls { source, .. } => {
             ProbeError::Tls { kind: TlsErrorKind::NotTls, text: innermost_cause(&*source) }
         }

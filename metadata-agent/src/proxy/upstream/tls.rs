@@ -27,9 +27,3 @@ pub(super) fn client_config(config: &TlsConfig) -> Result<ClientConfig, TlsSetup
     };
     tls_files::client_config(trust, config.identity.as_ref())
 }
-
-/// Returns a configuration that trusts no certificate and reads no file. It is for a Nova without
-/// TLS, on a host that may have no certificates at all.
-pub(super) fn unused() -> Result<ClientConfig, TlsSetupError> {
-    tls_files::client_config_without_trust()
-}

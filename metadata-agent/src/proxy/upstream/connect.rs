@@ -1,0 +1,251 @@
+//! Opens connections to an endpoint of the metadata API.
+
+use std::error::Error;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use http_body_util::Full;
+use hyper::body::Bytes;
+use hyper::client::conn::http1::{self, SendRequest};
+use hyper_util::rt::TokioIo;
+use rustls::ClientConfig;
+use rustls::pki_types::ServerName;
+use socket2::{SockRef, TcpKeepalive};
+use tokio::net::TcpStream;
+use tokio::task::JoinSet;
+use tokio::time::{sleep, timeout};
+use tokio_rustls::TlsConnector;
+use tokio_util::task::TaskTracker;
+
+use super::EndpointState;
+use super::address::{UpstreamAddress, connect_unix};
+use super::error::{UpstreamError, is_unsolicited};
+use super::pool::Reuse;
+use super::resolve::Name;
+use super::stream::{ReuseCheck, UpstreamStream, UpstreamTcp};
+use crate::proxy::RESPONSE_PIECE;
+use crate::proxy::metrics::Metrics;
+
+/// Detects that Nova's host has vanished without closing its connections.
+const TCP_KEEPALIVE: Duration = Duration::from_mins(1);
+/// How long an address may take before the next one is tried too (RFC 8305, section 5).
+const NEXT_ADDRESS: Duration = Duration::from_millis(250);
+
+/// The sending half of a connection.
+pub(super) type Sender = SendRequest<Full<Bytes>>;
+
+/// A connection, driven by its own task. Dropping it closes the connection.
+#[derive(Debug)]
+pub(super) struct UpstreamConnection {
+    pub(super) sender: Sender,
+    check: Arc<ReuseCheck>,
+}
+
+impl UpstreamConnection {
+    pub(super) fn is_closed(&self) -> bool {
+        self.sender.is_closed()
+    }
+
+    pub(super) fn is_ready(&self) -> bool {
+        self.sender.is_ready()
+    }
+
+    /// Has the task look for unexpected bytes before it sends the next request.
+    pub(super) fn check_before_reuse(&self) {
+        self.check.demand();
+    }
+}
+
+/// The way to find the addresses of an endpoint.
+#[derive(Debug)]
+pub(super) enum Addresses {
+    Fixed(SocketAddr),
+    Named(Arc<Name>),
+    /// A unix socket.
+    None,
+}
+
+impl Addresses {
+    pub(super) fn new(address: &UpstreamAddress) -> Self {
+        let UpstreamAddress::Tcp(url) = address else { return Self::None };
+        let (host, port) = (host_of(address), url.port_u16().unwrap_or_default());
+        match host.parse::<IpAddr>() {
+            Ok(ip) => Self::Fixed((ip, port).into()),
+            Err(_) => Self::Named(Name::new(host, port)),
+        }
+    }
+}
+
+/// Returns the host of a URL without the brackets of an IPv6 address.
+fn host_of(address: &UpstreamAddress) -> &str {
+    let UpstreamAddress::Tcp(url) = address else { return "" };
+    let host = url.host().unwrap_or_default();
+    host.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(host)
+}
+
+#[derive(Debug)]
+pub(super) struct Connector {
+    /// `None` if no endpoint uses TLS.
+    tls: Option<Arc<ClientConfig>>,
+    limit: Duration,
+    metrics: Arc<Metrics>,
+    tracker: TaskTracker,
+}
+
+impl Connector {
+    /// `limit` is for name resolution, TCP and TLS together. Connections run as tasks of `tracker`.
+    pub(super) fn new(
+        tls: Option<ClientConfig>,
+        limit: Duration,
+        metrics: Arc<Metrics>,
+        tracker: TaskTracker,
+    ) -> Self {
+        Self { tls: tls.map(Arc::new), limit, metrics, tracker }
+    }
+
+    /// Connects on behalf of a guest, whose reuse of connections is suspended if the server turns
+    /// out to send more than one response.
+    pub(super) async fn connect(
+        &self,
+        endpoint: &Arc<EndpointState>,
+        reuse: Option<&Arc<Reuse>>,
+    ) -> Result<UpstreamConnection, UpstreamError> {
+        let check = Arc::new(ReuseCheck::default());
+        let opened = timeout(self.limit, self.open(endpoint, Arc::clone(&check))).await;
+        let late = |_| UpstreamError::ConnectTimeout { address: endpoint.address(), limit: self.limit };
+        let stream = opened.map_err(late)??;
+        let (sender, connection) = http1::Builder::new()
+            .max_buf_size(RESPONSE_PIECE)
+            .handshake(TokioIo::new(stream))
+            .await
+            .map_err(|source| UpstreamError::Handshake { address: endpoint.address(), source })?;
+        self.metrics.upstream_connection();
+        let (endpoint, reuse, metrics) = (Arc::clone(endpoint), reuse.cloned(), Arc::clone(&self.metrics));
+        // Ends when the sender is dropped or the server closes.
+        self.tracker.spawn(async move {
+            if let Err(error) = connection.await {
+                if is_unsolicited(&error) {
+                    endpoint.report_unsolicited(reuse.as_deref(), &metrics);
+                }
+                tracing::debug!(error = &error as &dyn Error, "upstream connection ended");
+            }
+        });
+        Ok(UpstreamConnection { sender, check })
+    }
+
+    async fn open(
+        &self,
+        endpoint: &EndpointState,
+        check: Arc<ReuseCheck>,
+    ) -> Result<UpstreamStream, UpstreamError> {
+        let connected = match (&endpoint.addresses, &endpoint.endpoint.address) {
+            (Addresses::Fixed(address), _) => connect_tcp(*address).await,
+            (Addresses::Named(name), _) => {
+                let addresses = name.addresses().await.map_err(|source| UpstreamError::Resolve {
+                    address: endpoint.address(),
+                    source: source.into(),
+                })?;
+                match connect_to_first(&addresses).await {
+                    Ok(stream) => Ok(stream),
+                    // The service may have moved.
+                    Err(error) => match name.addresses_instead_of(&addresses).await {
+                        Some(addresses) => connect_to_first(&addresses).await,
+                        None => Err(error),
+                    },
+                }
+            }
+            (Addresses::None, UpstreamAddress::Unix(path)) => {
+                let connected = connect_unix(path).await.map_err(|error| self.not_connected(endpoint, error));
+                return connected.map(UpstreamStream::Unix);
+            }
+            (Addresses::None, UpstreamAddress::Tcp(_)) => unreachable!("a URL has an address or a name"),
+        };
+        let stream = connected.map_err(|error| self.not_connected(endpoint, error))?;
+        // The connection also works without these options.
+        let _ = stream.set_nodelay(true);
+        let keepalive = TcpKeepalive::new().with_time(TCP_KEEPALIVE);
+        let _ = SockRef::from(&stream).set_tcp_keepalive(&keepalive);
+        let stream = UpstreamTcp::new(stream, check);
+        match &self.tls {
+            Some(tls) if endpoint.endpoint.is_https() => self.encrypt(endpoint, tls, stream).await,
+            _ => Ok(UpstreamStream::Tcp(stream)),
+        }
+    }
+
+    async fn encrypt(
+        &self,
+        endpoint: &EndpointState,
+        tls: &Arc<ClientConfig>,
+        stream: UpstreamTcp,
+    ) -> Result<UpstreamStream, UpstreamError> {
+        let host = host_of(&endpoint.endpoint.address).to_owned();
+        let name = ServerName::try_from(host)
+            .map_err(|source| UpstreamError::Tls { address: endpoint.address(), source: source.into() })?;
+        match TlsConnector::from(Arc::clone(tls)).connect(name, stream).await {
+            Ok(stream) => Ok(UpstreamStream::Tls(Box::new(stream))),
+            Err(error) if error.raw_os_error().is_some() => Err(self.not_connected(endpoint, error)),
+            Err(error) => Err(UpstreamError::Tls { address: endpoint.address(), source: error.into() }),
+        }
+    }
+
+    fn not_connected(&self, endpoint: &EndpointState, error: io::Error) -> UpstreamError {
+        let address = endpoint.address();
+        if error.kind() == io::ErrorKind::TimedOut {
+            UpstreamError::ConnectTimeout { address, limit: self.limit }
+        } else {
+            UpstreamError::Connect { address, source: error.into() }
+        }
+    }
+}
+
+async fn connect_tcp(address: SocketAddr) -> io::Result<TcpStream> {
+    TcpStream::connect(address).await
+}
+
+/// Connects to the first address that accepts. An address that takes long delays the others by
+/// [`NEXT_ADDRESS`] only.
+async fn connect_to_first(addresses: &[SocketAddr]) -> io::Result<TcpStream> {
+    if let [only] = addresses {
+        return connect_tcp(*only).await;
+    }
+    let mut rest = addresses.iter();
+    let mut attempts = JoinSet::new();
+    let mut last_error = io::Error::from(io::ErrorKind::AddrNotAvailable);
+    loop {
+        if let Some(address) = rest.next() {
+            attempts.spawn(connect_tcp(*address));
+        } else if attempts.is_empty() {
+            return Err(last_error);
+        }
+        let has_more = rest.len() > 0;
+        tokio::select! {
+            Some(ended) = attempts.join_next() => match ended {
+                Ok(Ok(stream)) => return Ok(stream),
+                Ok(Err(error)) => last_error = error,
+                Err(_) => {}
+            },
+            () = sleep(NEXT_ADDRESS), if has_more => {}
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::net::TcpListener;
+
+    #[tokio::test]
+    async fn an_address_that_refuses_does_not_hide_the_others() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let open = listener.local_addr().unwrap();
+        let closed = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+        for addresses in [[closed, open], [open, closed]] {
+            let stream = connect_to_first(&addresses).await.unwrap();
+            assert_eq!(stream.peer_addr().unwrap(), open);
+        }
+        let error = connect_to_first(&[closed, closed]).await.unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::ConnectionRefused);
+    }
+}

@@ -19,6 +19,7 @@ mod guests_memory;
 mod guests_network;
 mod guests_nova;
 mod guests_packets;
+mod guests_nova_share;
 mod guests_rate;
 mod guests_requests;
 mod guests_secret;

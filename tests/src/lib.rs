@@ -22,6 +22,7 @@ pub mod control_plane;
 pub mod deploy;
 pub mod domain;
 pub mod exchanges;
+pub mod faulty_nova;
 pub mod gateway;
 pub mod guest;
 pub mod haproxy;
@@ -59,6 +60,7 @@ pub mod wait;
 
 pub use agent::{Agent, AgentProcess};
 pub use control_plane::{Binding, ControlPlane};
+pub use faulty_nova::{Fault, FaultyNova};
 pub use gateway::Gateway;
 pub use guest::Guest;
 pub use haproxy::Haproxy;

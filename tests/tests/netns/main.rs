@@ -58,3 +58,4 @@ mod source_neutron;
 mod source_ovn;
 mod source_ovsdb;
 mod source_vswitch;
+mod upstream_reuse;

@@ -22,8 +22,8 @@ fn all_connections_fit_into_the_memory_limit() {
     let most = BASE + connections * each;
     let (_, limits) = DAEMONSET.split_once("limits:").expect("limits");
     let (_, memory) = limits.split_once("memory: ").expect("a memory limit");
-    let gib = memory.lines().next().and_then(|line| line.strip_suffix("Gi")).expect("GiB");
-    let limit = gib.parse::<usize>().expect("a number") * 1024 * MIB;
+    let mib = memory.lines().next().and_then(|line| line.strip_suffix("Mi")).expect("MiB");
+    let limit = mib.parse::<usize>().expect("a number") * MIB;
     assert!(most <= limit, "{connections} connections of {each} bytes need {} MiB", most / MIB);
     assert!(2 * most > limit, "the documented figures are far from the limit");
 }

@@ -333,7 +333,7 @@ options! {
     /// another: the first four of each guest that has an interface of its own, and the first 32 of
     /// the guests that share an interface, or the haproxies of a network. The fewer connections are
     /// left, the fewer a single guest, or the guests of one such interface, may open. Each
-    /// connection may use half a MiB of memory.
+    /// connection may use two thirds of a MiB of memory.
     File OWN connections: u32 = "1024", Number(0..=1_000_000);
     /// Requests of one guest that may be in flight at once to Nova, or to the agent that `upstream`
     /// names. More requests wait up to nova_connect_timeout and then get status 503. If other limits

@@ -45,6 +45,7 @@ use client::ClientResolver;
 use downstream::{Admission, GROUP_RESERVED, GuestRates, RESERVED};
 use log_throttle::LogThrottle;
 use metrics::Metrics;
+use upstream::RECEIVED_MEMORY;
 
 /// hyper's buffer for reading and writing. hyper takes none below 8 KiB. A larger one for large
 /// request heads replaces it.
@@ -55,6 +56,9 @@ pub(crate) const RESPONSE_PIECE: usize = 64 * 1024;
 
 /// Memory of a connection's task with its timers, headers and record.
 const TASK: usize = 12 * 1024;
+
+/// A TLS record that was received, and its plain text.
+const TLS: usize = 36 * 1024;
 
 /// Limits and time-outs on the clients' side.
 #[derive(Debug, Clone)]
@@ -112,14 +116,15 @@ impl ProxyConfig {
         self.connections as usize + ports * reserved + groups * GROUP_RESERVED as usize
     }
 
-    /// Returns the most memory of the agent that one connection uses.
+    /// Returns the most memory that one connection uses, in the agent and in the kernel's buffers
+    /// towards Nova.
     #[must_use]
     pub fn connection_memory(&self) -> usize {
         let buffer = BUFFER.max(self.request_head_limit);
         // A body that was read whole; or a response: a full buffer, the piece that follows, and the
         // buffer of the connection to Nova.
         let message = self.request_body_limit.max(buffer + 2 * RESPONSE_PIECE);
-        buffer + message + TASK
+        buffer + message + TASK + RECEIVED_MEMORY + TLS
     }
 }
 

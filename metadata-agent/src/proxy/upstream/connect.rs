@@ -13,7 +13,7 @@ use hyper_util::rt::TokioIo;
 use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
 use socket2::{SockRef, TcpKeepalive};
-use tokio::net::TcpStream;
+use tokio::net::{TcpSocket, TcpStream};
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 use tokio_rustls::TlsConnector;
@@ -30,6 +30,12 @@ use crate::proxy::metrics::Metrics;
 
 /// Detects that Nova's host has vanished without closing its connections.
 const TCP_KEEPALIVE: Duration = Duration::from_mins(1);
+/// Receive buffer of a connection (`SO_RCVBUF`). It replaces the kernel's automatic size, which
+/// grows to several MiB, and stays full while a guest does not read its response.
+const RECEIVE_BUFFER: u32 = 64 * 1024;
+/// Most kernel memory of the received data of one connection. The kernel doubles the option to
+/// allow for its overhead.
+pub(in crate::proxy) const RECEIVED_MEMORY: usize = 2 * RECEIVE_BUFFER as usize;
 /// How long an address may take before the next one is tried too (RFC 8305, section 5).
 const NEXT_ADDRESS: Duration = Duration::from_millis(250);
 
@@ -201,7 +207,10 @@ impl Connector {
 }
 
 async fn connect_tcp(address: SocketAddr) -> io::Result<TcpStream> {
-    TcpStream::connect(address).await
+    let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+    // Before the handshake, which settles the scale of the window.
+    socket.set_recv_buffer_size(RECEIVE_BUFFER)?;
+    socket.connect(address).await
 }
 
 /// Connects to the first address that accepts. An address that takes long delays the others by

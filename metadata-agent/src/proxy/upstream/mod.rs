@@ -55,6 +55,7 @@ use super::log_throttle::LogThrottle;
 use super::metrics::Metrics;
 use super::request::{AuthHeaders, set_empty_length, set_upstream_headers};
 use address::UpstreamAddress;
+pub(super) use connect::RECEIVED_MEMORY;
 use connect::{Addresses, Connector, UpstreamConnection};
 use error::is_unsolicited;
 use pool::Reuse;

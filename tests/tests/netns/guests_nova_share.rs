@@ -9,6 +9,8 @@ use metadata_tests::{Answer, Mode, NeutronAgent, ServedTenants};
 const HELD: &str = "/latest/user-data";
 /// The default of `requests_per_guest`.
 const SHARE: usize = 16;
+/// What it allows while other guests are served.
+const SHARE_IN_COMPANY: usize = 4;
 
 #[test]
 fn one_guest_has_a_bounded_number_of_requests_at_nova() {
@@ -37,6 +39,34 @@ fn one_guest_has_a_bounded_number_of_requests_at_nova() {
     assert!(process.count("metadata_upstream_waits_total{bound=\"guest\"}") > 0);
     assert_eq!(process.count("metadata_upstream_waits_total{bound=\"all\"}"), 0);
     assert_eq!(process.count("metadata_upstream_errors_total{error=\"busy\"}"), 0);
+}
+
+#[test]
+fn a_guest_in_company_has_a_quarter_of_its_share() {
+    let tenants = ServedTenants::with(|installer, red, blue| {
+        installer.port(&red.port).port(&blue.port).set("metadata_agent", "nova_connect_timeout", "60")
+    });
+    let ServedTenants { process, nova, red, blue, .. } = &tenants;
+    let mut company = blue.connect();
+    let mut ask_as_blue = || company.request("GET", "/latest/meta-data/hostname", &[], b"");
+    assert_eq!(ask_as_blue().expect("an answer").status, 200);
+    nova.set_mode(Mode::HoldPath(HELD));
+    thread::scope(|scope| {
+        let asking: Vec<_> = (0..40).map(|_| scope.spawn(|| red.get(HELD).status)).collect();
+        nova.wait_for(1 + SHARE_IN_COMPANY, PATIENCE);
+        wait::until("the others wait", PATIENCE, || {
+            (process.count("metadata_connections_total") == 41).then_some(())
+        });
+        for _ in 0..20 {
+            assert_eq!(ask_as_blue().expect("an answer").status, 200);
+        }
+        let held = nova.requests().iter().filter(|request| request.path == HELD).count();
+        assert_eq!(held, SHARE_IN_COMPANY, "requests of one guest at Nova");
+        nova.set_mode(Mode::Serve);
+        for answer in asking {
+            assert_eq!(answer.join().expect("an answer"), 200);
+        }
+    });
 }
 
 /// Neutron's agent answers one request after the other, so that 40 of one guest take longer than

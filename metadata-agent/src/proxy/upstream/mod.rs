@@ -61,7 +61,7 @@ use error::is_unsolicited;
 use pool::Reuse;
 pub(crate) use share::GuestShare;
 use share::Shares;
-use slots::{Slot, Slots};
+use slots::{Slot, SlotLimit, Slots};
 
 /// A request to the metadata API, complete but for the endpoint's `Host` and the client's
 /// credentials.
@@ -240,7 +240,7 @@ impl Upstream {
             preferred: AtomicUsize::new(0),
             connector: Connector::new(tls, config.connect_timeout, Arc::clone(&metrics), tracker),
             shares: Shares::new(config.requests_per_guest, config.idle_connections, config.idle_timeout),
-            slots: Slots::new(config.waiting_requests),
+            slots: Slots::new(SlotLimit::Fixed(config.waiting_requests)),
             connect_timeout: config.connect_timeout,
             answer_timeout: config.answer_timeout,
             stall_timeout: config.stall_timeout,

@@ -5,13 +5,14 @@
 //! requests went over it.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use tokio::time::{Instant, sleep};
 
 use super::pool::{IdleBudget, IdleConnections, Reuse};
-use super::slots::Slots;
+use super::slots::{SlotLimit, Slots};
 use crate::proxy::client::GuestKey;
 
 #[derive(Debug)]
@@ -34,6 +35,8 @@ pub(super) struct Shares {
     slots: usize,
     idle_timeout: Duration,
     budget: IdleBudget,
+    /// Number of guests in the table.
+    guests: Arc<AtomicUsize>,
     table: Mutex<Table>,
 }
 
@@ -44,12 +47,14 @@ struct Table {
 }
 
 impl Shares {
-    /// Each guest gets this number of slots. Connections may be idle for `idle_timeout`.
+    /// Each guest gets this number of slots while it is alone, and a quarter of it in company.
+    /// Connections may be idle for `idle_timeout`.
     pub(super) fn new(slots: usize, idle_connections: usize, idle_timeout: Duration) -> Arc<Self> {
         Arc::new(Self {
             slots,
             idle_timeout,
             budget: IdleBudget::new(idle_connections),
+            guests: Arc::default(),
             table: Mutex::default(),
         })
     }
@@ -61,11 +66,12 @@ impl Shares {
         }
         let share = Arc::new(GuestShare {
             key,
-            slots: Slots::new(self.slots),
+            slots: Slots::new(SlotLimit::Guest { alone: self.slots, guests: Arc::clone(&self.guests) }),
             idle: IdleConnections::new(self.slots, self.idle_timeout, self.budget.clone()),
             reuse: Arc::default(),
         });
         table.by_key.insert(key, Arc::clone(&share));
+        self.guests.store(table.by_key.len(), Ordering::Relaxed);
         if !table.has_sweeper {
             table.has_sweeper = true;
             tokio::spawn(sweep(Arc::downgrade(self)));
@@ -89,6 +95,7 @@ impl Shares {
         table.by_key.retain(|_, share| {
             share.idle.expire(now) || Arc::strong_count(share) > 1 || !share.reuse.is_allowed()
         });
+        self.guests.store(table.by_key.len(), Ordering::Relaxed);
         table.has_sweeper = !table.by_key.is_empty();
         table.has_sweeper.then_some(())
     }

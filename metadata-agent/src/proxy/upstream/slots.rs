@@ -19,10 +19,32 @@ const PURGE_FROM: usize = 64;
 
 #[derive(Debug)]
 pub(super) struct Slots {
-    free: AtomicUsize,
+    limit: SlotLimit,
+    used: AtomicUsize,
     /// Requests in the lines, including those that have left.
     waiting: AtomicUsize,
     lines: Mutex<Lines>,
+}
+
+/// How many slots there are.
+#[derive(Debug)]
+pub(super) enum SlotLimit {
+    Fixed(usize),
+    /// A guest's slots. It has a quarter of them while it is not the only guest.
+    Guest {
+        alone: usize,
+        guests: Arc<AtomicUsize>,
+    },
+}
+
+impl SlotLimit {
+    fn get(&self) -> usize {
+        match self {
+            Self::Fixed(slots) => *slots,
+            Self::Guest { alone, guests } if guests.load(Ordering::Relaxed) <= 1 => *alone,
+            Self::Guest { alone, .. } => alone.div_ceil(4),
+        }
+    }
 }
 
 /// One slot. Dropping it releases the slot.
@@ -39,12 +61,9 @@ struct Lines {
 }
 
 impl Slots {
-    pub(super) fn new(slots: usize) -> Arc<Self> {
-        Arc::new(Self {
-            free: AtomicUsize::new(slots),
-            waiting: AtomicUsize::new(0),
-            lines: Mutex::default(),
-        })
+    pub(super) fn new(limit: SlotLimit) -> Arc<Self> {
+        let (used, waiting) = (AtomicUsize::new(0), AtomicUsize::new(0));
+        Arc::new(Self { limit, used, waiting, lines: Mutex::default() })
     }
 
     /// Takes a slot if one is free and no request waits.
@@ -67,18 +86,19 @@ impl Slots {
     }
 
     fn take(&self) -> bool {
-        let take = |free: usize| free.checked_sub(1);
-        self.free.fetch_update(Ordering::SeqCst, Ordering::SeqCst, take).is_ok()
+        let limit = self.limit.get();
+        let take = |used: usize| (used < limit).then_some(used + 1);
+        self.used.fetch_update(Ordering::SeqCst, Ordering::SeqCst, take).is_ok()
     }
 
     fn release(self: &Arc<Self>) {
-        self.free.fetch_add(1, Ordering::SeqCst);
+        self.used.fetch_sub(1, Ordering::SeqCst);
         if self.waiting.load(Ordering::SeqCst) > 0 {
             self.serve(&mut self.lock());
         }
     }
 
-    /// Hands free slots to waiting requests.
+    /// Hands free slots to waiting requests. If a guest's limit rises, its next release does this.
     fn serve(self: &Arc<Self>, lines: &mut Lines) {
         while self.waiting.load(Ordering::SeqCst) > 0 && self.take() {
             let (waiter, removed) = lines.pop();
@@ -89,10 +109,10 @@ impl Slots {
                 // Its request has just left. The slot must not be released here, under the lock.
                 Some(Err(mut slot)) => {
                     slot.0 = None;
-                    self.free.fetch_add(1, Ordering::SeqCst);
+                    self.used.fetch_sub(1, Ordering::SeqCst);
                 }
                 None => {
-                    self.free.fetch_add(1, Ordering::SeqCst);
+                    self.used.fetch_sub(1, Ordering::SeqCst);
                     return;
                 }
             }
@@ -182,7 +202,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn released_slots_go_to_the_guests_in_turn() {
-        let slots = Slots::new(1);
+        let slots = Slots::new(SlotLimit::Fixed(1));
         let mut held = slots.try_acquire();
         let mut order = Vec::new();
         for (number, count) in [(1, 5), (2, 1), (3, 2)] {
@@ -205,8 +225,31 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn a_guest_in_company_has_a_quarter_of_its_slots() {
+        let guests = Arc::new(AtomicUsize::new(1));
+        let slots = Slots::new(SlotLimit::Guest { alone: 8, guests: Arc::clone(&guests) });
+        let mut held: Vec<_> = std::iter::from_fn(|| slots.try_acquire()).collect();
+        assert_eq!(held.len(), 8);
+        guests.store(2, Ordering::Relaxed);
+        let waits = queue(&slots, guest(1));
+        settle().await;
+        held.truncate(2);
+        settle().await;
+        assert!(!waits.is_finished(), "two are still in use");
+        held.pop();
+        assert!(waits.await.unwrap().is_some());
+        let waiting: Vec<_> = (0..3).map(|_| queue(&slots, guest(1))).collect();
+        settle().await;
+        guests.store(1, Ordering::Relaxed);
+        held.pop();
+        for waits in waiting {
+            assert!(waits.await.unwrap().is_some(), "all are there again");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn a_newcomer_does_not_overtake_those_who_wait() {
-        let slots = Slots::new(1);
+        let slots = Slots::new(SlotLimit::Fixed(1));
         let held = slots.try_acquire().unwrap();
         let waits = queue(&slots, guest(1));
         settle().await;
@@ -218,7 +261,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn requests_that_left_hold_no_slot_and_no_memory() {
-        let slots = Slots::new(1);
+        let slots = Slots::new(SlotLimit::Fixed(1));
         let held = slots.try_acquire().unwrap();
         for _ in 0..10_000 {
             let left = queue(&slots, guest(1));
@@ -236,7 +279,7 @@ mod tests {
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
     async fn no_slot_is_lost_or_made_up() {
-        let slots = Slots::new(3);
+        let slots = Slots::new(SlotLimit::Fixed(3));
         let busy = Arc::new(AtomicUsize::new(0));
         let tasks: Vec<_> = (0..64)
             .map(|number| {
@@ -261,6 +304,6 @@ mod tests {
         for task in tasks {
             task.await.unwrap();
         }
-        assert_eq!(slots.free.load(Ordering::SeqCst), 3);
+        assert_eq!(slots.used.load(Ordering::SeqCst), 0);
     }
 }

@@ -1,5 +1,5 @@
-//! Servers in Nova's place that break the rules of HTTP. A proxy that shares their connections among
-//! guests would give one guest's bytes to another.
+//! Servers in Nova's place that break the rules of HTTP. A proxy that shares their connections
+//! among guests would give one guest's bytes to another.
 //!
 //! Each answer names the instance of the request and its path, so that an answer in the wrong place
 //! shows. Requests whose path begins with [`ATTACK`] are the attacker's.

@@ -238,8 +238,8 @@ options! {
     /// Unix socket of the metadata agent that `upstream` names.
     File OWN neutron_agent_socket: PathBuf = "$metadata_proxy_socket", SocketPath;
     /// Limit of concurrent requests to that agent. More requests wait up to nova_connect_timeout
-    /// and then get status 503; the guests take turns. The accept queue of that agent holds five connections, and it may
-    /// handle one request at a time.
+    /// and then get status 503; the guests take turns. The accept queue of that agent holds five
+    /// connections, and it may handle one request at a time.
     File OWN neutron_agent_requests: usize = "6", Number(1..=1024);
     /// Serve haproxy processes on metadata_proxy_socket. Neutron's metadata agent must not run
     /// then. The headers of haproxy name the guest, and the agent trusts every user that can use

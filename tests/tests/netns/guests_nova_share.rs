@@ -9,7 +9,7 @@ use metadata_tests::{Answer, Mode, NeutronAgent, ServedTenants};
 const HELD: &str = "/latest/user-data";
 /// The default of `requests_per_guest`.
 const SHARE: usize = 16;
-/// What it allows while other guests are served.
+/// The part of it that a guest has while other guests are served.
 const SHARE_IN_COMPANY: usize = 4;
 
 #[test]

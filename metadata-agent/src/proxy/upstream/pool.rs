@@ -118,7 +118,7 @@ impl IdleConnections {
     }
 }
 
-/// Whether a guest's connections may be reused.
+/// The permission to reuse a guest's connections.
 ///
 /// A server that once sent this guest bytes that answer no request may do so again. Then the next
 /// answer on a kept connection may be the rest of an earlier one.

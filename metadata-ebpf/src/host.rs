@@ -81,6 +81,12 @@ impl Skb for HostSkb {
         self.resize_header(IPV6_LEN, IPV4_LEN)
     }
 
+    fn remove_ipv4_options(&mut self, len: u32) -> Result<(), SkbError> {
+        let options = self.range(ETH_LEN + IPV4_LEN, len as usize)?;
+        self.frame.drain(options);
+        Ok(())
+    }
+
     fn adjust_tcp_checksum(&mut self, offset: u32, difference: u32) -> Result<(), SkbError> {
         let adjusted = wire::apply_difference(self.load(offset)?, difference);
         self.store(offset, &adjusted)

@@ -5,7 +5,9 @@
 
 use core::mem::MaybeUninit;
 
-use aya_ebpf::bindings::{__sk_buff, BPF_F_PSEUDO_HDR};
+use aya_ebpf::bindings::{
+    __sk_buff, BPF_F_ADJ_ROOM_FIXED_GSO, BPF_F_ADJ_ROOM_NO_CSUM_RESET, BPF_F_PSEUDO_HDR, bpf_adj_room_mode,
+};
 use aya_ebpf::helpers::generated as helpers;
 use aya_ebpf::programs::TcContext;
 use metadata_ebpf::skb::{HEAD, Skb, SkbError, Vlan};
@@ -28,6 +30,18 @@ impl KernelSkb {
     #[inline(always)]
     pub fn new(ctx: &TcContext) -> Self {
         Self { skb: ctx.skb.skb }
+    }
+}
+
+impl KernelSkb {
+    /// Inserts zeroes behind the IP header, or removes bytes there. The payload does not move, so
+    /// checksum offload and GSO state remain valid.
+    #[inline(always)]
+    fn resize_behind_ip(&mut self, difference: i32) -> Result<(), SkbError> {
+        let flags = u64::from(BPF_F_ADJ_ROOM_FIXED_GSO | BPF_F_ADJ_ROOM_NO_CSUM_RESET);
+        let mode = bpf_adj_room_mode::BPF_ADJ_ROOM_NET;
+        // SAFETY: takes the context and plain numbers.
+        check(unsafe { helpers::bpf_skb_adjust_room(self.skb, difference, mode, flags) })
     }
 }
 
@@ -113,6 +127,11 @@ impl Skb for KernelSkb {
     fn change_to_ipv4(&mut self) -> Result<(), SkbError> {
         // SAFETY: takes the context and plain numbers.
         check(unsafe { helpers::bpf_skb_change_proto(self.skb, u16::from_ne_bytes(ethertype::IPV4), 0) })
+    }
+
+    #[inline(always)]
+    fn remove_ipv4_options(&mut self, len: u32) -> Result<(), SkbError> {
+        self.resize_behind_ip(-(len as i32))
     }
 
     #[inline(always)]

@@ -85,8 +85,8 @@ reasons! {
     Ipv6Underived = "ipv6_underived" => Next,
     /// A metadata packet over IPv6 with extension headers, which are not parsed.
     Ipv6Extension = "ipv6_extension" => Next,
-    /// An IPv4 header with options, which are not translated.
-    Ipv4Options = "ipv4_options" => Next,
+    /// An IPv4 header with a source route, which the kernel refuses by default as well.
+    Ipv4SourceRoute = "ipv4_source_route" => Next,
     /// A fragment, which cannot be classified by its ports.
     Fragment = "fragment" => Next,
     /// A truncated or inconsistent header.

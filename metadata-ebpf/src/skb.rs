@@ -66,6 +66,13 @@ pub trait Skb {
     /// As [`Self::change_to_ipv6`].
     fn change_to_ipv4(&mut self) -> Result<(), SkbError>;
 
+    /// Removes `len` bytes behind the first [`crate::wire::IPV4_LEN`] of the IPv4 header and keeps
+    /// GSO and checksum state (`bpf_skb_adjust_room`). The caller must correct the header.
+    ///
+    /// # Errors
+    /// The packet is too short, or the kernel has no memory.
+    fn remove_ipv4_options(&mut self, len: u32) -> Result<(), SkbError>;
+
     /// Adjusts the TCP checksum at `offset` for a pseudo header that changed by `difference`
     /// ([`crate::wire::checksum_difference`]). Handles partial checksums too.
     ///

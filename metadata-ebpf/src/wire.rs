@@ -100,12 +100,18 @@ pub(crate) const fn ethernet(to: Mac, from: Mac, ethertype: [u8; 2]) -> [u8; 14]
     [a, b, c, d, e, f, g, h, i, j, k, l, ethertype[0], ethertype[1]]
 }
 
-/// An IPv4 header without options.
+/// An IPv4 header up to its options.
 #[derive(Clone, Copy)]
 pub(crate) struct Ipv4Header(pub [u8; 20]);
 
 impl Ipv4Header {
     const LEN: u16 = 20;
+
+    /// Length of the header with its options.
+    #[inline(always)]
+    pub const fn header_len(&self) -> u32 {
+        (self.0[0] & 0x0f) as u32 * 4
+    }
 
     #[inline(always)]
     pub const fn total_len(&self) -> u32 {
@@ -124,10 +130,28 @@ impl Ipv4Header {
         [self.0[12], self.0[13], self.0[14], self.0[15]]
     }
 
-    /// RFC 1071: a header with a valid checksum sums up to all ones.
+    /// RFC 1071: a header with a valid checksum sums up to all ones. `options` is the [`sum`] of
+    /// the options.
     #[inline(always)]
-    pub fn checksum_is_right(&self) -> bool {
-        fold(sum(&self.0, 0)) == 0xffff
+    pub fn checksum_is_right(&self, options: u32) -> bool {
+        fold(sum(&self.0, options)) == 0xffff
+    }
+
+    /// Returns the header of the same packet without its options.
+    #[inline(always)]
+    pub fn without_options(mut self) -> Self {
+        let options = (self.0[0] & 0x0f).saturating_sub(5) * 4;
+        let total_len = u16::from_be_bytes([self.0[2], self.0[3]]).saturating_sub(options.into());
+        let [len_high, len_low] = total_len.to_be_bytes();
+        self.0[0] = 0x45;
+        self.0[2] = len_high;
+        self.0[3] = len_low;
+        self.0[10] = 0;
+        self.0[11] = 0;
+        let [high, low] = (!fold(sum(&self.0, 0))).to_ne_bytes();
+        self.0[10] = high;
+        self.0[11] = low;
+        self
     }
 
     /// Builds the header of a reply that carries `segment_len` bytes of TCP, with its checksum.
@@ -259,7 +283,7 @@ pub(crate) fn checksum_difference<const F: usize, const T: usize>(from: &[u8; F]
 /// Sums 16-bit words in memory order: the checksum does not depend on byte order (RFC 1071 section
 /// 2, B).
 #[inline(always)]
-fn sum<const N: usize>(bytes: &[u8; N], start: u32) -> u32 {
+pub(crate) fn sum<const N: usize>(bytes: &[u8; N], start: u32) -> u32 {
     let mut total = start;
     let mut at = 0;
     while at + 1 < N {
@@ -295,7 +319,7 @@ mod tests {
             from in any::<[u8; 4]>(), to in any::<[u8; 4]>(), len in 20u16..65_000, tos in any::<u8>(), ttl in any::<u8>(),
         ) {
             let header = Ipv4Header::reply(from, to, len, tos, ttl);
-            prop_assert!(header.checksum_is_right());
+            prop_assert!(header.checksum_is_right(0));
             let slice = Ipv4HeaderSlice::from_slice(&header.0).unwrap();
             prop_assert_eq!(slice.to_header().calc_header_checksum(), slice.header_checksum());
             prop_assert_eq!(slice.source(), from);
@@ -305,10 +329,25 @@ mod tests {
         }
 
         #[test]
+        fn a_header_without_its_options_matches_etherparse(
+            words in 0usize..=10, len in 0u16..1000, source in any::<[u8; 4]>(),
+        ) {
+            let options = vec![1; words * 4];
+            let mut header = etherparse::Ipv4Header::new(len, 9, 6.into(), source, [1, 2, 3, 4]).unwrap();
+            let plain = { header.header_checksum = header.calc_header_checksum(); header.to_bytes() };
+            header.options = options[..].try_into().unwrap();
+            header.set_payload_len(len.into()).unwrap();
+            let bytes = header.to_bytes();
+            let found = Ipv4Header(bytes[..20].try_into().unwrap());
+            prop_assert_eq!(usize::try_from(found.header_len()).unwrap(), bytes.len());
+            prop_assert_eq!(&found.without_options().0[..], &plain[..]);
+        }
+
+        #[test]
         fn a_bit_flip_invalidates_the_header_checksum(bit in 0usize..160, from in any::<[u8; 4]>()) {
             let mut header = Ipv4Header::reply(from, [10, 0, 0, 5], 20, 0, 64);
             header.0[bit / 8] ^= 1 << (bit % 8);
-            prop_assert!(!header.checksum_is_right());
+            prop_assert!(!header.checksum_is_right(0));
         }
 
         #[test]

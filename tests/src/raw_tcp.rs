@@ -10,7 +10,9 @@ use std::net::{IpAddr, Ipv6Addr};
 use std::ops::Range;
 use std::time::{Duration, Instant};
 
-use etherparse::{PacketBuilder, PacketBuilderStep, TcpHeader};
+use etherparse::{
+    IpHeaders, IpNumber, Ipv4Extensions, Ipv4Header, PacketBuilder, PacketBuilderStep, TcpHeader,
+};
 use metadata_agent::ids::MacAddress;
 use metadata_ebpf::identity::{METADATA_IPV4, METADATA_IPV6, METADATA_PORT};
 
@@ -39,6 +41,8 @@ pub struct Claim {
     pub port: u16,
     /// The tag control information of an 802.1Q tag on every segment.
     pub tag: Option<u16>,
+    /// IPv4 options of every segment, as whole words.
+    pub options: &'static [u8],
 }
 
 /// A connection to the metadata service.
@@ -205,12 +209,17 @@ impl RawStream {
     }
 
     fn send(&self, kind: Kind, payload: &[u8]) {
-        let Claim { mac, address, port, tag } = self.claim;
-        let tcp = |step: PacketBuilderStep<etherparse::IpHeaders>| {
+        let Claim { mac, address, port, tag, options } = self.claim;
+        let tcp = |step: PacketBuilderStep<IpHeaders>| {
             self.marked(step.tcp(port, METADATA_PORT, self.sequence, WINDOW), kind)
         };
         let (ethertype, packet) = match address {
-            IpAddr::V4(from) => (IPV4_TYPE, tcp(PacketBuilder::ipv4(from.octets(), METADATA_IPV4, 64))),
+            IpAddr::V4(from) => {
+                let ip = Ipv4Header::new(0, 64, IpNumber::TCP, from.octets(), METADATA_IPV4);
+                let mut ip = ip.unwrap_or_else(|e| panic!("build an IPv4 header: {e}"));
+                ip.options = options.try_into().unwrap_or_else(|e| panic!("build IPv4 options: {e}"));
+                (IPV4_TYPE, tcp(PacketBuilder::ip(IpHeaders::Ipv4(ip, Ipv4Extensions::default()))))
+            }
             IpAddr::V6(from) => (IPV6_TYPE, tcp(PacketBuilder::ipv6(from.octets(), METADATA_IPV6, 64))),
         };
         let mut frame = [self.gateway.0, mac.0].concat();

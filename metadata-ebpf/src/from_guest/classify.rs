@@ -1,5 +1,6 @@
 //! Classifies a frame. Runs for every packet of every guest and does not touch any map.
 
+use super::options;
 use crate::identity::{METADATA_IPV4, METADATA_IPV6, METADATA_PORT};
 use crate::reason::Reason;
 use crate::skb::{HEAD, Skb};
@@ -20,7 +21,10 @@ pub(super) enum Request {
 pub(super) fn classify<S: Skb>(skb: &mut S) -> Option<Result<Request, Reason>> {
     let head = skb.head()?;
     match [head[12], head[13]] {
-        wire::ethertype::IPV4 => ipv4(head),
+        wire::ethertype::IPV4 => match Ipv4Kind::from_head(head)? {
+            Ipv4Kind::Known(request) => Some(request),
+            Ipv4Kind::BehindOptions(protocol, offset) => ipv4_behind_options(skb, protocol, offset),
+        },
         wire::ethertype::ARP => arp(head),
         wire::ethertype::IPV6 => match Ipv6Kind::from_head(head)? {
             Ipv6Kind::Tcp => tcp_over_ipv6(skb),
@@ -31,33 +35,58 @@ pub(super) fn classify<S: Skb>(skb: &mut S) -> Option<Result<Request, Reason>> {
     }
 }
 
-#[inline(always)]
-fn ipv4(head: &[u8; HEAD]) -> Option<Result<Request, Reason>> {
-    const MORE_FRAGMENTS_AND_OFFSET: u16 = 0x3fff;
-    const ECHO_REQUEST: u8 = 8;
+/// Classification of an IPv4 packet by its first bytes alone.
+#[derive(Clone, Copy)]
+enum Ipv4Kind {
+    Known(Result<Request, Reason>),
+    /// This protocol to the metadata address, with its header at this offset in the frame.
+    BehindOptions(u8, u32),
+}
 
-    if [head[30], head[31], head[32], head[33]] != METADATA_IPV4 {
-        return None;
-    }
-    let (request, ours) = match head[23] {
-        wire::protocol::TCP => {
-            (Request::Tcp(Version::V4), u16::from_be_bytes([head[36], head[37]]) == METADATA_PORT)
+impl Ipv4Kind {
+    #[inline(always)]
+    fn from_head(head: &[u8; HEAD]) -> Option<Self> {
+        const MORE_FRAGMENTS_AND_OFFSET: u16 = 0x3fff;
+        const WITHOUT_OPTIONS: u8 = 0x45;
+
+        if [head[30], head[31], head[32], head[33]] != METADATA_IPV4 {
+            return None;
         }
-        wire::protocol::ICMP => (Request::Echo(Version::V4), [head[34], head[35]] == [ECHO_REQUEST, 0]),
-        _ => return None,
-    };
-    if head[14] != 0x45 {
-        // Longer headers carry options; any other value is not IPv4.
-        return Some(Err(if head[14] > 0x45 && head[14] < 0x50 {
-            Reason::Ipv4Options
-        } else {
-            Reason::Malformed
-        }));
+        let protocol = head[23];
+        if protocol != wire::protocol::TCP && protocol != wire::protocol::ICMP {
+            return None;
+        }
+        if head[14] < WITHOUT_OPTIONS || head[14] > 0x4f {
+            return Some(Self::Known(Err(Reason::Malformed)));
+        }
+        if u16::from_be_bytes([head[20], head[21]]) & MORE_FRAGMENTS_AND_OFFSET != 0 {
+            return Some(Self::Known(Err(Reason::Fragment)));
+        }
+        if head[14] != WITHOUT_OPTIONS {
+            return Some(Self::BehindOptions(protocol, ETH_LEN + u32::from(head[14] & 0x0f) * 4));
+        }
+        let request = ipv4_request(protocol, [head[34], head[35], head[36], head[37]])?;
+        Some(Self::Known(Ok(request)))
     }
-    if u16::from_be_bytes([head[20], head[21]]) & MORE_FRAGMENTS_AND_OFFSET != 0 {
-        return Some(Err(Reason::Fragment));
+}
+
+/// Returns the request that TCP or ICMP with these first bytes is.
+#[inline(always)]
+fn ipv4_request(protocol: u8, [a, b, c, d]: [u8; 4]) -> Option<Request> {
+    const ECHO_REQUEST: [u8; 2] = [8, 0];
+
+    if protocol == wire::protocol::TCP {
+        (u16::from_be_bytes([c, d]) == METADATA_PORT).then_some(Request::Tcp(Version::V4))
+    } else {
+        ([a, b] == ECHO_REQUEST).then_some(Request::Echo(Version::V4))
     }
-    ours.then_some(Ok(request))
+}
+
+#[inline(always)]
+fn ipv4_behind_options<S: Skb>(skb: &S, protocol: u8, offset: u32) -> Option<Result<Request, Reason>> {
+    let Ok(start) = skb.load(offset) else { return Some(Err(Reason::Malformed)) };
+    let request = ipv4_request(protocol, start)?;
+    Some(options::check(skb).map(|()| request))
 }
 
 #[inline(always)]

@@ -2,7 +2,7 @@
 //!
 //! Not inlined, for the reason given in [`super::segment`].
 
-use super::{PacketContext, check_ipv6_source, check_source};
+use super::{PacketContext, check_ipv6_source, check_source, options};
 use crate::identity::{METADATA_IPV4, METADATA_IPV6};
 use crate::reason::Reason;
 use crate::skb::Skb;
@@ -16,12 +16,13 @@ const ECHO_LEN: u32 = 8;
 pub(super) fn answer_ipv4<S: Skb>(skb: &mut S, context: &PacketContext<'_>) -> Result<(), Reason> {
     const REQUEST: [u8; 2] = [8, 0];
     const REPLY: [u8; 2] = [0, 0];
-    let ip = Ipv4Header(skb.load(ETH_LEN)?);
+    let mut ip = Ipv4Header(skb.load(ETH_LEN)?);
     check_source(context.port, ip.source())?;
-    if ip.total_len() < IPV4_LEN + ECHO_LEN || ETH_LEN + ip.total_len() > skb.len() {
+    if ip.total_len() < ip.header_len() + ECHO_LEN || ETH_LEN + ip.total_len() > skb.len() {
         return Err(Reason::Malformed);
     }
 
+    options::remove(skb, &mut ip)?;
     skb.store(0, &wire::ethernet(context.macs.guest, context.macs.metadata, wire::ethertype::IPV4))?;
     skb.store(ETH_LEN + 12, &METADATA_IPV4)?;
     skb.store(ETH_LEN + 16, &ip.source())?;

@@ -13,6 +13,7 @@
 mod classify;
 mod echo;
 mod neighbour;
+mod options;
 mod segment;
 
 use crate::abi::{CHECK_IPV4, CHECK_MAC, CONFINED, Port, PortKey, Settings};

@@ -2,7 +2,7 @@
 //! with the identity address as its source.
 
 use super::neighbour::METADATA_MAC;
-use super::{PacketContext, check_ipv6_source, check_source};
+use super::{PacketContext, check_ipv6_source, check_source, options};
 use crate::abi::{Client, ClientKey, MacWord, SHARED};
 use crate::identity::{AttachmentId, ClientAddress, ClientMac, METADATA_IPV4, METADATA_IPV6, PORTAL_ADDRESS};
 use crate::rate::{self, GuestRate, SynLimit};
@@ -63,12 +63,12 @@ pub(super) fn redirect_to_portal<S: Skb, W: World>(
 fn parse_ipv4<S: Skb>(skb: &S, context: &PacketContext<'_>, peer: &mut PortalPeer) -> Result<(), Reason> {
     let attachment = AttachmentId::new(context.port.attachment).ok_or(Reason::NotAttached)?;
     let ip = Ipv4Header(skb.load(ETH_LEN)?);
-    let tcp = TcpHeader(skb.load(ETH_LEN + IPV4_LEN).map_err(|SkbError| Reason::Malformed)?);
+    let tcp = TcpHeader(skb.load(ETH_LEN + ip.header_len()).map_err(|SkbError| Reason::Malformed)?);
     let is_truncated = ETH_LEN + ip.total_len() > skb.len();
-    if is_truncated || tcp.header_len() < TCP_LEN || IPV4_LEN + tcp.header_len() > ip.total_len() {
+    if is_truncated || tcp.header_len() < TCP_LEN || ip.header_len() + tcp.header_len() > ip.total_len() {
         return Err(Reason::Malformed);
     }
-    if !ip.checksum_is_right() {
+    if ip.header_len() == IPV4_LEN && !ip.checksum_is_right(0) {
         return Err(Reason::BadIpv4Checksum);
     }
     check_source(context.port, ip.source())?;
@@ -101,7 +101,7 @@ fn parse_ipv6<S: Skb>(skb: &S, context: &PacketContext<'_>, peer: &mut PortalPee
     Ok(())
 }
 
-/// Translates IPv4 to IPv6, a subset of RFC 7915: no options, no fragments, fixed addresses.
+/// Translates IPv4 to IPv6, a subset of RFC 7915: no fragments, fixed addresses.
 /// Protocol and length contribute equally to both pseudo headers.
 #[inline(never)]
 fn translate_ipv4<S: Skb>(
@@ -109,7 +109,8 @@ fn translate_ipv4<S: Skb>(
     context: &PacketContext<'_>,
     identity: &[u8; 16],
 ) -> Result<(), Reason> {
-    let ip = Ipv4Header(skb.load(ETH_LEN)?);
+    let mut ip = Ipv4Header(skb.load(ETH_LEN)?);
+    options::remove(skb, &mut ip)?;
     let (class, hop_limit) = (ip.0[1], ip.0[8]);
     let header =
         Ipv6Header::new(wire::protocol::TCP, *identity, PORTAL_ADDRESS, ip.payload_len(), class, hop_limit);

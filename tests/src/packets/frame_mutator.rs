@@ -215,8 +215,13 @@ impl FrameMutator {
     fn ipv4_options(&mut self, frame: &mut Vec<u8>) {
         let words = self.rng.usize(1..=10);
         let mut options = vec![1; words * 4];
+        let start = self.pick(&[[1; 4], [148, 4, 0, 0], [131, 3, 4, 0], [7, 3, 4, 137], [0, 9, 9, 9]]);
         if self.rng.bool() {
             self.rng.fill(&mut options);
+        }
+        if self.rng.bool() {
+            let at = self.rng.usize(..words) * 4;
+            put(&mut options, at, &start);
         }
         insert(frame, ETH + 20, &options);
         put(frame, ETH, &[0x45 + u8::try_from(words).expect("ten at most")]);

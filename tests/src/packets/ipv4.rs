@@ -27,6 +27,10 @@ fn untouched() -> Vec<Case> {
         bystander("TCP to another address", syn_to([10, 0, 0, 1])),
         bystander("TCP to a neighbour of the address", syn_to([169, 254, 169, 253])),
         bystander("TCP to another port", Segment::syn().with(|s| s.tcp.destination_port = 443).frame()),
+        bystander(
+            "TCP to another port behind options",
+            with_options(&[1; 8]).with(|s| s.tcp.destination_port = 443).frame(),
+        ),
         bystander("UDP to port 80", udp()),
         bystander(
             "an echo reply to the address",
@@ -65,7 +69,7 @@ fn served() -> Vec<Case> {
         row(name, state, request, Some(Reason::ArpReply), Some(arp_answer(sender)))
     };
     let answer = || echo(METADATA_IPV4, GUEST_IP, (ROUTER_MAC, GUEST_MAC), true);
-    let request = || echo(GUEST_IP, METADATA_IPV4, (GUEST_MAC, ROUTER_MAC), false);
+    let request = ping;
     vec![
         opens("a SYN", NORMAL, Segment::syn()),
         opens("a SYN of a known client", KNOWN_CLIENT, Segment::syn()),
@@ -121,6 +125,27 @@ fn served() -> Vec<Case> {
         arp_answered("ARP for the address", NORMAL, GUEST_IP),
         arp_answered("an ARP probe, before the guest has an address", NORMAL, [0; 4]),
         arp_answered("ARP of a port that no source knows", UNKNOWN_PORT, GUEST_IP),
+        opens("a SYN with options without effect", NORMAL, with_options(&[1, 1, 1, 0])),
+        opens("a SYN with a router alert", NORMAL, with_options(&[148, 4, 0, 0])),
+        opens("a SYN that records its route", NORMAL, with_options(&[7, 7, 4, 0, 0, 0, 0, 0])),
+        opens("a SYN with as many options as fit", NORMAL, with_options(&[1; 40])),
+        opens("a SYN with bytes behind the end of its options", NORMAL, with_options(&[0, 131, 255, 1])),
+        opens(
+            "a SYN on a shared interface with a timestamp",
+            ROUTED,
+            with_options(&[68, 8, 5, 0, 0, 0, 0, 0]),
+        ),
+        goes_on(
+            "a request with a router alert",
+            Segment::data(b"GET / HTTP/1.1\r\n\r\n").with(|s| s.ip.options = options(&[148, 4, 0, 0])),
+        ),
+        row(
+            "an echo request with a router alert",
+            NORMAL,
+            optioned(&request(), &[148, 4, 0, 0]),
+            Some(Reason::EchoReply),
+            Some(answer()),
+        ),
         row("an echo request", NORMAL, request(), Some(Reason::EchoReply), Some(answer())),
         row(
             "an echo request of a port that no source knows",
@@ -134,6 +159,29 @@ fn served() -> Vec<Case> {
 
 fn mutated(name: &'static str, mutate: fn(&mut Segment), reason: Reason) -> Case {
     refused(name, NORMAL, Segment::syn().with(mutate).frame(), reason)
+}
+
+fn options(bytes: &[u8]) -> etherparse::Ipv4Options {
+    etherparse::Ipv4Options::try_from(bytes).expect("whole words, ten at most")
+}
+
+/// Returns a SYN with these IPv4 options.
+fn with_options(bytes: &[u8]) -> Segment {
+    Segment::syn().with(|s| s.ip.options = options(bytes))
+}
+
+/// Returns a frame whose IPv4 header has these options as well.
+fn optioned(frame: &[u8], bytes: &[u8]) -> Vec<u8> {
+    let (ethernet, packet) = frame.split_at(14);
+    let (mut ip, payload) = etherparse::Ipv4Header::from_slice(packet).expect("IPv4");
+    ip.options = options(bytes);
+    ip.set_payload_len(payload.len()).expect("it fits");
+    ip.header_checksum = ip.calc_header_checksum();
+    [ethernet, &ip.to_bytes(), payload].concat()
+}
+
+fn ping() -> Vec<u8> {
+    echo(GUEST_IP, METADATA_IPV4, (GUEST_MAC, ROUTER_MAC), false)
 }
 
 fn syn() -> Vec<u8> {
@@ -195,10 +243,59 @@ fn absent_or_foreign() -> Vec<Case> {
 /// Frames with headers that we cannot or do not translate.
 fn unclear() -> Vec<Case> {
     vec![
-        mutated(
-            "IPv4 options",
-            |s| s.ip.options = etherparse::Ipv4Options::try_from(&[1, 1, 1, 0][..]).expect("four bytes"),
-            Reason::Ipv4Options,
+        refused(
+            "a loose source route",
+            NORMAL,
+            with_options(&[131, 3, 4, 0]).frame(),
+            Reason::Ipv4SourceRoute,
+        ),
+        refused(
+            "a strict source route behind other options",
+            NORMAL,
+            with_options(&[1, 148, 4, 0, 0, 137, 7, 4, 10, 0, 0, 1]).frame(),
+            Reason::Ipv4SourceRoute,
+        ),
+        refused(
+            "an echo request with a source route",
+            NORMAL,
+            optioned(&ping(), &[131, 3, 4, 0]),
+            Reason::Ipv4SourceRoute,
+        ),
+        refused(
+            "an option without room for its length",
+            NORMAL,
+            with_options(&[1, 1, 7, 1]).frame(),
+            Reason::Malformed,
+        ),
+        refused(
+            "an option beyond the header",
+            NORMAL,
+            with_options(&[7, 5, 0, 0]).frame(),
+            Reason::Malformed,
+        ),
+        refused(
+            "options beyond the frame",
+            NORMAL,
+            patched(syn()[..54].to_vec(), 14, &[0x4b]),
+            Reason::Malformed,
+        ),
+        refused(
+            "a TCP header beyond the packet behind options",
+            NORMAL,
+            patched(with_options(&[1; 40]).frame(), 86, &[0xf0]),
+            Reason::Malformed,
+        ),
+        refused(
+            "a wrong checksum over options",
+            NORMAL,
+            patched(with_options(&[1; 4]).frame(), 37, &[0]),
+            Reason::BadIpv4Checksum,
+        ),
+        refused(
+            "a first fragment with options",
+            NORMAL,
+            with_options(&[1; 4]).with(|s| s.ip.more_fragments = true).frame(),
+            Reason::Fragment,
         ),
         mutated("a first fragment", |s| s.ip.more_fragments = true, Reason::Fragment),
         mutated(

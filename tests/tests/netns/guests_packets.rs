@@ -1,6 +1,8 @@
 //! Guests whose packets carry more than the usual headers.
 
+use std::io::ErrorKind;
 use std::net::{IpAddr, Ipv6Addr};
+use std::time::Duration;
 
 use etherparse::{PacketBuilder, VlanId, VlanPcp};
 use metadata_ebpf::from_guest::METADATA_MAC;
@@ -33,6 +35,41 @@ fn both_addresses(guest: &Tenant) -> [IpAddr; 2] {
     [guest.port.ipv4().expect("an address").into(), guest.port.mac.link_local().into()]
 }
 
+fn claim(guest: &Tenant, address: IpAddr) -> Claim {
+    Claim { mac: guest.port.mac, address, port: PORT, tag: None, options: &[] }
+}
+
+/// The kernel's own answers to such segments have no options either.
+#[test]
+fn a_guest_that_sends_ipv4_options_is_served() {
+    const ROUTER_ALERT: [u8; 4] = [148, 4, 0, 0];
+    let tenants = ServedTenants::new();
+    for guest in [&tenants.red, &tenants.blue] {
+        silence(guest);
+        let [address, _] = both_addresses(guest);
+        for (port, options) in [(PORT, &[1, 1, 1, 1][..]), (PORT + 1, &ROUTER_ALERT), (PORT + 2, &[1; 40])] {
+            assert_hostname_served(guest, Claim { port, options, ..claim(guest, address) });
+        }
+    }
+    assert_eq!(tenants.process.packets(Reason::ConnectionOpened), 6);
+}
+
+/// As in the kernel by default (`accept_source_route`), which gets the packet unchanged.
+#[test]
+fn a_source_route_is_refused_and_counted() {
+    const SHORT: Duration = Duration::from_millis(300);
+    let tenants = ServedTenants::new();
+    let red = &tenants.red;
+    silence(red);
+    let [address, _] = both_addresses(red);
+    let options = &[131, 7, 4, 10, 0, 0, 1, 0];
+    let claim = Claim { options, ..claim(red, address) };
+    let refused = RawStream::connect(red.netns(), "eth0", claim, red.network.gateway_mac, SHORT);
+    assert_eq!(refused.expect_err("no answer").kind(), ErrorKind::TimedOut);
+    assert!(tenants.process.packets(Reason::Ipv4SourceRoute) > 0);
+    assert_eq!(tenants.process.packets(Reason::ConnectionOpened), 0);
+}
+
 #[test]
 fn a_priority_tagged_guest_is_served() {
     let tenants = ServedTenants::new();
@@ -40,7 +77,7 @@ fn a_priority_tagged_guest_is_served() {
         silence(guest);
         for address in both_addresses(guest) {
             let tag = Some(u16::from_be_bytes([PRIORITY_TAG[2], PRIORITY_TAG[3]]));
-            assert_hostname_served(guest, Claim { mac: guest.port.mac, address, port: PORT, tag });
+            assert_hostname_served(guest, Claim { tag, ..claim(guest, address) });
         }
     }
     assert_eq!(tenants.process.packets(Reason::ConnectionOpened), 4);

@@ -171,6 +171,7 @@ fn claim(rng: &mut Rng, own: &Guest, victim: &Guest, number: usize) -> Claim {
         address: pick(rng, &addresses),
         port: u16::try_from(FIRST_PORT + number).expect("a port"),
         tag,
+        options: if rng.u8(..) < 16 { &[1, 1, 1, 0] } else { &[] },
     }
 }
 

@@ -7,6 +7,7 @@
 
 pub(crate) mod client;
 pub(crate) mod logging;
+pub(crate) mod readiness;
 pub(crate) mod state;
 
 use std::convert::Infallible;

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use metadata_ebpf::identity::GuestAddress;
@@ -16,6 +16,7 @@ use tokio::sync::watch;
 use tracing::warn;
 
 use crate::admin::AdminState;
+use crate::admin::readiness::Readiness;
 use crate::attach::{Failure, Failures};
 use crate::datapath::heartbeat::LastBeat;
 use crate::datapath::{Clock, Counters, Hook};
@@ -27,40 +28,6 @@ use crate::sources::SourceState;
 
 /// The time after which a silent client is not shown any more.
 const CLIENT_IDLE: Duration = Duration::from_mins(10);
-
-/// Start-up steps that are not finished.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Startup(Arc<Mutex<Vec<&'static str>>>);
-
-/// A step that readiness waits for until this guard is dropped.
-#[derive(Debug)]
-pub(crate) struct StartupStep {
-    name: &'static str,
-    startup: Startup,
-}
-
-impl Startup {
-    /// Adds a step. Readiness waits until the returned guard is dropped.
-    #[must_use]
-    pub(crate) fn step(&self, name: &'static str) -> StartupStep {
-        self.lock().push(name);
-        StartupStep { name, startup: self.clone() }
-    }
-
-    fn unfinished(&self) -> Vec<String> {
-        self.lock().iter().map(ToString::to_string).collect()
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Vec<&'static str>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Drop for StartupStep {
-    fn drop(&mut self) {
-        self.startup.lock().retain(|other| *other != self.name);
-    }
-}
 
 /// Components that are present while guests are served.
 #[derive(Clone)]
@@ -88,7 +55,7 @@ impl Liveness {
 /// Everything that the admin socket reads from.
 pub(crate) struct AgentState {
     settings: Value,
-    startup: Startup,
+    readiness: Readiness,
     liveness: Liveness,
     inventory: Arc<Inventory>,
     sources: Vec<watch::Receiver<SourceState>>,
@@ -101,7 +68,7 @@ impl AgentState {
     /// Adds the packet counters and the gauges of this module to the registry.
     pub(crate) fn new(
         settings: Value,
-        startup: Startup,
+        readiness: Readiness,
         liveness: Liveness,
         inventory: Arc<Inventory>,
         sources: Vec<watch::Receiver<SourceState>>,
@@ -111,7 +78,7 @@ impl AgentState {
         let gauges =
             Gauges { running: running.clone(), inventory: Arc::clone(&inventory), sources: sources.clone() };
         registry.register_collector(Box::new(gauges));
-        Self { settings, startup, liveness, inventory, sources, registry, running, since: Instant::now() }
+        Self { settings, readiness, liveness, inventory, sources, registry, running, since: Instant::now() }
     }
 }
 
@@ -122,10 +89,7 @@ impl AdminState for AgentState {
     }
 
     fn waiting_for(&self) -> Vec<String> {
-        let sources = self.sources.iter().map(|source| source.borrow());
-        let waiting =
-            sources.filter(|source| !source.ready).map(|source| format!("source {}", source.source));
-        self.startup.unfinished().into_iter().chain(waiting).collect()
+        self.readiness.waiting_for()
     }
 
     fn metrics(&self) -> String {

@@ -14,7 +14,8 @@ use tracing::warn;
 use super::TASK_END;
 use super::source_tasks::{SourceHandles, SourceTasks};
 use crate::admin::AdminSocket;
-use crate::admin::state::{AgentState, Liveness, Running, Startup, StartupStep};
+use crate::admin::readiness::{Readiness, Startup, StartupStep};
+use crate::admin::state::{AgentState, Liveness, Running};
 use crate::config::Config;
 use crate::datapath::heartbeat::LastBeat;
 use crate::inventory::Inventory;
@@ -34,6 +35,7 @@ pub(super) struct Control {
     pub(super) stop: CancellationToken,
     /// Readiness waits for this step until guests are served.
     pub(super) guest_interfaces: Option<StartupStep>,
+    pub(super) readiness: Readiness,
     pub(super) last_beat: LastBeat,
     /// Published for the admin socket while guests are served.
     pub(super) running: watch::Sender<Option<Running>>,
@@ -65,10 +67,11 @@ impl Control {
         let mut registry = Registry::default();
         let metrics = Arc::new(Metrics::register(&mut registry));
         let last_beat = LastBeat::default();
+        let readiness = Readiness::new(startup, sources.states.clone());
         let (running, running_now) = watch::channel(None);
         let state = AgentState::new(
             json!(config.settings()),
-            startup,
+            readiness.clone(),
             Liveness { last_beat: last_beat.clone(), stale_after: config.heartbeat_stale_after },
             Arc::clone(&inventory),
             sources.states.clone(),
@@ -78,7 +81,7 @@ impl Control {
         let serving = admin_socket.serve(Arc::new(state), stop.clone());
         let admin = tasks.spawn(critical.task("the admin socket", serving));
 
-        let control = Self { critical, tasks, stop, guest_interfaces, last_beat, running, admin };
+        let control = Self { critical, tasks, stop, guest_interfaces, readiness, last_beat, running, admin };
         (control, Inputs { inventory, presence, sources, metrics, namespaces })
     }
 

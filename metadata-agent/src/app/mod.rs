@@ -31,7 +31,7 @@ use crate::teardown;
 use control::Control;
 use guest_service::GuestService;
 use haproxy_socket::HaproxySocket;
-use systemd::{feed_watchdog, notify};
+use systemd::{announce_ready, feed_watchdog, notify};
 
 /// Time for tasks to end after they are cancelled.
 const TASK_END: Duration = Duration::from_secs(5);
@@ -90,15 +90,19 @@ async fn serve(
 ) -> Result<()> {
     drop(control.guest_interfaces.take());
     info!(host = config.host_name(), portal = config.portal_namespace, "serving");
-    notify(&[sd_notify::NotifyState::Ready]);
 
-    let last_beat = control.last_beat.clone();
+    let (last_beat, stale_after) = (control.last_beat.clone(), config.heartbeat_stale_after);
+    let readiness = control.readiness.clone();
+    let notifying = async {
+        announce_ready(&readiness, &last_beat, stale_after).await;
+        feed_watchdog(&last_beat, stale_after).await
+    };
     let outcome = tokio::select! {
         () = signals.received() => Ok(()),
         name = control.critical.first_end() => {
             Err(anyhow!("{name} ended by itself; the agent cannot serve guests without it"))
         }
-        never = feed_watchdog(&last_beat, config.heartbeat_stale_after) => match never {},
+        never = notifying => match never {},
     };
 
     info!("stopping");

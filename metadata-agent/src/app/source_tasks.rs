@@ -71,7 +71,7 @@ impl<'a> SourceTasks<'a> {
     }
 
     fn libvirt(&mut self, config: &Config) {
-        let Some(directory) = config.libvirt_dir.clone() else { return };
+        let Some(directory) = config.libvirt() else { return };
         let reporter = self.reporter(SourceKind::Libvirt);
         let source = sources::libvirt::run(directory, self.events.clone(), reporter, self.stop.clone());
         self.tasks.spawn(self.critical.task("the source libvirt", source));

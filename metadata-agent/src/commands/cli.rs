@@ -100,7 +100,7 @@ const SHOW_EXIT: &str = "Exit codes: 0 the configuration is usable, 1 it cannot 
 const RUN_EXIT: &str = "Exit codes: 0 stopped by a signal, 1 failed, 64 wrong command line or configuration.";
 const CHECK_EXIT: &str =
     "Exit codes: 0 nothing is missing, 1 something is, 64 wrong command line or configuration.";
-const STATUS_EXIT: &str = "Exit codes: 0 the agent answers (--live: and is live; --ready: and serves guests), 1 it does not, \
+const STATUS_EXIT: &str = "Exit codes: 0 the agent answers (--live: and is live; --ready: and is ready), 1 it does not, \
                            64 wrong command line or configuration.";
 const DETACH_EXIT: &str =
     "Exit codes: 0 nothing is left, 1 something is, 64 wrong command line or configuration.";
@@ -143,8 +143,8 @@ pub(crate) struct StatusArgs {
     /// Exit with 0 if the agent is live.
     #[arg(long, conflicts_with_all = ["ready", "json"])]
     pub live: bool,
-    /// Exit with 0 if the agent serves guests; otherwise print the start-up steps it still waits
-    /// for.
+    /// Exit with 0 if the start is complete; otherwise print the steps and sources that it still
+    /// waits for.
     #[arg(long, conflicts_with = "json")]
     pub ready: bool,
 }

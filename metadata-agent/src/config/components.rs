@@ -3,10 +3,11 @@
 use std::num::NonZero;
 use std::time::Duration;
 
+use oslo_config::Origin;
 use ovsdb_client::TlsFiles;
 use tokio_util::task::TaskTracker;
 
-use super::options::Config;
+use super::options::{Config, spec};
 use super::value::{IpVersion, NovaEndpoint, UpstreamKind};
 use crate::attach::GuestRules;
 use crate::datapath::Limits;
@@ -15,7 +16,7 @@ use crate::proxy::{
     ClientCertificate, Endpoint, EndpointError, NetworkHeader, ProxyConfig, RateLimit, RateWindow, Signer,
     TlsConfig, UpstreamAuth, UpstreamConfig,
 };
-use crate::sources::{neutron, ovn, ovsdb};
+use crate::sources::{libvirt, neutron, ovn, ovsdb};
 
 impl Config {
     pub(crate) fn datapath_limits(&self) -> Limits {
@@ -124,6 +125,13 @@ impl Config {
     pub(crate) fn client_certificate(&self) -> Option<ClientCertificate> {
         let (certificate, key) = (self.nova_client_cert.clone()?, self.nova_client_priv_key.clone()?);
         Some(ClientCertificate { certificate, key })
+    }
+
+    /// Returns the directory of libvirt's domains, if it is to be read.
+    pub(crate) fn libvirt(&self) -> Option<libvirt::DomainDirectory> {
+        let origin = self.origin(spec::libvirt_dir.key);
+        let is_configured = origin.is_some_and(|origin| *origin != Origin::Default);
+        Some(libvirt::DomainDirectory { path: self.libvirt_dir.clone()?, is_configured })
     }
 
     pub(crate) fn open_vswitch(&self) -> ovsdb::OvsdbAccess {

@@ -253,7 +253,8 @@ options! {
     /// File that lists ports, for clouds and tests without another source.
     Flag OWN static_inventory: Option<PathBuf> = "", Unset { or: AnyPath, meaning: "none" };
     /// Directory in which libvirt keeps the state of running domains. It is a source of ports,
-    /// instances and projects.
+    /// instances and projects. If the default directory does not exist, there is no such source
+    /// until it appears.
     Flag OWN libvirt_dir: Option<PathBuf> = "/run/libvirt/qemu", Unset { or: AbsolutePath, meaning: "no libvirt" };
     /// URL of Keystone, such as https://controller:5000/v3. Keystone's catalog names Neutron's API,
     /// which the agent queries about ports that no local source knows. Without this URL the agent

@@ -315,7 +315,11 @@ fn systemd_is_notified_of_start_watchdog_and_stop() {
     command.env("NOTIFY_SOCKET", &place).env("WATCHDOG_USEC", "100000");
     let mut service = Service(command.stderr(Stdio::null()).spawn().unwrap());
 
-    assert_eq!(hear().trim_end(), "READY=1");
+    wait::until("systemd is notified of the start", PATIENCE, || {
+        let message = hear();
+        assert!(message.starts_with("STATUS=") || message.trim_end() == "READY=1", "{message}");
+        (message.trim_end() == "READY=1").then_some(())
+    });
     assert!(netns::names().iter().any(|name| name == agent.portal()), "ready means that guests are served");
     for _ in 0..5 {
         assert_eq!(hear().trim_end(), "WATCHDOG=1");

@@ -63,7 +63,7 @@ fn each_source_has_its_own_line() {
     assert_says(&agent, "sources", true, &["by libvirt"]);
 
     domain_dir_is(&agent, false);
-    assert_says(&agent, "libvirt", true, &["is not there", "libvirt_dir"]);
+    assert_says(&agent, "libvirt", false, &["No such file or directory", "(libvirt_dir)"]);
     assert_says(&agent, "sources", false, &["no guest can be identified"]);
     fs::write(agent.libvirt_dir(), "").expect("write a file in its place");
     assert_says(&agent, "libvirt", false, &["Not a directory", "(libvirt_dir)"]);

@@ -40,6 +40,7 @@ mod life_drain;
 mod life_hang;
 mod life_interfaces;
 mod life_process;
+mod life_ready;
 mod life_restart;
 mod life_signals;
 mod life_stop;

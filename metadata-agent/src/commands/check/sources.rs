@@ -7,6 +7,7 @@ use tokio_util::task::TaskTracker;
 
 use super::{Finding, finding};
 use crate::config::{Config, UpstreamKind};
+use crate::sources::libvirt::DomainDirectory;
 use crate::sources::neutron::NeutronProbe;
 use crate::sources::{libvirt, neutron, ovn, ovsdb, static_file};
 
@@ -78,16 +79,16 @@ fn static_file(config: &Config) -> Source {
 }
 
 fn libvirt(config: &Config) -> Source {
-    let state = match &config.libvirt_dir {
+    let state = match config.libvirt() {
         None => Availability::Absent("none is configured (libvirt_dir)".to_owned()),
-        Some(directory) => libvirt_in(directory),
+        Some(directory) => libvirt_in(&directory),
     };
     Source { subject: "libvirt", state, suffices: true }
 }
 
-fn libvirt_in(directory: &std::path::Path) -> Availability {
-    let place = directory.display();
-    match libvirt::probe(directory) {
+fn libvirt_in(directory: &DomainDirectory) -> Availability {
+    let place = directory.path.display();
+    match libvirt::probe(&directory.path) {
         Ok(summary) => {
             let libvirt::DomainSummary { domains, ports, others, errors } = summary;
             let others = (others > 0).then(|| format!(", and {others} other domains"));
@@ -95,9 +96,11 @@ fn libvirt_in(directory: &std::path::Path) -> Availability {
             let more: String = others.into_iter().chain(errors).collect();
             Availability::Works(format!("{place} has {domains} Nova domains with {ports} ports{more}"))
         }
-        Err(error) if error.kind() == ErrorKind::NotFound => Availability::Absent(format!(
-            "{place} is not there; if libvirt runs domains here, set libvirt_dir to where it keeps their state"
-        )),
+        Err(error) if error.kind() == ErrorKind::NotFound && !directory.is_configured => {
+            Availability::Absent(format!(
+                "{place} is not there; if libvirt runs domains here, set libvirt_dir to where it keeps their state"
+            ))
+        }
         Err(error) if error.kind() == ErrorKind::PermissionDenied => {
             Availability::Broken(format!("{place}: {error}; let the agent's user read it"))
         }

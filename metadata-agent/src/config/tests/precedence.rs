@@ -17,6 +17,7 @@ fn without_settings_the_defaults_apply() {
     assert_eq!(config.client_certificate(), None);
     assert_eq!((config.metadata_workers, config.metadata_backlog, config.debug), (None, 4096, false));
     assert_eq!(config.libvirt_dir.as_deref(), Some(Path::new("/run/libvirt/qemu")));
+    assert!(!config.libvirt().unwrap().is_configured, "a host without libvirt is not an error");
     assert_eq!(config.static_inventory, None);
     assert!(config.guest_interfaces.iter().any(|pattern| pattern.matches("tap3f2a9d10-77")));
     assert_eq!(config.guest_link_kinds, [LinkKind::Tun]);
@@ -144,6 +145,7 @@ fn references_are_replaced_only_in_files() {
     let config = host.load().unwrap();
     assert_eq!(config.static_inventory.as_deref(), Some(Path::new("/srv/p$x-8775.json")));
     assert_eq!(config.libvirt_dir.as_deref(), Some(Path::new("/var/lib/neutron")));
+    assert!(config.libvirt().unwrap().is_configured);
     assert_eq!(config.metadata_proxy_shared_secret.expose_secret(), "a$b");
     assert_eq!(config.bpffs_dir, Path::new("/sys/fs/bpf/$x"));
     let config = host.env("METADATA_AGENT_METADATA_PROXY_SHARED_SECRET", "c$d").load().unwrap();

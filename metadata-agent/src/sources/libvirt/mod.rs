@@ -40,6 +40,14 @@ pub(crate) use domain::{DomainError, parse_domain};
 /// Largest accepted domain XML.
 pub(crate) const MAX_DOMAIN_BYTES: u64 = 4 * 1024 * 1024;
 
+/// The directory of running domains.
+#[derive(Clone, Debug)]
+pub(crate) struct DomainDirectory {
+    pub path: PathBuf,
+    /// False for the default. A host without libvirt does not have it, or not yet.
+    pub is_configured: bool,
+}
+
 /// Unreadable or invalid domain file.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum DomainFileError {
@@ -69,7 +77,7 @@ enum FileState {
 
 /// Sends the ports of the domains in `directory` until cancelled or until the receiver is dropped.
 pub(crate) async fn run(
-    directory: PathBuf,
+    directory: DomainDirectory,
     events: mpsc::Sender<Event>,
     reporter: Reporter,
     cancel: CancellationToken,
@@ -113,7 +121,9 @@ pub(crate) fn probe(directory: &Path) -> Result<DomainSummary, io::Error> {
     Ok(summary)
 }
 
-async fn follow(directory: PathBuf, events: mpsc::Sender<Event>, reporter: Reporter) -> Option<()> {
+async fn follow(directory: DomainDirectory, events: mpsc::Sender<Event>, reporter: Reporter) -> Option<()> {
+    let DomainDirectory { path: directory, is_configured } = directory;
+    let mut was_listed = false;
     let mut watch = DirectoryWatch::new(directory.clone());
     let mut files: BTreeMap<OsString, FileState> = BTreeMap::new();
     let mut ready = false;
@@ -141,7 +151,11 @@ async fn follow(directory: PathBuf, events: mpsc::Sender<Event>, reporter: Repor
             let ports = ports.into_iter().map(PortRecord::from).collect();
             events.send(Event { source: SourceKind::Libvirt, key, ports }).await.ok()?;
         }
-        ready |= listed.is_ok();
+        was_listed |= listed.is_ok();
+        let is_missing = listed.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::NotFound);
+        // The host has no libvirt. If the directory appears, it is read.
+        let is_absent = is_missing && !is_configured && !was_listed;
+        ready |= listed.is_ok() || is_absent;
 
         // Report the state of all files.
         let mut faults: BTreeMap<String, String> = BTreeMap::new();
@@ -149,7 +163,9 @@ async fn follow(directory: PathBuf, events: mpsc::Sender<Event>, reporter: Repor
         if let Some(error) = watch.error() {
             faults.insert(place.clone(), error.to_string());
         }
-        if let Err(error) = listed {
+        if let Err(error) = listed
+            && !is_absent
+        {
             faults.insert(place, format!("cannot list directory: {error}"));
         }
         let (mut ports, mut ignored) = (0, 0);

@@ -54,6 +54,26 @@ async fn domains_start_change_and_end() {
 }
 
 #[tokio::test]
+async fn a_default_directory_may_be_missing_and_appear_later() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("libvirt/qemu");
+    let directory = DomainDirectory { path: path.clone(), is_configured: false };
+    let mut source = LibvirtHarness::start_with(directory);
+    let state = source.state(|state| state.ready).await;
+    assert_eq!((state.ports, state.fault()), (0, None));
+
+    fs::create_dir_all(&path).unwrap();
+    source.rename_into("instance-0000002a.xml", OVS);
+    source.instance(TAP, Some("7d3c6e2e-5e0b-4f0e-8a44-0d4e6c7b1f10")).await;
+    // Once it was there, it is missed.
+    fs::remove_dir_all(&path).unwrap();
+    source.instance(TAP, None).await;
+    let state = source.state(|state| !state.faults.is_empty()).await;
+    assert!(state.ready, "{state:?}");
+    source.stop().await;
+}
+
+#[tokio::test]
 async fn an_invalid_file_is_withdrawn() {
     let folder = tempfile::tempdir().unwrap();
     let mut source = LibvirtHarness::start(folder.path().into());
@@ -109,6 +129,10 @@ struct LibvirtHarness {
 
 impl LibvirtHarness {
     fn start(directory: PathBuf) -> Self {
+        Self::start_with(DomainDirectory { path: directory, is_configured: true })
+    }
+
+    fn start_with(directory: DomainDirectory) -> Self {
         let (inventory, publisher) = Inventory::new();
         let (sender, events) = mpsc::channel(4);
         let (reporter, state) = Reporter::new(SourceKind::Libvirt);
@@ -118,7 +142,7 @@ impl LibvirtHarness {
             tokio::spawn(run(directory.clone(), sender, reporter, cancel.clone())),
         ];
         let version = inventory.subscribe();
-        Self { directory, inventory, version, state, cancel, tasks }
+        Self { directory: directory.path, inventory, version, state, cancel, tasks }
     }
 
     /// Writes a file as libvirt does.

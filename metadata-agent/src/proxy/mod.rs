@@ -42,7 +42,7 @@ pub use upstream::{
 };
 
 use client::ClientResolver;
-use downstream::{Admission, GROUP_RESERVED, GuestRates, RESERVED};
+use downstream::{AWAITED_HEADS, Admission, GROUP_RESERVED, GuestRates, RESERVED};
 use log_throttle::LogThrottle;
 use metrics::Metrics;
 use upstream::RECEIVED_MEMORY;
@@ -113,7 +113,8 @@ impl ProxyConfig {
     #[must_use]
     pub fn most_connections(&self, ports: usize, groups: usize) -> usize {
         let reserved = RESERVED.min(self.connections_per_guest) as usize;
-        self.connections as usize + ports * reserved + groups * GROUP_RESERVED as usize
+        let behind_haproxies = AWAITED_HEADS as usize + groups * GROUP_RESERVED as usize;
+        self.connections as usize + ports * reserved + behind_haproxies
     }
 
     /// Returns the most memory that one connection uses, in the agent and in the kernel's buffers

@@ -31,7 +31,7 @@ const PIPELINED: usize = 400;
 const SIP: usize = 1024;
 const SIP_EACH: Duration = Duration::from_millis(100);
 const POST: &str =
-    "POST /openstack/latest/password HTTP/1.1\r\nHost: 169.254.169.254\r\nContent-Length: 1000\r\n\r\nx";
+    "POST /openstack/latest/password HTTP/1.1\r\nHost: 169.254.169.254\r\nContent-Length: 1000\r\n";
 const POST_EACH: Duration = Duration::from_millis(500);
 
 /// The use that an attacker makes of a connection.
@@ -45,8 +45,8 @@ pub(super) enum Behaviour {
     Unread { path: String, answer: usize },
     /// The same, but reads on slowly.
     Trickled { path: String, answer: usize },
-    /// Sends a request body byte by byte.
-    SlowPost,
+    /// Sends a request with these further header lines, and its body byte by byte.
+    SlowPost(&'static str),
 }
 
 /// Connections of one attacker. Those that the server closes are opened again.
@@ -113,7 +113,7 @@ impl Connections {
                 Behaviour::Busy(expected) => self.be_busy(Arc::clone(expected), place).await,
                 Behaviour::Unread { path, answer } => self.stop_reading(path, *answer, place).await,
                 Behaviour::Trickled { path, answer } => self.read_slowly(path, *answer, place).await,
-                Behaviour::SlowPost => self.post_slowly(place).await,
+                Behaviour::SlowPost(lines) => self.post_slowly(lines, place).await,
             };
             sleep(PAUSE).await;
         }
@@ -173,16 +173,18 @@ impl Connections {
         Ok(stream)
     }
 
-    async fn post_slowly(&self, place: &Place) -> io::Result<Infallible> {
+    async fn post_slowly(&self, lines: &str, place: &Place) -> io::Result<Infallible> {
         let mut stream = TcpStream::connect(self.target).await?;
-        stream.write_all(POST.as_bytes()).await?;
+        stream.write_all(format!("{POST}{lines}\r\nx").as_bytes()).await?;
         place.take();
         let mut response = [0; 1024];
         loop {
             tokio::select! {
+                // A response is no reason to stop.
                 read = stream.read(&mut response) => {
-                    read?;
-                    return Err(io::ErrorKind::ConnectionAborted.into());
+                    if read? == 0 {
+                        return Err(io::ErrorKind::ConnectionAborted.into());
+                    }
                 }
                 () = sleep(POST_EACH) => stream.write_all(b"x").await?,
             }

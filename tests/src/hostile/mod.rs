@@ -60,6 +60,8 @@ pub enum Attack {
     FourBusy20ms,
     /// 100 slow POSTs through one haproxy to an agent with 64 shared connections
     SlowPosts,
+    /// 300 slow POSTs through one haproxy that the agent refuses, because they name another network
+    RefusedPosts,
     /// 8 busy connections over the request rate limit
     RequestRate,
 }
@@ -91,7 +93,7 @@ impl Attack {
             Self::Busy | Self::Busy20ms | Self::Busy200ms | Self::FourBusy | Self::FourBusy20ms => {
                 &[SameInterface, Tap]
             }
-            Self::SlowPosts => &[SameNetwork, OtherNetwork, Tap],
+            Self::SlowPosts | Self::RefusedPosts => &[SameNetwork, OtherNetwork, Tap],
             Self::RequestRate => &[SameInterface, OtherNetwork],
         }
     }
@@ -108,7 +110,7 @@ impl Attack {
 
     /// Returns true if the attackers are behind a haproxy.
     const fn is_through_haproxy(self) -> bool {
-        matches!(self, Self::SlowPosts)
+        matches!(self, Self::SlowPosts | Self::RefusedPosts)
     }
 
     /// Returns the behaviour of Nova, and of the server in its place.
@@ -159,6 +161,7 @@ impl Attack {
             | Self::FourBusy
             | Self::FourBusy20ms
             | Self::SlowPosts
+            | Self::RefusedPosts
             | Self::RequestRate => 64,
         }
     }
@@ -174,11 +177,12 @@ pub fn assert_bystander_served(attack: Attack, position: Position) {
     assert_eq!(
         served,
         REQUESTS,
-        "{}, bystander on {}: {:?}, first {:?}",
+        "{}, bystander on {}: {:?}, first {:?}; {}",
         name(&attack),
         name(&position),
         tally.failures,
-        tally.first_failure
+        tally.first_failure,
+        scene.rejections()
     );
 }
 

@@ -204,6 +204,16 @@ impl Scene {
         }
     }
 
+    /// Returns the agent's counts of connections and requests that it did not serve.
+    pub(super) fn rejections(&self) -> String {
+        let metrics = self.process.metrics();
+        let counted = metrics.lines().filter(|line| {
+            let kind = ["metadata_rejected", "metadata_upstream_errors", "metadata_requests_total"];
+            kind.iter().any(|name| line.starts_with(name)) && !line.ends_with(" 0")
+        });
+        counted.collect::<Vec<_>>().join(", ")
+    }
+
     /// Returns the metadata address that a guest uses. Without Neutron, a guest behind a haproxy is
     /// known by its link-local address alone.
     fn metadata(&self, guest: &Guest) -> SocketAddr {
@@ -226,11 +236,11 @@ impl Scene {
                 count: ALL,
                 behaviour: Behaviour::Idle,
             }),
-            Attack::SlowPosts => self.connect(100, |_| Connections {
-                target: if target.is_ours { target.v6 } else { target.v4 },
-                count: 100,
-                behaviour: Behaviour::SlowPost,
-            }),
+            Attack::SlowPosts => self.post_slowly(target, 100, ""),
+            Attack::RefusedPosts => {
+                const OTHER: &str = "X-OVN-Network-ID: 00000000-0000-4000-8000-000000000000\r\n";
+                self.post_slowly(target, 300, OTHER)
+            }
             Attack::Unread64k | Attack::Unread1m => self.connect(ALL, |_| Connections {
                 target: target.v4,
                 count: ALL,
@@ -300,6 +310,11 @@ impl Scene {
                 self.flood((0..all).map(syn).collect(), all, 220, all)
             }
         }
+    }
+
+    fn post_slowly(&self, target: &Target, count: usize, lines: &'static str) -> Running {
+        let address = if target.is_ours { target.v6 } else { target.v4 };
+        self.connect(count, |_| Connections { target: address, count, behaviour: Behaviour::SlowPost(lines) })
     }
 
     fn busy(&self, guest: &Guest, target: &Target, count: usize) -> Connections {

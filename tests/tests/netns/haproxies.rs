@@ -2,6 +2,7 @@
 //! agent.
 
 use std::fs::{self, Permissions};
+use std::io::Read as _;
 use std::os::unix::fs::{FileTypeExt as _, PermissionsExt as _};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
@@ -258,6 +259,29 @@ fn slow_posts_behind_one_haproxy_leave_the_others_room() {
         assert_eq!(blue.get_v6(HOSTNAME).text(), blue.hostname());
     }
     drop(held);
+}
+
+/// More silent connections than may wait for a head, as if haproxies had stopped.
+#[test]
+fn haproxies_without_a_request_leave_the_others_room() {
+    let shared = Shared::new();
+    let tenants = shared.tenants(|installer, _| {
+        installer.set("metadata_agent", "keep_alive_timeout", "600").set(
+            "metadata_agent",
+            "request_head_timeout",
+            "600",
+        )
+    });
+    let ServedTenants { red, .. } = &tenants;
+    let _haproxy = Haproxy::start(&red.network, Driver::Dhcp, &shared.socket());
+    let silent = [(); 100].map(|()| UnixStream::connect(shared.socket()).expect("a connection"));
+    assert_eq!(red.get_v6(HOSTNAME).text(), red.hostname());
+    for mut stream in silent {
+        stream.set_read_timeout(Some(PATIENCE)).expect("be patient");
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).expect("an answer");
+        assert!(answer.starts_with("HTTP/1.1 408 "), "{answer}");
+    }
 }
 
 #[test]

@@ -16,13 +16,20 @@
 //!   group may hold no more than is left. Of that, no more than [`GROUP_SHARE`] goes to guests that
 //!   have had their first connections, so a guest that holds nothing yet finds room.
 //!
-//! A haproxy connection counts for no guest until its first request is read. Each request then
-//! counts for its client.
+//! A haproxy connection counts for no guest until the head of its first request is read. Each
+//! request then counts for its client. Until then it has one of [`AWAITED_HEADS`] places, which all
+//! haproxies share. If all are taken, connections wait in the kernel's accept queue, because a
+//! haproxy answers 502 for a connection that is closed. No guest can keep such a place: haproxy
+//! reads the whole head before it connects, and sends it at once. So a place is free as soon as
+//! this agent has read the head, and a haproxy cannot have more places without a head than it has
+//! threads (Neutron configures two).
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::hash::Hash;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::proxy::client::{GuestGroup, GuestKey, LimitedGuest};
 
@@ -32,6 +39,13 @@ pub(crate) const RESERVED: u32 = 4;
 
 /// First connections of the guests of a group that do not count towards the total.
 pub(crate) const GROUP_RESERVED: u32 = 32;
+
+/// Connections of all haproxies together whose first head has not been read.
+pub(crate) const AWAITED_HEADS: u32 = 64;
+
+/// Connections of all haproxies together that count for no guest, because they were refused, and
+/// stay open until the rest of their request is read. Further ones are closed at once.
+const LINGERING: u32 = 64;
 
 /// Part of the total that the guests of one group may use beyond their first connections.
 const GROUP_SHARE: u32 = 4;
@@ -45,8 +59,6 @@ pub(crate) enum AdmissionError {
     Group(GuestKey),
     #[error("{0} has reached its share of the total connection limit")]
     Total(GuestKey),
-    #[error("too many haproxy connections have not sent a request yet")]
-    Unidentified,
 }
 
 impl AdmissionError {
@@ -54,7 +66,7 @@ impl AdmissionError {
         match self {
             Self::Guest(_) => "guest_connections",
             Self::Group(_) => "group_connections",
-            Self::Total(_) | Self::Unidentified => "total_connections",
+            Self::Total(_) => "total_connections",
         }
     }
 }
@@ -64,6 +76,7 @@ impl AdmissionError {
 pub(crate) struct Admission {
     per_guest: u32,
     total: u32,
+    heads: Arc<Semaphore>,
     open: Mutex<Open>,
 }
 
@@ -71,8 +84,8 @@ pub(crate) struct Admission {
 struct Open {
     /// Connections that count towards the total.
     shared: u32,
-    /// Haproxy connections that have not sent a request yet.
-    unidentified: u32,
+    /// Refused connections of haproxies that are not closed yet.
+    lingering: u32,
     guests: HashMap<GuestKey, GuestConnections>,
     groups: HashMap<GuestGroup, GroupConnections>,
 }
@@ -96,10 +109,10 @@ struct GroupConnections {
 /// The way in which a connection is counted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Place {
-    Unidentified,
-    /// Not at all: its first request was refused, and it closes within a moment. Otherwise the
-    /// refused connections of one network would keep new ones of the others out.
-    Refused,
+    /// For no guest: its first head is awaited, or its first request was refused.
+    Uncounted,
+    /// For no guest, while it is closing.
+    Lingering,
     Guest {
         guest: LimitedGuest,
         /// Among the first of its guest.
@@ -111,7 +124,8 @@ enum Place {
 
 impl Admission {
     pub(crate) fn new(per_guest: u32, total: u32) -> Arc<Self> {
-        Arc::new(Self { per_guest, total, open: Mutex::default() })
+        let heads = Arc::new(Semaphore::new(AWAITED_HEADS as usize));
+        Arc::new(Self { per_guest, total, heads, open: Mutex::default() })
     }
 
     /// Admits a connection of a guest until the ticket is dropped.
@@ -119,17 +133,15 @@ impl Admission {
         let mut open = self.lock();
         let place = self.place(&open, guest)?;
         open.take(place);
-        Ok(Ticket { admission: Arc::clone(self), place })
+        Ok(Ticket { admission: Arc::clone(self), place, awaits_head: None })
     }
 
-    /// Admits a connection of a haproxy.
-    pub(super) fn admit_haproxy(self: &Arc<Self>) -> Result<Ticket, AdmissionError> {
-        let mut open = self.lock();
-        if open.unidentified >= self.total {
-            return Err(AdmissionError::Unidentified);
-        }
-        open.take(Place::Unidentified);
-        Ok(Ticket { admission: Arc::clone(self), place: Place::Unidentified })
+    /// Waits until a connection of a haproxy may be accepted.
+    pub(super) async fn admit_haproxy(self: &Arc<Self>) -> Ticket {
+        let Ok(permit) = Arc::clone(&self.heads).acquire_owned().await else {
+            unreachable!("the semaphore is never closed")
+        };
+        Ticket { admission: Arc::clone(self), place: Place::Uncounted, awaits_head: Some(permit) }
     }
 
     /// Finds a place for one more connection of this guest.
@@ -171,8 +183,8 @@ impl Open {
     fn take(&mut self, place: Place) {
         let (LimitedGuest { key, group }, is_first, is_shared) = match place {
             Place::Guest { guest, is_first, is_shared } => (guest, is_first, is_shared),
-            Place::Unidentified => return self.unidentified += 1,
-            Place::Refused => return,
+            Place::Uncounted => return,
+            Place::Lingering => return self.lingering += 1,
         };
         self.shared += u32::from(is_shared);
         let own = self.guests.entry(key).or_default();
@@ -187,8 +199,8 @@ impl Open {
     fn release(&mut self, place: Place) {
         let (LimitedGuest { key, group }, is_first, is_shared) = match place {
             Place::Guest { guest, is_first, is_shared } => (guest, is_first, is_shared),
-            Place::Unidentified => return self.unidentified -= 1,
-            Place::Refused => return,
+            Place::Uncounted => return,
+            Place::Lingering => return self.lingering -= 1,
         };
         self.shared -= u32::from(is_shared);
         update_or_remove(&mut self.guests, key, |own| {
@@ -222,25 +234,44 @@ fn update_or_remove<K: Eq + Hash, V: Default + PartialEq>(
 pub(crate) struct Ticket {
     admission: Arc<Admission>,
     place: Place,
+    /// Held until the first head of a haproxy connection is read.
+    awaits_head: Option<OwnedSemaphorePermit>,
 }
 
 impl Ticket {
+    /// Returns whether the first head of a haproxy connection has not been read.
+    pub(crate) const fn awaits_head(&self) -> bool {
+        self.awaits_head.is_some()
+    }
+
     /// Counts the connection for this guest from now on, or for the former one if that would exceed
     /// a limit.
     pub(crate) fn count_for(&mut self, guest: LimitedGuest) -> Result<(), AdmissionError> {
+        self.awaits_head = None;
         if matches!(self.place, Place::Guest { guest: counted, .. } if counted == guest) {
             return Ok(());
         }
         let mut open = self.admission.lock();
         open.release(self.place);
         let place = self.admission.place(&open, guest);
-        self.place = match (place, self.place) {
-            (Ok(place), _) => place,
-            (Err(_), Place::Unidentified) => Place::Refused,
-            (Err(_), former) => former,
-        };
+        self.place = place.unwrap_or(self.place);
         open.take(self.place);
         place.map(|_| ())
+    }
+
+    /// Marks that no more requests follow, and returns whether the connection may stay open until
+    /// the peer closes it. A connection that counts for a guest may.
+    pub(crate) fn may_linger(&mut self) -> bool {
+        self.awaits_head = None;
+        if self.place == Place::Uncounted {
+            let mut open = self.admission.lock();
+            if open.lingering >= LINGERING {
+                return false;
+            }
+            self.place = Place::Lingering;
+            open.take(self.place);
+        }
+        true
     }
 }
 
@@ -252,6 +283,9 @@ impl Drop for Ticket {
 
 #[cfg(test)]
 mod tests {
+    use std::pin::pin;
+    use std::task::{Context, Poll, Waker};
+
     use super::*;
     use crate::proxy::ProxyConfig;
     use crate::proxy::client::samples::{attachment, guest, neighbour};
@@ -275,10 +309,27 @@ mod tests {
         }
     }
 
+    /// Returns a ticket for a haproxy connection, unless it would have to wait.
+    fn connect(admission: &Arc<Admission>) -> Option<Ticket> {
+        let admitted = pin!(admission.admit_haproxy());
+        match admitted.poll(&mut Context::from_waker(Waker::noop())) {
+            Poll::Ready(ticket) => Some(ticket),
+            Poll::Pending => None,
+        }
+    }
+
+    fn behind_haproxy(network: u32, host: u8) -> LimitedGuest {
+        let network = format!("11111111-1111-4111-8111-{network:012x}").parse().unwrap();
+        let scope = crate::ids::NetworkOrRouter::Network(network);
+        let key = GuestKey::Forwarded(scope, [10, 0, 0, host].into());
+        LimitedGuest { key, group: Some(GuestGroup::Haproxies(scope)) }
+    }
+
     fn assert_empty(admission: &Admission) {
         let open = admission.lock();
         assert!(open.guests.is_empty() && open.groups.is_empty(), "{open:?}");
-        assert_eq!((open.shared, open.unidentified), (0, 0));
+        assert_eq!((open.shared, open.lingering), (0, 0));
+        assert_eq!(admission.heads.available_permits(), AWAITED_HEADS as usize);
     }
 
     #[test]
@@ -386,38 +437,53 @@ mod tests {
 
     #[test]
     fn networks_behind_haproxies_do_not_take_each_others_places() {
-        let client = |network: u32, host: u8| {
-            let network = format!("11111111-1111-4111-8111-{network:012x}").parse().unwrap();
-            let scope = crate::ids::NetworkOrRouter::Network(network);
-            let key = GuestKey::Forwarded(scope, [10, 0, 0, host].into());
-            LimitedGuest { key, group: Some(GuestGroup::Haproxies(scope)) }
-        };
         let admission = Admission::new(1000, 64);
         let (mut held, mut refused) = (Vec::new(), Vec::new());
         let mut ask = |guest| {
-            let mut ticket = admission.admit_haproxy()?;
+            let mut ticket = connect(&admission).unwrap();
             let counted = ticket.count_for(guest);
             if counted.is_ok() { &mut held } else { &mut refused }.push(ticket);
             counted
         };
         // One network, then many together, take all that they can get.
-        while (1..=250).any(|host| ask(client(1, host)).is_ok()) {}
+        while (1..=250).any(|host| ask(behind_haproxy(1, host)).is_ok()) {}
         for network in 2..100 {
-            while (1..=250).any(|host| ask(client(network, host)).is_ok()) {}
+            while (1..=250).any(|host| ask(behind_haproxy(network, host)).is_ok()) {}
         }
         // Another network has its reserve.
-        let reserved = (1..=250).filter(|host| ask(client(100, *host)).is_ok()).count();
+        let reserved = (1..=250).filter(|host| ask(behind_haproxy(100, *host)).is_ok()).count();
         assert_eq!(reserved, GROUP_RESERVED as usize);
         drop((held, refused));
         assert_empty(&admission);
     }
 
     #[test]
-    fn haproxy_connections_without_a_request_are_limited() {
+    fn haproxy_connections_wait_until_a_head_was_read() {
         let admission = Admission::new(128, 2);
-        let held = [admission.admit_haproxy().unwrap(), admission.admit_haproxy().unwrap()];
-        assert_eq!(admission.admit_haproxy().unwrap_err(), AdmissionError::Unidentified);
-        assert_eq!(hoard(&admission, guest(1)).0.len(), RESERVED as usize + 1);
+        let mut held: Vec<_> = (0..AWAITED_HEADS).map(|_| connect(&admission).unwrap()).collect();
+        assert!(connect(&admission).is_none());
+        assert_eq!(hoard(&admission, guest(1)).0.len(), RESERVED as usize + 1, "guests are admitted");
+        // Neither a refused request nor one that names no guest keeps the place.
+        held[0].count_for(behind_haproxy(1, 1)).unwrap();
+        held[1].may_linger();
+        held.truncate(AWAITED_HEADS as usize - 1);
+        let more = [(); 3].map(|()| connect(&admission).unwrap());
+        assert!(connect(&admission).is_none());
+        drop((held, more));
+        assert_empty(&admission);
+    }
+
+    #[test]
+    fn refused_connections_of_haproxies_are_limited() {
+        let admission = Admission::new(0, 100);
+        let refused = || {
+            let mut ticket = connect(&admission).unwrap();
+            ticket.count_for(behind_haproxy(1, 1)).unwrap_err();
+            ticket
+        };
+        let mut held: Vec<_> = (0..=LINGERING).map(|_| refused()).collect();
+        let lingering = held.iter_mut().filter_map(|ticket| ticket.may_linger().then_some(())).count();
+        assert_eq!(lingering, LINGERING as usize);
         drop(held);
         assert_empty(&admission);
     }

@@ -22,7 +22,7 @@ use hyper::server::conn::http1::{Connection, Parts};
 use hyper::service::{Service, service_fn};
 use hyper::{Request, Response};
 use hyper_util::rt::TokioIo;
-use metadata_ebpf::identity::{AttachmentId, ClientAddress};
+use metadata_ebpf::identity::ClientAddress;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
@@ -42,6 +42,9 @@ const LINGER_BYTES: usize = 256 * 1024;
 /// Time to write a response that no request waits for, and for the peer to receive the last
 /// response after the signal to stop.
 const LINGER: Duration = Duration::from_secs(1);
+
+/// Time for the first head of a haproxy connection. haproxy connects once it has the whole head.
+const HAPROXY_HEAD_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Pauses between two looks at the end of a connection.
 const FIRST_PAUSE: Duration = Duration::from_millis(1);
@@ -127,7 +130,6 @@ impl Proxy {
         ticket: Ticket,
         cancel: CancellationToken,
     ) {
-        let attachment = source.attachment();
         let activity = Arc::new(ConnectionActivity::new());
         let handler = RequestHandler::new(Arc::clone(&self), source, Arc::clone(&activity), ticket);
         let handler = Arc::new(handler);
@@ -136,10 +138,10 @@ impl Proxy {
         let stream = TokioIo::new(ActivityStream::new(stream, Arc::clone(&activity)));
         let mut connection = self.http.serve_connection(stream, service);
 
-        let end = self.drive(Pin::new(&mut connection), &activity, &cancel).await;
+        let end = self.drive(Pin::new(&mut connection), &handler, &activity, &cancel).await;
         let Parts { io, read_buf, .. } = connection.into_parts();
         let stream = io.into_inner().stream;
-        self.finish(stream, end, &activity, &read_buf, attachment, &cancel).await;
+        self.finish(stream, end, &handler, &activity, &read_buf, &cancel).await;
         drop(handler);
     }
 
@@ -148,6 +150,7 @@ impl Proxy {
     async fn drive<T, S>(
         &self,
         mut connection: Pin<&mut Connection<TokioIo<ActivityStream<T>>, S>>,
+        handler: &RequestHandler,
         activity: &ConnectionActivity,
         cancel: &CancellationToken,
     ) -> ConnectionEnd
@@ -155,11 +158,7 @@ impl Proxy {
         T: ClientStream,
         S: Service<Request<Incoming>, Response = Response<ResponseBody>, Error = Infallible>,
     {
-        let timeouts = Timeouts {
-            idle: self.config.keep_alive_timeout,
-            head: self.config.request_head_timeout,
-            blocked: self.config.write_timeout,
-        };
+        let mut timeouts = self.timeouts(handler);
         // The alarm is never later than any deadline: a deadline that begins after the alarm was
         // set is at least a `pause` away. So most requests come and go without touching the alarm.
         let mut alarm = pin!(sleep_until(Instant::now() + timeouts.shortest()));
@@ -180,7 +179,11 @@ impl Proxy {
                     if drain_deadline.is_some_and(|deadline| now >= deadline) {
                         return ConnectionEnd::Drained;
                     }
+                    timeouts = self.timeouts(handler);
                     let next = match activity.deadline(&timeouts) {
+                        Some((at, _)) if now >= at && handler.awaits_haproxy_head() => {
+                            return ConnectionEnd::TimedOut(TimeoutKind::Head);
+                        }
                         Some((at, kind)) if now >= at => return ConnectionEnd::TimedOut(kind),
                         Some((at, _)) => at,
                         None => now + timeouts.shortest(),
@@ -192,17 +195,30 @@ impl Proxy {
         }
     }
 
+    fn timeouts(&self, handler: &RequestHandler) -> Timeouts {
+        let (idle, head) = (self.config.keep_alive_timeout, self.config.request_head_timeout);
+        let blocked = self.config.write_timeout;
+        if handler.awaits_haproxy_head() {
+            let limit = HAPROXY_HEAD_TIMEOUT;
+            Timeouts { idle: idle.min(limit), head: head.min(limit), blocked }
+        } else {
+            Timeouts { idle, head, blocked }
+        }
+    }
+
     /// Closes a connection as its end requires. `read_buf` holds bytes of a request that was not
     /// begun.
     async fn finish<T: ClientStream>(
         &self,
         mut stream: T,
         end: ConnectionEnd,
+        handler: &RequestHandler,
         activity: &ConnectionActivity,
         read_buf: &Bytes,
-        attachment: Option<AttachmentId>,
         cancel: &CancellationToken,
     ) {
+        let attachment = handler.attachment();
+        let may_linger = handler.may_linger();
         match end {
             ConnectionEnd::Served(Ok(())) if activity.is_request_unread() => {}
             ConnectionEnd::Served(Ok(())) if stream.is_drained() => return,
@@ -252,6 +268,9 @@ impl Proxy {
                 self.metrics.rejected_connection("drain_timeout");
                 return stream.reset();
             }
+        }
+        if !may_linger {
+            return;
         }
         // haproxy may keep a connection open until its client has sent the whole request.
         let patience = if attachment.is_some() { self.config.write_timeout } else { LINGER };

@@ -1,6 +1,6 @@
 //! Accepts and admits connections of guests and of haproxies, and never stops by itself.
 
-use std::future::poll_fn;
+use std::future::{poll_fn, ready};
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -31,9 +31,10 @@ pub async fn serve_guests(
     tracker: TaskTracker,
 ) {
     let acceptor = Acceptor::new(&proxy, cancel.clone());
+    let room = || ready(());
     let poll_accept = |cx: &mut Context<'_>| listener.poll_accept(cx);
     acceptor
-        .run(poll_accept, |(stream, peer)| {
+        .run(room, poll_accept, |(), (stream, peer)| {
             let Some(client) = client_address(peer) else {
                 proxy.metrics.rejected_connection("not_an_identity");
                 tracing::debug!(%peer, "connection rejected: peer is not an identity address");
@@ -62,10 +63,11 @@ pub async fn serve_haproxies(
     tracker: TaskTracker,
 ) {
     let acceptor = Acceptor::new(&proxy, cancel.clone());
+    let room = || proxy.admission.admit_haproxy();
     let poll_accept = |cx: &mut Context<'_>| listener.poll_accept(cx);
     let log = LogThrottle::new();
     acceptor
-        .run(poll_accept, |(stream, _)| {
+        .run(room, poll_accept, |ticket, (stream, _)| {
             if let Err(error) = users.check(&stream) {
                 proxy.metrics.rejected_connection("haproxy_user");
                 if log.allow() {
@@ -74,7 +76,7 @@ pub async fn serve_haproxies(
                 }
                 return;
             }
-            let Some((ticket, open)) = proxy.admitted(proxy.admission.admit_haproxy()) else { return };
+            let open = proxy.metrics.connection_opened();
             let served = Arc::clone(&proxy).serve(stream, ClientSource::Haproxy, ticket, cancel.clone());
             tracker.spawn(async move {
                 served.await;
@@ -118,15 +120,22 @@ impl Acceptor {
         Self { proxy: Arc::clone(proxy), cancel, log: LogThrottle::new() }
     }
 
-    async fn run<S>(&self, poll_accept: impl Fn(&mut Context<'_>) -> Poll<io::Result<S>>, serve: impl Fn(S)) {
+    /// Accepts a connection whenever `room` has found room for one.
+    async fn run<R: Future, S>(
+        &self,
+        room: impl Fn() -> R,
+        poll_accept: impl Fn(&mut Context<'_>) -> Poll<io::Result<S>>,
+        serve: impl Fn(R::Output, S),
+    ) {
         loop {
-            let accepted = tokio::select! {
+            let accept = async { (room().await, poll_fn(&poll_accept).await) };
+            let (room, accepted) = tokio::select! {
                 biased;
                 () = self.cancel.cancelled() => return,
-                accepted = poll_fn(&poll_accept) => accepted,
+                accepted = accept => accepted,
             };
             match accepted {
-                Ok(connection) => serve(connection),
+                Ok(connection) => serve(room, connection),
                 Err(error) => {
                     self.proxy.metrics.accept_error();
                     if self.log.allow() {

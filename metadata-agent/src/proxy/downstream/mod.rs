@@ -9,7 +9,7 @@ mod rate;
 mod request_line;
 
 pub(super) use activity::ConnectionActivity;
-pub(super) use admission::{Admission, AdmissionError, GROUP_RESERVED, RESERVED, Ticket};
+pub(super) use admission::{AWAITED_HEADS, Admission, AdmissionError, GROUP_RESERVED, RESERVED, Ticket};
 pub use connection::ClientStream;
 pub use haproxy_users::HaproxyUsers;
 pub use listener::{serve_guests, serve_haproxies};

@@ -3,13 +3,14 @@
 
 use std::convert::Infallible;
 use std::error::Error;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use hyper::body::{Body, Bytes, Incoming};
 use hyper::header::CONTENT_TYPE;
 use hyper::http::uri::PathAndQuery;
 use hyper::{Method, Request, Response, StatusCode, Version};
+use metadata_ebpf::identity::AttachmentId;
 
 use super::headers::{AuthHeaders, remove_hop_by_hop};
 use super::record::RequestRecord;
@@ -47,12 +48,27 @@ impl RequestHandler {
         Self { proxy, source, activity, rate, ticket: Mutex::new(ticket), share: OnceLock::new() }
     }
 
+    pub(crate) fn attachment(&self) -> Option<AttachmentId> {
+        self.source.attachment()
+    }
+
+    /// Returns whether this is a haproxy connection whose first head has not been read.
+    pub(crate) fn awaits_haproxy_head(&self) -> bool {
+        self.is_haproxy() && self.ticket().awaits_head()
+    }
+
+    /// Returns whether the connection may stay open until its peer closes it. No more requests may
+    /// follow.
+    pub(crate) fn may_linger(&self) -> bool {
+        !self.is_haproxy() || self.ticket().may_linger()
+    }
+
     pub(crate) async fn handle(
         self: Arc<Self>,
         request: Request<Incoming>,
     ) -> Result<Response<ResponseBody>, Infallible> {
         let path = request.uri().path_and_query();
-        let attachment = self.source.attachment();
+        let attachment = self.attachment();
         let mut record =
             RequestRecord::begin(&self.proxy.metrics, &self.activity, attachment, request.method(), path);
         Ok(match self.forward(request, &mut record).await {
@@ -134,8 +150,15 @@ impl RequestHandler {
 
     /// Counts the connection for this guest from now on.
     fn count_for(&self, guest: LimitedGuest) -> Result<(), Rejection> {
-        let mut ticket = self.ticket.lock().unwrap_or_else(PoisonError::into_inner);
-        Ok(ticket.count_for(guest)?)
+        Ok(self.ticket().count_for(guest)?)
+    }
+
+    fn ticket(&self) -> MutexGuard<'_, Ticket> {
+        self.ticket.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn is_haproxy(&self) -> bool {
+        self.source.guest_connection().is_none()
     }
 
     /// Returns the share of a client. Mostly all requests of a connection have the same.
@@ -195,7 +218,7 @@ impl RequestHandler {
 
     fn reject(&self, rejection: &Rejection, mut record: RequestRecord) -> Response<ResponseBody> {
         rejection.count(&self.proxy.metrics);
-        let attachment = self.source.attachment().map(tracing::field::display);
+        let attachment = self.attachment().map(tracing::field::display);
         let error = rejection as &dyn Error;
         if matches!(rejection, Rejection::Upstream(_)) && self.proxy.upstream_log.allow() {
             tracing::warn!(attachment, error, "upstream request failed");

@@ -71,7 +71,7 @@ impl Haproxy {
         let path = folder.path().join("haproxy.conf");
         fs::write(&path, config).unwrap_or_else(|e| panic!("write {}: {e}", path.display()));
         // In the foreground, because a daemon would outlive a failed test.
-        let mut command: Command = netns.command("haproxy");
+        let mut command: Command = netns.command("/usr/sbin/haproxy");
         command
             .arg("-db")
             .arg("-f")

@@ -28,7 +28,7 @@ const VIEW: &str = "set -e
 echo \"$NAME\" > /proc/sys/kernel/hostname
 for place in run var/lib var/log var/cache etc/libvirt; do mount --bind \"$FOLDER/$place\" /$place; done
 for file in passwd group; do mount --bind \"$FOLDER/$file\" /etc/$file; done
-exec libvirtd";
+exec /usr/sbin/libvirtd";
 
 /// Without confinement, accounts and other daemons.
 const DAEMON: &str = "auth_unix_rw = \"none\"\nauth_unix_ro = \"none\"\nlog_outputs = \"3:stderr\"\n";
@@ -166,7 +166,7 @@ impl Libvirt {
     }
 
     fn virsh(&self, args: &[&str]) -> String {
-        output_of(Command::new("virsh").args(["--quiet", "--connect", &self.uri()]).args(args))
+        output_of(Command::new("/usr/bin/virsh").args(["--quiet", "--connect", &self.uri()]).args(args))
     }
 
     fn uri(&self) -> String {

@@ -34,7 +34,7 @@ impl Vswitch {
         let folder = tempfile::Builder::new().prefix("vswitch-").tempdir();
         let folder = folder.unwrap_or_else(|e| panic!("create a folder for a switch: {e}"));
         let log = File::create(folder.path().join("log")).unwrap_or_else(|e| panic!("create its log: {e}"));
-        let mut command = netns.command("ovs-vswitchd");
+        let mut command = netns.command("/usr/sbin/ovs-vswitchd");
         command
             .arg(server.remote())
             .args(["--disable-system", "--disable-system-route", "--no-chdir"])
@@ -80,7 +80,7 @@ impl Vswitch {
     /// Returns the interface index that the switch has written, or `None`.
     #[must_use]
     pub fn index_of(&self, interface: &str) -> Option<u32> {
-        let mut tool = Command::new("ovs-vsctl");
+        let mut tool = Command::new("/usr/bin/ovs-vsctl");
         let remote = format!("--db={}", self.server.remote());
         output_of(tool.arg(remote).args(["get", "Interface", interface, "ifindex"])).trim().parse().ok()
     }
@@ -113,7 +113,7 @@ impl Vswitch {
 
     /// Changes the database and waits until the switch has applied the change.
     fn configure(&self, words: &[&str]) {
-        let mut tool = Command::new("ovs-vsctl");
+        let mut tool = Command::new("/usr/bin/ovs-vsctl");
         output_of(tool.arg(format!("--db={}", self.server.remote())).arg("--timeout=20").args(words));
     }
 }

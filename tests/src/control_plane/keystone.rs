@@ -81,7 +81,7 @@ impl Keystone {
 
     /// Runs it and waits until it responds.
     pub fn start(&mut self) {
-        let mut uwsgi = self.host.netns().command("uwsgi");
+        let mut uwsgi = self.host.netns().command("/usr/bin/uwsgi");
         uwsgi
             .args(["--plugin", "python3", "--wsgi-file", "/usr/bin/keystone-wsgi-public", "--lazy-apps"])
             .args(["--http-socket", "127.0.0.1:5000", "--master", "--processes", "1"])

@@ -32,11 +32,11 @@ impl MariaDb {
     pub(super) fn start(folder: &Path, databases: &[&str]) -> Self {
         let (data, socket) = (folder.join("mariadb"), folder.join("mariadb.socket"));
         let to = |what: &str, path: &Path| format!("--{what}={}", path.display());
-        let mut install = Command::new("mariadb-install-db");
+        let mut install = Command::new("/usr/bin/mariadb-install-db");
         install.args(["--no-defaults", "--user=root", "--skip-test-db"]);
         install.args(["--auth-root-authentication-method=normal", &to("datadir", &data)]).args(OPTIONS);
         output_of(&mut install);
-        let mut server = Command::new("mariadbd");
+        let mut server = Command::new("/usr/sbin/mariadbd");
         server.args(["--no-defaults", "--user=root", &to("datadir", &data), &to("socket", &socket)]);
         server.arg(to("pid-file", &folder.join("mariadb.pid"))).args(OPTIONS);
         let ready = || UnixStream::connect(&socket).is_ok();
@@ -44,7 +44,7 @@ impl MariaDb {
         let statements: Vec<_> =
             databases.iter().map(|name| format!("CREATE DATABASE {name} CHARACTER SET utf8")).collect();
         let statements = statements.join(";");
-        let mut client = Command::new("mariadb");
+        let mut client = Command::new("/usr/bin/mariadb");
         client.args(["--no-defaults", "--user=root", &to("socket", &socket), "--execute", &statements]);
         output_of(&mut client);
         Self { process, socket }

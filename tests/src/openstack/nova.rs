@@ -57,7 +57,7 @@ impl Installed {
     }
 
     pub(super) fn start(self, netns: &Netns, processes: usize) -> Nova {
-        let mut uwsgi = netns.command("uwsgi");
+        let mut uwsgi = netns.command("/usr/bin/uwsgi");
         uwsgi
             .args(["--plugin", "python3", "--wsgi-file", "/usr/bin/nova-metadata-wsgi", "--lazy-apps"])
             .args(["--http-socket", &format!(":{PORT}"), "--master", "--processes", &processes.to_string()])

@@ -30,7 +30,7 @@ impl RabbitMq {
         write(&folder.join("enabled_plugins"), "[].\n");
         let listens = |port| netns.enter(|| TcpStream::connect(local(port)).is_ok());
         // Otherwise the server would start a port mapper that is never stopped.
-        let mapper = netns.command("epmd");
+        let mapper = netns.command("/usr/bin/epmd");
         let mapper = Process::start("epmd", mapper, folder.join("epmd.log"), || listens(MAPPER_PORT));
         let mut server = netns.command(SERVER);
         server.env("HOME", &folder);

@@ -46,7 +46,7 @@ impl Server {
         for _ in 0..size {
             let mut member = Self::without_database(schema);
             let (database, own) = (member.database(), member.address_in_cluster());
-            let mut tool = Command::new("ovsdb-tool");
+            let mut tool = Command::new("/usr/bin/ovsdb-tool");
             match members.first() {
                 None => tool.arg("create-cluster").args([&database, Path::new(schema.path)]).arg(own),
                 Some(first) => tool.arg("join-cluster").arg(&database).args([
@@ -94,7 +94,7 @@ impl Server {
     pub fn start(&mut self, netns: Option<&Netns>) {
         let log =
             File::create(self.path("stderr")).unwrap_or_else(|e| panic!("create the server's log: {e}"));
-        let program = "ovsdb-server";
+        let program = "/usr/sbin/ovsdb-server";
         let mut command = netns.map_or_else(|| Command::new(program), |netns| netns.command(program));
         command
             .arg(format!("--remote=p{}", self.remote()))
@@ -107,7 +107,7 @@ impl Server {
             .stderr(log);
         self.process = Some(command.spawn().unwrap_or_else(|e| panic!("run {command:?}: {e}")));
         let serves = wait::poll(PATIENCE, || {
-            let mut wait = Command::new("ovsdb-client");
+            let mut wait = Command::new("/usr/bin/ovsdb-client");
             wait.args(["wait", &self.remote(), self.schema.database, "connected"]);
             wait.arg("--timeout=1").output().ok()?.status.success().then_some(())
         });
@@ -137,7 +137,9 @@ impl Server {
         if path.exists() {
             fs::remove_file(&path).unwrap_or_else(|e| panic!("remove {}: {e}", path.display()));
         }
-        output_of(Command::new("ovsdb-tool").arg("create").args([&path, Path::new(self.schema.path)]));
+        output_of(
+            Command::new("/usr/bin/ovsdb-tool").arg("create").args([&path, Path::new(self.schema.path)]),
+        );
     }
 
     fn address_in_cluster(&self) -> String {
@@ -165,7 +167,7 @@ pub fn transact(remotes: &str, schema: Schema, operations: &[Value]) -> Value {
     let request = Value::from(request).to_string();
     let mut last = String::new();
     let answer = wait::poll(PATIENCE, || {
-        let mut client = Command::new("ovsdb-client");
+        let mut client = Command::new("/usr/bin/ovsdb-client");
         client.args(["--timeout=2", "transact", remotes, &request]);
         let output = client.output().unwrap_or_else(|e| panic!("run {client:?}: {e}"));
         last = String::from_utf8_lossy(&output.stderr).into_owned();

@@ -32,7 +32,7 @@ impl Dhcp {
         let address = port.ipv4().context("a lease is an IPv4 address")?;
         let bits = u32::MAX.checked_shl(32 - u32::from(prefix)).unwrap_or(0);
         let (netmask, subnet) = (Ipv4Addr::from(bits), Ipv4Addr::from(u32::from(gateway) & bits));
-        let mut command = netns.command("dnsmasq");
+        let mut command = netns.command("/usr/sbin/dnsmasq");
         command
             .args([
                 "--keep-in-foreground",

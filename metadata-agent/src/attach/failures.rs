@@ -28,6 +28,7 @@ pub(super) enum Step {
     /// The interface is in more subnets than the program checks.
     FitSubnets,
     Reattach,
+    RestorePins,
     Remove,
 }
 
@@ -38,7 +39,7 @@ impl Step {
     fn is_reconciled(self) -> bool {
         match self {
             Self::Attach | Self::SetPolicy | Self::AttachSubport => true,
-            Self::FitSubnets | Self::Reattach | Self::Remove => false,
+            Self::FitSubnets | Self::Reattach | Self::RestorePins | Self::Remove => false,
         }
     }
 }
@@ -73,6 +74,7 @@ impl FailureTable {
             }
             Step::FitSubnets => warn!(namespace, interface, error, "some subnets are not served"),
             Step::Reattach => warn!(namespace, interface, error, "cannot reattach BPF program; retrying"),
+            Step::RestorePins => warn!(namespace, interface, error, "cannot restore pins; retrying"),
             Step::Remove => warn!(namespace, interface, error, "cannot remove attachment state; retrying"),
         }
         self.failures.insert((index, step), failure);

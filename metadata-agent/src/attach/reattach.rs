@@ -3,7 +3,7 @@
 //! beside ours.
 //!
 //! The kernel reports each qdisc and filter that is deleted. It does not report a TCX link that is
-//! detached by force or loses its pin, so a patrol looks for these.
+//! detached by force or loses its pin, so a patrol looks for these, and for the pins.
 //!
 //! Open vSwitch, libvirt and Neutron delete the ingress qdisc when they set a bandwidth, no matter
 //! who made it. Then they create their own, which fails if there is one again. So we wait for the
@@ -19,9 +19,10 @@ use tracing::{debug, info, warn};
 use super::failures::Step;
 use super::qdisc;
 use super::{AttachError, Attacher};
-use crate::datapath::{DatapathError, ExpectedPrograms, Hook};
+use crate::datapath::{DatapathError, ExpectedPrograms, Hook, PinState};
 use crate::ids::IfIndex;
 use crate::net::netlink::HookEvent;
+use crate::net::portal::HOST_END;
 
 /// The interval between two patrols.
 pub(crate) const PATROL: Duration = Duration::from_millis(500);
@@ -158,8 +159,25 @@ impl Attacher {
         }
     }
 
-    /// Looks for TCX links of the host that are gone, from where the last patrol ended.
+    /// Restores the pin directory if it was removed. Without it no program could be reattached.
+    pub(crate) fn restore_pins(&mut self) {
+        // Shown with the portal, because the pins are not those of one guest.
+        let portal = self.datapath.portal().unwrap_or(IfIndex(0));
+        match self.datapath.restore_pins() {
+            Ok(PinState::Intact) => self.failures.clear(portal, Step::RestorePins),
+            Ok(PinState::Restored) => {
+                warn!(namespace = self.label(), "pins were removed externally; restored");
+                self.failures.clear(portal, Step::RestorePins);
+            }
+            Err(error) => self.record_failure((portal, HOST_END), Step::RestorePins, &error.into()),
+        }
+    }
+
+    /// Restores pins, and looks for TCX links of the host that are gone, from where the last patrol
+    /// ended.
     pub(super) fn patrol(&mut self) {
+        self.restore_pins();
+        self.failures.publish();
         if self.datapath.hook() != Hook::Tcx {
             return;
         }

@@ -28,6 +28,10 @@ pub enum DatapathError {
     },
     #[error("cannot pin the link of {interface} at {}: {source}", path.display())]
     Pin { interface: String, path: std::path::PathBuf, source: Box<aya::pin::PinError> },
+    #[error("cannot open the pinned map {}: {source}", path.display())]
+    OpenPin { path: std::path::PathBuf, source: Box<aya::maps::MapError> },
+    #[error("cannot pin a map at {}: {source}", path.display())]
+    PinMap { path: std::path::PathBuf, source: Box<aya::pin::PinError> },
     /// While the program was attached, the interface was removed or its name moved to another
     /// interface.
     #[error("interface {interface} vanished while it was attached")]

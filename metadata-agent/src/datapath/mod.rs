@@ -18,6 +18,7 @@ mod netns_datapaths;
 mod pins;
 mod policy;
 mod programs;
+mod restore;
 mod tcx_scan;
 #[cfg(feature = "trace-log")]
 mod trace_log;
@@ -30,6 +31,7 @@ pub(crate) use pins::{FilterRecord, StaleState};
 pub(crate) use policy::PortPolicy;
 pub use programs::{AttachMode, DISPATCHER, OBJECT, raise_memlock_limit};
 pub(crate) use programs::{FilterRemoval, Hook, remove_filter};
+pub(crate) use restore::PinState;
 pub(crate) use tcx_scan::{ExpectedPrograms, find_detached};
 
 use std::collections::BTreeMap;
@@ -47,6 +49,7 @@ use self::netns_datapaths::DatapathNamespace;
 use self::pins::Pins;
 use self::policy::port_entry;
 use self::programs::{Adoption, ProgramSet, Programs};
+use self::restore::PinnedMaps;
 use crate::ids::{IfIndex, MacAddress, VlanId};
 
 /// Names of the programs in the kernel.
@@ -88,6 +91,8 @@ pub struct Attachment {
 pub struct Datapath {
     maps: Arc<Mutex<Maps>>,
     pins: Pins,
+    /// Nothing in other namespaces, which use the maps of the host's.
+    pinned_maps: PinnedMaps,
     programs: Programs,
     namespace: DatapathNamespace,
     attachments: BTreeMap<IfIndex, Attachment>,
@@ -115,9 +120,11 @@ impl Datapath {
         trace_log::follow(&mut ebpf);
         let maps = Maps::take(&mut ebpf)?;
         let programs = Programs::load(ebpf, mode)?;
+        let pinned_maps = PinnedMaps::open(&pins)?;
         Ok(Self {
             maps: Arc::new(Mutex::new(maps)),
             pins,
+            pinned_maps,
             programs,
             namespace: DatapathNamespace::Host,
             attachments: BTreeMap::new(),
@@ -143,8 +150,12 @@ impl Datapath {
     ///
     /// # Errors
     /// The verifier rejects a program.
-    pub(crate) fn netns_datapaths(&self) -> Result<NetnsDatapaths, DatapathError> {
-        NetnsDatapaths::new(Arc::clone(&self.maps), &self.pins, self.hook())
+    pub(crate) fn netns_datapaths(&mut self) -> Result<NetnsDatapaths, DatapathError> {
+        let datapaths = NetnsDatapaths::new(Arc::clone(&self.maps), &self.pins, self.hook())?;
+        // Now with the slots of the shared programs, which the kernel empties once nothing has them
+        // open or pinned.
+        self.pinned_maps = PinnedMaps::open(&self.pins)?;
+        Ok(datapaths)
     }
 
     /// Attaches `md_to_guest` to the portal and writes the settings of `md_from_guest`.

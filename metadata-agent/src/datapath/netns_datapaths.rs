@@ -15,6 +15,7 @@ use metadata_ebpf::identity::AttachmentId;
 use super::maps::{self, Maps};
 use super::pins::Pins;
 use super::programs::{self, Dispatchers, Hook, ProgramSet, Programs};
+use super::restore::PinnedMaps;
 use super::{Datapath, DatapathError, PortalLink, lock};
 use crate::ids::{IfIndex, VlanId};
 use crate::net::netns::Netns;
@@ -70,8 +71,17 @@ impl NetnsDatapaths {
         namespace.run(|| programs.attach_to_guest(interface, portal.ifindex, &pin))?;
         let maps = Arc::clone(&self.maps);
         let inherited = self.inherited.remove(&inode).unwrap_or_default();
-        let (attachments, portal) = (BTreeMap::new(), Some(portal.ifindex));
-        Ok(Datapath { maps, pins, programs, namespace, attachments, portal, is_adopted: true, inherited })
+        Ok(Datapath {
+            maps,
+            pins,
+            pinned_maps: PinnedMaps::default(),
+            programs,
+            namespace,
+            attachments: BTreeMap::new(),
+            portal: Some(portal.ifindex),
+            is_adopted: true,
+            inherited,
+        })
     }
 
     /// Returns the inodes of the namespaces that have state here.

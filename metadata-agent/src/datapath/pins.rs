@@ -13,10 +13,12 @@
 //! | `clsact-<ifindex>` | a directory: we created the qdisc that the filter is on |
 //! | `netns-<inode>` | a directory: the same, without maps, for the namespace with this inode |
 
+use std::collections::BTreeMap;
 use std::fs::{self, DirBuilder, File, TryLockError};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
 
@@ -36,7 +38,9 @@ const MAP: &str = "MD_";
 pub(super) struct Pins {
     directory: PathBuf,
     /// `None` for the pins of another namespace: the lock of the parent directory covers them.
-    _lock: Option<File>,
+    lock: Option<File>,
+    /// The recorded filters, in case the directory is removed externally.
+    records: Mutex<BTreeMap<IfIndex, FilterRecord>>,
 }
 
 /// Record of our filter on a guest's interface, in the namespace of the pins.
@@ -86,26 +90,64 @@ impl Pins {
             }
             Err(TryLockError::Error(source)) => return Err(failed(source)),
         }
-        let inode = lock.metadata().map_err(failed)?.ino();
-        let is_there = fs::metadata(directory).is_ok_and(|now| now.ino() == inode);
-        Ok(is_there.then(|| Self { directory: directory.to_owned(), _lock: Some(lock) }))
+        let pins = Self::new(directory.to_owned(), Some(lock));
+        if !pins.are_there() {
+            return Ok(None);
+        }
+        pins.read_records()?;
+        Ok(Some(pins))
+    }
+
+    fn new(directory: PathBuf, lock: Option<File>) -> Self {
+        Self { directory, lock, records: Mutex::default() }
+    }
+
+    /// Returns false if the directory was removed or replaced after it was opened.
+    pub(crate) fn are_there(&self) -> bool {
+        let Ok(now) = fs::metadata(&self.directory) else { return false };
+        let opened = self.lock.as_ref().map(File::metadata);
+        opened.is_none_or(|opened| {
+            opened.is_ok_and(|opened| (opened.dev(), opened.ino()) == (now.dev(), now.ino()))
+        })
+    }
+
+    /// Creates the directory again, with the records of filters. The directory of another namespace
+    /// waits until that of the host is back.
+    pub(crate) fn restore(&mut self) -> Result<(), DatapathError> {
+        if self.lock.is_some() {
+            self.lock = Self::open(&self.directory)?.lock;
+        } else if self.directory.parent().is_some_and(Path::is_dir) {
+            create_directory(&self.directory)?;
+        } else {
+            return Ok(());
+        }
+        let records: Vec<_> = self.records().values().copied().collect();
+        records.into_iter().try_for_each(|record| self.record_filter(record))
+    }
+
+    fn read_records(&self) -> Result<(), DatapathError> {
+        let found = self.filters()?;
+        self.records().extend(found.into_iter().map(|record| (record.index, record)));
+        Ok(())
+    }
+
+    fn records(&self) -> MutexGuard<'_, BTreeMap<IfIndex, FilterRecord>> {
+        self.records.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Opens the pins of another network namespace, below those of the host; creates the directory
     /// if it is missing.
     pub(crate) fn of_netns(directory: &Path, inode: u32) -> Result<Self, DatapathError> {
         let path = directory.join(format!("{NETNS}{inode}"));
-        match DirBuilder::new().mode(0o700).create(&path) {
-            Err(source) if source.kind() != io::ErrorKind::AlreadyExists => {
-                Err(DatapathError::PinDirectory { path, source })
-            }
-            _ => Ok(Self { directory: path, _lock: None }),
-        }
+        create_directory(&path)?;
+        let pins = Self::new(path, None);
+        pins.read_records()?;
+        Ok(pins)
     }
 
     /// Opens the pins for reading while another handle holds the lock.
     pub(crate) fn unlocked(directory: &Path) -> Self {
-        Self { directory: directory.to_owned(), _lock: None }
+        Self::new(directory.to_owned(), None)
     }
 
     /// Returns the inodes of the network namespaces that have pins.
@@ -138,6 +180,7 @@ impl Pins {
 
     /// Records a filter, and its qdisc if we create it, before either is created.
     pub(crate) fn record_filter(&self, record: FilterRecord) -> Result<(), DatapathError> {
+        self.records().entry(record.index).or_insert(record).owns_qdisc |= record.owns_qdisc;
         self.create_record(FILTER, record.index)?;
         if record.owns_qdisc { self.create_record(CLSACT, record.index) } else { Ok(()) }
     }
@@ -161,11 +204,13 @@ impl Pins {
     /// it is only looked up together with the filter.
     pub(crate) fn forget_filter(&self, index: IfIndex) -> Result<(), DatapathError> {
         self.disown_qdisc(index)?;
+        self.records().remove(&index);
         self.remove_record(FILTER, index)
     }
 
     /// Records that the qdisc on an interface is not ours, or no longer ours.
     pub(crate) fn disown_qdisc(&self, index: IfIndex) -> Result<(), DatapathError> {
+        self.records().entry(index).and_modify(|record| record.owns_qdisc = false);
         self.remove_record(CLSACT, index)
     }
 
@@ -208,18 +253,18 @@ impl Pins {
     }
 
     fn create_record(&self, prefix: &str, index: IfIndex) -> Result<(), DatapathError> {
-        let path = self.directory.join(format!("{prefix}{index}"));
-        match DirBuilder::new().mode(0o700).create(&path) {
-            Err(source) if source.kind() != io::ErrorKind::AlreadyExists => {
-                Err(DatapathError::PinDirectory { path, source })
-            }
-            _ => Ok(()),
-        }
+        create_directory(&self.directory.join(format!("{prefix}{index}")))
     }
 
     fn remove_record(&self, prefix: &str, index: IfIndex) -> Result<(), DatapathError> {
         let path = self.directory.join(format!("{prefix}{index}"));
         ignore_absent(fs::remove_dir(&path), path)
+    }
+
+    /// Returns the pinned maps by path.
+    pub(crate) fn maps(&self) -> Result<Vec<PathBuf>, DatapathError> {
+        let names = self.own_names()?.into_iter().filter(|name| name.starts_with(MAP));
+        Ok(names.map(|name| self.directory.join(name)).collect())
     }
 
     /// Returns the names in the directory that can be ours.
@@ -237,6 +282,16 @@ impl Pins {
         let names =
             names().map_err(|source| DatapathError::PinDirectory { path: self.directory.clone(), source })?;
         Ok(names.into_iter().flatten().filter(is_own).collect())
+    }
+}
+
+/// Creates a directory unless it exists.
+fn create_directory(path: &Path) -> Result<(), DatapathError> {
+    match DirBuilder::new().mode(0o700).create(path) {
+        Err(source) if source.kind() != io::ErrorKind::AlreadyExists => {
+            Err(DatapathError::PinDirectory { path: path.to_owned(), source })
+        }
+        _ => Ok(()),
     }
 }
 

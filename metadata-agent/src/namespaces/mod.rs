@@ -312,6 +312,9 @@ impl NamespaceWatcher {
 
     /// Looks for programs that were detached externally, and reattaches them.
     fn patrol(&mut self) {
+        for namespace in self.served.values_mut() {
+            namespace.attacher.restore_pins();
+        }
         let patrol = match patrol::patrol(&self.served, self.patrolled.as_ref()) {
             Ok(patrol) => patrol,
             Err(error) => return warn!(%error, "cannot look for detached programs"),

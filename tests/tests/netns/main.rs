@@ -39,6 +39,7 @@ mod life_clients;
 mod life_drain;
 mod life_hang;
 mod life_interfaces;
+mod life_pins;
 mod life_process;
 mod life_ready;
 mod life_restart;

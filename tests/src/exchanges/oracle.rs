@@ -14,8 +14,9 @@ pub const INSTANCE: &str = "x-oracle-instance";
 pub const TARGET: &str = "x-oracle-target";
 
 /// Headers that the agent may send.
-const ALLOWED: [&str; 8] = [
+const ALLOWED: [&str; 9] = [
     "accept",
+    "connection",
     "content-length",
     "content-type",
     "host",
@@ -57,6 +58,8 @@ impl KnownGuest {
 #[derive(Clone, Debug, Default)]
 pub struct Oracle {
     guests: Arc<Mutex<HashMap<String, KnownGuest>>>,
+    /// The instance of each connection, or nothing after its last request.
+    connections: Arc<Mutex<HashMap<u64, Option<String>>>>,
     violations: Arc<Mutex<Vec<Violation>>>,
 }
 
@@ -110,10 +113,34 @@ impl Oracle {
                 || contains(&request.body, mark)
                 || request.headers.iter().any(|(_, value)| contains(value.as_bytes(), mark))
         };
-        match guests.values().find(|other| other.instance != instance && is_in(other.mark.as_str())) {
-            Some(other) => Err(format!("the request is from {}", other.instance)),
-            None => Ok(()),
+        if let Some(other) =
+            guests.values().find(|other| other.instance != instance && is_in(other.mark.as_str()))
+        {
+            return Err(format!("the request is from {}", other.instance));
         }
+        self.check_connection(instance, request)
+    }
+
+    /// A connection carries requests of one instance, and nothing after one that may have a body.
+    fn check_connection(&self, instance: &str, request: &Recorded) -> Result<(), String> {
+        if !request.body.is_empty() && request.method != "POST" {
+            return Err("a method without a body has one".to_owned());
+        }
+        let mut connections = lock(&self.connections);
+        let known = connections.entry(request.connection).or_insert_with(|| Some(instance.to_owned()));
+        if known.as_deref() != Some(instance) {
+            return Err(format!("its connection was for {}", known.as_deref().unwrap_or("one request")));
+        }
+        let is_last = request.header("connection").as_deref() == Some("close");
+        let must_be_last =
+            !matches!(request.method.as_str(), "GET" | "HEAD" | "PUT" | "DELETE" | "OPTIONS" | "TRACE");
+        if is_last != must_be_last {
+            return Err(format!("its connection is to be closed: {is_last}"));
+        }
+        if is_last {
+            *known = None;
+        }
+        Ok(())
     }
 }
 
@@ -180,5 +207,26 @@ mod tests {
         assert!(judge(200, &|request| request.path.push_str(&mark)).contains("the request is from"));
         assert!(judge(200, &|request| request.body = mark.clone().into()).contains("the request is from"));
         assert!(judge(200, &set("content-type", mark.clone())).contains("the request is from"));
+
+        let put = |request: &mut Recorded| (request.method, request.body) = ("PUT".into(), "x".into());
+        assert!(judge(200, &put).contains("a method without a body"));
+        assert!(judge(200, &set("connection", "close".to_owned())).contains("is to be closed: true"));
+        let post = |request: &mut Recorded| request.method = "POST".to_owned();
+        assert!(judge(200, &post).contains("is to be closed: false"));
+        let last = |request: &mut Recorded| {
+            post(request);
+            set("connection", "close".to_owned())(request);
+        };
+        assert_eq!(judge(200, &last), "");
+        assert!(judge(200, &|_| {}).contains("its connection was for one request"));
+        let foreign = |request: &mut Recorded| {
+            request.connection = 1;
+            set("x-instance-id", other.instance.clone())(request);
+            set("x-forwarded-for", "10.0.0.6".to_owned())(request);
+            request.path = "/".to_owned();
+        };
+        assert_eq!(judge(200, &foreign), "");
+        let own_there = judge(200, &|request| request.connection = 1);
+        assert!(own_there.contains(&format!("its connection was for {}", other.instance)));
     }
 }

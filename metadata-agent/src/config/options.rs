@@ -362,7 +362,7 @@ options! {
     /// per second uses up this time as well.
     File OWN guest_write_timeout: Duration = "32", Seconds(1.0..=600.0),
         else HAPROXY timeout_client;
-    /// Time limit for connecting to Nova.
+    /// Time limit for connecting to Nova, and for its host to acknowledge what was sent.
     File OWN nova_connect_timeout: Duration = "5", Seconds(0.1..=60.0),
         else HAPROXY timeout_connect;
     /// Time limit for a response from Nova. Dynamic vendor data makes Nova slow, hence the lower

@@ -61,3 +61,4 @@ mod source_ovn;
 mod source_ovsdb;
 mod source_vswitch;
 mod upstream_reuse;
+mod upstream_silence;

@@ -3,7 +3,7 @@
 use std::error::Error;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use http_body_util::Full;
@@ -19,8 +19,8 @@ use tokio::time::{sleep, timeout};
 use tokio_rustls::TlsConnector;
 use tokio_util::task::TaskTracker;
 
-use super::EndpointState;
 use super::address::{UpstreamAddress, connect_unix};
+use super::endpoints::EndpointState;
 use super::error::{UpstreamError, is_unsolicited};
 use super::pool::Reuse;
 use super::resolve::Name;
@@ -28,8 +28,9 @@ use super::stream::{ReuseCheck, UpstreamStream, UpstreamTcp};
 use crate::proxy::RESPONSE_PIECE;
 use crate::proxy::metrics::Metrics;
 
-/// Detects that Nova's host has vanished without closing its connections.
-const TCP_KEEPALIVE: Duration = Duration::from_mins(1);
+/// How often a connection without traffic is probed. A request that Nova works on keeps none busy,
+/// so only probes show that Nova's host has vanished without closing its connections.
+const TCP_KEEPALIVE: Duration = Duration::from_secs(5);
 /// Receive buffer of a connection (`SO_RCVBUF`). It replaces the kernel's automatic size, which
 /// grows to several MiB, and stays full while a guest does not read its response.
 const RECEIVE_BUFFER: u32 = 64 * 1024;
@@ -37,7 +38,7 @@ const RECEIVE_BUFFER: u32 = 64 * 1024;
 /// allow for its overhead.
 pub(in crate::proxy) const RECEIVED_MEMORY: usize = 2 * RECEIVE_BUFFER as usize;
 /// How long an address may take before the next one is tried too (RFC 8305, section 5).
-const NEXT_ADDRESS: Duration = Duration::from_millis(250);
+pub(super) const NEXT_ADDRESS: Duration = Duration::from_millis(250);
 
 /// The sending half of a connection.
 pub(super) type Sender = SendRequest<Full<Bytes>>;
@@ -47,6 +48,8 @@ pub(super) type Sender = SendRequest<Full<Bytes>>;
 pub(super) struct UpstreamConnection {
     pub(super) sender: Sender,
     check: Arc<ReuseCheck>,
+    /// How often the endpoint had been silent when this connection was opened.
+    silences: u32,
 }
 
 impl UpstreamConnection {
@@ -56,6 +59,11 @@ impl UpstreamConnection {
 
     pub(super) fn is_ready(&self) -> bool {
         self.sender.is_ready()
+    }
+
+    /// Returns whether the endpoint has not been silent since this connection was opened.
+    pub(super) fn is_from(&self, silences: u32) -> bool {
+        self.silences == silences
     }
 
     /// Has the task look for unexpected bytes before it sends the next request.
@@ -68,7 +76,8 @@ impl UpstreamConnection {
 #[derive(Debug)]
 pub(super) enum Addresses {
     Fixed(SocketAddr),
-    Named(Arc<Name>),
+    /// A name, and its address that accepted last.
+    Named(Arc<Name>, Mutex<Option<SocketAddr>>),
     /// A unix socket.
     None,
 }
@@ -79,7 +88,7 @@ impl Addresses {
         let (host, port) = (host_of(address), url.port_u16().unwrap_or_default());
         match host.parse::<IpAddr>() {
             Ok(ip) => Self::Fixed((ip, port).into()),
-            Err(_) => Self::Named(Name::new(host, port)),
+            Err(_) => Self::Named(Name::new(host, port), Mutex::default()),
         }
     }
 }
@@ -118,7 +127,7 @@ impl Connector {
         endpoint: &Arc<EndpointState>,
         reuse: Option<&Arc<Reuse>>,
     ) -> Result<UpstreamConnection, UpstreamError> {
-        let check = Arc::new(ReuseCheck::default());
+        let (check, silences) = (Arc::new(ReuseCheck::default()), endpoint.silences());
         let opened = timeout(self.limit, self.open(endpoint, Arc::clone(&check))).await;
         let late = |_| UpstreamError::ConnectTimeout { address: endpoint.address(), limit: self.limit };
         let stream = opened.map_err(late)??;
@@ -138,7 +147,7 @@ impl Connector {
                 tracing::debug!(error = &error as &dyn Error, "upstream connection ended");
             }
         });
-        Ok(UpstreamConnection { sender, check })
+        Ok(UpstreamConnection { sender, check, silences })
     }
 
     async fn open(
@@ -148,16 +157,16 @@ impl Connector {
     ) -> Result<UpstreamStream, UpstreamError> {
         let connected = match (&endpoint.addresses, &endpoint.endpoint.address) {
             (Addresses::Fixed(address), _) => connect_tcp(*address).await,
-            (Addresses::Named(name), _) => {
+            (Addresses::Named(name, last), _) => {
                 let addresses = name.addresses().await.map_err(|source| UpstreamError::Resolve {
                     address: endpoint.address(),
                     source: source.into(),
                 })?;
-                match connect_to_first(&addresses).await {
+                match connect_to_first(&addresses, last).await {
                     Ok(stream) => Ok(stream),
                     // The service may have moved.
                     Err(error) => match name.addresses_instead_of(&addresses).await {
-                        Some(addresses) => connect_to_first(&addresses).await,
+                        Some(addresses) => connect_to_first(&addresses, last).await,
                         None => Err(error),
                     },
                 }
@@ -171,8 +180,11 @@ impl Connector {
         let stream = connected.map_err(|error| self.not_connected(endpoint, error))?;
         // The connection also works without these options.
         let _ = stream.set_nodelay(true);
-        let keepalive = TcpKeepalive::new().with_time(TCP_KEEPALIVE);
-        let _ = SockRef::from(&stream).set_tcp_keepalive(&keepalive);
+        let socket = SockRef::from(&stream);
+        let keepalive = TcpKeepalive::new().with_time(TCP_KEEPALIVE).with_interval(TCP_KEEPALIVE);
+        let _ = socket.set_tcp_keepalive(&keepalive);
+        // A peer that acknowledges nothing for this long is gone.
+        let _ = socket.set_tcp_user_timeout(Some(self.limit));
         let stream = UpstreamTcp::new(stream, check);
         match &self.tls {
             Some(tls) if endpoint.endpoint.is_https() => self.encrypt(endpoint, tls, stream).await,
@@ -213,25 +225,34 @@ async fn connect_tcp(address: SocketAddr) -> io::Result<TcpStream> {
     socket.connect(address).await
 }
 
-/// Connects to the first address that accepts. An address that takes long delays the others by
-/// [`NEXT_ADDRESS`] only.
-async fn connect_to_first(addresses: &[SocketAddr]) -> io::Result<TcpStream> {
+/// Connects to the first address that accepts, and begins with the one that did so last. An address
+/// that takes long delays the others by [`NEXT_ADDRESS`] only.
+async fn connect_to_first(
+    addresses: &[SocketAddr],
+    last: &Mutex<Option<SocketAddr>>,
+) -> io::Result<TcpStream> {
     if let [only] = addresses {
         return connect_tcp(*only).await;
     }
-    let mut rest = addresses.iter();
+    let mut addresses = addresses.to_vec();
+    let worked = *last.lock().unwrap_or_else(PoisonError::into_inner);
+    addresses.sort_by_key(|address| Some(*address) != worked);
+    let mut rest = addresses.into_iter();
     let mut attempts = JoinSet::new();
     let mut last_error = io::Error::from(io::ErrorKind::AddrNotAvailable);
     loop {
         if let Some(address) = rest.next() {
-            attempts.spawn(connect_tcp(*address));
+            attempts.spawn(async move { connect_tcp(address).await.map(|stream| (address, stream)) });
         } else if attempts.is_empty() {
             return Err(last_error);
         }
         let has_more = rest.len() > 0;
         tokio::select! {
             Some(ended) = attempts.join_next() => match ended {
-                Ok(Ok(stream)) => return Ok(stream),
+                Ok(Ok((address, stream))) => {
+                    *last.lock().unwrap_or_else(PoisonError::into_inner) = Some(address);
+                    return Ok(stream);
+                }
                 Ok(Err(error)) => last_error = error,
                 Err(_) => {}
             },
@@ -251,10 +272,12 @@ mod tests {
         let open = listener.local_addr().unwrap();
         let closed = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
         for addresses in [[closed, open], [open, closed]] {
-            let stream = connect_to_first(&addresses).await.unwrap();
+            let last = Mutex::default();
+            let stream = connect_to_first(&addresses, &last).await.unwrap();
             assert_eq!(stream.peer_addr().unwrap(), open);
+            assert_eq!(*last.lock().unwrap(), Some(open));
         }
-        let error = connect_to_first(&[closed, closed]).await.unwrap_err();
+        let error = connect_to_first(&[closed, closed], &Mutex::default()).await.unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::ConnectionRefused);
     }
 }

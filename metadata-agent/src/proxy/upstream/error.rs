@@ -1,6 +1,7 @@
 //! Reasons why the metadata API gave no response.
 
 use std::error::Error;
+use std::io;
 use std::time::Duration;
 
 use super::RequestBound;
@@ -45,6 +46,19 @@ impl UpstreamError {
             Self::AnswerTimeout { .. } => "answer_timeout",
         }
     }
+}
+
+/// Returns whether a connection ended because the server acknowledged nothing
+/// (`TCP_USER_TIMEOUT`).
+pub(super) fn is_silence(error: &hyper::Error) -> bool {
+    let mut cause: Option<&(dyn Error + 'static)> = Some(error);
+    while let Some(error) = cause {
+        if let Some(error) = error.downcast_ref::<io::Error>() {
+            return error.kind() == io::ErrorKind::TimedOut;
+        }
+        cause = error.source();
+    }
+    false
 }
 
 /// Returns whether a connection ended because the server sent bytes that answer no request.

@@ -19,6 +19,7 @@ mod address;
 mod body;
 mod config;
 mod connect;
+mod endpoints;
 mod error;
 mod pool;
 mod probe;
@@ -31,16 +32,17 @@ mod tls;
 use std::error::Error;
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
 use http_body_util::Full;
 use hyper::body::{Bytes, Incoming};
 use hyper::header::{HeaderMap, HeaderValue};
 use hyper::http::response;
 use hyper::http::uri::PathAndQuery;
 use hyper::{Method, Request, StatusCode, Uri};
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, sleep, timeout};
 use tokio_util::task::TaskTracker;
 
 pub use address::{Endpoint, EndpointError, Scheme};
@@ -51,14 +53,12 @@ pub use probe::{ProbeError, TlsErrorKind, probe};
 pub use tls::{ClientCertificate, TlsConfig, TlsSetupError};
 
 use super::client::GuestKey;
-use super::log_throttle::LogThrottle;
 use super::metrics::Metrics;
 use super::request::{AuthHeaders, set_empty_length, set_upstream_headers};
-use address::UpstreamAddress;
 pub(super) use connect::RECEIVED_MEMORY;
-use connect::{Addresses, Connector, UpstreamConnection};
-use error::is_unsolicited;
-use pool::Reuse;
+use connect::{Connector, NEXT_ADDRESS, UpstreamConnection};
+use endpoints::{EndpointState, Endpoints};
+use error::{is_silence, is_unsolicited};
 pub(crate) use share::GuestShare;
 use share::Shares;
 use slots::{Slot, SlotLimit, Slots};
@@ -144,40 +144,6 @@ impl ConnectionLease {
     }
 }
 
-/// An endpoint of the metadata API, with what was learned about it.
-#[derive(Debug)]
-struct EndpointState {
-    endpoint: Endpoint,
-    addresses: Addresses,
-    log: LogThrottle,
-}
-
-impl EndpointState {
-    fn new(endpoint: Endpoint) -> Arc<Self> {
-        let addresses = Addresses::new(&endpoint.address);
-        Arc::new(Self { endpoint, addresses, log: LogThrottle::new() })
-    }
-
-    fn address(&self) -> UpstreamAddress {
-        self.endpoint.address.clone()
-    }
-
-    /// Reports that the server sent bytes that answer no request, to the guest's share too.
-    fn report_unsolicited(&self, reuse: Option<&Reuse>, metrics: &Metrics) {
-        if let Some(reuse) = reuse {
-            reuse.suspend();
-        }
-        metrics.upstream_unsolicited();
-        if self.log.allow() {
-            let address = tracing::field::display(&self.endpoint.address);
-            tracing::warn!(
-                address,
-                "server sent more than one response; the guest's connections are not reused"
-            );
-        }
-    }
-}
-
 /// A bound on the requests in flight.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum RequestBound {
@@ -206,9 +172,7 @@ impl fmt::Display for RequestBound {
 /// The endpoints of the metadata API and their connections.
 #[derive(Debug)]
 pub struct Upstream {
-    endpoints: Vec<Arc<EndpointState>>,
-    /// Index of the endpoint that worked last.
-    preferred: AtomicUsize,
+    endpoints: Endpoints,
     connector: Connector,
     shares: Arc<Shares>,
     /// For requests that wait for the head of their response.
@@ -236,8 +200,7 @@ impl Upstream {
         let uses_tls = config.endpoints.iter().any(Endpoint::is_https);
         let tls = if uses_tls { Some(tls::client_config(&config.tls)?) } else { None };
         Ok(Self {
-            endpoints: config.endpoints.into_iter().map(EndpointState::new).collect(),
-            preferred: AtomicUsize::new(0),
+            endpoints: Endpoints::new(config.endpoints),
             connector: Connector::new(tls, config.connect_timeout, Arc::clone(&metrics), tracker),
             shares: Shares::new(config.requests_per_guest, config.idle_connections, config.idle_timeout),
             slots: Slots::new(SlotLimit::Fixed(config.waiting_requests)),
@@ -277,7 +240,7 @@ impl Upstream {
         };
 
         // Try a connection that the guest used before.
-        let endpoint = &self.endpoints[self.preferred.load(Ordering::Relaxed)];
+        let endpoint = self.endpoints.preferred();
         let reused_by = share.filter(|_| request.is_repeatable());
         let kept = reused_by.as_ref().filter(|share| share.reuse.is_allowed());
         if let Some(connection) = kept.and_then(|share| share.idle.take(endpoint)) {
@@ -331,12 +294,16 @@ impl Upstream {
     ) -> Result<UpstreamResponse, UpstreamError> {
         let address = || endpoint.address();
         let response = connection.sender.try_send_request(request.build(&endpoint.endpoint.host, auth));
-        let response = timeout(self.answer_timeout, response)
-            .await
-            .map_err(|_| UpstreamError::AnswerTimeout { address: address(), limit: self.answer_timeout })?;
+        let response = timeout(self.answer_timeout, response).await.map_err(|_| {
+            self.was_silent(endpoint);
+            UpstreamError::AnswerTimeout { address: address(), limit: self.answer_timeout }
+        })?;
         let (head, body) = response
             .map_err(|failed| {
                 let source = failed.into_error();
+                if is_silence(&source) {
+                    self.was_silent(endpoint);
+                }
                 if is_unsolicited(&source) {
                     let reuse = request.share.as_deref().map(|share| &*share.reuse);
                     endpoint.report_unsolicited(reuse, &self.metrics);
@@ -351,6 +318,9 @@ impl Upstream {
         if head.status == StatusCode::SWITCHING_PROTOCOLS {
             return Err(UpstreamError::Upgraded { address: address() });
         }
+        if head.status.is_server_error() {
+            self.endpoints.failed(endpoint);
+        }
         if head.status == StatusCode::FORBIDDEN {
             self.metrics.upstream_forbidden();
         }
@@ -359,32 +329,50 @@ impl Upstream {
         Ok(UpstreamResponse { head, body, lease, stall_timeout: self.stall_timeout })
     }
 
-    /// Tries all endpoints in turn, beginning with the one that worked last.
+    /// Learns that a server did not answer in time, or acknowledged nothing.
+    fn was_silent(&self, endpoint: &Arc<EndpointState>) {
+        endpoint.was_silent();
+        self.endpoints.failed(endpoint);
+    }
+
+    /// Connects to the first endpoint that accepts, which is preferred from then on. One that takes
+    /// long delays the next one by [`NEXT_ADDRESS`] only.
     async fn connect_to_any(
         &self,
         share: Option<&GuestShare>,
     ) -> Result<(Arc<EndpointState>, UpstreamConnection), UpstreamError> {
         let reuse = share.map(|share| &share.reuse);
-        let first = self.preferred.load(Ordering::Relaxed);
-        let mut at = first;
+        let connect = async |endpoint: &Arc<EndpointState>| {
+            (Arc::clone(endpoint), self.connector.connect(endpoint, reuse).await)
+        };
+        let mut rest = self.endpoints.in_order();
+        if self.endpoints.is_single() {
+            let (endpoint, connection) = connect(self.endpoints.preferred()).await;
+            return Ok((endpoint, connection?));
+        }
+        let mut attempts = FuturesUnordered::new();
         loop {
-            match self.connector.connect(&self.endpoints[at], reuse).await {
-                Ok(connection) => {
-                    self.preferred.store(at, Ordering::Relaxed);
-                    return Ok((Arc::clone(&self.endpoints[at]), connection));
-                }
-                Err(error) => {
-                    at = (at + 1) % self.endpoints.len();
-                    if at == first {
-                        return Err(error);
+            attempts.extend(rest.next().map(&connect));
+            tokio::select! {
+                Some((endpoint, connected)) = attempts.next() => match connected {
+                    Ok(connection) => {
+                        self.endpoints.prefer(&endpoint);
+                        return Ok((endpoint, connection));
                     }
-                    // Counted here, because the request itself may yet succeed.
-                    self.metrics.upstream_error(error.label());
-                    tracing::debug!(
-                        error = &error as &dyn Error,
-                        "connection failed; trying the next endpoint"
-                    );
-                }
+                    Err(error) => {
+                        self.endpoints.failed(&endpoint);
+                        if attempts.is_empty() && rest.len() == 0 {
+                            return Err(error);
+                        }
+                        // Counted here, because the request itself may yet succeed.
+                        self.metrics.upstream_error(error.label());
+                        tracing::debug!(
+                            error = &error as &dyn Error,
+                            "connection failed; trying the next endpoint"
+                        );
+                    }
+                },
+                () = sleep(NEXT_ADDRESS), if rest.len() > 0 => {}
             }
         }
     }

@@ -10,8 +10,8 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::EndpointState;
 use super::connect::UpstreamConnection;
+use super::endpoints::EndpointState;
 
 /// The number of connections that may be idle, of all guests together.
 #[derive(Debug, Clone)]
@@ -77,7 +77,9 @@ impl IdleConnections {
                 idle.drain(..=at);
                 return None;
             }
-            if candidate.connection.is_closed() || !Arc::ptr_eq(&candidate.endpoint, endpoint) {
+            let is_usable = Arc::ptr_eq(&candidate.endpoint, endpoint)
+                && candidate.connection.is_from(endpoint.silences());
+            if candidate.connection.is_closed() || !is_usable {
                 idle.remove(at);
             } else if candidate.connection.is_ready() {
                 return Some(idle.remove(at).connection);

@@ -14,9 +14,9 @@ use crate::netns::Netns;
 use crate::topology::Network;
 use crate::wait::{self, PATIENCE};
 
-/// The user it runs as.
+/// The user and the group it runs as.
 pub const USER: &str = "nobody";
-const GROUP: &str = "nogroup";
+pub const GROUP: &str = "nogroup";
 
 /// The Neutron agent that configures the haproxy. The lines are those of
 /// neutron/agent/metadata/driver.py and neutron/agent/ovn/metadata/driver.py.

@@ -2,10 +2,11 @@
 //!
 //! A process that can use the socket can read the metadata of any guest. So access is never wider
 //! than with Neutron's own agent. Our user is root, and the haproxies may run as another user, to
-//! which we cannot give the file without another capability. The mode then has to admit all users,
-//! and the check of the peer's user admits one.
+//! which we cannot give the file without another capability. We can give it to a group that the
+//! process is in. Otherwise the mode has to admit all users, and the check of the peer's user
+//! admits one.
 
-use nix::unistd::{Gid, Group, Uid, User};
+use nix::unistd::{Gid, Group, Uid, User, getgroups};
 use tokio::net::UnixListener;
 use tracing::{info, warn};
 
@@ -35,6 +36,8 @@ pub(super) struct HaproxySocket {
 #[derive(Debug, PartialEq, Eq)]
 struct SocketAccess {
     mode: u32,
+    /// The group of the file, if it is not the process's own.
+    group: Option<Gid>,
     users: HaproxyUsers,
 }
 
@@ -45,8 +48,8 @@ impl HaproxySocket {
             return Ok(None);
         }
         let path = &config.metadata_proxy_socket;
-        let SocketAccess { mode, users } = SocketAccess::from_config(config);
-        let file = SocketFile::bind(path, mode)?;
+        let SocketAccess { mode, group, users } = SocketAccess::from_config(config);
+        let file = SocketFile::bind_for_group(path, mode, group)?;
         info!(socket = %path.display(), mode = format_args!("{mode:04o}"), ?users, "serving haproxy");
         if mode == ALL && users == HaproxyUsers::Any {
             warn!(
@@ -71,31 +74,34 @@ impl HaproxySocket {
 impl SocketAccess {
     fn from_config(config: &Config) -> Self {
         let own = Uid::effective();
+        let group = config.metadata_proxy_group.as_deref().and_then(gid);
         match config.metadata_proxy_socket_mode {
-            SocketMode::User => Self { mode: USER, users: only([Uid::from_raw(0), own]) },
-            SocketMode::Group => Self { mode: GROUP, users: HaproxyUsers::Any },
-            SocketMode::All => Self { mode: ALL, users: HaproxyUsers::Any },
+            SocketMode::User => Self { mode: USER, group: None, users: only([Uid::from_raw(0), own]) },
+            SocketMode::Group => Self { mode: GROUP, group, users: HaproxyUsers::Any },
+            SocketMode::All => Self { mode: ALL, group: None, users: HaproxyUsers::Any },
             SocketMode::Deduce => {
                 let user = match config.metadata_proxy_user.as_deref() {
                     Some(name) => configured_user(name),
                     None => uid(NEUTRON_USER),
                 };
-                let group = config.metadata_proxy_group.as_deref().and_then(gid);
-                Self::deduced(user, group, own, Gid::effective())
+                let mut own_groups = getgroups().unwrap_or_default();
+                own_groups.push(Gid::effective());
+                Self::deduced(user, group, own, &own_groups)
             }
         }
     }
 
     /// Deduces the access like `_get_socket_mode` in neutron/agent/metadata/agent.py, and permits
     /// only the user of haproxy.
-    fn deduced(user: Option<Uid>, group: Option<Gid>, own_user: Uid, own_group: Gid) -> Self {
+    fn deduced(user: Option<Uid>, group: Option<Gid>, own_user: Uid, own_groups: &[Gid]) -> Self {
         let root = Uid::from_raw(0);
         match user {
-            Some(user) if user != root && user != own_user => Self {
-                mode: if group == Some(own_group) { GROUP } else { ALL },
-                users: only([root, own_user, user]),
-            },
-            Some(_) | None => Self { mode: USER, users: only([root, own_user]) },
+            Some(user) if user != root && user != own_user => {
+                let group = group.filter(|group| own_groups.contains(group));
+                let mode = if group.is_some() { GROUP } else { ALL };
+                Self { mode, group, users: only([root, own_user, user]) }
+            }
+            Some(_) | None => Self { mode: USER, group: None, users: only([root, own_user]) },
         }
     }
 }
@@ -131,7 +137,7 @@ mod tests {
     #[test]
     fn access_is_deduced_from_the_user_of_haproxy() {
         let (ours, others) = (Uid::from_raw(7), Uid::from_raw(8));
-        let (our_group, other_group) = (Gid::from_raw(7), Gid::from_raw(8));
+        let [our_group, joined, other_group] = [7, 9, 8].map(Gid::from_raw);
         for (user, group, mode, users) in [
             (None, None, USER, &[0, 7][..]),
             (None, Some(our_group), USER, &[0, 7]),
@@ -140,10 +146,13 @@ mod tests {
             (Some(Uid::from_raw(0)), Some(other_group), USER, &[0, 7]),
             (Some(others), None, ALL, &[0, 7, 8]),
             (Some(others), Some(our_group), GROUP, &[0, 7, 8]),
+            (Some(others), Some(joined), GROUP, &[0, 7, 8]),
             (Some(others), Some(other_group), ALL, &[0, 7, 8]),
         ] {
-            let want = SocketAccess { mode, users: HaproxyUsers::Only(users.to_vec()) };
-            assert_eq!(SocketAccess::deduced(user, group, ours, our_group), want, "{user:?} {group:?}");
+            let users = HaproxyUsers::Only(users.to_vec());
+            let want = SocketAccess { mode, group: group.filter(|_| mode == GROUP), users };
+            let found = SocketAccess::deduced(user, group, ours, &[our_group, joined]);
+            assert_eq!(found, want, "{user:?} {group:?}");
         }
         assert_eq!(only([Uid::from_raw(0), Uid::from_raw(0)]), HaproxyUsers::Only(vec![0]));
         assert_eq!((uid("root"), uid("12")), (Some(Uid::from_raw(0)), Some(Uid::from_raw(12))));

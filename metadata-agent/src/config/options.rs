@@ -145,17 +145,19 @@ options! {
     /// serve_metadata_proxy_socket.
     File DEFAULT metadata_proxy_socket: PathBuf = "$state_path/metadata_proxy", SocketPath;
     /// Access to metadata_proxy_socket while this agent serves it: `user` (mode 0644) for the
-    /// agent's user, `group` (0664) for its user and group, `all` (0666) for every user. `deduce`
-    /// permits root, the agent's user and metadata_proxy_user. The agent checks the user of each
-    /// connection, because the mode of the file must be 0666 if metadata_proxy_user is another user
-    /// and metadata_proxy_group is not the agent's group. A user with access can read the metadata
-    /// of any guest.
+    /// agent's user, `group` (0664) for its user and for metadata_proxy_group or its own group,
+    /// `all` (0666) for every user. `deduce` permits root, the agent's user and
+    /// metadata_proxy_user. The agent checks the user of each connection, because the mode of the
+    /// file must be 0666 if metadata_proxy_user is another user and the agent is not in
+    /// metadata_proxy_group. A user with access can read the metadata of any guest.
     File DEFAULT metadata_proxy_socket_mode: SocketMode = "deduce", OneOf;
     /// User of the haproxy processes, by name or number. Only metadata_proxy_socket_mode uses it.
     /// Neutron's agents start them as their own user unless this option is set. In a container
     /// that does not know the user `neutron`, set the number.
     File DEFAULT metadata_proxy_user: Option<String> = "", Unset { or: FileName, meaning: "neutron, if it exists, and the agent's own" };
-    /// Group of the haproxy processes, by name or number. Only metadata_proxy_socket_mode uses it.
+    /// Group of the haproxy processes, by name or number. The agent gives it metadata_proxy_socket
+    /// if metadata_proxy_socket_mode is `group` or `deduce`, and must be in it itself
+    /// (SupplementaryGroups= in a drop-in of the systemd unit).
     File DEFAULT metadata_proxy_group: Option<String> = "", Unset { or: FileName, meaning: "not known" };
     /// Option of the L3 agent: port to which a router redirects metadata requests.
     File DEFAULT metadata_port: u16 = "9697", Number(1..=65535);

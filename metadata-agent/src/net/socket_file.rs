@@ -7,6 +7,7 @@ use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, PermissionsExt}
 use std::os::unix::net;
 use std::path::{Path, PathBuf};
 
+use nix::unistd::{Gid, chown};
 use socket2::{Domain, SockAddr, Socket, Type};
 
 /// Mode of the socket's directory, if it has to be created.
@@ -48,6 +49,18 @@ impl SocketFile {
     /// # Errors
     /// Another agent listens at this path, the file there is not a socket, or a system call fails.
     pub(crate) fn bind(path: &Path, mode: u32) -> Result<Self, SocketFileError> {
+        Self::bind_for_group(path, mode, None)
+    }
+
+    /// Binds the socket like [`Self::bind`], and gives it to a group.
+    ///
+    /// # Errors
+    /// Those of [`Self::bind`], or this process is not in the group.
+    pub(crate) fn bind_for_group(
+        path: &Path,
+        mode: u32,
+        group: Option<Gid>,
+    ) -> Result<Self, SocketFileError> {
         let failed = |step| move |source| SocketFileError::Io { step, path: path.to_owned(), source };
         if let Some(dir) = path.parent() {
             let created = DirBuilder::new().recursive(true).mode(DIR_MODE).create(dir);
@@ -61,6 +74,10 @@ impl SocketFile {
         let socket = Socket::new(Domain::UNIX, Type::STREAM, None).map_err(failed("open"))?;
         SockAddr::unix(path).and_then(|address| socket.bind(&address)).map_err(failed("bind"))?;
         // Before `listen`, so that no process can connect while the umask decides the mode.
+        if let Some(group) = group {
+            let given = chown(path, None, Some(group)).map_err(io::Error::from);
+            given.map_err(failed("set the group (is the agent in it?) of"))?;
+        }
         fs::set_permissions(path, Permissions::from_mode(mode)).map_err(failed("set the mode of"))?;
         socket.listen(BACKLOG).map_err(failed("listen on"))?;
         let listener = net::UnixListener::from(socket);
@@ -93,13 +110,28 @@ impl Drop for SocketFile {
     }
 }
 
-/// Removes a socket without a listener.
-fn remove_stale(path: &Path) -> Result<(), SocketFileError> {
+/// Checks that a socket can be bound at this path. Changes nothing.
+///
+/// # Errors
+/// Another process listens there, the file there is not a socket, or a system call fails.
+pub(crate) fn is_available(path: &Path) -> Result<(), SocketFileError> {
+    find_stale(path).map(drop)
+}
+
+/// The file at the path of a socket that is to be bound.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Occupant {
+    None,
+    /// A socket without a listener.
+    StaleSocket,
+}
+
+fn find_stale(path: &Path) -> Result<Occupant, SocketFileError> {
     let failed = |step, source| Err(SocketFileError::Io { step, path: path.to_owned(), source });
     match fs::symlink_metadata(path) {
         Ok(metadata) if metadata.file_type().is_socket() => {}
         Ok(_) => return Err(SocketFileError::NotASocket { path: path.to_owned() }),
-        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Occupant::None),
         Err(error) => return failed("inspect", error),
     }
     match connect(path) {
@@ -108,11 +140,21 @@ fn remove_stale(path: &Path) -> Result<(), SocketFileError> {
         Err(error) if error.kind() == ErrorKind::WouldBlock => {
             Err(SocketFileError::AnotherAgent { path: path.to_owned() })
         }
-        Err(error) if error.kind() == ErrorKind::ConnectionRefused => match fs::remove_file(path) {
-            Err(error) if error.kind() != ErrorKind::NotFound => failed("remove stale", error),
-            Ok(()) | Err(_) => Ok(()),
-        },
+        Err(error) if error.kind() == ErrorKind::ConnectionRefused => Ok(Occupant::StaleSocket),
         Err(error) => failed("connect to", error),
+    }
+}
+
+/// Removes a socket without a listener.
+fn remove_stale(path: &Path) -> Result<(), SocketFileError> {
+    if find_stale(path)? == Occupant::None {
+        return Ok(());
+    }
+    match fs::remove_file(path) {
+        Err(source) if source.kind() != ErrorKind::NotFound => {
+            Err(SocketFileError::Io { step: "remove stale", path: path.to_owned(), source })
+        }
+        Ok(()) | Err(_) => Ok(()),
     }
 }
 

@@ -1,6 +1,7 @@
 //! The output of `check` for each source and for Nova, with the option to change.
 
 use std::fs;
+use std::os::unix::net::UnixListener;
 
 use metadata_tests::agent::Installer;
 use metadata_tests::{
@@ -33,6 +34,28 @@ fn assert_says(agent: &Agent, subject: &str, is_well: bool, words: &[&str]) {
 fn port() -> Port {
     let network = metadata_agent::ids::NetworkId::new(uuid::Uuid::new_v4());
     Port::new(network, [10, 0, 0, 5].into())
+}
+
+/// `run` would refuse to start beside Neutron's agent.
+#[test]
+fn check_names_an_agent_on_the_socket_for_haproxies() {
+    let host = Host::new();
+    let nova = NovaStandIn::start(host.netns());
+    let place = host.folder().join("metadata_proxy");
+    let agent = Agent::on(&host, &nova).port(&port());
+    let agent = agent.set("metadata_agent", "serve_metadata_proxy_socket", "true");
+    let agent = agent.set("DEFAULT", "metadata_proxy_socket", &place.display().to_string()).install();
+    let named = place.display().to_string();
+    let subject = "socket for haproxies";
+    assert_says(&agent, subject, true, &[&named, "is free"]);
+    let other = UnixListener::bind(&place).expect("listen as Neutron's agent");
+    assert_says(&agent, subject, false, &[&named, "stop Neutron's metadata agent"]);
+    drop(other);
+    assert_says(&agent, subject, true, &[&named, "is free"]);
+    assert!(place.exists(), "check changes nothing");
+    let process = agent.start();
+    assert_says(&agent, subject, true, &[&named, "is served"]);
+    assert_eq!(process.stop().code(), Some(0));
 }
 
 #[test]
@@ -208,7 +231,7 @@ fn check_probes_the_socket_of_neutrons_agent() {
         .set("DEFAULT", "metadata_proxy_socket", &path)
         .install();
     assert_says(&agent, NEUTRON_AGENT, false, &[&path, "No such file", "neutron_agent_socket"]);
-    let listener = std::os::unix::net::UnixListener::bind(&socket).expect("listen");
+    let listener = UnixListener::bind(&socket).expect("listen");
     assert_says(&agent, NEUTRON_AGENT, true, &[&path, "takes connections"]);
     drop(listener);
     assert_says(&agent, NEUTRON_AGENT, false, &["refused", "start it"]);

@@ -3,18 +3,19 @@
 
 use std::fs::{self, Permissions};
 use std::io::Read as _;
-use std::os::unix::fs::{FileTypeExt as _, PermissionsExt as _};
+use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
 use std::process::Command;
 
 use metadata_tests::agent::Installer;
-use metadata_tests::haproxy::{Driver, Haproxy, USER};
+use metadata_tests::haproxy::{Driver, GROUP, Haproxy, USER};
 use metadata_tests::nova::{SECRET, signature};
 use metadata_tests::two_tenants::HOSTNAME;
 use metadata_tests::wait::{self, PATIENCE};
-use metadata_tests::{Connection, Host, NovaStandIn, Response, ServedTenants, Tenant, TwoTenants};
+use metadata_tests::{Connection, Host, NovaStandIn, Response, ServedTenants, Tenant, TwoTenants, agent};
 use nix::sys::signal::Signal;
+use nix::unistd::Group;
 use tempfile::TempDir;
 
 const OPEN: &str = "metadata_connections_open";
@@ -197,6 +198,33 @@ fn the_socket_mode_decides_who_may_connect() {
         assert_eq!(warned, mode == "all", "{}", process.output());
         let _haproxy = Haproxy::start(&red.network, Driver::Dhcp, &shared.socket());
         assert_eq!(red.get_v6(HOSTNAME).status, status, "{mode} {user:?}");
+    }
+}
+
+/// The shipped unit grants no CAP_CHOWN, so the agent gives the socket only to a group it is in.
+#[test]
+fn a_group_of_the_agent_gets_the_socket() {
+    for mode in ["group", "deduce"] {
+        let shared = Shared::new();
+        let script = shared.0.path().join("agent-in-group");
+        let binary = agent::binary().display().to_string();
+        let text = format!(
+            "#!/bin/sh\nexec setpriv --groups {GROUP} --inh-caps=-all \
+             --bounding-set=-all,+sys_admin,+net_admin,+net_bind_service {binary} \"$@\"\n"
+        );
+        fs::write(&script, text).expect("write a script");
+        fs::set_permissions(&script, Permissions::from_mode(0o755)).expect("make it executable");
+        let tenants = shared.tenants(|installer, _| {
+            let installer = installer.binary(script).set("DEFAULT", "metadata_proxy_group", GROUP);
+            installer.set("DEFAULT", "metadata_proxy_socket_mode", mode)
+        });
+        let red = &tenants.red;
+        let group = Group::from_name(GROUP).expect("the groups").expect("the group").gid;
+        let socket = fs::metadata(shared.socket()).expect("the socket");
+        assert_eq!((shared.mode(), socket.gid()), (0o664, group.as_raw()), "{mode}");
+        let _haproxy = Haproxy::start(&red.network, Driver::Dhcp, &shared.socket());
+        assert_eq!(red.get_v6(HOSTNAME).text(), red.hostname(), "{mode}");
+        assert_eq!(read_as("daemon", &shared, red), None, "{mode}");
     }
 }
 

@@ -18,6 +18,7 @@ use super::output::print;
 use super::{block_on, with_config};
 use crate::admin::client;
 use crate::config::Config;
+use crate::net::socket_file::{self, SocketFileError};
 
 /// Time for another agent to respond.
 const RESPONSE_TIMEOUT: Duration = Duration::from_secs(2);
@@ -39,7 +40,9 @@ async fn check(config: &Config, json: bool) -> Result<ExitCode> {
     let mut findings = host::check(config);
     findings.extend(sources::check(config).await);
     findings.extend(nova::check(config).await);
-    findings.push(other_agent(config).await);
+    let other_agent = client::get(&config.admin_socket, "/live", RESPONSE_TIMEOUT).await.is_ok();
+    findings.push(agent(config, other_agent));
+    findings.extend(haproxy_socket(config, other_agent));
     // Warnings and notes fail no check.
     findings.extend(config.warnings().iter().map(|warning| Finding {
         subject: "configuration",
@@ -71,8 +74,7 @@ fn finding(subject: &'static str, outcome: Result<String, String>) -> Finding {
     }
 }
 
-async fn other_agent(config: &Config) -> Finding {
-    let answers = client::get(&config.admin_socket, "/live", RESPONSE_TIMEOUT).await.is_ok();
+fn agent(config: &Config, answers: bool) -> Finding {
     let socket = config.admin_socket.display();
     let detail = if answers {
         format!("an agent runs already, on {socket}")
@@ -80,4 +82,23 @@ async fn other_agent(config: &Config) -> Finding {
         format!("no agent answers on {socket}")
     };
     Finding { subject: "agent", ok: true, detail }
+}
+
+/// Checks that the socket for haproxies is free. If an agent of this configuration runs, it is that
+/// agent's.
+fn haproxy_socket(config: &Config, agent_runs: bool) -> Option<Finding> {
+    let path = &config.metadata_proxy_socket;
+    if !config.serve_metadata_proxy_socket {
+        return None;
+    }
+    let place = path.display();
+    let outcome = match socket_file::is_available(path) {
+        Err(SocketFileError::AnotherAgent { .. }) if agent_runs => Ok(format!("{place} is served")),
+        Err(SocketFileError::AnotherAgent { .. }) => {
+            Err(format!("another process answers on {place}; stop Neutron's metadata agent"))
+        }
+        Err(error) => Err(format!("{error} (metadata_proxy_socket)")),
+        Ok(()) => Ok(format!("{place} is free")),
+    };
+    Some(finding("socket for haproxies", outcome))
 }

@@ -83,6 +83,8 @@ async fn each_tls_error_has_its_kind() {
     assert_eq!(of(misnamed, &ours).await, TlsErrorKind::OtherName);
     let expired = TlsNova::start(authority.server("localhost", PAST, None)).await;
     assert_eq!(of(expired.nova.port, &ours).await, TlsErrorKind::OutOfDate);
+    let of_a_ca = TlsNova::start(authority.server_with_ca("localhost")).await;
+    assert_eq!(of(of_a_ca.nova.port, &ours).await, TlsErrorKind::Form);
     let asking = tls_nova(&authority, "localhost", Some(&authority)).await;
     assert_eq!(of(asking, &ours).await, TlsErrorKind::ClientCertificate);
     assert_eq!(of(asking, &TlsConfig { identity, ..ours.clone() }).await, TlsErrorKind::ClientCertificate);

@@ -87,6 +87,36 @@ async fn an_expired_certificate_gives_503_until_renewed() {
     assert_status(&agent.ask(GET).await, 200);
 }
 
+#[tokio::test]
+async fn replaced_files_count_for_the_next_connection() {
+    let files = Files(TempDir::new().unwrap());
+    let [old, new, clients] = [Authority::new(), Authority::new(), Authority::new()];
+    let put_identity = |issuer: &Authority| {
+        let (certificate, key) = issuer.issue("agent");
+        let certificate = files.put("agent.pem", &certificate.pem());
+        ClientCertificate { certificate, key: files.put("agent.key", &key.serialize_pem()) }
+    };
+    let authorities = Some(files.put("ca.pem", &old.pem));
+    let tls = TlsConfig { authorities, identity: Some(put_identity(&old)), insecure: false };
+    let nova = TlsNova::start(old.server("localhost", FUTURE, None)).await;
+    let endpoint = Endpoint::new(Scheme::Https, "localhost", nova.nova.port).unwrap();
+    let upstream = UpstreamConfig { tls, ..UpstreamConfig::new(vec![endpoint]) };
+    let agent = Agent::with(ProxyConfig::default(), upstream, FakeDirectory::new(known())).await;
+    assert_status(&agent.ask(GET).await, 200);
+
+    // Half a file, as while it is being written, changes nothing.
+    files.put("ca.pem", "-----BEGIN CERTIFICATE-----\n");
+    assert_status(&agent.ask(GET).await, 200);
+
+    nova.renew(new.server("localhost", FUTURE, Some(&clients)));
+    assert_status(&agent.ask(GET).await, 503);
+    files.put("ca.pem", &new.pem);
+    // Nova refuses the old certificate.
+    assert_status(&agent.ask(GET).await, 502);
+    put_identity(&clients);
+    assert_status(&agent.ask(GET).await, 200);
+}
+
 #[test]
 fn certificates_are_read_only_if_tls_is_used() {
     let metrics = Arc::new(Metrics::register(&mut Registry::default()));

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::client::{
     VerifierBuilderError, WantsClientCert, WebPkiServerVerifier, verify_server_cert_signed_by_trust_anchor,
+    verify_server_name,
 };
 use rustls::crypto::{CryptoProvider, WebPkiSupportedAlgorithms};
 use rustls::pki_types::pem::{self, PemObject};
@@ -20,6 +21,8 @@ use rustls::{
     WantsVerifier,
 };
 use rustls_native_certs::CertificateResult;
+use x509_parser::parse_x509_certificate;
+use x509_parser::time::ASN1Time;
 
 /// Largest accepted file. The bundle of a distribution has 250 KB.
 const MAX_FILE_BYTES: u64 = 4 * 1024 * 1024;
@@ -77,16 +80,22 @@ pub fn client_config(
 ) -> Result<ClientConfig, TlsSetupError> {
     let provider = provider();
     let builder = builder(&provider)?;
-    let policy = match trust {
-        ServerTrust::Ca(path) => Policy::Named(named(ca_certificates(path)?, &provider)?),
+    let (policy, listed) = match trust {
+        ServerTrust::Ca(path) => {
+            let listed = certificates(path)?;
+            (Policy::Named(named(usable_cas(path, &listed)?, &provider)?), listed)
+        }
         ServerTrust::SystemCa => {
             let store = rustls_native_certs::load_native_certs();
-            Policy::Named(named(system_ca_certificates(store)?, &provider)?)
+            (Policy::Named(named(system_ca_certificates(store)?, &provider)?), Vec::new())
         }
-        ServerTrust::AnyNameOfCa(path) => Policy::AnyName(ca_certificates(path)?),
-        ServerTrust::Unverified => Policy::Unverified,
+        ServerTrust::AnyNameOfCa(path) => {
+            let listed = certificates(path)?;
+            (Policy::AnyName(usable_cas(path, &listed)?), listed)
+        }
+        ServerTrust::Unverified => (Policy::Unverified, Vec::new()),
     };
-    let verifier = Verifier { policy, algorithms: provider.signature_verification_algorithms };
+    let verifier = Verifier { policy, listed, algorithms: provider.signature_verification_algorithms };
     with_identity(builder.dangerous().with_custom_certificate_verifier(Arc::new(verifier)), identity)
 }
 
@@ -126,12 +135,12 @@ fn system_ca_certificates(store: CertificateResult) -> Result<RootCertStore, Tls
     }
 }
 
-/// Reads CA certificates. Unusable ones are ignored if there is a usable one.
-fn ca_certificates(path: &Path) -> Result<RootCertStore, TlsSetupError> {
+/// Returns the CAs of a file. Unusable certificates are ignored if there is a usable one.
+fn usable_cas(path: &Path, listed: &[CertificateDer<'static>]) -> Result<RootCertStore, TlsSetupError> {
     let mut roots = RootCertStore::empty();
     let mut error = None;
-    for certificate in certificates(path)? {
-        error = roots.add(certificate).err().or(error);
+    for certificate in listed {
+        error = roots.add(certificate.clone()).err().or(error);
     }
     match error {
         Some(source) if roots.is_empty() => Err(TlsSetupError::Ca { path: path.to_owned(), source }),
@@ -181,6 +190,8 @@ fn read(path: &Path) -> io::Result<Vec<u8>> {
 #[derive(Debug)]
 struct Verifier {
     policy: Policy,
+    /// The certificates of the file of CAs.
+    listed: Vec<CertificateDer<'static>>,
     algorithms: WebPkiSupportedAlgorithms,
 }
 
@@ -201,6 +212,9 @@ impl ServerCertVerifier for Verifier {
         now: UnixTime,
     ) -> Result<ServerCertVerified, rustls::Error> {
         match &self.policy {
+            Policy::Named(_) | Policy::AnyName(_) if self.listed.contains(end_entity) => {
+                self.verify_listed(end_entity, server_name, now)
+            }
             Policy::Named(verifier) => verifier
                 .verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now)
                 .map_err(without_time),
@@ -240,6 +254,33 @@ impl ServerCertVerifier for Verifier {
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
         self.algorithms.supported_schemes()
+    }
+}
+
+impl Verifier {
+    /// Verifies a certificate that the file lists itself, which needs no signature of a CA. OpenSSL
+    /// accepts such a certificate too. webpki does not if the certificate is one of a CA, as
+    /// `openssl req -x509` makes it.
+    fn verify_listed(
+        &self,
+        certificate: &CertificateDer<'_>,
+        server_name: &ServerName<'_>,
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        if matches!(self.policy, Policy::Named(_)) {
+            verify_server_name(&ParsedCertificate::try_from(certificate)?, server_name)?;
+        }
+        let unreadable = |_| rustls::Error::from(CertificateError::BadEncoding);
+        let (_, parsed) = parse_x509_certificate(certificate).map_err(unreadable)?;
+        let now = i64::try_from(now.as_secs()).ok().and_then(|now| ASN1Time::from_timestamp(now).ok());
+        let now = now.ok_or(CertificateError::Expired)?;
+        if now < parsed.validity().not_before {
+            return Err(CertificateError::NotValidYet.into());
+        }
+        if now > parsed.validity().not_after {
+            return Err(CertificateError::Expired.into());
+        }
+        Ok(ServerCertVerified::assertion())
     }
 }
 
@@ -295,13 +336,18 @@ mod tests {
             Self { ca, server: server.der().clone(), folder }
         }
 
+        fn cas(&self) -> RootCertStore {
+            usable_cas(&self.ca, &certificates(&self.ca).unwrap()).unwrap()
+        }
+
         fn store(&self) -> CertificateResult {
             load_certs_from_paths(Some(&self.ca), None)
         }
 
         /// Verifies the certificate at this time (seconds since 1970).
         fn verify(&self, policy: Policy, name: &'static str, seconds: u64) -> Result<(), String> {
-            let verifier = Verifier { policy, algorithms: provider().signature_verification_algorithms };
+            let algorithms = provider().signature_verification_algorithms;
+            let verifier = Verifier { policy, listed: Vec::new(), algorithms };
             let now = UnixTime::since_unix_epoch(std::time::Duration::from_secs(seconds));
             let name = ServerName::try_from(name).unwrap();
             let verdict = verifier.verify_server_cert(&self.server, &[], &name, &[], now);
@@ -312,9 +358,9 @@ mod tests {
         fn policies(&self) -> [Policy; 3] {
             let named = |roots| Policy::Named(named(roots, &provider()).unwrap());
             [
-                named(ca_certificates(&self.ca).unwrap()),
+                named(self.cas()),
                 named(system_ca_certificates(self.store()).unwrap()),
-                Policy::AnyName(ca_certificates(&self.ca).unwrap()),
+                Policy::AnyName(self.cas()),
             ]
         }
     }
@@ -344,10 +390,51 @@ mod tests {
         let limit = usize::try_from(MAX_FILE_BYTES).unwrap();
         text.push_str(&"#".repeat(limit - text.len()));
         std::fs::write(&ca.ca, &text).unwrap();
-        assert_eq!(ca_certificates(&ca.ca).unwrap().len(), 1);
+        assert_eq!(certificates(&ca.ca).unwrap().len(), 1);
         std::fs::write(&ca.ca, text + "#").unwrap();
-        let error = ca_certificates(&ca.ca).unwrap_err();
+        let error = certificates(&ca.ca).unwrap_err();
         assert!(error.source().unwrap().to_string().contains("longer than 4 MiB"), "{error:?}");
+    }
+
+    /// As `openssl req -x509` makes it: a CA for the server's name.
+    #[test]
+    fn a_listed_certificate_is_accepted_for_its_name_and_time() {
+        let folder = tempfile::tempdir().unwrap();
+        let self_signed = |file: &str| {
+            let mut params = CertificateParams::new(vec![SERVER.to_owned()]).unwrap();
+            params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+            params.not_before = date_time_ymd(2024, 1, 1);
+            params.not_after = date_time_ymd(2025, 12, 31);
+            let certificate = params.self_signed(&KeyPair::generate().unwrap()).unwrap();
+            let path = folder.path().join(file);
+            std::fs::write(&path, certificate.pem()).unwrap();
+            (path, certificate.der().clone())
+        };
+        let ((path, own), (_, stranger)) = (self_signed("own.pem"), self_signed("stranger.pem"));
+        let listed = certificates(&path).unwrap();
+        let named = || Policy::Named(named(usable_cas(&path, &listed).unwrap(), &provider()).unwrap());
+        let any_name = || Policy::AnyName(usable_cas(&path, &listed).unwrap());
+        for (policy, certificate, name, seconds, expected) in [
+            (named(), &own, SERVER, GOOD, None),
+            (named(), &own, "another", GOOD, Some("not valid for name")),
+            (named(), &own, SERVER, LATE, Some("Expired")),
+            (named(), &own, SERVER, EARLY, Some("NotValidYet")),
+            (named(), &stranger, SERVER, GOOD, Some("invalid peer certificate")),
+            (any_name(), &own, "another", GOOD, None),
+            (any_name(), &own, "another", LATE, Some("Expired")),
+            (any_name(), &stranger, SERVER, GOOD, Some("invalid peer certificate")),
+        ] {
+            let algorithms = provider().signature_verification_algorithms;
+            let verifier = Verifier { policy, listed: listed.clone(), algorithms };
+            let now = UnixTime::since_unix_epoch(std::time::Duration::from_secs(seconds));
+            let name = ServerName::try_from(name).unwrap();
+            let verdict = verifier.verify_server_cert(certificate, &[], &name, &[], now);
+            match (verdict.map_err(|error| error.to_string()), expected) {
+                (Ok(_), None) => {}
+                (Err(error), Some(expected)) => assert!(error.contains(expected), "{error}"),
+                other => panic!("{other:?}"),
+            }
+        }
     }
 
     #[test]

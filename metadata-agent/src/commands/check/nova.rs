@@ -72,7 +72,14 @@ fn remedy(error: &ProbeError, scheme: Scheme) -> Option<&'static str> {
             TlsErrorKind::UnknownAuthority => {
                 "name the authority that signed its certificate in auth_ca_cert"
             }
-            TlsErrorKind::OtherName => "set nova_metadata_host to a name that its certificate is for",
+            TlsErrorKind::OtherName => {
+                "set nova_metadata_host to a name in its certificate's subjectAltName (OpenSSL may also \
+                 accept its common name)"
+            }
+            TlsErrorKind::Form => {
+                "OpenSSL may accept this certificate, but this agent needs X.509 version 3, and CA:TRUE \
+                 only if auth_ca_cert lists the certificate itself"
+            }
             TlsErrorKind::OutOfDate => "renew its certificate, or set this host's clock",
             TlsErrorKind::ClientCertificate => {
                 "give nova_client_cert and nova_client_priv_key a certificate that it accepts"

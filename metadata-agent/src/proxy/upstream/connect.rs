@@ -10,7 +10,6 @@ use http_body_util::Full;
 use hyper::body::Bytes;
 use hyper::client::conn::http1::{self, SendRequest};
 use hyper_util::rt::TokioIo;
-use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
 use socket2::{SockRef, TcpKeepalive};
 use tokio::net::{TcpSocket, TcpStream};
@@ -25,6 +24,7 @@ use super::error::{UpstreamError, is_unsolicited};
 use super::pool::Reuse;
 use super::resolve::Name;
 use super::stream::{ReuseCheck, UpstreamStream, UpstreamTcp};
+use super::tls::TlsFiles;
 use crate::proxy::RESPONSE_PIECE;
 use crate::proxy::metrics::Metrics;
 
@@ -103,7 +103,7 @@ fn host_of(address: &UpstreamAddress) -> &str {
 #[derive(Debug)]
 pub(super) struct Connector {
     /// `None` if no endpoint uses TLS.
-    tls: Option<Arc<ClientConfig>>,
+    tls: Option<TlsFiles>,
     limit: Duration,
     metrics: Arc<Metrics>,
     tracker: TaskTracker,
@@ -112,12 +112,12 @@ pub(super) struct Connector {
 impl Connector {
     /// `limit` is for name resolution, TCP and TLS together. Connections run as tasks of `tracker`.
     pub(super) fn new(
-        tls: Option<ClientConfig>,
+        tls: Option<TlsFiles>,
         limit: Duration,
         metrics: Arc<Metrics>,
         tracker: TaskTracker,
     ) -> Self {
-        Self { tls: tls.map(Arc::new), limit, metrics, tracker }
+        Self { tls, limit, metrics, tracker }
     }
 
     /// Connects on behalf of a guest, whose reuse of connections is suspended if the server turns
@@ -195,13 +195,13 @@ impl Connector {
     async fn encrypt(
         &self,
         endpoint: &EndpointState,
-        tls: &Arc<ClientConfig>,
+        tls: &TlsFiles,
         stream: UpstreamTcp,
     ) -> Result<UpstreamStream, UpstreamError> {
         let host = host_of(&endpoint.endpoint.address).to_owned();
         let name = ServerName::try_from(host)
             .map_err(|source| UpstreamError::Tls { address: endpoint.address(), source: source.into() })?;
-        match TlsConnector::from(Arc::clone(tls)).connect(name, stream).await {
+        match TlsConnector::from(tls.client()).connect(name, stream).await {
             Ok(stream) => Ok(UpstreamStream::Tls(Box::new(stream))),
             Err(error) if error.raw_os_error().is_some() => Err(self.not_connected(endpoint, error)),
             Err(error) => Err(UpstreamError::Tls { address: endpoint.address(), source: error.into() }),

@@ -50,6 +50,7 @@ pub(crate) use body::{UpstreamBody, UpstreamBodyError};
 pub use config::{UpstreamConfig, UpstreamSetupError};
 pub(crate) use error::UpstreamError;
 pub use probe::{ProbeError, TlsErrorKind, probe};
+use tls::TlsFiles;
 pub use tls::{ClientCertificate, TlsConfig, TlsSetupError};
 
 use super::client::GuestKey;
@@ -198,7 +199,7 @@ impl Upstream {
             return Err(UpstreamSetupError::NoEndpoint);
         }
         let uses_tls = config.endpoints.iter().any(Endpoint::is_https);
-        let tls = if uses_tls { Some(tls::client_config(&config.tls)?) } else { None };
+        let tls = if uses_tls { Some(TlsFiles::read(config.tls)?) } else { None };
         Ok(Self {
             endpoints: Endpoints::new(config.endpoints),
             connector: Connector::new(tls, config.connect_timeout, Arc::clone(&metrics), tracker),

@@ -61,6 +61,8 @@ pub enum TlsErrorKind {
     OtherName,
     /// The server's certificate has expired or is not yet valid.
     OutOfDate,
+    /// The server's certificate has a form that OpenSSL may accept and this agent does not.
+    Form,
     /// The server requires a client certificate, or refused ours.
     ClientCertificate,
     Other,
@@ -130,6 +132,8 @@ fn tls_error_kind(error: &rustls::Error) -> TlsErrorKind {
             | CertificateError::ExpiredContext { .. }
             | CertificateError::NotValidYet
             | CertificateError::NotValidYetContext { .. } => TlsErrorKind::OutOfDate,
+            // webpki's own errors, such as a CA's certificate in the place of a server's.
+            CertificateError::Other(_) | CertificateError::BadEncoding => TlsErrorKind::Form,
             _ => TlsErrorKind::Other,
         },
         rustls::Error::InvalidMessage(_) => TlsErrorKind::NotTls,

@@ -85,16 +85,20 @@ impl Attack {
     pub const fn positions(self) -> &'static [Position] {
         use Position::{OtherNetwork, SameInterface, SameNetwork, Tap};
         match self {
-            Self::IdleConnections | Self::SynFlood | Self::LinkLocalSyns | Self::LinkLocalMacs => {
-                &[SameInterface, Tap, OtherNetwork, SameNetwork]
-            }
-            Self::MadeUpIpv4 | Self::ClientMap => &[Tap, SameInterface, OtherNetwork],
-            Self::Unread64k | Self::Unread1m | Self::Trickled => &[SameInterface, Tap],
+            Self::IdleConnections
+            | Self::SynFlood
+            | Self::LinkLocalSyns
+            | Self::LinkLocalMacs
+            | Self::Unread64k
+            | Self::Unread1m
+            | Self::Trickled
+            | Self::RequestRate => &[SameInterface, Tap, OtherNetwork, SameNetwork],
+            Self::MadeUpIpv4 => &[Tap, SameInterface, OtherNetwork, SameNetwork],
+            Self::ClientMap => &[Tap, SameInterface, OtherNetwork],
             Self::Busy | Self::Busy20ms | Self::Busy200ms | Self::FourBusy | Self::FourBusy20ms => {
                 &[SameInterface, Tap]
             }
             Self::SlowPosts | Self::RefusedPosts => &[SameNetwork, OtherNetwork, Tap],
-            Self::RequestRate => &[SameInterface, OtherNetwork],
         }
     }
 

@@ -34,9 +34,18 @@ fn link_local_syns_leave_guests_on_other_interfaces_alone() {
     }
 }
 
-/// Behind a router the kernel's neighbour table, which all namespaces of the machine share, decides
-/// as well. So that position is measured by the bench only.
+// Behind a router, the kernel's neighbour table decides as well, which all namespaces of the
+// machine share. So the positions there are measured by the bench only (SECURITY.md, "The
+// neighbour table").
+
 #[test]
 fn a_tenant_with_33_networks_locks_out_no_guest_on_a_tap() {
     assert_bystander_served(Attack::ClientMap, Position::Tap);
+}
+
+#[test]
+fn made_up_ipv4_addresses_lock_out_no_guest_on_a_tap() {
+    for position in [Position::SameNetwork, Position::Tap] {
+        assert_bystander_served(Attack::MadeUpIpv4, position);
+    }
 }

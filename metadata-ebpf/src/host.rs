@@ -87,13 +87,19 @@ impl Skb for HostSkb {
         Ok(())
     }
 
-    fn adjust_tcp_checksum(&mut self, offset: u32, difference: u32) -> Result<(), SkbError> {
+    fn insert_behind_ipv6(&mut self, len: u32) -> Result<(), SkbError> {
+        let payload = self.range(ETH_LEN + IPV6_LEN, 0)?;
+        self.frame.splice(payload, core::iter::repeat_n(0, len as usize));
+        Ok(())
+    }
+
+    fn adjust_checksum(&mut self, offset: u32, difference: u32) -> Result<(), SkbError> {
         let adjusted = wire::apply_difference(self.load(offset)?, difference);
         self.store(offset, &adjusted)
     }
 
     fn adjust_icmp_checksum(&mut self, offset: u32, from: [u8; 2], to: [u8; 2]) -> Result<(), SkbError> {
-        self.adjust_tcp_checksum(offset, wire::checksum_difference(&from, &to))
+        self.adjust_checksum(offset, wire::checksum_difference(&from, &to))
     }
 
     fn mark_for_host(&mut self) -> Result<(), SkbError> {

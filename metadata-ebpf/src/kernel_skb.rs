@@ -135,7 +135,12 @@ impl Skb for KernelSkb {
     }
 
     #[inline(always)]
-    fn adjust_tcp_checksum(&mut self, offset: u32, difference: u32) -> Result<(), SkbError> {
+    fn insert_behind_ipv6(&mut self, len: u32) -> Result<(), SkbError> {
+        self.resize_behind_ip(len as i32)
+    }
+
+    #[inline(always)]
+    fn adjust_checksum(&mut self, offset: u32, difference: u32) -> Result<(), SkbError> {
         let flags = u64::from(BPF_F_PSEUDO_HDR);
         // SAFETY: takes the context and plain numbers.
         check(unsafe { helpers::bpf_l4_csum_replace(self.skb, offset, 0, u64::from(difference), flags) })

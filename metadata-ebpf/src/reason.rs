@@ -60,6 +60,8 @@ reasons! {
     ConnectionOpened = "connection_opened" => ToPortal,
     /// A segment of a connection that exists in the portal.
     Segment = "segment" => ToPortal,
+    /// An ICMP error about a connection that exists in the portal.
+    IcmpError = "icmp_error" => ToPortal,
     /// A reply, sent to the guest.
     Reply = "reply" => ToGuest,
     /// A reply, sent to a guest behind a shared interface by that namespace's neighbour table.
@@ -75,7 +77,7 @@ reasons! {
     AgentAbsent = "agent_absent" => Next,
     /// The program runs on an interface that has no attachment.
     NotAttached = "not_attached" => Next,
-    /// A segment of a connection that was not opened through the portal.
+    /// A segment or ICMP error of a connection that was not opened through the portal.
     ForeignConnection = "foreign_connection" => Next,
     /// A metadata packet whose VLAN tag does not match a trunk subport of this interface.
     Vlan = "vlan" => Next,

@@ -73,12 +73,18 @@ pub trait Skb {
     /// The packet is too short, or the kernel has no memory.
     fn remove_ipv4_options(&mut self, len: u32) -> Result<(), SkbError>;
 
-    /// Adjusts the TCP checksum at `offset` for a pseudo header that changed by `difference`
-    /// ([`crate::wire::checksum_difference`]). Handles partial checksums too.
+    /// Inserts `len` zero bytes behind the IPv6 header (`bpf_skb_adjust_room`).
+    ///
+    /// # Errors
+    /// The frame becomes too long, or the kernel has no memory.
+    fn insert_behind_ipv6(&mut self, len: u32) -> Result<(), SkbError>;
+
+    /// Adjusts the checksum of TCP or ICMPv6 at `offset` for addresses that changed by `difference`
+    /// ([`crate::wire::checksum_difference`]). Handles partial checksums of TCP too.
     ///
     /// # Errors
     /// The frame is too short.
-    fn adjust_tcp_checksum(&mut self, offset: u32, difference: u32) -> Result<(), SkbError>;
+    fn adjust_checksum(&mut self, offset: u32, difference: u32) -> Result<(), SkbError>;
 
     /// Adjusts the ICMP checksum at `offset` for one 16-bit word that changed. Both words are in
     /// network order.

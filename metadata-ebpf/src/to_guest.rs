@@ -94,7 +94,7 @@ fn translate_ipv4<S: Skb>(skb: &mut S, ip: &Ipv6Header, guest: [u8; 4]) -> Resul
 
     skb.change_to_ipv4()?;
     skb.store(ETH_LEN, &header.0)?;
-    skb.adjust_tcp_checksum(ETH_LEN + IPV4_LEN + TCP_CHECKSUM, difference)
+    skb.adjust_checksum(ETH_LEN + IPV4_LEN + TCP_CHECKSUM, difference)
 }
 
 #[inline(always)]
@@ -106,5 +106,5 @@ fn translate_ipv6<S: Skb>(skb: &mut S, identity: [u8; 16], interface_id: [u8; 8]
 
     skb.store(ETH_LEN + 8, &METADATA_IPV6)?;
     skb.store(ETH_LEN + 24, &guest)?;
-    skb.adjust_tcp_checksum(ETH_LEN + IPV6_LEN + TCP_CHECKSUM, difference)
+    skb.adjust_checksum(ETH_LEN + IPV6_LEN + TCP_CHECKSUM, difference)
 }

@@ -37,6 +37,9 @@ pub mod protocol {
 pub(crate) mod icmpv6 {
     use super::{Mac, fold, protocol, sum};
 
+    pub const UNREACHABLE: u8 = 1;
+    pub const PACKET_TOO_BIG: u8 = 2;
+    const PARAMETER_PROBLEM: u8 = 4;
     pub const ECHO_REQUEST: u8 = 128;
     pub const ECHO_REPLY: u8 = 129;
     const ROUTER_SOLICITATION: u8 = 133;
@@ -54,6 +57,37 @@ pub(crate) mod icmpv6 {
     #[inline(always)]
     pub const fn is_neighbour_discovery(kind: u8) -> bool {
         kind >= ROUTER_SOLICITATION && kind <= REDIRECT
+    }
+
+    /// Translates the start of an ICMPv4 "destination unreachable" (RFC 7915 section 4.2), but not
+    /// its checksum.
+    ///
+    /// A router without RFC 1191 reports an MTU of zero, which becomes the smallest MTU of IPv6 at
+    /// once, as for any MTU below that.
+    #[inline(always)]
+    pub const fn from_unreachable([_, code, c0, c1, _, _, mtu_high, mtu_low]: [u8; 8]) -> [u8; 8] {
+        const PROTOCOL: u8 = 2;
+        const PORT: u8 = 3;
+        const FRAGMENTATION_NEEDED: u8 = 4;
+        /// Difference of the header lengths.
+        const GROWTH: u32 = 20;
+        const MIN_MTU: u32 = 1280;
+
+        let (kind, code, [r0, r1, r2, r3]) = match code {
+            FRAGMENTATION_NEEDED => {
+                let mtu = u16::from_be_bytes([mtu_high, mtu_low]) as u32 + GROWTH;
+                let mtu = if mtu < MIN_MTU { MIN_MTU } else { mtu };
+                (PACKET_TOO_BIG, 0, mtu.to_be_bytes())
+            }
+            // Unknown next header, with the offset of that field.
+            PROTOCOL => (PARAMETER_PROBLEM, 1, [0, 0, 0, 6]),
+            PORT => (UNREACHABLE, 4, [0; 4]),
+            // Prohibited by an administrator.
+            9 | 10 | 13 | 15 => (UNREACHABLE, 1, [0; 4]),
+            // No route.
+            _ => (UNREACHABLE, 0, [0; 4]),
+        };
+        [kind, code, c0, c1, r0, r1, r2, r3]
     }
 
     /// Length of a neighbour advertisement with one option of eight bytes.
@@ -130,6 +164,17 @@ impl Ipv4Header {
         [self.0[12], self.0[13], self.0[14], self.0[15]]
     }
 
+    #[inline(always)]
+    pub const fn destination(&self) -> [u8; 4] {
+        [self.0[16], self.0[17], self.0[18], self.0[19]]
+    }
+
+    /// Returns true if "more fragments" or an offset is set.
+    #[inline(always)]
+    pub const fn is_fragment(&self) -> bool {
+        u16::from_be_bytes([self.0[6], self.0[7]]) & 0x3fff != 0
+    }
+
     /// RFC 1071: a header with a valid checksum sums up to all ones. `options` is the [`sum`] of
     /// the options.
     #[inline(always)]
@@ -174,6 +219,13 @@ impl Ipv4Header {
         header[11] = low;
         Self(header)
     }
+}
+
+/// Builds an IPv6 header up to its addresses; the flow label is zero.
+#[inline(always)]
+pub(crate) const fn ipv6_start(protocol: u8, payload_len: u16, class: u8, hop_limit: u8) -> [u8; 8] {
+    let [len_high, len_low] = payload_len.to_be_bytes();
+    [0x60 | (class >> 4), class << 4, 0, 0, len_high, len_low, protocol, hop_limit]
 }
 
 #[derive(Clone, Copy)]
@@ -280,6 +332,13 @@ pub(crate) fn checksum_difference<const F: usize, const T: usize>(from: &[u8; F]
     u32::from(fold(wide))
 }
 
+/// Returns the one's complement sum of what is removed, to be added to a [`sum`] of what replaces
+/// it. Without the copies of [`checksum_difference`], which take stack.
+#[inline(always)]
+pub(crate) fn removed<const N: usize>(bytes: &[u8; N]) -> u32 {
+    u32::from(!fold(sum(bytes, 0)))
+}
+
 /// Sums 16-bit words in memory order: the checksum does not depend on byte order (RFC 1071 section
 /// 2, B).
 #[inline(always)]
@@ -295,7 +354,7 @@ pub(crate) fn sum<const N: usize>(bytes: &[u8; N], start: u32) -> u32 {
 
 #[inline(always)]
 #[expect(clippy::cast_possible_truncation, reason = "two folds leave sixteen bits")]
-const fn fold(sum: u32) -> u16 {
+pub(crate) const fn fold(sum: u32) -> u16 {
     let once = (sum & 0xffff) + (sum >> 16);
     ((once & 0xffff) + (once >> 16)) as u16
 }

@@ -52,13 +52,16 @@ const LARGEST_PACKET: usize = 68 * 1024;
 pub const SOCKET_MEMORY: usize = 2 * (SEND_BUFFER + RECEIVE_BUFFER) + 2 * LARGEST_PACKET;
 
 /// Sysctls of the portal's namespace, below `/proc/sys/net`, and their required values.
-const SYSCTLS: [(&str, &str); 6] = [
+const SYSCTLS: [(&str, &str); 7] = [
     ("ipv6/conf/all/disable_ipv6", "0"),
     ("ipv6/conf/default/disable_ipv6", "0"),
     ("ipv6/conf/lo/disable_ipv6", "0"),
     ("ipv6/conf/md0/disable_ipv6", "0"),
     ("ipv6/conf/all/forwarding", "0"),
     ("ipv4/tcp_syncookies", "1"),
+    // Applies to IPv6 too. Finds a path MTU below 1,280 bytes, which ICMPv6 cannot report, and one
+    // whose ICMP errors are lost.
+    ("ipv4/tcp_mtu_probing", "1"),
 ];
 
 #[derive(Debug, thiserror::Error)]

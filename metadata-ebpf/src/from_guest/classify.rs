@@ -13,6 +13,8 @@ pub(super) enum Request {
     Arp,
     Solicitation,
     Echo(Version),
+    /// An ICMP error that has an effect on TCP.
+    IcmpError(Version),
     Tcp(Version),
 }
 
@@ -73,12 +75,17 @@ impl Ipv4Kind {
 /// Returns the request that TCP or ICMP with these first bytes is.
 #[inline(always)]
 fn ipv4_request(protocol: u8, [a, b, c, d]: [u8; 4]) -> Option<Request> {
-    const ECHO_REQUEST: [u8; 2] = [8, 0];
+    const UNREACHABLE: u8 = 3;
+    const ECHO_REQUEST: u8 = 8;
 
     if protocol == wire::protocol::TCP {
-        (u16::from_be_bytes([c, d]) == METADATA_PORT).then_some(Request::Tcp(Version::V4))
-    } else {
-        ([a, b] == ECHO_REQUEST).then_some(Request::Echo(Version::V4))
+        return (u16::from_be_bytes([c, d]) == METADATA_PORT).then_some(Request::Tcp(Version::V4));
+    }
+    match [a, b] {
+        [ECHO_REQUEST, 0] => Some(Request::Echo(Version::V4)),
+        // The other codes have no counterpart in ICMPv6 (RFC 7915 section 4.2).
+        [UNREACHABLE, 0..=13 | 15] => Some(Request::IcmpError(Version::V4)),
+        _ => None,
     }
 }
 
@@ -220,7 +227,8 @@ fn icmp_over_ipv6<S: Skb>(skb: &S, sender: NdSender) -> Option<Result<Request, R
         return (code == 0 && is_ours(DESTINATION)).then_some(Ok(Request::Echo(Version::V6)));
     }
     if !icmpv6::is_neighbour_discovery(kind) {
-        return None;
+        let is_error = kind == icmpv6::UNREACHABLE || kind == icmpv6::PACKET_TOO_BIG;
+        return (is_error && is_ours(DESTINATION)).then_some(Ok(Request::IcmpError(Version::V6)));
     }
     if sender == NdSender::MetadataAddress {
         return Some(Err(Reason::ForgedNd));

@@ -5,19 +5,20 @@
 //! * ARP requests, neighbour solicitations and ICMP echo requests for the metadata addresses are
 //!   answered in place ([`neighbour`], [`echo`]).
 //! * TCP to port 80 of these addresses is redirected to the portal, with the identity address as
-//!   its source ([`segment`]).
+//!   its source ([`segment`]). ICMP errors about such a connection follow it ([`icmp_error`]).
 //! * A doubtful packet is left to the host's own path; a forged packet is dropped. In a router
 //!   namespace without such a path doubtful packets are dropped too, because they would leave by
 //!   the external gateway.
 
 mod classify;
 mod echo;
+mod icmp_error;
 mod neighbour;
 mod options;
 mod segment;
 
-use crate::abi::{CHECK_IPV4, CHECK_MAC, CONFINED, Port, PortKey, Settings};
-use crate::identity::{METADATA_IPV4, METADATA_IPV6, METADATA_PORT};
+use crate::abi::{CHECK_IPV4, CHECK_MAC, CONFINED, Port, PortKey, SHARED, Settings};
+use crate::identity::{AttachmentId, ClientAddress, METADATA_IPV4, METADATA_IPV6, METADATA_PORT};
 use crate::reason::{Reason, Verdict};
 use crate::skb::{Skb, SkbError, Vlan};
 use crate::wire::{self, Mac};
@@ -118,6 +119,7 @@ fn serve<S: Skb, W: World>(skb: &mut S, world: &W, request: Request) -> Result<O
         Request::Solicitation => neighbour::answer_solicitation(skb, &context).map(|()| Reason::NdReply),
         Request::Echo(Version::V4) => echo::answer_ipv4(skb, &context).map(|()| Reason::EchoReply),
         Request::Echo(Version::V6) => echo::answer_ipv6(skb, &context).map(|()| Reason::EchoReply),
+        Request::IcmpError(version) => icmp_error::redirect_to_portal(skb, world, &context, version),
         Request::Tcp(version) => segment::redirect_to_portal(skb, world, &context, version),
     }?;
     // Remove the tag, except from the answer to a subport. The kernel's own replies to priority
@@ -197,4 +199,44 @@ fn check_ipv6_source(source: [u8; 16]) -> Result<[u8; 8], Reason> {
         return Err(Reason::Ipv6Source);
     }
     if source == METADATA_IPV6 { Err(Reason::ForgedAddress) } else { Ok(interface_id) }
+}
+
+/// Returns the identity address of an IPv4 address, if the port may send from it.
+#[inline(always)]
+fn identify_ipv4(context: &PacketContext<'_>, address: [u8; 4]) -> Result<[u8; 16], Reason> {
+    let attachment = AttachmentId::new(context.port.attachment).ok_or(Reason::NotAttached)?;
+    check_source(context.port, address)?;
+    Ok(ClientAddress::from_ipv4(attachment, address, context.macs.guest).identity())
+}
+
+/// Returns the identity address of a link-local address. A guest may use any of its own, so it is
+/// not compared with the port.
+///
+/// On a shared interface the address must be derived from the MAC address. Nothing else says whose
+/// it is: Neutron does not know the address, and it has no port to be found by.
+#[inline(always)]
+fn identify_ipv6(context: &PacketContext<'_>, address: [u8; 16]) -> Result<[u8; 16], Reason> {
+    let attachment = AttachmentId::new(context.port.attachment).ok_or(Reason::NotAttached)?;
+    let interface_id = check_ipv6_source(address)?;
+    let client = ClientAddress::from_link_local(attachment, interface_id, context.macs.guest);
+    if context.port.flags & SHARED != 0 && client.mac().is_none() {
+        return Err(Reason::Ipv6Underived);
+    }
+    Ok(client.identity())
+}
+
+/// Returns the portal's namespace id as seen from the program's namespace.
+#[inline(always)]
+fn portal_nsid<W: World>(world: &W, context: &PacketContext<'_>) -> u32 {
+    match context.key.netns {
+        0 => context.settings.portal_nsid,
+        _ => world.netns_context(|netns| &netns.portal_nsid),
+    }
+}
+
+/// Addresses the frame to the portal's end of the veth pair.
+#[inline(always)]
+fn address_to_portal<S: Skb>(skb: &mut S, context: &PacketContext<'_>) -> Result<(), Reason> {
+    skb.store(0, &wire::ethernet(context.settings.portal_mac, METADATA_MAC, wire::ethertype::IPV6))?;
+    Ok(skb.mark_for_host()?)
 }

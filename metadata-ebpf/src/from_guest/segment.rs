@@ -1,10 +1,9 @@
 //! TCP to the metadata service: recorded if it opens a connection, and redirected to the portal
 //! with the identity address as its source.
 
-use super::neighbour::METADATA_MAC;
-use super::{PacketContext, check_ipv6_source, check_source, options};
+use super::{PacketContext, address_to_portal, identify_ipv4, identify_ipv6, options, portal_nsid};
 use crate::abi::{Client, ClientKey, MacWord, SHARED};
-use crate::identity::{AttachmentId, ClientAddress, ClientMac, METADATA_IPV4, METADATA_IPV6, PORTAL_ADDRESS};
+use crate::identity::{ClientAddress, ClientMac, METADATA_IPV4, METADATA_IPV6, PORTAL_ADDRESS};
 use crate::rate::{self, GuestRate, SynLimit};
 use crate::reason::Reason;
 use crate::skb::{Skb, SkbError};
@@ -31,11 +30,7 @@ pub(super) fn redirect_to_portal<S: Skb, W: World>(
 
     // Find the portal's socket for the segment.
     let opens = TcpHeader::opens_by(peer.tcp[13]);
-    let nsid = match context.key.netns {
-        0 => context.settings.portal_nsid,
-        _ => world.netns_context(|netns| &netns.portal_nsid),
-    };
-    let reason = match (opens, world.portal_socket(&peer, nsid)) {
+    let reason = match (opens, world.portal_socket(&peer, portal_nsid(world, context))) {
         (true, PortalSocket::Absent) => return Err(Reason::AgentAbsent),
         (true, PortalSocket::Listening | PortalSocket::HalfOpen | PortalSocket::Connected) => {
             admit(world, context, &peer.identity)?;
@@ -61,7 +56,6 @@ pub(super) fn redirect_to_portal<S: Skb, W: World>(
 /// the same bytes. BPF functions return only scalars, so results go through `peer`.
 #[inline(never)]
 fn parse_ipv4<S: Skb>(skb: &S, context: &PacketContext<'_>, peer: &mut PortalPeer) -> Result<(), Reason> {
-    let attachment = AttachmentId::new(context.port.attachment).ok_or(Reason::NotAttached)?;
     let ip = Ipv4Header(skb.load(ETH_LEN)?);
     let tcp = TcpHeader(skb.load(ETH_LEN + ip.header_len()).map_err(|SkbError| Reason::Malformed)?);
     let is_truncated = ETH_LEN + ip.total_len() > skb.len();
@@ -71,19 +65,13 @@ fn parse_ipv4<S: Skb>(skb: &S, context: &PacketContext<'_>, peer: &mut PortalPee
     if ip.header_len() == IPV4_LEN && !ip.checksum_is_right(0) {
         return Err(Reason::BadIpv4Checksum);
     }
-    check_source(context.port, ip.source())?;
-    peer.identity = ClientAddress::from_ipv4(attachment, ip.source(), context.macs.guest).identity();
+    peer.identity = identify_ipv4(context, ip.source())?;
     peer.tcp = tcp.0;
     Ok(())
 }
 
-/// A guest may use any of its link-local addresses, so the source is not compared with the port.
-///
-/// On a shared interface the address must be derived from the MAC address. Nothing else says whose
-/// it is: Neutron does not know the address, and it has no port to be found by.
 #[inline(never)]
 fn parse_ipv6<S: Skb>(skb: &S, context: &PacketContext<'_>, peer: &mut PortalPeer) -> Result<(), Reason> {
-    let attachment = AttachmentId::new(context.port.attachment).ok_or(Reason::NotAttached)?;
     let ip = Ipv6Header(skb.load(ETH_LEN)?);
     let tcp = TcpHeader(skb.load(ETH_LEN + IPV6_LEN).map_err(|SkbError| Reason::Malformed)?);
     let payload_len = u32::from(ip.payload_len());
@@ -91,12 +79,7 @@ fn parse_ipv6<S: Skb>(skb: &S, context: &PacketContext<'_>, peer: &mut PortalPee
     if is_truncated || tcp.header_len() < TCP_LEN || tcp.header_len() > payload_len {
         return Err(Reason::Malformed);
     }
-    let interface_id = check_ipv6_source(ip.source())?;
-    let client = ClientAddress::from_link_local(attachment, interface_id, context.macs.guest);
-    if context.port.flags & SHARED != 0 && client.mac().is_none() {
-        return Err(Reason::Ipv6Underived);
-    }
-    peer.identity = client.identity();
+    peer.identity = identify_ipv6(context, ip.source())?;
     peer.tcp = tcp.0;
     Ok(())
 }
@@ -119,7 +102,7 @@ fn translate_ipv4<S: Skb>(
 
     skb.change_to_ipv6()?;
     skb.store(ETH_LEN, &header.0)?;
-    skb.adjust_tcp_checksum(ETH_LEN + IPV6_LEN + TCP_CHECKSUM, difference)?;
+    skb.adjust_checksum(ETH_LEN + IPV6_LEN + TCP_CHECKSUM, difference)?;
     address_to_portal(skb, context)
 }
 
@@ -136,15 +119,8 @@ fn translate_ipv6<S: Skb>(
 
     skb.store(ETH_LEN + 8, identity)?;
     skb.store(ETH_LEN + 24, &PORTAL_ADDRESS)?;
-    skb.adjust_tcp_checksum(ETH_LEN + IPV6_LEN + TCP_CHECKSUM, difference)?;
+    skb.adjust_checksum(ETH_LEN + IPV6_LEN + TCP_CHECKSUM, difference)?;
     address_to_portal(skb, context)
-}
-
-/// Addresses the frame to the portal's end of the veth pair.
-#[inline(always)]
-fn address_to_portal<S: Skb>(skb: &mut S, context: &PacketContext<'_>) -> Result<(), Reason> {
-    skb.store(0, &wire::ethernet(context.settings.portal_mac, METADATA_MAC, wire::ethertype::IPV6))?;
-    Ok(skb.mark_for_host()?)
 }
 
 /// Admits a new connection by the rate limits, and notes the MAC addresses that replies need and

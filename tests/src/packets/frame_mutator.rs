@@ -17,7 +17,7 @@ const SHORTEST: usize = 14;
 /// The maximum that fits into the page that the kernel copies a frame to.
 const LONGEST: usize = 2048;
 /// The end of the headers that a program may read.
-const HEADERS: usize = 90;
+const HEADERS: usize = 110;
 
 const ETH: usize = 14;
 /// EtherType of IPv4.

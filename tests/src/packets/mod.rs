@@ -8,6 +8,7 @@ pub mod control_block;
 pub mod differential;
 pub mod frame_mutator;
 mod frames;
+mod icmp_errors;
 mod ipv4;
 mod ipv6;
 pub mod kernel;
@@ -184,6 +185,7 @@ pub fn port(state: &State) -> Port {
 pub fn cases() -> Vec<Case> {
     let mut cases = ipv4::cases();
     cases.extend(ipv6::cases());
+    cases.extend(icmp_errors::cases());
     cases
 }
 

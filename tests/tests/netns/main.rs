@@ -16,6 +16,7 @@ mod guests_identity;
 mod guests_ipv6;
 mod guests_load;
 mod guests_memory;
+mod guests_mtu;
 mod guests_network;
 mod guests_nova;
 mod guests_nova_share;

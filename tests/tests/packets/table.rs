@@ -162,6 +162,20 @@ fn a_segment_from_another_mac_address_is_of_another_connection() {
     }
 }
 
+/// Translation adjusts the checksum of an error instead of computing it, so it hides no damage.
+#[test]
+fn a_damaged_icmp_error_stays_damaged() {
+    for case in cases().into_iter().filter(|case| case.reason == Some(Reason::IcmpError)) {
+        let (mut damaged, mut expected) = (case.frame.clone(), case.rewritten.clone().expect(case.name));
+        for frame in [&mut damaged, &mut expected] {
+            *frame.last_mut().expect(case.name) ^= 1;
+        }
+        let mut skb = HostSkb::new(damaged, IFINDEX);
+        let outcome = from_guest(&mut skb, &host_world(&case.state)).expect(case.name);
+        assert_eq!((outcome.reason, skb.frame), (Reason::IcmpError, expected), "{}", case.name);
+    }
+}
+
 #[test]
 fn every_case_holds_in_the_kernel() {
     table::assert_in_kernel();

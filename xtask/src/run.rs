@@ -11,10 +11,11 @@ use crate::setup::{Report, setup};
 use crate::terminal::note;
 
 /// The files that the agent reads if the command line names none.
-const NEUTRON_FILES: [&str; 3] = [
+const NEUTRON_FILES: [&str; 4] = [
     "/etc/neutron/neutron.conf",
     "/etc/neutron/metadata_agent.ini",
     "/etc/neutron/neutron_ovn_metadata_agent.ini",
+    "/etc/neutron/plugins/ml2/ovn_agent.ini",
 ];
 
 /// The program that `run` starts.

@@ -34,8 +34,9 @@ use oslo_config::rule::SocketPath;
 const NEUTRON_DIR: &str = "/etc/neutron";
 
 /// Neutron's files with options of the agent, in the order in which Neutron's services read them.
-pub(crate) const NEUTRON_FILES: [&str; 3] =
-    ["neutron.conf", "metadata_agent.ini", "neutron_ovn_metadata_agent.ini"];
+/// The last one belongs to neutron-ovn-agent, whose extension replaces the OVN metadata agent.
+pub(crate) const NEUTRON_FILES: [&str; 4] =
+    ["neutron.conf", "metadata_agent.ini", "neutron_ovn_metadata_agent.ini", "plugins/ml2/ovn_agent.ini"];
 
 /// Defaults of Neutron's options that values of the agent's options refer to.
 const NEUTRON_DEFAULTS: &[(&str, &str)] = &[("state_path", "/var/lib/neutron")];

@@ -12,9 +12,9 @@ const HEAD: &str = "\
 
 # Configuration
 
-The agent reads Neutron's own files in oslo.config's format: `neutron.conf`, `metadata_agent.ini` and
-`neutron_ovn_metadata_agent.ini` in `/etc/neutron`, as far as they exist. `--config-file` and
-`--config-dir` name other files. Unknown options are ignored, since the files are Neutron's. An invalid
+The agent reads Neutron's own files in oslo.config's format: `neutron.conf`, `metadata_agent.ini`,
+`neutron_ovn_metadata_agent.ini` and `plugins/ml2/ovn_agent.ini` in `/etc/neutron`, as far as they exist.
+`--config-file` and `--config-dir` name other files. Unknown options are ignored, since the files are Neutron's. An invalid
 value of an option below stops the agent, with a list of all errors.
 
 A flag overrides the environment, the environment overrides files, and later files override earlier

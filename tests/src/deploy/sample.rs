@@ -10,8 +10,9 @@ const WIDTH: usize = 110;
 const HEAD: &str = "\
 # Sample configuration of the metadata agent: every option with its default.
 #
-# The format is Neutron's (oslo.config). The agent reads /etc/neutron/neutron.conf, metadata_agent.ini and
-# neutron_ovn_metadata_agent.ini, those that exist, and needs nothing more where Neutron's own agent was configured.
+# The format is Neutron's (oslo.config). The agent reads neutron.conf, metadata_agent.ini,
+# neutron_ovn_metadata_agent.ini and plugins/ml2/ovn_agent.ini of /etc/neutron, those that exist, and needs nothing
+# more where Neutron's own agent was configured.
 # The lines below can stand in any of them, or in a file that is named with --config-file. Each option can also be
 # set by the environment, as METADATA_AGENT_<NAME IN CAPITALS>, and most by a flag. `metadata-agent status --json`
 # prints what is in force, and where each value comes from.

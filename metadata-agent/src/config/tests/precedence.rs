@@ -112,6 +112,9 @@ fn neutrons_files_are_read_unless_others_are_named() {
         );
     let config = host.load().unwrap();
     assert_eq!((config.nova_metadata_port, config.metadata_workers), (2, NonZero::new(3)));
+    // The file of neutron-ovn-agent, with its metadata extension.
+    let host = host.write("plugins/ml2/ovn_agent.ini", "[DEFAULT]\nnova_metadata_port = 4\n");
+    assert_eq!(host.load().unwrap().nova_metadata_port, 4);
     let config = host.file("other.ini", "[metadata_agent]\nportal_mtu = 9000\n").load().unwrap();
     assert_eq!((config.nova_metadata_port, config.metadata_workers, config.portal_mtu), (8775, None, 9000));
 }

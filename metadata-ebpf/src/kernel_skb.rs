@@ -131,12 +131,12 @@ impl Skb for KernelSkb {
 
     #[inline(always)]
     fn remove_ipv4_options(&mut self, len: u32) -> Result<(), SkbError> {
-        self.resize_behind_ip(-(len as i32))
+        self.resize_behind_ip(-len.cast_signed())
     }
 
     #[inline(always)]
     fn insert_behind_ipv6(&mut self, len: u32) -> Result<(), SkbError> {
-        self.resize_behind_ip(len as i32)
+        self.resize_behind_ip(len.cast_signed())
     }
 
     #[inline(always)]

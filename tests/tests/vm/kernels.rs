@@ -46,7 +46,8 @@ mod inside {
             let verified = program.verified_instruction_count();
             let name = program.name_as_str().unwrap();
             println!("{major}.{minor} {name} {copy}: {translated} instructions, {verified:?} verified");
-            assert!(translated < 4_608, "{name} {copy} is too large");
+            // A third of it is for ICMP errors and IPv4 options, which are rare.
+            assert!(translated < 7_168, "{name} {copy} is too large");
             assert!(verified.unwrap_or(0) < 100_000, "{name} is a tenth of the limit of the verifier");
         }
     }

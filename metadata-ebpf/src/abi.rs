@@ -7,7 +7,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 /// Must grow with every change in this file or of [`crate::reason::Reason`]. The agent rebuilds
 /// pins of any other version.
-pub const ABI_VERSION: u32 = 7;
+pub const ABI_VERSION: u32 = 8;
 
 /// Names of the maps and programs. The kernel keeps at most 15 characters.
 pub mod names {
@@ -207,8 +207,9 @@ pub struct AttachmentState {
     /// Theoretical arrival time of the next new connection ([`crate::rate`]), in `CLOCK_MONOTONIC`
     /// nanoseconds. Unused on a shared attachment.
     pub syn_tat_ns: u64,
-    /// MAC address to which the last SYN was sent: router, DHCP port, OVN metadata port or our own.
-    /// It is the source MAC address of the replies. 0 before the first SYN.
+    /// Source MAC address of the replies. On an interface of one guest, the address to which its
+    /// last SYN was sent: router, DHCP port, OVN metadata port or our own; 0 before the first SYN.
+    /// On a shared one, that of the interface, because no guest may choose it for another.
     pub metadata_mac: MacWord,
     /// MAC addresses of clients, by [`crate::identity::ClientMac::Slot`].
     pub macs: [MacWord; MAC_SLOTS as usize],
@@ -221,10 +222,10 @@ pub struct AttachmentState {
 impl AttachmentState {
     /// Returns the state of an attachment that no guest has used yet.
     #[must_use]
-    pub const fn new(key: &PortKey) -> Self {
+    pub const fn new(key: &PortKey, metadata_mac: MacWord) -> Self {
         Self {
             syn_tat_ns: 0,
-            metadata_mac: MacWord(0),
+            metadata_mac,
             macs: [MacWord(0); MAC_SLOTS as usize],
             netns: key.netns,
             vlan: key.vlan,

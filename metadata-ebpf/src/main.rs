@@ -6,7 +6,7 @@ mod kernel_skb;
 mod kernel_world;
 
 use aya_ebpf::bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC};
-use aya_ebpf::helpers::{bpf_redirect, bpf_redirect_neigh, bpf_redirect_peer};
+use aya_ebpf::helpers::{bpf_redirect, bpf_redirect_peer};
 use aya_ebpf::macros::classifier;
 use aya_ebpf::programs::TcContext;
 use metadata_ebpf::from_guest::{Outcome, from_guest};
@@ -50,7 +50,6 @@ fn apply_verdict(ctx: &TcContext, outcome: Outcome) -> i32 {
             Verdict::Drop => return TC_ACT_SHOT,
             Verdict::ToPortal => bpf_redirect_peer(outcome.ifindex, 0),
             Verdict::ToGuest => bpf_redirect(outcome.ifindex, 0),
-            Verdict::ToNeighbour => bpf_redirect_neigh(outcome.ifindex, core::ptr::null_mut(), 0, 0),
         }
     };
     redirected as i32

@@ -10,11 +10,8 @@ pub enum Verdict {
     Drop,
     /// Redirect it to the portal, where the agent listens.
     ToPortal,
-    /// Send it out of the guest's interface.
+    /// Send it out of the guest's interface, or of the interface that guests share.
     ToGuest,
-    /// Send it out of the interface that guests share, to the owner of the destination address in
-    /// the kernel's neighbour table.
-    ToNeighbour,
 }
 
 macro_rules! reasons {
@@ -64,8 +61,8 @@ reasons! {
     IcmpError = "icmp_error" => ToPortal,
     /// A reply, sent to the guest.
     Reply = "reply" => ToGuest,
-    /// A reply, sent to a guest behind a shared interface by that namespace's neighbour table.
-    RoutedReply = "routed_reply" => ToNeighbour,
+    /// A reply, sent to the MAC address of a guest behind a shared interface.
+    RoutedReply = "routed_reply" => ToGuest,
     /// An ARP request for 169.254.169.254, answered in place.
     ArpReply = "arp_reply" => ToGuest,
     /// A neighbour solicitation for fe80::a9fe:a9fe, answered in place.

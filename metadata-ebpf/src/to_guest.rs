@@ -7,9 +7,10 @@
 //! the kernel removes the attachment's entry in `MD_DEVICES` as well. So another interface that
 //! gets the same index does not receive the reply.
 //!
-//! In a namespace whose interface many guests share, the reply goes to the node that has the
-//! client's address in that namespace's own neighbour table. A legacy path replies in the same way:
-//! a guest that forges the address of another guest on its network never sees the reply.
+//! In a namespace whose interface many guests share, the reply goes to the MAC address that the
+//! client sends from, which its identity address names. The agent answers nobody there who sends
+//! from another MAC address than its port's. The namespace's neighbour table is not asked: all
+//! namespaces share its size, so made-up clients could fill it and keep guests out.
 
 use crate::from_guest::{METADATA_MAC, Outcome};
 use crate::identity::{

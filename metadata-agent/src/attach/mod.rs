@@ -326,7 +326,7 @@ impl Attacher {
             Hook::Clsact => Some(qdisc::ensure(&self.netlink, &self.datapath, link.index).await?),
         };
         let is_new_qdisc = qdisc == Some(IngressQdisc::Created);
-        let attached = self.datapath.attach(id, link.index, &link.name, is_new_qdisc, &spec.policy);
+        let attached = self.datapath.attach(id, link.index, &link.name, link.mac, is_new_qdisc, &spec.policy);
         if attached.is_err() {
             if is_new_qdisc {
                 qdisc::delete_unused(&self.netlink, link.index).await.map_err(QdiscError::from)?;

@@ -6,14 +6,16 @@ use aya::Ebpf;
 use aya::maps::xdp::DevMapHash;
 use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, ProgramArray};
 use aya::programs::ProgramFd;
-use metadata_ebpf::abi::{AttachmentState, Client, ClientKey, GuestShares, Port, PortKey, Settings, names};
+use metadata_ebpf::abi::{
+    AttachmentState, Client, ClientKey, GuestShares, MacWord, Port, PortKey, Settings, names,
+};
 use metadata_ebpf::identity::{AttachmentId, ClientAddress};
 use metadata_ebpf::reason::Reason;
 use nix::time::{ClockId, clock_gettime};
 
 use super::DatapathError;
 use super::pins::Pins;
-use crate::ids::IfIndex;
+use crate::ids::{IfIndex, MacAddress};
 
 /// `BPF_ANY` of linux/bpf.h.
 const ANY: u64 = 0;
@@ -80,12 +82,14 @@ impl Maps {
     }
 
     /// Makes room for an attachment: its state, and the shares of its guests. An attachment that an
-    /// earlier agent left under the same key is removed.
+    /// earlier agent left under the same key is removed. Replies to guests that share it come from
+    /// `mac`, the interface's own.
     pub(crate) fn put_attachment(
         &mut self,
         key: PortKey,
         id: AttachmentId,
         shared: bool,
+        mac: Option<MacAddress>,
     ) -> Result<(), DatapathError> {
         if let Some(earlier) = self.port(key)?.and_then(|port| AttachmentId::new(port.attachment)) {
             self.remove_port(key, earlier)?;
@@ -94,8 +98,9 @@ impl Maps {
             let put = self.shares.insert(id.get(), GuestShares::UNUSED, ANY);
             put.map_err(map_error("write", names::SHARES))?;
         }
+        let metadata_mac = mac.filter(|_| shared).map_or(MacWord(0), |mac| MacWord::new(mac.0));
         self.attachments
-            .insert(id.get(), AttachmentState::new(&key), ANY)
+            .insert(id.get(), AttachmentState::new(&key, metadata_mac), ANY)
             .map_err(map_error("write", names::ATTACHMENTS))
     }
 

@@ -261,6 +261,7 @@ impl Datapath {
         id: AttachmentId,
         index: IfIndex,
         interface: &str,
+        mac: Option<MacAddress>,
         made_qdisc: bool,
         policy: &PortPolicy,
     ) -> Result<(), DatapathError> {
@@ -268,7 +269,7 @@ impl Datapath {
         Pins::remove(&pin)?;
         // The entry exists before the program runs, so no packet finds an unknown interface.
         let key = self.namespace.key(index, None);
-        self.maps().put_attachment(key, id, policy.shared)?;
+        self.maps().put_attachment(key, id, policy.shared, mac)?;
         self.maps().put_port(key, &port_entry(id, policy))?;
         let Self { namespace, programs, pins, maps, .. } = self;
         let attached = namespace.run(|| {
@@ -416,7 +417,7 @@ impl Datapath {
         let mut maps = lock(&self.maps);
         let maps = &mut *maps;
         let id = maps.next_attachment()?;
-        maps.put_attachment(key, id, false)?;
+        maps.put_attachment(key, id, false, None)?;
         let prepared = self.namespace.run(|| {
             maps.put_device(id, index)?;
             if !maps.has_device(attachment.id)? {

@@ -53,7 +53,8 @@ pub fn heartbeat(state: &State, now: u64) -> u64 {
 /// Returns the guest's entry of `MD_ATTACH`. If the client is known, it has sent SYNs before.
 #[must_use]
 pub fn attachment_state(state: &State, now: u64) -> AttachmentState {
-    let mut attachment = AttachmentState::new(&port_key(state.routed));
+    let interface_mac = if state.routed { MacWord::new(ROUTER_MAC) } else { MacWord(0) };
+    let mut attachment = AttachmentState::new(&port_key(state.routed), interface_mac);
     if state.exhausted == Exhausted::Guest {
         attachment.syn_tat_ns = now + 2 * BURST_NS;
     }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use metadata_ebpf::abi::MAX_PORT_IPV4;
 use metadata_ebpf::reason::Reason;
 use metadata_tests::agent::Installer;
-use metadata_tests::two_tenants::assert_served;
+use metadata_tests::two_tenants::{HOSTNAME, assert_served};
 use metadata_tests::wait::{self, PATIENCE};
 use metadata_tests::{Agent, Guest, Host, Instance, NovaStandIn, Ovsdb, Plug, Port, Routed, Router, domain};
 
@@ -69,7 +69,7 @@ fn an_isolated_network_is_served_in_its_dhcp_namespace() {
 }
 
 /// An address of another network is dropped as forged. An address of a neighbour does not lead to
-/// the neighbour's metadata.
+/// the neighbour's metadata: the port's MAC address is another one.
 #[test]
 fn forged_addresses_behind_a_router_gain_nothing() {
     let host = Host::new();
@@ -84,14 +84,22 @@ fn forged_addresses_behind_a_router_gain_nothing() {
     let ports = [&interfaces[0], &interfaces[1], &thief.port, &neighbour.port, &other.port];
     let process = agent(&host, &nova, &[&router], &ports).install().start();
     assert_served(&thief);
-    for (stolen, owner) in [([10, 0, 1, 5], &other), ([10, 0, 0, 6], &neighbour)] {
-        let stolen = IpAddr::from(stolen);
+    thief.netns().sysctl("ipv4/conf/all/arp_ignore", "8");
+    let steal = |stolen: IpAddr| {
         // A second address, so that the guest's own kernel sends the packet.
         thief.netns().ip(&format!("address add {stolen}/32 dev eth0"));
-        thief.netns().sysctl("ipv4/conf/all/arp_ignore", "8");
-        assert_eq!(dial(&thief, Some(stolen)), Err(ErrorKind::TimedOut), "{stolen}");
-        assert_served(owner);
+        stolen
+    };
+    let foreign = steal([10, 0, 1, 5].into());
+    assert_eq!(dial(&thief, Some(foreign)), Err(ErrorKind::TimedOut));
+    assert_served(&other);
+    let asked = nova.requests().len();
+    let mut connection = thief.connect_from((steal([10, 0, 0, 6].into()), 0).into());
+    for (method, path) in [("GET", HOSTNAME), ("POST", "/openstack/2013-10-17/password")] {
+        assert_eq!(connection.request(method, path, &[], b"").expect("an answer").status, 404, "{path}");
     }
+    assert_eq!(nova.requests().len(), asked);
+    assert_served(&neighbour);
     let packets = process.state()["datapath"]["packets"].clone();
     assert!(packets["forged_address"].as_u64() > Some(0), "{packets}");
 }
@@ -151,7 +159,7 @@ fn ipv6_guests_of_two_routers_get_their_own_metadata() {
         assert!(answer.text().contains(&guest.port.instance.to_string()), "{}", answer.text());
         assert_served(guest);
     }
-    assert_eq!(process.packets(Reason::Reply), 0, "replies use the namespaces\' own neighbour tables");
+    assert_eq!(process.packets(Reason::Reply), 0, "no guest is on a tap");
     assert!(process.packets(Reason::RoutedReply) > 0);
 }
 

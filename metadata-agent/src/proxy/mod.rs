@@ -38,7 +38,7 @@ pub(crate) use client::{PortMatch, UpstreamAuth};
 pub use downstream::{ClientStream, HaproxyUsers, RateLimit, RateWindow, serve_guests, serve_haproxies};
 pub use upstream::{
     ClientCertificate, Endpoint, EndpointError, ProbeError, Scheme, TlsConfig, TlsErrorKind, TlsSetupError,
-    Upstream, UpstreamConfig, UpstreamSetupError, probe,
+    Upstream, UpstreamConfig, UpstreamSetupError, probe, probe_secrets,
 };
 
 use client::ClientResolver;

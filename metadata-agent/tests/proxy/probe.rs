@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use metadata_agent::proxy::{
-    ClientCertificate, Endpoint, ProbeError, Scheme, TlsConfig, TlsErrorKind, UpstreamConfig, probe,
+    ClientCertificate, Endpoint, ProbeError, Scheme, Signer, TlsConfig, TlsErrorKind, UpstreamConfig, probe,
+    probe_secrets,
 };
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -24,6 +25,22 @@ async fn the_probe_accepts_a_list_of_versions() {
     probe(upstream(nova.port)).await.unwrap();
     let asked = nova.next_text().await;
     assert_eq!(asked, format!("GET / HTTP/1.1\r\nhost: 127.0.0.1:{}\r\n\r\n", nova.port));
+}
+
+#[tokio::test]
+async fn each_secret_is_tried_until_nova_accepts_one() {
+    let refused = "HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\n\r\n";
+    let unknown = "HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n";
+    for (accepted_after, status) in [(0, 404), (1, 404), (2, 403)] {
+        let nova = Nova::start(move |connection, _, _| {
+            Act::Say(if connection < accepted_after { refused } else { unknown }.into())
+        })
+        .await;
+        let signer = Signer::new("first".into());
+        signer.replace(vec!["first".into(), "second".into()]);
+        let found = soon("the probe", probe_secrets(upstream(nova.port), &signer)).await.unwrap();
+        assert_eq!(found, status, "{accepted_after}");
+    }
 }
 
 #[tokio::test]

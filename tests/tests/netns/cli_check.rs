@@ -5,12 +5,13 @@ use std::os::unix::net::UnixListener;
 
 use metadata_tests::agent::Installer;
 use metadata_tests::{
-    Agent, Binding, ControlPlane, Host, Mode, NovaStandIn, Ovsdb, Pki, Port, Southbound, domain,
+    Agent, Answer, Binding, ControlPlane, Host, Mode, NovaStandIn, Ovsdb, Pki, Port, Southbound, domain,
 };
 use serde_json::Value;
 
 const NEUTRON_AGENT: &str = "Neutron's metadata agent";
 const NOVA: &str = "Nova's metadata service";
+const SECRET: &str = "shared secret";
 
 /// Returns the finding for a subject: true if it passed, and its text.
 fn found(agent: &Agent, subject: &str) -> (bool, String) {
@@ -114,6 +115,24 @@ fn check_requests_novas_versions() {
     assert_says(&hasty, NOVA, false, &["does not answer within 200ms", "firewall"]);
     nova.set_mode(Mode::Refuse);
     assert_says(&agent, NOVA, false, &["cannot connect", "start it"]);
+}
+
+/// Nova compares the signature before it looks for the instance.
+#[test]
+fn check_asks_nova_whether_it_accepts_the_shared_secret() {
+    let host = Host::new();
+    let nova = NovaStandIn::start(host.netns());
+    let with = |secret: &str| Agent::forwarding_to(&host, nova.address(), secret).install();
+    assert_says(&with(nova.secret()), SECRET, true, &["accepts it"]);
+    for wrong in ["another", ""] {
+        assert_says(&with(wrong), SECRET, false, &["refuses it", "metadata_proxy_shared_secret"]);
+    }
+    nova.set_mode(Mode::Fixed(Answer::text(200, "latest\n")));
+    assert_says(&with("another"), SECRET, true, &["accepts it"]);
+    nova.set_mode(Mode::Refuse);
+    let output = with(nova.secret()).query("check", &["--json"]);
+    let findings: Vec<Value> = serde_json::from_slice(&output.stdout).expect("JSON");
+    assert!(findings.iter().all(|finding| finding["subject"] != SECRET), "{findings:?}");
 }
 
 /// Installs an agent without any source except these options.

@@ -1,14 +1,20 @@
 //! Checks of Nova's metadata API, or of the agent of Neutron that stands in for it. Each failure
 //! names the option to change.
 
-use std::time::Duration;
+use std::error::Error;
 
+use hyper::StatusCode;
 use tokio::net::UnixStream;
 use tokio::time::timeout;
 
 use super::{Finding, finding};
 use crate::config::{Config, NovaEndpoint, UpstreamKind};
-use crate::proxy::{self, ProbeError, Scheme, TlsErrorKind, UpstreamConfig};
+use crate::error_chain::innermost_cause;
+use crate::proxy::{self, ProbeError, Scheme, Signer, TlsErrorKind, UpstreamConfig};
+use crate::secrets::SecretFiles;
+
+/// Subject of the findings about it.
+const SECRET: &str = "shared secret";
 
 /// Probes each endpoint of Nova, or the socket of Neutron's agent.
 pub(super) async fn check(config: &Config) -> Vec<Finding> {
@@ -33,23 +39,54 @@ async fn neutron_agent(config: &Config) -> Finding {
 
 async fn nova(config: &Config) -> Vec<Finding> {
     let mut findings = Vec::new();
+    let secrets = config.metadata_proxy_shared_secret.clone();
+    let signer = SecretFiles::open(secrets, &config.shared_secret_files).map(|secrets| secrets.signer());
+    if let Err(error) = &signer {
+        let error = error as &(dyn Error + 'static);
+        findings.push(finding(SECRET, Err(format!("{error}: {}", innermost_cause(error)))));
+    }
     for endpoint in config.nova_endpoints() {
-        let outcome = match probe(config, &endpoint, config.nova_connect_timeout).await {
+        let found = probe(config, &endpoint).await;
+        let is_nova = found.is_ok();
+        let outcome = match found {
             Ok(()) => Ok(format!("{endpoint} lists its versions")),
             Err(fault) => Err(format!("{endpoint}: {fault}")),
         };
         findings.push(finding("Nova's metadata service", outcome));
+        if let (true, Ok(signer)) = (is_nova, &signer) {
+            findings.push(finding(SECRET, probe_secrets(config, &endpoint, signer).await));
+        }
     }
     findings
 }
 
-async fn probe(config: &Config, endpoint: &NovaEndpoint, limit: Duration) -> Result<(), String> {
+async fn probe(config: &Config, endpoint: &NovaEndpoint) -> Result<(), String> {
+    proxy::probe(upstream(config, endpoint)?).await.map_err(|error| described(&error, endpoint))
+}
+
+/// Nova refuses a wrong secret before it looks for the instance.
+async fn probe_secrets(config: &Config, endpoint: &NovaEndpoint, signer: &Signer) -> Result<String, String> {
+    let status = proxy::probe_secrets(upstream(config, endpoint)?, signer).await;
+    match status.map_err(|error| format!("{endpoint}: {}", described(&error, endpoint)))? {
+        StatusCode::FORBIDDEN => Err(format!(
+            "{endpoint} refuses it; set metadata_proxy_shared_secret to the one of section [neutron] in \
+             nova.conf"
+        )),
+        StatusCode::OK | StatusCode::NOT_FOUND => Ok(format!("{endpoint} accepts it")),
+        other => Ok(format!("{endpoint} answers {other}, so it could not be verified")),
+    }
+}
+
+fn upstream(config: &Config, endpoint: &NovaEndpoint) -> Result<UpstreamConfig, String> {
     let upstream = config.nova_config([endpoint.clone()]).map_err(|error| error.to_string())?;
-    let upstream = UpstreamConfig { answer_timeout: limit, ..upstream };
-    proxy::probe(upstream).await.map_err(|error| match remedy(&error, endpoint.scheme) {
+    Ok(UpstreamConfig { answer_timeout: config.nova_connect_timeout, ..upstream })
+}
+
+fn described(error: &ProbeError, endpoint: &NovaEndpoint) -> String {
+    match remedy(error, endpoint.scheme) {
         Some(remedy) => format!("{error}; {remedy}"),
         None => error.to_string(),
-    })
+    }
 }
 
 fn remedy(error: &ProbeError, scheme: Scheme) -> Option<&'static str> {

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use arc_swap::ArcSwap;
 use hyper::header::{HeaderName, HeaderValue};
 use metadata_ebpf::identity::ClientAddress;
+use uuid::Uuid;
 
 use super::forwarded::ForwardedAddresses;
 use super::lookup::guest_ip;
@@ -124,6 +125,19 @@ impl ClientIdentity {
 }
 
 impl SignedIdentity {
+    /// Creates and signs the identity of an instance that does not exist, with the nil UUID.
+    pub(crate) fn of_no_instance(signer: &Signer) -> Self {
+        let instance = InstanceId::new(Uuid::nil());
+        Self {
+            instance_value: text_value(&instance.to_string()),
+            project_value: text_value("none"),
+            fixed_ips: Vec::new(),
+            signatures: ArcSwap::from_pointee(signer.sign(&instance)),
+            signer: signer.clone(),
+            instance,
+        }
+    }
+
     pub(crate) fn instance(&self) -> InstanceId {
         self.instance
     }

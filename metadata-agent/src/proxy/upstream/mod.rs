@@ -49,7 +49,7 @@ pub use address::{Endpoint, EndpointError, Scheme};
 pub(crate) use body::{UpstreamBody, UpstreamBodyError};
 pub use config::{UpstreamConfig, UpstreamSetupError};
 pub(crate) use error::UpstreamError;
-pub use probe::{ProbeError, TlsErrorKind, probe};
+pub use probe::{ProbeError, TlsErrorKind, probe, probe_secrets};
 use tls::TlsFiles;
 pub use tls::{ClientCertificate, TlsConfig, TlsSetupError};
 

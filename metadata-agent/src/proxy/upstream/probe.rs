@@ -1,8 +1,7 @@
-//! Checks that a metadata API answers, by the one page that needs no authentication: the list of
-//! versions at `/`.
+//! Checks that a metadata API answers, by the one page that needs no authentication (the list of
+//! versions at `/`), and that it accepts the shared secret.
 //!
-//! The probe uses the names, certificates and time-outs of guests' requests. It cannot check the
-//! shared secret, for which it would need an instance.
+//! The probe uses the names, certificates and time-outs of guests' requests.
 
 use std::error::Error;
 use std::sync::Arc;
@@ -20,6 +19,7 @@ use tokio_util::task::TaskTracker;
 
 use super::{Upstream, UpstreamConfig, UpstreamError, UpstreamRequest, UpstreamSetupError};
 use crate::error_chain::innermost_cause;
+use crate::proxy::client::{SignedIdentity, Signer};
 use crate::proxy::metrics::Metrics;
 use crate::proxy::request::AuthHeaders;
 
@@ -74,17 +74,8 @@ pub enum TlsErrorKind {
 /// [`ProbeError`] if the response is not a list of versions.
 pub async fn probe(config: UpstreamConfig) -> Result<(), ProbeError> {
     let limit = config.answer_timeout;
-    let metrics = Arc::new(Metrics::register(&mut Registry::default()));
-    let upstream = Upstream::new(config, metrics, TaskTracker::new())?;
-    let mut request = UpstreamRequest {
-        method: Method::GET,
-        path: PathAndQuery::from_static("/"),
-        body: Bytes::new(),
-        content_type: None,
-        forwarded_for: None,
-        share: None,
-        spare_headers: HeaderMap::new(),
-    };
+    let upstream = upstream(config)?;
+    let mut request = get("/");
     let response = upstream.send(&mut request, AuthHeaders::None).await.map_err(probe_error)?;
     let status = response.head.status;
     let list = timeout(limit, Limited::new(response.body, MAX_LIST).collect());
@@ -92,6 +83,50 @@ pub async fn probe(config: UpstreamConfig) -> Result<(), ProbeError> {
     let list = list.map_err(|error| ProbeError::NotHttp(innermost_cause(&*error)))?.to_bytes();
     let is_list = list.split(|byte| *byte == b'\n').any(|line| line == b"latest");
     if status == StatusCode::OK && is_list { Ok(()) } else { Err(ProbeError::NotNova(status)) }
+}
+
+/// Asks the first endpoint of `config` for an instance that does not exist. Signs with each secret
+/// in turn until one is not refused, and returns the last status.
+///
+/// Nova verifies the signature before it looks for the instance (nova/api/metadata/handler.py), so
+/// it answers 403 for a wrong secret and 404 for the right one.
+///
+/// # Errors
+/// [`ProbeError`] if there is no response.
+pub async fn probe_secrets(config: UpstreamConfig, signer: &Signer) -> Result<StatusCode, ProbeError> {
+    let upstream = upstream(config)?;
+    let identity = SignedIdentity::of_no_instance(signer);
+    let signatures = identity.signatures();
+    let (first, signature) = signatures.first();
+    let all = std::iter::once(signature).chain(signatures.others(first).map(|(_, other)| other));
+    let mut status = StatusCode::FORBIDDEN;
+    for signature in all {
+        let mut request = get("/latest/meta-data/");
+        let response = upstream.send(&mut request, AuthHeaders::Signed(&identity, signature)).await;
+        status = response.map_err(probe_error)?.head.status;
+        if status != StatusCode::FORBIDDEN {
+            break;
+        }
+    }
+    Ok(status)
+}
+
+fn upstream(config: UpstreamConfig) -> Result<Upstream, UpstreamSetupError> {
+    let metrics = Arc::new(Metrics::register(&mut Registry::default()));
+    Upstream::new(config, metrics, TaskTracker::new())
+}
+
+/// Returns a request on behalf of no guest.
+fn get(path: &'static str) -> UpstreamRequest<'static> {
+    UpstreamRequest {
+        method: Method::GET,
+        path: PathAndQuery::from_static(path),
+        body: Bytes::new(),
+        content_type: None,
+        forwarded_for: None,
+        share: None,
+        spare_headers: HeaderMap::new(),
+    }
 }
 
 /// Keeps the innermost cause. The outer ones only repeat the configuration.

@@ -158,6 +158,7 @@ fn volumes(manifest: &Manifest, host: &Host) -> BTreeMap<&'static str, PathBuf> 
         ("bpffs", host.bpffs().to_owned()),
         ("netns", PathBuf::from(netns::DIRECTORY)),
         ("libvirt", volume_folder(host, "libvirt")),
+        ("openvswitch", volume_folder(host, "openvswitch")),
         ("run", volume_folder(host, "run")),
     ])
 }

@@ -3,6 +3,7 @@
 use std::error::Error;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -78,13 +79,15 @@ pub(super) enum Addresses {
     Fixed(SocketAddr),
     /// A name, and its address that accepted last.
     Named(Arc<Name>, Mutex<Option<SocketAddr>>),
-    /// A unix socket.
-    None,
+    Unix(Arc<Path>),
 }
 
 impl Addresses {
     pub(super) fn new(address: &UpstreamAddress) -> Self {
-        let UpstreamAddress::Tcp(url) = address else { return Self::None };
+        let url = match address {
+            UpstreamAddress::Tcp(url) => url,
+            UpstreamAddress::Unix(path) => return Self::Unix(Arc::clone(path)),
+        };
         let (host, port) = (host_of(address), url.port_u16().unwrap_or_default());
         match host.parse::<IpAddr>() {
             Ok(ip) => Self::Fixed((ip, port).into()),
@@ -155,9 +158,9 @@ impl Connector {
         endpoint: &EndpointState,
         check: Arc<ReuseCheck>,
     ) -> Result<UpstreamStream, UpstreamError> {
-        let connected = match (&endpoint.addresses, &endpoint.endpoint.address) {
-            (Addresses::Fixed(address), _) => connect_tcp(*address).await,
-            (Addresses::Named(name, last), _) => {
+        let connected = match &endpoint.addresses {
+            Addresses::Fixed(address) => connect_tcp(*address).await,
+            Addresses::Named(name, last) => {
                 let addresses = name.addresses().await.map_err(|source| UpstreamError::Resolve {
                     address: endpoint.address(),
                     source: source.into(),
@@ -171,11 +174,10 @@ impl Connector {
                     },
                 }
             }
-            (Addresses::None, UpstreamAddress::Unix(path)) => {
+            Addresses::Unix(path) => {
                 let connected = connect_unix(path).await.map_err(|error| self.not_connected(endpoint, error));
                 return connected.map(UpstreamStream::Unix);
             }
-            (Addresses::None, UpstreamAddress::Tcp(_)) => unreachable!("a URL has an address or a name"),
         };
         let stream = connected.map_err(|error| self.not_connected(endpoint, error))?;
         // The connection also works without these options.

@@ -76,7 +76,7 @@ pub use openstack::OpenStack;
 pub use ovsdb::{Ovsdb, Plug};
 pub use packet_socket::PacketSocket;
 pub use pki::Pki;
-pub use port::{Port, Subport};
+pub use port::{AddressPair, Port, Subport};
 pub use routed::Routed;
 pub use router::Router;
 pub use southbound::Southbound;

@@ -19,12 +19,25 @@ pub struct Port {
     pub network: NetworkId,
     pub mac: MacAddress,
     pub fixed_ips: Vec<IpAddr>,
-    /// The additional addresses that it may use (allowed-address-pairs).
+    /// The additional addresses that it may use with its MAC address.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub allowed_addresses: Vec<AddressPrefix>,
+    /// The additional addresses that it may use with other MAC addresses.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub allowed_address_pairs: Vec<AddressPair>,
+    /// False if it may use any address.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub port_security_enabled: Option<bool>,
     /// The subports, if it is the parent port of a trunk.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub subports: Vec<Subport>,
+}
+
+/// An allowed address pair, as Neutron writes it.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct AddressPair {
+    pub ip_address: AddressPrefix,
+    pub mac_address: MacAddress,
 }
 
 /// A port that is a VLAN on another port's interface.
@@ -65,6 +78,8 @@ impl Port {
             mac: MacAddress([0xfa, 0x16, 0x3e, a, b, c]),
             fixed_ips: vec![address.into()],
             allowed_addresses: Vec::new(),
+            allowed_address_pairs: Vec::new(),
+            port_security_enabled: None,
             subports: Vec::new(),
         }
     }

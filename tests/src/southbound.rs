@@ -128,6 +128,14 @@ impl Southbound {
         })]);
     }
 
+    /// Gives a port other fixed addresses, or other allowed address pairs.
+    pub fn readdress(&self, port: &Port) {
+        let row = row(port);
+        for column in ["mac", "port_security", "external_ids"] {
+            self.set_column(port, column, &row[column]);
+        }
+    }
+
     /// Removes a port's row.
     pub fn unbind(&self, port: &Port) {
         self.transact(&[json!({ "op": "delete", "table": "Port_Binding", "where": matching(port) })]);
@@ -174,9 +182,22 @@ fn row(port: &Port) -> Value {
         ("neutron:network_name", format!("neutron-{}", port.network)),
         ("neutron:revision_number", "4".to_owned()),
     ];
+    let own = format!("{} {addresses}", port.mac);
     json!({
         "logical_port": port.id.to_string(),
-        "mac": ["set", [format!("{} {addresses}", port.mac), "unknown"]],
+        "mac": ["set", [own.trim(), "unknown"]],
+        "port_security": ["set", port_security(port, own)],
         "external_ids": ["map", ids],
     })
+}
+
+/// Returns the entries of a port, whose own entry without address pairs this is.
+fn port_security(port: &Port, own: String) -> Vec<String> {
+    if port.port_security_enabled == Some(false) {
+        return Vec::new();
+    }
+    let own = port.allowed_addresses.iter().fold(own, |own, prefix| format!("{own} {prefix}"));
+    let pairs = port.allowed_address_pairs.iter();
+    let pairs = pairs.map(|pair| format!("{} {}", pair.mac_address, pair.ip_address));
+    std::iter::once(own.trim().to_owned()).chain(pairs).collect()
 }

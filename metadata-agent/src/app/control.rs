@@ -113,7 +113,8 @@ fn start_sources(
     let (inventory, publisher) = Inventory::new();
     let (events, event_queue) = mpsc::channel(EVENT_QUEUE);
     let (presence, present) = watch::channel(Presence::default());
-    let sources = SourceTasks::new(events, present, critical, tasks, stop).start(config);
+    let refused = crate::inventory::refused::channel();
+    let sources = SourceTasks::new(events, present, &refused, critical, tasks, stop).start(config);
     tasks.spawn(critical.task("the inventory", publisher.run(event_queue, stop.clone())));
     (inventory, presence, sources)
 }

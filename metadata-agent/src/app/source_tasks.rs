@@ -1,11 +1,12 @@
 //! Starts each configured source as a task.
 
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{broadcast, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::config::Config;
 use crate::inventory::presence::Presence;
+use crate::inventory::refused::RefusedSource;
 use crate::inventory::{Event, SourceKind};
 use crate::process::supervisor::CriticalTasks;
 use crate::sources::neutron::{Lookup, NeutronChannels};
@@ -15,6 +16,7 @@ use crate::sources::{self, Reporter, SourceState};
 pub(super) struct SourceTasks<'a> {
     events: mpsc::Sender<Event>,
     present: watch::Receiver<Presence>,
+    refused: &'a broadcast::Sender<RefusedSource>,
     critical: &'a CriticalTasks,
     tasks: &'a TaskTracker,
     stop: &'a CancellationToken,
@@ -33,11 +35,12 @@ impl<'a> SourceTasks<'a> {
     pub(super) fn new(
         events: mpsc::Sender<Event>,
         present: watch::Receiver<Presence>,
+        refused: &'a broadcast::Sender<RefusedSource>,
         critical: &'a CriticalTasks,
         tasks: &'a TaskTracker,
         stop: &'a CancellationToken,
     ) -> Self {
-        Self { events, present, critical, tasks, stop, handles: SourceHandles::default() }
+        Self { events, present, refused, critical, tasks, stop, handles: SourceHandles::default() }
     }
 
     /// Starts the sources that are configured.
@@ -91,6 +94,7 @@ impl<'a> SourceTasks<'a> {
         self.handles.lookup = Some(lookup.clone());
         let channels = NeutronChannels {
             present: self.present.clone(),
+            refused: self.refused.subscribe(),
             events: self.events.clone(),
             reporter: self.reporter(SourceKind::Neutron),
             requests,

@@ -5,8 +5,8 @@
 //! guests of a network share an interface: the namespace owns the addresses, and a guest is
 //! identified by its own.
 
-use std::collections::BTreeMap;
-use std::net::{IpAddr, Ipv4Addr};
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::Ipv4Addr;
 use std::sync::Arc;
 
 use metadata_ebpf::abi::MAX_PORT_IPV4;
@@ -17,7 +17,7 @@ use crate::directory::Owner;
 use crate::ids::{IfIndex, NetworkId, NetworkOrRouter, PortId, VlanId};
 use crate::inventory::presence::Present;
 use crate::inventory::{
-    AddressPrefix, AmbiguousPortError, Entry, Inventory, Port, PortAddressing, PortRecord, Snapshot, Subport,
+    AmbiguousPortError, Entry, Inventory, Port, PortRecord, Snapshot, SourcePolicy, Subport,
 };
 use crate::net::name_pattern::NamePattern;
 use crate::net::netlink::Link;
@@ -124,25 +124,23 @@ impl GuestRules {
         kind && self.names.iter().any(|pattern| pattern.matches(&link.name))
     }
 
-    /// Returns the checks of a port. Without known IPv4 addresses, its addresses are not checked.
+    /// Returns the checks of a port. Without a source that states all that it may send from, its
+    /// packets are not checked.
     fn policy(&self, owner: &Owner) -> PortPolicy {
-        let Some(PortAddressing { network, mac, fixed_ips, allowed_addresses, .. }) = owner.addressing()
-        else {
-            return PortPolicy::default();
+        let Some(addressing) = owner.addressing() else { return PortPolicy::default() };
+        let network = addressing.network;
+        let sources = match addressing.source_policy() {
+            SourcePolicy::Only(sources) if self.source_check != SourceCheck::Off => sources,
+            SourcePolicy::Only(_) | SourcePolicy::Any => {
+                return PortPolicy { network, ..PortPolicy::default() };
+            }
         };
-        let (check_mac, check_addresses) = match self.source_check {
-            SourceCheck::Strict => (true, true),
-            SourceCheck::Mac => (true, false),
-            SourceCheck::Off => (false, false),
-        };
-        let ipv4 = |ips: &[IpAddr]| -> Vec<_> {
-            ips.iter().filter_map(|ip| if let IpAddr::V4(ip) = ip { Some(*ip) } else { None }).collect()
-        };
-        let fixed = ipv4(fixed_ips);
-        let fixed = fixed.into_iter().map(|ip| (ip, 32));
-        let allowed = allowed_addresses.iter().filter_map(AddressPrefix::ipv4);
-        let addresses = (check_addresses && fixed.len() > 0).then(|| fixed.chain(allowed).collect());
-        PortPolicy { network: *network, mac: mac.filter(|_| check_mac), addresses, ..PortPolicy::default() }
+        // The kernel's entry has one MAC address; with several, none is checked.
+        let macs: BTreeSet<_> = sources.iter().map(|source| source.mac).collect();
+        let mac = macs.first().copied().filter(|_| macs.len() == 1);
+        let addresses: Vec<_> = sources.iter().filter_map(|source| source.prefix.ipv4()).collect();
+        let checks_addresses = self.source_check == SourceCheck::Strict;
+        PortPolicy { network, mac, addresses: checks_addresses.then_some(addresses), ..PortPolicy::default() }
     }
 }
 

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use super::port::{PortAddressing, PortRecord, SourceKind, Subport};
 use super::snapshot::{Dispute, Entry, Ownership};
+use super::source_policy::SourcePolicy;
 use crate::ids::{InstanceId, VlanId};
 
 /// A record with its origin. Sorts by trust, then by key.
@@ -64,18 +65,16 @@ pub(super) fn merge(claims: &BTreeSet<&Claim>) -> Option<Entry> {
 ///
 /// MAC address and fixed addresses come first from sources that read the control plane. If one of
 /// these reports the port, the others' fixed addresses are out of date and do not count, even if it
-/// reports none.
+/// reports none. Allowed sources are merged in the same order, by [`allowed_sources`].
 fn addressing(mut claims: Vec<&Claim>) -> PortAddressing {
     let mut merged = PortAddressing::default();
-    for PortAddressing { network, allowed_addresses, .. } in reported(&claims) {
-        merged.network = merged.network.or(*network);
-        if merged.allowed_addresses.is_empty() {
-            merged.allowed_addresses.clone_from(allowed_addresses);
-        }
+    for claim in &claims {
+        merged.network = merged.network.or(claim.record.addressing.network);
     }
     // The sort is stable, so each group stays in the order of trust.
     claims.sort_by_key(|claim| !claim.source.reads_control_plane());
     let current = claims.first().is_some_and(|first| first.source.reads_control_plane());
+    let stated = allowed_sources(&claims);
     for claim in claims {
         let PortAddressing { mac, fixed_ips, .. } = &claim.record.addressing;
         merged.mac = merged.mac.or(*mac);
@@ -85,11 +84,39 @@ fn addressing(mut claims: Vec<&Claim>) -> PortAddressing {
             merged.fixed_ips_source = Some(claim.source);
         }
     }
+    if let Some((policy, source)) = stated {
+        merged.allowed_sources = Some(with_current_addresses(policy, &merged));
+        merged.allowed_sources_source = Some(source);
+    }
     merged
 }
 
-fn reported<'a>(claims: &'a [&Claim]) -> impl Iterator<Item = &'a PortAddressing> {
-    claims.iter().map(|claim| &claim.record.addressing)
+/// Adds the port's addresses of now, which an older statement does not list: an OVN without
+/// `port_security` knows them, and the static file may be out of date.
+fn with_current_addresses(policy: SourcePolicy, addressing: &PortAddressing) -> SourcePolicy {
+    match addressing {
+        PortAddressing { mac: Some(mac), fixed_ips, fixed_ips_source: Some(source), .. }
+            if source.reads_control_plane() =>
+        {
+            policy.union(SourcePolicy::secured(*mac, fixed_ips, []))
+        }
+        _ => policy,
+    }
+}
+
+/// Returns the allowed sources as the first claim states them that may refuse any.
+///
+/// The operator's file may allow more than OVN or Neutron. It refuses nothing that these allow,
+/// because its addresses may be out of date.
+fn allowed_sources(claims: &[&Claim]) -> Option<(SourcePolicy, SourceKind)> {
+    let mut stated =
+        claims.iter().filter(|claim| claim.source.states_allowed_sources()).filter_map(|claim| {
+            let policy = claim.record.addressing.allowed_sources.as_ref()?;
+            Some((policy.clone(), claim.source))
+        });
+    let (first, source) = stated.next()?;
+    let operators = stated.filter(|(_, source)| *source == SourceKind::StaticFile);
+    Some((operators.fold(first, |policy, (more, _)| policy.union(more)), source))
 }
 
 /// Returns the instance chosen by a source that arbitrated between exactly the named instances. The

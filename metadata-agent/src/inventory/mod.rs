@@ -25,8 +25,10 @@ mod merge;
 mod port;
 mod prefix;
 pub(crate) mod presence;
+pub(crate) mod refused;
 pub(crate) mod shards;
 mod snapshot;
+mod source_policy;
 
 use std::sync::Arc;
 
@@ -41,6 +43,7 @@ pub use port::{
 };
 pub use prefix::{AddressPrefix, AddressPrefixError};
 pub use snapshot::{AmbiguousPortError, Counts, Dispute, Entry, Ownership, Snapshot};
+pub use source_policy::{AllowedSource, SourcePolicy};
 
 /// Maximum number of events that are applied before a snapshot is published.
 const MAX_BATCH: usize = 1024;

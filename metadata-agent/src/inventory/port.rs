@@ -7,7 +7,7 @@ use std::net::IpAddr;
 use serde::Serialize;
 
 use super::device::DeviceName;
-use super::prefix::AddressPrefix;
+use super::source_policy::SourcePolicy;
 use crate::ids::{IfIndex, InstanceId, MacAddress, NetworkId, PortId, ProjectId, VlanId};
 
 /// Network and addresses of a port. Fields that no source knows are `None` or empty.
@@ -20,8 +20,12 @@ pub struct PortAddressing {
     /// The source of `fixed_ips`, once records are merged.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub fixed_ips_source: Option<SourceKind>,
-    /// Additional source addresses of the guest (Neutron's allowed-address-pairs).
-    pub allowed_addresses: Vec<AddressPrefix>,
+    /// Sources that the port may send from. `None` if it is not known: then nothing is refused.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub allowed_sources: Option<SourcePolicy>,
+    /// The source of `allowed_sources`, once records are merged.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub allowed_sources_source: Option<SourceKind>,
 }
 
 impl PortAddressing {
@@ -31,6 +35,12 @@ impl PortAddressing {
     pub(crate) fn confirmed_ips(&self) -> &[IpAddr] {
         let is_confirmed = self.fixed_ips_source.is_some_and(SourceKind::vouches_for_addresses);
         if is_confirmed { &self.fixed_ips } else { &[] }
+    }
+
+    /// Returns the sources that the port may send from. Without a statement, that is any.
+    #[must_use]
+    pub(crate) fn source_policy(&self) -> SourcePolicy {
+        self.allowed_sources.clone().unwrap_or(SourcePolicy::Any)
     }
 
     /// Returns true if the fixed addresses change as soon as Neutron changes them.
@@ -201,8 +211,20 @@ impl SourceKind {
         }
     }
 
+    /// Returns true for sources whose statement of a port's allowed sources is complete: port
+    /// security, fixed addresses and address pairs. libvirt knows the fixed addresses of the moment
+    /// at which Nova wrote them, and no pairs. So neither it nor Open vSwitch may refuse a source.
+    #[must_use]
+    pub(crate) const fn states_allowed_sources(self) -> bool {
+        match self {
+            Self::StaticFile | Self::OvnSouthbound | Self::Neutron => true,
+            Self::Ovsdb | Self::Libvirt => false,
+        }
+    }
+
     /// Returns true for a source to which the control plane pushes changes of addresses. Neutron is
-    /// asked once for each interface, so a change while the interface stays is not noticed.
+    /// asked once for each interface, and again after a guest was refused, so a change may be
+    /// noticed late.
     #[must_use]
     pub(crate) const fn follows_addresses(self) -> bool {
         match self {

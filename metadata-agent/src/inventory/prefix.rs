@@ -40,6 +40,16 @@ impl AddressPrefix {
         Some(Self { address, length })
     }
 
+    /// Returns the prefix of length zero in the family of an address.
+    #[must_use]
+    pub(crate) const fn whole_family(address: IpAddr) -> Self {
+        let address = match address {
+            IpAddr::V4(_) => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+            IpAddr::V6(_) => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
+        };
+        Self { address, length: 0 }
+    }
+
     /// Returns the first address and the length of an IPv4 prefix.
     #[must_use]
     pub(crate) fn ipv4(&self) -> Option<(Ipv4Addr, u8)> {

@@ -18,7 +18,7 @@ use tempfile::TempDir;
 use uuid::Uuid;
 
 use crate::netns::output_of;
-use crate::port::{Port, Subport};
+use crate::port::{AddressPair, Port, Subport};
 use crate::topology::Host;
 
 mod api;
@@ -190,6 +190,20 @@ impl ControlPlane {
     /// Replaces the addresses of a port by this one.
     pub fn readdress_port(&self, port: PortId, address: Ipv4Addr) {
         let body = json!({ "port": { "fixed_ips": [{ "ip_address": address }] } });
+        self.network_api("PUT", &format!("/ports/{port}"), &body);
+    }
+
+    /// Replaces the allowed address pairs of a port.
+    pub fn set_address_pairs(&self, port: PortId, pairs: &[AddressPair]) {
+        let body = json!({ "port": { "allowed_address_pairs": pairs } });
+        self.network_api("PUT", &format!("/ports/{port}"), &body);
+    }
+
+    /// Disables port security of a port, and removes what depends on it.
+    pub fn disable_port_security(&self, port: PortId) {
+        let body = json!({ "port": {
+            "port_security_enabled": false, "security_groups": [], "allowed_address_pairs": [],
+        } });
         self.network_api("PUT", &format!("/ports/{port}"), &body);
     }
 

@@ -46,7 +46,7 @@ impl Neutron {
              notify_nova_on_port_status_changes = false\nnotify_nova_on_port_data_changes = false\n\
              [database]\nconnection = {database}\n{DATABASE_OPTIONS}\
              [oslo_concurrency]\nlock_path = {at}\n\
-             [ml2]\ntype_drivers = local\ntenant_network_types = local\nmechanism_drivers = openvswitch\nextension_drivers =\n\
+             [ml2]\ntype_drivers = local\ntenant_network_types = local\nmechanism_drivers = openvswitch\nextension_drivers = port_security\n\
              [quotas]\nquota_network = -1\nquota_subnet = -1\nquota_port = -1\n\
              [keystone_authtoken]\nauth_url = {keystone}\nwww_authenticate_uri = {keystone}\nauth_type = password\n\
              username = {ADMIN}\npassword = {PASSWORD}\nproject_name = {ADMIN}\nuser_domain_name = Default\n\

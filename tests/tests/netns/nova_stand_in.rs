@@ -64,6 +64,8 @@ fn recorded_instance() -> Instance {
         mac: "fa:16:3e:01:00:00".parse().expect("a MAC address"),
         fixed_ips: vec![Ipv4Addr::new(10, 0, 0, 10).into()],
         allowed_addresses: Vec::new(),
+        allowed_address_pairs: Vec::new(),
+        port_security_enabled: None,
         subports: Vec::new(),
     };
     let key = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIPeerLabPeerLabPeerLabPeerLabPeerLabPeerLabPe peer@lab";

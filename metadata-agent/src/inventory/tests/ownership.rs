@@ -9,7 +9,6 @@ fn sources_are_merged_field_by_field_in_order_of_trust() {
         addressing: PortAddressing {
             network: Some("11111111-1111-4111-8111-111111111111".parse().unwrap()),
             fixed_ips: vec!["10.0.0.5".parse().unwrap()],
-            allowed_addresses: vec!["10.0.0.100".parse().unwrap()],
             ..PortAddressing::default()
         },
         ..port(Some(PORT), 1)
@@ -67,6 +66,64 @@ fn addresses_come_from_the_control_plane_if_it_knows_the_port() {
     assert_eq!(merged(&[neutron.clone(), ovn]), one("10.0.0.8", SourceKind::OvnSouthbound));
     assert_eq!(merged(std::slice::from_ref(&bare)), (Vec::new(), None), "it has no address any more");
     assert_eq!(merged(&[bare, neutron]), one("10.0.0.7", SourceKind::Neutron));
+}
+
+fn only(addresses: &[&str]) -> SourcePolicy {
+    let mac = MacAddress([0xfa, 0x16, 0x3e, 0, 0, 1]);
+    let source = |text: &&str| AllowedSource { mac, prefix: text.parse().unwrap() };
+    SourcePolicy::Only(addresses.iter().map(source).collect())
+}
+
+/// Each source reports this address as the port's, and this statement about allowed sources.
+fn merged_sources(claims: &[(SourceKind, &str, Option<SourcePolicy>)]) -> Option<(SourcePolicy, SourceKind)> {
+    let event = |(source, address, policy): &(SourceKind, &str, Option<SourcePolicy>)| {
+        let mut port = with_mac("fa:16:3e:00:00:01", port(Some(PORT), 1));
+        port.addressing.fixed_ips = vec![address.parse().unwrap()];
+        port.addressing.allowed_sources.clone_from(policy);
+        event(*source, "key", [port])
+    };
+    let snapshot = snapshot_of(claims.iter().map(event));
+    let Resolution::Known(port) = resolve(&snapshot, TAP, None) else { panic!("one port") };
+    port.addressing.allowed_sources.clone().zip(port.addressing.allowed_sources_source)
+}
+
+#[test]
+fn only_a_source_that_knows_all_allowed_sources_states_them() {
+    use SourceKind::{Libvirt, Neutron, OvnSouthbound, Ovsdb};
+    for source in [Libvirt, Ovsdb] {
+        assert_eq!(merged_sources(&[(source, "10.0.0.5", Some(only(&["10.0.0.5"])))]), None, "{source}");
+    }
+    let libvirt = (Libvirt, "10.0.0.5", Some(only(&["10.0.0.5"])));
+    let neutron = (Neutron, "10.0.0.6", Some(only(&["10.0.0.6"])));
+    let ovn = |policy| (OvnSouthbound, "10.0.0.7", policy);
+    let both = [libvirt.clone(), neutron.clone()];
+    assert_eq!(merged_sources(&both), Some((only(&["10.0.0.6"]), Neutron)));
+    let all = [libvirt.clone(), neutron.clone(), ovn(Some(only(&["10.0.0.7"])))];
+    assert_eq!(merged_sources(&all), Some((only(&["10.0.0.7"]), OvnSouthbound)));
+    let off = [libvirt, neutron.clone(), ovn(Some(SourcePolicy::Any))];
+    assert_eq!(merged_sources(&off), Some((SourcePolicy::Any, OvnSouthbound)));
+    // An OVN without port security in its database still knows the address of now.
+    let older = [neutron, ovn(None)];
+    assert_eq!(merged_sources(&older), Some((only(&["10.0.0.6", "10.0.0.7"]), Neutron)));
+}
+
+#[test]
+fn the_static_file_adds_to_what_the_control_plane_allows() {
+    use SourceKind::{OvnSouthbound, StaticFile};
+    let file = |policy| (StaticFile, "10.0.0.5", Some(policy));
+    let ovn = |policy| (OvnSouthbound, "10.0.0.7", policy);
+    assert_eq!(merged_sources(&[file(only(&["10.0.0.5"]))]), Some((only(&["10.0.0.5"]), StaticFile)));
+    let stated = ovn(Some(only(&["10.0.0.7"])));
+    assert_eq!(
+        merged_sources(&[file(only(&["10.0.0.100"])), stated.clone()]),
+        Some((only(&["10.0.0.7", "10.0.0.100"]), OvnSouthbound))
+    );
+    assert_eq!(merged_sources(&[file(SourcePolicy::Any), stated]), Some((SourcePolicy::Any, OvnSouthbound)));
+    assert_eq!(
+        merged_sources(&[file(only(&["10.0.0.5"])), ovn(None)]),
+        Some((only(&["10.0.0.5", "10.0.0.7"]), StaticFile)),
+        "the file is older than the port's address"
+    );
 }
 
 #[test]

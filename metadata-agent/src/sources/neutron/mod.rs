@@ -3,7 +3,8 @@
 //! Input is [`Presence`]: the guests' interfaces, and what is missing about each. All ports of the
 //! host are requested at the start and after a failure; then only the missing ones, in small
 //! batches ([`poller`]). If the ports of a host are known from other sources, nothing more is
-//! requested, however many requests guests send.
+//! requested, however many requests guests send. A port of this source is requested again after the
+//! kernel refused its guest, because its addresses may have changed.
 //!
 //! Failures of Neutron or Keystone are reported, and retried with a growing pause, by one request
 //! for the whole host ([`pacer`]). The ports of interfaces that still exist stay valid meanwhile.
@@ -28,7 +29,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::pin::Pin;
 use std::sync::Arc;
 
-use tokio::sync::{mpsc, watch};
+use tokio::sync::broadcast::error::RecvError;
+use tokio::sync::{broadcast, mpsc, watch};
 use tokio::time::{Instant, sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -36,6 +38,7 @@ use tokio_util::task::TaskTracker;
 use super::{RECHECK_AFTER_ERROR, Reporter};
 use crate::inventory::Event;
 use crate::inventory::presence::Presence;
+use crate::inventory::refused::RefusedSource;
 use api::{Api, Filter};
 use http::{Http, HttpTrust};
 use keystone::Keystone;
@@ -63,6 +66,8 @@ pub(crate) struct NeutronSettings {
 #[derive(Debug)]
 pub(crate) struct NeutronChannels {
     pub present: watch::Receiver<Presence>,
+    /// Sources that the kernel refused because of addresses that may be out of date.
+    pub refused: broadcast::Receiver<RefusedSource>,
     pub events: mpsc::Sender<Event>,
     pub reporter: Reporter,
     /// Requests for remote ports.
@@ -78,7 +83,7 @@ pub(crate) async fn run(settings: NeutronSettings, channels: NeutronChannels, ca
 }
 
 async fn serve(settings: NeutronSettings, channels: NeutronChannels) {
-    let NeutronChannels { present, events, reporter, requests, lookup } = channels;
+    let NeutronChannels { present, refused, events, reporter, requests, lookup } = channels;
     let (api, issuer) = loop {
         match connect(&settings).await {
             Ok(connected) => break connected,
@@ -92,8 +97,18 @@ async fn serve(settings: NeutronSettings, channels: NeutronChannels) {
     let lookups = LookupWorker::new(api.unpaced(), requests);
     let poller = PortPoller::new(Instant::now());
     let host = settings.host;
-    let source =
-        NeutronSource { host, api, present, events, reporter, lookup, poller, ready: false, error: None };
+    let source = NeutronSource {
+        host,
+        api,
+        present,
+        refused,
+        events,
+        reporter,
+        lookup,
+        poller,
+        ready: false,
+        error: None,
+    };
     let issuer = async {
         match issuer {
             Some(issuer) => issuer.serve().await,
@@ -173,6 +188,7 @@ struct NeutronSource {
     host: String,
     api: Api,
     present: watch::Receiver<Presence>,
+    refused: broadcast::Receiver<RefusedSource>,
     events: mpsc::Sender<Event>,
     reporter: Reporter,
     lookup: Lookup,
@@ -210,6 +226,10 @@ impl NeutronSource {
                 (query, response) = completion(&mut pending) => {
                     pending = None;
                     self.handle(&query, response).await
+                }
+                refused = next_refused(&mut self.refused) => {
+                    self.poller.recheck(refused.index, Instant::now());
+                    Some(())
                 }
                 () = until(due) => {
                     pending = self.start_query();
@@ -314,6 +334,18 @@ async fn completion(
     match pending {
         Some(pending) => pending.await,
         None => std::future::pending().await,
+    }
+}
+
+async fn next_refused(refused: &mut broadcast::Receiver<RefusedSource>) -> RefusedSource {
+    loop {
+        match refused.recv().await {
+            Ok(refused) => return refused,
+            // A guest that still has no answer causes another report.
+            Err(RecvError::Lagged(_)) => {}
+            // The sender is dropped only when the agent stops.
+            Err(RecvError::Closed) => return std::future::pending().await,
+        }
     }
 }
 

@@ -9,11 +9,13 @@ use std::net::IpAddr;
 
 use serde::Deserialize;
 
-use crate::ids::{IdError, NetworkId, PortId, ProjectId, VlanId};
-use crate::inventory::{AddressPrefix, DeviceOwner, PortAddressing, PortRecord, Tenant, TrunkBinding};
+use crate::ids::{IdError, MacAddress, NetworkId, PortId, ProjectId, VlanId};
+use crate::inventory::{
+    AllowedSource, DeviceOwner, PortAddressing, PortRecord, SourcePolicy, Tenant, TrunkBinding,
+};
 
 /// Requested attributes. A port has about three dozen.
-pub(super) const FIELDS: [&str; 9] = [
+pub(super) const FIELDS: [&str; 10] = [
     "id",
     "device_id",
     "device_owner",
@@ -22,6 +24,7 @@ pub(super) const FIELDS: [&str; 9] = [
     "mac_address",
     "fixed_ips",
     "allowed_address_pairs",
+    "port_security_enabled",
     "trunk_details",
 ];
 
@@ -56,7 +59,10 @@ struct PortJson {
     #[serde(default)]
     fixed_ips: Vec<AddressJson>,
     #[serde(default)]
-    allowed_address_pairs: Vec<AddressJson>,
+    allowed_address_pairs: Option<Vec<PairJson>>,
+    /// Missing without Neutron's extension `port-security`, which then is on.
+    #[serde(default)]
+    port_security_enabled: Option<bool>,
     #[serde(default)]
     trunk_details: Option<TrunkJson>,
 }
@@ -81,6 +87,15 @@ struct SubportJson {
 struct AddressJson {
     #[serde(default)]
     ip_address: Option<String>,
+}
+
+/// Allowed address pair. Neutron fills in the port's MAC address.
+#[derive(Debug, Deserialize)]
+struct PairJson {
+    #[serde(default)]
+    ip_address: Option<String>,
+    #[serde(default)]
+    mac_address: Option<String>,
 }
 
 /// Port id with the parsed port or an error.
@@ -167,6 +182,8 @@ impl PortJson {
         // For other owners, `device_id` names a router, a DHCP server or anything else.
         let device_id = self.device_id.as_ref().filter(|_| is_instance);
         let instance = read("device_id", device_id)?;
+        let mac = read("mac_address", self.mac_address.as_ref())?;
+        let fixed_ips = self.fixed_ips()?;
         Ok(PortRecord {
             id: read("id", Some(&self.id))?,
             tenant: instance.map(|instance| Tenant { instance, project: None }),
@@ -174,9 +191,9 @@ impl PortJson {
             port_project: read::<ProjectId>("project_id", self.project_id.as_ref())?,
             addressing: PortAddressing {
                 network: read::<NetworkId>("network_id", self.network_id.as_ref())?,
-                mac: read("mac_address", self.mac_address.as_ref())?,
-                fixed_ips: self.fixed_ips()?,
-                allowed_addresses: self.allowed_addresses(),
+                mac,
+                allowed_sources: self.allowed_sources(mac, &fixed_ips),
+                fixed_ips,
                 ..PortAddressing::default()
             },
             ..PortRecord::default()
@@ -195,9 +212,24 @@ impl PortJson {
         texts.map(|text| text.parse().map_err(|_| PortError::Address { text: text.clone() })).collect()
     }
 
-    fn allowed_addresses(&self) -> Vec<AddressPrefix> {
-        let texts = self.allowed_address_pairs.iter().filter_map(|one| one.ip_address.as_deref());
-        texts.filter_map(|text| text.parse().ok()).collect()
+    /// Returns the sources that the port may send from; `None` if a part is missing or unreadable,
+    /// so that no guest is refused because of a pair that the agent does not understand.
+    fn allowed_sources(&self, mac: Option<MacAddress>, fixed_ips: &[IpAddr]) -> Option<SourcePolicy> {
+        if self.port_security_enabled == Some(false) {
+            return Some(SourcePolicy::Any);
+        }
+        let pairs = self.allowed_address_pairs.as_ref()?.iter().map(|pair| pair.source(mac));
+        Some(SourcePolicy::secured(mac?, fixed_ips, pairs.collect::<Option<Vec<_>>>()?))
+    }
+}
+
+impl PairJson {
+    fn source(&self, ports: Option<MacAddress>) -> Option<AllowedSource> {
+        let mac = match &self.mac_address {
+            Some(text) => text.parse().ok(),
+            None => ports,
+        };
+        Some(AllowedSource { mac: mac?, prefix: self.ip_address.as_ref()?.parse().ok()? })
     }
 }
 
@@ -230,8 +262,9 @@ mod tests {
             "id": ID, "device_id": device, "device_owner": owner, "project_id": "p", "network_id": INSTANCE,
             "mac_address": "fa:16:3e:00:00:01", "name": "ignored",
             "fixed_ips": [{ "subnet_id": "s", "ip_address": "10.0.0.5" }, { "ip_address": "fd00::5" }],
-            "allowed_address_pairs": [{ "ip_address": "10.0.0.9", "mac_address": "x" }, { "ip_address": "10.0.0.8/32" },
+            "allowed_address_pairs": [{ "ip_address": "10.0.0.116", "mac_address": "00:00:5e:00:01:33" },
                 { "ip_address": "10.1.0.0/16" }],
+            "port_security_enabled": true,
         })
     }
 
@@ -248,9 +281,44 @@ mod tests {
             record.addressing.fixed_ips,
             ["10.0.0.5", "fd00::5"].map(|ip| ip.parse::<IpAddr>().unwrap())
         );
-        let allowed =
-            ["10.0.0.9", "10.0.0.8", "10.1.0.0/16"].map(|text| text.parse::<AddressPrefix>().unwrap());
-        assert_eq!(record.addressing.allowed_addresses, allowed);
+    }
+
+    /// Returns the allowed sources of a port after a change, as MAC address and prefix.
+    fn allowed(change: impl FnOnce(&mut Value)) -> Option<SourcePolicy> {
+        let mut row = port("compute:nova", INSTANCE);
+        change(&mut row);
+        let (_, details) = parse(&row).pop().unwrap();
+        details.unwrap().record.addressing.allowed_sources
+    }
+
+    #[test]
+    fn port_security_and_pairs_decide_which_sources_are_allowed() {
+        let (own, virtual_mac) = ("fa:16:3e:00:00:01", "00:00:5e:00:01:33");
+        let only = |sources: &[(&str, &str)]| {
+            let source = |(mac, prefix): &(&str, &str)| AllowedSource {
+                mac: mac.parse().unwrap(),
+                prefix: prefix.parse().unwrap(),
+            };
+            Some(SourcePolicy::Only(sources.iter().map(source).collect()))
+        };
+        let fixed = [(own, "10.0.0.5"), (own, "fd00::5")];
+        let all = [fixed[0], fixed[1], (own, "10.1.0.0/16"), (virtual_mac, "10.0.0.116")];
+        assert_eq!(allowed(|_| ()), only(&all), "a pair without a MAC address has the port's");
+        assert_eq!(allowed(|row| row["port_security_enabled"] = json!(false)), Some(SourcePolicy::Any));
+        assert_eq!(allowed(|row| row["port_security_enabled"] = Value::Null), only(&all));
+        assert_eq!(allowed(|row| row["allowed_address_pairs"] = json!([])), only(&fixed));
+        let any = [(own, "0.0.0.0/0"), (own, "::/0"), (own, "10.1.0.0/16"), (virtual_mac, "10.0.0.116")];
+        assert_eq!(allowed(|row| row["fixed_ips"] = json!([])), only(&any));
+    }
+
+    #[test]
+    fn an_incomplete_statement_allows_any_source() {
+        let pair = |pair: Value| allowed(|row| row["allowed_address_pairs"] = json!([pair]));
+        assert_eq!(allowed(|row| row["allowed_address_pairs"] = Value::Null), None);
+        assert_eq!(allowed(|row| row["mac_address"] = Value::Null), None);
+        assert_eq!(pair(json!({ "ip_address": "10.0.0.9", "mac_address": "x" })), None);
+        assert_eq!(pair(json!({ "ip_address": "x" })), None);
+        assert_eq!(pair(json!({ "mac_address": "fa:16:3e:00:00:01" })), None);
     }
 
     #[test]

@@ -38,9 +38,8 @@ use std::time::Duration;
 
 use ovsdb_client::{
     ConnectOptions, DatabaseReader, Disconnect, Notification, ReceiverDropped, Remote, Session, SessionError,
-    TlsFiles, UpdateError, UpdateFormat, follow,
+    TlsFiles, UpdateError, follow,
 };
-use serde_json::Value;
 use tokio::sync::{mpsc, watch};
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
@@ -50,7 +49,7 @@ use super::row_tracker::{RowTracker, ServerError};
 use crate::ids::PortId;
 use crate::inventory::presence::Presence;
 use crate::inventory::{Event, SourceKind};
-use bindings::{Bindings, DATABASE, MONITOR};
+use bindings::{Bindings, DATABASE, InitialRows, MONITOR};
 use cluster::{ClusterMember, ClusterPositions};
 
 pub(crate) use bindings::BindingError;
@@ -143,10 +142,8 @@ impl DatabaseReader for OvnSource {
         self.clusters.accept(&member)?;
 
         // Replace the rows of the previous server.
-        let mut bindings = Bindings::new();
-        bindings.apply(UpdateFormat::Differences, &rows)?;
+        self.bindings = Bindings::from_initial(&rows)?;
         drop(rows);
-        self.bindings = bindings;
         self.valid = ports(&self.present.borrow_and_update());
         self.rows.server_connected();
         // Apply updates and changes of presence. At most one change of the condition is in
@@ -225,7 +222,7 @@ impl OvnSource {
 struct ConnectedServer {
     session: Session,
     member: ClusterMember,
-    rows: Value,
+    rows: InitialRows,
 }
 
 impl ConnectedServer {
@@ -236,7 +233,7 @@ impl ConnectedServer {
     ) -> Result<Self, SessionError> {
         let mut session = Session::connect(server, options).await?;
         let member = ClusterMember::query(&mut session, DATABASE).await?;
-        let rows = session.monitor_where(MONITOR, &bindings::clauses(asked)).await?;
+        let rows = InitialRows::request(&mut session, asked).await?;
         Ok(Self { session, member, rows })
     }
 }

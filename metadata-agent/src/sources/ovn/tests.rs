@@ -1,6 +1,6 @@
 //! The source against scripted servers. Scenario tests use the real ones.
 
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::task::JoinHandle;
@@ -226,6 +226,25 @@ async fn all_rows_are_never_requested_from_a_server() {
     let change = peer.receive_change().await;
     peer.send(&json!({ "id": change["id"], "result": null, "error": { "error": "unknown monitor" } })).await;
     source.fault("monitor_cond_change was refused").await;
+    source.stop().await;
+}
+
+/// OVN before 22.09 has no column `port_security`. Then nothing says which sources are allowed.
+#[tokio::test]
+async fn an_older_database_is_read_without_port_security() {
+    let mut source = OvnHarness::start(1, &[ONE]);
+    let mut peer = source.accept(0).await;
+    peer.serve("list_dbs", json!([DATABASE])).await;
+    let request = peer.receive().await;
+    assert!(request.to_string().contains("port_security"), "{request}");
+    let details = "port_security is not a valid column name";
+    let refused = json!({ "error": "syntax error", "details": details });
+    peer.send(&json!({ "id": request["id"], "result": null, "error": refused })).await;
+    let again = peer.serve("monitor_cond", rows("initial", &[ONE])).await;
+    assert!(!again.to_string().contains("port_security"), "{again}");
+    assert_eq!(again["params"][2]["Port_Binding"][0]["where"], clauses_of(&[ONE]));
+    let event = timeout(LIMIT, source.events.recv()).await.expect("no event came").unwrap();
+    assert_eq!(event.ports[0].addressing.allowed_sources, None);
     source.stop().await;
 }
 

@@ -14,7 +14,11 @@
 //!       "network": "b6c7d8e9-0a1b-4c2d-8e3f-4a5b6c7d8e9f",
 //!       "mac": "fa:16:3e:11:22:33",
 //!       "fixed_ips": ["10.0.0.5", "2001:db8::5"],
+//!       "port_security_enabled": true,
 //!       "allowed_addresses": ["10.0.0.100"],
+//!       "allowed_address_pairs": [
+//!         {"ip_address": "10.0.0.116", "mac_address": "00:00:5e:00:01:33"}
+//!       ],
 //!       "subports": [
 //!         {
 //!           "id": "aa06d8e9-0a1b-4c2d-8e3f-4a5b6c7d8e9f",
@@ -32,7 +36,11 @@
 //!
 //! `device` is the kernel interface; the default is `tap` and the first eleven characters of `id`.
 //! `subports` are the subports of a trunk whose parent is this port; `id` and `vlan` of each are
-//! required. `allowed_addresses` are addresses and CIDRs, as in Neutron's allowed-address-pairs.
+//! required. `allowed_addresses` are addresses and CIDRs that the guest may use with the port's MAC
+//! address. `allowed_address_pairs` are the same with another one, in Neutron's form. With
+//! `port_security_enabled` false the guest may use any address. A port without `mac` says nothing
+//! about this, and one without `fixed_ips` may use any address with its own MAC address.
+//!
 //! Unknown fields and duplicate ports or devices are errors: a misspelt `fixed_ip` that was
 //! silently skipped would only show much later, as a guest without metadata. Errors name line,
 //! column and port.
@@ -59,7 +67,8 @@ use super::directory_watch::DirectoryWatch;
 use super::text_file::{self, FileError, Symlinks};
 use crate::ids::{InstanceId, MacAddress, NetworkId, PortId, ProjectId, VlanId};
 use crate::inventory::{
-    AddressPrefix, DeviceName, Event, Port, PortAddressing, PortRecord, SourceKind, TrunkBinding,
+    AddressPrefix, AllowedSource, DeviceName, Event, Port, PortAddressing, PortRecord, SourceKind,
+    SourcePolicy, TrunkBinding,
 };
 use crate::process::blocking::blocking;
 
@@ -195,6 +204,10 @@ struct FilePort {
     #[serde(default)]
     allowed_addresses: Vec<AddressPrefix>,
     #[serde(default)]
+    allowed_address_pairs: Vec<FilePair>,
+    #[serde(default = "enabled")]
+    port_security_enabled: bool,
+    #[serde(default)]
     subports: Vec<FileSubport>,
 }
 
@@ -212,23 +225,79 @@ struct FileSubport {
     fixed_ips: Vec<IpAddr>,
     #[serde(default)]
     allowed_addresses: Vec<AddressPrefix>,
+    #[serde(default)]
+    allowed_address_pairs: Vec<FilePair>,
+    #[serde(default = "enabled")]
+    port_security_enabled: bool,
+}
+
+/// Allowed address pair, as Neutron writes it.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct FilePair {
+    ip_address: AddressPrefix,
+    mac_address: MacAddress,
+}
+
+const fn enabled() -> bool {
+    true
 }
 
 impl FilePort {
     fn into_records(self) -> impl Iterator<Item = PortRecord> {
-        let Self { id, device, instance, project, network, mac, fixed_ips, allowed_addresses, subports } =
-            self;
-        let addressing =
-            PortAddressing { network, mac, fixed_ips, allowed_addresses, ..PortAddressing::default() };
+        let security = PortSecurity {
+            is_enabled: self.port_security_enabled,
+            addresses: self.allowed_addresses,
+            pairs: self.allowed_address_pairs,
+        };
+        let Self { id, device, instance, project, network, mac, fixed_ips, subports, .. } = self;
+        let addressing = security.addressing(network, mac, fixed_ips);
         let port = Port { id: Some(id), device, instance, project, addressing };
-        let subports = subports.into_iter().map(move |subport| {
-            let FileSubport { id: own, vlan, network, mac, fixed_ips, allowed_addresses } = subport;
-            let trunk = Some(TrunkBinding { parent: id, vlan });
-            let addressing =
-                PortAddressing { network, mac, fixed_ips, allowed_addresses, ..PortAddressing::default() };
-            PortRecord { id: Some(own), trunk, addressing, ..PortRecord::default() }
-        });
+        let subports = subports.into_iter().map(move |subport| subport.into_record(id));
         std::iter::once(PortRecord::from(port)).chain(subports)
+    }
+}
+
+impl FileSubport {
+    fn into_record(self, parent: PortId) -> PortRecord {
+        let security = PortSecurity {
+            is_enabled: self.port_security_enabled,
+            addresses: self.allowed_addresses,
+            pairs: self.allowed_address_pairs,
+        };
+        let trunk = Some(TrunkBinding { parent, vlan: self.vlan });
+        let addressing = security.addressing(self.network, self.mac, self.fixed_ips);
+        PortRecord { id: Some(self.id), trunk, addressing, ..PortRecord::default() }
+    }
+}
+
+/// Port security of a port or a subport.
+struct PortSecurity {
+    is_enabled: bool,
+    addresses: Vec<AddressPrefix>,
+    pairs: Vec<FilePair>,
+}
+
+impl PortSecurity {
+    fn addressing(
+        &self,
+        network: Option<NetworkId>,
+        mac: Option<MacAddress>,
+        fixed_ips: Vec<IpAddr>,
+    ) -> PortAddressing {
+        let allowed_sources = self.allowed_sources(mac, &fixed_ips);
+        PortAddressing { network, mac, fixed_ips, allowed_sources, ..PortAddressing::default() }
+    }
+
+    fn allowed_sources(&self, mac: Option<MacAddress>, fixed_ips: &[IpAddr]) -> Option<SourcePolicy> {
+        if !self.is_enabled {
+            return Some(SourcePolicy::Any);
+        }
+        let mac = mac?;
+        let own = self.addresses.iter().map(|prefix| AllowedSource { mac, prefix: *prefix });
+        let pairs =
+            self.pairs.iter().map(|pair| AllowedSource { mac: pair.mac_address, prefix: pair.ip_address });
+        Some(SourcePolicy::secured(mac, fixed_ips, own.chain(pairs)))
     }
 }
 

@@ -22,7 +22,12 @@ fn the_documented_example_is_parsed() {
             network: Some("b6c7d8e9-0a1b-4c2d-8e3f-4a5b6c7d8e9f".parse().unwrap()),
             mac: Some("fa:16:3e:11:22:33".parse().unwrap()),
             fixed_ips: vec!["10.0.0.5".parse().unwrap(), "2001:db8::5".parse().unwrap()],
-            allowed_addresses: vec!["10.0.0.100".parse().unwrap()],
+            allowed_sources: only(&[
+                ("fa:16:3e:11:22:33", "10.0.0.5"),
+                ("fa:16:3e:11:22:33", "2001:db8::5"),
+                ("fa:16:3e:11:22:33", "10.0.0.100"),
+                ("00:00:5e:00:01:33", "10.0.0.116"),
+            ]),
             ..PortAddressing::default()
         },
     };
@@ -33,6 +38,7 @@ fn the_documented_example_is_parsed() {
             network: Some("c7d8e9f0-1b2c-4d3e-8f4a-5b6c7d8e9fa0".parse().unwrap()),
             mac: Some("fa:16:3e:11:22:34".parse().unwrap()),
             fixed_ips: vec!["10.5.0.5".parse().unwrap()],
+            allowed_sources: only(&[("fa:16:3e:11:22:34", "10.5.0.5")]),
             ..PortAddressing::default()
         },
         ..PortRecord::default()
@@ -45,6 +51,32 @@ fn optional_fields_may_be_omitted() {
     let [port] = &parse(&file(&[&short(1)])).unwrap()[..] else { panic!("one port") };
     assert_eq!((&port.device, &port.addressing), (&None, &PortAddressing::default()));
     assert!(parse(r#"{"ports": []}"#).unwrap().is_empty());
+}
+
+#[test]
+fn port_security_is_stated_by_the_mac_address_or_switched_off() {
+    let allowed = |fields: &str| {
+        let port = short(1).replace("\"id\"", &format!("{fields}\"id\""));
+        parse(&file(&[&port])).unwrap().remove(0).addressing.allowed_sources
+    };
+    let mac = "\"mac\": \"fa:16:3e:00:00:01\", ";
+    let pair = "\"allowed_address_pairs\": [{\"ip_address\": \"10.0.0.0/24\", \"mac_address\": \"00:00:5e:00:01:33\"}], ";
+    let own = ["0.0.0.0/0", "::/0"].map(|prefix| ("fa:16:3e:00:00:01", prefix));
+    let both = [own[0], own[1], ("00:00:5e:00:01:33", "10.0.0.0/24")];
+    assert_eq!(allowed("\"fixed_ips\": [\"10.0.0.5\"], "), None, "without a MAC address");
+    assert_eq!(allowed(mac), only(&own), "without fixed addresses");
+    assert_eq!(allowed(&format!("{mac}{pair}")), only(&both));
+    let off = allowed(&format!("{mac}{pair}\"port_security_enabled\": false, "));
+    assert_eq!(off, Some(SourcePolicy::Any));
+}
+
+#[expect(clippy::unnecessary_wraps, reason = "it stands for a field that is optional")]
+fn only(sources: &[(&str, &str)]) -> Option<SourcePolicy> {
+    let source = |(mac, prefix): &(&str, &str)| AllowedSource {
+        mac: mac.parse().unwrap(),
+        prefix: prefix.parse().unwrap(),
+    };
+    Some(SourcePolicy::Only(sources.iter().map(source).collect()))
 }
 
 #[test]
@@ -64,6 +96,10 @@ fn an_error_names_its_location() {
         (
             with("\"allowed_addresses\": [\"10.0.0.0/33\"]"),
             "ports[1]: \"10.0.0.0/33\" is neither an IP address nor a CIDR at line 3",
+        ),
+        (
+            with("\"allowed_address_pairs\": [{\"ip_address\": \"10.0.0.9\"}]"),
+            "ports[1]: missing field `mac_address` at line 3",
         ),
         (with("\"device\": \"a/b\""), "ports[1]: \"a/b\" is not an interface name"),
         (file(&[&short(1), &short(2), &short(1)]), "ports[2]: duplicate id 00000001-"),

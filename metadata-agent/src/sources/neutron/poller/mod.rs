@@ -10,7 +10,8 @@
 //! response is valid until its interface disappears, and the next interface is queried again.
 //! Otherwise, an interface is queried again only while something about it is missing, with a pause
 //! that grows from [`FIRST_PAUSE`] to [`LONGEST_PAUSE`]: a port may be bound to its instance late.
-//! The parent of a trunk is queried again as well, because its subports change while it stays.
+//! The parent of a trunk is queried again as well, because its subports change while it stays. So
+//! is a port whose guest was refused because of the addresses in the last response ([`recheck`]).
 //!
 //! # Matching
 //!
@@ -18,6 +19,8 @@
 //! port id starts with the characters in the tap's name. Neutron cannot search for the start of an
 //! id, so it is queried for the MAC address or for all ports of the host, and other ports are left
 //! out. If several ports match, all are reported, and the inventory decides by the MAC address.
+
+mod recheck;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -28,6 +31,7 @@ use super::ports::{ParsedPort, PortDetails, PortError};
 use crate::ids::{IfIndex, MacAddress, PortId};
 use crate::inventory::presence::{Need, Present};
 use crate::inventory::{DeviceName, Event, SourceKind};
+use recheck::{Answer, HOST_INTERVAL, Recheck, RecheckState};
 
 /// Maximum number of interfaces per query, unless it is about the whole host: 64 ids take 2.5 KiB
 /// of the URL, and eventlet, in which Neutron's server runs, accepts 8 KiB.
@@ -79,6 +83,8 @@ pub(super) struct PortPoller {
     interfaces: BTreeMap<IfIndex, PolledInterface>,
     /// Time at which to query the whole host.
     host_due: Option<Instant>,
+    /// Earliest time of the next query because of refusals.
+    rechecks_from: Option<Instant>,
     has_seen_interfaces: bool,
 }
 
@@ -94,6 +100,7 @@ struct PolledInterface {
     next: Instant,
     last: Option<Instant>,
     pause: Duration,
+    recheck: Recheck,
 }
 
 /// Method of the next query about an interface.
@@ -118,6 +125,7 @@ impl PolledInterface {
             next: now + GATHER,
             last: None,
             pause: FIRST_PAUSE,
+            recheck: Recheck::new(),
         }
     }
 
@@ -129,6 +137,12 @@ impl PolledInterface {
 
     fn is_due(&self, now: Instant) -> bool {
         self.is_needed() && self.next <= now
+    }
+
+    /// Returns the time of a query because of a refusal, if one is scheduled.
+    fn recheck_due(&self, host_from: Option<Instant>) -> Option<Instant> {
+        let due = self.recheck.due()?;
+        Some(host_from.map_or(due, |from| due.max(from)))
     }
 
     /// Schedules the next query.
@@ -156,7 +170,12 @@ fn has_tap_name(present: &Present) -> bool {
 
 impl PortPoller {
     pub(super) fn new(now: Instant) -> Self {
-        Self { interfaces: BTreeMap::new(), host_due: Some(now + INITIAL_DELAY), has_seen_interfaces: false }
+        Self {
+            interfaces: BTreeMap::new(),
+            host_due: Some(now + INITIAL_DELAY),
+            rechecks_from: None,
+            has_seen_interfaces: false,
+        }
     }
 
     /// Updates the list of interfaces. Withdraws the ports of interfaces that disappeared.
@@ -183,15 +202,29 @@ impl PortPoller {
         withdrawn.into_iter().map(|id| self.event(id)).collect()
     }
 
+    /// Schedules a query about an interface whose guest was refused. If its addresses are not from
+    /// this source, there is none.
+    pub(super) fn recheck(&mut self, index: IfIndex, now: Instant) {
+        if let Some(interface) = self.interfaces.get_mut(&index).filter(|one| !one.ports.is_empty()) {
+            interface.recheck.request(now);
+        }
+    }
+
     /// Returns the time of the next query.
     pub(super) fn next_due(&self) -> Option<Instant> {
         let needed = self.interfaces.values().filter(|interface| interface.is_needed());
-        needed.map(|interface| interface.next).chain(self.host_due).min()
+        let rechecks =
+            self.interfaces.values().filter_map(|interface| interface.recheck_due(self.rechecks_from));
+        needed.map(|interface| interface.next).chain(self.host_due).chain(rechecks).min()
     }
 
     /// Returns the query that is due now.
     pub(super) fn query(&self, now: Instant) -> Option<PortQuery> {
-        let due = || self.interfaces.values().filter(|interface| interface.is_due(now));
+        let is_rechecked = |interface: &PolledInterface| {
+            interface.recheck_due(self.rechecks_from).is_some_and(|due| due <= now)
+        };
+        let due =
+            || self.interfaces.values().filter(|interface| interface.is_due(now) || is_rechecked(interface));
         let of_host = self.host_due.is_some_and(|at| at <= now)
             || due().any(|interface| interface.method == QueryMethod::Host)
             || due().filter(|interface| interface.method == QueryMethod::New).count() > MAX_IDS;
@@ -262,6 +295,10 @@ impl PortPoller {
                 if interface.ports.get(id) != ports.get(id) {
                     changed.insert(*id);
                 }
+            }
+            let answer = if interface.ports == ports { Answer::Same } else { Answer::Changed };
+            if interface.recheck.answered(answer, now) == RecheckState::Answered {
+                self.rechecks_from = Some(now + HOST_INTERVAL);
             }
             interface.ports = ports;
         }

@@ -216,3 +216,95 @@ fn the_parent_of_a_trunk_is_queried_repeatedly() {
     assert_eq!(counts(&poller.handle_response(&query, &[found(PORT)], now)), [(PORT, 1)]);
     assert_eq!(poller.next_due(), None);
 }
+
+/// Returns a poller that has reported the port of interface 1.
+fn with_reported_port(now: Instant) -> PortPoller {
+    let mut poller = started(now);
+    poller.update_presence(&[present(1, Need::Identity)], now);
+    let query = poller.query(now + GATHER).unwrap();
+    assert_eq!(counts(&poller.handle_response(&query, &[found(PORT)], now)), [(PORT, 1)]);
+    let known = Present { port: Some(PORT.parse().unwrap()), ..present(1, Need::Nothing) };
+    poller.update_presence(&[known], now);
+    assert_eq!(poller.next_due(), None);
+    poller
+}
+
+/// Returns the same port with other addresses.
+fn readdressed(last: u8) -> ParsedPort {
+    let (id, details) = found(PORT);
+    let details = details.map(|mut details| {
+        details.record.addressing.fixed_ips = vec![[10, 0, 0, last].into()];
+        details
+    });
+    (id, details)
+}
+
+#[test]
+fn a_refused_port_is_queried_at_once_and_then_rarely() {
+    let mut now = Instant::now();
+    let mut poller = with_reported_port(now);
+    let mut pauses = Vec::new();
+    for _ in 0..8 {
+        // However many refusals there are.
+        for _ in 0..100 {
+            poller.recheck(IfIndex(1), now);
+        }
+        let due = poller.next_due().unwrap();
+        assert!(poller.query(due - Duration::from_millis(1)).is_none());
+        pauses.push((due - now).as_secs());
+        now = due;
+        let query = poller.query(now).unwrap();
+        assert_eq!(query.ports, PortSelection::Ids([PORT.parse().unwrap()].into()));
+        assert_eq!(poller.handle_response(&query, &[found(PORT)], now), [], "nothing changed");
+        assert_eq!(poller.next_due(), None, "without a refusal there is no query");
+    }
+    assert_eq!(pauses, [0, 2, 4, 8, 16, 32, 60, 60]);
+
+    // A change, and a long time without refusals, each end the long pauses.
+    poller.recheck(IfIndex(1), now);
+    now = poller.next_due().unwrap();
+    let query = poller.query(now).unwrap();
+    assert_eq!(counts(&poller.handle_response(&query, &[readdressed(6)], now)), [(PORT, 1)]);
+    poller.recheck(IfIndex(1), now);
+    assert_eq!(poller.next_due(), Some(now + FIRST_PAUSE));
+    now += Duration::from_hours(1);
+    poller.recheck(IfIndex(1), now);
+    assert!(poller.next_due().unwrap() <= now + GATHER);
+}
+
+#[test]
+fn only_reported_ports_are_queried_after_a_refusal() {
+    let now = Instant::now();
+    let mut poller = started(now);
+    let known = Present { port: Some(PORT.parse().unwrap()), ..present(1, Need::Nothing) };
+    poller.update_presence(&[known], now);
+    poller.recheck(IfIndex(1), now);
+    poller.recheck(IfIndex(2), now);
+    assert_eq!(poller.next_due(), None, "another source states what the port may send");
+}
+
+#[test]
+fn refusals_of_many_ports_share_one_query_per_second() {
+    let now = Instant::now();
+    let mut poller = started(now);
+    let id = |number: u8| PortId::new(uuid::Uuid::from_bytes([number; 16]));
+    let known = |number: u8, need| Present { port: Some(id(number)), ..present(number.into(), need) };
+    let all = || (1..=150).map(|number| found(&id(number).to_string())).collect::<Vec<_>>();
+    poller.update_presence(&(1..=150).map(|number| known(number, Need::Identity)).collect::<Vec<_>>(), now);
+    let first = poller.query(now + GATHER).unwrap();
+    assert_eq!(poller.handle_response(&first, &all(), now).len(), 150);
+    poller.update_presence(&(1..=150).map(|number| known(number, Need::Nothing)).collect::<Vec<_>>(), now);
+
+    for index in 1..=150 {
+        poller.recheck(IfIndex(index), now);
+    }
+    let mut times = Vec::new();
+    while let Some(due) = poller.next_due() {
+        let query = poller.query(due).unwrap();
+        let PortSelection::Ids(ids) = &query.ports else { panic!("{query:?}") };
+        assert!(ids.len() <= MAX_IDS);
+        times.push((due - now).as_millis());
+        assert_eq!(poller.handle_response(&query, &all(), due), []);
+    }
+    assert_eq!(times, [50, 1050, 2050]);
+}

@@ -16,7 +16,7 @@ use uuid::Uuid;
 use super::*;
 use crate::ids::{IfIndex, InstanceId, MacAddress, NetworkId, NetworkOrRouter, PortId, RouterId};
 use crate::inventory::presence::{Need, Present};
-use crate::inventory::{DeviceName, SourceKind};
+use crate::inventory::{DeviceName, SourceKind, SourcePolicy};
 use crate::sources::SourceState;
 use cloud::Cloud;
 
@@ -28,6 +28,7 @@ const NETWORK: NetworkId = NetworkId::new(Uuid::from_u128(7));
 struct NeutronHarness {
     cloud: Cloud,
     presence: watch::Sender<Presence>,
+    refused: broadcast::Sender<RefusedSource>,
     events: mpsc::Receiver<Event>,
     state: watch::Receiver<SourceState>,
     lookup: Lookup,
@@ -82,10 +83,17 @@ impl NeutronHarness {
         let (lookup, requests) = Lookup::new();
         let (tasks, cancel) = (TaskTracker::new(), CancellationToken::new());
         let settings = NeutronSettings { access, host: HOST.to_owned(), tasks: tasks.clone() };
-        let channels =
-            NeutronChannels { present, events: sender, reporter, requests, lookup: lookup.clone() };
+        let refused = crate::inventory::refused::channel();
+        let channels = NeutronChannels {
+            present,
+            refused: refused.subscribe(),
+            events: sender,
+            reporter,
+            requests,
+            lookup: lookup.clone(),
+        };
         let source = tokio::spawn(run(settings, channels, cancel.clone()));
-        Self { cloud, presence, events, state, lookup, cancel, source, tasks }
+        Self { cloud, presence, refused, events, state, lookup, cancel, source, tasks }
     }
 
     fn show(&self, interfaces: impl IntoIterator<Item = Present>) {
@@ -97,6 +105,19 @@ impl NeutronHarness {
         let event = timeout(PATIENCE, self.events.recv()).await.expect("no event came").unwrap();
         let tenant = event.ports.first().and_then(|record| record.tenant.as_ref());
         (event.key, tenant.map(|tenant| tenant.instance))
+    }
+
+    /// Reports a source that the kernel refused to the guest of this interface.
+    fn refuse(&self, interface: &Present) {
+        let refused = RefusedSource {
+            device: interface.device.clone(),
+            index: interface.index,
+            vlan: None,
+            port: interface.port,
+            mac: "fa:16:3e:00:00:99".parse().unwrap(),
+            address: [10, 0, 0, 99].into(),
+        };
+        self.refused.send(refused).unwrap();
     }
 
     async fn until(&mut self, what: impl FnMut(&SourceState) -> bool) -> SourceState {
@@ -184,6 +205,34 @@ async fn the_port_of_a_removed_interface_is_withdrawn() {
     assert_eq!(source.next().await, event(1, Some(instance(9))));
     source.show([]);
     assert_eq!(source.next().await, event(1, None));
+    source.stop().await;
+}
+
+/// The guest has an address that Neutron gave it after the first response.
+#[tokio::test]
+async fn a_refused_source_makes_the_source_ask_again() {
+    let mut source = NeutronHarness::start(|state| state.ports = vec![guests_port(1)]).await;
+    source.show([interface(1)]);
+    assert_eq!(source.next().await, reported(1));
+    let known = Present { port: Some(port(1)), need: Need::Nothing, ..interface(1) };
+    source.show([known.clone()]);
+    source.recovered().await;
+    source.asked();
+
+    source.cloud.set(|state| {
+        state.ports[0]["fixed_ips"] = json!([{ "ip_address": "10.0.0.99" }]);
+        state.ports[0]["allowed_address_pairs"] = json!([]);
+    });
+    source.refuse(&known);
+    let event = timeout(PATIENCE, source.events.recv()).await.expect("no event came").unwrap();
+    let allowed = &event.ports[0].addressing.allowed_sources;
+    let own = "fa:16:3e:00:00:01".parse().unwrap();
+    let address: IpAddr = "10.0.0.99".parse().unwrap();
+    assert_eq!(allowed, &Some(SourcePolicy::secured(own, &[address], [])));
+    let asked = source.asked();
+    let [query] = &asked[..] else { panic!("{asked:?}") };
+    assert!(query.contains(&format!("&id={}&", port(1))), "{query}");
+    assert!(query.contains("&fields=port_security_enabled"), "{query}");
     source.stop().await;
 }
 

@@ -10,6 +10,11 @@
 //! | fixed IPs | `external_ids:neutron:cidrs`, or else the addresses after the MAC address |
 //! | MAC address | `mac`: of `MAC IP...`, `MAC` and `unknown` the MAC address with IP addresses, or the only one |
 //!
+//! | allowed sources | `port_security`: of each entry the MAC address with the addresses after it, or with any address; of no entry, any source |
+//!
+//! The column `port_security` exists since OVN 22.09. In an older database only logical flows
+//! contain the port's security, so nothing is reported about it.
+//!
 //! A row with `parent_port` and `tag` is a subport of a trunk: a VLAN on the interface of that
 //! port. It belongs to its parent's instance. A row without a tag yet is ignored.
 //!
@@ -20,15 +25,17 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use ovsdb_client::{
-    ColumnKind, Monitor, Replica, Row, TableSchema, UpdateError, UpdateFormat, integer, map_value, text,
-    texts,
+    ColumnKind, Monitor, Replica, Row, Session, SessionError, TableSchema, UpdateError, UpdateFormat,
+    integer, map_value, text, texts,
 };
 use serde_json::{Value, json};
 use uuid::Uuid;
 
 use super::super::row_tracker::RowState;
 use crate::ids::{IdError, InstanceId, MacAddress, NetworkId, PortId, VlanId};
-use crate::inventory::{DeviceOwner, PortAddressing, PortRecord, Tenant, TrunkBinding};
+use crate::inventory::{
+    AllowedSource, DeviceOwner, PortAddressing, PortRecord, SourcePolicy, Tenant, TrunkBinding,
+};
 
 pub(super) const DATABASE: &str = "OVN_Southbound";
 const TABLE: &str = "Port_Binding";
@@ -41,10 +48,24 @@ const TABLES: &[TableSchema] = &[TableSchema {
         ("tag", ColumnKind::Optional),
         ("mac", ColumnKind::Set),
         ("external_ids", ColumnKind::Map),
+        (PORT_SECURITY, ColumnKind::Set),
     ],
 }];
+const TABLES_BEFORE_22_09: &[TableSchema] = &[TableSchema {
+    name: TABLE,
+    columns: &[
+        ("logical_port", ColumnKind::Optional),
+        ("type", ColumnKind::Optional),
+        ("parent_port", ColumnKind::Optional),
+        ("tag", ColumnKind::Optional),
+        ("mac", ColumnKind::Set),
+        ("external_ids", ColumnKind::Map),
+    ],
+}];
+const PORT_SECURITY: &str = "port_security";
 
 pub(super) const MONITOR: Monitor = Monitor { database: DATABASE, id: "metadata-agent", tables: TABLES };
+const MONITOR_BEFORE_22_09: Monitor = Monitor { tables: TABLES_BEFORE_22_09, ..MONITOR };
 
 /// Prefix of the names that Neutron gives to networks.
 const NETWORK_PREFIX: &str = "neutron-";
@@ -74,15 +95,61 @@ pub(super) fn clauses(ports: &BTreeSet<PortId>) -> Value {
     ports.iter().flat_map(|port| [clause("logical_port", port), clause("parent_port", port)]).collect()
 }
 
+/// Rows that a server sends first.
+#[derive(Debug)]
+pub(super) struct InitialRows {
+    rows: Value,
+    port_security: PortSecurityColumn,
+}
+
+/// State of the column `port_security` in a server's database.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum PortSecurityColumn {
+    Present,
+    /// OVN before 22.09.
+    Missing,
+}
+
+impl InitialRows {
+    /// Monitors the rows of these ports.
+    ///
+    /// # Errors
+    /// The server refuses, or does not reply.
+    pub(super) async fn request(
+        session: &mut Session,
+        ports: &BTreeSet<PortId>,
+    ) -> Result<Self, SessionError> {
+        let clauses = clauses(ports);
+        match session.monitor_where(MONITOR, &clauses).await {
+            Err(SessionError::Refused { error, .. }) if error.contains(PORT_SECURITY) => {
+                let rows = session.monitor_where(MONITOR_BEFORE_22_09, &clauses).await?;
+                Ok(Self { rows, port_security: PortSecurityColumn::Missing })
+            }
+            rows => Ok(Self { rows: rows?, port_security: PortSecurityColumn::Present }),
+        }
+    }
+}
+
 /// Copy of the monitored rows.
 #[derive(Debug)]
 pub(super) struct Bindings {
     replica: Replica,
+    port_security: PortSecurityColumn,
 }
 
 impl Bindings {
     pub(super) fn new() -> Self {
-        Self { replica: Replica::new(TABLES) }
+        Self { replica: Replica::new(TABLES), port_security: PortSecurityColumn::Missing }
+    }
+
+    /// Creates a copy of a server's first rows.
+    ///
+    /// # Errors
+    /// The rows are invalid.
+    pub(super) fn from_initial(initial: &InitialRows) -> Result<Self, UpdateError> {
+        let mut bindings = Self { port_security: initial.port_security, ..Self::new() };
+        bindings.apply(UpdateFormat::Differences, &initial.rows)?;
+        Ok(bindings)
     }
 
     /// Applies an update.
@@ -97,10 +164,10 @@ impl Bindings {
         let rows = self.replica.rows(TABLE).filter_map(|(uuid, row)| {
             let name = text(row, "logical_port");
             let state = match (text(row, "parent_port"), integer(row, "tag")) {
-                ("", _) if local(name).is_some() => row_state(name, record(name, row)),
+                ("", _) if local(name).is_some() => row_state(name, self.record(name, row)),
                 ("", _) => return None,
                 (parent, tag) => match (local(parent), tag) {
-                    (Some(parent), Some(tag)) => row_state(name, subport(name, row, parent, tag)),
+                    (Some(parent), Some(tag)) => row_state(name, self.subport(name, row, parent, tag)),
                     (Some(_), None) => RowState::Ignored,
                     (None, _) if local(name).is_some() => RowState::Ignored,
                     (None, _) => return None,
@@ -109,6 +176,57 @@ impl Bindings {
             Some((uuid, state))
         });
         rows.collect()
+    }
+
+    /// Reads the row of a subport.
+    fn subport(&self, name: &str, row: &Row, parent: PortId, tag: i64) -> Result<PortRecord, BindingError> {
+        let vlan = u64::try_from(tag).ok().and_then(|tag| VlanId::try_from(tag).ok());
+        let vlan = vlan.ok_or(BindingError::Tag { tag })?;
+        let PortRecord { id, addressing, .. } = self.record(name, row)?;
+        Ok(PortRecord { id, trunk: Some(TrunkBinding { parent, vlan }), addressing, ..PortRecord::default() })
+    }
+
+    fn record(&self, name: &str, row: &Row) -> Result<PortRecord, BindingError> {
+        let value = |key| map_value(row, "external_ids", key).filter(|text| !text.is_empty());
+        let owner = value("neutron:device_owner").and_then(DeviceOwner::new);
+        // Other types, such as `router`, `localport` and `virtual`, are internal to OVN. `external`
+        // is a guest that OVN does not connect itself.
+        let is_guests = matches!(text(row, "type"), "" | "external");
+        let instance = match value("neutron:device_id") {
+            Some(text) if is_guests && owner.as_ref().is_some_and(DeviceOwner::is_instance) => {
+                Some(id::<InstanceId>("external_ids:neutron:device_id", text)?)
+            }
+            Some(_) | None => None,
+        };
+        let project = value("neutron:project_id");
+        let project = project.map(|text| id("external_ids:neutron:project_id", text)).transpose()?;
+        let (mac, addresses) = own_mac(texts(row, "mac"))?;
+        let cidrs = value("neutron:cidrs").map(fixed_ips).transpose()?;
+        Ok(PortRecord {
+            id: Some(id("logical_port", name)?),
+            tenant: instance.map(|instance| Tenant { instance, project: None }),
+            device_owner: owner.filter(|owner| is_guests || !owner.is_instance()),
+            port_project: project,
+            addressing: PortAddressing {
+                network: value("neutron:network_name").map(network).transpose()?,
+                mac,
+                fixed_ips: cidrs.unwrap_or(addresses),
+                allowed_sources: self.allowed_sources(row),
+                ..PortAddressing::default()
+            },
+            ..PortRecord::default()
+        })
+    }
+
+    /// Returns the sources that the port may send from; `None` if the column is missing or an entry
+    /// has another form (ovn-nb(5), `port_security`), so that no guest is refused because of it.
+    fn allowed_sources(&self, row: &Row) -> Option<SourcePolicy> {
+        if self.port_security == PortSecurityColumn::Missing {
+            return None;
+        }
+        let entries: Vec<_> = texts(row, PORT_SECURITY).map(allowed_by).collect::<Option<_>>()?;
+        let sources: BTreeSet<_> = entries.into_iter().flatten().collect();
+        Some(if sources.is_empty() { SourcePolicy::Any } else { SourcePolicy::Only(sources) })
     }
 }
 
@@ -119,43 +237,13 @@ fn row_state(name: &str, record: Result<PortRecord, BindingError>) -> BindingSta
     }
 }
 
-/// Reads the row of a subport.
-fn subport(name: &str, row: &Row, parent: PortId, tag: i64) -> Result<PortRecord, BindingError> {
-    let vlan = u64::try_from(tag).ok().and_then(|tag| VlanId::try_from(tag).ok());
-    let vlan = vlan.ok_or(BindingError::Tag { tag })?;
-    let PortRecord { id, addressing, .. } = record(name, row)?;
-    Ok(PortRecord { id, trunk: Some(TrunkBinding { parent, vlan }), addressing, ..PortRecord::default() })
-}
-
-fn record(name: &str, row: &Row) -> Result<PortRecord, BindingError> {
-    let value = |key| map_value(row, "external_ids", key).filter(|text| !text.is_empty());
-    let owner = value("neutron:device_owner").and_then(DeviceOwner::new);
-    // Other types, such as `router`, `localport` and `virtual`, are internal to OVN. `external` is
-    // a guest that OVN does not connect itself.
-    let is_guests = matches!(text(row, "type"), "" | "external");
-    let instance = match value("neutron:device_id") {
-        Some(text) if is_guests && owner.as_ref().is_some_and(DeviceOwner::is_instance) => {
-            Some(id::<InstanceId>("external_ids:neutron:device_id", text)?)
-        }
-        Some(_) | None => None,
-    };
-    let project = value("neutron:project_id");
-    let project = project.map(|text| id("external_ids:neutron:project_id", text)).transpose()?;
-    let (mac, addresses) = own_mac(texts(row, "mac"))?;
-    let cidrs = value("neutron:cidrs").map(fixed_ips).transpose()?;
-    Ok(PortRecord {
-        id: Some(id("logical_port", name)?),
-        tenant: instance.map(|instance| Tenant { instance, project: None }),
-        device_owner: owner.filter(|owner| is_guests || !owner.is_instance()),
-        port_project: project,
-        addressing: PortAddressing {
-            network: value("neutron:network_name").map(network).transpose()?,
-            mac,
-            fixed_ips: cidrs.unwrap_or(addresses),
-            ..PortAddressing::default()
-        },
-        ..PortRecord::default()
-    })
+/// Parses `MAC` or `MAC IP[/LENGTH]...`. A MAC address alone may be used with any address.
+fn allowed_by(entry: &str) -> Option<Vec<AllowedSource>> {
+    let mut words = entry.split_ascii_whitespace();
+    let mac = words.next()?.parse().ok()?;
+    let sources: Vec<_> =
+        words.map(|word| Some(AllowedSource { mac, prefix: word.parse().ok()? })).collect::<Option<_>>()?;
+    Some(if sources.is_empty() { AllowedSource::any_address(mac).to_vec() } else { sources })
 }
 
 /// Returns the port's own MAC address and the IP addresses after it.

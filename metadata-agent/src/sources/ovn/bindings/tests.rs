@@ -190,3 +190,38 @@ fn without_a_local_port_no_row_is_requested() {
     ]);
     assert_eq!(clauses(&ports), wanted);
 }
+
+/// Returns the allowed sources of a port with these entries in the column `port_security`.
+fn allowed_by_entries(entries: &Value) -> Option<SourcePolicy> {
+    let row = row(|row| row["port_security"] = entries.clone());
+    let rows = json!({ "Port_Binding": { ROW.to_string(): { "initial": row } } });
+    let initial = InitialRows { rows, port_security: PortSecurityColumn::Present };
+    let bindings = Bindings::from_initial(&initial).unwrap();
+    let state = bindings.read(&[PORT.parse().unwrap()].into()).remove(&ROW);
+    let Some(RowState::Port(record)) = state else { panic!("{state:?}") };
+    record.addressing.allowed_sources
+}
+
+#[test]
+fn port_security_lists_the_allowed_sources() {
+    let (own, virtual_mac) = ("fa:16:3e:11:22:33", "00:00:5e:00:01:33");
+    let only = |sources: &[(&str, &str)]| {
+        let source = |(mac, prefix): &(&str, &str)| AllowedSource {
+            mac: mac.parse().unwrap(),
+            prefix: prefix.parse().unwrap(),
+        };
+        Some(SourcePolicy::Only(sources.iter().map(source).collect()))
+    };
+    let entry = "fa:16:3e:11:22:33 10.0.0.5 fd00::5 10.1.0.0/16";
+    let own_sources = [(own, "10.0.0.5"), (own, "fd00::5"), (own, "10.1.0.0/16")];
+    assert_eq!(allowed_by_entries(&json!(entry)), only(&own_sources));
+    let pair = "00:00:5e:00:01:33 10.0.0.116";
+    let all = [own_sources.as_slice(), &[(virtual_mac, "10.0.0.116")]].concat();
+    assert_eq!(allowed_by_entries(&json!(["set", [entry, pair]])), only(&all));
+    assert_eq!(allowed_by_entries(&json!(own)), only(&[(own, "0.0.0.0/0"), (own, "::/0")]));
+    assert_eq!(allowed_by_entries(&json!(["set", []])), Some(SourcePolicy::Any), "it is off");
+    for other in ["VRRPv3 fa:16:3e:11:22:33 00:00:5e:00:01:33 10.0.0.116", "fa:16:3e:11:22:33 x", "x"] {
+        assert_eq!(allowed_by_entries(&json!(["set", [entry, other]])), None, "{other}");
+    }
+    assert_eq!(record_of(&row(|_| ())).addressing.allowed_sources, None, "an older database");
+}

@@ -48,6 +48,7 @@ mod life_signals;
 mod life_stop;
 mod load;
 mod matrix;
+mod namespaces_boot;
 mod namespaces_guests;
 mod namespaces_life;
 mod namespaces_lost;

@@ -18,9 +18,12 @@
 //!
 //! # Limits
 //!
-//! Guests cause the queries. At most [`CONCURRENT`] queries are in progress, only one of equal
-//! ones; [`QUEUE`] wait in order of arrival, and further ones are rejected at once. A query whose
-//! requesters are gone is not sent.
+//! Guests cause the queries. At most [`CONCURRENT`] requests are in progress, with only one of
+//! equal queries; [`QUEUE`] wait in order of arrival, and further ones are rejected at once. A
+//! query whose requesters are gone is not sent.
+//!
+//! When guests behind one router boot together, their queries wait together. Up to [`query::BATCH`]
+//! of them, on the same network or router, share a request. Each is answered by its own address.
 
 mod cache;
 mod query;
@@ -35,6 +38,7 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use self::cache::Cache;
+use self::query::LookupBatch;
 pub(crate) use self::query::{InstancePort, LookupQuery, LookupResult, PortSelector};
 use self::search::{SearchResult, search};
 use super::api::{Api, ApiError};
@@ -46,7 +50,7 @@ const FRESH: Duration = Duration::from_secs(2);
 const FRESH_NEGATIVE: Duration = Duration::from_secs(1);
 /// Time for which a router's cached networks are tried first.
 const FRESH_ROUTER: Duration = Duration::from_secs(30);
-/// Maximum number of queries in progress.
+/// Maximum number of requests in progress.
 pub(super) const CONCURRENT: usize = 16;
 /// Maximum number of waiting queries, and capacity of the channel.
 const QUEUE: usize = 1024;
@@ -114,7 +118,7 @@ pub(super) struct LookupWorker {
     queue: VecDeque<LookupQuery>,
     results: Cache<LookupQuery, LookupResult>,
     routers: Cache<RouterId, Arc<[NetworkId]>>,
-    in_progress: JoinSet<(LookupQuery, SearchResult, u64)>,
+    in_progress: JoinSet<(LookupBatch, SearchResult, u64)>,
     /// Number of removals, so that the result of a query sent before a removal is not cached.
     removals: u64,
 }
@@ -151,7 +155,7 @@ impl LookupWorker {
                     None => return,
                 },
                 Some(done) = self.in_progress.join_next() => match done {
-                    Ok((query, finding, removals)) => self.finish(query, finding, removals),
+                    Ok((batch, found, removals)) => self.finish(&batch, found, removals),
                     Err(lost) => if let Ok(cause) = lost.try_into_panic() {
                         std::panic::resume_unwind(cause);
                     },
@@ -182,63 +186,95 @@ impl LookupWorker {
 
     fn send_queries(&mut self) {
         while self.in_progress.len() < CONCURRENT
-            && let Some(query) = self.queue.pop_front()
+            && let Some(batch) = self.next_batch()
         {
-            let Some(waiters) = self.waiters.get_mut(&query) else { continue };
-            waiters.later.retain(|reply| !reply.is_closed());
-            if waiters.later.is_empty() {
-                self.waiters.remove(&query);
-                continue;
-            }
-            waiters.current = std::mem::take(&mut waiters.later);
             let (api, removals) = (self.api.clone(), self.removals);
-            let known = match query.scope {
+            let known = match batch.scope {
                 NetworkOrRouter::Network(_) => None,
                 NetworkOrRouter::Router(router) => self.routers.get(&router, Instant::now()).cloned(),
             };
-            self.in_progress.spawn(async move { (query, search(&api, query, known).await, removals) });
+            self.in_progress.spawn(async move {
+                let found = search(&api, &batch, known).await;
+                (batch, found, removals)
+            });
         }
     }
 
-    fn finish(&mut self, query: LookupQuery, finding: SearchResult, removals: u64) {
-        let SearchResult { answer, networks } = finding;
-        if removals == self.removals {
-            self.store(query, answer.as_ref().ok(), networks);
+    /// Takes the first waiting query, and others that can share its request. Drops those whose
+    /// requesters are gone.
+    fn next_batch(&mut self) -> Option<LookupBatch> {
+        let mut batch: Option<LookupBatch> = None;
+        for query in std::mem::take(&mut self.queue) {
+            if batch.as_ref().is_some_and(|batch| !batch.has_room_for(query)) {
+                self.queue.push_back(query);
+            } else if self.take_waiters(&query) {
+                match &mut batch {
+                    Some(batch) => batch.targets.push(query.target),
+                    None => batch = Some(LookupBatch::new(query)),
+                }
+            }
         }
-        let outcome = answer.map_err(|source| LookupError::Unavailable { source });
-        let Some(Waiters { current, later }) = self.waiters.remove(&query) else { return };
-        for reply in current {
-            drop(reply.send(outcome.clone()));
-        }
-        for reply in later {
-            self.request(query, reply);
-        }
+        batch
     }
 
-    fn store(
+    /// Assigns the waiting requesters to the query that is about to be sent. Returns false if there
+    /// are none.
+    fn take_waiters(&mut self, query: &LookupQuery) -> bool {
+        let Some(waiters) = self.waiters.get_mut(query) else { return false };
+        waiters.later.retain(|reply| !reply.is_closed());
+        if waiters.later.is_empty() {
+            self.waiters.remove(query);
+            return false;
+        }
+        waiters.current = std::mem::take(&mut waiters.later);
+        true
+    }
+
+    fn finish(
         &mut self,
-        query: LookupQuery,
-        answer: Option<&LookupResult>,
-        networks: Option<Arc<[NetworkId]>>,
+        batch: &LookupBatch,
+        SearchResult { answers, networks }: SearchResult,
+        removals: u64,
     ) {
+        let is_current = removals == self.removals;
+        if is_current && let (NetworkOrRouter::Router(router), Some(networks)) = (batch.scope, networks) {
+            self.store_networks(router, networks);
+        }
+        for (target, answer) in answers {
+            let query = LookupQuery { scope: batch.scope, target };
+            if is_current && let Ok(answer) = &answer {
+                self.store(query, answer);
+            }
+            let outcome = answer.map_err(|source| LookupError::Unavailable { source });
+            let Some(Waiters { current, later }) = self.waiters.remove(&query) else { continue };
+            for reply in current {
+                drop(reply.send(outcome.clone()));
+            }
+            for reply in later {
+                self.request(query, reply);
+            }
+        }
+    }
+
+    /// A router without networks is queried again.
+    fn store_networks(&mut self, router: RouterId, networks: Arc<[NetworkId]>) {
         let now = Instant::now();
-        // A router without networks is queried again.
-        if let (NetworkOrRouter::Router(router), Some(networks)) = (query.scope, networks)
-            && !networks.is_empty()
-        {
+        if !networks.is_empty() {
             self.routers.put(router, networks, now + FRESH_ROUTER, now);
         }
+    }
+
+    fn store(&mut self, query: LookupQuery, answer: &LookupResult) {
+        let now = Instant::now();
         match answer {
-            Some(answer @ LookupResult::Instance(_)) if answer.is_confirmed_by(query.target) => {
+            LookupResult::Instance(_) if answer.is_confirmed_by(query.target) => {
                 self.results.put(query, answer.clone(), now + FRESH, now);
             }
-            Some(
-                answer @ (LookupResult::NotAnInstance | LookupResult::NotFound | LookupResult::Ambiguous),
-            ) => {
+            LookupResult::NotAnInstance | LookupResult::NotFound | LookupResult::Ambiguous => {
                 self.results.put(query, answer.clone(), now + FRESH_NEGATIVE, now);
             }
             // Unconfirmed results are not cached. After a failure, the pacer delays the next query.
-            Some(LookupResult::Instance(_)) | None => {}
+            LookupResult::Instance(_) => {}
         }
     }
 }

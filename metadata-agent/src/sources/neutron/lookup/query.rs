@@ -1,5 +1,6 @@
 //! Queries for remote ports and their results.
 
+use std::mem::discriminant;
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -12,8 +13,31 @@ pub(crate) struct LookupQuery {
     pub target: PortSelector,
 }
 
+/// Maximum number of look-ups that share a request. With the ids of 100 networks they must fit into
+/// a URL of 8 KiB.
+pub(super) const BATCH: usize = 32;
+
+/// Look-ups in one scope and by the same attribute, which share a request.
+#[derive(Clone, Debug)]
+pub(super) struct LookupBatch {
+    pub(super) scope: NetworkOrRouter,
+    pub(super) targets: Vec<PortSelector>,
+}
+
+impl LookupBatch {
+    pub(super) fn new(LookupQuery { scope, target }: LookupQuery) -> Self {
+        Self { scope, targets: vec![target] }
+    }
+
+    /// Returns true if this look-up can join.
+    pub(super) fn has_room_for(&self, LookupQuery { scope, target }: LookupQuery) -> bool {
+        let is_alike = |other: &PortSelector| discriminant(other) == discriminant(&target);
+        self.targets.len() < BATCH && self.scope == scope && self.targets.iter().all(is_alike)
+    }
+}
+
 /// Address of a port on its network.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) enum PortSelector {
     /// One of the port's own addresses, and the MAC address that the guest sends from, if it was
     /// seen.

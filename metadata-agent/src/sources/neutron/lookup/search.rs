@@ -1,9 +1,9 @@
-//! Requests to Neutron for one look-up.
+//! Requests to Neutron for look-ups in one scope.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use super::query::{InstancePort, LookupQuery, LookupResult, PortSelector};
+use super::query::{InstancePort, LookupBatch, LookupResult, PortSelector};
 use crate::ids::{NetworkId, NetworkOrRouter, RouterId};
 use crate::inventory::{PortAddressing, PortRecord};
 use crate::sources::neutron::api::{Api, ApiError, Filter, SINGLE_PORTS_LIMIT};
@@ -18,33 +18,53 @@ const ROUTER_INTERFACES: [&str; 3] = [
     "network:router_interface_distributed",
 ];
 
-/// Result of a look-up, and the networks of the router if they were requested.
+/// Largest accepted response about a batch. The ports in it may have different owners, and none of
+/// them should be able to spoil it for the others.
+const BATCH_LIMIT: usize = 4 * SINGLE_PORTS_LIMIT;
+
+/// Result of each look-up.
+type Answers = BTreeMap<PortSelector, Result<LookupResult, Arc<ApiError>>>;
+
+/// Results of a batch, and the networks of the router if they were requested.
 pub(super) struct SearchResult {
-    pub(super) answer: Result<LookupResult, Arc<ApiError>>,
+    pub(super) answers: Answers,
     pub(super) networks: Option<Arc<[NetworkId]>>,
 }
 
 /// Searches in Neutron. Cached networks of a router are sufficient only for a confirmed result: the
 /// router may be connected to another network with the same addresses by now.
-pub(super) async fn search(api: &Api, query: LookupQuery, known: Option<Arc<[NetworkId]>>) -> SearchResult {
-    let LookupQuery { scope, target } = query;
+pub(super) async fn search(
+    api: &Api,
+    LookupBatch { scope, targets }: &LookupBatch,
+    known: Option<Arc<[NetworkId]>>,
+) -> SearchResult {
     let router = match scope {
         NetworkOrRouter::Network(network) => {
-            return SearchResult { answer: at(api, &[network], target).await, networks: None };
+            return SearchResult { answers: at(api, &[*network], targets).await, networks: None };
         }
-        NetworkOrRouter::Router(router) => router,
+        NetworkOrRouter::Router(router) => *router,
     };
-    if let Some(networks) = known
-        && target.mac().is_some()
-    {
-        let answer = at(api, &networks, target).await;
-        if answer.as_ref().map_or(true, |answer| answer.is_confirmed_by(target)) {
-            return SearchResult { answer, networks: None };
-        }
+    let mut answers = Answers::new();
+    if let Some(networks) = known {
+        let confirmable = targets.iter().copied().filter(|target| target.mac().is_some());
+        answers = at(api, &networks, &confirmable.collect::<Vec<_>>()).await;
+        answers
+            .retain(|target, answer| answer.as_ref().map_or(true, |answer| answer.is_confirmed_by(*target)));
+    }
+    let others = targets.iter().copied().filter(|target| !answers.contains_key(target));
+    let others: Vec<PortSelector> = others.collect();
+    if others.is_empty() {
+        return SearchResult { answers, networks: None };
     }
     match networks_of(api, router).await {
-        Ok(networks) => SearchResult { answer: at(api, &networks, target).await, networks: Some(networks) },
-        Err(error) => SearchResult { answer: Err(error), networks: None },
+        Ok(networks) => {
+            answers.extend(at(api, &networks, &others).await);
+            SearchResult { answers, networks: Some(networks) }
+        }
+        Err(error) => {
+            answers.extend(failed(&others, &error));
+            SearchResult { answers, networks: None }
+        }
     }
 }
 
@@ -57,14 +77,28 @@ async fn networks_of(api: &Api, router: RouterId) -> Result<Arc<[NetworkId]>, Ar
     Ok(networks.into_iter().collect())
 }
 
-async fn at(api: &Api, networks: &[NetworkId], target: PortSelector) -> Result<LookupResult, Arc<ApiError>> {
+/// Looks up ports on these networks. Each is selected by its own address.
+async fn at(api: &Api, networks: &[NetworkId], targets: &[PortSelector]) -> Answers {
+    if targets.is_empty() {
+        return Answers::new();
+    }
     let mut ports = Vec::new();
     for some in networks.chunks(NETWORKS) {
         let networks = some.iter().map(|network| ("network_id", network.to_string()));
-        let filters: Vec<Filter> = std::iter::once(filter(target)).chain(networks).collect();
-        ports.extend(api.ports(&filters, SINGLE_PORTS_LIMIT, |_| true).await?);
+        let filters: Vec<Filter> = targets.iter().map(|target| filter(*target)).chain(networks).collect();
+        match api.ports(&filters, BATCH_LIMIT, |_| true).await {
+            Ok(found) => ports.extend(found),
+            Err(error) => return failed(targets, &error).collect(),
+        }
     }
-    Ok(select(ports, networks, target))
+    targets.iter().map(|target| (*target, Ok(select(&ports, networks, *target)))).collect()
+}
+
+fn failed(
+    targets: &[PortSelector],
+    error: &Arc<ApiError>,
+) -> impl Iterator<Item = (PortSelector, Result<LookupResult, Arc<ApiError>>)> {
+    targets.iter().map(|target| (*target, Err(Arc::clone(error))))
 }
 
 fn filter(target: PortSelector) -> Filter {
@@ -78,7 +112,7 @@ fn filter(target: PortSelector) -> Filter {
 ///
 /// If the kernel saw the guest's MAC address, it must be the port's own. Otherwise a guest that may
 /// send from any address could choose its neighbour's.
-fn select(ports: Vec<ParsedPort>, networks: &[NetworkId], target: PortSelector) -> LookupResult {
+fn select(ports: &[ParsedPort], networks: &[NetworkId], target: PortSelector) -> LookupResult {
     let is_target = |record: &PortRecord| match target {
         PortSelector::Ip(address, seen) => {
             let is_own_mac = seen.is_none() || seen == record.addressing.mac;
@@ -89,10 +123,8 @@ fn select(ports: Vec<ParsedPort>, networks: &[NetworkId], target: PortSelector) 
     let matches = |record: &PortRecord| {
         record.addressing.network.is_some_and(|network| networks.contains(&network)) && is_target(record)
     };
-    let valid = ports
-        .into_iter()
-        .map(|(id, row)| row.ok().map(|details| details.record).filter(matches).map(|record| (id, record)));
-    let mut matching = valid.flatten();
+    let valid = ports.iter().filter_map(|(id, row)| Some((*id, &row.as_ref().ok()?.record)));
+    let mut matching = valid.filter(|&(_, record)| matches(record));
     let Some((port, record)) = matching.next() else { return LookupResult::NotFound };
     if matching.next().is_some() {
         return LookupResult::Ambiguous;
@@ -108,10 +140,10 @@ fn select(ports: Vec<ParsedPort>, networks: &[NetworkId], target: PortSelector) 
     };
     LookupResult::Instance(Arc::new(InstancePort {
         instance: tenant.instance,
-        project,
+        project: project.clone(),
         port,
-        network,
-        mac,
-        fixed_ips,
+        network: *network,
+        mac: *mac,
+        fixed_ips: fixed_ips.clone(),
     }))
 }

@@ -184,10 +184,12 @@ fn list(state: &mut CloudState, query: &str, token: &str) -> (StatusCode, Vec<u8
     };
     let fits = |port: &&Value| {
         let one_of = |name: &str| all(name).is_empty() || all(name).iter().any(|value| port[name] == **value);
-        let address = all("fixed_ips").first().is_none_or(|wanted| {
+        let addresses = all("fixed_ips");
+        let is_at = |wanted: &String| {
             let wanted = wanted.strip_prefix("ip_address=").unwrap();
             port["fixed_ips"].as_array().unwrap().iter().any(|one| one["ip_address"] == wanted)
-        });
+        };
+        let address = addresses.is_empty() || addresses.iter().any(is_at);
         ["binding:host_id", "id", "mac_address", "network_id", "device_id", "device_owner"]
             .iter()
             .all(|name| one_of(name))

@@ -43,6 +43,7 @@ impl NeutronHarness {
     /// Starts the source and waits for its first request.
     async fn started(set: impl FnOnce(&mut cloud::CloudState)) -> Self {
         let source = Self::start(set).await;
+        source.show([]);
         source.until_cloud(|state| state.asked.len() == 1).await;
         source.asked();
         source
@@ -149,7 +150,58 @@ async fn queries_wait_for_their_turn_and_abandoned_ones_are_dropped() {
             matches!(ask.await.unwrap(), LookupResult::Instance(found) if found.instance == instance(number))
         );
     }
-    assert_eq!(source.asked().len(), 30);
+    // Those that waited shared a request.
+    let asked = source.asked();
+    assert_eq!(asked.len(), lookup::CONCURRENT + 1, "{asked:?}");
+    assert_eq!(asked.last().unwrap().matches("&fixed_ips=").count(), 30 - lookup::CONCURRENT);
+    source.stop().await;
+}
+
+/// Each query is answered by its own address, also if others in the request are not found.
+#[tokio::test]
+async fn look_ups_behind_one_router_share_requests() {
+    let router = RouterId::new(Uuid::from_u128(77));
+    let response_permits = Arc::new(Semaphore::new(0));
+    let source = NeutronHarness::started(|state| {
+        state.ports = (1..=60).map(guests_port).collect();
+        state.ports.push(row(99, "network:router_interface", &router.to_string(), "10.0.0.254"));
+    })
+    .await;
+    source.cloud.set(|state| state.response_permits = Some(Arc::clone(&response_permits)));
+    let other = on_network(1, None).scope;
+    let first: Vec<_> =
+        (100..).take(lookup::CONCURRENT).map(|last| source.spawn_find(on_network(last, None))).collect();
+    source.until_cloud(|state| state.asked.len() == lookup::CONCURRENT).await;
+    source.asked();
+    // A neighbour's address with a guest's own MAC address, and an address of no port.
+    let mut asks = vec![
+        (source.spawn_find(behind(router, 2, mac(1))), None),
+        (source.spawn_find(behind(router, 90, None)), None),
+    ];
+    asks.extend((1..=60).map(|number| {
+        (source.spawn_find(behind(router, number, mac(number))), Some(instance(number.into())))
+    }));
+    asks.push((
+        source.spawn_find(LookupQuery { scope: other, ..behind(router, 60, mac(60)) }),
+        Some(instance(60)),
+    ));
+    // The queries arrive before the first response.
+    for _ in 0..200 {
+        tokio::task::yield_now().await;
+    }
+    response_permits.add_permits(200);
+    for (ask, want) in asks {
+        match (ask.await.unwrap(), want) {
+            (LookupResult::Instance(found), Some(want)) => assert_eq!(found.instance, want),
+            (found, want) => assert_eq!((found, want), (LookupResult::NotFound, None)),
+        }
+    }
+    for ask in first {
+        assert_eq!(ask.await.unwrap(), LookupResult::NotFound);
+    }
+    // Two batches behind the router, each with the query for its networks, and one on the network.
+    let asked = source.asked();
+    assert_eq!(asked.len(), 5, "{asked:?}");
     source.stop().await;
 }
 

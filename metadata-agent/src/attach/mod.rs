@@ -156,6 +156,12 @@ impl Attacher {
             self.detach(index, &mut unpublished).await;
         }
 
+        // Announce all interfaces to the sources before the first is attached.
+        let mut listed = BTreeSet::new();
+        if is_complete {
+            listed = self.publisher.publish_listed(present.iter().filter_map(|link| wanted.present(link)));
+        }
+
         // Attach or update the present interfaces, each by the latest inventory.
         let mut published = Instant::now();
         for link in present {
@@ -170,6 +176,10 @@ impl Attacher {
             // tcx_entry_sync). Yield, so that signals and the admin socket are served.
             yield_now().await;
         }
+
+        // Withdraw the interfaces that could not be attached.
+        listed.retain(|index| !self.attached.contains_key(index) && !self.bypassed.contains_key(index));
+        unpublished.detached.extend(listed);
 
         // Remove the state of earlier agents, now that live attachments are adopted.
         let cleaned = if is_complete { self.remove_leftovers().await } else { Ok(()) };

@@ -4,7 +4,7 @@
 //! Only the differences of the interfaces at hand are published. They add up to what publishing
 //! everything would give.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use metadata_ebpf::identity::AttachmentId;
@@ -61,6 +61,22 @@ impl BindingPublisher {
         {
             presence.send_replace(self.present.values().cloned().collect());
         }
+    }
+
+    /// Publishes interfaces that were just listed, before they are attached one after the other, so
+    /// that a source can look up all of them at once. An empty list is published, too: it says that
+    /// the host was scanned. Returns the interfaces.
+    pub(super) fn publish_listed(&mut self, listed: impl Iterator<Item = Present>) -> BTreeSet<IfIndex> {
+        let Some(presence) = self.presence.as_ref().filter(|presence| !presence.is_closed()) else {
+            return BTreeSet::new();
+        };
+        let mut indexes = BTreeSet::new();
+        for present in listed {
+            indexes.insert(present.index);
+            self.present.insert(present.index, present);
+        }
+        presence.send_replace(self.present.values().cloned().collect());
+        indexes
     }
 
     /// Withdraws everything that was published.
@@ -143,6 +159,23 @@ mod tests {
         assert!(!presence.has_changed().unwrap());
         publisher.publish([(IfIndex(3), InterfaceRecord::default())].into());
         assert!(presence.has_changed().unwrap() && presence.borrow().is_empty());
+    }
+
+    #[test]
+    fn listed_interfaces_are_present_before_they_are_attached() {
+        let (sender, mut presence) = watch::channel(Presence::default());
+        let mut publisher = BindingPublisher::new(Arc::default(), Some(sender));
+        assert!(publisher.publish_listed(std::iter::empty()).is_empty());
+        assert!(presence.has_changed().unwrap(), "an empty host was scanned, too");
+        let listed = [3, 4].map(|index| present(index, false));
+        assert_eq!(publisher.publish_listed(listed.iter().cloned()), [IfIndex(3), IfIndex(4)].into());
+        assert_eq!(presence.borrow_and_update().to_vec(), listed);
+        // One is attached; the other could not be.
+        let attached = InterfaceRecord { present: Some(present(3, false)), ..InterfaceRecord::default() };
+        publisher.publish([(IfIndex(3), attached)].into());
+        assert!(!presence.has_changed().unwrap());
+        publisher.publish([(IfIndex(4), InterfaceRecord::default())].into());
+        assert_eq!(presence.borrow().to_vec(), listed[..1]);
     }
 
     #[test]

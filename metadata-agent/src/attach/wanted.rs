@@ -75,6 +75,15 @@ impl Wanted<'_> {
             Self::NamespacePorts(ports) => ports.target(link),
         }
     }
+
+    /// Returns the entry of a link in presence, if it is a guest interface of the host.
+    pub(super) fn present(self, link: &Link) -> Option<Present> {
+        match self.target(link) {
+            Target::Attach(spec) => spec.present,
+            Target::Bypass(present) => present,
+            Target::Ignore => None,
+        }
+    }
 }
 
 /// A kind of network interface, as `ip -details link` names it.

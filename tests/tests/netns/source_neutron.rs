@@ -170,6 +170,45 @@ fn neutron_is_polled_and_never_queried_per_request() {
     assert_served(&world, &process, &again);
 }
 
+/// Returns the number of queries for ports, once it is at least this.
+fn questions(world: &World, at_least: usize) -> usize {
+    let asked = || world.plane.neutron.port_questions().len();
+    // Neutron logs a request after it has responded.
+    wait::poll(wait::PATIENCE, || Some(asked()).filter(|asked| *asked >= at_least)).unwrap_or_else(asked)
+}
+
+/// One query for the ports of the host covers all interfaces that exist at the start, although they
+/// are attached one after the other. The MAC addresses of these interfaces name no port.
+#[test]
+fn one_query_identifies_the_interfaces_at_the_start() {
+    let world = World::new(3600);
+    let plug = |port: &Port| {
+        let mut spec = world.network.spec([10, 0, 0, 99]);
+        spec.port = port.clone();
+        world.network.plug(spec)
+    };
+    let guests: Vec<Guest> = (10..34).map(|last| plug(&world.port(last, "compute:nova"))).collect();
+    let former = world.port(5, "compute:nova");
+    let asked = world.plane.neutron.port_questions().len();
+    let agent = world.agent(&world.plane.password_options());
+    let process = agent.start();
+    for guest in &guests {
+        assert_served(&world, &process, guest);
+    }
+    assert_eq!(questions(&world, asked + 1), asked + 1, "{}", process.output());
+
+    // Neutron reported this port with its former owner before it was plugged in. Its present owner
+    // takes one more query, by the id of the port.
+    let next =
+        Port { instance: metadata_agent::ids::InstanceId::new(uuid::Uuid::new_v4()), ..former.clone() };
+    world.nova.add(Instance::from_port(&next));
+    let device = next.instance.to_string();
+    world.plane.bind_port(next.id, &Binding { owner: "compute:nova", device: &device, host: HYPERVISOR });
+    let later = plug(&next);
+    assert_served(&world, &process, &later);
+    assert_eq!(questions(&world, asked + 2), asked + 2, "{}", process.output());
+}
+
 /// With an application credential.
 #[test]
 fn a_late_control_plane_and_expiring_tokens_are_handled() {

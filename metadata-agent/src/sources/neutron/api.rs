@@ -99,7 +99,7 @@ impl Api {
         &self,
         filters: &[Filter],
         limit: usize,
-        keep: impl Fn(PortId) -> bool,
+        mut keep: impl FnMut(PortId) -> bool,
     ) -> Result<Vec<ParsedPort>, Arc<ApiError>> {
         let mut kept = Vec::new();
         let mut marker = None;

@@ -1,10 +1,10 @@
 //! Guests' ports from Neutron's API, for those about which local sources do not know enough.
 //!
 //! Input is [`Presence`]: the guests' interfaces, and what is missing about each. All ports of the
-//! host are requested at the start and after a failure; then only the missing ones, in small
-//! batches ([`poller`]). If the ports of a host are known from other sources, nothing more is
-//! requested, however many requests guests send. A port of this source is requested again after the
-//! kernel refused its guest, because its addresses may have changed.
+//! host are requested after the first scan of its interfaces and after a failure; then only the
+//! missing ones, in small batches ([`poller`]). If the ports of a host are known from other
+//! sources, nothing more is requested, however many requests guests send. A port of this source is
+//! requested again after the kernel refused its guest, because its addresses may have changed.
 //!
 //! Failures of Neutron or Keystone are reported, and retried with a growing pause, by one request
 //! for the whole host ([`pacer`]). The ports of interfaces that still exist stay valid meanwhile.
@@ -36,6 +36,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::{RECHECK_AFTER_ERROR, Reporter};
+use crate::ids::PortId;
 use crate::inventory::Event;
 use crate::inventory::presence::Presence;
 use crate::inventory::refused::RefusedSource;
@@ -95,7 +96,7 @@ async fn serve(settings: NeutronSettings, channels: NeutronChannels) {
         }
     };
     let lookups = LookupWorker::new(api.unpaced(), requests);
-    let poller = PortPoller::new(Instant::now());
+    let poller = PortPoller::new();
     let host = settings.host;
     let source = NeutronSource {
         host,
@@ -198,13 +199,20 @@ struct NeutronSource {
 }
 
 /// Query in progress.
-type PendingQuery = Pin<Box<dyn Future<Output = (PortQuery, Result<Vec<ParsedPort>, Arc<ApiError>>)> + Send>>;
+type PendingQuery = Pin<Box<dyn Future<Output = (PortQuery, Result<PortResponse, Arc<ApiError>>)> + Send>>;
+
+/// Response to a [`PortQuery`].
+struct PortResponse {
+    /// The ports of the interfaces that the query is about.
+    ports: Vec<ParsedPort>,
+    /// The ids of all ports.
+    listed: BTreeSet<PortId>,
+}
 
 impl NeutronSource {
     /// Runs until the receiver of events is dropped.
     async fn run(mut self) {
         let mut pending: Option<PendingQuery> = None;
-        self.present.mark_changed();
         loop {
             let due = self
                 .poller
@@ -256,24 +264,30 @@ impl NeutronSource {
                     api::SINGLE_PORTS_LIMIT,
                 ),
             };
-            let ports = match api.ports(&filters, limit, |id| query.matches(id)).await {
+            let mut listed = BTreeSet::new();
+            let keep = |id| {
+                listed.insert(id);
+                query.matches(id)
+            };
+            let ports = match api.ports(&filters, limit, keep).await {
                 Ok(ports) => with_subports(&api, ports).await,
                 Err(error) => Err(error),
             };
-            (query, ports)
+            (query, ports.map(|ports| PortResponse { ports, listed }))
         }))
     }
 
     async fn handle(
         &mut self,
         query: &PortQuery,
-        response: Result<Vec<ParsedPort>, Arc<ApiError>>,
+        response: Result<PortResponse, Arc<ApiError>>,
     ) -> Option<()> {
         let now = Instant::now();
         self.ready = true;
         let events = match response {
-            Ok(ports) => {
+            Ok(PortResponse { ports, listed }) => {
                 self.error = None;
+                self.poller.keep_listed(query, listed);
                 self.poller.handle_response(query, &ports, now)
             }
             Err(error) => {
@@ -328,9 +342,7 @@ async fn with_subports(api: &Api, mut ports: Vec<ParsedPort>) -> Result<Vec<Pars
     Ok(ports)
 }
 
-async fn completion(
-    pending: &mut Option<PendingQuery>,
-) -> (PortQuery, Result<Vec<ParsedPort>, Arc<ApiError>>) {
+async fn completion(pending: &mut Option<PendingQuery>) -> (PortQuery, Result<PortResponse, Arc<ApiError>>) {
     match pending {
         Some(pending) => pending.await,
         None => std::future::pending().await,

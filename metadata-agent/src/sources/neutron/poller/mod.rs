@@ -7,7 +7,14 @@
 //!
 //! A port changes its owner only by being unplugged and plugged again: Nova writes `device_id`
 //! before plugging, and the kernel gives the next interface of the same name another index. So a
-//! response is valid until its interface disappears, and the next interface is queried again.
+//! response is valid for the interfaces that existed when it was requested, until they disappear.
+//! The first query waits for the first scan of the host, and thus is about all its interfaces.
+//!
+//! A response says nothing about an interface that is plugged later, however young it is: its port
+//! may have been given to another instance meanwhile, and the interface looks the same. So only the
+//! ids of the host's other ports are kept. If the interface of one appears, the port is queried by
+//! its id.
+//!
 //! Otherwise, an interface is queried again only while something about it is missing, with a pause
 //! that grows from [`FIRST_PAUSE`] to [`LONGEST_PAUSE`]: a port may be bound to its instance late.
 //! The parent of a trunk is queried again as well, because its subports change while it stays. So
@@ -17,9 +24,11 @@
 //!
 //! A port belongs to an interface if a source that knows the interface names the port, or if the
 //! port id starts with the characters in the tap's name. Neutron cannot search for the start of an
-//! id, so it is queried for the MAC address or for all ports of the host, and other ports are left
-//! out. If several ports match, all are reported, and the inventory decides by the MAC address.
+//! id. So it is queried for an id that it listed before, for the MAC address or for all ports of
+//! the host, and other ports are left out. If several ports match, all are reported, and the
+//! inventory decides by the MAC address.
 
+mod listed;
 mod recheck;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -31,6 +40,7 @@ use super::ports::{ParsedPort, PortDetails, PortError};
 use crate::ids::{IfIndex, MacAddress, PortId};
 use crate::inventory::presence::{Need, Present};
 use crate::inventory::{DeviceName, Event, SourceKind};
+use listed::ListedPorts;
 use recheck::{Answer, HOST_INTERVAL, Recheck, RecheckState};
 
 /// Maximum number of interfaces per query, unless it is about the whole host: 64 ids take 2.5 KiB
@@ -38,8 +48,6 @@ use recheck::{Answer, HOST_INTERVAL, Recheck, RecheckState};
 pub(super) const MAX_IDS: usize = 64;
 /// Delay in which other new interfaces can join a query.
 const GATHER: Duration = Duration::from_millis(50);
-/// Delay of the first query, so that interfaces are discovered first.
-const INITIAL_DELAY: Duration = Duration::from_secs(1);
 /// Pause before the second query about an interface. It doubles with each further one.
 pub(super) const FIRST_PAUSE: Duration = Duration::from_secs(2);
 /// Maximum pause.
@@ -85,7 +93,9 @@ pub(super) struct PortPoller {
     host_due: Option<Instant>,
     /// Earliest time of the next query because of refusals.
     rechecks_from: Option<Instant>,
-    has_seen_interfaces: bool,
+    /// The interfaces of the host were scanned, even if there were none.
+    is_scanned: bool,
+    listed: ListedPorts,
 }
 
 #[derive(Debug)]
@@ -145,6 +155,22 @@ impl PolledInterface {
         Some(host_from.map_or(due, |from| due.max(from)))
     }
 
+    /// Schedules the query after one about single ports. What was tried first may have been the
+    /// wrong id, or a MAC address that is not derived from the port's, so the next try is not
+    /// delayed.
+    fn schedule_next(&mut self, query: &PortQuery, asked: &Present, is_found: bool, now: Instant) {
+        let is_first = self.method == QueryMethod::New;
+        self.method = match query.ports {
+            PortSelection::Macs(_) if !is_found => QueryMethod::Host,
+            PortSelection::Macs(_) | PortSelection::Ids(_) | PortSelection::Host => QueryMethod::Single,
+        };
+        if is_first && !is_found && asked.port.is_none() {
+            self.next = now;
+        } else {
+            self.back_off(now);
+        }
+    }
+
     /// Schedules the next query.
     fn back_off(&mut self, now: Instant) {
         self.next = now + self.pause;
@@ -169,20 +195,21 @@ fn has_tap_name(present: &Present) -> bool {
 }
 
 impl PortPoller {
-    pub(super) fn new(now: Instant) -> Self {
+    pub(super) fn new() -> Self {
         Self {
             interfaces: BTreeMap::new(),
-            host_due: Some(now + INITIAL_DELAY),
+            host_due: None,
             rechecks_from: None,
-            has_seen_interfaces: false,
+            is_scanned: false,
+            listed: ListedPorts::default(),
         }
     }
 
     /// Updates the list of interfaces. Withdraws the ports of interfaces that disappeared.
     pub(super) fn update_presence(&mut self, presence: &[Present], now: Instant) -> Vec<Event> {
-        if !self.has_seen_interfaces && !presence.is_empty() {
-            self.has_seen_interfaces = true;
-            self.host_due = self.host_due.map(|at| at.min(now + GATHER));
+        if !self.is_scanned {
+            self.is_scanned = true;
+            self.host_due = Some(now + GATHER);
         }
         let mut withdrawn = Vec::new();
         let present: BTreeMap<IfIndex, &Present> = presence.iter().map(|one| (one.index, one)).collect();
@@ -236,10 +263,11 @@ impl PortPoller {
             let about = asked.map(|interface| interface.present.clone()).collect();
             return Some(PortQuery { ports: PortSelection::Host, about });
         }
-        let by_id: Vec<_> = due().filter(|one| one.present.port.is_some()).take(MAX_IDS).collect();
+        let by_id = due().map(|interface| (interface, self.ids_of(interface)));
+        let by_id: Vec<_> = by_id.filter(|(_, ids)| !ids.is_empty()).take(MAX_IDS).collect();
         if !by_id.is_empty() {
-            let ids = by_id.iter().filter_map(|interface| interface.present.port).collect();
-            let about = by_id.iter().map(|interface| interface.present.clone()).collect();
+            let about = by_id.iter().map(|(interface, _)| interface.present.clone()).collect();
+            let ids = by_id.into_iter().flat_map(|(_, ids)| ids).collect();
             return Some(PortQuery { ports: PortSelection::Ids(ids), about });
         }
         let by_mac: Vec<_> = due().take(MAX_IDS).map(|interface| interface.present.clone()).collect();
@@ -248,6 +276,23 @@ impl PortPoller {
             (true, _) => None,
             (false, true) => Some(PortQuery { ports: PortSelection::Host, about: by_mac }),
             (false, false) => Some(PortQuery { ports: PortSelection::Macs(macs), about: by_mac }),
+        }
+    }
+
+    /// Returns the ids by which to query an interface: that of its port, or those of the listed
+    /// ports whose tap has this name.
+    fn ids_of(&self, interface: &PolledInterface) -> Vec<PortId> {
+        match interface.present.port {
+            Some(id) => vec![id],
+            None if interface.method == QueryMethod::New => self.listed.at(&interface.present.device),
+            None => Vec::new(),
+        }
+    }
+
+    /// Keeps the ids in a response about the whole host.
+    pub(super) fn keep_listed(&mut self, query: &PortQuery, ids: BTreeSet<PortId>) {
+        if query.ports == PortSelection::Host {
+            self.listed = ListedPorts::new(ids);
         }
     }
 
@@ -286,9 +331,7 @@ impl PortPoller {
                 continue;
             }
             interface.unconfirmed = false;
-            interface.back_off(now);
-            let not_found_by_mac = found.is_empty() && asked.port.is_none();
-            interface.method = if not_found_by_mac { QueryMethod::Host } else { QueryMethod::Single };
+            interface.schedule_next(query, asked, !found.is_empty(), now);
             let ports = reported_ports(&found, asked, &interface.ports);
             interface.error = found.iter().find_map(|(id, row)| Some((*id, error_of(row)?.clone())));
             for id in interface.ports.keys().chain(ports.keys()) {

@@ -47,8 +47,9 @@ fn counts(events: &[Event]) -> Vec<(&str, usize)> {
 
 /// Returns a poller after its first query.
 fn started(now: Instant) -> PortPoller {
-    let mut poller = PortPoller::new(now);
-    let first = poller.query(now + INITIAL_DELAY).unwrap();
+    let mut poller = PortPoller::new();
+    poller.update_presence(&[], now);
+    let first = poller.query(now + GATHER).unwrap();
     assert_eq!(first.ports, PortSelection::Host);
     assert_eq!(poller.handle_response(&first, &[], now), []);
     assert_eq!(poller.next_due(), None);
@@ -58,13 +59,52 @@ fn started(now: Instant) -> PortPoller {
 #[test]
 fn the_host_is_queried_once_even_if_nothing_is_missing() {
     let now = Instant::now();
-    let mut poller = PortPoller::new(now);
-    assert_eq!(poller.next_due(), Some(now + INITIAL_DELAY));
+    let mut poller = PortPoller::new();
+    assert_eq!(poller.next_due(), None, "the interfaces are not known yet");
     assert_eq!(poller.update_presence(&[present(1, Need::Nothing)], now), []);
     assert_eq!(poller.next_due(), Some(now + GATHER));
     let query = poller.query(now + GATHER).unwrap();
     poller.handle_response(&query, &[found(PORT)], now);
     assert_eq!((poller.next_due(), poller.ports()), (None, 0));
+}
+
+/// The response may be older than the interface, so only the ids in it are used.
+#[test]
+fn a_later_interface_of_a_listed_port_is_queried_by_its_id() {
+    let now = Instant::now();
+    let mut poller = PortPoller::new();
+    poller.update_presence(&[], now);
+    let first = poller.query(now + GATHER).unwrap();
+    poller.keep_listed(&first, [PORT, TWIN, OTHER].map(|id| id.parse().unwrap()).into());
+    assert_eq!(poller.handle_response(&first, &[], now), []);
+    assert_eq!(poller.update_presence(&[present(1, Need::Identity)], now), []);
+    let query = poller.query(now + GATHER).unwrap();
+    assert_eq!(query.ports, PortSelection::Ids([PORT, TWIN].map(|id| id.parse().unwrap()).into()));
+    poller.keep_listed(&query, BTreeSet::new());
+
+    // Both ports were deleted, and the interface has a new one: no identity, and no delay.
+    assert_eq!(poller.handle_response(&query, &[], now), []);
+    let query = poller.query(now).unwrap();
+    assert_eq!(query.ports, PortSelection::Macs(["fa:16:3e:00:00:01".parse().unwrap()].into()));
+
+    // The next interface of the port is queried as well, however often the first one was.
+    let events = poller.handle_response(&query, &[found(PORT)], now);
+    assert_eq!(counts(&events), [(PORT, 1)]);
+    let events = poller.update_presence(&[present(2, Need::Identity)], now);
+    assert_eq!(counts(&events), [(PORT, 0)]);
+    let query = poller.query(now + GATHER).unwrap();
+    assert_eq!(query.ports, PortSelection::Ids([PORT, TWIN].map(|id| id.parse().unwrap()).into()));
+}
+
+#[test]
+fn a_response_does_not_apply_to_interfaces_that_appeared_later() {
+    let now = Instant::now();
+    let mut poller = PortPoller::new();
+    poller.update_presence(&[], now);
+    let query = poller.query(now + GATHER).unwrap();
+    poller.update_presence(&[present(1, Need::Identity)], now);
+    assert_eq!(poller.handle_response(&query, &[found(PORT)], now), []);
+    assert_eq!(poller.ports(), 0);
 }
 
 #[test]
@@ -111,7 +151,7 @@ fn a_missing_port_is_queried_with_growing_pauses() {
         of_host += usize::from(query.ports == PortSelection::Host);
         assert_eq!(poller.handle_response(&query, &[], now), []);
     }
-    assert_eq!(pauses, [0, 2, 4, 8, 16, 32, 60, 60, 60]);
+    assert_eq!(pauses, [0, 0, 2, 4, 8, 16, 32, 60, 60]);
     assert_eq!(of_host, 4);
 }
 

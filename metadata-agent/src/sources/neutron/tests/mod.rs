@@ -189,7 +189,7 @@ async fn all_ports_of_the_host_are_requested_first_in_pages() {
     assert_eq!(source.next().await, reported(5));
     let asked = source.asked();
     let [query] = &asked[..] else { panic!("{asked:?}") };
-    assert!(query.contains("&mac_address=fa:16:3e:00:00:05&"), "{query}");
+    assert!(query.contains(&format!("&id={}&", port(5))), "{query}");
     assert_eq!(source.cloud.set(|state| state.logins), 1);
     source.stop().await;
 }
@@ -233,6 +233,33 @@ async fn a_refused_source_makes_the_source_ask_again() {
     let [query] = &asked[..] else { panic!("{asked:?}") };
     assert!(query.contains(&format!("&id={}&", port(1))), "{query}");
     assert!(query.contains("&fields=port_security_enabled"), "{query}");
+    source.stop().await;
+}
+
+/// The interface of a port appears after the response about the host, in which the port belonged to
+/// another instance.
+#[tokio::test]
+async fn a_later_interface_gets_the_present_owner_of_its_port() {
+    let mut source = NeutronHarness::start(|state| state.ports = [1, 2, 3].map(guests_port).into()).await;
+    source.show([]);
+    source.until_cloud(|state| state.asked.len() == 1).await;
+    source.recovered().await;
+    source.asked();
+    // One port was given to another instance, one was deleted, and one is on another host.
+    source.cloud.set(|state| {
+        state.ports[0]["device_id"] = json!(instance(9));
+        state.ports[2]["binding:host_id"] = json!("hypervisor-2");
+        state.ports[2]["device_id"] = json!("");
+        state.ports.remove(1);
+    });
+    source.show([1, 2, 3].map(interface));
+    let mut events = [source.next().await, source.next().await];
+    events.sort();
+    assert_eq!(events, [event(1, Some(instance(9))), event(3, None)]);
+    let first = source.asked().swap_remove(0);
+    for number in [1, 2, 3] {
+        assert!(first.contains(&format!("&id={}&", port(number))), "{first}");
+    }
     source.stop().await;
 }
 
@@ -364,6 +391,7 @@ async fn an_unreachable_neutron_is_an_error_until_it_is_reachable() {
     assert_eq!(probe(&settings(cloud.url.to_string())).await.unwrap(), NeutronProbe::NoPorts);
     cloud.set(|state| state.ports = vec![guests_port(1)]);
     assert_eq!(probe(&settings(cloud.url.to_string())).await.unwrap(), NeutronProbe::Ports);
+    source.show([]);
     source.recovered().await;
     source.stop().await;
 }

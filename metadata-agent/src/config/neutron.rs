@@ -17,13 +17,13 @@ pub(super) fn access(config: &Config) -> Result<Option<NeutronAccess>, ConfigErr
             None => return Err(incomplete(config, AUTH_TYPE, ENDPOINT)),
         },
         NeutronAuthType::Password | NeutronAuthType::ApplicationCredential => {
-            match &config.neutron_auth_url {
-                Some(url) => NeutronAuth::Keystone { url: url.clone(), credentials: credentials(config)? },
+            let Some(url) = &config.neutron_auth_url else {
                 // Without the URL, no other option may be set either.
-                None => {
-                    return anything_set(config).map_or(Ok(None), |set| Err(incomplete(config, set, URL)));
-                }
-            }
+                let Some(set) = anything_set(config) else { return Ok(None) };
+                let missing = if set == ENDPOINT { URL_OR_NO_AUTH } else { URL };
+                return Err(incomplete(config, set, missing));
+            };
+            NeutronAuth::Keystone { url: url.clone(), credentials: credentials(config)? }
         }
     };
     Ok(Some(NeutronAccess {
@@ -38,6 +38,7 @@ pub(super) fn access(config: &Config) -> Result<Option<NeutronAccess>, ConfigErr
 }
 
 const URL: &str = "neutron_auth_url";
+const URL_OR_NO_AUTH: &str = "neutron_auth_url or neutron_auth_type = none";
 const ENDPOINT: &str = "neutron_endpoint_override";
 const AUTH_TYPE: &str = "neutron_auth_type";
 

@@ -261,7 +261,7 @@ options! {
     Flag OWN libvirt_dir: Option<PathBuf> = "/run/libvirt/qemu", Unset { or: AbsolutePath, meaning: "no libvirt" };
     /// URL of Keystone, such as https://controller:5000/v3. Keystone's catalog names Neutron's API,
     /// which the agent queries about ports that no local source knows. Without this URL the agent
-    /// does not query Neutron.
+    /// does not query Neutron, unless neutron_auth_type is none.
     File OWN neutron_auth_url: Option<HttpUrl> = "", Unset { or: Web, meaning: "not to ask Neutron" };
     /// Type of the credentials for Keystone: name and password of a user, an application
     /// credential, or none for a Neutron without Keystone at neutron_endpoint_override. Credentials

@@ -134,8 +134,8 @@ impl fmt::Display for ConfigWarning {
                 "neutron_insecure is on: Keystone's and Neutron's certificates are not checked"
             }
             Self::HaproxyWithoutNeutron => {
-                "serve_metadata_proxy_socket is on without neutron_auth_url: IPv4 clients of haproxies get \
-                 404, unless OVN reports their ports"
+                "serve_metadata_proxy_socket is on without access to Neutron's API (neutron_auth_url, or \
+                 neutron_auth_type = none): IPv4 clients of haproxies get 404, unless OVN reports their ports"
             }
         })
     }

@@ -156,7 +156,12 @@ fn ovn_and_open_vswitch_together_are_enough() {
         .install();
     assert_says(&both, "Open vSwitch", true, &["has its database"]);
     assert_says(&both, "OVN Southbound", true, &["has its database; unix:/nowhere: cannot connect"]);
-    assert_says(&both, "Neutron", true, &["none is configured", "neutron_auth_url"]);
+    assert_says(
+        &both,
+        "Neutron",
+        true,
+        &["none is configured", "neutron_auth_url", "neutron_endpoint_override"],
+    );
     assert_says(&both, "sources", true, &["by OVN Southbound"]);
 
     let alone = bare(&host, &nova).set("ovs", "ovsdb_connection", &ovsdb.remote()).install();

@@ -146,7 +146,10 @@ async fn southbound(config: &Config) -> Source {
 
 async fn neutron(config: &Config) -> Source {
     let state = match config.neutron_source(TaskTracker::new()) {
-        None => Availability::Absent("none is configured (neutron_auth_url)".to_owned()),
+        None => Availability::Absent(
+            "none is configured (neutron_auth_url, or neutron_auth_type = none and neutron_endpoint_override)"
+                .to_owned(),
+        ),
         Some(settings) => match neutron::probe(&settings).await {
             Ok(NeutronProbe::Ports) => Availability::Works(format!("it has ports of host {}", settings.host)),
             Ok(NeutronProbe::NoPorts) => Availability::Works(format!(

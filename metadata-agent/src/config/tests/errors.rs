@@ -85,7 +85,11 @@ fn neutron_needs_all_options_that_belong_together() {
         (&password[1..], "username", "auth_url"),
         (&[url, credential], "auth_url", "application_credential_id"),
         (&[url, credential, ("APPLICATION_CREDENTIAL_ID", "x")], "auth_url", "application_credential_secret"),
-        (&[("ENDPOINT_OVERRIDE", "http://a:9696")], "endpoint_override", "auth_url"),
+        (
+            &[("ENDPOINT_OVERRIDE", "http://a:9696")],
+            "endpoint_override",
+            "auth_url or neutron_auth_type = none",
+        ),
         (&[no_auth], "auth_type", "endpoint_override"),
     ] {
         let origin = format!("environment METADATA_AGENT_NEUTRON_{}", present.to_ascii_uppercase());

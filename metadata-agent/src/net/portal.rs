@@ -17,6 +17,7 @@
 //! way ([`PortalUplink::add_routes`]).
 
 use std::net::{Ipv6Addr, SocketAddrV6, TcpListener};
+use std::time::Duration;
 use std::{fs, io};
 
 use futures_util::{Stream, StreamExt};
@@ -24,7 +25,7 @@ use metadata_ebpf::from_guest::METADATA_MAC;
 use metadata_ebpf::identity::{
     ATTACHMENT_PREFIX_LEN, AttachmentId, ClientAddress, IDENTITY_PREFIX, METADATA_PORT, PORTAL_ADDRESS,
 };
-use socket2::{Domain, Protocol, Socket, Type};
+use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
 use tracing::{debug, info, warn};
 
 use crate::ids::{IfIndex, MacAddress};
@@ -50,6 +51,14 @@ const LARGEST_PACKET: usize = 68 * 1024;
 /// Most kernel memory that the buffers of one connection use. The kernel doubles the options to
 /// allow for its overhead.
 pub const SOCKET_MEMORY: usize = 2 * (SEND_BUFFER + RECEIVE_BUFFER) + 2 * LARGEST_PACKET;
+
+/// The kernel probes a connection that carries nothing for this long, and resets it if no probe is
+/// answered. If the agent hangs, the programs leave the guest's answers to the host's own path.
+/// Then that path or this reset ends the connection. A guest may pause for 20 s.
+const KEEPALIVE: TcpKeepalive = TcpKeepalive::new()
+    .with_time(Duration::from_secs(5))
+    .with_interval(Duration::from_secs(5))
+    .with_retries(3);
 
 /// Sysctls of the portal's namespace, below `/proc/sys/net`, and their required values.
 const SYSCTLS: [(&str, &str); 7] = [
@@ -178,6 +187,8 @@ impl Portal {
             socket.set_nonblocking(true)?;
             socket.set_send_buffer_size(SEND_BUFFER)?;
             socket.set_recv_buffer_size(RECEIVE_BUFFER)?;
+            // Connections inherit it, even those that the agent never accepts.
+            socket.set_tcp_keepalive(&KEEPALIVE)?;
             socket.bind(&SocketAddrV6::new(PORTAL_ADDRESS.into(), METADATA_PORT, 0, 0).into())?;
             socket.listen(backlog)?;
             Ok(socket.into())

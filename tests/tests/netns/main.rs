@@ -39,6 +39,7 @@ mod life_absence;
 mod life_clients;
 mod life_drain;
 mod life_hang;
+mod life_hung_agent;
 mod life_interfaces;
 mod life_pins;
 mod life_process;

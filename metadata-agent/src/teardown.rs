@@ -2,14 +2,22 @@
 //! its end, `detach` after a crash.
 
 use std::path::Path;
+use std::time::Duration;
 
 use anyhow::{Context as _, Result};
+use tokio::time::sleep;
+use tracing::{debug, warn};
 
 use crate::attach::qdisc;
 use crate::datapath::{DatapathError, StaleState};
+use crate::net::address_query;
 use crate::net::netlink::Netlink;
 use crate::net::netns::Netns;
 use crate::net::portal::Portal;
+
+/// Longer than the second for which Linux ignores another reply after one (`LOCKTIME` of
+/// net/ipv4/arp.c). The agent may have answered a guest just before it stopped.
+const REPLY_LOCK: Duration = Duration::from_millis(1100);
 
 /// Removes programs first: from then on, packets of guests bypass the agent. Goes on after an
 /// error, and returns the first one.
@@ -17,7 +25,7 @@ use crate::net::portal::Portal;
 /// # Errors
 /// Something cannot be removed, or a running agent uses it.
 pub(crate) async fn remove_all(bpffs_dir: &Path, portal_namespace: &str) -> Result<()> {
-    let programs = remove_programs(bpffs_dir).await;
+    let programs = remove_programs(bpffs_dir, portal_namespace).await;
     // Then everything that is there belongs to another agent.
     if programs.as_ref().is_err_and(is_in_use) {
         return programs;
@@ -26,10 +34,16 @@ pub(crate) async fn remove_all(bpffs_dir: &Path, portal_namespace: &str) -> Resu
     programs.and(portal)
 }
 
-async fn remove_programs(bpffs_dir: &Path) -> Result<()> {
+async fn remove_programs(bpffs_dir: &Path, portal_namespace: &str) -> Result<()> {
     let Some(stale) = StaleState::find(bpffs_dir).context("find programs")? else {
         return Ok(());
     };
+    if let Err(error) = redirect_neighbours(&stale, portal_namespace).await {
+        warn!(
+            error = format!("{error:#}"),
+            "cannot correct guests' neighbour tables; their entries must expire"
+        );
+    }
     let netlink = Netlink::connect()?;
     let links = netlink.links().await?;
     let mut outcome = Ok(());
@@ -44,6 +58,21 @@ async fn remove_programs(bpffs_dir: &Path) -> Result<()> {
     }
     // Links and maps go with their pins.
     outcome.and(stale.remove().context("remove the programs"))
+}
+
+/// Lets guests on the link learn the MAC address of the host's own path. The programs must be
+/// attached, because they translate the queries.
+async fn redirect_neighbours(stale: &StaleState, portal_namespace: &str) -> Result<()> {
+    let clients = stale.abandon_clients()?;
+    if clients.is_empty() {
+        return Ok(());
+    }
+    // Most guests have had no reply for a while and learn the address at once.
+    address_query::send(portal_namespace, &clients)?;
+    sleep(REPLY_LOCK).await;
+    let queries = address_query::send(portal_namespace, &clients)?;
+    debug!(queries, "queried the host's own path for guests on the link");
+    Ok(())
 }
 
 /// Removes filters in one namespace. If the namespace is gone, its filters are gone too.

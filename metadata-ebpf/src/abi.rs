@@ -7,7 +7,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 /// Must grow with every change in this file or of [`crate::reason::Reason`]. The agent rebuilds
 /// pins of any other version.
-pub const ABI_VERSION: u32 = 8;
+pub const ABI_VERSION: u32 = 9;
 
 /// Names of the maps and programs. The kernel keeps at most 15 characters.
 pub mod names {
@@ -342,7 +342,7 @@ mod tests {
 
     #[test]
     fn sizes_and_offsets_are_those_of_abi_version_8() {
-        assert_eq!(ABI_VERSION, 8, "a new version needs new figures below");
+        assert_eq!(ABI_VERSION, 9, "a new version needs new figures below");
         assert_eq!(size_of::<Settings>(), 64);
         assert_eq!(offset_of!(Settings, abi_version), 0);
         assert_eq!(offset_of!(Settings, stale_after_ns), 16);

@@ -5,7 +5,7 @@
 mod kernel_skb;
 mod kernel_world;
 
-use aya_ebpf::bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC};
+use aya_ebpf::bindings::{BPF_F_INGRESS, TC_ACT_SHOT, TC_ACT_UNSPEC};
 use aya_ebpf::helpers::{bpf_redirect, bpf_redirect_peer};
 use aya_ebpf::macros::classifier;
 use aya_ebpf::programs::TcContext;
@@ -50,6 +50,7 @@ fn apply_verdict(ctx: &TcContext, outcome: Outcome) -> i32 {
             Verdict::Drop => return TC_ACT_SHOT,
             Verdict::ToPortal => bpf_redirect_peer(outcome.ifindex, 0),
             Verdict::ToGuest => bpf_redirect(outcome.ifindex, 0),
+            Verdict::AsGuest => bpf_redirect(outcome.ifindex, u64::from(BPF_F_INGRESS)),
         }
     };
     redirected as i32

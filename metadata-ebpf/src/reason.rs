@@ -12,6 +12,8 @@ pub enum Verdict {
     ToPortal,
     /// Send it out of the guest's interface, or of the interface that guests share.
     ToGuest,
+    /// Receive it on the guest's interface, as if the guest had sent it.
+    AsGuest,
 }
 
 macro_rules! reasons {
@@ -69,6 +71,8 @@ reasons! {
     NdReply = "nd_reply" => ToGuest,
     /// An ICMP echo request to a metadata address, answered in place.
     EchoReply = "echo_reply" => ToGuest,
+    /// At a stop, an ARP request or a solicitation in a guest's name, for the host's own path.
+    AddressQuery = "address_query" => AsGuest,
 
     /// The agent's heartbeat is stale or the portal has no listener, so the host's own path serves.
     AgentAbsent = "agent_absent" => Next,

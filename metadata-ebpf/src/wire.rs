@@ -25,6 +25,7 @@ pub mod protocol {
     pub const HOP_BY_HOP: u8 = 0;
     pub const ICMP: u8 = 1;
     pub const TCP: u8 = 6;
+    pub const UDP: u8 = 17;
     pub const IPV6_ROUTING: u8 = 43;
     pub const IPV6_FRAGMENT: u8 = 44;
     /// IPsec authentication header
@@ -90,12 +91,12 @@ pub(crate) mod icmpv6 {
         [kind, code, c0, c1, r0, r1, r2, r3]
     }
 
-    /// Length of a neighbour advertisement with one option of eight bytes.
-    pub const ADVERTISEMENT_LEN: u32 = 32;
+    /// Length of a neighbour solicitation or advertisement with one option of eight bytes.
+    pub const DISCOVERY_LEN: u32 = 32;
 
-    /// The start of an advertisement's IPv6 header, up to the addresses. Its hop limit of 255
+    /// The start of the IPv6 header of such a message, up to the addresses. Its hop limit of 255
     /// proves that no router forwarded it.
-    pub const ADVERTISEMENT_IPV6_HEADER: [u8; 8] = [0x60, 0, 0, 0, 0, 32, protocol::ICMPV6, 255];
+    pub const DISCOVERY_IPV6_HEADER: [u8; 8] = [0x60, 0, 0, 0, 0, 32, protocol::ICMPV6, 255];
 
     /// Returns the start of an advertisement of `target`, up to the target, with the checksum of
     /// the whole message.
@@ -107,6 +108,29 @@ pub(crate) mod icmpv6 {
         let body = sum(&fixed, sum(&target, sum(&target_link_layer_address(mac), 0)));
         let [high, low] = (!fold(pseudo_header + body)).to_ne_bytes();
         [NEIGHBOUR_ADVERTISEMENT, 0, high, low, flags, 0, 0, 0]
+    }
+
+    /// The solicited-node multicast address of fe80::a9fe:a9fe (RFC 4291 section 2.7.1).
+    pub const SOLICITED_NODE: [u8; 16] = [0xff, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0xff, 0xfe, 169, 254];
+    /// Its MAC address (RFC 2464 section 7).
+    pub const SOLICITED_NODE_MAC: Mac = [0x33, 0x33, 0xff, 0xfe, 169, 254];
+
+    /// Returns the start of a solicitation for `target` to [`SOLICITED_NODE`], up to the target,
+    /// with the checksum of the whole message.
+    #[inline(always)]
+    pub fn solicitation(source: &[u8; 16], target: [u8; 16], mac: Mac) -> [u8; 8] {
+        let pseudo_header = sum(source, sum(&SOLICITED_NODE, sum(&[0, 32, 0, protocol::ICMPV6], 0)));
+        let fixed = [NEIGHBOUR_SOLICITATION, 0];
+        let body = sum(&fixed, sum(&target, sum(&source_link_layer_address(mac), 0)));
+        let [high, low] = (!fold(pseudo_header + body)).to_ne_bytes();
+        [NEIGHBOUR_SOLICITATION, 0, high, low, 0, 0, 0, 0]
+    }
+
+    /// The option that carries the sender's MAC address.
+    #[inline(always)]
+    pub const fn source_link_layer_address(mac: Mac) -> [u8; 8] {
+        let [a, b, c, d, e, f] = mac;
+        [1, 1, a, b, c, d, e, f]
     }
 
     /// The option that carries the MAC address.

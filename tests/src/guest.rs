@@ -74,6 +74,13 @@ impl Guest {
         SocketAddrV6::new(Ipv6Addr::from(METADATA_IPV6), METADATA_PORT, 0, scope).into()
     }
 
+    /// Returns the MAC address that the guest has resolved for an address.
+    #[must_use]
+    pub fn neighbour(&self, address: &str) -> Option<String> {
+        let found = self.netns.run(&["ip", "neigh", "show", address, "dev", "eth0"]);
+        Some(found.split_once("lladdr ")?.1.split(' ').next()?.to_owned())
+    }
+
     /// Sends a GET request over IPv4 on a new connection.
     pub fn get(&self, path: &str) -> Response {
         self.try_get(path).unwrap_or_else(|e| panic!("{} gets {path}: {e}", self.netns.name()))

@@ -20,9 +20,12 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use metadata_ebpf::from_guest::METADATA_MAC;
+use metadata_ebpf::identity::ClientAddress;
 use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
 
-use super::DatapathError;
+use super::maps::{ClientRecord, Counters, Heartbeat};
+use super::{DatapathError, programs};
 use crate::ids::IfIndex;
 
 const PORTAL: &str = "portal";
@@ -325,6 +328,21 @@ impl StaleState {
     /// An agent uses the directory, or it cannot be read.
     pub(crate) fn find(pin_directory: &Path) -> Result<Option<Self>, DatapathError> {
         Ok(Pins::find(pin_directory)?.map(Self))
+    }
+
+    /// Marks the agent as absent. Returns the clients that sent their last SYN to the programs' MAC
+    /// address, because they reach the metadata address on their link.
+    ///
+    /// # Errors
+    /// A map operation fails.
+    pub(crate) fn abandon_clients(&self) -> Result<Vec<ClientAddress>, DatapathError> {
+        if !programs::abi_matches(&self.0) {
+            return Ok(Vec::new());
+        }
+        Heartbeat::open(&self.0)?.stop()?;
+        let records = Counters::open(&self.0)?.clients()?;
+        let is_on_link = |record: &&ClientRecord| record.client.metadata_mac == METADATA_MAC;
+        Ok(records.iter().filter(is_on_link).map(|record| record.address).collect())
     }
 
     /// Returns the recorded filters. A pin cannot hold a filter, so [`Self::remove`] does not

@@ -136,7 +136,7 @@ fn serve<S: Skb, W: World>(skb: &mut S, world: &W, request: Request) -> Result<O
         Verdict::ToPortal if netns == 0 => settings.portal_ifindex,
         Verdict::ToPortal => world.netns_context(|netns| &netns.portal_ifindex),
         Verdict::ToGuest => key.ifindex,
-        Verdict::Next | Verdict::Drop => 0,
+        Verdict::Next | Verdict::Drop | Verdict::AsGuest => 0,
     };
     Ok(Outcome { reason, ifindex })
 }

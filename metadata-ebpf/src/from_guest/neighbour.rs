@@ -41,9 +41,9 @@ pub(super) fn answer_solicitation<S: Skb>(skb: &mut S, context: &PacketContext<'
 
     // The target stays in place and the rest is written in pieces, because a whole message would
     // not fit on the stack.
-    skb.resize(ETH_LEN + IPV6_LEN + icmpv6::ADVERTISEMENT_LEN)?;
+    skb.resize(ETH_LEN + IPV6_LEN + icmpv6::DISCOVERY_LEN)?;
     skb.store(0, &wire::ethernet(to_mac, METADATA_MAC, wire::ethertype::IPV6))?;
-    skb.store(ETH_LEN, &icmpv6::ADVERTISEMENT_IPV6_HEADER)?;
+    skb.store(ETH_LEN, &icmpv6::DISCOVERY_IPV6_HEADER)?;
     skb.store(ETH_LEN + 8, &METADATA_IPV6)?;
     skb.store(ETH_LEN + 24, &to)?;
     skb.store(ETH_LEN + IPV6_LEN, &icmpv6::advertisement(flags, METADATA_IPV6, METADATA_MAC, to))?;

@@ -135,6 +135,7 @@ fn admit<W: World>(world: &W, context: &PacketContext<'_>, identity: &[u8; 16]) 
     // The client is known if it has completed a handshake.
     let known = world.client(&ClientKey { identity: *identity }, |client| {
         client.connections = client.connections.wrapping_add(1);
+        client.metadata_mac = macs.metadata;
     });
 
     if port.flags & SHARED != 0 {

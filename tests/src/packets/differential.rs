@@ -269,7 +269,7 @@ impl Pair {
 }
 
 fn moved(reason: Option<Reason>) -> bool {
-    matches!(reason.map(Reason::verdict), Some(Verdict::ToPortal | Verdict::ToGuest))
+    matches!(reason.map(Reason::verdict), Some(Verdict::ToPortal | Verdict::ToGuest | Verdict::AsGuest))
 }
 
 fn position(reason: Option<Reason>) -> usize {

@@ -242,7 +242,7 @@ pub fn verdict_of(reason: Option<Reason>) -> i32 {
     match reason.map(Reason::verdict) {
         None | Some(Verdict::Next) => TC_ACT_UNSPEC,
         Some(Verdict::Drop) => TC_ACT_SHOT,
-        Some(Verdict::ToPortal | Verdict::ToGuest) => TC_ACT_REDIRECT,
+        Some(Verdict::ToPortal | Verdict::ToGuest | Verdict::AsGuest) => TC_ACT_REDIRECT,
     }
 }
 

@@ -12,6 +12,7 @@ mod icmp_errors;
 mod ipv4;
 mod ipv6;
 pub mod kernel;
+mod queries;
 pub mod table;
 pub mod world;
 
@@ -186,6 +187,7 @@ pub fn cases() -> Vec<Case> {
     let mut cases = ipv4::cases();
     cases.extend(ipv6::cases());
     cases.extend(icmp_errors::cases());
+    cases.extend(queries::cases());
     cases
 }
 

@@ -125,14 +125,8 @@ fn until_answered_by(guest: &Guest, mac: MacAddress) {
         guest.netns().run(&["ip", "neigh", "flush", "to", "169.254.169.254", "dev", "eth0"]);
         // Sends the request. The neighbour table shows if anything responds.
         drop(try_get(guest));
-        (neighbour(guest)? == mac).then_some(())
+        (guest.neighbour("169.254.169.254")? == mac).then_some(())
     });
-}
-
-/// Returns the MAC address that a guest has resolved for 169.254.169.254.
-fn neighbour(guest: &Guest) -> Option<String> {
-    let found = guest.netns().run(&["ip", "neigh", "show", "169.254.169.254", "dev", "eth0"]);
-    Some(found.split_once("lladdr ")?.1.split(' ').next()?.to_owned())
 }
 
 #[test]

@@ -41,6 +41,7 @@ mod life_drain;
 mod life_hang;
 mod life_hung_agent;
 mod life_interfaces;
+mod life_neighbours;
 mod life_pins;
 mod life_process;
 mod life_ready;

@@ -11,6 +11,11 @@
 //! client sends from, which its identity address names. The agent answers nobody there who sends
 //! from another MAC address than its port's. The namespace's neighbour table is not asked: all
 //! namespaces share its size, so made-up clients could fill it and keep guests out.
+//!
+//! A datagram to an identity address becomes an ARP request or a neighbour solicitation in the
+//! guest's name ([`query`]).
+
+mod query;
 
 use crate::from_guest::{METADATA_MAC, Outcome};
 use crate::identity::{
@@ -22,6 +27,7 @@ use crate::wire::{
     self, ETH_LEN, IPV4_LEN, IPV6_LEN, Ipv4Header, Ipv6Header, TCP_CHECKSUM, TCP_LEN, TcpHeader,
 };
 use crate::world::World;
+pub use query::PAYLOAD_LEN as QUERY_PAYLOAD_LEN;
 
 /// Decides about one frame from the portal and rewrites it for the guest.
 #[inline(always)]
@@ -31,19 +37,23 @@ pub fn to_guest<S: Skb, W: World>(skb: &mut S, world: &W) -> Outcome {
 
 #[inline(always)]
 fn reply<S: Skb, W: World>(skb: &mut S, world: &W) -> Result<Outcome, Reason> {
-    // Only a TCP segment from the metadata service is a reply.
+    // Only a TCP segment from the metadata service is a reply, and only a datagram is a query.
     let not_a_reply = |SkbError| Reason::NotAnAnswer;
     let ethertype: [u8; 2] = skb.load(12).map_err(not_a_reply)?;
     let ip = Ipv6Header(skb.load(ETH_LEN).map_err(not_a_reply)?);
     let tcp = TcpHeader(skb.load(ETH_LEN + IPV6_LEN).map_err(not_a_reply)?);
-    let is_reply = ethertype == wire::ethertype::IPV6
+    let is_ours = ethertype == wire::ethertype::IPV6 && ip.source() == PORTAL_ADDRESS;
+    let is_reply = is_ours
         && ip.0[6] == wire::protocol::TCP
-        && ip.source() == PORTAL_ADDRESS
         && tcp.source_port() == METADATA_PORT
         && u32::from(ip.payload_len()) >= TCP_LEN
         && u32::from(ip.payload_len()) <= 0xffff - IPV4_LEN
         && ETH_LEN + IPV6_LEN + u32::from(ip.payload_len()) <= skb.len();
-    if !is_reply {
+    let is_query = is_ours
+        && ip.0[6] == wire::protocol::UDP
+        && ip.payload_len() == query::DATAGRAM_LEN
+        && ETH_LEN + IPV6_LEN + u32::from(query::DATAGRAM_LEN) == skb.len();
+    if !is_reply && !is_query {
         return Err(Reason::NotAnAnswer);
     }
 
@@ -68,6 +78,12 @@ fn reply<S: Skb, W: World>(skb: &mut S, world: &W) -> Result<Outcome, Reason> {
     }
     let ifindex = world.device(attachment).ok_or(Reason::InterfaceGone)?;
 
+    if is_query {
+        query::write(skb, client.guest, guest_mac)?;
+        push_tag(skb, vlan)?;
+        return Ok(Outcome { reason: Reason::AddressQuery, ifindex });
+    }
+
     // Rewrite the frame for the guest.
     let ethertype = match client.guest {
         GuestAddress::Ipv4(guest) => {
@@ -80,11 +96,18 @@ fn reply<S: Skb, W: World>(skb: &mut S, world: &W) -> Result<Outcome, Reason> {
         }
     };
     skb.store(0, &wire::ethernet(guest_mac, metadata_mac.unwrap_or(METADATA_MAC), ethertype))?;
-    if let Ok(vlan @ 1..) = u16::try_from(vlan) {
-        skb.push_vlan(vlan)?;
-    }
+    push_tag(skb, vlan)?;
     let reason = if netns == 0 { Reason::Reply } else { Reason::RoutedReply };
     Ok(Outcome { reason, ifindex })
+}
+
+/// Adds the tag of a trunk subport.
+#[inline(always)]
+fn push_tag<S: Skb>(skb: &mut S, vlan: u32) -> Result<(), SkbError> {
+    match u16::try_from(vlan) {
+        Ok(vlan @ 1..) => skb.push_vlan(vlan),
+        _ => Ok(()),
+    }
 }
 
 #[inline(always)]

@@ -85,19 +85,39 @@ impl Libvirt {
         let daemon = format!("{DAEMON}host_uuid = \"{}\"\n", Uuid::new_v4());
         write(&path("etc/libvirt/libvirtd.conf"), &daemon);
         write(&path("etc/libvirt/qemu.conf"), QEMU);
-        let log = fs::File::create(path("stderr")).unwrap_or_else(|e| panic!("create libvirtd's log: {e}"));
-        let mut command = host.netns().command("unshare");
-        command.args(["--mount", "--uts", "sh", "-c", VIEW]);
-        command.env("FOLDER", folder.path()).env("NAME", host.netns().name());
-        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
-        let server = command.spawn().unwrap_or_else(|e| panic!("run {command:?}: {e}"));
+        let server = spawn(host, folder.path());
         let libvirt = Self { folder, server };
-        let answers = wait::poll(3 * PATIENCE, || {
-            let there = fs::metadata(libvirt.socket()).is_ok_and(|found| found.file_type().is_socket());
-            there.then(|| libvirt.virsh(&["domcapabilities"]))
-        });
-        answers.unwrap_or_else(|| panic!("libvirtd does not listen\n{}", libvirt.log()));
+        libvirt.wait_until_it_answers();
         libvirt
+    }
+
+    /// Ends the daemon, not its domains.
+    pub fn stop(&mut self) {
+        let server = i32::try_from(self.server.id()).map(Pid::from_raw);
+        if let Ok(server) = server
+            && let Err(e) = kill(server, Signal::SIGTERM)
+        {
+            eprintln!("end libvirtd: {e}");
+        }
+        if let Err(e) = self.server.wait() {
+            eprintln!("wait for libvirtd: {e}");
+        }
+    }
+
+    /// Starts the daemon after [`Self::stop`]. It finds its running domains.
+    pub fn restart(&mut self, host: &Host) {
+        // It may remain after the daemon.
+        let _absent = fs::remove_file(self.socket());
+        self.server = spawn(host, self.folder.path());
+        self.wait_until_it_answers();
+    }
+
+    fn wait_until_it_answers(&self) {
+        let answers = wait::poll(3 * PATIENCE, || {
+            let there = fs::metadata(self.socket()).is_ok_and(|found| found.file_type().is_socket());
+            there.then(|| self.virsh(&["domcapabilities"]))
+        });
+        answers.unwrap_or_else(|| panic!("libvirtd does not listen\n{}", self.log()));
     }
 
     #[must_use]
@@ -195,15 +215,7 @@ impl Libvirt {
 
 impl Drop for Libvirt {
     fn drop(&mut self) {
-        let server = i32::try_from(self.server.id()).map(Pid::from_raw);
-        if let Ok(server) = server
-            && let Err(e) = kill(server, Signal::SIGTERM)
-        {
-            eprintln!("end libvirtd: {e}");
-        }
-        if let Err(e) = self.server.wait() {
-            eprintln!("wait for libvirtd: {e}");
-        }
+        self.stop();
         for emulator in self.emulators() {
             // It may have exited already.
             let _ = kill(emulator, Signal::SIGKILL);
@@ -212,6 +224,17 @@ impl Drop for Libvirt {
             eprintln!("--- output of libvirtd\n{}", self.log());
         }
     }
+}
+
+/// Runs the daemon on a host with the paths in this folder.
+fn spawn(host: &Host, folder: &Path) -> Child {
+    let log = fs::File::create(folder.join("stderr"));
+    let log = log.unwrap_or_else(|e| panic!("create libvirtd's log: {e}"));
+    let mut command = host.netns().command("unshare");
+    command.args(["--mount", "--uts", "sh", "-c", VIEW]);
+    command.env("FOLDER", folder).env("NAME", host.netns().name());
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
+    command.spawn().unwrap_or_else(|e| panic!("run {command:?}: {e}"))
 }
 
 /// Returns libvirt's name of the domain.

@@ -42,6 +42,7 @@ mod life_hang;
 mod life_hung_agent;
 mod life_interfaces;
 mod life_neighbours;
+mod life_orders;
 mod life_pins;
 mod life_process;
 mod life_ready;

@@ -107,6 +107,28 @@ fn a_domain_its_interfaces_and_its_end_are_followed() {
     assert_eq!((&source["ports"], &source["faults"]), (&1.into(), &serde_json::json!({})), "{source}");
 }
 
+/// Its files stay while it is away, so guests do not notice.
+#[test]
+fn a_restarted_libvirtd_does_not_disturb_guests() {
+    let mut world = World::new();
+    let [stays, later] = [5, 6].map(|last| world.port(last));
+    world.libvirt.create(&stays, NovaMetadata::V1_1);
+    world.until_known(&stays, &stays);
+    world.libvirt.stop();
+    world.until_known(&stays, &stays);
+    world.libvirt.restart(&world.host);
+    world.until_known(&stays, &stays);
+
+    // It still owns its domains.
+    world.libvirt.create(&later, NovaMetadata::V1_1);
+    world.until_known(&later, &later);
+    world.libvirt.destroy(&stays);
+    world.until(&stays, "unknown");
+    world.until_known(&later, &later);
+    let source = world.source();
+    assert_eq!((&source["ports"], &source["faults"]), (&1.into(), &serde_json::json!({})), "{source}");
+}
+
 /// A domain that left is unknown, and one that arrives is known.
 #[test]
 fn outgoing_and_incoming_migrations_are_followed() {

@@ -148,10 +148,14 @@ impl Api {
                     drop(self.tokens.replace(&token).await);
                 } else {
                     token.accept();
+                    token.doubt_endpoint();
                 }
                 Err(self.fail(endpoint, ApiErrorKind::Status { status }))
             }
-            Err(error) => Err(self.fail(endpoint, error)),
+            Err(error) => {
+                token.doubt_endpoint();
+                Err(self.fail(endpoint, error))
+            }
         }
     }
 

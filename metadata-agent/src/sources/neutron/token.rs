@@ -4,6 +4,9 @@
 //! its failure. A token that Neutron rejects without having accepted it before is not replaced at
 //! once: the next one would be rejected as well, and Keystone would get as many requests as
 //! Neutron.
+//!
+//! A token comes with Neutron's endpoint from the catalog. If requests there fail, the endpoint may
+//! have moved, so another token is requested after [`CATALOG_AGE`].
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -25,6 +28,9 @@ const QUEUE: usize = 64;
 /// shorter.
 const MARGIN: Duration = Duration::from_mins(5);
 const MARGIN_PART: u32 = 5;
+/// Age of a catalog from which on it is not trusted about an endpoint that fails. So while Neutron
+/// is down, a host authenticates no more often than this.
+const CATALOG_AGE: Duration = Duration::from_mins(5);
 
 /// No valid token is available.
 #[derive(Debug, thiserror::Error)]
@@ -44,12 +50,16 @@ pub(super) struct Token {
     pub(super) endpoint: HttpUrl,
     serial: u64,
     accepted: AtomicBool,
+    /// The last request to the endpoint failed.
+    endpoint_failed: AtomicBool,
     times: Option<TokenLifetime>,
 }
 
 /// Times of renewal and of expiry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct TokenLifetime {
+    /// End of the trust in an endpoint that fails.
+    catalog: Instant,
     renew: Instant,
     end: Instant,
 }
@@ -58,19 +68,33 @@ impl TokenLifetime {
     /// Computes the times of a token requested at `asked`, slightly too early rather than too late.
     fn new(asked: Instant, lifetime: Duration) -> Self {
         let margin = MARGIN.min(lifetime / MARGIN_PART);
-        Self { renew: asked + lifetime.saturating_sub(margin), end: asked + lifetime }
+        let renew = asked + lifetime.saturating_sub(margin);
+        Self { catalog: asked + CATALOG_AGE, renew, end: asked + lifetime }
     }
 }
 
 impl Token {
     /// Creates the placeholder for a Neutron without Keystone.
     fn none(endpoint: HttpUrl) -> Self {
-        Self { secret: None, endpoint, serial: 0, accepted: AtomicBool::new(false), times: None }
+        let [accepted, endpoint_failed] = [const { AtomicBool::new(false) }; 2];
+        Self { secret: None, endpoint, serial: 0, accepted, endpoint_failed, times: None }
     }
 
     /// Records that Neutron accepted the token.
     pub(super) fn accept(&self) {
         self.accepted.store(true, Ordering::Relaxed);
+        self.endpoint_failed.store(false, Ordering::Relaxed);
+    }
+
+    /// Records that a request to the endpoint failed.
+    pub(super) fn doubt_endpoint(&self) {
+        self.endpoint_failed.store(true, Ordering::Relaxed);
+    }
+
+    /// Returns true if the endpoint may have moved since the catalog was read.
+    fn is_doubtful(&self, now: Instant) -> bool {
+        let is_old = self.times.as_ref().is_some_and(|times| now >= times.catalog);
+        is_old && self.endpoint_failed.load(Ordering::Relaxed)
     }
 }
 
@@ -162,7 +186,8 @@ impl TokenIssuer {
         let usable = |token: &&Arc<Token>, until: fn(&TokenLifetime) -> Instant| {
             token.times.as_ref().is_none_or(|times| now < until(times))
         };
-        if let Some(token) = self.token.as_ref().filter(|token| usable(token, |times| times.renew)) {
+        let is_fresh = |token: &&Arc<Token>| usable(token, |times| times.renew) && !token.is_doubtful(now);
+        if let Some(token) = self.token.as_ref().filter(is_fresh) {
             return Ok(Arc::clone(token));
         }
         let old = self.token.as_ref().filter(|token| usable(token, |times| times.end)).cloned();
@@ -191,6 +216,7 @@ impl TokenIssuer {
             endpoint,
             serial: self.serial,
             accepted: AtomicBool::new(false),
+            endpoint_failed: AtomicBool::new(false),
             times: Some(TokenLifetime::new(asked, lifetime)),
         });
         self.token = Some(Arc::clone(&token));

@@ -1,7 +1,8 @@
 //! Guests' ports from the database of the host's Open vSwitch, which both ML2/OVS and OVN write.
 //!
 //! Input is the OVSDB server of the host: the configured one, or the first of [`USUAL_SOCKETS`]
-//! that exists. No socket is not an error: the host may not run Open vSwitch, or not yet. Each row
+//! that has a server ([`usual_sockets`]). No socket is not an error: the host may not run Open
+//! vSwitch, or not yet. Each row
 //! of the table `Interface` is one key of the inventory ([`interfaces`]). The database knows the
 //! instance of a port but not its project, so this source alone makes no port known.
 //!
@@ -20,9 +21,9 @@
 mod interfaces;
 mod schema;
 mod trunks;
+mod usual_sockets;
 
 use std::convert::Infallible;
-use std::path::Path;
 use std::time::Duration;
 
 use ovsdb_client::{
@@ -38,6 +39,7 @@ use super::row_tracker::{RowTracker, ServerError};
 use crate::inventory::{Event, SourceKind};
 use interfaces::Interfaces;
 use schema::TABLES;
+use usual_sockets::UsualSockets;
 
 pub(crate) use schema::InterfaceError;
 
@@ -72,7 +74,7 @@ pub(crate) struct OvsdbAccess {
 impl OvsdbAccess {
     /// Checks that a server with the database responds; `None` if there is no server.
     pub(crate) async fn probe(&self) -> Option<(Remote, Result<(), ServerError>)> {
-        let remote = self.connection.clone().or_else(usual_server)?;
+        let remote = self.connection.clone().or_else(|| UsualSockets::new(USUAL_SOCKETS).next())?;
         let options = self.options();
         let steps =
             async { Session::connect(&remote, &options).await?.require_database(DATABASE, DATABASE).await };
@@ -97,23 +99,29 @@ pub(crate) async fn run(
     reporter: Reporter,
     cancel: CancellationToken,
 ) {
-    let rows = RowTracker::new(SourceKind::Ovsdb, events, reporter);
-    let options = access.options();
-    let reading = async {
-        let server = match access.connection {
-            Some(server) => server,
-            None => wait_for_usual_server(&rows).await,
-        };
-        follow(OvsdbSource { options, rows }, &[server], LONGEST_PAUSE).await
-    };
+    let usual = UsualSockets::new(USUAL_SOCKETS);
+    let reading = Box::pin(read_rows(access, usual, RowTracker::new(SourceKind::Ovsdb, events, reporter)));
     // Cancelling at any point is safe: the next start reads all rows.
     let _stopped = cancel.run_until_cancelled_owned(reading).await;
 }
 
-/// Waits for the first usual server. It is kept from then on, even while it is down.
-async fn wait_for_usual_server(rows: &RowTracker<InterfaceError>) -> Remote {
+async fn read_rows(
+    access: OvsdbAccess,
+    mut usual: UsualSockets,
+    rows: RowTracker<InterfaceError>,
+) -> ReceiverDropped {
+    let options = access.options();
+    let (server, usual) = match access.connection {
+        Some(server) => (server, None),
+        None => (wait_for_usual_server(&mut usual, &rows).await, Some(usual)),
+    };
+    let source = OvsdbSource { options, rows, server: server.clone(), usual };
+    follow(source, &[server], LONGEST_PAUSE).await
+}
+
+async fn wait_for_usual_server(usual: &mut UsualSockets, rows: &RowTracker<InterfaceError>) -> Remote {
     loop {
-        if let Some(server) = usual_server() {
+        if let Some(server) = usual.next() {
             return server;
         }
         rows.report_no_server();
@@ -121,21 +129,19 @@ async fn wait_for_usual_server(rows: &RowTracker<InterfaceError>) -> Remote {
     }
 }
 
-fn usual_server() -> Option<Remote> {
-    let socket = USUAL_SOCKETS.iter().map(Path::new).find(|path| path.exists())?;
-    Some(Remote::Unix(socket.to_owned()))
-}
-
 struct OvsdbSource {
     options: ConnectOptions,
     rows: RowTracker<InterfaceError>,
+    server: Remote,
+    /// `None` if the server is configured.
+    usual: Option<UsualSockets>,
 }
 
 impl DatabaseReader for OvsdbSource {
-    async fn read(&mut self, server: &Remote) -> Result<Infallible, Disconnect> {
+    async fn read(&mut self, _: &Remote) -> Result<Infallible, Disconnect> {
         // Connect and read all rows.
         let initial = async {
-            let mut session = Session::connect(server, &self.options).await?;
+            let mut session = Session::connect(&self.server, &self.options).await?;
             session.require_database(DATABASE, DATABASE).await?;
             let (format, rows) = session.monitor(MONITOR).await?;
             Ok((session, format, rows))
@@ -163,8 +169,11 @@ impl DatabaseReader for OvsdbSource {
         }
     }
 
-    fn failed(&mut self, server: &Remote, error: &SessionError) {
-        self.rows.server_failed(server, error);
+    fn failed(&mut self, _: &Remote, error: &SessionError) {
+        self.rows.server_failed(&self.server, error);
+        if let Some(next) = self.usual.as_mut().and_then(UsualSockets::next) {
+            self.server = next;
+        }
     }
 
     async fn wait(&mut self, pause: Duration) -> Result<(), ReceiverDropped> {

@@ -305,3 +305,34 @@ async fn pauses_grow_to_their_limit() {
     assert!(gaps[10] >= LONGEST_PAUSE / 2 && gaps[10] <= LONGEST_PAUSE, "{gaps:?}");
     world.stop().await;
 }
+
+/// A server that was killed leaves its socket, and its successor may have another one.
+#[tokio::test(start_paused = true)]
+async fn another_usual_socket_takes_over() {
+    let folder = tempfile::tempdir().unwrap();
+    let paths = ["first", "second"].map(|name| folder.path().join(name));
+    let (sender, mut events) = mpsc::channel(64);
+    let (reporter, mut state) = Reporter::new(SourceKind::Ovsdb);
+    let access = OvsdbAccess { connection: None, tls: TlsFiles::default(), timeout: LIMIT };
+    let rows = RowTracker::new(SourceKind::Ovsdb, sender, reporter);
+    let source = tokio::spawn(read_rows(access, UsualSockets::new(&paths), rows));
+    let accept = async |listener: &UnixListener| {
+        let (stream, _) = timeout(LIMIT, listener.accept()).await.expect("no connection").unwrap();
+        OvsdbPeer { stream, framer: Framer::new(1 << 20) }
+    };
+    // No socket is not an error.
+    let none = timeout(LIMIT, state.wait_for(|state| state.ready)).await.unwrap().unwrap().clone();
+    assert!(none.faults.is_empty(), "{none:?}");
+
+    let first = UnixListener::bind(&paths[0]).unwrap();
+    let mut peer = accept(&first).await;
+    peer.handshake(guest(ROW, "initial", INSTANCE)).await;
+    assert_eq!(timeout(LIMIT, events.recv()).await.unwrap().unwrap().key, ROW.to_string());
+    drop((peer, first));
+    assert!(paths[0].exists());
+    let second = UnixListener::bind(&paths[1]).unwrap();
+    let mut peer = accept(&second).await;
+    peer.handshake(guest(ROW, "initial", INSTANCE)).await;
+    timeout(LIMIT, state.wait_for(|state| state.faults.is_empty())).await.unwrap().unwrap();
+    source.abort();
+}

@@ -32,6 +32,8 @@ pub(super) struct CloudState {
     /// Ports per page.
     pub(super) page: Option<usize>,
     pub(super) logins: usize,
+    /// Neutron's endpoint in the catalog, if it is not this server.
+    pub(super) endpoint: Option<String>,
     /// Certificate, if the server uses TLS.
     pub(super) tls: Option<Arc<rustls::ServerConfig>>,
     /// If set, each response of Neutron consumes a permit.
@@ -160,10 +162,11 @@ fn login(state: &mut CloudState, base: &HttpUrl, body: &[u8]) -> (StatusCode, Op
     }
     let token = format!("token-{}", state.logins);
     state.tokens.insert(token.clone());
+    let endpoint = state.endpoint.as_deref().unwrap_or(base.as_str());
     let body = json!({ "token": {
         "issued_at": "2026-11-23T04:00:00.000000Z", "expires_at": "2026-11-23T05:00:00.000000Z",
         "catalog": [{ "type": "network", "endpoints": [
-            { "interface": "internal", "region": "one", "region_id": "one", "url": base.as_str() },
+            { "interface": "internal", "region": "one", "region_id": "one", "url": endpoint },
         ] }],
     } });
     (StatusCode::CREATED, Some(token), body.to_string().into_bytes())

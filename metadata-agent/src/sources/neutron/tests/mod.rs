@@ -485,3 +485,23 @@ async fn an_expired_certificate_is_reported() {
     let error = probe(&settings).await.unwrap_err().to_string();
     assert!(error.contains("/nowhere"), "{error}");
 }
+
+/// The catalog leads to a place where nothing listens, until Neutron is registered elsewhere.
+#[tokio::test(start_paused = true)]
+async fn an_endpoint_that_moves_in_the_catalog_is_found() {
+    let mut source = NeutronHarness::start(|state| {
+        state.ports = vec![guests_port(1)];
+        state.endpoint = Some("http://127.0.0.1:1".to_owned());
+    })
+    .await;
+    source.show([interface(1)]);
+    source.fault("cannot send request").await;
+    source.cloud.set(|state| state.endpoint = None);
+    let began = Instant::now();
+    let found = source.state.wait_for(|state| state.ready && state.faults.is_empty());
+    drop(timeout(Duration::from_mins(10), found).await.expect("the new endpoint is not found").unwrap());
+    assert_eq!(source.next().await, reported(1));
+    assert!(began.elapsed() <= Duration::from_mins(6), "{:?}", began.elapsed());
+    assert_eq!(source.cloud.set(|state| state.logins), 2, "a failing Neutron costs Keystone little");
+    source.stop().await;
+}

@@ -68,9 +68,10 @@ impl Owner {
     #[must_use]
     pub(crate) fn from_entry(entry: &Entry, auth: &UpstreamAuth) -> Self {
         // Without an address to forward, the port is unknown, and its requests wait.
-        let on_network = |addressing: &PortAddressing, header| {
+        let on_network = |addressing: &PortAddressing, header, instance| {
             let addresses = ForwardedAddresses::new(header, addressing.confirmed_ips(), addressing.mac)?;
-            Some(Arc::new(ClientIdentity::on_network(addressing.network?, header, addresses)))
+            let network = addressing.network?;
+            Some(Arc::new(ClientIdentity::on_network(network, header, addresses, instance)))
         };
         let owner = match (entry, auth) {
             (Entry::Agreed(port), UpstreamAuth::Signed(signer)) => {
@@ -78,10 +79,13 @@ impl Owner {
                 let identity = ClientIdentity::new(port.instance, &port.project, addresses, signer);
                 Some(Self::Known { port: Arc::clone(port), identity: Arc::new(identity) })
             }
-            (Entry::Agreed(port), UpstreamAuth::ByNetwork(header)) => on_network(&port.addressing, *header)
-                .map(|identity| Self::Known { port: Arc::clone(port), identity }),
+            (Entry::Agreed(port), UpstreamAuth::ByNetwork(header)) => {
+                on_network(&port.addressing, *header, Some(port.instance))
+                    .map(|identity| Self::Known { port: Arc::clone(port), identity })
+            }
             (Entry::Incomplete(record), UpstreamAuth::ByNetwork(header)) => {
-                on_network(&record.addressing, *header)
+                let instance = record.tenant.as_ref().map(|tenant| tenant.instance);
+                on_network(&record.addressing, *header, instance)
                     .map(|identity| Self::OnNetwork { record: Arc::clone(record), identity })
             }
             (Entry::Disputed(_), _) => Some(Self::Disputed),

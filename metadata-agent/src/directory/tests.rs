@@ -1,7 +1,10 @@
 use std::time::Duration;
 
+use uuid::Uuid;
+
 use super::*;
-use crate::inventory::SourceKind;
+use crate::ids::InstanceId;
+use crate::inventory::{SourceKind, Tenant};
 use crate::proxy::NetworkHeader;
 
 const NETWORK: &str = "11111111-1111-4111-8111-111111111111";
@@ -127,6 +130,26 @@ fn the_mac_address_is_the_one_that_the_kernel_saw() {
     let directory = Directory::new(move |address| (*address == client).then_some(mac));
     assert_eq!(directory.guest_mac(&client), Some(mac));
     assert_eq!(directory.guest_mac(&ClientAddress::ipv4(attachment(2), [10, 0, 0, 5])), None);
+}
+
+/// Neutron's agent finds the instance itself, but all ports of an instance have one share.
+#[test]
+fn an_instance_counts_as_one_with_neutrons_agent() {
+    let instance = InstanceId::new(Uuid::from_u128(7));
+    let addressing = PortAddressing {
+        network: Some(NETWORK.parse().unwrap()),
+        mac: Some(MacAddress([0xfa, 0x16, 0x3e, 0, 0, 1])),
+        ..PortAddressing::default()
+    };
+    let auth = UpstreamAuth::ByNetwork(NetworkHeader::Neutron);
+    let found = |entry| Owner::from_entry(&entry, &auth).identity().map(|identity| identity.instance());
+    for (tenant, want) in [(None, None), (Some(Tenant { instance, project: None }), Some(instance))] {
+        let record = PortRecord { tenant, addressing: addressing.clone(), ..PortRecord::default() };
+        assert_eq!(found(Entry::Incomplete(Arc::new(record))), Some(want));
+    }
+    let project = "acme".parse().unwrap();
+    let port = Port { id: None, device: None, instance, project, addressing };
+    assert_eq!(found(Entry::Agreed(Arc::new(port))), Some(Some(instance)));
 }
 
 /// Neutron's agent would identify the port by an address that may be another port's by now.

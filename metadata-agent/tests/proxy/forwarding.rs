@@ -46,7 +46,7 @@ fn on_network(fixed_ips: &[&str], header: NetworkHeader) -> LookupState {
     let fixed_ips: Vec<_> = fixed_ips.iter().map(|ip| ip.parse().unwrap()).collect();
     let addresses = ForwardedAddresses::new(header, &fixed_ips, Some("fa:16:3e:00:00:01".parse().unwrap()));
     let network = NETWORK.parse().unwrap();
-    LookupState::Known(Arc::new(ClientIdentity::on_network(network, header, addresses.unwrap())))
+    LookupState::Known(Arc::new(ClientIdentity::on_network(network, header, addresses.unwrap(), None)))
 }
 
 /// Returns the headers of a request, sorted by name.

@@ -12,7 +12,8 @@ use metadata_tests::nova::Instance;
 use metadata_tests::two_tenants::{ADDRESS, HOSTNAME};
 use metadata_tests::wait::{self, PATIENCE};
 use metadata_tests::{
-    Agent, AgentProcess, Connection, Guest, Host, NovaStandIn, PacketSocket, Routed, Subport,
+    Agent, AgentProcess, Answer, Connection, Guest, Host, NeutronAgent, NovaStandIn, PacketSocket, Routed,
+    Subport,
 };
 use uuid::Uuid;
 
@@ -177,6 +178,24 @@ fn open_on_vlan(wire: &PacketSocket, subport: &Subport, port: u16) {
 
 #[test]
 fn two_subports_of_a_trunk_share_a_limit() {
+    assert_one_share_for_a_trunk(|installer| installer);
+}
+
+#[test]
+fn two_subports_share_a_limit_with_neutrons_agent() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let socket = folder.path().join("metadata_proxy");
+    let _neutron = NeutronAgent::start(&socket, |_| Answer::text(200, "served"));
+    assert_one_share_for_a_trunk(|installer| {
+        installer.set(OWN, "upstream", "neutron-agent").set(
+            "DEFAULT",
+            "metadata_proxy_socket",
+            &socket.display().to_string(),
+        )
+    });
+}
+
+fn assert_one_share_for_a_trunk(configure: impl FnOnce(Installer) -> Installer) {
     let host = Host::new();
     let nova = NovaStandIn::start(host.netns());
     let network = host.network();
@@ -188,7 +207,7 @@ fn two_subports_of_a_trunk_share_a_limit() {
         guest.port.subports.push(Subport::new(vlan, network, [10, third, 0, 5].into()));
     }
     let agent = Agent::on(&host, &nova).port(&guest.port);
-    let process = agent.set(OWN, "connections_per_guest", "10").install().start();
+    let process = configure(agent.set(OWN, "connections_per_guest", "10")).install().start();
     wait::until("both subports are attached", PATIENCE, || {
         (process.state()["attachments"].as_array().map(Vec::len) == Some(3)).then_some(())
     });

@@ -72,6 +72,8 @@ pub(crate) struct NetworkIdentity {
     pub(crate) value: HeaderValue,
     for_ipv4: HeaderValue,
     for_ipv6: HeaderValue,
+    /// Used for limits only: the agent finds the instance itself.
+    instance: Option<InstanceId>,
 }
 
 impl ClientIdentity {
@@ -89,14 +91,21 @@ impl ClientIdentity {
         Self { kind }
     }
 
-    /// Creates the identity of a port of which the network and an address are known.
+    /// Creates the identity of a port of which the network and an address are known, and perhaps
+    /// the instance.
     #[must_use]
-    pub fn on_network(network: NetworkId, header: NetworkHeader, addresses: ForwardedAddresses) -> Self {
+    pub fn on_network(
+        network: NetworkId,
+        header: NetworkHeader,
+        addresses: ForwardedAddresses,
+        instance: Option<InstanceId>,
+    ) -> Self {
         let network = NetworkIdentity {
             header: header.name(),
             value: text_value(&network.to_string()),
             for_ipv4: text_value(&addresses.ipv4.to_string()),
             for_ipv6: text_value(&addresses.ipv6.to_string()),
+            instance,
         };
         Self { kind: IdentityKind::ByNetwork(network) }
     }
@@ -106,7 +115,7 @@ impl ClientIdentity {
     pub(crate) fn instance(&self) -> Option<InstanceId> {
         match &self.kind {
             IdentityKind::Signed(signed) => Some(signed.instance),
-            IdentityKind::ByNetwork(_) => None,
+            IdentityKind::ByNetwork(network) => network.instance,
         }
     }
 
@@ -238,7 +247,7 @@ mod tests {
             let header = NetworkHeader::Neutron;
             let addresses = ForwardedAddresses::new(header, &confirmed, Some(mac)).unwrap();
             let network = "11111111-1111-4111-8111-111111111111".parse().unwrap();
-            let identity = ClientIdentity::on_network(network, header, addresses);
+            let identity = ClientIdentity::on_network(network, header, addresses, None);
             assert_eq!(identity.forwarded_for(&v4), of_ipv4);
             assert_eq!(identity.forwarded_for(&v6), "fe80::f816:3eff:fe00:77");
         }

@@ -3,9 +3,11 @@
 
 use metadata_agent::ids::MacAddress;
 use metadata_ebpf::from_guest::METADATA_MAC;
-use metadata_tests::two_tenants::ADDRESS;
+use metadata_tests::two_tenants::{ADDRESS, assert_served};
 use metadata_tests::wait::{self, PATIENCE};
-use metadata_tests::{Agent, AgentProcess, Instance, Legacy, Network, NextHop, TwoTenants, legacy};
+use metadata_tests::{
+    Agent, AgentProcess, Host, Instance, Legacy, Network, NextHop, NovaStandIn, Router, TwoTenants, legacy,
+};
 
 const METADATA: [&str; 2] = ["169.254.169.254", "fe80::a9fe:a9fe"];
 
@@ -71,4 +73,31 @@ fn detach_leads_guests_on_the_link_to_the_legacy_path() {
     process.kill9();
     agent.detach();
     assert_legacy_path_is_known(&tenants);
+}
+
+/// The DHCP server's own interface has the metadata address.
+#[test]
+fn a_stop_leads_guests_behind_a_dhcp_server_to_it() {
+    for mode in ["tcx", "clsact"] {
+        let host = Host::new();
+        let nova = NovaStandIn::start(host.netns());
+        let network = host.network();
+        let mut spec = network.spec(ADDRESS);
+        spec.next_hop = NextHop::OnLink;
+        nova.add(Instance::from_port(&spec.port));
+        let guest = network.plug(spec);
+        let server = Router::dhcp(&network);
+        let agent = Agent::on(&host, &nova).only_in(server.netns().name()).port(&guest.port);
+        let process = agent.set("metadata_agent", "attach_mode", mode).install().start();
+        wait::until("its interface is attached", PATIENCE, || {
+            process.state()["attachments"].as_array().filter(|all| all.len() == 1).map(|_| ())
+        });
+        assert_served(&guest);
+        let known = || guest.neighbour(METADATA[0]);
+        assert_eq!(known(), Some(MacAddress(METADATA_MAC).to_string()), "{mode}");
+        assert_eq!(process.stop().code(), Some(0), "{mode}");
+        wait::until("the guest knows the DHCP server", PATIENCE, || {
+            (known()? == network.gateway_mac.to_string()).then_some(())
+        });
+    }
 }

@@ -1,5 +1,5 @@
-//! A namespace as Neutron's L3 and DHCP agents create it and with their names: a router with its
-//! networks on `qr-*`, or a network's DHCP server on a tap.
+//! A namespace as an agent of Neutron creates it and with its names: a router with its networks on
+//! `qr-*`, a network's DHCP server on `tap*` or `ns-*`, or the namespace of OVN's metadata agent.
 
 use std::net::{Ipv6Addr, SocketAddr};
 
@@ -28,13 +28,38 @@ impl Router {
         Self::named(host, &format!("qrouter-{}", Uuid::new_v4()))
     }
 
-    /// Creates the DHCP server of a network, which also has the metadata address.
+    /// Creates the DHCP server of a network, which also has the metadata address. Its interface is
+    /// named as an internal port of Open vSwitch.
     #[must_use]
     pub fn dhcp(network: &Network) -> Self {
+        Self::dhcp_on(network, "tap", "c").0
+    }
+
+    /// Creates the DHCP server of a network as with Linux bridge or `ovs_use_veth`: the host's end
+    /// of its veth pair is named like a guest's tap. Also returns its port.
+    #[must_use]
+    pub fn dhcp_by_veth(network: &Network) -> (Self, Port) {
+        Self::dhcp_on(network, "ns-", "tap")
+    }
+
+    fn dhcp_on(network: &Network, prefix: &str, cable: &str) -> (Self, Port) {
         let mut server = Self::named(network.host(), &format!("qdhcp-{}", network.id));
-        let port = server.plug(network, "tap");
+        let port = server.plug(network, prefix, cable);
         server.netns.ip(&format!("address add 169.254.169.254/32 dev {}", port.tap()));
-        server
+        (server, port)
+    }
+
+    /// Creates the namespace of OVN's metadata agent for a network
+    /// (neutron/agent/ovn/metadata/agent.py, `provision_datapath`). Also returns its port, with the
+    /// host's end of its veth pair as the device.
+    #[must_use]
+    pub fn ovn_metadata(network: &Network) -> (Self, Port) {
+        let mut this = Self::named(network.host(), &format!("ovnmeta-{}", network.id));
+        let pair = format!("tap{:.10}", network.id.to_string());
+        let (cable, device) = (format!("{pair}0"), format!("{pair}1"));
+        let port = this.connect(network, Port::new(network.id, network.gateway), device, cable.clone());
+        this.netns.ip(&format!("address add 169.254.169.254/32 dev {}", port.tap()));
+        (this, Port { device: Some(cable), ..port })
     }
 
     /// Creates a namespace with this name.
@@ -51,17 +76,41 @@ impl Router {
         &self.netns
     }
 
+    /// Returns the names of the host's ends of its veth pairs.
+    #[must_use]
+    pub fn cables(&self) -> &[String] {
+        &self.cables
+    }
+
     /// Adds an interface on a network with the gateway's address. Returns the interface's own port,
     /// for an inventory that needs its network.
     pub fn add(&mut self, network: &Network) -> Port {
-        self.plug(network, "qr-")
+        self.plug(network, "qr-", "c")
     }
 
-    fn plug(&mut self, network: &Network, prefix: &str) -> Port {
-        let Network { id, bridge, gateway, gateway_mac, prefix: len, .. } = network;
-        let mut port = Port::new(*id, *gateway);
-        let device = format!("{prefix}{}", port.id.device_suffix());
-        let cable = format!("c{}", port.id.device_suffix());
+    /// As [`Self::add`], with Linux bridge or `ovs_use_veth`: the host's end of the veth pair is
+    /// named like a guest's tap.
+    pub fn add_by_veth(&mut self, network: &Network) -> Port {
+        self.plug(network, "qr-", "tap")
+    }
+
+    /// Removes all interfaces on networks, as `neutron-ovs-cleanup` does, and leaves the namespace.
+    pub fn unplug(&mut self) {
+        for cable in self.cables.drain(..) {
+            self.host.netns().ip(&format!("link del {cable}"));
+        }
+    }
+
+    fn plug(&mut self, network: &Network, prefix: &str, cable: &str) -> Port {
+        let port = Port::new(network.id, network.gateway);
+        let suffix = port.id.device_suffix();
+        let (device, cable) = (format!("{prefix}{suffix}"), format!("{cable}{suffix}"));
+        self.connect(network, port, device, cable)
+    }
+
+    /// Connects a device in the namespace by a veth pair to a network.
+    fn connect(&mut self, network: &Network, mut port: Port, device: String, cable: String) -> Port {
+        let Network { bridge, gateway, gateway_mac, prefix: len, .. } = network;
         self.host.netns().ip(&format!(
             "link add {cable} type veth peer name {device} address {gateway_mac} netns {}\n\
              link set {cable} master {bridge}\n\

@@ -23,7 +23,7 @@ use crate::datapath::{Clock, Counters, Hook};
 use crate::directory::{Binding, Directory, Owner, SharedBinding};
 use crate::ids::NetworkOrRouter;
 use crate::inventory::Inventory;
-use crate::namespaces::NamespaceReports;
+use crate::namespaces::{IdleNamespace, NamespaceReports};
 use crate::sources::SourceState;
 
 /// The time after which a silent client is not shown any more.
@@ -207,8 +207,10 @@ fn failures_state(running: &Running) -> Value {
 fn namespaces_state(running: &Running) -> Value {
     let report = running.namespaces.load();
     let failure = |failure: &Failure| json!({ "namespace": failure.interface, "error": failure.error });
+    let idle = |idle: &IdleNamespace| json!({ "namespace": *idle.name, "reason": idle.reason });
     json!({
         "served": report.served,
+        "idle": report.idle.iter().map(idle).collect::<Vec<_>>(),
         "passed_over": report.passed_over,
         "failed": report.failures.iter().map(failure).collect::<Vec<_>>(),
     })
@@ -275,6 +277,8 @@ impl Collector for Gauges {
         gauge(&mut encoder, "attachments", "Guest interfaces attached", running.directory.len())?;
         let report = running.namespaces.load();
         gauge(&mut encoder, "namespaces", "Served namespaces of routers and DHCP servers", report.served)?;
+        let help = "Namespaces without an interface that guests are behind";
+        gauge(&mut encoder, "namespaces_idle", help, report.idle.len())?;
         let failed = report.failures.len();
         gauge(&mut encoder, "namespaces_failed", "Namespaces with errors", failed)?;
         let failed = running.failures.load().len();

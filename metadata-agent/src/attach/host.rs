@@ -71,6 +71,7 @@ impl HostWatcher {
     }
 
     async fn reconcile(&mut self, links: Links) -> Result<(), AttachError> {
+        self.taps.observe(&self.netlink, &links).await;
         let changes = self.attacher.reconcile(Wanted::HostTaps(&self.taps), links).await?;
         debug!(?changes, "guest interfaces reconciled");
         Ok(())

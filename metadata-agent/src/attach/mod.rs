@@ -7,6 +7,7 @@
 //!
 //! The cost of an event depends on the interfaces that it concerns, not on the number of guests.
 
+mod agent_veths;
 mod attached;
 mod changes;
 mod failures;

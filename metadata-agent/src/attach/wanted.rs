@@ -12,6 +12,8 @@ use std::sync::Arc;
 use metadata_ebpf::abi::MAX_PORT_IPV4;
 use tracing::warn;
 
+use super::agent_veths::AgentVeths;
+use super::changes::Links;
 use crate::datapath::PortPolicy;
 use crate::directory::Owner;
 use crate::ids::{IfIndex, NetworkId, NetworkOrRouter, PortId, VlanId};
@@ -20,14 +22,16 @@ use crate::inventory::{
     AmbiguousPortError, Entry, Inventory, Port, PortRecord, Snapshot, SourcePolicy, Subport,
 };
 use crate::net::name_pattern::NamePattern;
-use crate::net::netlink::Link;
+use crate::net::netlink::{Link, Netlink};
 use crate::proxy::UpstreamAuth;
 
 /// The prefix of a router's interfaces to its networks (neutron/agent/l3/router_info.py,
 /// `INTERNAL_DEV_PREFIX`).
 const ROUTER_INTERFACE: &str = "qr-";
-/// The prefix of a DHCP server's interface (neutron/agent/linux/interface.py, `DEV_NAME_PREFIX`).
-const DHCP_INTERFACE: &str = "tap";
+/// The prefixes of a DHCP server's interface: an internal port of Open vSwitch, or one end of a
+/// veth pair with Linux bridge or `ovs_use_veth` (neutron/agent/linux/interface.py,
+/// `DEV_NAME_PREFIX`).
+const DHCP_INTERFACES: [&str; 2] = ["tap", "ns-"];
 
 /// The interfaces that should be attached in one namespace. Judges each link by the newest
 /// inventory.
@@ -158,15 +162,26 @@ pub(crate) struct HostTaps {
     rules: GuestRules,
     inventory: Arc<Inventory>,
     auth: UpstreamAuth,
+    agent_veths: AgentVeths,
 }
 
 impl HostTaps {
     pub(super) fn new(rules: GuestRules, inventory: Arc<Inventory>, auth: UpstreamAuth) -> Self {
-        Self { rules, inventory, auth }
+        Self { rules, inventory, auth, agent_veths: AgentVeths::default() }
+    }
+
+    /// Finds out which of these links belong to Neutron's agents. Must precede a reconcile with
+    /// them.
+    pub(super) async fn observe(&mut self, netlink: &Netlink, links: &Links) {
+        let rules = &self.rules;
+        self.agent_veths.observe(netlink, links, |link| rules.admit(link)).await;
     }
 
     fn target(&self, link: &Link) -> Target {
-        if self.rules.admit(link) { self.spec(link, &self.inventory.load()) } else { Target::Ignore }
+        if !self.rules.admit(link) || self.agent_veths.contains(link) {
+            return Target::Ignore;
+        }
+        self.spec(link, &self.inventory.load())
     }
 
     fn spec(&self, link: &Link, snapshot: &Snapshot) -> Target {
@@ -235,12 +250,21 @@ pub(crate) struct NamespacePorts {
 }
 
 impl NamespacePorts {
+    /// The prefixes of the interfaces that guests are behind.
+    pub(crate) fn interface_prefixes(&self) -> &'static [&'static str] {
+        match self.scope {
+            NetworkOrRouter::Router(_) => &[ROUTER_INTERFACE],
+            NetworkOrRouter::Network(_) => &DHCP_INTERFACES,
+        }
+    }
+
+    /// Returns true for an interface that guests are behind.
+    pub(crate) fn includes(&self, link: &Link) -> bool {
+        self.interface_prefixes().iter().any(|prefix| link.name.starts_with(prefix))
+    }
+
     fn target(&self, link: &Link) -> Target {
-        let prefix = match self.scope {
-            NetworkOrRouter::Router(_) => ROUTER_INTERFACE,
-            NetworkOrRouter::Network(_) => DHCP_INTERFACE,
-        };
-        if !link.name.starts_with(prefix) {
+        if !self.includes(link) {
             return Target::Ignore;
         }
         let policy = self.policy(link);
@@ -334,6 +358,7 @@ mod tests {
         assert!(policy.shared && policy.network.is_some());
         assert_eq!(clients, Clients::Shared(ports.scope));
         assert_eq!(unserved_subnets, None);
+        assert!(matches!(ports.target(&link(2, "ns-1", "veth")), Target::Attach(_)), "of Linux bridge");
         assert!(matches!(ports.target(&link(2, "qr-1", "")), Target::Ignore), "not a DHCP server's");
     }
 

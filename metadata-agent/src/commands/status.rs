@@ -107,6 +107,7 @@ fn summary(state: &Value) -> String {
     for failure in list(&state["failed"]) {
         page.push(format!("  {}  not attached: {}", plain(&failure["interface"]), plain(&failure["error"])));
     }
+    page.extend(namespaces(&state["namespaces"]));
     // Packet counters other than 0.
     page.push("packets:".to_owned());
     for (reason, count) in state["datapath"]["packets"].as_object().into_iter().flatten() {
@@ -115,6 +116,21 @@ fn summary(state: &Value) -> String {
         }
     }
     page.join("\n") + "\n"
+}
+
+/// Formats the namespaces of routers and DHCP servers; nothing if there are none.
+fn namespaces(state: &Value) -> Vec<String> {
+    let (idle, failed) = (list(&state["idle"]), list(&state["failed"]));
+    let served = state["served"].as_u64().unwrap_or_default();
+    if served == 0 && idle.is_empty() && failed.is_empty() {
+        return Vec::new();
+    }
+    let mut lines = vec![format!("namespaces: {served} served, {} idle", idle.len())];
+    for (namespaces, what, key) in [(failed, "failed", "error"), (idle, "idle", "reason")] {
+        let line = |one: &Value| format!("  {}  {what}: {}", plain(&one["namespace"]), plain(&one[key]));
+        lines.extend(namespaces.iter().map(line));
+    }
+    lines
 }
 
 fn list(value: &Value) -> Vec<Value> {
@@ -143,6 +159,11 @@ mod tests {
                 {"interface": "tap2", "vlan": null, "identity": "unknown", "port": null, "clients": []},
             ],
             "failed": [{"interface": "tap3", "error": "gone"}],
+            "namespaces": {
+                "served": 1,
+                "idle": [{"namespace": "qdhcp-1", "reason": "no interface tap*"}],
+                "failed": [{"namespace": "qrouter-1", "error": "md-portal is gone"}],
+            },
         }));
         for line in [
             "not ready, waiting for: source libvirt",
@@ -152,6 +173,9 @@ mod tests {
             "  tap1 VLAN 5  instance i-1  0 clients",
             "  tap2  unknown  0 clients",
             "  tap3  not attached: gone",
+            "namespaces: 1 served, 1 idle",
+            "  qrouter-1  failed: md-portal is gone",
+            "  qdhcp-1  idle: no interface tap*",
             "  reply  4",
         ] {
             assert!(page.lines().any(|l| l == line), "{line:?} in\n{page}");

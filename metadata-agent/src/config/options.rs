@@ -301,13 +301,14 @@ options! {
     File OWN neutron_timeout: Duration = "20", Seconds(1.0..=600.0);
     /// Name patterns of interfaces that face guests.
     Flag OWN guest_interfaces: Vec<NamePattern> = "tap*", ListOf(Pattern);
-    /// Kinds of interfaces that face guests.
+    /// Kinds of interfaces that face guests. A veth that leads to a namespace of Neutron's or OVN's
+    /// agents is never taken for a guest's.
     Flag OWN guest_link_kinds: Vec<LinkKind> = "tun", ListOf(OneOf);
     /// Name patterns of network namespaces under /run/netns in which the agent serves guests. A
     /// name must also be `qrouter-` or `qdhcp-` with an id; an example is `qrouter-*,qdhcp-*`. In a
     /// router's namespace the program is attached to the interfaces `qr-*`, in a DHCP server's
-    /// namespace to `tap*`. The client is identified by the network or router and its address.
-    /// Empty for none.
+    /// namespace to `tap*` and `ns-*`. The client is identified by the network or router and its
+    /// address. Empty for none.
     Flag OWN namespaces: Option<Vec<NamePattern>> = "", Unset { or: ListOf(Pattern), meaning: "none" };
     /// Drop packets for the metadata service in a router of `namespaces` if neither the agent nor a
     /// process on metadata_port serves them. They would leave through the external gateway.

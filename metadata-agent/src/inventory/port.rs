@@ -99,6 +99,12 @@ impl DeviceOwner {
         (!text.is_empty()).then(|| Self(text.to_owned()))
     }
 
+    /// The purpose of a port that is internal to OVN, by its type.
+    #[must_use]
+    pub(crate) fn from_ovn_type(kind: &str) -> Self {
+        Self(format!("ovn:{kind}"))
+    }
+
     /// Returns true for the port of an instance: `compute:` and the availability zone
     /// (neutron_lib/constants.py, `DEVICE_OWNER_COMPUTE_PREFIX`).
     #[must_use]

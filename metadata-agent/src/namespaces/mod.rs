@@ -1,9 +1,11 @@
 //! Serves guests through the namespaces of routers and DHCP servers: on network nodes, and on
 //! hypervisors with distributed routers.
 //!
-//! Watches the named namespaces of the host, and opens and closes one [`ServedNamespace`] for each
+//! Watches the named namespaces of the host, and opens and closes one [`WatchedNamespace`] for each
 //! that belongs to a router or a DHCP server. No process and no thread lives in any of them.
 //! Everything else under `/run/netns` is ignored, and so are the files of namespaces that are gone.
+//! A namespace without an interface that guests are behind is left as Neutron made it, so that
+//! Neutron can remove it ([`uplink_schedule`]).
 //!
 //! Many guests share an attachment there. A client is identified by the router or network in the
 //! namespace name and by its address, as Neutron does it. The program checks the address against
@@ -16,7 +18,8 @@
 
 mod patrol;
 mod scope;
-mod served;
+mod uplink_schedule;
+mod watched;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
@@ -31,9 +34,9 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::yield_now;
 use tokio::time::{Interval, MissedTickBehavior, interval, sleep};
 use tokio_util::sync::CancellationToken;
-use tracing::{debug, info, warn};
+use tracing::{debug, warn};
 
-use crate::attach::{Failure, PATROL, REATTACH};
+use crate::attach::{Attacher, Failure, PATROL, REATTACH};
 use crate::datapath::NetnsDatapaths;
 use crate::directory::Directory;
 use crate::ids::NetworkOrRouter;
@@ -42,7 +45,7 @@ use crate::net::name_pattern::NamePattern;
 use crate::net::netns::Netns;
 use crate::net::portal::Portal;
 use scope::scope_of;
-use served::{NamespaceContext, NamespaceError, ServedNamespace};
+use watched::{NamespaceContext, NamespaceError, WatchedNamespace};
 
 /// The interval at which the namespaces are listed without an event, and failed ones are tried
 /// again.
@@ -68,11 +71,20 @@ pub(crate) struct NamespaceRules {
 pub(crate) struct NamespaceReport {
     /// The number of namespaces that are served.
     pub served: usize,
+    /// The namespaces that no guest can be behind, and why.
+    pub idle: Vec<IdleNamespace>,
     /// The number of names under `/run/netns` that match, but are not a namespace of a router or a
     /// DHCP server.
     pub passed_over: usize,
     /// The namespaces that are not served, or not completely.
     pub failures: Vec<Failure>,
+}
+
+/// A namespace without an interface that guests are behind.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct IdleNamespace {
+    pub name: Arc<str>,
+    pub reason: String,
 }
 
 /// A handle that follows the report.
@@ -91,7 +103,7 @@ pub(crate) struct NamespaceWatcher {
     context: NamespaceContext,
     changes: mpsc::Receiver<Arc<str>>,
     mounts: AsyncFd<File>,
-    served: BTreeMap<Arc<str>, ServedNamespace>,
+    watched: BTreeMap<Arc<str>, WatchedNamespace>,
     failed: BTreeMap<Arc<str>, String>,
     /// Namespaces in which an interface lacks its program.
     detached: BTreeSet<Arc<str>>,
@@ -137,7 +149,7 @@ impl NamespaceWatcher {
             context,
             changes,
             mounts,
-            served: BTreeMap::new(),
+            watched: BTreeMap::new(),
             failed: BTreeMap::new(),
             detached: BTreeSet::new(),
             passed_over: 0,
@@ -195,7 +207,7 @@ impl NamespaceWatcher {
         }
     }
 
-    /// Opens each namespace that is not served yet, and closes those that are gone or replaced.
+    /// Opens each namespace that is not watched yet, and closes those that are gone or replaced.
     async fn sync(&mut self) {
         let names = match Netns::names() {
             Ok(names) => names,
@@ -219,18 +231,18 @@ impl NamespaceWatcher {
         }
 
         // Close namespaces that are gone, or whose name now refers to another inode.
-        let is_gone = |(name, namespace): (&Arc<str>, &ServedNamespace)| {
+        let is_gone = |(name, namespace): (&Arc<str>, &WatchedNamespace)| {
             let inode = found.get(name).and_then(|(_, netns)| netns.inode().ok());
             (inode != Some(namespace.inode)).then(|| Arc::clone(name))
         };
-        for name in self.served.iter().filter_map(is_gone).collect::<Vec<_>>() {
+        for name in self.watched.iter().filter_map(is_gone).collect::<Vec<_>>() {
             self.close(&name);
         }
         self.failed.retain(|name, _| found.contains_key(name));
 
         // Those that are new.
         for (name, (scope, netns)) in found {
-            if !self.served.contains_key(&name) {
+            if !self.watched.contains_key(&name) {
                 self.open(name, scope, netns).await;
                 // Yield, so that signals and the admin socket are served.
                 yield_now().await;
@@ -240,10 +252,9 @@ impl NamespaceWatcher {
     }
 
     async fn open(&mut self, name: Arc<str>, scope: NetworkOrRouter, netns: Netns) {
-        match ServedNamespace::open(Arc::clone(&name), scope, netns, &mut self.context).await {
+        match WatchedNamespace::open(Arc::clone(&name), scope, netns, &self.context) {
             Ok(namespace) => {
-                info!(namespace = %name, "namespace served");
-                self.served.insert(Arc::clone(&name), namespace);
+                self.watched.insert(Arc::clone(&name), namespace);
                 self.reconcile(&name).await;
             }
             Err(error) => self.record(&name, Err(error)),
@@ -252,58 +263,43 @@ impl NamespaceWatcher {
 
     /// Closes every descriptor in a namespace, because an open one keeps it alive.
     fn close(&mut self, name: &Arc<str>) {
-        let Some(namespace) = self.served.remove(name) else { return };
-        info!(namespace = %name, "namespace not served any more");
+        let Some(mut namespace) = self.watched.remove(name) else { return };
         self.detached.remove(name);
-        let inode = namespace.inode;
-        namespace.attacher.close();
-        self.remove(inode);
+        namespace.disconnect(&mut self.context);
     }
 
-    /// Removes what is pinned for a namespace that is gone.
-    fn remove(&mut self, inode: u32) {
-        if let Err(error) = self.context.datapaths.remove(inode) {
-            warn!(inode, %error, "cannot remove the state of a namespace");
-        }
-    }
-
-    /// Removes what an earlier agent left for namespaces that are gone since.
+    /// Removes what an earlier agent left for namespaces that are gone or idle since.
     fn remove_orphans(&mut self) {
-        let served: BTreeSet<u32> = self.served.values().map(|namespace| namespace.inode).collect();
+        let served = self.watched.values().filter(|namespace| namespace.attacher.is_some());
+        let served: BTreeSet<u32> = served.map(|namespace| namespace.inode).collect();
         match self.context.datapaths.inodes() {
             Ok(known) => {
                 for inode in known.into_iter().filter(|inode| !served.contains(inode)) {
-                    self.remove(inode);
+                    self.context.remove_state(inode);
                 }
             }
             Err(error) => warn!(%error, "cannot list the state of earlier agents"),
         }
     }
 
-    /// Reconciles the namespaces in which something changed. One that lost its uplink is
-    /// reopened at once.
+    /// Reconciles the namespaces in which something changed.
     async fn on_changes(&mut self, names: BTreeSet<Arc<str>>) {
-        let served = self.served.len();
         for name in names {
             self.reconcile(&name).await;
         }
-        if self.served.len() < served {
-            self.sync().await;
-        } else {
-            self.report();
-        }
+        self.report();
     }
 
     async fn reconcile(&mut self, name: &Arc<str>) {
-        let Some(namespace) = self.served.get_mut(name) else { return };
-        let reconciled = namespace.reconcile().await;
+        let Some(namespace) = self.watched.get_mut(name) else { return };
+        let reconciled = namespace.reconcile(&mut self.context).await;
         self.record(name, reconciled);
     }
 
     /// Follows the networks of router ports that the inventory knows.
     async fn follow_inventory(&mut self) {
-        for name in self.served.keys().cloned().collect::<Vec<_>>() {
-            let Some(namespace) = self.served.get_mut(&name) else { continue };
+        for name in self.watched.keys().cloned().collect::<Vec<_>>() {
+            let Some(namespace) = self.watched.get_mut(&name) else { continue };
             namespace.follow_inventory().await;
             self.refresh(&name);
         }
@@ -312,17 +308,17 @@ impl NamespaceWatcher {
 
     /// Looks for programs that were detached externally, and reattaches them.
     fn patrol(&mut self) {
-        for namespace in self.served.values_mut() {
-            namespace.attacher.restore_pins();
+        for attacher in self.watched.values_mut().filter_map(|namespace| namespace.attacher.as_mut()) {
+            attacher.restore_pins();
         }
-        let patrol = match patrol::patrol(&self.served, self.patrolled.as_ref()) {
+        let patrol = match patrol::patrol(&self.watched, self.patrolled.as_ref()) {
             Ok(patrol) => patrol,
             Err(error) => return warn!(%error, "cannot look for detached programs"),
         };
         self.patrolled = patrol.last;
         for (name, missing) in patrol.missing {
-            let Some(namespace) = self.served.get_mut(&name) else { continue };
-            namespace.attacher.reattach_links(missing);
+            let Some(attacher) = self.attacher(&name) else { continue };
+            attacher.reattach_links(missing);
             self.refresh(&name);
             self.report();
         }
@@ -330,15 +326,18 @@ impl NamespaceWatcher {
 
     async fn reattach_due(&mut self) {
         for name in self.detached.clone() {
-            let Some(namespace) = self.served.get_mut(&name) else { continue };
-            namespace.attacher.reattach_due().await;
+            let Some(attacher) = self.attacher(&name) else { continue };
+            attacher.reattach_due().await;
             self.refresh(&name);
         }
         self.report();
     }
 
-    /// Records the outcome of a reconcile. A namespace that lost its uplink is closed; the next
-    /// sync opens it again.
+    fn attacher(&mut self, name: &Arc<str>) -> Option<&mut Attacher> {
+        self.watched.get_mut(name)?.attacher.as_mut()
+    }
+
+    /// Records the outcome of a reconcile.
     fn record(&mut self, name: &Arc<str>, outcome: Result<(), NamespaceError>) {
         self.refresh(name);
         let Err(error) = outcome else { return };
@@ -347,16 +346,13 @@ impl NamespaceWatcher {
             warn!(namespace = %name, %error, "cannot serve namespace; retrying");
         }
         self.failed.insert(Arc::clone(name), text);
-        if matches!(error, NamespaceError::UplinkLost) {
-            self.close(name);
-        }
     }
 
     /// Copies the failures of a namespace's interfaces into the report, unless the namespace as a
     /// whole has failed. The attacher has logged them.
     fn refresh(&mut self, name: &Arc<str>) {
-        let Some(namespace) = self.served.get(name) else { return };
-        if namespace.attacher.has_missing() {
+        let Some(namespace) = self.watched.get(name) else { return };
+        if namespace.has_missing() {
             self.detached.insert(Arc::clone(name));
         } else {
             self.detached.remove(name);
@@ -375,8 +371,13 @@ impl NamespaceWatcher {
             interface: name.to_string(),
             error: error.clone(),
         };
+        let idle = self.watched.iter().filter_map(|(name, namespace)| {
+            Some(IdleNamespace { name: Arc::clone(name), reason: namespace.idle()?.to_owned() })
+        });
+        let served = self.watched.values().filter(|namespace| namespace.is_served());
         self.reports.store(Arc::new(NamespaceReport {
-            served: self.served.len(),
+            served: served.count(),
+            idle: idle.collect(),
             passed_over: self.passed_over,
             failures: self.failed.iter().map(failure).collect(),
         }));

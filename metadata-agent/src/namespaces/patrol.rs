@@ -8,7 +8,7 @@ use std::ops::Bound;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::served::{NamespaceError, ServedNamespace};
+use super::watched::{NamespaceError, WatchedNamespace};
 use crate::datapath;
 use crate::ids::IfIndex;
 
@@ -25,13 +25,14 @@ pub(super) struct Patrol {
 
 /// Visits the namespaces after `last`, the last one of the patrol before.
 pub(super) fn patrol(
-    served: &BTreeMap<Arc<str>, ServedNamespace>,
+    watched: &BTreeMap<Arc<str>, WatchedNamespace>,
     last: Option<&Arc<str>>,
 ) -> Result<Patrol, NamespaceError> {
     let after = last.map_or(Bound::Unbounded, Bound::Excluded);
     let (mut names, mut expected) = (Vec::new(), Vec::new());
-    for (name, namespace) in served.range::<Arc<str>, _>((after, Bound::Unbounded)) {
-        if let Some(programs) = namespace.attacher.expected_programs()? {
+    for (name, namespace) in watched.range::<Arc<str>, _>((after, Bound::Unbounded)) {
+        let Some(attacher) = &namespace.attacher else { continue };
+        if let Some(programs) = attacher.expected_programs()? {
             names.push(Arc::clone(name));
             expected.push(programs);
         }

@@ -15,6 +15,7 @@ use socket2::{Domain, SockAddr, Socket, Type};
 
 use crate::http_server::Answer;
 
+pub mod cleanup;
 mod original;
 mod ovn;
 mod script;

@@ -55,6 +55,7 @@ mod namespaces_boot;
 mod namespaces_guests;
 mod namespaces_life;
 mod namespaces_lost;
+mod namespaces_neutron;
 mod neighbours;
 mod neutron_agent;
 mod nova_stand_in;

@@ -9,7 +9,9 @@ use metadata_ebpf::reason::Reason;
 use metadata_tests::agent::Installer;
 use metadata_tests::two_tenants::{HOSTNAME, assert_served};
 use metadata_tests::wait::{self, PATIENCE};
-use metadata_tests::{Agent, Guest, Host, Instance, NovaStandIn, Ovsdb, Plug, Port, Routed, Router, domain};
+use metadata_tests::{
+    Agent, Guest, Host, Instance, Network, NovaStandIn, Ovsdb, Plug, Port, Routed, Router, domain,
+};
 
 /// Time to wait for a response that must not come.
 const SILENCE: Duration = Duration::from_millis(1500);
@@ -58,14 +60,61 @@ fn guests_with_one_address_behind_two_routers_get_their_own() {
 
 #[test]
 fn an_isolated_network_is_served_in_its_dhcp_namespace() {
+    // The second one is that of Linux bridge, and of `ovs_use_veth`.
+    let servers: [fn(&Network) -> Router; 2] = [Router::dhcp, |network| Router::dhcp_by_veth(network).0];
+    for create in servers {
+        let host = Host::new();
+        let nova = NovaStandIn::start(host.netns());
+        let network = host.network();
+        let server = create(&network);
+        let guest = network.guest([10, 0, 0, 5]);
+        known(&nova, &[&guest]);
+        let process = agent(&host, &nova, &[&server], &[&guest.port]).install().start();
+        assert_served(&guest);
+        assert_eq!(process.attachments().len(), 1);
+    }
+}
+
+/// The host's ends of their veth pairs are named like guests' taps.
+#[test]
+fn ports_of_neutrons_agents_are_never_attached_as_guests() {
     let host = Host::new();
     let nova = NovaStandIn::start(host.netns());
-    let network = host.network();
-    let server = Router::dhcp(&network);
-    let guest = network.guest([10, 0, 0, 5]);
+    let [first, second] = [host.network(), host.network()];
+    let guest = first.guest([10, 0, 0, 5]);
     known(&nova, &[&guest]);
-    let _process = agent(&host, &nova, &[&server], &[&guest.port]).install().start();
+    let create = |network: &Network| {
+        let mut router = Router::new(&host);
+        router.add_by_veth(network);
+        let mut snat = Router::named(&host, &format!("snat-{}", network.id));
+        snat.add_by_veth(network);
+        [Router::dhcp_by_veth(network).0, Router::ovn_metadata(network).0, router, snat]
+    };
+    let before = create(&first);
+    let process = Agent::on(&host, &nova).port(&guest.port).install().start();
+    let after = create(&second);
+    // Its attachment shows that the agent has seen the others.
+    let last = second.guest([10, 0, 0, 6]);
+    process.wait_for_attachments([guest.tap.as_str(), last.tap.as_str()]);
     assert_served(&guest);
+    let output = process.output();
+    for cable in before.iter().chain(&after).flat_map(Router::cables) {
+        assert!(cable.starts_with("tap") && !output.contains(cable), "{cable}: {output}");
+    }
+}
+
+/// Its other end may be moved into the namespace later.
+#[test]
+fn a_veth_that_becomes_a_port_of_an_agent_is_detached() {
+    let host = Host::new();
+    let nova = NovaStandIn::start(host.netns());
+    let guest = host.network().guest([10, 0, 0, 5]);
+    let router = Router::new(&host);
+    let process = Agent::on(&host, &nova).port(&guest.port).install().start();
+    host.netns().ip("link add tap0 type veth peer name qr-0\nlink set tap0 up\nlink set qr-0 up");
+    process.wait_for_attachments([guest.tap.as_str(), "tap0"]);
+    host.netns().ip(&format!("link set qr-0 netns {}", router.netns().name()));
+    process.wait_for_attachments([guest.tap.as_str()]);
 }
 
 /// An address of another network is dropped as forged. An address of a neighbour does not lead to

@@ -101,6 +101,13 @@ impl Netlink {
         }
     }
 
+    /// Returns the id by which the socket's namespace refers to a named namespace. `None` if it has
+    /// no id there, as long as no link leads to it, or if it is gone.
+    pub(crate) async fn namespace_id(&self, name: &str) -> Option<i32> {
+        // A refusal means that there is no such namespace any more.
+        self.handle.link().get_netns_id(name).execute().await.ok().flatten()
+    }
+
     /// Creates a veth pair; both ends are down.
     ///
     /// # Errors

@@ -3,7 +3,7 @@
 use metadata_agent::ids::InstanceId;
 use metadata_tests::nova::Instance;
 use metadata_tests::wait::{self, PATIENCE};
-use metadata_tests::{Port, Southbound};
+use metadata_tests::{Port, Router, Southbound};
 use serde_json::json;
 use uuid::Uuid;
 
@@ -112,6 +112,52 @@ fn a_port_without_an_instance_is_not_attached() {
     southbound.set_external_ids(&guest.port, &[("neutron:device_owner", "compute:nova")]);
     world.process.wait_for_attachments(both.iter().map(String::as_str));
     world.assert_served(&guest);
+}
+
+/// Neither its status nor a device owner is known, only its type.
+#[test]
+fn a_port_that_is_internal_to_ovn_is_not_attached() {
+    let southbound = Southbound::start();
+    let world = World::new(&southbound.remotes());
+    let guest = world.guest(5);
+    southbound.bind(&guest.port);
+    world.assert_served(&guest);
+    let tap = Port::new(guest.port.network, [10, 0, 0, 6].into());
+    world.network.host().tap(&tap.tap());
+    world.ovsdb.insert(&tap.tap(), &[("iface-id", tap.id.to_string())], &[]);
+    let [guests, all] = [vec![guest.tap.clone()], vec![guest.tap.clone(), tap.tap()]];
+    let attached = |taps: &[String]| {
+        world.process.wait_for_attachments(taps.iter().map(String::as_str));
+    };
+    attached(&all);
+    southbound.bind(&tap);
+    for kind in ["localport", "router", "patch", "l3gateway", "l2gateway", "vtep"] {
+        southbound.set_column(&tap, "type", &json!(kind));
+        attached(&guests);
+        southbound.set_column(&tap, "type", &json!(""));
+        attached(&all);
+    }
+    world.assert_served(&guest);
+}
+
+/// It is not attached at any moment, whatever the order in which it becomes known.
+#[test]
+fn the_veth_of_ovns_metadata_agent_is_never_attached() {
+    let southbound = Southbound::start();
+    let world = World::new(&southbound.remotes());
+    let guest = world.guest(5);
+    southbound.bind(&guest.port);
+    let (namespace, port) = Router::ovn_metadata(&world.network);
+    world.ovsdb.insert(&port.tap(), &[("iface-id", port.id.to_string())], &[]);
+    southbound.bind(&port);
+    southbound.set_column(&port, "type", &json!("localport"));
+    southbound.set_external_ids(&port, &[("neutron:device_owner", "network:distributed")]);
+    world.assert_served(&guest);
+    let last = world.guest(6);
+    world.process.wait_for_attachments([guest.tap.as_str(), last.tap.as_str()]);
+    let output = world.process.output();
+    assert!(!output.contains(&port.tap()), "{}: {output}", port.tap());
+    drop(namespace);
 }
 
 #[test]

@@ -3,7 +3,7 @@
 //! | field | source, written by Neutron's OVN driver and copied from the Northbound database by northd |
 //! |---|---|
 //! | port id | `logical_port` |
-//! | device owner | `external_ids:neutron:device_owner` |
+//! | device owner | `external_ids:neutron:device_owner`; for a port that is internal to OVN, its `type` |
 //! | instance | `external_ids:neutron:device_id`, if the device owner is `compute:*` |
 //! | the port's project | `external_ids:neutron:project_id` |
 //! | network | `external_ids:neutron:network_name`, which is `neutron-` and the network's id |
@@ -66,6 +66,12 @@ const PORT_SECURITY: &str = "port_security";
 
 pub(super) const MONITOR: Monitor = Monitor { database: DATABASE, id: "metadata-agent", tables: TABLES };
 const MONITOR_BEFORE_22_09: Monitor = Monitor { tables: TABLES_BEFORE_22_09, ..MONITOR };
+
+/// Types of ports that are never a guest's: OVN's metadata agent, routers, and connections to other
+/// networks and switches. A `virtual` port can be a guest's whose address another port may use, and
+/// a `remote` one is a guest's in another availability zone.
+const INTERNAL_TYPES: [&str; 8] =
+    ["localport", "router", "patch", "l3gateway", "chassisredirect", "l2gateway", "localnet", "vtep"];
 
 /// Prefix of the names that Neutron gives to networks.
 const NETWORK_PREFIX: &str = "neutron-";
@@ -189,15 +195,20 @@ impl Bindings {
     fn record(&self, name: &str, row: &Row) -> Result<PortRecord, BindingError> {
         let value = |key| map_value(row, "external_ids", key).filter(|text| !text.is_empty());
         let owner = value("neutron:device_owner").and_then(DeviceOwner::new);
-        // Other types, such as `router`, `localport` and `virtual`, are internal to OVN. `external`
-        // is a guest that OVN does not connect itself.
-        let is_guests = matches!(text(row, "type"), "" | "external");
+        // Other types do not name an instance. `external` is a guest that OVN does not connect
+        // itself.
+        let kind = text(row, "type");
+        let is_guests = matches!(kind, "" | "external");
         let instance = match value("neutron:device_id") {
             Some(text) if is_guests && owner.as_ref().is_some_and(DeviceOwner::is_instance) => {
                 Some(id::<InstanceId>("external_ids:neutron:device_id", text)?)
             }
             Some(_) | None => None,
         };
+        // Neutron's word is more precise, unless it contradicts the type.
+        let owner = owner.filter(|owner| is_guests || !owner.is_instance());
+        let owner =
+            owner.or_else(|| INTERNAL_TYPES.contains(&kind).then(|| DeviceOwner::from_ovn_type(kind)));
         let project = value("neutron:project_id");
         let project = project.map(|text| id("external_ids:neutron:project_id", text)).transpose()?;
         let (mac, addresses) = own_mac(texts(row, "mac"))?;
@@ -205,7 +216,7 @@ impl Bindings {
         Ok(PortRecord {
             id: Some(id("logical_port", name)?),
             tenant: instance.map(|instance| Tenant { instance, project: None }),
-            device_owner: owner.filter(|owner| is_guests || !owner.is_instance()),
+            device_owner: owner,
             port_project: project,
             addressing: PortAddressing {
                 network: value("neutron:network_name").map(network).transpose()?,

@@ -82,11 +82,24 @@ fn only_a_port_of_nova_names_an_instance() {
         let record = record_of(&with_id("neutron:device_owner", owner));
         assert_eq!((record.tenant, record.device_owner.is_some()), (None, is_reported), "{owner}");
     }
-    // Ports that are internal to OVN are not guests, whatever their other columns are.
-    for kind in ["router", "localport", "virtual", "patch", "l2gateway", "vtep", "remote"] {
+    // Other types are not an instance's, whatever their other columns are.
+    for kind in ["virtual", "remote"] {
         let record = record_of(&row(|row| row["type"] = kind.into()));
         assert_eq!((record.tenant, record.device_owner), (None, None), "{kind}");
     }
+}
+
+#[test]
+fn a_port_that_is_internal_to_ovn_is_not_a_guests() {
+    for kind in INTERNAL_TYPES {
+        let record = record_of(&row(|row| row["type"] = kind.into()));
+        let owner = record.device_owner.expect("the purpose of the port");
+        assert_eq!((record.tenant, owner.is_instance()), (None, false), "{kind}");
+        assert_eq!(owner.to_string(), format!("ovn:{kind}"));
+    }
+    let mut localport = with_id("neutron:device_owner", "network:distributed");
+    localport["type"] = "localport".into();
+    assert_eq!(record_of(&localport).device_owner, DeviceOwner::new("network:distributed"));
 }
 
 #[test]

@@ -26,9 +26,10 @@
 //!
 //! Rows without an instance belong to Neutron (routers, DHCP, trunks) or to the host, and are
 //! ignored. So are rows whose `vm-id` is not a UUID, which other software writes, and rows that are
-//! not `active` (`iface-status`). Exception: a kernel interface that is plugged like a guest's (its
-//! `type` is not `internal`, it is `active` and has a port id) but names no instance. Its port id
-//! and device are reported, so that Neutron can be queried about the port.
+//! not `active` (`iface-status`). Exception: an interface that looks like a guest's but names no
+//! instance. Its port id and device are reported, so that OVN and Neutron can be queried about the
+//! port. It is `active` and not `internal`; or it is a kernel interface without a status, as on the
+//! host's end of the veth pair of OVN's metadata agent.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
@@ -175,10 +176,15 @@ fn guest(row: &Row, name: &str, kind: &str) -> Result<Option<PortRecord>, Interf
         }
         (os_vif, libvirt) => os_vif.or(libvirt),
     };
-    let status = value("iface-status");
-    let is_plugged = match instance {
-        Some(_) => status.is_none_or(|status| status == "active"),
-        None => kind != "internal" && status == Some("active") && value("iface-id").is_some(),
+    let port_id = value("iface-id");
+    let is_plugged = match (instance, value("iface-status")) {
+        (Some(_), status) => status.is_none_or(|status| status == "active"),
+        (None, Some("active")) => kind != "internal" && port_id.is_some(),
+        (None, Some(_)) => false,
+        // Other software names its logical ports as it likes.
+        (None, None) => {
+            matches!(kind, "" | "system") && port_id.is_some_and(|text| text.parse::<PortId>().is_ok())
+        }
     };
     if !is_plugged {
         return Ok(None);

@@ -96,12 +96,17 @@ fn rows_without_a_plugged_guest_are_ignored() {
     assert_eq!(read_typed("tap3f2a9d10-77", "internal", &plugged), RowState::Ignored, "of the DHCP agent");
     for ids in [
         [].as_slice(),
-        &[("iface-id", ID)],
+        &[("iface-id", "kube-system_coredns")],
+        &[("iface-id", ID), ("iface-status", "inactive")],
         &[("iface-status", "active")],
         &[("vm-id", "vm-12345")],
         &[("vm-uuid", INSTANCE), ("iface-status", "inactive")],
     ] {
         assert_eq!(read("tap3f2a9d10-77", ids), RowState::Ignored, "{ids:?}");
+    }
+    for kind in ["internal", "patch", "geneve", "dpdkvhostuserclient"] {
+        let state = read_typed("tap3f2a9d10-77", kind, &[("iface-id", ID)]);
+        assert_eq!(state, RowState::Ignored, "{kind}");
     }
 }
 
@@ -110,6 +115,18 @@ fn a_plugged_interface_without_instance_reports_its_port() {
     let plugged = [("iface-id", ID), ("attached-mac", "fa:16:3e:11:22:33"), ("iface-status", "active")];
     let wanted = PortRecord { tenant: None, ..record(Some("tap3f2a9d10-77")) };
     assert_eq!(read("tap3f2a9d10-77", &plugged), RowState::Port(wanted));
+}
+
+/// OVN's metadata agent writes nothing but the port id (neutron/agent/ovn/metadata/agent.py,
+/// `provision_datapath`).
+#[test]
+fn the_veth_of_ovns_metadata_agent_reports_its_port() {
+    let addressing = PortAddressing::default();
+    let wanted = PortRecord { tenant: None, addressing, ..record(Some("tapb6c7d8e9-00")) };
+    for kind in ["", "system"] {
+        let state = read_typed("tapb6c7d8e9-00", kind, &[("iface-id", ID)]);
+        assert_eq!(state, RowState::Port(wanted.clone()), "{kind:?}");
+    }
 }
 
 #[test]

@@ -5,9 +5,11 @@
 
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
+use crate::reason::REFUSAL_COUNT;
+
 /// Must grow with every change in this file or of [`crate::reason::Reason`]. The agent rebuilds
 /// pins of any other version.
-pub const ABI_VERSION: u32 = 9;
+pub const ABI_VERSION: u32 = 10;
 
 /// Names of the maps and programs. The kernel keeps at most 15 characters.
 pub mod names {
@@ -27,6 +29,10 @@ pub mod names {
     pub const SHARES: &str = "MD_SHARES";
     /// `LruHashMap<ClientKey, Client>`: statistics. Nothing depends on a record being there.
     pub const CLIENTS: &str = "MD_CLIENTS";
+    /// `HashMap<u32, Refusals>`, by attachment id.
+    pub const REFUSALS: &str = "MD_REFUSALS";
+    /// Ring buffer of [`super::Refusal`], which wakes the agent.
+    pub const REFUSAL_EVENTS: &str = "MD_REFUSAL_EV";
     /// `PerCpuArray<u64>`, by [`crate::reason::Reason::index`].
     pub const STATS: &str = "MD_STATS";
     /// `ProgramArray`, indexed by [`super::slots`]: the programs that all namespaces except the
@@ -59,14 +65,19 @@ pub const MAX_CLIENTS: u32 = 16_384;
 pub const MAC_SLOTS: u8 = 16;
 /// Rate limits of guests in one [`GuestShares`].
 pub const GUEST_RATES: usize = 256;
-/// IPv4 prefixes of a port that the kernel checks. This is more than Neutron gives a port by
-/// default: five fixed addresses (`max_fixed_ips_per_port`) and ten allowed pairs
+/// Sources of a port that the kernel checks. This is more than Neutron gives a port by default:
+/// five fixed addresses (`max_fixed_ips_per_port`) and ten allowed pairs
 /// (`max_allowed_address_pair`).
-pub const MAX_PORT_IPV4: usize = 32;
+pub const MAX_PORT_SOURCES: usize = 32;
+/// Size in bytes of `MD_REFUSAL_EV`. A page of some architectures is as large.
+pub const REFUSAL_EVENTS_LEN: u32 = 65_536;
+/// Minimum nanoseconds between two events of one attachment and reason. A flood of refused packets
+/// wakes the agent no more often.
+pub const REFUSAL_EVENT_INTERVAL_NS: u64 = 1_000_000_000;
 
-/// Flag in `Port::flags`: [`Port::mac`] is known, so any other source MAC address is forged.
+/// Flag in `Port::flags`: a source MAC address that is in none of [`Port::sources`] is forged.
 pub const CHECK_MAC: u32 = 1;
-/// Flag in `Port::flags`: [`Port::ipv4`] is complete, so any other source address is forged.
+/// Flag in `Port::flags`: a source that matches none of [`Port::sources`] is forged.
 pub const CHECK_IPV4: u32 = 1 << 1;
 /// Flag in `Port::flags`: drop packets meant for the legacy path if the legacy path is not
 /// listening.
@@ -147,7 +158,7 @@ pub struct PortKey {
     pub vlan: u32,
 }
 
-/// Value of `MD_PORTS`: one attachment and its port's addresses.
+/// Value of `MD_PORTS`: one attachment and the sources that its port may send from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable)]
 #[repr(C)]
 pub struct Port {
@@ -155,14 +166,23 @@ pub struct Port {
     pub attachment: u32,
     /// Combination of [`CHECK_MAC`], [`CHECK_IPV4`], [`CONFINED`] and [`SHARED`].
     pub flags: u32,
-    /// Number of valid entries in [`Self::ipv4`].
-    pub ipv4_count: u32,
+    /// Number of valid entries in [`Self::sources`].
+    pub source_count: u32,
+    pub _pad: u32,
     /// Neutron's network id; zero while unknown.
     pub network: [u8; 16],
-    /// Prefixes that contain the port's addresses. A single address has a mask of 32 ones.
-    pub ipv4: [Ipv4Prefix; MAX_PORT_IPV4],
-    pub mac: [u8; 6],
-    pub _pad: [u8; 2],
+    pub sources: [PortSource; MAX_PORT_SOURCES],
+}
+
+/// A MAC address, and addresses that a port may send from with it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable)]
+#[repr(C)]
+pub struct PortSource {
+    /// None in every entry of a port without [`CHECK_MAC`].
+    pub mac: MacWord,
+    /// A single address has a mask of 32 ones. 0.0.0.0/32 allows no IPv4 address: such an entry
+    /// allows IPv6 alone.
+    pub ipv4: Ipv4Prefix,
 }
 
 /// An IPv4 prefix as mask and masked address.
@@ -285,6 +305,52 @@ impl GuestShares {
     pub const UNUSED: Self = Self { total_tat_ns: 0, reserve_tat_ns: 0, guests: [0; GUEST_RATES] };
 }
 
+/// Value of `MD_REFUSALS`: the packets of one attachment that were dropped.
+///
+/// Written without a lock, so packets that are dropped at once on several CPUs may count once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable)]
+#[repr(C)]
+pub struct Refusals {
+    /// Dropped packets, in the order of [`crate::reason::Reason::REFUSALS`].
+    pub packets: [u64; REFUSAL_COUNT],
+    /// Time of the last event of each reason, in `CLOCK_MONOTONIC` nanoseconds.
+    pub reported_ns: [u64; REFUSAL_COUNT],
+    pub last: Refusal,
+}
+
+impl Refusals {
+    /// Refusals of an attachment that has none yet.
+    pub const NONE: Self = Self {
+        packets: [0; REFUSAL_COUNT],
+        reported_ns: [0; REFUSAL_COUNT],
+        last: Refusal { at_ns: 0, attachment: 0, reason: 0, address: [0; 16], mac: [0; 6], _pad: [0; 2] },
+    };
+}
+
+/// One packet that was dropped, and an event of `MD_REFUSAL_EV`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable)]
+#[repr(C)]
+pub struct Refusal {
+    /// `CLOCK_MONOTONIC` nanoseconds; 0 means that there was none.
+    pub at_ns: u64,
+    pub attachment: u32,
+    /// [`crate::reason::Reason::index`].
+    pub reason: u32,
+    /// Source address, that of IPv4 and ARP as an IPv4-mapped address; zero if it is unknown.
+    pub address: [u8; 16],
+    /// Source MAC address; zero if it is unknown.
+    pub mac: [u8; 6],
+    pub _pad: [u8; 2],
+}
+
+impl Refusal {
+    /// Reads an event of `MD_REFUSAL_EV`; `None` if it has another length.
+    #[must_use]
+    pub fn from_event(bytes: &[u8]) -> Option<Self> {
+        Self::read_from_bytes(bytes).ok()
+    }
+}
+
 /// Key of `MD_CLIENTS`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, FromBytes, IntoBytes, Immutable)]
 #[repr(C)]
@@ -330,6 +396,8 @@ mod user {
     // SAFETY: as above.
     unsafe impl aya::Pod for super::GuestShares {}
     // SAFETY: as above.
+    unsafe impl aya::Pod for super::Refusals {}
+    // SAFETY: as above.
     unsafe impl aya::Pod for super::ClientKey {}
     // SAFETY: as above.
     unsafe impl aya::Pod for super::Client {}
@@ -341,8 +409,8 @@ mod tests {
     use core::mem::{offset_of, size_of};
 
     #[test]
-    fn sizes_and_offsets_are_those_of_abi_version_8() {
-        assert_eq!(ABI_VERSION, 9, "a new version needs new figures below");
+    fn sizes_and_offsets_are_those_of_abi_version_10() {
+        assert_eq!(ABI_VERSION, 10, "a new version needs new figures below");
         assert_eq!(size_of::<Settings>(), 64);
         assert_eq!(offset_of!(Settings, abi_version), 0);
         assert_eq!(offset_of!(Settings, stale_after_ns), 16);
@@ -351,21 +419,36 @@ mod tests {
         assert_eq!(size_of::<NetnsContext>(), 16);
         assert_eq!(offset_of!(NetnsContext, legacy_port), 12);
         assert_eq!(size_of::<PortKey>(), 12);
-        assert_eq!(size_of::<Port>(), 292);
-        assert_eq!(offset_of!(Port, network), 12);
-        assert_eq!(offset_of!(Port, ipv4), 28);
-        assert_eq!(offset_of!(Port, mac), 284);
+        assert_eq!(size_of::<PortSource>(), 16);
+        assert_eq!(offset_of!(PortSource, ipv4), 8);
+        assert_eq!(size_of::<Port>(), 544);
+        assert_eq!(offset_of!(Port, network), 16);
+        assert_eq!(offset_of!(Port, sources), 32);
         assert_eq!(size_of::<AttachmentState>(), 152);
         assert_eq!(offset_of!(AttachmentState, macs), 16);
         assert_eq!(offset_of!(AttachmentState, netns), 144);
         assert_eq!(size_of::<GuestShares>(), 2064);
         assert_eq!(offset_of!(GuestShares, guests), 16);
+        assert_eq!(size_of::<Refusal>(), 40);
+        assert_eq!(offset_of!(Refusal, address), 16);
+        assert_eq!(offset_of!(Refusal, mac), 32);
+        assert_eq!(size_of::<Refusals>(), 168);
+        assert_eq!(offset_of!(Refusals, reported_ns), 64);
+        assert_eq!(offset_of!(Refusals, last), 128);
         assert_eq!(size_of::<ClientKey>(), 16);
         assert_eq!(size_of::<Client>(), 56);
         assert_eq!(offset_of!(Client, first_seen_ns), 16);
         assert_eq!(offset_of!(Client, guest_mac), 40);
         assert_eq!(offset_of!(Client, metadata_mac), 46);
         assert_eq!(crate::reason::Reason::COUNT, 30, "MD_STATS changes its size with the reasons");
+    }
+
+    #[test]
+    fn a_refusal_reads_back_from_its_event() {
+        let refusal =
+            Refusal { at_ns: 1, attachment: 2, reason: 3, address: [4; 16], mac: [5; 6], _pad: [0; 2] };
+        assert_eq!(Refusal::from_event(refusal.as_bytes()), Some(refusal));
+        assert_eq!(Refusal::from_event(&refusal.as_bytes()[1..]), None);
     }
 
     #[test]

@@ -4,7 +4,9 @@
 use core::cell::{Cell, RefCell};
 use std::collections::HashMap;
 
-use crate::abi::{AttachmentState, Client, ClientKey, GuestShares, NetnsContext, Port, PortKey, Settings};
+use crate::abi::{
+    AttachmentState, Client, ClientKey, GuestShares, NetnsContext, Port, PortKey, Refusal, Refusals, Settings,
+};
 use crate::skb::{HEAD, Skb, SkbError, Vlan};
 use crate::wire::{self, ETH_LEN, IPV4_LEN, IPV6_LEN};
 use crate::world::{PortalPeer, PortalSocket, Version, World};
@@ -140,6 +142,10 @@ pub struct HostWorld {
     pub attachments: RefCell<HashMap<u32, AttachmentState>>,
     /// `MD_SHARES`.
     pub shares: RefCell<HashMap<u32, GuestShares>>,
+    /// `MD_REFUSALS`.
+    pub refusals: RefCell<HashMap<u32, Refusals>>,
+    /// `MD_REFUSAL_EV`.
+    pub reports: RefCell<Vec<Refusal>>,
     /// `MD_DEVICES`.
     pub devices: HashMap<u32, u32>,
     /// `MD_CLIENTS`.
@@ -188,6 +194,14 @@ impl World for HostWorld {
 
     fn shares<T>(&self, attachment: u32, with: impl FnOnce(&mut GuestShares) -> T) -> Option<T> {
         self.count_lookup(self.shares.borrow_mut().get_mut(&attachment).map(with))
+    }
+
+    fn refusals<T>(&self, attachment: u32, with: impl FnOnce(&mut Refusals) -> T) -> Option<T> {
+        self.count_lookup(self.refusals.borrow_mut().get_mut(&attachment).map(with))
+    }
+
+    fn report(&self, refusal: &Refusal) {
+        self.reports.borrow_mut().push(*refusal);
     }
 
     fn device(&self, attachment: u32) -> Option<u32> {

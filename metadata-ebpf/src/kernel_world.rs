@@ -6,11 +6,11 @@ use aya_ebpf::bindings::{__sk_buff, BPF_F_NO_PREALLOC, bpf_sock, bpf_sock_tuple,
 use aya_ebpf::helpers::generated as helpers;
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::xdp::DevMapHash;
-use aya_ebpf::maps::{Array, HashMap, LruHashMap, PerCpuArray};
+use aya_ebpf::maps::{Array, HashMap, LruHashMap, PerCpuArray, RingBuf};
 use aya_ebpf::programs::TcContext;
 use metadata_ebpf::abi::{
     AttachmentState, Client, ClientKey, GuestShares, MAX_CLIENTS, MAX_PORTS, NetnsContext, Port, PortKey,
-    Settings,
+    REFUSAL_EVENTS_LEN, Refusal, Refusals, Settings,
 };
 use metadata_ebpf::identity::{METADATA_IPV4, METADATA_IPV6, METADATA_PORT, PORTAL_ADDRESS};
 use metadata_ebpf::reason::Reason;
@@ -31,6 +31,10 @@ static MD_PORTS: HashMap<PortKey, Port> = HashMap::pinned(MAX_PORTS, BPF_F_NO_PR
 static MD_ATTACH: HashMap<u32, AttachmentState> = HashMap::pinned(MAX_PORTS, BPF_F_NO_PREALLOC);
 #[map]
 static MD_SHARES: HashMap<u32, GuestShares> = HashMap::pinned(MAX_PORTS, BPF_F_NO_PREALLOC);
+#[map]
+static MD_REFUSALS: HashMap<u32, Refusals> = HashMap::pinned(MAX_PORTS, BPF_F_NO_PREALLOC);
+#[map]
+static MD_REFUSAL_EV: RingBuf = RingBuf::pinned(REFUSAL_EVENTS_LEN, 0);
 #[map]
 static MD_DEVICES: DevMapHash = DevMapHash::pinned(MAX_PORTS, 0);
 #[map]
@@ -106,6 +110,18 @@ impl World for KernelWorld {
     fn shares<T>(&self, attachment: u32, with: impl FnOnce(&mut GuestShares) -> T) -> Option<T> {
         // SAFETY: as in `attachment`.
         MD_SHARES.get_ptr_mut(attachment).map(|entry| with(unsafe { &mut *entry }))
+    }
+
+    #[inline(always)]
+    fn refusals<T>(&self, attachment: u32, with: impl FnOnce(&mut Refusals) -> T) -> Option<T> {
+        // SAFETY: as in `attachment`.
+        MD_REFUSALS.get_ptr_mut(attachment).map(|entry| with(unsafe { &mut *entry }))
+    }
+
+    #[inline(always)]
+    fn report(&self, refusal: &Refusal) {
+        // The entry in `MD_REFUSALS` keeps what does not fit.
+        let _full = MD_REFUSAL_EV.output::<Refusal>(refusal, 0);
     }
 
     #[inline(always)]

@@ -111,19 +111,34 @@ reasons! {
     SynRate = "syn_rate" => Drop,
     /// New connections above one guest's share of the rate limit of a shared interface.
     GuestSynRate = "guest_syn_rate" => Drop,
+    /// A kernel helper failed; the frame may be partly rewritten, so it is dropped.
+    HelperFailed = "helper_failed" => Drop,
     /// A packet from the portal whose destination is not a client of an attachment.
     NoClient = "no_client" => Drop,
     /// A reply to a guest whose interface is gone, even if another one has its index now.
     InterfaceGone = "interface_gone" => Drop,
     /// A packet from the portal that is not a reply of the metadata service.
     NotAnAnswer = "not_an_answer" => Drop,
-    /// A kernel helper failed; the frame may be partly rewritten, so it is dropped.
-    HelperFailed = "helper_failed" => Drop,
 }
+
+/// Number of [`Reason::REFUSALS`].
+pub const REFUSAL_COUNT: usize = 8;
 
 impl Reason {
     /// Number of reasons, which is the size of `MD_STATS`.
     pub const COUNT: usize = Self::ALL.len();
+
+    /// The reasons for which packets of a guest are dropped. They follow each other in the list.
+    pub const REFUSALS: [Self; REFUSAL_COUNT] = [
+        Self::Confined,
+        Self::ForgedMac,
+        Self::ForgedAddress,
+        Self::ForgedArp,
+        Self::ForgedNd,
+        Self::SynRate,
+        Self::GuestSynRate,
+        Self::HelperFailed,
+    ];
 
     /// Returns the index into `MD_STATS`.
     #[must_use]
@@ -142,6 +157,10 @@ mod tests {
     fn index_label_and_order_agree() {
         for (position, reason) in Reason::ALL.iter().enumerate() {
             assert_eq!(reason.index() as usize, position, "{reason:?}");
+        }
+        for (position, reason) in (Reason::Confined.index()..).zip(Reason::REFUSALS) {
+            assert_eq!(reason.index(), position, "{reason:?}");
+            assert_eq!(reason.verdict(), Verdict::Drop, "{reason:?}");
         }
         let labels: HashSet<_> = Reason::ALL.iter().map(|r| r.label()).collect();
         assert_eq!(labels.len(), Reason::COUNT, "labels are distinct");

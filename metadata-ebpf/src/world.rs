@@ -1,6 +1,8 @@
 //! Everything that the programs need besides the packet: maps, the clock and the portal's sockets.
 
-use crate::abi::{AttachmentState, Client, ClientKey, GuestShares, NetnsContext, Port, PortKey, Settings};
+use crate::abi::{
+    AttachmentState, Client, ClientKey, GuestShares, NetnsContext, Port, PortKey, Refusal, Refusals, Settings,
+};
 
 /// Result of a socket look-up in the portal.
 ///
@@ -59,6 +61,12 @@ pub trait World {
 
     /// Runs `with` on an entry of `MD_SHARES`, in place.
     fn shares<T>(&self, attachment: u32, with: impl FnOnce(&mut GuestShares) -> T) -> Option<T>;
+
+    /// Runs `with` on an entry of `MD_REFUSALS`, in place.
+    fn refusals<T>(&self, attachment: u32, with: impl FnOnce(&mut Refusals) -> T) -> Option<T>;
+
+    /// Reports a dropped packet to the agent (`MD_REFUSAL_EV`), unless too many reports wait.
+    fn report(&self, refusal: &Refusal);
 
     /// Returns the index of the interface that carries an attachment, or `None` if that interface
     /// is gone (`MD_DEVICES`).

@@ -5,7 +5,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use metadata_ebpf::identity::GuestAddress;
+use metadata_ebpf::identity::{AttachmentId, GuestAddress};
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric, text};
 use prometheus_client::metrics::counter::ConstCounter;
@@ -17,9 +17,9 @@ use tracing::warn;
 
 use crate::admin::AdminState;
 use crate::admin::readiness::Readiness;
-use crate::attach::{Failure, Failures};
+use crate::attach::{Failure, Failures, RefusalEpisodes};
 use crate::datapath::heartbeat::LastBeat;
-use crate::datapath::{Clock, Counters, Hook};
+use crate::datapath::{Clock, Counters, Hook, RefusalRecord};
 use crate::directory::{Binding, Directory, Owner, SharedBinding};
 use crate::ids::NetworkOrRouter;
 use crate::inventory::Inventory;
@@ -35,6 +35,7 @@ pub(crate) struct Running {
     pub counters: Arc<Counters>,
     pub directory: Arc<Directory>,
     pub failures: Failures,
+    pub refusals: RefusalEpisodes,
     pub namespaces: NamespaceReports,
     pub hook: Hook,
 }
@@ -151,15 +152,38 @@ fn attachments_state(running: &Running) -> Value {
     }
     let mut states = Vec::new();
     for (id, binding) in running.directory.bindings() {
-        states.push(attachment_state(id.get(), &binding, clients.remove(&id.get())));
+        let refused = refused_state(running, id, now);
+        states.push(attachment_state(id.get(), &binding, clients.remove(&id.get()), refused.as_ref()));
     }
     for (id, binding) in running.directory.shared() {
-        states.push(shared_state(id.get(), &binding, clients.remove(&id.get())));
+        let refused = refused_state(running, id, now);
+        states.push(shared_state(id.get(), &binding, clients.remove(&id.get()), refused.as_ref()));
     }
     Value::Array(states)
 }
 
-fn shared_state(id: u32, binding: &SharedBinding, clients: Option<Vec<Value>>) -> Value {
+/// Returns the refused packets of an attachment; null if there are none.
+fn refused_state(running: &Running, id: AttachmentId, now_ns: u64) -> Option<Value> {
+    let RefusalRecord { packets, last } = running.counters.refusals(id).ok()??;
+    let packets: BTreeMap<_, _> =
+        packets.into_iter().map(|(reason, count)| (reason.label(), count)).collect();
+    Some(json!({
+        "packets": packets,
+        "last": {
+            "reason": last.reason.label(),
+            "mac": last.mac,
+            "address": last.address,
+            "seconds_ago": Duration::from_nanos(now_ns.saturating_sub(last.at_ns)).as_secs_f64(),
+        },
+    }))
+}
+
+fn shared_state(
+    id: u32,
+    binding: &SharedBinding,
+    clients: Option<Vec<Value>>,
+    refused: Option<&Value>,
+) -> Value {
     let (network, router) = match binding.scope {
         NetworkOrRouter::Network(network) => (Some(network), None),
         NetworkOrRouter::Router(router) => (None, Some(router)),
@@ -174,10 +198,16 @@ fn shared_state(id: u32, binding: &SharedBinding, clients: Option<Vec<Value>>) -
         "network": network,
         "router": router,
         "clients": clients.unwrap_or_default(),
+        "refused": refused,
     })
 }
 
-fn attachment_state(id: u32, binding: &Binding, clients: Option<Vec<Value>>) -> Value {
+fn attachment_state(
+    id: u32,
+    binding: &Binding,
+    clients: Option<Vec<Value>>,
+    refused: Option<&Value>,
+) -> Value {
     json!({
         "attachment": id,
         "interface": binding.interface,
@@ -196,6 +226,7 @@ fn attachment_state(id: u32, binding: &Binding, clients: Option<Vec<Value>>) -> 
             Owner::Unknown | Owner::Disputed => Value::Null,
         },
         "clients": clients.unwrap_or_default(),
+        "refused": refused,
     })
 }
 
@@ -269,8 +300,9 @@ impl Collector for Gauges {
         };
         let ready = by_source(|state| usize::from(state.ready));
         let faults = by_source(|state| state.faults.len());
-        gauges(&mut encoder, "source_ready", "1 if the source has sent everything that it knows", &ready)?;
-        gauges(&mut encoder, "source_faults", "Current errors of the source", &faults)?;
+        let ready_help = "1 if the source has sent everything that it knows";
+        gauges(&mut encoder, "source_ready", ready_help, "source", &ready)?;
+        gauges(&mut encoder, "source_faults", "Current errors of the source", "source", &faults)?;
         let Some(running) = self.running.borrow().clone() else {
             return Ok(());
         };
@@ -283,6 +315,10 @@ impl Collector for Gauges {
         gauge(&mut encoder, "namespaces_failed", "Namespaces with errors", failed)?;
         let failed = running.failures.load().len();
         gauge(&mut encoder, "attachments_failed", "Guest interfaces that could not be attached", failed)?;
+        let refused: Vec<_> =
+            running.refusals.count().into_iter().map(|(reason, count)| (reason.label(), count)).collect();
+        let refused_help = "Guest interfaces with refused packets in the last ten minutes";
+        gauges(&mut encoder, "attachments_refused", refused_help, "reason", &refused)?;
         packets(&mut encoder, &running.counters)
     }
 }
@@ -299,17 +335,18 @@ fn gauge(
     gauge.encode(metric)
 }
 
-/// Encodes one gauge with a value for each source.
+/// Encodes one gauge with a value for each value of a label.
 fn gauges(
     encoder: &mut DescriptorEncoder<'_>,
     name: &str,
     help: &str,
+    label: &str,
     values: &[(&str, usize)],
 ) -> Result<(), fmt::Error> {
     let name = format!("metadata_{name}");
     let mut family = encoder.encode_descriptor(&name, help, None, ConstGauge::new(0_i64).metric_type())?;
-    for (source, value) in values {
-        let labels = [("source", *source)];
+    for (of, value) in values {
+        let labels = [(label, *of)];
         let metric = family.encode_family(&labels)?;
         ConstGauge::new(i64::try_from(*value).unwrap_or(i64::MAX)).encode(metric)?;
     }

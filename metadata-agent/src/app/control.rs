@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use prometheus_client::registry::Registry;
 use serde_json::json;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{broadcast, mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
@@ -20,6 +20,7 @@ use crate::config::Config;
 use crate::datapath::heartbeat::LastBeat;
 use crate::inventory::Inventory;
 use crate::inventory::presence::Presence;
+use crate::inventory::refused::{self, RefusedSource};
 use crate::net::socket_file::SocketFileError;
 use crate::process::supervisor::CriticalTasks;
 use crate::proxy::metrics::Metrics;
@@ -47,6 +48,8 @@ pub(super) struct Inputs {
     pub(super) inventory: Arc<Inventory>,
     pub(super) presence: watch::Sender<Presence>,
     pub(super) sources: SourceHandles,
+    /// Reports refused sources to the sources of ports.
+    pub(super) refused: broadcast::Sender<RefusedSource>,
     pub(super) metrics: Arc<Metrics>,
     /// Readiness waits for this step until the first scan of namespaces, if any are to be served.
     pub(super) namespaces: Option<StartupStep>,
@@ -61,7 +64,8 @@ impl Control {
         let guest_interfaces = Some(startup.step("guest interfaces"));
         let namespaces = config.namespaces.is_some().then(|| startup.step("namespaces"));
 
-        let (inventory, presence, sources) = start_sources(config, &critical, &tasks, &stop);
+        let refused = refused::channel();
+        let (inventory, presence, sources) = start_sources(config, &refused, &critical, &tasks, &stop);
 
         // The admin socket and the state that it shows.
         let mut registry = Registry::default();
@@ -82,7 +86,7 @@ impl Control {
         let admin = tasks.spawn(critical.task("the admin socket", serving));
 
         let control = Self { critical, tasks, stop, guest_interfaces, readiness, last_beat, running, admin };
-        (control, Inputs { inventory, presence, sources, metrics, namespaces })
+        (control, Inputs { inventory, presence, sources, refused, metrics, namespaces })
     }
 
     /// Asks every task to stop.
@@ -106,6 +110,7 @@ impl Control {
 /// Starts the sources and the inventory that they feed.
 fn start_sources(
     config: &Config,
+    refused: &broadcast::Sender<RefusedSource>,
     critical: &CriticalTasks,
     tasks: &TaskTracker,
     stop: &CancellationToken,
@@ -113,8 +118,7 @@ fn start_sources(
     let (inventory, publisher) = Inventory::new();
     let (events, event_queue) = mpsc::channel(EVENT_QUEUE);
     let (presence, present) = watch::channel(Presence::default());
-    let refused = crate::inventory::refused::channel();
-    let sources = SourceTasks::new(events, present, &refused, critical, tasks, stop).start(config);
+    let sources = SourceTasks::new(events, present, refused, critical, tasks, stop).start(config);
     tasks.spawn(critical.task("the inventory", publisher.run(event_queue, stop.clone())));
     (inventory, presence, sources)
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result};
 use metadata_ebpf::identity::ClientAddress;
 use tokio::runtime::Runtime;
-use tokio::sync::watch;
+use tokio::sync::{broadcast, watch};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
@@ -16,7 +16,7 @@ use super::haproxy_socket::HaproxySocket;
 use super::source_tasks::SourceHandles;
 use crate::admin::readiness::StartupStep;
 use crate::admin::state::Running;
-use crate::attach::{Failures, HostWatcher};
+use crate::attach::{Failures, HostWatcher, RefusalEpisodes, RefusalWatcher};
 use crate::config::Config;
 use crate::datapath::heartbeat;
 use crate::datapath::{Counters, Datapath, Hook, NetnsDatapaths, PortalLink};
@@ -25,6 +25,7 @@ use crate::directory::clients::{HostLookup, InventoryLookup, NeutronLookup};
 use crate::ids::MacAddress;
 use crate::inventory::Inventory;
 use crate::inventory::presence::Presence;
+use crate::inventory::refused::RefusedSource;
 use crate::namespaces::{NamespaceReports, NamespaceWatcher};
 use crate::net::netlink::{self, Netlink};
 use crate::net::portal::{self, Portal};
@@ -55,7 +56,7 @@ impl GuestService {
         haproxy_socket: Option<HaproxySocket>,
     ) -> Result<Self> {
         let boot = Boot { config, data, control, stop_attachments: control.stop.child_token() };
-        let Inputs { inventory, presence, sources, metrics, namespaces } = inputs;
+        let Inputs { inventory, presence, sources, refused, metrics, namespaces } = inputs;
         let mut host = boot.open_host().await?;
         let auth = boot.open_secrets().await?;
         let directory = Arc::new(Directory::new(client_mac));
@@ -67,6 +68,8 @@ impl GuestService {
         let netns_datapaths =
             config.namespaces.is_some().then(|| host.datapath.netns_datapaths()).transpose()?;
 
+        let refusals = boot.follow_refusals(&host.datapath, &directory, refused)?;
+
         // From here on, packets of guests are redirected.
         let Host { datapath, portal, netlink, counters } = host;
         let hook = datapath.hook();
@@ -77,6 +80,7 @@ impl GuestService {
             counters,
             directory,
             failures,
+            refusals,
             namespaces: reports,
             hook,
         }));
@@ -189,6 +193,20 @@ impl Boot<'_> {
         let (stale_after, last_beat) = (self.config.heartbeat_stale_after, self.control.last_beat.clone());
         let beats = heartbeat::run(heartbeat, stale_after, last_beat, stop_heartbeat.clone());
         Ok((self.data.spawn(self.control.critical.task("the heartbeat", beats)), stop_heartbeat))
+    }
+
+    /// Logs refused packets, and reports their sources to the sources of ports.
+    fn follow_refusals(
+        &self,
+        datapath: &Datapath,
+        directory: &Arc<Directory>,
+        refused: broadcast::Sender<RefusedSource>,
+    ) -> Result<RefusalEpisodes> {
+        let watcher = RefusalWatcher::new(datapath.refusals()?, Arc::clone(directory), refused);
+        let episodes = watcher.episodes();
+        let watch = watcher.run(self.stop_attachments.clone());
+        self.control.tasks.spawn(self.control.critical.task("the refusal watcher", watch));
+        Ok(episodes)
     }
 
     /// Attaches the program to every guest interface, and keeps the attachments.

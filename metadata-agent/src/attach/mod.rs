@@ -16,6 +16,7 @@ mod names;
 mod publish;
 pub(crate) mod qdisc;
 mod reattach;
+mod refusals;
 mod wanted;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -47,6 +48,7 @@ pub(crate) use changes::{Changes, Links};
 pub(crate) use failures::{Failure, Failures};
 pub(crate) use host::HostWatcher;
 pub(crate) use reattach::{PATROL, REATTACH};
+pub(crate) use refusals::{RefusalEpisodes, RefusalWatcher};
 pub(crate) use wanted::{GuestRules, LinkKind, NamespacePorts, SourceCheck, Wanted};
 
 /// The interval at which a full reconcile publishes its changes.

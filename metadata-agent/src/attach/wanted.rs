@@ -9,14 +9,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 use std::sync::Arc;
 
-use metadata_ebpf::abi::MAX_PORT_IPV4;
+use metadata_ebpf::abi::MAX_PORT_SOURCES;
 use tracing::warn;
 
 use super::agent_veths::AgentVeths;
 use super::changes::Links;
-use crate::datapath::PortPolicy;
+use crate::datapath::{PortPolicy, SourceRule};
 use crate::directory::Owner;
-use crate::ids::{IfIndex, NetworkId, NetworkOrRouter, PortId, VlanId};
+use crate::ids::{IfIndex, NetworkId, NetworkOrRouter, VlanId};
 use crate::inventory::presence::Present;
 use crate::inventory::{
     AmbiguousPortError, Entry, Inventory, Port, PortRecord, Snapshot, SourcePolicy, Subport,
@@ -108,12 +108,12 @@ impl LinkKind {
     }
 }
 
-/// How strictly the source addresses of a guest's packets are compared with its port.
+/// How strictly the source of a guest's packets is compared with its port's [`SourcePolicy`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum SourceCheck {
-    /// MAC address and IPv4 addresses.
+    /// The pair of MAC address and IPv4 address must be allowed.
     Strict,
-    /// MAC address only.
+    /// The MAC address must be allowed, with any address.
     Mac,
     Off,
 }
@@ -141,19 +141,17 @@ impl GuestRules {
     /// packets are not checked.
     fn policy(&self, owner: &Owner) -> PortPolicy {
         let Some(addressing) = owner.addressing() else { return PortPolicy::default() };
-        let network = addressing.network;
-        let sources = match addressing.source_policy() {
-            SourcePolicy::Only(sources) if self.source_check != SourceCheck::Off => sources,
-            SourcePolicy::Only(_) | SourcePolicy::Any => {
-                return PortPolicy { network, ..PortPolicy::default() };
+        let sources = match (self.source_check, addressing.source_policy()) {
+            (SourceCheck::Off, _) | (_, SourcePolicy::Any) => SourceRule::Any,
+            (SourceCheck::Strict, SourcePolicy::Only(sources)) => {
+                SourceRule::Pairs(sources.into_iter().collect())
+            }
+            (SourceCheck::Mac, SourcePolicy::Only(sources)) => {
+                let macs: BTreeSet<_> = sources.into_iter().map(|source| source.mac).collect();
+                SourceRule::Macs(macs.into_iter().collect())
             }
         };
-        // The kernel's entry has one MAC address; with several, none is checked.
-        let macs: BTreeSet<_> = sources.iter().map(|source| source.mac).collect();
-        let mac = macs.first().copied().filter(|_| macs.len() == 1);
-        let addresses: Vec<_> = sources.iter().filter_map(|source| source.prefix.ipv4()).collect();
-        let checks_addresses = self.source_check == SourceCheck::Strict;
-        PortPolicy { network, mac, addresses: checks_addresses.then_some(addresses), ..PortPolicy::default() }
+        PortPolicy { network: addressing.network, sources, confined: false }
     }
 }
 
@@ -193,7 +191,7 @@ impl HostTaps {
             Ok(None) => Owner::Unknown,
             Err(AmbiguousPortError) => Owner::Disputed,
         };
-        let subports = port_id(&owner).and_then(|port| snapshot.subports(&port));
+        let subports = owner.port_id().and_then(|port| snapshot.subports(&port));
         let subports = subports.map_or(&[][..], |subports| subports).iter().filter_map(|subport| {
             let owner = Owner::from_entry(&subport_entry(&owner, subport)?, &self.auth);
             let policy = self.rules.policy(&owner);
@@ -206,15 +204,6 @@ impl HostTaps {
             present,
             unserved_subnets: None,
         }))
-    }
-}
-
-/// Returns Neutron's id of a port, if it is known.
-fn port_id(owner: &Owner) -> Option<PortId> {
-    match owner {
-        Owner::Known { port, .. } => port.id,
-        Owner::OnNetwork { record, .. } => record.id,
-        Owner::Unknown | Owner::Disputed => None,
     }
 }
 
@@ -267,12 +256,16 @@ impl NamespacePorts {
         if !self.includes(link) {
             return Target::Ignore;
         }
-        let policy = self.policy(link);
-        let subnets = policy.addresses.as_ref().map_or(0, Vec::len);
-        let unserved_subnets = (subnets > MAX_PORT_IPV4).then(|| {
-            let interface = &link.name;
-            format!("{interface} is in {subnets} IPv4 subnets; those beyond {MAX_PORT_IPV4} are not served")
+        let subnets = self.subnets(link);
+        let unserved_subnets = (subnets.len() > MAX_PORT_SOURCES).then(|| {
+            let (interface, count) = (&link.name, subnets.len());
+            format!("{interface} is in {count} IPv4 subnets; those beyond {MAX_PORT_SOURCES} are not served")
         });
+        let network = match self.scope {
+            NetworkOrRouter::Network(network) => Some(network),
+            NetworkOrRouter::Router(_) => None,
+        };
+        let policy = PortPolicy { network, sources: SourceRule::Subnets(subnets), confined: self.confined };
         Target::Attach(Box::new(AttachSpec {
             clients: Clients::Shared(self.scope_of(link)),
             policy,
@@ -282,22 +275,12 @@ impl NamespacePorts {
         }))
     }
 
-    /// Returns the checks of an interface: the subnets of its own addresses. The metadata service's
-    /// own address, which the interface of a DHCP server has, is not one of them.
-    fn policy(&self, link: &Link) -> PortPolicy {
+    /// Returns the subnets of an interface's own addresses. The metadata service's own address,
+    /// which the interface of a DHCP server has, is not one of them.
+    fn subnets(&self, link: &Link) -> Vec<(Ipv4Addr, u8)> {
         let own = self.addresses.iter();
         let own = own.filter(|(index, address, _)| *index == link.index && !address.is_link_local());
-        let network = match self.scope {
-            NetworkOrRouter::Network(network) => Some(network),
-            NetworkOrRouter::Router(_) => None,
-        };
-        PortPolicy {
-            network,
-            mac: None,
-            addresses: Some(own.map(|(_, address, len)| (*address, *len)).collect()),
-            shared: true,
-            confined: self.confined,
-        }
+        own.map(|(_, address, len)| (*address, *len)).collect()
     }
 
     /// Returns the network of an interface, if a source knows it, or else the router.
@@ -354,8 +337,8 @@ mod tests {
         let ports =
             dhcp_port(&[(2, [10, 0, 0, 2], 24), (2, [169, 254, 169, 254], 16), (3, [10, 1, 0, 2], 24)]);
         let AttachSpec { policy, clients, unserved_subnets, .. } = spec(ports.target(&link(2, "tap1", "")));
-        assert_eq!(policy.addresses, Some(vec![([10, 0, 0, 2].into(), 24)]));
-        assert!(policy.shared && policy.network.is_some());
+        assert_eq!(policy.sources, SourceRule::Subnets(vec![([10, 0, 0, 2].into(), 24)]));
+        assert!(policy.is_shared() && policy.network.is_some());
         assert_eq!(clients, Clients::Shared(ports.scope));
         assert_eq!(unserved_subnets, None);
         assert!(matches!(ports.target(&link(2, "ns-1", "veth")), Target::Attach(_)), "of Linux bridge");
@@ -364,7 +347,7 @@ mod tests {
 
     #[test]
     fn an_interface_in_too_many_subnets_reports_its_shortfall() {
-        let most = u8::try_from(MAX_PORT_IPV4).unwrap();
+        let most = u8::try_from(MAX_PORT_SOURCES).unwrap();
         for (count, is_short) in [(most, false), (most + 1, true)] {
             let addresses: Vec<_> = (0..count).map(|third| (2, [10, 0, third, 1], 24)).collect();
             let spec = spec(dhcp_port(&addresses).target(&link(2, "tap1", "")));

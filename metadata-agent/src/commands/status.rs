@@ -103,6 +103,7 @@ fn summary(state: &Value) -> String {
         let clients = list(&attachment["clients"]).len();
         let vlan = attachment["vlan"].as_u64().map(|vlan| format!(" VLAN {vlan}")).unwrap_or_default();
         page.push(format!("  {}{vlan}  {instance}  {clients} clients", plain(&attachment["interface"])));
+        page.extend(refused(&attachment["refused"]));
     }
     for failure in list(&state["failed"]) {
         page.push(format!("  {}  not attached: {}", plain(&failure["interface"]), plain(&failure["error"])));
@@ -133,6 +134,22 @@ fn namespaces(state: &Value) -> Vec<String> {
     lines
 }
 
+/// Formats the refused packets of an attachment, if there are any.
+fn refused(refused: &Value) -> Option<String> {
+    let packets = refused["packets"].as_object()?.iter();
+    let packets: Vec<_> = packets.map(|(reason, count)| format!("{count} {reason}")).collect();
+    let last = &refused["last"];
+    let from = |key: &str| last[key].as_str().unwrap_or("unknown");
+    Some(format!(
+        "    refused: {}; last {} from {} ({}), {:.0} s ago",
+        packets.join(", "),
+        plain(&last["reason"]),
+        from("address"),
+        from("mac"),
+        last["seconds_ago"].as_f64().unwrap_or_default(),
+    ))
+}
+
 fn list(value: &Value) -> Vec<Value> {
     value.as_array().cloned().unwrap_or_default()
 }
@@ -156,7 +173,11 @@ mod tests {
             "attachments": [
                 {"interface": "tap1", "identity": "known", "port": {"instance": "i-1"}, "clients": [{}]},
                 {"interface": "tap1", "vlan": 5, "identity": "known", "port": {"instance": "i-1"}, "clients": []},
-                {"interface": "tap2", "vlan": null, "identity": "unknown", "port": null, "clients": []},
+                {"interface": "tap2", "vlan": null, "identity": "unknown", "port": null, "clients": [], "refused": null},
+                {"interface": "tap4", "identity": "known", "port": {"instance": "i-4"}, "clients": [], "refused": {
+                    "packets": {"forged_address": 5, "forged_mac": 2},
+                    "last": {"reason": "forged_address", "mac": "fa:16:3e:00:00:05", "address": "10.0.0.9", "seconds_ago": 2.4},
+                }},
             ],
             "failed": [{"interface": "tap3", "error": "gone"}],
             "namespaces": {
@@ -172,6 +193,8 @@ mod tests {
             "  tap1  instance i-1  1 clients",
             "  tap1 VLAN 5  instance i-1  0 clients",
             "  tap2  unknown  0 clients",
+            "  tap4  instance i-4  0 clients",
+            "    refused: 5 forged_address, 2 forged_mac; last forged_address from 10.0.0.9 (fa:16:3e:00:00:05), 2 s ago",
             "  tap3  not attached: gone",
             "namespaces: 1 served, 1 idle",
             "  qrouter-1  failed: md-portal is gone",

@@ -315,8 +315,9 @@ options! {
     File OWN confine_routers: bool = "true", Switch;
     /// Hook for the programs: TCX (Linux 6.6), clsact, or TCX with clsact as the fallback.
     Flag OWN attach_mode: AttachMode = "auto", OneOf;
-    /// Check of the source of guest packets against their port: MAC and IPv4 address, MAC address
-    /// only, or none.
+    /// Check of the source of guest packets against the fixed addresses and address pairs of their
+    /// port: MAC and IPv4 address, MAC address only, or none. Only OVN, Neutron and the static
+    /// inventory state all of them, so other ports are not checked.
     Flag OWN source_check: SourceCheck = "strict", OneOf;
     /// Name of the network namespace under /run/netns in which guest connections end.
     Flag OWN portal_namespace: String = "metadata-portal", FileName;

@@ -45,6 +45,8 @@ pub enum DatapathError {
     /// The operation requires an attached interface.
     #[error("interface {index} is not attached")]
     NotAttached { index: IfIndex },
+    #[error("cannot watch the ring buffer of refused packets: {source}")]
+    WatchRefusals { source: std::io::Error },
     #[error(transparent)]
     Netns(#[from] NetnsError),
     /// An operation on a map failed.

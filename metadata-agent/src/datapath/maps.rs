@@ -4,10 +4,10 @@ use std::time::Duration;
 
 use aya::Ebpf;
 use aya::maps::xdp::DevMapHash;
-use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, ProgramArray};
+use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, ProgramArray, RingBuf};
 use aya::programs::ProgramFd;
 use metadata_ebpf::abi::{
-    AttachmentState, Client, ClientKey, GuestShares, MacWord, Port, PortKey, Settings, names,
+    AttachmentState, Client, ClientKey, GuestShares, MacWord, Port, PortKey, Refusals, Settings, names,
 };
 use metadata_ebpf::identity::{AttachmentId, ClientAddress};
 use metadata_ebpf::reason::Reason;
@@ -15,6 +15,7 @@ use nix::time::{ClockId, clock_gettime};
 
 use super::DatapathError;
 use super::pins::Pins;
+use super::refusals::RefusalRecord;
 use crate::ids::{IfIndex, MacAddress};
 
 /// `BPF_ANY` of linux/bpf.h.
@@ -38,6 +39,7 @@ pub(super) struct Maps {
     ports: HashMap<MapData, PortKey, Port>,
     attachments: HashMap<MapData, u32, AttachmentState>,
     shares: HashMap<MapData, u32, GuestShares>,
+    refusals: HashMap<MapData, u32, Refusals>,
     devices: DevMapHash<MapData>,
 }
 
@@ -48,6 +50,7 @@ impl Maps {
             ports: typed(take(ebpf, names::PORTS)?, names::PORTS)?,
             attachments: typed(take(ebpf, names::ATTACHMENTS)?, names::ATTACHMENTS)?,
             shares: typed(take(ebpf, names::SHARES)?, names::SHARES)?,
+            refusals: typed(take(ebpf, names::REFUSALS)?, names::REFUSALS)?,
             devices: typed(take(ebpf, names::DEVICES)?, names::DEVICES)?,
         })
     }
@@ -81,9 +84,9 @@ impl Maps {
         self.ports.insert(key, port, ANY).map_err(map_error("write", names::PORTS))
     }
 
-    /// Makes room for an attachment: its state, and the shares of its guests. An attachment that an
-    /// earlier agent left under the same key is removed. Replies to guests that share it come from
-    /// `mac`, the interface's own.
+    /// Makes room for an attachment: its state, its refusals, and the shares of its guests. An
+    /// attachment that an earlier agent left under the same key is removed. Replies to guests that
+    /// share it come from `mac`, the interface's own.
     pub(crate) fn put_attachment(
         &mut self,
         key: PortKey,
@@ -98,6 +101,8 @@ impl Maps {
             let put = self.shares.insert(id.get(), GuestShares::UNUSED, ANY);
             put.map_err(map_error("write", names::SHARES))?;
         }
+        let put = self.refusals.insert(id.get(), Refusals::NONE, ANY);
+        put.map_err(map_error("write", names::REFUSALS))?;
         let metadata_mac = mac.filter(|_| shared).map_or(MacWord(0), |mac| MacWord::new(mac.0));
         self.attachments
             .insert(id.get(), AttachmentState::new(&key, metadata_mac), ANY)
@@ -124,6 +129,7 @@ impl Maps {
         ignore_absent(self.ports.remove(&key)).map_err(map_error("remove from", names::PORTS))?;
         ignore_absent(self.devices.remove(id.get())).map_err(map_error("remove from", names::DEVICES))?;
         ignore_absent(self.shares.remove(&id.get())).map_err(map_error("remove from", names::SHARES))?;
+        ignore_absent(self.refusals.remove(&id.get())).map_err(map_error("remove from", names::REFUSALS))?;
         ignore_absent(self.attachments.remove(&id.get()))
             .map_err(map_error("remove from", names::ATTACHMENTS))
     }
@@ -181,9 +187,10 @@ pub(crate) struct ClientRecord {
     pub client: Client,
 }
 
-/// Read access to counters and clients.
+/// Read access to counters, refusals and clients.
 pub(crate) struct Counters {
     stats: PerCpuArray<MapData, u64>,
+    refusals: HashMap<MapData, u32, Refusals>,
     clients: HashMap<MapData, ClientKey, Client>,
 }
 
@@ -191,6 +198,7 @@ impl Counters {
     pub(super) fn open(pins: &Pins) -> Result<Self, DatapathError> {
         Ok(Self {
             stats: typed(Map::PerCpuArray(pinned(pins, names::STATS)?), names::STATS)?,
+            refusals: typed(Map::HashMap(pinned(pins, names::REFUSALS)?), names::REFUSALS)?,
             clients: typed(Map::LruHashMap(pinned(pins, names::CLIENTS)?), names::CLIENTS)?,
         })
     }
@@ -207,6 +215,16 @@ impl Counters {
         Reason::ALL.iter().map(count).collect()
     }
 
+    /// Returns the refused packets of an attachment, if there are any.
+    ///
+    /// # Errors
+    /// The map operation fails.
+    pub(crate) fn refusals(&self, id: AttachmentId) -> Result<Option<RefusalRecord>, DatapathError> {
+        let refusals = optional(self.refusals.get(&id.get(), 0));
+        let refusals = refusals.map_err(map_error("read", names::REFUSALS))?;
+        Ok(refusals.as_ref().and_then(RefusalRecord::from_entry))
+    }
+
     /// Returns all client records, in no particular order.
     ///
     /// # Errors
@@ -221,6 +239,11 @@ impl Counters {
         }
         Ok(records)
     }
+}
+
+/// Opens the pinned ring buffer of refused packets.
+pub(super) fn refusal_events(pins: &Pins) -> Result<RingBuf<MapData>, DatapathError> {
+    typed(Map::RingBuf(pinned(pins, names::REFUSAL_EVENTS)?), names::REFUSAL_EVENTS)
 }
 
 fn take(ebpf: &mut Ebpf, name: &'static str) -> Result<Map, DatapathError> {

@@ -18,6 +18,7 @@ mod netns_datapaths;
 mod pins;
 mod policy;
 mod programs;
+mod refusals;
 mod restore;
 mod tcx_scan;
 #[cfg(feature = "trace-log")]
@@ -28,9 +29,10 @@ pub use maps::Clock;
 pub(crate) use maps::{Counters, Heartbeat};
 pub(crate) use netns_datapaths::NetnsDatapaths;
 pub(crate) use pins::{FilterRecord, StaleState};
-pub(crate) use policy::PortPolicy;
+pub(crate) use policy::{PortPolicy, SourceRule};
 pub use programs::{AttachMode, DISPATCHER, OBJECT, raise_memlock_limit};
 pub(crate) use programs::{FilterRemoval, Hook, remove_filter};
+pub(crate) use refusals::{Refusal, RefusalRecord, RefusalStream};
 pub(crate) use restore::PinState;
 pub(crate) use tcx_scan::{ExpectedPrograms, find_detached};
 
@@ -207,6 +209,14 @@ impl Datapath {
         Counters::open(&self.pins)
     }
 
+    /// Follows the packets that the kernel refuses, from all namespaces.
+    ///
+    /// # Errors
+    /// The pin is missing, or the runtime cannot poll the ring buffer.
+    pub(crate) fn refusals(&self) -> Result<RefusalStream, DatapathError> {
+        RefusalStream::new(maps::refusal_events(&self.pins)?)
+    }
+
     fn maps(&self) -> MutexGuard<'_, Maps> {
         lock(&self.maps)
     }
@@ -269,7 +279,7 @@ impl Datapath {
         Pins::remove(&pin)?;
         // The entry exists before the program runs, so no packet finds an unknown interface.
         let key = self.namespace.key(index, None);
-        self.maps().put_attachment(key, id, policy.shared, mac)?;
+        self.maps().put_attachment(key, id, policy.is_shared(), mac)?;
         self.maps().put_port(key, &port_entry(id, policy))?;
         let Self { namespace, programs, pins, maps, .. } = self;
         let attached = namespace.run(|| {

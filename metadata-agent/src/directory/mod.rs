@@ -16,7 +16,7 @@ use arc_swap::ArcSwap;
 use metadata_ebpf::identity::{AttachmentId, ClientAddress};
 use tokio::sync::watch;
 
-use crate::ids::{IfIndex, MacAddress, NetworkOrRouter, VlanId};
+use crate::ids::{IfIndex, MacAddress, NetworkOrRouter, PortId, VlanId};
 use crate::inventory::shards::Shards;
 use crate::inventory::{Entry, Port, PortAddressing, PortRecord};
 use crate::proxy::{ClientDirectory, ClientIdentity, ForwardedAddresses, LookupState, UpstreamAuth};
@@ -47,6 +47,13 @@ pub(crate) struct SharedBinding {
     pub since: Instant,
     /// The network or router to which the guests' addresses belong.
     pub scope: NetworkOrRouter,
+}
+
+/// An attachment of either kind.
+#[derive(Clone, Debug)]
+pub(crate) enum AnyBinding {
+    Own(Arc<Binding>),
+    Shared(Arc<SharedBinding>),
 }
 
 /// The inventory's knowledge of an attachment.
@@ -92,6 +99,16 @@ impl Owner {
             (Entry::Incomplete(_), UpstreamAuth::Signed(_)) | (Entry::NoInstance(_), _) => None,
         };
         owner.unwrap_or(Self::Unknown)
+    }
+
+    /// Returns Neutron's id of the port, if it is known.
+    #[must_use]
+    pub(crate) fn port_id(&self) -> Option<PortId> {
+        match self {
+            Self::Known { port, .. } => port.id,
+            Self::OnNetwork { record, .. } => record.id,
+            Self::Unknown | Self::Disputed => None,
+        }
     }
 
     /// Returns the network and the addresses, if the port is known.
@@ -257,6 +274,14 @@ impl Directory {
     #[must_use]
     pub(crate) fn shared(&self) -> Vec<(AttachmentId, Arc<SharedBinding>)> {
         self.table.load().shared.sorted()
+    }
+
+    /// Returns an attachment.
+    #[must_use]
+    pub(crate) fn binding(&self, id: AttachmentId) -> Option<AnyBinding> {
+        let table = self.table.load();
+        let own = table.own.bindings.get(&id).map(|binding| AnyBinding::Own(Arc::clone(binding)));
+        own.or_else(|| Some(AnyBinding::Shared(Arc::clone(table.shared.bindings.get(&id)?))))
     }
 
     /// Returns the number of all attachments.

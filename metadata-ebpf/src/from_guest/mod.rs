@@ -8,16 +8,17 @@
 //!   its source ([`segment`]). ICMP errors about such a connection follow it ([`icmp_error`]).
 //! * A doubtful packet is left to the host's own path; a forged packet is dropped. In a router
 //!   namespace without such a path doubtful packets are dropped too, because they would leave by
-//!   the external gateway.
+//!   the external gateway. Each dropped packet is recorded at its attachment ([`refusal`]).
 
 mod classify;
 mod echo;
 mod icmp_error;
 mod neighbour;
 mod options;
+mod refusal;
 mod segment;
 
-use crate::abi::{CHECK_IPV4, CHECK_MAC, CONFINED, Port, PortKey, SHARED, Settings};
+use crate::abi::{CHECK_IPV4, CHECK_MAC, CONFINED, MacWord, Port, PortKey, PortSource, SHARED, Settings};
 use crate::identity::{AttachmentId, ClientAddress, METADATA_IPV4, METADATA_IPV6, METADATA_PORT};
 use crate::reason::{Reason, Verdict};
 use crate::skb::{Skb, SkbError, Vlan};
@@ -57,12 +58,30 @@ pub fn from_guest<S: Skb, W: World>(skb: &mut S, world: &W) -> Option<Outcome> {
         Ok(request) => serve(skb, world, request),
         Err(rejection) => Err(rejection),
     };
-    let outcome = served.unwrap_or_else(Outcome::from);
+    let mut outcome = served.unwrap_or_else(Outcome::from);
     // A packet for the next program is unchanged, so it can still be inspected.
     if matches!(outcome.reason.verdict(), Verdict::Next) && is_confined(skb, world) {
-        return Some(Reason::Confined.into());
+        outcome = Reason::Confined.into();
+    }
+    if matches!(outcome.reason.verdict(), Verdict::Drop) {
+        refusal::record(skb, world, outcome.reason);
     }
     Some(outcome)
+}
+
+/// Returns the key of the attachment by which a frame with this tag entered.
+#[inline(always)]
+fn port_key<S: Skb, W: World>(skb: &S, world: &W, tag: Vlan) -> Result<PortKey, Reason> {
+    Ok(PortKey {
+        netns: world.netns_context(|netns| &netns.netns),
+        ifindex: skb.ifindex(),
+        vlan: match tag {
+            Vlan::Untagged | Vlan::Priority => 0,
+            Vlan::Tagged(id) => u32::from(id),
+            // A service provider tag: Neutron's subports never use it.
+            Vlan::Unsupported => return Err(Reason::Vlan),
+        },
+    })
 }
 
 /// Returns true if a packet that we leave alone would find no listener in its router namespace.
@@ -84,19 +103,8 @@ fn is_confined<S: Skb, W: World>(skb: &S, world: &W) -> bool {
 
 #[inline(always)]
 fn serve<S: Skb, W: World>(skb: &mut S, world: &W, request: Request) -> Result<Outcome, Reason> {
-    // Build the key of the attachment.
-    let netns = world.netns_context(|netns| &netns.netns);
     let tag = skb.vlan();
-    let key = PortKey {
-        netns,
-        ifindex: skb.ifindex(),
-        vlan: match tag {
-            Vlan::Untagged | Vlan::Priority => 0,
-            Vlan::Tagged(id) => u32::from(id),
-            // A service provider tag: Neutron's subports never use it.
-            Vlan::Unsupported => return Err(Reason::Vlan),
-        },
-    };
+    let key = port_key(skb, world, tag)?;
 
     // Check that the agent is alive.
     let settings = world.settings().ok_or(Reason::AgentAbsent)?;
@@ -133,7 +141,7 @@ fn serve<S: Skb, W: World>(skb: &mut S, world: &W, request: Request) -> Result<O
         skb.pop_vlan()?;
     }
     let ifindex = match reason.verdict() {
-        Verdict::ToPortal if netns == 0 => settings.portal_ifindex,
+        Verdict::ToPortal if key.netns == 0 => settings.portal_ifindex,
         Verdict::ToPortal => world.netns_context(|netns| &netns.portal_ifindex),
         Verdict::ToGuest => key.ifindex,
         Verdict::Next | Verdict::Drop | Verdict::AsGuest => 0,
@@ -159,7 +167,8 @@ struct Macs {
     guest: Mac,
 }
 
-/// Checks that the source MAC address is the port's, if that is known. Not inlined, to save stack.
+/// Checks that the source MAC address is one of the port's, if these are known. Not inlined, to
+/// save stack.
 #[inline(never)]
 fn check_macs<S: Skb>(port: &Port, skb: &S, request: Request, macs: &mut Macs) -> Result<(), Reason> {
     let ethernet: [u8; 14] = skb.load(0)?;
@@ -169,25 +178,37 @@ fn check_macs<S: Skb>(port: &Port, skb: &S, request: Request, macs: &mut Macs) -
     if wire::is_group(macs.guest) || (!is_broadcast_request && wire::is_group(macs.metadata)) {
         return Err(Reason::Malformed);
     }
-    if port.flags & CHECK_MAC != 0 && macs.guest != port.mac {
-        return Err(Reason::ForgedMac);
+    if port.flags & CHECK_MAC == 0 {
+        return Ok(());
     }
-    Ok(())
+    let mac = MacWord::new(macs.guest);
+    if has_source(port, |source| source.mac == mac) { Ok(()) } else { Err(Reason::ForgedMac) }
+}
+
+#[inline(always)]
+fn has_source(port: &Port, is_wanted: impl Fn(&PortSource) -> bool) -> bool {
+    port.sources.iter().take(port.source_count as usize).any(is_wanted)
 }
 
 /// Checks that the port may send from this address. Addresses that a host must not send from count
 /// as forged on every port.
+///
+/// A guest without DHCP gives itself a link-local address (RFC 3927). Like fe80::/64, that range is
+/// its own business, unless guests share the interface.
 #[inline(always)]
-fn check_source(port: &Port, source: [u8; 4]) -> Result<(), Reason> {
+fn check_source(context: &PacketContext<'_>, source: [u8; 4]) -> Result<(), Reason> {
+    let PacketContext { port, macs, .. } = *context;
     let is_host_address = source[0] != 0 && source[0] != 127 && source[0] < 224 && source != METADATA_IPV4;
     if !is_host_address {
         return Err(Reason::ForgedAddress);
     }
-    if port.flags & CHECK_IPV4 == 0 {
+    let is_link_local = source[0] == METADATA_IPV4[0] && source[1] == METADATA_IPV4[1];
+    if port.flags & CHECK_IPV4 == 0 || (is_link_local && port.flags & SHARED == 0) {
         return Ok(());
     }
-    let known = port.ipv4.iter().take(port.ipv4_count as usize);
-    if known.into_iter().any(|prefix| prefix.contains(source)) { Ok(()) } else { Err(Reason::ForgedAddress) }
+    let mac = if port.flags & CHECK_MAC == 0 { MacWord::default() } else { MacWord::new(macs.guest) };
+    let is_allowed = has_source(port, |allowed| allowed.mac == mac && allowed.ipv4.contains(source));
+    if is_allowed { Ok(()) } else { Err(Reason::ForgedAddress) }
 }
 
 /// Returns the interface identifier of a source in fe80::/64. Guests choose it freely (RFC 7217,
@@ -205,7 +226,7 @@ fn check_ipv6_source(source: [u8; 16]) -> Result<[u8; 8], Reason> {
 #[inline(always)]
 fn identify_ipv4(context: &PacketContext<'_>, address: [u8; 4]) -> Result<[u8; 16], Reason> {
     let attachment = AttachmentId::new(context.port.attachment).ok_or(Reason::NotAttached)?;
-    check_source(context.port, address)?;
+    check_source(context, address)?;
     Ok(ClientAddress::from_ipv4(attachment, address, context.macs.guest).identity())
 }
 

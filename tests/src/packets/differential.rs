@@ -10,7 +10,7 @@ use std::panic::resume_unwind;
 use std::thread::{self, ScopedJoinHandle};
 use std::time::Instant;
 
-use metadata_ebpf::abi::{AttachmentState, Client, ClientKey};
+use metadata_ebpf::abi::{AttachmentState, Client, ClientKey, Refusal, Refusals};
 use metadata_ebpf::from_guest::from_guest;
 use metadata_ebpf::host::{HostSkb, HostWorld};
 use metadata_ebpf::reason::{Reason, Verdict};
@@ -164,6 +164,12 @@ impl Pair {
         let noted = |state: AttachmentState| (state.metadata_mac, state.macs, state.netns, state.vlan);
         let on_host = self.world.attachments.borrow()[&ATTACHMENT];
         assert_eq!(noted(self.kernel.attachment()), noted(on_host), "{batch:?}");
+        let refused = |refusals: Refusals| {
+            let Refusal { attachment, reason, address, mac, .. } = refusals.last;
+            (refusals.packets, attachment, reason, address, mac)
+        };
+        let on_host = self.world.refusals.borrow()[&ATTACHMENT];
+        assert_eq!(refused(self.kernel.refusals()), refused(on_host), "{batch:?}");
         for (sum, count) in self.tally.iter_mut().zip(counted) {
             *sum += count;
         }

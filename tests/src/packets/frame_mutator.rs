@@ -8,8 +8,9 @@ use metadata_ebpf::identity::{METADATA_IPV4, METADATA_IPV6, PORTAL_ADDRESS};
 
 use super::frames::{self, icmpv6};
 use super::{
-    ATTACHMENT, CONNECTED_PORT, DERIVED_IPV6, GUEST_IP, GUEST_IPV6, GUEST_MAC, NEW_PORT, Program, ROUTER_MAC,
-    cases, identity, identity_at, identity_of, identity_v6,
+    ATTACHMENT, CONNECTED_PORT, DERIVED_IPV6, GUEST_IP, GUEST_IPV6, GUEST_MAC, IPV6_ONLY_MAC, NEW_PORT,
+    PAIR_IP, PAIR_MAC, Program, ROUTER_MAC, SELF_ASSIGNED_IP, cases, identity, identity_at, identity_of,
+    identity_v6,
 };
 
 /// `BPF_PROG_TEST_RUN` accepts frames with at least an Ethernet header.
@@ -122,8 +123,16 @@ impl FrameMutator {
     }
 
     fn mac(&mut self, frame: &mut [u8]) {
-        let mac =
-            self.pick(&[GUEST_MAC, ROUTER_MAC, [0xff; 6], [0; 6], [1, 0, 0x5e, 0, 0, 1], [2, 0, 0, 0, 0, 9]]);
+        let mac = self.pick(&[
+            GUEST_MAC,
+            PAIR_MAC,
+            IPV6_ONLY_MAC,
+            ROUTER_MAC,
+            [0xff; 6],
+            [0; 6],
+            [1, 0, 0x5e, 0, 0, 1],
+            [2, 0, 0, 0, 0, 9],
+        ]);
         let at = self.pick(&[0, 6]);
         put(frame, at, &mac);
     }
@@ -131,8 +140,17 @@ impl FrameMutator {
     fn address(&mut self, frame: &mut [u8]) {
         if is(frame, IPV4) {
             let random = [10, 0, self.rng.u8(..), self.rng.u8(..)];
-            let known =
-                [GUEST_IP, METADATA_IPV4, [10, 0, 0, 4], [0; 4], [127, 0, 0, 1], [255; 4], [224, 0, 0, 1]];
+            let known = [
+                GUEST_IP,
+                PAIR_IP,
+                SELF_ASSIGNED_IP,
+                METADATA_IPV4,
+                [10, 0, 0, 4],
+                [0; 4],
+                [127, 0, 0, 1],
+                [255; 4],
+                [224, 0, 0, 1],
+            ];
             let address = if self.rng.bool() { random } else { self.pick(&known) };
             let at = if self.rng.u8(..4) == 0 { ETH + 16 } else { ETH + 12 };
             put(frame, at, &address);

@@ -8,7 +8,7 @@ use metadata_ebpf::identity::{METADATA_IPV4, METADATA_IPV6, PORTAL_ADDRESS};
 
 use super::{
     CONNECTED_PORT, GUEST_IP, GUEST_IPV6, GUEST_MAC, NEW_PORT, PORTAL_MAC, ROUTER_MAC, identity, identity_at,
-    identity_v6,
+    identity_from, identity_v6,
 };
 
 /// A TCP segment of the guest, to be modified.
@@ -74,7 +74,7 @@ impl Segment {
             payload_length: u16::try_from(len).expect("it fits"),
             next_header: IpNumber::TCP,
             hop_limit: self.ip.time_to_live,
-            source: identity(),
+            source: identity_from(self.ip.source, self.ethernet.source),
             destination: PORTAL_ADDRESS,
         };
         self.tcp.checksum = self.tcp.calc_checksum_ipv6(&ip, &self.payload).expect("it fits");
@@ -120,13 +120,13 @@ pub(super) fn arp(operation: u8, sender_mac: [u8; 6], sender: [u8; 4], target: [
     frame
 }
 
-pub(super) fn arp_answer(to: [u8; 4]) -> Vec<u8> {
-    let mut frame = GUEST_MAC.to_vec();
+pub(super) fn arp_answer(to_mac: [u8; 6], to: [u8; 4]) -> Vec<u8> {
+    let mut frame = to_mac.to_vec();
     frame.extend(METADATA_MAC);
     frame.extend([8, 6, 0, 1, 8, 0, 6, 4, 0, 2]);
     frame.extend(METADATA_MAC);
     frame.extend(METADATA_IPV4);
-    frame.extend(GUEST_MAC);
+    frame.extend(to_mac);
     frame.extend(to);
     frame
 }

@@ -6,13 +6,15 @@ use metadata_ebpf::reason::Reason;
 
 use super::frames::{Segment, answer, arp, arp_answer, echo, patched, udp};
 use super::{
-    ATTACHMENT, Case, Exhausted, GUEST_IP, GUEST_MAC, KNOWN_CLIENT, NORMAL, Program, ROUTED, ROUTER_MAC,
-    State, UNKNOWN_PORT, answered, identity_of, refused, row, undelivered,
+    ATTACHMENT, Case, Exhausted, GUEST_IP, GUEST_MAC, IPV6_ONLY_MAC, KNOWN_CLIENT, NORMAL, PAIR_IP, PAIR_MAC,
+    Program, ROUTED, ROUTER_MAC, SELF_ASSIGNED_IP, State, UNKNOWN_PORT, answered, identity_of, refused, row,
+    undelivered,
 };
 
 pub(super) fn cases() -> Vec<Case> {
     let mut cases = untouched();
     cases.extend(served());
+    cases.extend(own_sources());
     cases.extend(passed_on());
     cases.extend(dropped());
     cases.extend(out_of_the_portal());
@@ -66,7 +68,7 @@ fn served() -> Vec<Case> {
     };
     let arp_answered = |name, state, sender| {
         let request = arp(1, GUEST_MAC, sender, METADATA_IPV4);
-        row(name, state, request, Some(Reason::ArpReply), Some(arp_answer(sender)))
+        row(name, state, request, Some(Reason::ArpReply), Some(arp_answer(GUEST_MAC, sender)))
     };
     let answer = || echo(METADATA_IPV4, GUEST_IP, (ROUTER_MAC, GUEST_MAC), true);
     let request = ping;
@@ -153,6 +155,55 @@ fn served() -> Vec<Case> {
             request(),
             Some(Reason::EchoReply),
             Some(answer()),
+        ),
+    ]
+}
+
+/// Sources other than the port's address that are the guest's own.
+fn own_sources() -> Vec<Case> {
+    let from = |mac, address: [u8; 4]| {
+        Segment::syn().with(move |s| (s.ethernet.source, s.ip.source) = (mac, address))
+    };
+    let opens = |name, state, mac, address| {
+        let segment = from(mac, address);
+        row(name, state, segment.clone().frame(), Some(Reason::ConnectionOpened), Some(segment.in_portal()))
+    };
+    let forged =
+        |name, state, mac, address| refused(name, state, from(mac, address).frame(), Reason::ForgedAddress);
+    let pinged = |name, mac, address| {
+        let answer = echo(METADATA_IPV4, address, (ROUTER_MAC, mac), true);
+        row(
+            name,
+            NORMAL,
+            echo(address, METADATA_IPV4, (mac, ROUTER_MAC), false),
+            Some(Reason::EchoReply),
+            Some(answer),
+        )
+    };
+    vec![
+        opens("a SYN of an address pair with its own MAC address", NORMAL, PAIR_MAC, PAIR_IP),
+        pinged("an echo request of an address pair with its own MAC address", PAIR_MAC, PAIR_IP),
+        row(
+            "ARP of an address pair with its own MAC address",
+            NORMAL,
+            arp(1, PAIR_MAC, PAIR_IP, METADATA_IPV4),
+            Some(Reason::ArpReply),
+            Some(arp_answer(PAIR_MAC, PAIR_IP)),
+        ),
+        forged("a pair's address from the port's MAC address", NORMAL, GUEST_MAC, PAIR_IP),
+        forged("the port's address from a pair's MAC address", NORMAL, PAIR_MAC, GUEST_IP),
+        forged("an address from a MAC address for IPv6 alone", NORMAL, IPV6_ONLY_MAC, GUEST_IP),
+        opens("a SYN from a self-assigned address", NORMAL, GUEST_MAC, SELF_ASSIGNED_IP),
+        opens("a SYN from a self-assigned address of a pair", NORMAL, PAIR_MAC, SELF_ASSIGNED_IP),
+        pinged("an echo request from a self-assigned address", GUEST_MAC, SELF_ASSIGNED_IP),
+        opens("the first link-local address", NORMAL, GUEST_MAC, [169, 254, 0, 0]),
+        forged("an address next to the link-local ones", NORMAL, GUEST_MAC, [169, 253, 255, 255]),
+        forged("a self-assigned address on a shared interface", ROUTED, GUEST_MAC, SELF_ASSIGNED_IP),
+        refused(
+            "a self-assigned address from a forged MAC address",
+            NORMAL,
+            from(ROUTER_MAC, SELF_ASSIGNED_IP).frame(),
+            Reason::ForgedMac,
         ),
     ]
 }

@@ -6,8 +6,8 @@ use metadata_ebpf::reason::Reason;
 
 use super::frames::{Segment6, advertisement, answer_v6, icmpv6, patched, solicitation};
 use super::{
-    Case, DERIVED_IPV6, Exhausted, GUEST_IPV6, GUEST_MAC, KNOWN_CLIENT, NORMAL, ROUTED, ROUTER_MAC, State,
-    UNKNOWN_PORT, answered, refused, row, undelivered,
+    Case, DERIVED_IPV6, Exhausted, GUEST_IPV6, GUEST_MAC, IPV6_ONLY_MAC, KNOWN_CLIENT, NORMAL, ROUTED,
+    ROUTER_MAC, State, UNKNOWN_PORT, answered, refused, row, undelivered,
 };
 
 /// The solicited-node multicast address of fe80::a9fe:a9fe (RFC 4291 section 2.7.1).
@@ -92,6 +92,12 @@ fn served() -> Vec<Case> {
         goes_on("a request over IPv6", Segment6::data(b"GET / HTTP/1.1\r\n\r\n")),
         goes_on("a segment of odd length over IPv6", Segment6::data(b"odd")),
         goes_on("a segment of a full frame over IPv6", Segment6::data(&[0x5a; 1428])),
+        solicited(
+            "a solicitation from a MAC address for IPv6 alone",
+            NORMAL,
+            patched(asks(GUEST_IPV6), 6, &IPV6_ONLY_MAC),
+            advertisement(IPV6_ONLY_MAC, GUEST_IPV6, 0x60),
+        ),
         solicited("a solicitation by multicast", NORMAL, asks(GUEST_IPV6), to_guest.clone()),
         solicited(
             "a solicitation from an EUI-64 address",

@@ -6,7 +6,7 @@ use std::ops::Range;
 use std::path::Path;
 
 use aya::maps::xdp::DevMapHash;
-use aya::maps::{Array, HashMap, MapData, PerCpuArray, ProgramArray};
+use aya::maps::{Array, HashMap, MapData, PerCpuArray, ProgramArray, RingBuf};
 use aya::programs::{ProgramInfo, SchedClassifier, TestRun, TestRunOptions};
 use aya::{Ebpf, EbpfLoader};
 use metadata_agent::datapath::{Clock, DISPATCHER, OBJECT, PROGRAMS, raise_memlock_limit};
@@ -14,7 +14,8 @@ use metadata_agent::net::netlink::Netlink;
 use metadata_agent::net::netns::Netns;
 use metadata_agent::net::portal::Portal;
 use metadata_ebpf::abi::{
-    self, AttachmentState, Client, ClientKey, GuestShares, Port, PortKey, Settings, names, slots,
+    self, AttachmentState, Client, ClientKey, GuestShares, Port, PortKey, Refusal, Refusals, Settings, names,
+    slots,
 };
 use metadata_ebpf::identity::PORTAL_ADDRESS;
 use metadata_ebpf::reason::{Reason, Verdict};
@@ -50,6 +51,8 @@ pub struct Kernel {
     ports: HashMap<MapData, PortKey, Port>,
     attachments: HashMap<MapData, u32, AttachmentState>,
     shares: HashMap<MapData, u32, GuestShares>,
+    refusals: HashMap<MapData, u32, Refusals>,
+    reports: RingBuf<MapData>,
     devices: DevMapHash<MapData>,
     clients: HashMap<MapData, ClientKey, Client>,
     stats: PerCpuArray<MapData, u64>,
@@ -82,6 +85,8 @@ impl Kernel {
             ports: take(names::PORTS).try_into().expect("a hash table"),
             attachments: take(names::ATTACHMENTS).try_into().expect("a hash table"),
             shares: take(names::SHARES).try_into().expect("a hash table"),
+            refusals: take(names::REFUSALS).try_into().expect("a hash table"),
+            reports: take(names::REFUSAL_EVENTS).try_into().expect("a ring buffer"),
             devices: take(names::DEVICES).try_into().expect("a device map"),
             clients: take(names::CLIENTS).try_into().expect("a hash table"),
             stats: take(names::STATS).try_into().expect("a per-CPU array"),
@@ -108,6 +113,7 @@ impl Kernel {
             .insert(ATTACHMENT, world::attachment_state(state, now), 0)
             .expect("the attachment state");
         self.shares.insert(ATTACHMENT, world::guest_shares(state, now), 0).expect("the shares");
+        self.refusals.insert(ATTACHMENT, Refusals::NONE, 0).expect("the refusals");
         if state.interface_there {
             self.devices.insert(ATTACHMENT, world::IFINDEX, None, 0).expect("the interface");
         } else {
@@ -211,6 +217,21 @@ impl Kernel {
     #[must_use]
     pub fn clients(&self) -> StdHashMap<ClientKey, Client> {
         self.clients.iter().map(|entry| entry.expect("a client")).collect()
+    }
+
+    /// Returns the refused packets of the guest's attachment.
+    #[must_use]
+    pub fn refusals(&self) -> Refusals {
+        self.refusals.get(&ATTACHMENT, 0).expect("the refusals")
+    }
+
+    /// Returns the refused packets that were reported since the last call.
+    pub fn reports(&mut self) -> Vec<Refusal> {
+        let mut reports = Vec::new();
+        while let Some(event) = self.reports.next() {
+            reports.push(Refusal::from_event(&event).expect("an event of this length"));
+        }
+        reports
     }
 
     /// Returns the state of the guest's attachment.

@@ -16,13 +16,22 @@ mod queries;
 pub mod table;
 pub mod world;
 
-use metadata_ebpf::abi::{CHECK_IPV4, CHECK_MAC, CONFINED, Ipv4Prefix, MAX_PORT_IPV4, Port, SHARED};
+use metadata_ebpf::abi::{
+    CHECK_IPV4, CHECK_MAC, CONFINED, Ipv4Prefix, MAX_PORT_SOURCES, MacWord, Port, PortSource, SHARED,
+};
 use metadata_ebpf::identity::{AttachmentId, ClientAddress};
 use metadata_ebpf::reason::Reason;
 
 /// The guest of the table.
 pub const GUEST_MAC: [u8; 6] = [0xfa, 0x16, 0x3e, 0, 0, 5];
 pub const GUEST_IP: [u8; 4] = [10, 0, 0, 5];
+/// An address pair of the guest with a MAC address of its own, as VRRP has one.
+pub const PAIR_MAC: [u8; 6] = [0, 0, 0x5e, 0, 1, 0x33];
+pub const PAIR_IP: [u8; 4] = [10, 0, 0, 116];
+/// A MAC address that the guest may use for IPv6 alone.
+pub const IPV6_ONLY_MAC: [u8; 6] = [0, 0, 0x5e, 0, 2, 0x33];
+/// An address that a guest without DHCP gives itself (RFC 3927).
+pub const SELF_ASSIGNED_IP: [u8; 4] = [169, 254, 10, 20];
 /// Its link-local address, with a stable-privacy interface identifier (RFC 7217).
 pub const GUEST_IPV6: [u8; 16] =
     [0xfe, 0x80, 0, 0, 0, 0, 0, 0, 0x9c, 0x1f, 0x55, 0xaa, 0x07, 0xd2, 0x4e, 0x31];
@@ -124,7 +133,9 @@ impl Case {
     #[must_use]
     pub fn identity(&self) -> [u8; 16] {
         if self.frame.get(12..14) != Some(&[0x86, 0xdd]) {
-            identity()
+            let (mac, address) = (self.frame.get(6..12), self.frame.get(26..30));
+            let read = mac.and_then(|mac| mac.first_chunk()).zip(address.and_then(|ip| ip.first_chunk()));
+            read.map_or_else(identity, |(mac, address)| identity_from(*address, *mac))
         } else if self.frame.get(22..38) == Some(&DERIVED_IPV6) {
             identity_at(DERIVED_IPV6)
         } else {
@@ -146,6 +157,13 @@ pub fn identity_of(attachment: u32, mac: [u8; 6]) -> [u8; 16] {
     ClientAddress::from_ipv4(attachment, GUEST_IP, mac).identity()
 }
 
+/// Returns the identity address of a guest that sends from these addresses.
+#[must_use]
+pub fn identity_from(address: [u8; 4], mac: [u8; 6]) -> [u8; 16] {
+    let attachment = AttachmentId::new(ATTACHMENT).expect("attachments count from 1");
+    ClientAddress::from_ipv4(attachment, address, mac).identity()
+}
+
 /// Returns the identity address of the guest's IPv6 address.
 #[must_use]
 pub fn identity_v6() -> [u8; 16] {
@@ -163,21 +181,30 @@ pub fn identity_at(address: [u8; 16]) -> [u8; 16] {
 /// Returns the entry of `MD_PORTS` for a state.
 #[must_use]
 pub fn port(state: &State) -> Port {
-    let mut ipv4 = [Ipv4Prefix::default(); MAX_PORT_IPV4];
-    ipv4[0] = Ipv4Prefix::new([10, 0, 0, 4], 32);
-    ipv4[1] = Ipv4Prefix::new(GUEST_IP, 32);
-    if state.routed {
-        ipv4[0] = Ipv4Prefix::new([10, 0, 0, 1], 20);
-    }
-    let checked = if state.port_known { CHECK_MAC | CHECK_IPV4 } else { 0 };
+    let source =
+        |mac, address, len| PortSource { mac: MacWord::new(mac), ipv4: Ipv4Prefix::new(address, len) };
+    let (checked, entries) = match (state.port_known, state.routed) {
+        (false, _) => (0, Vec::new()),
+        (true, true) => (CHECK_IPV4, vec![source([0; 6], [10, 0, 0, 1], 20)]),
+        (true, false) => (
+            CHECK_MAC | CHECK_IPV4,
+            vec![
+                source(GUEST_MAC, [10, 0, 0, 4], 32),
+                source(GUEST_MAC, GUEST_IP, 32),
+                source(PAIR_MAC, PAIR_IP, 32),
+                source(IPV6_ONLY_MAC, [0; 4], 32),
+            ],
+        ),
+    };
+    let mut sources = [PortSource::default(); MAX_PORT_SOURCES];
+    sources[..entries.len()].copy_from_slice(&entries);
     Port {
         attachment: ATTACHMENT,
         flags: checked | if state.routed { SHARED } else { 0 } | if state.confined { CONFINED } else { 0 },
-        ipv4_count: 2,
+        source_count: u32::try_from(entries.len()).expect("a few"),
+        _pad: 0,
         network: NETWORK,
-        ipv4,
-        mac: GUEST_MAC,
-        _pad: [0; 2],
+        sources,
     }
 }
 

@@ -1,13 +1,13 @@
 //! Checks of the table's rows, and the run of all rows in the kernel.
 
 use etherparse::{LaxPacketHeaders, NetHeaders, TransportHeader};
-use metadata_ebpf::abi::{AttachmentState, Client};
+use metadata_ebpf::abi::{AttachmentState, Client, Refusal, Refusals};
 use metadata_ebpf::identity::{ClientAddress, ClientMac};
 use metadata_ebpf::reason::Reason;
 
 use super::kernel::{Fixture, Kernel, verdict_of};
 use super::world::client;
-use super::{Case, GUEST_MAC, NETWORK, cases};
+use super::{ATTACHMENT, Case, GUEST_MAC, NETWORK, Program, cases};
 
 /// Runs every row through the programs in the kernel.
 pub fn assert_in_kernel() {
@@ -43,6 +43,7 @@ fn run(kernel: &mut Kernel, case: &Case) {
     assert_outcome(case, counted.first().copied(), &frame);
     assert_recorded(case, kernel.client(case.identity()));
     assert_noted(case, &kernel.attachment());
+    assert_refused(case, &kernel.refusals(), &kernel.reports());
 }
 
 /// Checks the outcome for a frame and its checksums.
@@ -106,6 +107,32 @@ pub fn assert_recorded(case: &Case, record: Option<Client>) {
             assert_eq!(record.metadata_mac[..], case.frame[..6], "{}", case.name);
         }
     }
+}
+
+/// Checks that a frame that is dropped, and no other, is recorded at its attachment and reported.
+pub fn assert_refused(case: &Case, refusals: &Refusals, reports: &[Refusal]) {
+    let slot = Reason::REFUSALS.iter().position(|reason| Some(*reason) == case.reason);
+    let Some(slot) = slot.filter(|_| case.program == Program::FromGuest && case.state.attached) else {
+        assert_eq!((*refusals, reports), (Refusals::NONE, &[][..]), "{}", case.name);
+        return;
+    };
+    let Refusals { packets, last, .. } = *refusals;
+    assert_eq!((packets[slot], packets.iter().sum()), (1, 1_u64), "{}", case.name);
+    assert_eq!(reports, [last], "{}", case.name);
+    assert_eq!(
+        (last.attachment, Some(last.reason)),
+        (ATTACHMENT, case.reason.map(Reason::index)),
+        "{}",
+        case.name
+    );
+    assert!(last.at_ns > 0, "{}", case.name);
+    let mapped = |at: usize| [&[0; 10][..], &[0xff; 2], &case.frame[at..at + 4]].concat();
+    let address = match case.frame[12..14] {
+        [8, 0] => mapped(26),
+        [8, 6] => mapped(28),
+        _ => case.frame[22..38].to_vec(),
+    };
+    assert_eq!((&last.mac[..], &last.address[..]), (&case.frame[6..12], &address[..]), "{}", case.name);
 }
 
 /// Checks the MAC addresses that a SYN leaves on an interface of one guest: replies have the one

@@ -2,7 +2,7 @@
 
 use metadata_ebpf::abi::{
     ABI_VERSION, AttachmentState, Client, ClientKey, GUEST_RATES, GuestShares, MacWord, NetnsContext,
-    PortKey, Settings,
+    PortKey, Refusals, Settings,
 };
 use metadata_ebpf::host::HostWorld;
 use metadata_ebpf::identity::{ClientAddress, ClientMac};
@@ -138,6 +138,7 @@ pub fn host_world(state: &State) -> HostWorld {
         world.ports.insert(port_key(state.routed), port(state));
     }
     world.attachments.borrow_mut().insert(ATTACHMENT, attachment_state(state, now));
+    world.refusals.borrow_mut().insert(ATTACHMENT, Refusals::NONE);
     world.shares.borrow_mut().insert(ATTACHMENT, guest_shares(state, now));
     if state.interface_there {
         world.devices.insert(ATTACHMENT, IFINDEX);

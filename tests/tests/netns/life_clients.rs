@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use aya::maps::xdp::DevMapHash;
 use aya::maps::{HashMap, Map, MapData};
 use metadata_agent::datapath::Clock;
-use metadata_ebpf::abi::{AttachmentState, Client, ClientKey, names};
+use metadata_ebpf::abi::{AttachmentState, Client, ClientKey, Refusals, names};
 use metadata_ebpf::identity::{AttachmentId, ClientAddress};
 use metadata_tests::two_tenants::ADDRESS;
 use metadata_tests::{AgentProcess, Guest, Host, TwoTenants};
@@ -21,7 +21,8 @@ fn clients(host: &Host) -> BTreeMap<[u8; 16], Client> {
     clients.iter().map(|entry| entry.expect("an entry")).map(|(key, client)| (key.identity, client)).collect()
 }
 
-/// Returns the attachments that have a state, and those that have an interface.
+/// Returns the attachments that have a state and a record of refused packets, and those that have an
+/// interface.
 fn attachments(host: &Host) -> (Vec<u32>, Vec<u32>) {
     let map = Map::HashMap(pinned(host, names::ATTACHMENTS));
     let states = HashMap::<_, u32, AttachmentState>::try_from(map).expect("MD_ATTACH");
@@ -29,6 +30,10 @@ fn attachments(host: &Host) -> (Vec<u32>, Vec<u32>) {
     let mut ids = (states.keys().flatten().collect::<Vec<_>>(), devices.keys().flatten().collect::<Vec<_>>());
     ids.0.sort_unstable();
     ids.1.sort_unstable();
+    let refusals = HashMap::<_, u32, Refusals>::try_from(Map::HashMap(pinned(host, names::REFUSALS)));
+    let mut refusals: Vec<_> = refusals.expect("MD_REFUSALS").keys().flatten().collect();
+    refusals.sort_unstable();
+    assert_eq!(refusals, ids.0);
     ids
 }
 

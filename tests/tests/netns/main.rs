@@ -22,6 +22,7 @@ mod guests_nova;
 mod guests_nova_share;
 mod guests_packets;
 mod guests_rate;
+mod guests_refusals;
 mod guests_requests;
 mod guests_secret;
 mod guests_shares;

@@ -4,7 +4,7 @@ use std::io::ErrorKind;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
-use metadata_ebpf::abi::MAX_PORT_IPV4;
+use metadata_ebpf::abi::MAX_PORT_SOURCES;
 use metadata_ebpf::reason::Reason;
 use metadata_tests::agent::Installer;
 use metadata_tests::two_tenants::{HOSTNAME, assert_served};
@@ -151,6 +151,12 @@ fn forged_addresses_behind_a_router_gain_nothing() {
     assert_served(&neighbour);
     let packets = process.state()["datapath"]["packets"].clone();
     assert!(packets["forged_address"].as_u64() > Some(0), "{packets}");
+    let state = process.state();
+    let attachments = state["attachments"].as_array().expect("attachments");
+    let refused =
+        attachments.iter().find(|attachment| !attachment["refused"].is_null()).expect("refused packets");
+    assert_eq!(refused["refused"]["last"]["address"], "10.0.1.5", "{refused}");
+    assert_eq!(refused["refused"]["last"]["mac"], thief.port.mac.to_string(), "{refused}");
 }
 
 /// libvirt does not rewrite the addresses of a running domain. Neutron has since given the address
@@ -243,14 +249,14 @@ fn only_the_master_of_an_ha_router_serves() {
 fn subnets_beyond_the_limit_are_reported_and_not_served() {
     let routed = Routed::new();
     let device = routed.interface.tap();
-    for third in 1..=MAX_PORT_IPV4 {
+    for third in 1..=MAX_PORT_SOURCES {
         routed.router.netns().ip(&format!("address add 10.1.{third}.1/24 dev {device}"));
     }
     let process = routed.agent().install().start();
     assert_served(&routed.guest);
     let failed = process.state()["namespaces"]["failed"].to_string();
-    assert!(failed.contains(&format!("{} IPv4 subnets", MAX_PORT_IPV4 + 1)), "{failed}");
-    let beyond: IpAddr = format!("10.1.{MAX_PORT_IPV4}.77").parse().expect("an address");
+    assert!(failed.contains(&format!("{} IPv4 subnets", MAX_PORT_SOURCES + 1)), "{failed}");
+    let beyond: IpAddr = format!("10.1.{MAX_PORT_SOURCES}.77").parse().expect("an address");
     routed.guest.netns().ip(&format!("address add {beyond}/32 dev eth0"));
     assert_eq!(dial(&routed.guest, Some(beyond)), Err(ErrorKind::TimedOut));
     assert!(process.packets(Reason::ForgedAddress) > 0);

@@ -1,14 +1,14 @@
 //! The packet table, once through the host build of the programs and once through the kernel
 //! (`BPF_PROG_TEST_RUN`).
 
-use metadata_ebpf::abi::{ClientKey, PortKey};
+use metadata_ebpf::abi::{ClientKey, PortKey, REFUSAL_EVENT_INTERVAL_NS};
 use metadata_ebpf::from_guest::from_guest;
 use metadata_ebpf::host::HostSkb;
 use metadata_ebpf::reason::Reason;
 use metadata_ebpf::skb::{HEAD, Vlan};
 use metadata_ebpf::to_guest::to_guest;
 use metadata_tests::packets::control_block;
-use metadata_tests::packets::table::{self, assert_noted, assert_outcome, assert_recorded};
+use metadata_tests::packets::table::{self, assert_noted, assert_outcome, assert_recorded, assert_refused};
 use metadata_tests::packets::world::{IFINDEX, STALE_AFTER_NS, host_world};
 use metadata_tests::packets::{ATTACHMENT, CONNECTED_PORT, Case, Program, State, cases, identity};
 
@@ -24,6 +24,7 @@ fn every_case_holds_on_the_host() {
         assert_outcome(&case, outcome.map(|outcome| outcome.reason), &skb.frame);
         assert_recorded(&case, world.clients.borrow().get(&ClientKey { identity: case.identity() }).copied());
         assert_noted(&case, &world.attachments.borrow()[&ATTACHMENT]);
+        assert_refused(&case, &world.refusals.borrow()[&ATTACHMENT], &world.reports.borrow());
         if case.reason.is_none() {
             assert_eq!(world.lookups.get(), 0, "{}: a bystander must not cost a map look-up", case.name);
         }
@@ -55,6 +56,29 @@ fn a_stale_heartbeat_counts_as_absent() {
         let mut skb = HostSkb::new(case.frame.clone(), IFINDEX);
         assert_eq!(from_guest(&mut skb, &world).map(|outcome| outcome.reason), Some(reason), "age {age}");
     }
+}
+
+/// A guest that floods wakes the agent once a second for each reason. All packets count.
+#[test]
+fn refused_packets_are_reported_once_a_second_for_each_reason() {
+    let forged = [Reason::ForgedAddress, Reason::ForgedMac].map(|reason| {
+        let of_reason = |case: &Case| case.reason == Some(reason) && !case.state.routed;
+        cases().into_iter().find(of_reason).expect("such a row")
+    });
+    let mut world = host_world(&forged[0].state);
+    let start = world.now_ns;
+    for (after, reported) in
+        [(0, 2), (1, 2), (REFUSAL_EVENT_INTERVAL_NS - 1, 2), (REFUSAL_EVENT_INTERVAL_NS, 4)]
+    {
+        world.now_ns = start + after;
+        for case in &forged {
+            let outcome = from_guest(&mut HostSkb::new(case.frame.clone(), IFINDEX), &world);
+            assert_eq!(outcome.map(|outcome| outcome.reason), case.reason);
+        }
+        assert_eq!(world.reports.borrow().len(), reported, "after {after} ns");
+    }
+    let packets = world.refusals.borrow()[&ATTACHMENT].packets;
+    assert_eq!(packets.iter().sum::<u64>(), 8);
 }
 
 /// A VLAN tag is stored beside the frame, where `BPF_PROG_TEST_RUN` cannot put one. The namespace

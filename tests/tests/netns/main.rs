@@ -61,6 +61,7 @@ mod neighbours;
 mod neutron_agent;
 mod nova_stand_in;
 mod rig;
+mod source_addresses;
 mod source_disputes;
 mod source_libvirt;
 mod source_neutron;

@@ -56,7 +56,8 @@ impl RefusalWatcher {
     }
 
     fn follow(&self, refusal: &Refusal) {
-        // An attachment that is gone needs no log line. One that is not published yet reports again.
+        // An attachment that is gone needs no log line. One that is not published yet reports
+        // again.
         let Some(binding) = self.directory.binding(refusal.attachment) else { return };
         if self.episodes.note(refusal, Instant::now()) == Episode::Begun {
             log(refusal, &binding);

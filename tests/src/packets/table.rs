@@ -7,7 +7,7 @@ use metadata_ebpf::reason::Reason;
 
 use super::kernel::{Fixture, Kernel, verdict_of};
 use super::world::client;
-use super::{ATTACHMENT, Case, GUEST_MAC, NETWORK, Program, cases};
+use super::{ATTACHMENT, Case, NETWORK, Program, cases};
 
 /// Runs every row through the programs in the kernel.
 pub fn assert_in_kernel() {
@@ -103,7 +103,7 @@ pub fn assert_recorded(case: &Case, record: Option<Client>) {
         assert!(record.last_seen_ns > client().last_seen_ns, "{}", case.name);
         if !is_known {
             assert_eq!((record.connections, record.network), (1, NETWORK), "{}", case.name);
-            assert_eq!(record.guest_mac, GUEST_MAC, "{}", case.name);
+            assert_eq!(record.guest_mac[..], case.frame[6..12], "{}", case.name);
             assert_eq!(record.metadata_mac[..], case.frame[..6], "{}", case.name);
         }
     }
@@ -147,5 +147,5 @@ pub fn assert_noted(case: &Case, state: &AttachmentState) {
         ClientMac::Address(mac) => mac,
         ClientMac::Slot(slot) => state.mac(slot).get().expect(case.name),
     };
-    assert_eq!(noted, GUEST_MAC, "{}", case.name);
+    assert_eq!(noted[..], case.frame[6..12], "{}", case.name);
 }

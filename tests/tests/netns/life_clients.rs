@@ -21,8 +21,8 @@ fn clients(host: &Host) -> BTreeMap<[u8; 16], Client> {
     clients.iter().map(|entry| entry.expect("an entry")).map(|(key, client)| (key.identity, client)).collect()
 }
 
-/// Returns the attachments that have a state and a record of refused packets, and those that have an
-/// interface.
+/// Returns the attachments that have a state and a record of refused packets, and those that have
+/// an interface.
 fn attachments(host: &Host) -> (Vec<u32>, Vec<u32>) {
     let map = Map::HashMap(pinned(host, names::ATTACHMENTS));
     let states = HashMap::<_, u32, AttachmentState>::try_from(map).expect("MD_ATTACH");

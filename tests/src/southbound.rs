@@ -5,7 +5,7 @@ use std::net::Ipv4Addr;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use metadata_agent::ids::{NetworkId, PortId};
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use crate::netns::Netns;
 use crate::ovsdb::server::{Schema, Server, transact};
@@ -131,9 +131,13 @@ impl Southbound {
     /// Gives a port other fixed addresses, or other allowed address pairs.
     pub fn readdress(&self, port: &Port) {
         let row = row(port);
-        for column in ["mac", "port_security", "external_ids"] {
-            self.set_column(port, column, &row[column]);
-        }
+        let columns = ["mac", "port_security", "external_ids"];
+        let row: Map<_, _> =
+            columns.map(|column| (column.to_owned(), row[column].clone())).into_iter().collect();
+        // One transaction, as northd's: the addresses and what they allow change together.
+        self.transact(&[json!({
+            "op": "update", "table": "Port_Binding", "where": matching(port), "row": row,
+        })]);
     }
 
     /// Removes a port's row.

@@ -13,6 +13,7 @@ use metadata_tests::{
     AddressPair, Agent, AgentProcess, Binding, ControlPlane, Guest, Host, NextHop, NovaStandIn, Ovsdb, Plug,
     Port, Southbound, domain,
 };
+use serde_json::json;
 
 const HOSTNAME: &str = "/latest/meta-data/hostname";
 const HYPERVISOR: &str = "hypervisor-1";
@@ -172,6 +173,10 @@ fn ovn_outranks_libvirt_for_changed_addresses_and_pairs() {
 
     let changed = Port { fixed_ips: vec![NEXT.into()], ..port.clone() };
     southbound.readdress(&changed);
+    wait::until("the agent has the address of now", PATIENCE, || {
+        let state = process.state();
+        (state["attachments"][0]["port"]["fixed_ips"] == json!([NEXT])).then_some(())
+    });
     world.assert_served_from(NEXT, &process);
     let asked = world.nova.requests().pop().expect("Nova was asked");
     assert_eq!(asked.header("x-forwarded-for"), Some(NEXT.to_string()), "the address of now is forwarded");

@@ -208,11 +208,11 @@ impl Ipv4Prefix {
         Self { mask: ones.to_be_bytes(), address: address.to_be_bytes() }
     }
 
-    /// Returns true if the address is in this prefix.
+    /// Returns zero if the address, in network order, is in this prefix.
     #[must_use]
     #[inline(always)]
-    pub const fn contains(&self, address: [u8; 4]) -> bool {
-        u32::from_ne_bytes(address) & u32::from_ne_bytes(self.mask) == u32::from_ne_bytes(self.address)
+    pub const fn difference(&self, address: u32) -> u32 {
+        (address & u32::from_ne_bytes(self.mask)) ^ u32::from_ne_bytes(self.address)
     }
 }
 
@@ -467,13 +467,14 @@ mod tests {
 
     #[test]
     fn a_prefix_contains_the_addresses_under_its_mask() {
+        let contains = |prefix: Ipv4Prefix, address| prefix.difference(u32::from_ne_bytes(address)) == 0;
         let subnet = Ipv4Prefix::new([10, 0, 1, 77], 23);
         assert_eq!(subnet, Ipv4Prefix { mask: [255, 255, 254, 0], address: [10, 0, 0, 0] });
         for (address, is_in) in [([10, 0, 0, 0], true), ([10, 0, 1, 255], true), ([10, 0, 2, 0], false)] {
-            assert_eq!(subnet.contains(address), is_in, "{address:?}");
+            assert_eq!(contains(subnet, address), is_in, "{address:?}");
         }
-        assert!(Ipv4Prefix::new([10, 0, 0, 5], 32).contains([10, 0, 0, 5]));
-        assert!(!Ipv4Prefix::new([10, 0, 0, 5], 32).contains([10, 0, 0, 4]));
-        assert!(Ipv4Prefix::new([10, 0, 0, 5], 0).contains([192, 0, 2, 1]));
+        assert!(contains(Ipv4Prefix::new([10, 0, 0, 5], 32), [10, 0, 0, 5]));
+        assert!(!contains(Ipv4Prefix::new([10, 0, 0, 5], 32), [10, 0, 0, 4]));
+        assert!(contains(Ipv4Prefix::new([10, 0, 0, 5], 0), [192, 0, 2, 1]));
     }
 }

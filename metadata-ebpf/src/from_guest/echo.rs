@@ -17,7 +17,7 @@ pub(super) fn answer_ipv4<S: Skb>(skb: &mut S, context: &PacketContext<'_>) -> R
     const REQUEST: [u8; 2] = [8, 0];
     const REPLY: [u8; 2] = [0, 0];
     let mut ip = Ipv4Header(skb.load(ETH_LEN)?);
-    check_source(context, ip.source())?;
+    check_source(context, u32::from_ne_bytes(ip.source()))?;
     if ip.total_len() < ip.header_len() + ECHO_LEN || ETH_LEN + ip.total_len() > skb.len() {
         return Err(Reason::Malformed);
     }

@@ -10,7 +10,9 @@
 //! that is not in flight and a path MTU below 1,280 bytes; `tcp_v6_mtu_reduced` ignores one that is
 //! not smaller than before. Types other than these have no effect on a connection.
 
-use super::{PacketContext, address_to_portal, identify_ipv4, identify_ipv6, options, portal_nsid};
+use super::{
+    PacketContext, address_to_portal, check_identity, identify_ipv4, identify_ipv6, options, portal_nsid,
+};
 use crate::identity::{METADATA_IPV4, METADATA_IPV6, METADATA_PORT, PORTAL_ADDRESS};
 use crate::reason::Reason;
 use crate::skb::{Skb, SkbError};
@@ -36,7 +38,10 @@ pub(super) fn redirect_to_portal<S: Skb, W: World>(
 ) -> Result<Reason, Reason> {
     let mut peer = PortalPeer { identity: [0; 16], tcp: [0; 20] };
     match version {
-        Version::V4 => parse_ipv4(skb, context, &mut peer)?,
+        Version::V4 => {
+            parse_ipv4(skb, context, &mut peer)?;
+            check_identity(context, &peer.identity)?;
+        }
         Version::V6 => parse_ipv6(skb, context, &mut peer)?,
     }
     match world.portal_socket(&peer, portal_nsid(world, context)) {

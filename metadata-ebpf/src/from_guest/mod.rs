@@ -18,7 +18,11 @@ mod options;
 mod refusal;
 mod segment;
 
-use crate::abi::{CHECK_IPV4, CHECK_MAC, CONFINED, MacWord, Port, PortKey, PortSource, SHARED, Settings};
+use core::hint::black_box;
+
+use crate::abi::{
+    CHECK_IPV4, CHECK_MAC, CONFINED, MAX_PORT_SOURCES, MacWord, Port, PortKey, PortSource, SHARED, Settings,
+};
 use crate::identity::{AttachmentId, ClientAddress, METADATA_IPV4, METADATA_IPV6, METADATA_PORT};
 use crate::reason::{Reason, Verdict};
 use crate::skb::{Skb, SkbError, Vlan};
@@ -178,16 +182,30 @@ fn check_macs<S: Skb>(port: &Port, skb: &S, request: Request, macs: &mut Macs) -
     if wire::is_group(macs.guest) || (!is_broadcast_request && wire::is_group(macs.metadata)) {
         return Err(Reason::Malformed);
     }
-    if port.flags & CHECK_MAC == 0 {
+    if port.flags & CHECK_MAC == 0 || has_source(port, MacWord::new(macs.guest).0, 0, 0) {
         return Ok(());
     }
-    let mac = MacWord::new(macs.guest);
-    if has_source(port, |source| source.mac == mac) { Ok(()) } else { Err(Reason::ForgedMac) }
+    Err(Reason::ForgedMac)
 }
 
-#[inline(always)]
-fn has_source(port: &Port, is_wanted: impl Fn(&PortSource) -> bool) -> bool {
-    port.sources.iter().take(port.source_count as usize).any(is_wanted)
+/// Returns true if one of the port's sources has this MAC address and contains this IPv4 address.
+/// `relevant` has ones where the addresses must agree. Addresses are in network order.
+///
+/// Each step has one comparison, so that the verifier need not follow two paths through each. The
+/// bounds are explained in [`options`].
+#[inline(never)]
+fn has_source(port: &Port, mac: u64, address: u32, relevant: u32) -> bool {
+    let count = black_box(port.source_count as usize);
+    let mut at = 0;
+    while at < MAX_PORT_SOURCES && at < count {
+        let PortSource { mac: MacWord(allowed), ipv4 } = port.sources[at];
+        let difference = ipv4.difference(address) & relevant;
+        if allowed ^ mac | u64::from(difference) == 0 {
+            return true;
+        }
+        at += 1;
+    }
+    false
 }
 
 /// Checks that the port may send from this address. Addresses that a host must not send from count
@@ -195,9 +213,10 @@ fn has_source(port: &Port, is_wanted: impl Fn(&PortSource) -> bool) -> bool {
 ///
 /// A guest without DHCP gives itself a link-local address (RFC 3927). Like fe80::/64, that range is
 /// its own business, unless guests share the interface.
-#[inline(always)]
-fn check_source(context: &PacketContext<'_>, source: [u8; 4]) -> Result<(), Reason> {
+#[inline(never)]
+fn check_source(context: &PacketContext<'_>, address: u32) -> Result<(), Reason> {
     let PacketContext { port, macs, .. } = *context;
+    let source = address.to_ne_bytes();
     let is_host_address = source[0] != 0 && source[0] != 127 && source[0] < 224 && source != METADATA_IPV4;
     if !is_host_address {
         return Err(Reason::ForgedAddress);
@@ -207,8 +226,14 @@ fn check_source(context: &PacketContext<'_>, source: [u8; 4]) -> Result<(), Reas
         return Ok(());
     }
     let mac = if port.flags & CHECK_MAC == 0 { MacWord::default() } else { MacWord::new(macs.guest) };
-    let is_allowed = has_source(port, |allowed| allowed.mac == mac && allowed.ipv4.contains(source));
-    if is_allowed { Ok(()) } else { Err(Reason::ForgedAddress) }
+    if has_source(port, mac.0, address, u32::MAX) { Ok(()) } else { Err(Reason::ForgedAddress) }
+}
+
+/// Checks that the port may send from the IPv4 address in an identity address.
+#[inline(always)]
+fn check_identity(context: &PacketContext<'_>, identity: &[u8; 16]) -> Result<(), Reason> {
+    let [.., a, b, c, d] = *identity;
+    check_source(context, u32::from_ne_bytes([a, b, c, d]))
 }
 
 /// Returns the interface identifier of a source in fe80::/64. Guests choose it freely (RFC 7217,
@@ -222,11 +247,11 @@ fn check_ipv6_source(source: [u8; 16]) -> Result<[u8; 8], Reason> {
     if source == METADATA_IPV6 { Err(Reason::ForgedAddress) } else { Ok(interface_id) }
 }
 
-/// Returns the identity address of an IPv4 address, if the port may send from it.
+/// Returns the identity address of an IPv4 address. The caller checks it ([`check_identity`]),
+/// because a check within the steps that parse would not fit on the stack.
 #[inline(always)]
 fn identify_ipv4(context: &PacketContext<'_>, address: [u8; 4]) -> Result<[u8; 16], Reason> {
     let attachment = AttachmentId::new(context.port.attachment).ok_or(Reason::NotAttached)?;
-    check_source(context, address)?;
     Ok(ClientAddress::from_ipv4(attachment, address, context.macs.guest).identity())
 }
 

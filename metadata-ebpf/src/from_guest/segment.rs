@@ -1,7 +1,9 @@
 //! TCP to the metadata service: recorded if it opens a connection, and redirected to the portal
 //! with the identity address as its source.
 
-use super::{PacketContext, address_to_portal, identify_ipv4, identify_ipv6, options, portal_nsid};
+use super::{
+    PacketContext, address_to_portal, check_identity, identify_ipv4, identify_ipv6, options, portal_nsid,
+};
 use crate::abi::{Client, ClientKey, MacWord, SHARED};
 use crate::identity::{ClientAddress, ClientMac, METADATA_IPV4, METADATA_IPV6, PORTAL_ADDRESS};
 use crate::rate::{self, GuestRate, SynLimit};
@@ -24,7 +26,10 @@ pub(super) fn redirect_to_portal<S: Skb, W: World>(
     // Validate the headers and compute the identity address.
     let mut peer = PortalPeer { identity: [0; 16], tcp: [0; 20] };
     match version {
-        Version::V4 => parse_ipv4(skb, context, &mut peer)?,
+        Version::V4 => {
+            parse_ipv4(skb, context, &mut peer)?;
+            check_identity(context, &peer.identity)?;
+        }
         Version::V6 => parse_ipv6(skb, context, &mut peer)?,
     }
 

@@ -440,7 +440,7 @@ mod tests {
         assert_eq!(offset_of!(Client, first_seen_ns), 16);
         assert_eq!(offset_of!(Client, guest_mac), 40);
         assert_eq!(offset_of!(Client, metadata_mac), 46);
-        assert_eq!(crate::reason::Reason::COUNT, 30, "MD_STATS changes its size with the reasons");
+        assert_eq!(crate::reason::Reason::COUNT, 31, "MD_STATS changes its size with the reasons");
     }
 
     #[test]

@@ -24,7 +24,7 @@ pub struct KernelObjects {
 
 impl KernelObjects {
     /// Number of `MD_*` maps of an agent that serves no namespaces.
-    pub const MAPS: usize = 8;
+    pub const MAPS: usize = 10;
 
     /// Collects the objects that use the maps pinned on this host.
     #[must_use]

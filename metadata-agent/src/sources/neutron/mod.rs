@@ -45,7 +45,7 @@ use http::{Http, HttpTrust};
 use keystone::Keystone;
 use lookup::LookupWorker;
 use poller::{PortPoller, PortQuery, PortSelection};
-use ports::{ParsedPort, PortDetails};
+use ports::{FIELDS, ParsedPort, PortDetails};
 use token::{TokenIssuer, Tokens};
 
 pub(crate) use access::{Credentials, Domain, HttpUrl, NeutronAccess, NeutronAuth, NeutronInterface};
@@ -169,7 +169,7 @@ pub(crate) enum NeutronProbeError {
 pub(crate) async fn probe(settings: &NeutronSettings) -> Result<NeutronProbe, NeutronProbeError> {
     let (api, issuer) = connect(settings).await?;
     let filters = [host_filter(&settings.host)];
-    let request = api.ports(&filters, api::HOST_PORTS_LIMIT, |_| true);
+    let request = api.ports(FIELDS, &filters, api::HOST_PORTS_LIMIT, |_| true);
     let ports = match issuer {
         None => request.await,
         Some(issuer) => tokio::select! {
@@ -254,22 +254,19 @@ impl NeutronSource {
         let query = self.poller.query(Instant::now())?;
         let (api, host) = (self.api.clone(), self.host.clone());
         Some(Box::pin(async move {
-            let (filters, limit): (Vec<Filter>, _) = match &query.ports {
-                PortSelection::Host => (vec![host_filter(&host)], api::HOST_PORTS_LIMIT),
-                PortSelection::Ids(ids) => {
-                    (ids.iter().map(|id| ("id", id.to_string())).collect(), api::SINGLE_PORTS_LIMIT)
+            let filters: Vec<Filter> = match &query.ports {
+                PortSelection::Host => vec![host_filter(&host)],
+                PortSelection::Ids(ids) => ids.iter().map(|id| ("id", id.to_string())).collect(),
+                PortSelection::Macs(macs) => {
+                    macs.iter().map(|mac| ("mac_address", mac.to_string())).collect()
                 }
-                PortSelection::Macs(macs) => (
-                    macs.iter().map(|mac| ("mac_address", mac.to_string())).collect(),
-                    api::SINGLE_PORTS_LIMIT,
-                ),
             };
             let mut listed = BTreeSet::new();
             let keep = |id| {
                 listed.insert(id);
                 query.matches(id)
             };
-            let ports = match api.ports(&filters, limit, keep).await {
+            let ports = match api.ports(FIELDS, &filters, api::HOST_PORTS_LIMIT, keep).await {
                 Ok(ports) => with_subports(&api, ports).await,
                 Err(error) => Err(error),
             };
@@ -331,7 +328,7 @@ async fn with_subports(api: &Api, mut ports: Vec<ParsedPort>) -> Result<Vec<Pars
     let mut rows = BTreeMap::new();
     for some in incomplete.chunks(poller::MAX_IDS) {
         let filters: Vec<Filter> = some.iter().map(|id| ("id", id.to_string())).collect();
-        let subports = api.ports(&filters, api::SINGLE_PORTS_LIMIT, |id| some.contains(&id)).await?;
+        let subports = api.ports(FIELDS, &filters, api::SINGLE_PORTS_LIMIT, |id| some.contains(&id)).await?;
         rows.extend(subports.into_iter().map(|(id, row)| (id, row.map(|details| details.record))));
     }
     for (_, row) in &mut ports {

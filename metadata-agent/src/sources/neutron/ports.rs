@@ -15,7 +15,7 @@ use crate::inventory::{
 };
 
 /// Requested attributes. A port has about three dozen.
-pub(super) const FIELDS: [&str; 10] = [
+pub(super) const FIELDS: &[&str] = &[
     "id",
     "device_id",
     "device_owner",
@@ -27,6 +27,10 @@ pub(super) const FIELDS: [&str; 10] = [
     "port_security_enabled",
     "trunk_details",
 ];
+/// The fields that identify a port. None of them can be long, so no port fills up a response that
+/// others share.
+pub(super) const IDENTITY_FIELDS: &[&str] =
+    &["id", "device_id", "device_owner", "project_id", "network_id", "mac_address", "fixed_ips"];
 
 /// One page of a list of ports.
 #[derive(Debug, Deserialize)]

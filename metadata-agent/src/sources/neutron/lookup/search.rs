@@ -7,7 +7,7 @@ use super::query::{InstancePort, LookupBatch, LookupResult, PortSelector};
 use crate::ids::{NetworkId, NetworkOrRouter, RouterId};
 use crate::inventory::{PortAddressing, PortRecord};
 use crate::sources::neutron::api::{Api, ApiError, Filter, SINGLE_PORTS_LIMIT};
-use crate::sources::neutron::ports::ParsedPort;
+use crate::sources::neutron::ports::{IDENTITY_FIELDS, ParsedPort};
 
 /// Maximum number of networks per request: their ids must fit into a URL of 8 KiB.
 const NETWORKS: usize = 100;
@@ -17,10 +17,6 @@ const ROUTER_INTERFACES: [&str; 3] = [
     "network:ha_router_replicated_interface",
     "network:router_interface_distributed",
 ];
-
-/// Largest accepted response about a batch. The ports in it may have different owners, and none of
-/// them should be able to spoil it for the others.
-const BATCH_LIMIT: usize = 4 * SINGLE_PORTS_LIMIT;
 
 /// Result of each look-up.
 type Answers = BTreeMap<PortSelector, Result<LookupResult, Arc<ApiError>>>;
@@ -71,7 +67,7 @@ pub(super) async fn search(
 async fn networks_of(api: &Api, router: RouterId) -> Result<Arc<[NetworkId]>, Arc<ApiError>> {
     let owners = ROUTER_INTERFACES.map(|owner| ("device_owner", owner.to_owned()));
     let filters: Vec<Filter> = [("device_id", router.to_string())].into_iter().chain(owners).collect();
-    let ports = api.ports(&filters, SINGLE_PORTS_LIMIT, |_| true).await?;
+    let ports = api.ports(IDENTITY_FIELDS, &filters, SINGLE_PORTS_LIMIT, |_| true).await?;
     let networks = ports.into_iter().filter_map(|(_, row)| row.ok()?.record.addressing.network);
     let networks: BTreeSet<_> = networks.collect();
     Ok(networks.into_iter().collect())
@@ -86,7 +82,7 @@ async fn at(api: &Api, networks: &[NetworkId], targets: &[PortSelector]) -> Answ
     for some in networks.chunks(NETWORKS) {
         let networks = some.iter().map(|network| ("network_id", network.to_string()));
         let filters: Vec<Filter> = targets.iter().map(|target| filter(*target)).chain(networks).collect();
-        match api.ports(&filters, BATCH_LIMIT, |_| true).await {
+        match api.ports(IDENTITY_FIELDS, &filters, SINGLE_PORTS_LIMIT, |_| true).await {
             Ok(found) => ports.extend(found),
             Err(error) => return failed(targets, &error).collect(),
         }

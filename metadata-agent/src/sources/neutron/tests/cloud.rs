@@ -210,5 +210,9 @@ fn list(state: &mut CloudState, query: &str, token: &str) -> (StatusCode, Vec<u8
         let last = ports.last().unwrap()["id"].as_str().unwrap();
         links.push(json!({ "rel": "next", "href": format!("http://192.0.2.1/v2.0/ports?marker={last}") }));
     }
+    let fields = all("fields");
+    for port in &mut ports {
+        port.as_object_mut().unwrap().retain(|name, _| fields.contains(name));
+    }
     (StatusCode::OK, json!({ "ports": ports, "ports_links": links }).to_string().into_bytes())
 }

@@ -157,6 +157,31 @@ async fn queries_wait_for_their_turn_and_abandoned_ones_are_dropped() {
     source.stop().await;
 }
 
+/// A tenant decides how many subports its trunks and how many pairs its ports have. Neighbours that
+/// share a request with them are found all the same.
+#[tokio::test]
+async fn a_port_with_much_detail_leaves_its_neighbours_alone() {
+    let response_permits = Arc::new(Semaphore::new(0));
+    let source = NeutronHarness::started(|state| state.ports = (1..=60).map(guests_port).collect()).await;
+    let subports: Vec<_> = (0..50_000)
+        .map(|number| json!({ "port_id": port(number), "segmentation_id": 7, "segmentation_type": "vlan" }))
+        .collect();
+    source.cloud.set(|state| {
+        state.ports[39]["trunk_details"] = json!({ "trunk_id": "t", "sub_ports": subports });
+        state.response_permits = Some(Arc::clone(&response_permits));
+    });
+    let asks: Vec<_> = (1..=60).map(|number| source.spawn_find(on_network(number, mac(number)))).collect();
+    source.until_cloud(|state| state.asked.len() == lookup::CONCURRENT).await;
+    response_permits.add_permits(60);
+    for (number, ask) in (1..).zip(asks) {
+        let found = ask.await.unwrap();
+        assert!(matches!(found, LookupResult::Instance(found) if found.instance == instance(number)));
+    }
+    let asked = source.asked();
+    assert!(asked.len() < 60, "some share a request: {asked:?}");
+    source.stop().await;
+}
+
 /// Each query is answered by its own address, also if others in the request are not found.
 #[tokio::test]
 async fn look_ups_behind_one_router_share_requests() {

@@ -1,5 +1,6 @@
 //! The source and its look-ups against scripted servers. Scenario tests use the real ones.
 
+mod certificates;
 mod cloud;
 mod lookups;
 
@@ -191,6 +192,30 @@ async fn all_ports_of_the_host_are_requested_first_in_pages() {
     let [query] = &asked[..] else { panic!("{asked:?}") };
     assert!(query.contains(&format!("&id={}&", port(5))), "{query}");
     assert_eq!(source.cloud.set(|state| state.logins), 1);
+    source.stop().await;
+}
+
+/// A tenant's trunks must not keep the other ports of a response from being identified.
+#[tokio::test]
+async fn a_large_trunk_leaves_the_other_ports_of_the_host_alone() {
+    let subports: Vec<_> = (1_000..4_000)
+        .map(|number| json!({ "port_id": port(number), "segmentation_id": number, "segmentation_type": "vlan" }))
+        .collect();
+    let mut source = NeutronHarness::start(|_| {}).await;
+    source.show([]);
+    source.until_cloud(|state| state.asked.len() == 1).await;
+    source.cloud.set(|state| {
+        state.ports = (1..=12).map(guests_port).collect();
+        for parent in &mut state.ports[1..] {
+            parent["trunk_details"] = json!({ "trunk_id": "t", "sub_ports": subports });
+        }
+    });
+    source.show((1..=12).map(interface));
+    let mut events = BTreeMap::new();
+    while !events.contains_key(&reported(1).0) {
+        events.extend([source.next().await]);
+    }
+    assert_eq!(events[&reported(1).0], reported(1).1);
     source.stop().await;
 }
 
@@ -394,96 +419,6 @@ async fn an_unreachable_neutron_is_an_error_until_it_is_reachable() {
     source.show([]);
     source.recovered().await;
     source.stop().await;
-}
-
-/// CA that issues certificates for `localhost`.
-struct TestCa(rcgen::CertifiedIssuer<'static, rcgen::KeyPair>);
-
-impl TestCa {
-    fn new() -> Self {
-        let mut params = rcgen::CertificateParams::new(Vec::<String>::new()).unwrap();
-        params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
-        Self(rcgen::CertifiedIssuer::self_signed(params, rcgen::KeyPair::generate().unwrap()).unwrap())
-    }
-
-    /// Returns a server whose certificate is valid until the end of this year.
-    fn server(&self, year: i32) -> Arc<rustls::ServerConfig> {
-        let key = rcgen::KeyPair::generate().unwrap();
-        let mut params = rcgen::CertificateParams::new(vec!["localhost".to_owned()]).unwrap();
-        params.not_before = rcgen::date_time_ymd(2019, 1, 1);
-        params.not_after = rcgen::date_time_ymd(year, 12, 31);
-        let certificate = params.signed_by(&key, &self.0).unwrap();
-        let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let key = rustls::pki_types::PrivateKeyDer::try_from(key.serialize_der()).unwrap();
-        let config = rustls::ServerConfig::builder_with_provider(provider)
-            .with_safe_default_protocol_versions()
-            .unwrap()
-            .with_no_client_auth()
-            .with_single_cert(vec![certificate.der().clone()], key)
-            .unwrap();
-        Arc::new(config)
-    }
-
-    /// Writes the certificate of the CA to a file.
-    fn file(&self, folder: &std::path::Path) -> std::path::PathBuf {
-        let file = folder.join("ca.pem");
-        std::fs::write(&file, self.0.pem()).unwrap();
-        file
-    }
-}
-
-const PAST: i32 = 2020;
-const FUTURE: i32 = 4000;
-
-#[tokio::test]
-async fn an_expired_certificate_blocks_new_requests_until_replaced() {
-    let folder = tempfile::tempdir().unwrap();
-    let ca = TestCa::new();
-    let (good, expired) = (ca.server(FUTURE), ca.server(PAST));
-    let cloud = Cloud::start_tls(Arc::clone(&good)).await;
-    cloud.set(|state| state.ports = vec![guests_port(1)]);
-    let access =
-        NeutronAccess { ca_certificates: Some(ca.file(folder.path())), insecure: false, ..cloud.access() };
-    let mut source = NeutronHarness::with_access(cloud, access);
-    source.show([interface(1)]);
-    assert_eq!(source.next().await, reported(1));
-    source.recovered().await;
-
-    source.cloud.set(|state| {
-        state.tls = Some(expired);
-        state.ports = vec![guests_port(1), guests_port(2)];
-    });
-    source.show([interface(1), interface(2)]);
-    source.fault("invalid peer certificate: Expired").await;
-    let errors = source.state.borrow().faults.clone();
-    assert!(
-        errors.values().all(|fault| !fault.contains("verified at")),
-        "the errors of all attempts are equal: {errors:?}"
-    );
-    assert!(source.events.try_recv().is_err(), "ports stay valid, and nothing new is sent");
-
-    source.cloud.set(|state| state.tls = Some(good));
-    assert_eq!(source.next().await, reported(2));
-    source.recovered().await;
-    source.stop().await;
-}
-
-#[tokio::test]
-async fn an_expired_certificate_is_reported() {
-    let folder = tempfile::tempdir().unwrap();
-    let ca = TestCa::new();
-    let file = ca.file(folder.path());
-    let cloud = Cloud::start_tls(ca.server(PAST)).await;
-    let access = NeutronAccess { ca_certificates: Some(file.clone()), insecure: false, ..cloud.access() };
-    let mut settings = NeutronSettings { access, host: HOST.to_owned(), tasks: TaskTracker::new() };
-    let error = probe(&settings).await.unwrap_err().to_string();
-    assert!(error.contains("certificate") && error.contains("xpired"), "{error}");
-    std::fs::write(&file, "").unwrap();
-    let error = probe(&settings).await.unwrap_err().to_string();
-    assert!(error.contains("no certificate in"), "{error}");
-    settings.access.ca_certificates = Some("/nowhere".into());
-    let error = probe(&settings).await.unwrap_err().to_string();
-    assert!(error.contains("/nowhere"), "{error}");
 }
 
 /// The catalog leads to a place where nothing listens, until Neutron is registered elsewhere.

@@ -2,9 +2,9 @@
 //!
 //! Input is the OVSDB server of the host: the configured one, or the first of [`USUAL_SOCKETS`]
 //! that has a server ([`usual_sockets`]). No socket is not an error: the host may not run Open
-//! vSwitch, or not yet. Each row
-//! of the table `Interface` is one key of the inventory ([`interfaces`]). The database knows the
-//! instance of a port but not its project, so this source alone makes no port known.
+//! vSwitch, or not yet. Each row of the table `Interface` is one key of the inventory
+//! ([`interfaces`]). The database knows the instance of a port but not its project, so this source
+//! alone makes no port known.
 //!
 //! # Lost connections
 //!

@@ -9,7 +9,6 @@
 //! | network | `external_ids:neutron:network_name`, which is `neutron-` and the network's id |
 //! | fixed IPs | `external_ids:neutron:cidrs`, or else the addresses after the MAC address |
 //! | MAC address | `mac`: of `MAC IP...`, `MAC` and `unknown` the MAC address with IP addresses, or the only one |
-//!
 //! | allowed sources | `port_security`: of each entry the MAC address with the addresses after it, or with any address; of no entry, any source |
 //!
 //! The column `port_security` exists since OVN 22.09. In an older database only logical flows
@@ -39,30 +38,20 @@ use crate::inventory::{
 
 pub(super) const DATABASE: &str = "OVN_Southbound";
 const TABLE: &str = "Port_Binding";
-const TABLES: &[TableSchema] = &[TableSchema {
-    name: TABLE,
-    columns: &[
-        ("logical_port", ColumnKind::Optional),
-        ("type", ColumnKind::Optional),
-        ("parent_port", ColumnKind::Optional),
-        ("tag", ColumnKind::Optional),
-        ("mac", ColumnKind::Set),
-        ("external_ids", ColumnKind::Map),
-        (PORT_SECURITY, ColumnKind::Set),
-    ],
-}];
-const TABLES_BEFORE_22_09: &[TableSchema] = &[TableSchema {
-    name: TABLE,
-    columns: &[
-        ("logical_port", ColumnKind::Optional),
-        ("type", ColumnKind::Optional),
-        ("parent_port", ColumnKind::Optional),
-        ("tag", ColumnKind::Optional),
-        ("mac", ColumnKind::Set),
-        ("external_ids", ColumnKind::Map),
-    ],
-}];
 const PORT_SECURITY: &str = "port_security";
+/// The columns, the one that came last at the end.
+const COLUMNS: &[(&str, ColumnKind)] = &[
+    ("logical_port", ColumnKind::Optional),
+    ("type", ColumnKind::Optional),
+    ("parent_port", ColumnKind::Optional),
+    ("tag", ColumnKind::Optional),
+    ("mac", ColumnKind::Set),
+    ("external_ids", ColumnKind::Map),
+    (PORT_SECURITY, ColumnKind::Set),
+];
+const TABLES: &[TableSchema] = &[TableSchema { name: TABLE, columns: COLUMNS }];
+const TABLES_BEFORE_22_09: &[TableSchema] =
+    &[TableSchema { name: TABLE, columns: COLUMNS.split_at(COLUMNS.len() - 1).0 }];
 
 pub(super) const MONITOR: Monitor = Monitor { database: DATABASE, id: "metadata-agent", tables: TABLES };
 const MONITOR_BEFORE_22_09: Monitor = Monitor { tables: TABLES_BEFORE_22_09, ..MONITOR };

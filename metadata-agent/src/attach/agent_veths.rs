@@ -70,12 +70,13 @@ impl AgentVeths {
         }
 
         // Look up the new ones.
+        let mut is_fresh = false;
         for link in present {
             let Some(nsid) = link.peer_nsid.filter(|_| may_be_guest(link)) else { continue };
             if self.peers.contains_key(&link.index) {
                 continue;
             }
-            let is_agents = self.is_agents(netlink, nsid).await;
+            let is_agents = self.is_agents(netlink, nsid, &mut is_fresh).await;
             if is_agents {
                 debug!(interface = link.name, "port of a Neutron agent; not a guest interface");
             }
@@ -84,8 +85,12 @@ impl AgentVeths {
     }
 
     /// Returns true if a namespace id stands for an agent's namespace now. The kernel reuses the id
-    /// of a namespace that is gone.
-    async fn is_agents(&mut self, netlink: &Netlink, nsid: i32) -> bool {
+    /// of a namespace that is gone. `is_fresh` states that all ids were read for this event, which
+    /// is done once however many links are others'.
+    async fn is_agents(&mut self, netlink: &Netlink, nsid: i32, is_fresh: &mut bool) -> bool {
+        if *is_fresh {
+            return self.namespaces.values().any(|id| *id == nsid);
+        }
         self.add_new_namespaces(netlink).await;
         let known = self.namespaces.iter().find(|(_, id)| **id == nsid).map(|(name, _)| name.clone());
         if let Some(name) = known
@@ -96,6 +101,7 @@ impl AgentVeths {
         // A namespace may have been replaced by another one of the same name.
         self.namespaces.clear();
         self.add_new_namespaces(netlink).await;
+        *is_fresh = true;
         self.namespaces.values().any(|id| *id == nsid)
     }
 

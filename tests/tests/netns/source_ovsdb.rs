@@ -136,9 +136,7 @@ fn ovsdb_and_libvirt_together_identify_a_guest() {
     });
     world.assert_served(&hybrid);
 
-    // Neutron's own port, such as a DHCP port.
-    let ids = [("iface-id", PortId::new(uuid::Uuid::new_v4()).to_string())];
-    world.ovsdb.insert("tapdddddddd-dd", &ids, &[]);
+    world.ovsdb.plug_dhcp_port("tapdddddddd-dd", PortId::new(uuid::Uuid::new_v4()));
     let state = wait::until("the row is counted", PATIENCE, || {
         let state = world.process.state();
         let source = state["sources"].as_array()?.iter().find(|one| one["source"] == "ovsdb")?.clone();

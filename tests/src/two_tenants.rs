@@ -8,6 +8,7 @@ use serde_json::Value;
 
 use crate::agent::{Agent, AgentProcess, Installer};
 use crate::guest::Guest;
+use crate::http::Response;
 use crate::nova::{Instance, NovaStandIn};
 use crate::topology::{GuestSpec, Host, Network};
 
@@ -16,6 +17,8 @@ pub const ADDRESS: [u8; 4] = [10, 0, 0, 5];
 
 /// A document that differs between all instances.
 pub const HOSTNAME: &str = "/latest/meta-data/hostname";
+
+const DOCUMENT: &str = "/openstack/latest/meta_data.json";
 
 /// Two networks with a guest each, and a Nova that knows both. Fields are in drop order.
 #[derive(Debug)]
@@ -149,7 +152,15 @@ impl Deref for Tenant {
 
 /// Panics unless a guest gets its own metadata on a new connection.
 pub fn assert_served(guest: &Guest) {
-    let response = guest.get("/openstack/latest/meta_data.json");
+    assert_own(guest, &guest.get(DOCUMENT));
+}
+
+/// Panics unless a guest gets its own metadata on a new connection over IPv6.
+pub fn assert_served_v6(guest: &Guest) {
+    assert_own(guest, &guest.get_v6(DOCUMENT));
+}
+
+fn assert_own(guest: &Guest, response: &Response) {
     assert_eq!(response.status, 200, "{}: {}", guest.tap, response.text());
     let document: Value = serde_json::from_slice(&response.body)
         .unwrap_or_else(|e| panic!("{}: {e}\n{}", guest.tap, response.text()));

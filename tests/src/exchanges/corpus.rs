@@ -1,4 +1,4 @@
-//! Exchanges in a text file: `tests/fixtures/exchanges.txt`.
+//! Exchanges in text files: those of guests, and those on the socket for haproxies.
 //!
 //! ```text
 //! # The preface of HTTP/2
@@ -7,10 +7,10 @@
 //! = 400
 //! ```
 //!
-//! `>` sends a segment, with the escapes of Rust, and with `{mark}` for the guest's mark. `=` lists
-//! the answers: a status for the agent's own, `nova` for Nova's to the next target, `nova-head` for
-//! one to HEAD. Without this line only the rules for all exchanges apply. `!` is the ending, and
-//! `finish` by default.
+//! `>` sends a segment, with the escapes of Rust, and with [`Names`] such as `{mark}` for the
+//! guest's mark. `=` lists the answers: a status for the agent's own, `nova` for Nova's to the next
+//! target, `nova-head` for one to HEAD. Without this line only the rules for all exchanges apply.
+//! `!` is the ending, and `finish` by default.
 
 use std::fmt::Write as _;
 use std::fs;
@@ -18,7 +18,10 @@ use std::path::PathBuf;
 
 use super::{Ending, Exchange, Expected, ExpectedAnswer, Mark, Step, contains};
 
-const MARK: &str = "{mark}";
+/// The file of exchanges between a guest and the agent.
+pub const OF_GUESTS: &str = "fixtures/exchanges.txt";
+/// The file of exchanges between a haproxy and the agent.
+pub const OF_HAPROXIES: &str = "fixtures/exchanges-haproxy.txt";
 
 /// Names of the endings in the file.
 const ENDINGS: [(&str, Ending); 4] = [
@@ -28,15 +31,34 @@ const ENDINGS: [(&str, Ending); 4] = [
     ("reset", Ending::Reset),
 ];
 
-/// Reads the exchanges for a guest with this mark, with their titles.
-#[must_use]
-pub fn read(mark: &Mark) -> Vec<(String, Exchange)> {
-    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("fixtures/exchanges.txt");
-    let text = fs::read_to_string(&path).unwrap_or_else(|e| panic!("read {}: {e}", path.display()));
-    parse(&text, mark)
+/// Texts that differ in each run, and their names in a file. A longer text comes before those that
+/// it contains.
+#[derive(Clone, Debug)]
+pub struct Names(Vec<(&'static str, String)>);
+
+impl Names {
+    /// Returns the only name in exchanges of a guest.
+    #[must_use]
+    pub fn from_mark(mark: &Mark) -> Self {
+        Self(Vec::new()).with("{mark}", mark.as_str())
+    }
+
+    #[must_use]
+    pub fn with(mut self, name: &'static str, text: &str) -> Self {
+        self.0.push((name, text.escape_default().to_string()));
+        self
+    }
 }
 
-fn parse(text: &str, mark: &Mark) -> Vec<(String, Exchange)> {
+/// Reads the exchanges of a file, with their titles.
+#[must_use]
+pub fn read(file: &str, names: &Names) -> Vec<(String, Exchange)> {
+    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join(file);
+    let text = fs::read_to_string(&path).unwrap_or_else(|e| panic!("read {}: {e}", path.display()));
+    parse(&text, names)
+}
+
+fn parse(text: &str, names: &Names) -> Vec<(String, Exchange)> {
     let mut exchanges = Vec::new();
     for block in text.split("\n\n").filter(|block| !block.trim().is_empty()) {
         let mut exchange = Exchange { steps: Vec::new(), ending: Ending::Finish, expected: None };
@@ -45,7 +67,11 @@ fn parse(text: &str, mark: &Mark) -> Vec<(String, Exchange)> {
             let (kind, rest) = line.split_at_checked(2).unwrap_or((line, ""));
             match kind {
                 "# " => title.push_str(rest),
-                "> " => exchange.steps.push(Step::Send(unescape(&rest.replace(MARK, mark.as_str())))),
+                "> " => {
+                    let replace = |line: String, (name, text): &(&str, String)| line.replace(name, text);
+                    let line = names.0.iter().fold(rest.to_owned(), replace);
+                    exchange.steps.push(Step::Send(unescape(&line)));
+                }
                 "= " => answers = Some(rest),
                 "! " => exchange.ending = ending(rest),
                 _ => panic!("a line of {title:?} starts with neither of `#>=!`: {line}"),
@@ -96,10 +122,11 @@ fn sent(step: &Step) -> &[u8] {
 
 /// Writes an exchange as it would stand in the file.
 #[must_use]
-pub fn write(exchange: &Exchange, mark: &Mark) -> String {
+pub fn write(exchange: &Exchange, names: &Names) -> String {
     let mut text = String::new();
     for step in exchange.steps.iter().map(sent).filter(|bytes| !bytes.is_empty()) {
-        let line = step.escape_ascii().to_string().replace(mark.as_str(), MARK);
+        let replace = |line: String, (name, text): &(&str, String)| line.replace(text, name);
+        let line = names.0.iter().fold(step.escape_ascii().to_string(), replace);
         writeln!(text, "> {line}").unwrap_or_else(|_| unreachable!("writing to a String cannot fail"));
     }
     let name =
@@ -136,14 +163,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_file_is_read_and_written_back() {
-        let mark = Mark::new();
-        let exchanges = read(&mark);
-        assert!(exchanges.len() > 20, "{}", exchanges.len());
-        for (title, exchange) in exchanges {
-            assert!(!title.is_empty(), "{exchange:?}");
-            let again = parse(&write(&exchange, &mark), &mark).remove(0).1;
-            assert_eq!((again.steps, again.ending), (exchange.steps, exchange.ending), "{title}");
+    fn the_files_are_read_and_written_back() {
+        let names = Names::from_mark(&Mark::new()).with("{haproxy}", "X-Forwarded-For: ::1\r\n");
+        for file in [OF_GUESTS, OF_HAPROXIES] {
+            let exchanges = read(file, &names);
+            assert!(exchanges.len() > 20, "{}", exchanges.len());
+            for (title, exchange) in exchanges {
+                assert!(!title.is_empty(), "{exchange:?}");
+                let again = parse(&write(&exchange, &names), &names).remove(0).1;
+                assert_eq!((again.steps, again.ending), (exchange.steps, exchange.ending), "{title}");
+            }
         }
     }
 

@@ -1,7 +1,7 @@
-//! Runs exchanges of several guests at once, over both families, until a limit or a violation.
+//! Runs exchanges of several guests at once until a limit or a violation: on taps over both
+//! families, or through Neutron's haproxies and directly on the socket for them.
 
 use std::fmt;
-use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::thread;
@@ -9,15 +9,15 @@ use std::time::{Duration, Instant};
 
 use super::Exchange;
 use super::corpus;
-use super::generator::Generator;
 use super::leaks::Resources;
 use super::oracle::{KnownGuest, Oracle};
-use super::player::Player;
 use super::reduction::reduce;
+use super::worker::{Haproxies, Worker};
 use crate::agent::{Agent, AgentProcess};
 use crate::guest::Guest;
 use crate::nova::{Instance, NovaStandIn};
-use crate::topology::Host;
+use crate::topology::{Host, Network};
+use crate::two_tenants::assert_served_v6;
 
 /// Exchanges after which the stand-in forgets its requests.
 const FORGET_EVERY: u64 = 1_000;
@@ -53,6 +53,7 @@ impl fmt::Display for Summary {
 pub struct FuzzedHost {
     pub process: AgentProcess,
     pub agent: Agent,
+    haproxies: Option<Haproxies>,
     guests: Vec<Guest>,
     known: Vec<KnownGuest>,
     oracle: Oracle,
@@ -60,24 +61,30 @@ pub struct FuzzedHost {
     _host: Host,
 }
 
-/// One guest over one family.
-struct Worker<'a> {
-    guest: &'a Guest,
-    own: &'a KnownGuest,
-    others: Vec<KnownGuest>,
-    target: SocketAddr,
-}
-
 impl FuzzedHost {
+    /// The guests are on taps.
     #[must_use]
-    pub fn new() -> Self {
+    pub fn on_taps() -> Self {
+        Self::new(|_| None)
+    }
+
+    /// The guests of each network are behind a haproxy, with each of Neutron's drivers.
+    #[must_use]
+    pub fn behind_haproxies() -> Self {
+        let host = Self::new(|networks| Some(Haproxies::new(networks)));
+        host.guests.iter().for_each(assert_served_v6);
+        host
+    }
+
+    fn new(haproxies: impl FnOnce(&[Network; 2]) -> Option<Haproxies>) -> Self {
         let host = Host::new();
         let oracle = Oracle::default();
         let observer = oracle.clone();
         let nova = NovaStandIn::start_observed(host.netns(), move |request, answer| {
             observer.observe(request, answer)
         });
-        let guests: Vec<Guest> = [host.network(), host.network()]
+        let networks = [host.network(), host.network()];
+        let guests: Vec<Guest> = networks
             .iter()
             .flat_map(|network| [[10, 0, 0, 5], [10, 0, 0, 6]].map(|address| network.guest(address)))
             .collect();
@@ -94,38 +101,36 @@ impl FuzzedHost {
             guest.netns().run(&["sysctl", "-q", "-w", "net.ipv4.tcp_tw_reuse=1"]);
             guest.netns().run(&["sysctl", "-q", "-w", "net.ipv4.ip_local_port_range=1024 65535"]);
         }
+        let haproxies = haproxies(&networks);
+        let agent = match &haproxies {
+            Some(haproxies) => haproxies.serve(agent),
+            None => agent,
+        };
         let agent = agent.install();
         let process = agent.start();
-        Self { process, agent, guests, known, oracle, nova, _host: host }
+        Self { process, agent, haproxies, guests, known, oracle, nova, _host: host }
     }
 
     fn workers(&self) -> Vec<Worker<'_>> {
-        self.guests
-            .iter()
-            .zip(&self.known)
-            .flat_map(|(guest, own)| {
-                [guest.metadata_ipv4(), guest.metadata_ipv6()].map(|target| Worker {
-                    guest,
-                    own,
-                    others: self
-                        .known
-                        .iter()
-                        .filter(|other| other.instance != own.instance)
-                        .cloned()
-                        .collect(),
-                    target,
-                })
-            })
-            .collect()
+        let all = self.guests.iter().enumerate();
+        let workers = all.flat_map(|(number, guest)| match &self.haproxies {
+            None => [guest.metadata_ipv4(), guest.metadata_ipv6()]
+                .map(|target| Worker::on_tap(guest, target, &self.known, number)),
+            Some(haproxies) => [
+                Worker::through_haproxy(guest, &self.known, number),
+                haproxies.worker(&self.guests, &self.known, number),
+            ],
+        });
+        workers.collect()
     }
 
     /// Plays the corpus for each guest, one exchange after the other. Panics at a violation.
     pub fn replay(&self) {
         for worker in self.workers() {
             worker.guest.netns().enter(|| {
-                for (title, exchange) in corpus::read(&worker.own.mark) {
-                    if let Err(violation) = worker.player().play(&exchange) {
-                        panic!("{title}, at {}: {violation}", worker.target);
+                for (title, exchange) in worker.corpus() {
+                    if let Err(violation) = worker.player(&exchange).play(&exchange) {
+                        panic!("{title}, at {}: {violation}", worker.entrance);
                     }
                     self.assert_sound(&title);
                 }
@@ -156,11 +161,8 @@ impl FuzzedHost {
                 let (played, stop, fault) = (&played, &stop, &fault);
                 scope.spawn(move || {
                     worker.guest.netns().enter(|| {
-                        let corpus: Vec<_> = corpus::read(&worker.own.mark)
-                            .into_iter()
-                            .map(|(_, exchange)| exchange)
-                            .collect();
-                        let mut generator = Generator::new(seed, &worker.own.mark, &corpus);
+                        let bases = worker.bases();
+                        let mut generator = worker.generator(seed, &bases);
                         while !stop.load(Ordering::Relaxed) && began.elapsed() < limits.time {
                             let count = played.fetch_add(1, Ordering::Relaxed);
                             if count >= limits.exchanges {
@@ -169,7 +171,9 @@ impl FuzzedHost {
                             if count.is_multiple_of(FORGET_EVERY) {
                                 self.nova.forget();
                             }
-                            let exchange = generator.next_exchange();
+                            let Some(exchange) = worker.prepare(generator.next_exchange()) else {
+                                continue;
+                            };
                             if let Err(report) = self.try_exchange(worker, &exchange) {
                                 stop.store(true, Ordering::Relaxed);
                                 let mut fault = fault.lock().unwrap_or_else(PoisonError::into_inner);
@@ -188,14 +192,15 @@ impl FuzzedHost {
     }
 
     fn try_exchange(&self, worker: &Worker<'_>, exchange: &Exchange) -> Result<(), String> {
-        let player = worker.player();
+        let player = worker.player(exchange);
         let violation = match player.play(exchange) {
             Ok(()) => return self.soundness(),
             Err(violation) => violation,
         };
         // A fault that depends on what other guests did at the time may not appear again.
         let least = reduce(exchange, |candidate| player.play(candidate).is_err());
-        Err(format!("{violation}, at {}, after\n{}", worker.target, corpus::write(&least, &worker.own.mark)))
+        let least = corpus::write(&least, &worker.names);
+        Err(format!("{violation}, at {}, after\n{least}", worker.entrance))
     }
 
     /// Checks what the player cannot see: Nova's side and the agent's process.
@@ -215,17 +220,5 @@ impl FuzzedHost {
         }
         // A panic of one task does not end the process.
         assert!(!self.process.output().contains("panicked at"), "after {after}: {}", self.process.output());
-    }
-}
-
-impl Default for FuzzedHost {
-    fn default() -> Self {
-        Self::new()
-    }
-}
-
-impl Worker<'_> {
-    fn player(&self) -> Player<'_> {
-        Player { target: self.target, own: self.own, others: &self.others }
     }
 }

@@ -1,11 +1,12 @@
-//! A fuzzer for whole HTTP exchanges between guests and Nova, through the real agent.
+//! A fuzzer for whole HTTP exchanges between guests and Nova, through the real agent, and through
+//! Neutron's haproxies if there are any.
 //!
 //! Each guest has a secret [`Mark`], which stands in every request that it sends, and in no
 //! request of another guest. The stand-in for Nova is the [`oracle`]: it reports a request whose
 //! mark and instance do not belong together, and its answers name their instance and the mark of
 //! the request. The [`player`] reports answers that are not the guest's own, or not in order.
 //!
-//! An [`Exchange`] is one connection of a guest. The [`generator`] makes valid ones,
+//! An [`Exchange`] is one connection of a guest or a haproxy. The [`generator`] makes valid ones,
 //! whose answers are known, and mutated ones. Those that found a fault, and those that are
 //! interesting by construction, are in the [`corpus`].
 
@@ -19,6 +20,7 @@ pub mod oracle;
 pub mod player;
 mod received;
 mod reduction;
+mod worker;
 
 /// A text that only one guest knows.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -42,7 +44,7 @@ impl Default for Mark {
     }
 }
 
-/// One connection of a guest, from its start to its end.
+/// One connection, from its start to its end.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Exchange {
     pub steps: Vec<Step>,
@@ -59,7 +61,7 @@ pub enum Step {
     Receive,
 }
 
-/// The way in which a guest ends its connection.
+/// The way in which a player ends its connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ending {
     /// Closes its sending side and reads to the end.

@@ -1,13 +1,15 @@
-//! The guest's side: plays exchanges on real connections.
+//! The side of a guest, or of its haproxy: plays exchanges on real connections.
 
+use std::fmt;
 use std::io::{self, Read as _, Write as _};
-use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::net::{Shutdown, SocketAddr};
+use std::path::PathBuf;
 use std::time::Duration;
 
-use socket2::{Domain, SockRef, Socket, Type};
+use socket2::{Domain, SockAddr, Socket, Type};
 
 use super::oracle::KnownGuest;
-use super::received::{check_answers, check_owner, first_answer};
+use super::received::{check_answers, check_owner, check_protocol, first_answer};
 use super::{Ending, Exchange, Step, Violation};
 
 /// Longer than any time-out of the agent in a fuzzer's run.
@@ -15,29 +17,53 @@ const PATIENCE: Duration = Duration::from_secs(20);
 /// More than any exchange is answered with.
 const MAX_RECEIVED: usize = 8 * 1024 * 1024;
 
-/// A guest that plays exchanges. It must be used in the guest's namespace.
+/// The other end of a player's connections.
+#[derive(Clone, Debug)]
+pub enum Entrance {
+    /// An address of the metadata service.
+    Address(SocketAddr),
+    /// The agent's socket for haproxies.
+    Socket(PathBuf),
+}
+
+impl fmt::Display for Entrance {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Address(address) => address.fmt(f),
+            Self::Socket(path) => path.display().fmt(f),
+        }
+    }
+}
+
+/// Plays exchanges. With an address, it must be used in the guest's namespace.
 #[derive(Debug)]
 pub struct Player<'a> {
-    pub target: SocketAddr,
-    pub own: &'a KnownGuest,
+    pub entrance: &'a Entrance,
+    /// The guests whose requests are on the connection.
+    pub clients: &'a [KnownGuest],
     pub others: &'a [KnownGuest],
+    /// The other end is a haproxy, which answers some requests itself.
+    pub is_before_haproxy: bool,
 }
 
 impl Player<'_> {
     /// Plays an exchange on a new connection.
     ///
     /// # Errors
-    /// The answers are not those of this guest, not the expected ones, or do not end.
+    /// The answers are not those of the clients, not the expected ones, or do not end.
     pub fn play(&self, exchange: &Exchange) -> Result<(), Violation> {
         let stream = self.connect().map_err(|error| Violation(format!("no connection: {error}")))?;
         let mut conversation = Conversation { stream, received: Vec::new(), answered: 0 };
         let end = conversation.run(exchange);
         let received = &conversation.received;
-        check_owner(received, self.own, self.others)?;
+        check_owner(received, self.clients, self.others)?;
+        if !self.is_before_haproxy {
+            check_protocol(received)?;
+        }
         match (&exchange.expected, exchange.ending) {
             (Some(expected), Ending::Finish | Ending::Wait) => {
                 end.map_err(|error| Violation(format!("the connection broke: {error}")))?;
-                check_answers(received, expected, self.own)
+                check_answers(received, expected, self.clients)
             }
             // A mutated request may be answered, rejected or reset, but not left hanging.
             (_, Ending::Finish | Ending::Wait) => match end {
@@ -50,18 +76,28 @@ impl Player<'_> {
         }
     }
 
-    fn connect(&self) -> io::Result<TcpStream> {
-        let socket = Socket::new(Domain::for_address(self.target), Type::STREAM, None)?;
-        socket.connect_timeout(&self.target.into(), PATIENCE)?;
-        socket.set_tcp_nodelay(true)?;
+    fn connect(&self) -> io::Result<Socket> {
+        let socket = match self.entrance {
+            Entrance::Address(address) => {
+                let socket = Socket::new(Domain::for_address(*address), Type::STREAM, None)?;
+                socket.connect_timeout(&(*address).into(), PATIENCE)?;
+                socket.set_tcp_nodelay(true)?;
+                socket
+            }
+            Entrance::Socket(path) => {
+                let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
+                socket.connect(&SockAddr::unix(path)?)?;
+                socket
+            }
+        };
         socket.set_read_timeout(Some(PATIENCE))?;
         socket.set_write_timeout(Some(PATIENCE))?;
-        Ok(socket.into())
+        Ok(socket)
     }
 }
 
 struct Conversation {
-    stream: TcpStream,
+    stream: Socket,
     received: Vec<u8>,
     /// The end of the answers that were awaited.
     answered: usize,
@@ -92,7 +128,7 @@ impl Conversation {
             }
             Ending::Wait => self.read_to_end(),
             Ending::Abandon => Ok(()),
-            Ending::Reset => SockRef::from(&self.stream).set_linger(Some(Duration::ZERO)),
+            Ending::Reset => self.stream.set_linger(Some(Duration::ZERO)),
         }
     }
 

@@ -161,8 +161,8 @@ impl Ovsdb {
         );
     }
 
-    /// Adds the interface of a DHCP port, as Neutron's driver does (neutron/agent/linux/interface.py,
-    /// `OVSInterfaceDriver`).
+    /// Adds the interface of a DHCP port, as Neutron's driver does
+    /// (neutron/agent/linux/interface.py, `OVSInterfaceDriver`).
     pub fn plug_dhcp_port(&self, name: &str, port: PortId) {
         let ids = [("iface-id", port.to_string()), ("iface-status", "active".to_owned())];
         let interface = json!({ "name": name, "type": "internal", "external_ids": ["map", ids] });

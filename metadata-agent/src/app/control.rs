@@ -69,7 +69,7 @@ impl Control {
 
         // The admin socket and the state that it shows.
         let mut registry = Registry::default();
-        let metrics = Arc::new(Metrics::register(&mut registry));
+        let metrics = Metrics::register(&mut registry);
         let last_beat = LastBeat::default();
         let readiness = Readiness::new(startup, sources.states.clone());
         let (running, running_now) = watch::channel(None);

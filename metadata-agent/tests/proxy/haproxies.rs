@@ -11,7 +11,6 @@ use metadata_agent::proxy::{
     ClientIdentity, ClientLookup, ClientQuery, HaproxyUsers, LookupFuture, LookupOutcome, Proxy, ProxyConfig,
     Signer, Upstream, serve_haproxies,
 };
-use prometheus_client::registry::Registry;
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
@@ -73,7 +72,7 @@ impl Site {
             (RED, "10.0.0.8", LookupOutcome::Unavailable),
         ];
         let book = book.map(|(scope, address, found)| ((scope.to_owned(), address.parse().unwrap()), found));
-        let metrics = Arc::new(Metrics::register(&mut Registry::default()));
+        let metrics = Arc::new(Metrics::default());
         let upstream = Upstream::new(upstream(nova.port), Arc::clone(&metrics), TaskTracker::new()).unwrap();
         let (directory, lookup) = (FakeDirectory::new(pending()), Arc::new(Book(book.into())));
         let proxy = Proxy::new(directory, lookup, Arc::new(upstream), config, metrics);

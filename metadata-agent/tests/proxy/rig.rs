@@ -290,7 +290,7 @@ impl Agent {
 
     pub async fn with(config: ProxyConfig, upstream: UpstreamConfig, directory: Arc<FakeDirectory>) -> Self {
         let mut registry = Registry::default();
-        let metrics = Arc::new(Metrics::register(&mut registry));
+        let metrics = Metrics::register(&mut registry);
         let upstream = Upstream::new(upstream, Arc::clone(&metrics), TaskTracker::new()).unwrap();
         let proxy = Proxy::new(directory, Arc::new(NoLookup), Arc::new(upstream), config, metrics);
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();

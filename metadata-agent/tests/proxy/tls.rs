@@ -6,7 +6,6 @@ use metadata_agent::proxy::metrics::Metrics;
 use metadata_agent::proxy::{
     ClientCertificate, Endpoint, ProxyConfig, Scheme, TlsConfig, Upstream, UpstreamConfig,
 };
-use prometheus_client::registry::Registry;
 use tempfile::TempDir;
 use tokio_util::task::TaskTracker;
 
@@ -119,7 +118,7 @@ async fn replaced_files_count_for_the_next_connection() {
 
 #[test]
 fn certificates_are_read_only_if_tls_is_used() {
-    let metrics = Arc::new(Metrics::register(&mut Registry::default()));
+    let metrics = Arc::new(Metrics::default());
     let missing = TlsConfig { authorities: Some("/nonexistent/ca.pem".into()), ..TlsConfig::default() };
     for (scheme, usable) in [(Scheme::Http, true), (Scheme::Https, false)] {
         let endpoint = Endpoint::new(scheme, "localhost", 8775).unwrap();

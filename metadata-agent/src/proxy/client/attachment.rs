@@ -12,7 +12,7 @@ use tokio::sync::watch;
 
 use super::ClientIdentity;
 use crate::ids::{MacAddress, NetworkOrRouter};
-use crate::proxy::metrics::Metrics;
+use crate::proxy::metrics::{HoldOutcome, Metrics};
 use crate::proxy::request::Rejection;
 
 /// Knows the port behind each attachment. Look-ups never wait, because each request makes one.
@@ -79,9 +79,9 @@ pub(super) async fn owner(
     }
     let held = hold(directory, client, wait).await;
     metrics.identity_hold(match &held {
-        Ok(_) => "resolved",
-        Err(Rejection::IdentityPending) => "retry_later",
-        Err(_) => "refused",
+        Ok(_) => HoldOutcome::Resolved,
+        Err(Rejection::IdentityPending) => HoldOutcome::RetryLater,
+        Err(_) => HoldOutcome::Refused,
     });
     held
 }
@@ -133,7 +133,6 @@ mod tests {
     use super::*;
     use crate::proxy::Signer;
     use metadata_ebpf::identity::AttachmentId;
-    use prometheus_client::registry::Registry;
     use std::sync::Mutex;
 
     const WAIT: IdentityWait = IdentityWait { hold: Duration::from_secs(5), grace: Duration::from_mins(2) };
@@ -183,7 +182,7 @@ mod tests {
     }
 
     async fn resolve(directory: &FakeDirectory) -> Result<AttachmentOwner, Rejection> {
-        owner(directory, &client(), WAIT, &Metrics::register(&mut Registry::default())).await
+        owner(directory, &client(), WAIT, &Metrics::default()).await
     }
 
     fn now() -> Instant {

@@ -216,7 +216,6 @@ fn identified(outcome: LookupOutcome) -> Result<Arc<ClientIdentity>, Rejection> 
 mod tests {
     use super::*;
     use crate::ids::{MacAddress, NetworkOrRouter};
-    use prometheus_client::registry::Registry;
     use tokio::sync::watch;
 
     const MAC: MacAddress = MacAddress([0xfa, 0x16, 0x3e, 0, 0, 1]);
@@ -266,7 +265,7 @@ mod tests {
             Arc::new(SharedAttachments),
             Arc::new(OneClient(client)),
             &ProxyConfig::default(),
-            Arc::new(Metrics::register(&mut Registry::default())),
+            Arc::new(Metrics::default()),
         );
         let resolve = async |attachment| {
             let source = ClientSource::guest(address(attachment), resolver.limited(&address(attachment)));

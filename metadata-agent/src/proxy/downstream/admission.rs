@@ -32,6 +32,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::proxy::client::{GuestGroup, GuestKey, LimitedGuest};
+use crate::proxy::metrics::RejectionLabel;
 
 /// First connections of a guest. cloud-init uses IPv4 and IPv6 at once; agents and scripts of the
 /// image may run beside it.
@@ -62,11 +63,11 @@ pub(crate) enum AdmissionError {
 }
 
 impl AdmissionError {
-    pub(crate) const fn label(self) -> &'static str {
+    pub(crate) const fn label(self) -> RejectionLabel {
         match self {
-            Self::Guest(_) => "guest_connections",
-            Self::Group(_) => "group_connections",
-            Self::Total(_) => "total_connections",
+            Self::Guest(_) => RejectionLabel::GuestConnections,
+            Self::Group(_) => RejectionLabel::GroupConnections,
+            Self::Total(_) => RejectionLabel::TotalConnections,
         }
     }
 }

@@ -34,6 +34,7 @@ use super::activity::{ActivityStream, ConnectionActivity, TimeoutKind, Timeouts}
 use super::admission::Ticket;
 use crate::proxy::Proxy;
 use crate::proxy::client::ClientSource;
+use crate::proxy::metrics::RejectionLabel;
 use crate::proxy::request::{HEAD_TIMEOUT_RESPONSE, MALFORMED_RESPONSE, RequestHandler, ResponseBody};
 
 /// Bytes that are read and discarded at the end of a connection.
@@ -227,7 +228,7 @@ impl Proxy {
             ConnectionEnd::Served(Err(error)) if error.is_user() => return stream.reset(),
             // hyper leaves the preface of HTTP/2 to its caller.
             ConnectionEnd::Served(Err(error)) if error.is_parse_version_h2() => {
-                self.metrics.rejected_request("malformed");
+                self.metrics.rejected_request(RejectionLabel::Malformed);
                 if write_response(&mut stream, MALFORMED_RESPONSE).await.is_err() {
                     return stream.reset();
                 }
@@ -235,9 +236,9 @@ impl Proxy {
             // hyper has answered any other malformed request.
             ConnectionEnd::Served(Err(error)) if error.is_parse() => {
                 self.metrics.rejected_request(if error.is_parse_too_large() {
-                    "head_too_large"
+                    RejectionLabel::HeadTooLarge
                 } else {
-                    "malformed"
+                    RejectionLabel::Malformed
                 });
             }
             ConnectionEnd::Served(Err(error)) => {
@@ -255,17 +256,17 @@ impl Proxy {
             }
             // A pipelined head that partly arrived with the previous request counts as a slow head.
             ConnectionEnd::TimedOut(TimeoutKind::Idle | TimeoutKind::Head) => {
-                self.metrics.rejected_request("head_timeout");
+                self.metrics.rejected_request(RejectionLabel::HeadTimeout);
                 if write_response(&mut stream, HEAD_TIMEOUT_RESPONSE).await.is_err() {
                     return stream.reset();
                 }
             }
             ConnectionEnd::TimedOut(TimeoutKind::Blocked) => {
-                self.metrics.rejected_connection("write_timeout");
+                self.metrics.rejected_connection(RejectionLabel::WriteTimeout);
                 return stream.reset();
             }
             ConnectionEnd::Drained => {
-                self.metrics.rejected_connection("drain_timeout");
+                self.metrics.rejected_connection(RejectionLabel::DrainTimeout);
                 return stream.reset();
             }
         }

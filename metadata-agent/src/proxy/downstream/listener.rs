@@ -17,7 +17,7 @@ use super::haproxy_users::HaproxyUsers;
 use crate::proxy::Proxy;
 use crate::proxy::client::ClientSource;
 use crate::proxy::log_throttle::LogThrottle;
-use crate::proxy::metrics::OpenConnection;
+use crate::proxy::metrics::{OpenConnection, RejectionLabel};
 
 /// Pause after accept fails for lack of file descriptors or memory.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
@@ -36,7 +36,7 @@ pub async fn serve_guests(
     acceptor
         .run(room, poll_accept, |(), (stream, peer)| {
             let Some(client) = client_address(peer) else {
-                proxy.metrics.rejected_connection("not_an_identity");
+                proxy.metrics.rejected_connection(RejectionLabel::NotAnIdentity);
                 tracing::debug!(%peer, "connection rejected: peer is not an identity address");
                 return;
             };
@@ -69,7 +69,7 @@ pub async fn serve_haproxies(
     acceptor
         .run(room, poll_accept, |ticket, (stream, _)| {
             if let Err(error) = users.check(&stream) {
-                proxy.metrics.rejected_connection("haproxy_user");
+                proxy.metrics.rejected_connection(RejectionLabel::HaproxyUser);
                 if log.allow() {
                     let error = &error as &dyn std::error::Error;
                     tracing::warn!(error, "haproxy connection rejected; see metadata_proxy_user");

@@ -12,7 +12,7 @@ use hyper::{Response, StatusCode};
 use super::target::TargetError;
 use crate::proxy::client::HaproxyHeaderError;
 use crate::proxy::downstream::AdmissionError;
-use crate::proxy::metrics::Metrics;
+use crate::proxy::metrics::{Metrics, RejectionLabel};
 use crate::proxy::upstream::UpstreamError;
 
 /// The reason why a request is not answered by Nova.
@@ -132,19 +132,19 @@ impl Rejection {
     pub(crate) fn count(&self, metrics: &Metrics) {
         match self {
             Self::Upstream(error) => metrics.upstream_error(error.label()),
-            Self::Target(_) => metrics.rejected_request("target"),
-            Self::BodyTooLarge { .. } => metrics.rejected_request("body_too_large"),
-            Self::BodyTimeout { .. } => metrics.rejected_request("body_timeout"),
-            Self::BodyBroken { .. } => metrics.rejected_request("body_broken"),
-            Self::RateLimited { .. } => metrics.rejected_request("rate_limited"),
+            Self::Target(_) => metrics.rejected_request(RejectionLabel::Target),
+            Self::BodyTooLarge { .. } => metrics.rejected_request(RejectionLabel::BodyTooLarge),
+            Self::BodyTimeout { .. } => metrics.rejected_request(RejectionLabel::BodyTimeout),
+            Self::BodyBroken { .. } => metrics.rejected_request(RejectionLabel::BodyBroken),
+            Self::RateLimited { .. } => metrics.rejected_request(RejectionLabel::RateLimited),
             Self::TooManyConnections(error) => metrics.rejected_request(error.label()),
-            Self::IdentityPending => metrics.rejected_request("identity_pending"),
-            Self::IdentityUnknown => metrics.rejected_request("identity_unknown"),
-            Self::NotAnInstance => metrics.rejected_request("not_an_instance"),
-            Self::AttachmentGone => metrics.rejected_request("attachment_gone"),
-            Self::HaproxyHeader(_) => metrics.rejected_request("caller_unreadable"),
-            Self::ClientNotFound => metrics.rejected_request("caller_unknown"),
-            Self::ClientAmbiguous => metrics.rejected_request("caller_ambiguous"),
+            Self::IdentityPending => metrics.rejected_request(RejectionLabel::IdentityPending),
+            Self::IdentityUnknown => metrics.rejected_request(RejectionLabel::IdentityUnknown),
+            Self::NotAnInstance => metrics.rejected_request(RejectionLabel::NotAnInstance),
+            Self::AttachmentGone => metrics.rejected_request(RejectionLabel::AttachmentGone),
+            Self::HaproxyHeader(_) => metrics.rejected_request(RejectionLabel::CallerUnreadable),
+            Self::ClientNotFound => metrics.rejected_request(RejectionLabel::CallerUnknown),
+            Self::ClientAmbiguous => metrics.rejected_request(RejectionLabel::CallerAmbiguous),
         }
     }
 

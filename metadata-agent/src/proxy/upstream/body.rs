@@ -8,6 +8,7 @@ use hyper::body::{Body, Bytes, Incoming, SizeHint};
 use tokio::time::{Instant, Sleep, sleep};
 
 use super::ConnectionLease;
+use crate::proxy::metrics::UpstreamErrorLabel;
 
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum UpstreamBodyError {
@@ -18,10 +19,10 @@ pub(crate) enum UpstreamBodyError {
 }
 
 impl UpstreamBodyError {
-    pub(crate) const fn label(&self) -> &'static str {
+    pub(crate) const fn label(&self) -> UpstreamErrorLabel {
         match self {
-            Self::Stalled { .. } => "body_stalled",
-            Self::Broken { .. } => "body_broken",
+            Self::Stalled { .. } => UpstreamErrorLabel::BodyStalled,
+            Self::Broken { .. } => UpstreamErrorLabel::BodyBroken,
         }
     }
 }

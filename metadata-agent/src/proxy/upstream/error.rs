@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use super::RequestBound;
 use super::address::UpstreamAddress;
+use crate::proxy::metrics::UpstreamErrorLabel;
 
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum UpstreamError {
@@ -32,18 +33,18 @@ pub(crate) enum UpstreamError {
 }
 
 impl UpstreamError {
-    pub(crate) const fn label(&self) -> &'static str {
+    pub(crate) const fn label(&self) -> UpstreamErrorLabel {
         match self {
-            Self::Resolve { .. } => "resolve",
-            Self::Connect { .. } => "connect",
-            Self::ConnectTimeout { .. } => "connect_timeout",
-            Self::Busy { .. } => "busy",
-            Self::Tls { .. } => "tls",
-            Self::Handshake { .. } => "handshake",
-            Self::Broken { .. } => "broken",
-            Self::Garbled { .. } => "garbled",
-            Self::Upgraded { .. } => "upgraded",
-            Self::AnswerTimeout { .. } => "answer_timeout",
+            Self::Resolve { .. } => UpstreamErrorLabel::Resolve,
+            Self::Connect { .. } => UpstreamErrorLabel::Connect,
+            Self::ConnectTimeout { .. } => UpstreamErrorLabel::ConnectTimeout,
+            Self::Busy { .. } => UpstreamErrorLabel::Busy,
+            Self::Tls { .. } => UpstreamErrorLabel::Tls,
+            Self::Handshake { .. } => UpstreamErrorLabel::Handshake,
+            Self::Broken { .. } => UpstreamErrorLabel::Broken,
+            Self::Garbled { .. } => UpstreamErrorLabel::Garbled,
+            Self::Upgraded { .. } => UpstreamErrorLabel::Upgraded,
+            Self::AnswerTimeout { .. } => UpstreamErrorLabel::AnswerTimeout,
         }
     }
 }

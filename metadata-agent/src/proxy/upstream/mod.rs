@@ -152,15 +152,6 @@ pub(crate) enum RequestBound {
     All,
 }
 
-impl RequestBound {
-    const fn label(self) -> &'static str {
-        match self {
-            Self::Guest => "guest",
-            Self::All => "all",
-        }
-    }
-}
-
 impl fmt::Display for RequestBound {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
@@ -282,7 +273,7 @@ impl Upstream {
         let (began, limit) = (Instant::now(), self.connect_timeout);
         let deadline = *deadline.get_or_insert(began + limit);
         let slot = slots.wait(share.key(), deadline).await;
-        self.metrics.upstream_wait(bound.label(), began.elapsed());
+        self.metrics.upstream_wait(bound, began.elapsed());
         slot.ok_or(UpstreamError::Busy { limit, bound })
     }
 

@@ -12,7 +12,6 @@ use hyper::body::Bytes;
 use hyper::header::HeaderMap;
 use hyper::http::uri::PathAndQuery;
 use hyper::{Method, StatusCode};
-use prometheus_client::registry::Registry;
 use rustls::{AlertDescription, CertificateError};
 use tokio::time::timeout;
 use tokio_util::task::TaskTracker;
@@ -112,8 +111,7 @@ pub async fn probe_secrets(config: UpstreamConfig, signer: &Signer) -> Result<St
 }
 
 fn upstream(config: UpstreamConfig) -> Result<Upstream, UpstreamSetupError> {
-    let metrics = Arc::new(Metrics::register(&mut Registry::default()));
-    Upstream::new(config, metrics, TaskTracker::new())
+    Upstream::new(config, Arc::new(Metrics::default()), TaskTracker::new())
 }
 
 /// Returns a request on behalf of no guest.

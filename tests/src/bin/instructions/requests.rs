@@ -18,7 +18,6 @@ use metadata_agent::proxy::{
     Scheme, Signer, Upstream, UpstreamConfig,
 };
 use metadata_ebpf::identity::{AttachmentId, ClientAddress};
-use prometheus_client::registry::Registry;
 use tokio::net::{TcpListener, TcpStream, UnixStream};
 use tokio::runtime::{Builder, Runtime};
 use tokio_util::sync::CancellationToken;
@@ -104,7 +103,7 @@ impl Line {
         let runtime = Builder::new_current_thread().enable_all().build().context("start a runtime")?;
         let listener = runtime.block_on(TcpListener::bind(("127.0.0.1", 0))).context("listen")?;
         let endpoint = Endpoint::new(Scheme::Http, "127.0.0.1", listener.local_addr()?.port())?;
-        let metrics = Arc::new(Metrics::register(&mut Registry::default()));
+        let metrics = Arc::new(Metrics::default());
         let upstream = UpstreamConfig::new(vec![endpoint]);
         let upstream = Upstream::new(upstream, Arc::clone(&metrics), TaskTracker::new())?;
         let attachment = AttachmentId::new(1).context("attachments count from 1")?;

@@ -60,7 +60,7 @@ impl GuestService {
         let mut host = boot.open_host().await?;
         let auth = boot.open_secrets().await?;
         let directory = Arc::new(Directory::new(client_mac));
-        let lookup = Arc::new(host_lookup(sources, &inventory, &auth));
+        let lookup = Arc::new(host_lookup(sources, &inventory, &auth, config.identity_grace));
         let data_plane =
             boot.start_data_plane(&host, Arc::clone(&directory), lookup, metrics, haproxy_socket)?;
         // Without a heartbeat, the first packets of the first guest would bypass the agent.
@@ -260,9 +260,14 @@ fn client_mac(client: &ClientAddress) -> Option<MacAddress> {
 
 /// Finds guests by network or router and address: in the inventory, and in Neutron if it is
 /// configured.
-fn host_lookup(sources: SourceHandles, inventory: &Arc<Inventory>, auth: &UpstreamAuth) -> HostLookup {
+fn host_lookup(
+    sources: SourceHandles,
+    inventory: &Arc<Inventory>,
+    auth: &UpstreamAuth,
+    grace: Duration,
+) -> HostLookup {
     HostLookup {
-        inventory: InventoryLookup::new(Arc::clone(inventory), sources.states, auth.clone()),
+        inventory: InventoryLookup::new(Arc::clone(inventory), sources.states, auth.clone(), grace),
         neutron: sources.lookup.map(|lookup| NeutronLookup::new(lookup, auth.clone())),
     }
 }

@@ -102,6 +102,7 @@ impl Attached {
         }
 
         // Log a change of the owner.
+        let clients = self.clients.changed_to(clients);
         if self.clients != clients {
             log_owner(&self.link, &self.clients, &clients);
             if let (Clients::One(before), Clients::One(next)) = (&self.clients, &clients)

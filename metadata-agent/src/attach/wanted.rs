@@ -72,6 +72,19 @@ pub(super) enum Clients {
     Shared(NetworkOrRouter),
 }
 
+impl Clients {
+    /// Returns the clients behind an interface after a change. Its network stays known although no
+    /// source reports it any more: a router's interface never moves to another network.
+    pub(super) fn changed_to(&self, next: Self) -> Self {
+        match (self, &next) {
+            (Self::Shared(NetworkOrRouter::Network(_)), Self::Shared(NetworkOrRouter::Router(_))) => {
+                self.clone()
+            }
+            _ => next,
+        }
+    }
+}
+
 impl Wanted<'_> {
     pub(super) fn target(self, link: &Link) -> Target {
         match self {
@@ -353,6 +366,19 @@ mod tests {
             let spec = spec(dhcp_port(&addresses).target(&link(2, "tap1", "")));
             assert_eq!(spec.unserved_subnets.is_some(), is_short, "{count}");
         }
+    }
+
+    #[test]
+    fn the_network_of_a_routers_interface_stays_known() {
+        let id = NETWORK.parse().unwrap();
+        let [network, router] =
+            [NetworkOrRouter::Network(id), NetworkOrRouter::Router(NETWORK.parse().unwrap())]
+                .map(Clients::Shared);
+        let other = NetworkOrRouter::Network("22222222-2222-4222-8222-222222222222".parse().unwrap());
+        assert_eq!(network.changed_to(router.clone()), network);
+        assert_eq!(router.changed_to(network.clone()), network);
+        assert_eq!(network.changed_to(Clients::Shared(other)), Clients::Shared(other));
+        assert_eq!(router.changed_to(router.clone()), router);
     }
 
     #[test]

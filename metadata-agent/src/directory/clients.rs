@@ -8,9 +8,13 @@
 //! An address may have moved to another port since a source reported it, so an address alone
 //! identifies a port of the inventory only if its source follows such changes. Otherwise the MAC
 //! address that the kernel saw must be the port's too (`docs/design/address-and-mac.md`).
+//!
+//! A source may lose a port for a moment. The guest was up for days and takes a quick 404 for the
+//! end of the service, so its look-ups are unavailable for the grace first, as on a tap.
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use tokio::sync::watch;
@@ -48,6 +52,8 @@ pub(crate) struct InventoryLookup {
     inventory: Arc<Inventory>,
     sources: Vec<watch::Receiver<SourceState>>,
     auth: UpstreamAuth,
+    /// Time after a loss in which a port may come back.
+    grace: Duration,
     /// Built from a snapshot by the first look-up after it, so that it costs nothing else.
     index: ArcSwap<Index>,
 }
@@ -59,8 +65,9 @@ impl InventoryLookup {
         inventory: Arc<Inventory>,
         sources: Vec<watch::Receiver<SourceState>>,
         auth: UpstreamAuth,
+        grace: Duration,
     ) -> Self {
-        Self { inventory, sources, auth, index: ArcSwap::default() }
+        Self { inventory, sources, auth, grace, index: ArcSwap::default() }
     }
 
     fn find(&self, query: &ClientQuery) -> LookupOutcome {
@@ -71,9 +78,9 @@ impl InventoryLookup {
             }
             NetworkOrRouter::Network(network) => network,
         };
-        let mut entries = self.entries(network, query);
-        entries.retain(|entry| entry.addressing().is_some_and(|port| is_evident(port, query)));
-        match entries.as_slice() {
+        let index = self.index();
+        match index.found(network, query).as_slice() {
+            [] if index.was_lost(network, query, self.grace) => LookupOutcome::Unavailable,
             [] => self.not_found(),
             [Entry::NoInstance(_)] => LookupOutcome::NotAnInstance,
             [entry] => outcome(entry, &self.auth),
@@ -81,15 +88,16 @@ impl InventoryLookup {
         }
     }
 
-    fn entries(&self, network: NetworkId, query: &ClientQuery) -> Vec<Entry> {
+    /// Returns the index of the present snapshot.
+    fn index(&self) -> Arc<Index> {
         let snapshot = self.inventory.load();
-        let mut index = self.index.load_full();
-        if index.version != snapshot.version() {
-            index = Arc::new(Index::from_snapshot(&snapshot));
-            self.index.store(Arc::clone(&index));
+        let index = self.index.load_full();
+        if index.version == snapshot.version() {
+            return index;
         }
-        let entries = query.port_match().and_then(|by| index.entries.get(&(network, by)).cloned());
-        entries.unwrap_or_default()
+        let index = Arc::new(Index::from_snapshot(&snapshot, &index, self.grace));
+        self.index.store(Arc::clone(&index));
+        index
     }
 
     /// A port that is missing may still be reported by a source that is not ready.
@@ -171,12 +179,22 @@ fn outcome(entry: &Entry, auth: &UpstreamAuth) -> LookupOutcome {
 #[derive(Debug, Default)]
 struct Index {
     version: u64,
-    entries: HashMap<(NetworkId, PortMatch), Vec<Entry>>,
+    entries: HashMap<IndexKey, Vec<Entry>>,
+    /// Entries of earlier snapshots that this one lacks.
+    lost: HashMap<IndexKey, LostEntries>,
+}
+
+type IndexKey = (NetworkId, PortMatch);
+
+#[derive(Clone, Debug)]
+struct LostEntries {
+    since: Instant,
+    entries: Vec<Entry>,
 }
 
 impl Index {
-    fn from_snapshot(snapshot: &Snapshot) -> Self {
-        let mut index = Self { version: snapshot.version(), entries: HashMap::new() };
+    fn from_snapshot(snapshot: &Snapshot, before: &Self, grace: Duration) -> Self {
+        let mut entries: HashMap<IndexKey, Vec<Entry>> = HashMap::new();
         for entry in snapshot.unordered() {
             let Some(PortAddressing { network: Some(network), mac, fixed_ips, .. }) = entry.addressing()
             else {
@@ -184,17 +202,50 @@ impl Index {
             };
             let addresses = fixed_ips.iter().copied().map(PortMatch::Address);
             for by in addresses.chain(mac.map(PortMatch::Mac)) {
-                index.entries.entry((*network, by)).or_default().push(entry.clone());
+                entries.entry((*network, by)).or_default().push(entry.clone());
             }
         }
-        index
+        let since = Instant::now();
+        let earlier = before.lost.iter().map(|(key, lost)| (*key, lost.clone()));
+        let earlier = earlier.filter(|(_, lost)| lost.since.elapsed() < grace);
+        let now = before.entries.iter().map(|(key, entries)| (*key, entries.clone()));
+        let now = now.map(|(key, entries)| (key, LostEntries { since, entries }));
+        let lost = earlier.chain(now).filter(|(key, _)| !entries.contains_key(key)).collect();
+        Self { version: snapshot.version(), entries, lost }
+    }
+
+    /// Returns the ports that are evidently the client's.
+    fn found(&self, network: NetworkId, query: &ClientQuery) -> Vec<Entry> {
+        let mut entries = self.by(network, query.port_match());
+        entries.retain(|entry| entry.addressing().is_some_and(|port| is_evident(port, query)));
+        if entries.is_empty() && query.port_match().is_some() {
+            // Without a statement of its allowed sources, the port may send from any address with
+            // its MAC address. Its listed addresses may be out of date.
+            entries = self.by(network, query.mac.map(PortMatch::Mac));
+            entries.retain(|entry| entry.addressing().is_some_and(|port| port.allowed_sources.is_none()));
+        }
+        entries
+    }
+
+    fn by(&self, network: NetworkId, by: Option<PortMatch>) -> Vec<Entry> {
+        by.and_then(|by| self.entries.get(&(network, by)).cloned()).unwrap_or_default()
+    }
+
+    /// Returns true if the client's port was lost within the grace.
+    fn was_lost(&self, network: NetworkId, query: &ClientQuery, grace: Duration) -> bool {
+        let keys = [query.port_match(), query.mac.map(PortMatch::Mac)].into_iter().flatten();
+        let mut lost = keys.filter_map(|by| self.lost.get(&(network, by)));
+        lost.any(|LostEntries { since, entries }| {
+            let mut ports = entries.iter().filter_map(Entry::addressing);
+            since.elapsed() < grace && ports.any(|port| is_evident(port, query))
+        })
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::inventory::{DeviceOwner, Event, PortRecord};
+    use crate::inventory::{DeviceOwner, Event, PortRecord, SourcePolicy};
     use crate::proxy::{NetworkHeader, Signer};
     use crate::sources::Reporter;
     use tokio::sync::mpsc;
@@ -204,6 +255,7 @@ mod tests {
     const BLUE: &str = "22222222-2222-4222-8222-222222222222";
     const MAC: &str = "fa:16:3e:00:00:01";
     const LINK_LOCAL: &str = "fe80::f816:3eff:fe00:1";
+    const GRACE: Duration = Duration::from_mins(2);
 
     fn port(number: u8, network: &str, address: &str) -> Port {
         Port {
@@ -229,7 +281,7 @@ mod tests {
         events.send(Event { source, key: "f".to_owned(), ports }).await.unwrap();
         drop(events);
         publisher.run(queue, CancellationToken::new()).await;
-        InventoryLookup::new(inventory, Vec::new(), auth)
+        InventoryLookup::new(inventory, Vec::new(), auth, GRACE)
     }
 
     /// Makes a look-up of ports that this source reports, for Nova.
@@ -292,6 +344,61 @@ mod tests {
                 let other = found_from(&lookup, RED, address, Some("fa:16:3e:00:00:02"));
                 assert_eq!(other, "NotFound", "{source} {address}");
             }
+        }
+    }
+
+    /// libvirt and Open vSwitch do not learn of another address.
+    #[tokio::test]
+    async fn a_changed_address_is_found_by_the_mac_if_none_is_forbidden() {
+        let mut red = port(1, RED, "10.0.0.5");
+        red.addressing.mac = Some(MAC.parse().unwrap());
+        let mut stated = red.clone();
+        let fixed = stated.addressing.fixed_ips.clone();
+        stated.addressing.allowed_sources = Some(SourcePolicy::secured(MAC.parse().unwrap(), &fixed, []));
+        for (port, found) in [(&red, red.instance.to_string()), (&stated, "NotFound".to_owned())] {
+            let source = if found == "NotFound" { SourceKind::StaticFile } else { SourceKind::Libvirt };
+            let lookup = reported(source, [port.clone().into()]).await;
+            assert_eq!(found_from(&lookup, RED, "10.0.0.50", Some(MAC)), found, "{source}");
+            for (network, address, mac) in [
+                (RED, "10.0.0.50", None),
+                (RED, "10.0.0.50", Some("fa:16:3e:00:00:02")),
+                (RED, "fe80::1", Some(MAC)),
+                (BLUE, "10.0.0.50", Some(MAC)),
+            ] {
+                assert_eq!(found_from(&lookup, network, address, mac), "NotFound", "{source} {address}");
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn a_lost_port_is_unavailable_for_the_grace() {
+        for (grace, after_loss) in [(GRACE, "Unavailable"), (Duration::ZERO, "NotFound")] {
+            let (inventory, publisher) = Inventory::new();
+            let (events, queue) = mpsc::channel(1);
+            let run = tokio::spawn(publisher.run(queue, CancellationToken::new()));
+            let auth = UpstreamAuth::Signed(Signer::new("secret".into()));
+            let lookup = InventoryLookup::new(Arc::clone(&inventory), Vec::new(), auth, grace);
+            let mut red = port(1, RED, "10.0.0.5");
+            red.addressing.mac = Some(MAC.parse().unwrap());
+            let publish = async |ports: Vec<PortRecord>| {
+                let mut changes = inventory.subscribe();
+                changes.mark_unchanged();
+                let event = Event { source: SourceKind::Libvirt, key: "f".to_owned(), ports };
+                events.send(event).await.unwrap();
+                changes.changed().await.unwrap();
+            };
+            let own = red.instance.to_string();
+            for _ in 0..2 {
+                publish(vec![red.clone().into()]).await;
+                assert_eq!(found_from(&lookup, RED, "10.0.0.5", Some(MAC)), own);
+                publish(Vec::new()).await;
+                for address in ["10.0.0.5", "10.0.0.50"] {
+                    assert_eq!(found_from(&lookup, RED, address, Some(MAC)), after_loss, "{address}");
+                }
+                let other = found_from(&lookup, RED, "10.0.0.5", Some("fa:16:3e:00:00:02"));
+                assert_eq!(other, "NotFound", "it was never that one's");
+            }
+            run.abort();
         }
     }
 

@@ -127,12 +127,21 @@ fn check_asks_nova_whether_it_accepts_the_shared_secret() {
     for wrong in ["another", ""] {
         assert_says(&with(wrong), SECRET, false, &["refuses it", "metadata_proxy_shared_secret"]);
     }
+    // A Nova with service_metadata_proxy = false looks at no signature.
     nova.set_mode(Mode::Fixed(Answer::text(200, "latest\n")));
-    assert_says(&with("another"), SECRET, true, &["accepts it"]);
-    nova.set_mode(Mode::Refuse);
-    let output = with(nova.secret()).query("check", &["--json"]);
-    let findings: Vec<Value> = serde_json::from_slice(&output.stdout).expect("JSON");
-    assert!(findings.iter().all(|finding| finding["subject"] != SECRET), "{findings:?}");
+    assert_says(&with("another"), SECRET, false, &["a wrong one too", "service_metadata_proxy"]);
+    for mode in [Mode::Fixed(Answer::text(404, "latest\n")), Mode::Refuse] {
+        nova.set_mode(mode);
+        assert_says(&with(nova.secret()), SECRET, true, &["could not be verified"]);
+    }
+}
+
+#[test]
+fn check_rejects_an_empty_secret_that_nova_accepts() {
+    let host = Host::new();
+    let nova = NovaStandIn::start_with(host.netns(), ([127, 0, 0, 1], 0).into(), "");
+    let agent = Agent::forwarding_to(&host, nova.address(), "").install();
+    assert_says(&agent, SECRET, false, &["accepts an empty one", "metadata_proxy_shared_secret"]);
 }
 
 /// Installs an agent without any source except these options.

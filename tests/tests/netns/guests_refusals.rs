@@ -10,7 +10,7 @@ use metadata_ebpf::reason::Reason;
 use metadata_tests::packet_socket::PacketSocket;
 use metadata_tests::two_tenants::HOSTNAME;
 use metadata_tests::wait::{self, PATIENCE};
-use metadata_tests::{ServedTenants, Tenant};
+use metadata_tests::{GuestSpec, Host, NextHop, NovaStandIn, ServedTenants, Tenant, TwoTenants};
 use serde_json::Value;
 
 /// Time to wait for a response that must not come: less than the kernel's first retransmission of a
@@ -100,13 +100,17 @@ fn refused_packets_survive_a_restart() {
     });
 }
 
-/// A guest without DHCP gives itself an address of 169.254.0.0/16 (RFC 3927).
+/// A guest without DHCP gives itself an address of 169.254.0.0/16 (RFC 3927), and reaches the
+/// metadata address on its link.
 #[test]
 fn a_self_assigned_address_is_the_guests_own_business() {
-    let tenants = ServedTenants::new();
+    let host = Host::new();
+    let nova = NovaStandIn::start(host.netns());
+    let tenants = TwoTenants::on(host, nova, |spec| GuestSpec { next_hop: NextHop::OnLink, ..spec });
+    let tenants = tenants.serve(|installer, red, blue| installer.port(&red.port).port(&blue.port));
     let ServedTenants { process, nova, red, .. } = &tenants;
     let own = Ipv4Addr::new(169, 254, 10, 20);
-    add_address(red, own, 16);
+    red.netns().ip(&format!("address flush dev eth0\naddress add {own}/16 dev eth0"));
     let mut connection = red.connect_from((own, 0).into());
     let answer = connection.request("GET", HOSTNAME, &[], b"").expect("an answer");
     assert_eq!(answer.text(), red.hostname());

@@ -57,6 +57,7 @@ mod namespaces_guests;
 mod namespaces_life;
 mod namespaces_lost;
 mod namespaces_neutron;
+mod namespaces_sources;
 mod neighbours;
 mod neutron_agent;
 mod nova_stand_in;

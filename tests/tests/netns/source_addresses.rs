@@ -119,18 +119,6 @@ fn with_libvirt_alone_every_address_is_served() {
     }
 }
 
-/// A guest without DHCP chooses an address of 169.254.0.0/16 by itself.
-#[test]
-fn a_link_local_address_is_the_guests_own_business() {
-    let world = World::new();
-    let agent = Agent::on(&world.host, &world.nova).port(&world.guest.port).install();
-    let process = agent.start();
-    let link_local = Ipv4Addr::new(169, 254, 10, 20);
-    world.guest.netns().ip(&format!("address flush dev eth0\naddress add {link_local}/16 dev eth0"));
-    world.assert_served_from(link_local, &process);
-    World::assert_never_refused(&process);
-}
-
 #[test]
 fn the_static_file_states_pairs_and_port_security() {
     let world = World::new();

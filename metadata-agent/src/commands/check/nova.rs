@@ -4,6 +4,7 @@
 use std::error::Error;
 
 use hyper::StatusCode;
+use secrecy::ExposeSecret as _;
 use tokio::net::UnixStream;
 use tokio::time::timeout;
 
@@ -15,6 +16,8 @@ use crate::secrets::SecretFiles;
 
 /// Subject of the findings about it.
 const SECRET: &str = "shared secret";
+/// A secret that no Nova has.
+const WRONG_SECRET: &str = "metadata-agent check: not the shared secret";
 
 /// Probes each endpoint of Nova, or the socket of Neutron's agent.
 pub(super) async fn check(config: &Config) -> Vec<Finding> {
@@ -53,8 +56,13 @@ async fn nova(config: &Config) -> Vec<Finding> {
             Err(fault) => Err(format!("{endpoint}: {fault}")),
         };
         findings.push(finding("Nova's metadata service", outcome));
-        if let (true, Ok(signer)) = (is_nova, &signer) {
-            findings.push(finding(SECRET, probe_secrets(config, &endpoint, signer).await));
+        if let Ok(signer) = &signer {
+            let outcome = if is_nova {
+                check_secrets(config, &endpoint, signer).await
+            } else {
+                Ok(format!("could not be verified, because {endpoint} does not answer as Nova"))
+            };
+            findings.push(finding(SECRET, outcome));
         }
     }
     findings
@@ -64,17 +72,45 @@ async fn probe(config: &Config, endpoint: &NovaEndpoint) -> Result<(), String> {
     proxy::probe(upstream(config, endpoint)?).await.map_err(|error| described(&error, endpoint))
 }
 
-/// Nova refuses a wrong secret before it looks for the instance.
-async fn probe_secrets(config: &Config, endpoint: &NovaEndpoint, signer: &Signer) -> Result<String, String> {
-    let status = proxy::probe_secrets(upstream(config, endpoint)?, signer).await;
-    match status.map_err(|error| format!("{endpoint}: {}", described(&error, endpoint)))? {
-        StatusCode::FORBIDDEN => Err(format!(
-            "{endpoint} refuses it; set metadata_proxy_shared_secret to the one of section [neutron] in \
-             nova.conf"
-        )),
-        StatusCode::OK | StatusCode::NOT_FOUND => Ok(format!("{endpoint} accepts it")),
-        other => Ok(format!("{endpoint} answers {other}, so it could not be verified")),
+/// Checks that Nova accepts the secrets, and refuses a wrong one: a Nova that accepts any secret
+/// ignores the headers that identify the guest.
+async fn check_secrets(config: &Config, endpoint: &NovaEndpoint, signer: &Signer) -> Result<String, String> {
+    match probe_secrets(config, endpoint, signer).await? {
+        StatusCode::FORBIDDEN => {
+            return Err(format!(
+                "{endpoint} refuses it; set metadata_proxy_shared_secret to the one of section [neutron] in \
+                 nova.conf"
+            ));
+        }
+        StatusCode::OK | StatusCode::NOT_FOUND => {}
+        other => return Ok(format!("{endpoint} answers {other}, so it could not be verified")),
     }
+    match probe_secrets(config, endpoint, &Signer::new(WRONG_SECRET.into())).await? {
+        StatusCode::FORBIDDEN if is_empty(config) => Err(format!(
+            "{endpoint} accepts an empty one, so any host can read any instance's metadata; set \
+             metadata_proxy_shared_secret here and in section [neutron] of nova.conf"
+        )),
+        StatusCode::FORBIDDEN => Ok(format!("{endpoint} accepts it")),
+        other => Err(format!(
+            "{endpoint} answers {other} to a wrong one too, so it could not be verified; set \
+             service_metadata_proxy = true in section [neutron] of nova.conf"
+        )),
+    }
+}
+
+/// Returns true if there is no secret.
+fn is_empty(config: &Config) -> bool {
+    config.metadata_proxy_shared_secret.expose_secret().is_empty() && config.shared_secret_files.is_empty()
+}
+
+/// Nova refuses a wrong secret before it looks for the instance.
+async fn probe_secrets(
+    config: &Config,
+    endpoint: &NovaEndpoint,
+    signer: &Signer,
+) -> Result<StatusCode, String> {
+    let status = proxy::probe_secrets(upstream(config, endpoint)?, signer).await;
+    status.map_err(|error| format!("{endpoint}: {}", described(&error, endpoint)))
 }
 
 fn upstream(config: &Config, endpoint: &NovaEndpoint) -> Result<UpstreamConfig, String> {

@@ -67,6 +67,11 @@ impl UpstreamConnection {
         self.silences == silences
     }
 
+    /// Returns whether the server has ended the connection because no request came.
+    pub(super) fn has_timed_out(&self) -> bool {
+        self.check.has_timed_out()
+    }
+
     /// Has the task look for unexpected bytes before it sends the next request.
     pub(super) fn check_before_reuse(&self) {
         self.check.demand();
@@ -141,10 +146,11 @@ impl Connector {
             .map_err(|source| UpstreamError::Handshake { address: endpoint.address(), source })?;
         self.metrics.upstream_connection();
         let (endpoint, reuse, metrics) = (Arc::clone(endpoint), reuse.cloned(), Arc::clone(&self.metrics));
+        let seen = Arc::clone(&check);
         // Ends when the sender is dropped or the server closes.
         self.tracker.spawn(async move {
             if let Err(error) = connection.await {
-                if is_unsolicited(&error) {
+                if is_unsolicited(&error) && !seen.has_timed_out() {
                     endpoint.report_unsolicited(reuse.as_deref(), &metrics);
                 }
                 tracing::debug!(error = &error as &dyn Error, "upstream connection ended");

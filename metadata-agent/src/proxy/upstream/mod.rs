@@ -242,6 +242,10 @@ impl Upstream {
                 Err(UpstreamError::Broken { .. } | UpstreamError::Garbled { .. }) => {
                     self.metrics.upstream_retry();
                 }
+                // The server's time-out crossed the request, which it has not read.
+                Ok(response) if response.head.status == StatusCode::REQUEST_TIMEOUT => {
+                    self.metrics.upstream_retry();
+                }
                 result => return result.map(|response| response.held_by(reused_by, slot)),
             }
         }
@@ -296,7 +300,7 @@ impl Upstream {
                 if is_silence(&source) {
                     self.was_silent(endpoint);
                 }
-                if is_unsolicited(&source) {
+                if is_unsolicited(&source) && !connection.has_timed_out() {
                     let reuse = request.share.as_deref().map(|share| &*share.reuse);
                     endpoint.report_unsolicited(reuse, &self.metrics);
                 }

@@ -1,10 +1,12 @@
 //! The stream under an upstream connection: TCP, TLS over TCP, or a unix socket.
 //!
-//! It does two things that hyper does not.
+//! It does three things that hyper does not.
 //!
 //! - **Before a connection is reused, it looks into the socket.** Bytes that have arrived since the
 //!   last response answer no request, and must not be taken for the answer to the next one. The
 //!   runtime may not have reported them yet, so this look is a system call.
+//! - **It recognises a time-out of the server.** A server that gives up an idle connection may send
+//!   408 first (RFC 9110, section 15.5.9). That is no sign of a server that answers twice.
 //! - **It closes without TIME-WAIT.** The agent decides when to close, so its ports would be in
 //!   TIME-WAIT, and a guest that makes many requests could use up all of them. A reset leaves none.
 //!   It is safe because the agent closes only when it wants nothing more of the connection: after a
@@ -29,6 +31,7 @@ use tokio_rustls::client::TlsStream;
 #[derive(Debug, Default)]
 pub(super) struct ReuseCheck {
     is_due: AtomicBool,
+    has_timed_out: AtomicBool,
 }
 
 impl ReuseCheck {
@@ -37,9 +40,25 @@ impl ReuseCheck {
         self.is_due.store(true, Ordering::Release);
     }
 
+    /// Returns whether the server's last bytes said that it had waited too long for a request.
+    pub(super) fn has_timed_out(&self) -> bool {
+        self.has_timed_out.load(Ordering::Relaxed)
+    }
+
+    fn received(&self, bytes: &[u8]) {
+        self.has_timed_out.store(begins_with_timeout(bytes), Ordering::Relaxed);
+    }
+
     fn take(&self) -> bool {
         self.is_due.load(Ordering::Acquire) && self.is_due.swap(false, Ordering::AcqRel)
     }
+}
+
+/// Returns whether a response of status 408 begins here.
+fn begins_with_timeout(bytes: &[u8]) -> bool {
+    bytes
+        .strip_prefix(b"HTTP/1.")
+        .is_some_and(|rest| matches!(rest, [b'0' | b'1', b' ', b'4', b'0', b'8', ..]))
 }
 
 /// A TCP connection to the metadata API.
@@ -134,6 +153,17 @@ pub(super) enum UpstreamStream {
     Unix(UnixStream),
 }
 
+impl UpstreamStream {
+    fn check(&self) -> Option<&ReuseCheck> {
+        match self {
+            Self::Tcp(stream) => Some(&stream.check),
+            Self::Tls(stream) => Some(&stream.get_ref().0.check),
+            // Connections to Neutron's agent are never reused.
+            Self::Unix(_) => None,
+        }
+    }
+}
+
 macro_rules! forward {
     ($self:ident, $stream:ident => $call:expr) => {
         match $self.get_mut() {
@@ -145,8 +175,21 @@ macro_rules! forward {
 }
 
 impl AsyncRead for UpstreamStream {
-    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        forward!(self, stream => Pin::new(stream).poll_read(cx, buf))
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let before = buf.filled().len();
+        let inner = self.as_mut();
+        let result = forward!(inner, stream => Pin::new(stream).poll_read(cx, buf));
+        let bytes = &buf.filled()[before..];
+        if !bytes.is_empty()
+            && let Some(check) = self.check()
+        {
+            check.received(bytes);
+        }
+        result
     }
 }
 

@@ -1,28 +1,24 @@
 //! rustls client configurations from PEM files: trusted CAs, and the client's own certificate.
+//!
+//! [`TlsMaterial`] holds the content of the files, so its user need not open them.
 
 #![warn(unreachable_pub)]
+
+mod verifier;
 
 use std::fs::File;
 use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::client::{
-    VerifierBuilderError, WantsClientCert, WebPkiServerVerifier, verify_server_cert_signed_by_trust_anchor,
-    verify_server_name,
-};
-use rustls::crypto::{CryptoProvider, WebPkiSupportedAlgorithms};
+use rustls::client::{VerifierBuilderError, WebPkiServerVerifier};
+use rustls::crypto::CryptoProvider;
 use rustls::pki_types::pem::{self, PemObject};
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
-use rustls::server::ParsedCertificate;
-use rustls::{
-    CertificateError, ClientConfig, ConfigBuilder, DigitallySignedStruct, RootCertStore, SignatureScheme,
-    WantsVerifier,
-};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::{ClientConfig, ConfigBuilder, RootCertStore, WantsVerifier};
 use rustls_native_certs::CertificateResult;
-use x509_parser::parse_x509_certificate;
-use x509_parser::time::ASN1Time;
+
+use verifier::{Policy, Verifier};
 
 /// Largest accepted file. The bundle of a distribution has 250 KB.
 const MAX_FILE_BYTES: u64 = 4 * 1024 * 1024;
@@ -70,6 +66,100 @@ pub enum ServerTrust<'a> {
     Unverified,
 }
 
+/// Certificates and keys, as read from files. [`Self::client_config`] opens no file.
+#[derive(Debug)]
+pub struct TlsMaterial {
+    trust: TrustMaterial,
+    identity: Option<OwnCertificate>,
+}
+
+#[derive(Debug)]
+enum TrustMaterial {
+    Ca(CaFile),
+    AnyNameOfCa(CaFile),
+    SystemCa(RootCertStore),
+    Unverified,
+}
+
+#[derive(Debug)]
+struct CaFile {
+    /// The usable CAs.
+    roots: RootCertStore,
+    /// All certificates of the file.
+    listed: Vec<CertificateDer<'static>>,
+}
+
+#[derive(Debug)]
+struct OwnCertificate {
+    /// For errors only.
+    files: ClientCertificate,
+    chain: Vec<CertificateDer<'static>>,
+    key: PrivateKeyDer<'static>,
+}
+
+impl TlsMaterial {
+    /// Reads all files.
+    ///
+    /// # Errors
+    /// A file cannot be read or used.
+    pub fn read(trust: ServerTrust<'_>, identity: Option<&ClientCertificate>) -> Result<Self, TlsSetupError> {
+        let trust = match trust {
+            ServerTrust::Ca(path) => TrustMaterial::Ca(CaFile::read(path)?),
+            ServerTrust::AnyNameOfCa(path) => TrustMaterial::AnyNameOfCa(CaFile::read(path)?),
+            ServerTrust::SystemCa => {
+                TrustMaterial::SystemCa(system_ca_certificates(rustls_native_certs::load_native_certs())?)
+            }
+            ServerTrust::Unverified => TrustMaterial::Unverified,
+        };
+        Ok(Self { trust, identity: identity.map(OwnCertificate::read).transpose()? })
+    }
+
+    /// Creates a client configuration, with the usual protocol versions.
+    ///
+    /// # Errors
+    /// The CAs, or certificate and key together, are not usable.
+    pub fn client_config(self) -> Result<ClientConfig, TlsSetupError> {
+        let provider = provider();
+        let builder = builder(&provider)?;
+        let (policy, listed) = match self.trust {
+            TrustMaterial::Ca(file) => (Policy::Named(named(file.roots, &provider)?), file.listed),
+            TrustMaterial::AnyNameOfCa(file) => (Policy::AnyName(file.roots), file.listed),
+            TrustMaterial::SystemCa(roots) => (Policy::Named(named(roots, &provider)?), Vec::new()),
+            TrustMaterial::Unverified => (Policy::Unverified, Vec::new()),
+        };
+        let algorithms = provider.signature_verification_algorithms;
+        let verifier = Arc::new(Verifier { policy, listed, algorithms });
+        let builder = builder.dangerous().with_custom_certificate_verifier(verifier);
+        let Some(OwnCertificate { files, chain, key }) = self.identity else {
+            return Ok(builder.with_no_client_auth());
+        };
+        let ClientCertificate { certificate, key: key_file } = files;
+        builder.with_client_auth_cert(chain, key).map_err(|source| TlsSetupError::Identity {
+            certificate,
+            key: key_file,
+            source,
+        })
+    }
+}
+
+impl CaFile {
+    fn read(path: &Path) -> Result<Self, TlsSetupError> {
+        let listed = certificates(path)?;
+        Ok(Self { roots: usable_cas(path, &listed)?, listed })
+    }
+}
+
+impl OwnCertificate {
+    fn read(files: &ClientCertificate) -> Result<Self, TlsSetupError> {
+        let chain = certificates(&files.certificate)?;
+        let key = read(&files.key)
+            .map_err(pem::Error::Io)
+            .and_then(|text| PrivateKeyDer::from_pem_slice(&text))
+            .map_err(|source| TlsSetupError::Pem { path: files.key.clone(), source })?;
+        Ok(Self { files: files.clone(), chain, key })
+    }
+}
+
 /// Creates a client configuration, with the usual protocol versions. Reads all files.
 ///
 /// # Errors
@@ -78,25 +168,7 @@ pub fn client_config(
     trust: ServerTrust<'_>,
     identity: Option<&ClientCertificate>,
 ) -> Result<ClientConfig, TlsSetupError> {
-    let provider = provider();
-    let builder = builder(&provider)?;
-    let (policy, listed) = match trust {
-        ServerTrust::Ca(path) => {
-            let listed = certificates(path)?;
-            (Policy::Named(named(usable_cas(path, &listed)?, &provider)?), listed)
-        }
-        ServerTrust::SystemCa => {
-            let store = rustls_native_certs::load_native_certs();
-            (Policy::Named(named(system_ca_certificates(store)?, &provider)?), Vec::new())
-        }
-        ServerTrust::AnyNameOfCa(path) => {
-            let listed = certificates(path)?;
-            (Policy::AnyName(usable_cas(path, &listed)?), listed)
-        }
-        ServerTrust::Unverified => (Policy::Unverified, Vec::new()),
-    };
-    let verifier = Verifier { policy, listed, algorithms: provider.signature_verification_algorithms };
-    with_identity(builder.dangerous().with_custom_certificate_verifier(Arc::new(verifier)), identity)
+    TlsMaterial::read(trust, identity)?.client_config()
 }
 
 fn provider() -> Arc<CryptoProvider> {
@@ -148,25 +220,6 @@ fn usable_cas(path: &Path, listed: &[CertificateDer<'static>]) -> Result<RootCer
     }
 }
 
-fn with_identity(
-    builder: ConfigBuilder<ClientConfig, WantsClientCert>,
-    identity: Option<&ClientCertificate>,
-) -> Result<ClientConfig, TlsSetupError> {
-    let Some(ClientCertificate { certificate, key }) = identity else {
-        return Ok(builder.with_no_client_auth());
-    };
-    let chain = certificates(certificate)?;
-    let private = read(key)
-        .map_err(pem::Error::Io)
-        .and_then(|text| PrivateKeyDer::from_pem_slice(&text))
-        .map_err(|source| TlsSetupError::Pem { path: key.clone(), source })?;
-    builder.with_client_auth_cert(chain, private).map_err(|source| TlsSetupError::Identity {
-        certificate: certificate.clone(),
-        key: key.clone(),
-        source,
-    })
-}
-
 fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsSetupError> {
     let cannot_read = |source| TlsSetupError::Pem { path: path.to_owned(), source };
     let text = read(path).map_err(pem::Error::Io).map_err(cannot_read)?;
@@ -186,121 +239,13 @@ fn read(path: &Path) -> io::Result<Vec<u8>> {
     Ok(text)
 }
 
-/// Verifies servers by a policy. Signatures are verified under every policy.
-#[derive(Debug)]
-struct Verifier {
-    policy: Policy,
-    /// The certificates of the file of CAs.
-    listed: Vec<CertificateDer<'static>>,
-    algorithms: WebPkiSupportedAlgorithms,
-}
-
-#[derive(Debug)]
-enum Policy {
-    Named(Arc<WebPkiServerVerifier>),
-    AnyName(RootCertStore),
-    Unverified,
-}
-
-impl ServerCertVerifier for Verifier {
-    fn verify_server_cert(
-        &self,
-        end_entity: &CertificateDer<'_>,
-        intermediates: &[CertificateDer<'_>],
-        server_name: &ServerName<'_>,
-        ocsp_response: &[u8],
-        now: UnixTime,
-    ) -> Result<ServerCertVerified, rustls::Error> {
-        match &self.policy {
-            Policy::Named(_) | Policy::AnyName(_) if self.listed.contains(end_entity) => {
-                self.verify_listed(end_entity, server_name, now)
-            }
-            Policy::Named(verifier) => verifier
-                .verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now)
-                .map_err(without_time),
-            Policy::AnyName(roots) => {
-                let certificate = ParsedCertificate::try_from(end_entity)?;
-                verify_server_cert_signed_by_trust_anchor(
-                    &certificate,
-                    roots,
-                    intermediates,
-                    now,
-                    self.algorithms.all,
-                )
-                .map_err(without_time)?;
-                Ok(ServerCertVerified::assertion())
-            }
-            Policy::Unverified => Ok(ServerCertVerified::assertion()),
-        }
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        rustls::crypto::verify_tls12_signature(message, certificate, signature, &self.algorithms)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        rustls::crypto::verify_tls13_signature(message, certificate, signature, &self.algorithms)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.algorithms.supported_schemes()
-    }
-}
-
-impl Verifier {
-    /// Verifies a certificate that the file lists itself, which needs no signature of a CA. OpenSSL
-    /// accepts such a certificate too. webpki does not if the certificate is one of a CA, as
-    /// `openssl req -x509` makes it.
-    fn verify_listed(
-        &self,
-        certificate: &CertificateDer<'_>,
-        server_name: &ServerName<'_>,
-        now: UnixTime,
-    ) -> Result<ServerCertVerified, rustls::Error> {
-        if matches!(self.policy, Policy::Named(_)) {
-            verify_server_name(&ParsedCertificate::try_from(certificate)?, server_name)?;
-        }
-        let unreadable = |_| rustls::Error::from(CertificateError::BadEncoding);
-        let (_, parsed) = parse_x509_certificate(certificate).map_err(unreadable)?;
-        let now = i64::try_from(now.as_secs()).ok().and_then(|now| ASN1Time::from_timestamp(now).ok());
-        let now = now.ok_or(CertificateError::Expired)?;
-        if now < parsed.validity().not_before {
-            return Err(CertificateError::NotValidYet.into());
-        }
-        if now > parsed.validity().not_after {
-            return Err(CertificateError::Expired.into());
-        }
-        Ok(ServerCertVerified::assertion())
-    }
-}
-
-/// Removes the present time from an error, so that the errors of repeated attempts are equal.
-fn without_time(error: rustls::Error) -> rustls::Error {
-    let rustls::Error::InvalidCertificate(reason) = &error else { return error };
-    if matches!(reason, CertificateError::ExpiredContext { .. }) {
-        CertificateError::Expired.into()
-    } else if matches!(reason, CertificateError::NotValidYetContext { .. }) {
-        CertificateError::NotValidYet.into()
-    } else {
-        error
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::error::Error;
 
     use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair, date_time_ymd};
+    use rustls::client::danger::ServerCertVerifier;
+    use rustls::pki_types::{ServerName, UnixTime};
     use rustls_native_certs::load_certs_from_paths;
 
     use super::*;

@@ -2,7 +2,8 @@
 //!
 //! [`app`] starts and connects the components, with settings from [`config`]. Kernel side:
 //! [`attach`] and [`namespaces`], which use [`datapath`] and [`net`]. Port data: [`sources`] and
-//! [`inventory`]. Guests and Nova: [`proxy`]. The [`directory`] joins attachments and ports.
+//! [`inventory`]. Guests and Nova: [`proxy`], with [`nova_access`]. The [`directory`] joins
+//! attachments and ports.
 //!
 //! `cargo xtask lint` checks that each module imports only modules of lower layers.
 
@@ -20,6 +21,7 @@ pub mod ids;
 pub mod inventory;
 pub(crate) mod namespaces;
 pub mod net;
+pub mod nova_access;
 pub mod process;
 pub mod proxy;
 pub mod secrets;

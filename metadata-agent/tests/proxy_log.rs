@@ -21,7 +21,8 @@ use std::sync::{Arc, Mutex};
 
 use tracing_subscriber::fmt::MakeWriter;
 
-use metadata_agent::proxy::{Endpoint, ProxyConfig, Scheme, TlsConfig, UpstreamConfig};
+use metadata_agent::nova_access::NovaTls;
+use metadata_agent::proxy::{Endpoint, ProxyConfig, Scheme, UpstreamConfig};
 use rig::*;
 use tempfile::TempDir;
 use tls_nova::{Authority, Files, PAST, TlsNova};
@@ -101,9 +102,9 @@ async fn an_expired_nova_certificate_is_logged() {
     let authority = Authority::new();
     let nova = TlsNova::start(authority.server("localhost", PAST, None)).await;
     let endpoint = Endpoint::new(Scheme::Https, "localhost", nova.nova.port).unwrap();
-    let tls = TlsConfig { authorities: Some(files.put("ca.pem", &authority.pem)), ..TlsConfig::default() };
-    let upstream = UpstreamConfig { tls, ..UpstreamConfig::new(vec![endpoint]) };
-    let agent = Agent::with(ProxyConfig::default(), upstream, FakeDirectory::new(known())).await;
+    let tls = NovaTls { authorities: Some(files.put("ca.pem", &authority.pem)), ..NovaTls::default() };
+    let upstream = UpstreamConfig::new(vec![endpoint]);
+    let agent = Agent::with_tls(ProxyConfig::default(), upstream, tls, FakeDirectory::new(known())).await;
     for _ in 0..3 {
         assert_status(&agent.ask(GET).await, 503);
     }

@@ -26,7 +26,7 @@ const LAYERS: &[&[&str]] = &[
     &["namespaces"],
     &["attach"],
     &["directory"],
-    &["datapath", "secrets", "sources"],
+    &["datapath", "nova_access", "secrets", "sources"],
     &["inventory", "net", "process", "proxy"],
     &["error_chain", "ids"],
 ];
@@ -60,6 +60,31 @@ const HOMES: &[Home] = &[
         why: "raw socket options are set only in net/socket",
     },
 ];
+
+/// Paths of names that a room must not use.
+struct Ban {
+    room: &'static str,
+    paths: &'static [&'static str],
+    why: &'static str,
+}
+
+const BANS: &[Ban] = &[Ban {
+    room: "proxy",
+    paths: &[
+        "fs",
+        "File::open",
+        "OpenOptions",
+        "ServerTrust::Ca",
+        "ServerTrust::AnyNameOfCa",
+        "ServerTrust::SystemCa",
+        "lookup_host",
+        "ToSocketAddrs",
+        "spawn_blocking",
+        "TcpStream::connect",
+        "UnixStream::connect",
+    ],
+    why: "the proxy opens no file, resolves no name and connects to no path; nova_access does",
+}];
 
 /// One import or name that a rule forbids.
 #[derive(Debug, PartialEq, Eq)]
@@ -131,7 +156,18 @@ fn breaches_in(file: &Path, text: &str) -> Vec<Breach> {
         let uses = tokens.iter().filter(|token| home.names.contains(&token.text));
         uses.map(|token| breach(*token, home.why.to_owned()))
     });
-    imports.chain(names).collect()
+    let banned = BANS.iter().filter(|ban| ban.room == room).flat_map(|ban| {
+        let uses = ban.paths.iter().flat_map(|path| uses_of(&tokens, path));
+        uses.map(|token| breach(token, ban.why.to_owned()))
+    });
+    imports.chain(names).chain(banned).collect()
+}
+
+/// Returns the last name of each use of a path, such as `open` of `File::open`.
+fn uses_of<'a>(tokens: &[Token<'a>], path: &str) -> Vec<Token<'a>> {
+    let path = tokens::read(path);
+    let is_use = |found: &&[Token<'a>]| found.iter().zip(&path).all(|(token, name)| token.text == name.text);
+    tokens.windows(path.len()).filter(is_use).filter_map(|found| found.last().copied()).collect()
 }
 
 /// Returns the path of the module in a file. The first part is the room.
@@ -284,6 +320,26 @@ mod tests {
         ] {
             assert_eq!(names(home, text), [], "{home}");
             assert_eq!(names("admin/mod.rs", text).len(), 1, "{home}");
+        }
+    }
+
+    #[test]
+    fn the_proxy_uses_neither_files_nor_names_nor_paths() {
+        for text in [
+            "use std::fs;",
+            "use std::os::unix::fs::MetadataExt;",
+            "let file = File::open(path)?;",
+            "use tokio::net::{TcpSocket, lookup_host};",
+            "tokio::task::spawn_blocking(work).await",
+            "UnixStream::connect(path).await",
+            "TcpStream::connect((host, port)).await",
+            "TlsMaterial::read(ServerTrust::Ca(path), None)?;",
+        ] {
+            assert_eq!(names("proxy/upstream/tls.rs", text).len(), 1, "{text}");
+            assert_eq!(names("nova_access/tls.rs", text), [], "{text}");
+        }
+        for text in ["UnixStream::pair()", "socket.connect(address)", "reader.read(buffer)"] {
+            assert_eq!(names("proxy/upstream/connect.rs", text), [], "{text}");
         }
     }
 

@@ -16,7 +16,7 @@ use crate::config::Config;
 use crate::net::portal::Portal;
 use crate::process::supervisor::CriticalTasks;
 use crate::proxy::metrics::Metrics;
-use crate::proxy::{self, ClientDirectory, ClientLookup, Proxy, Upstream};
+use crate::proxy::{self, ClientDirectory, ClientLookup, Proxy, Upstream, UpstreamAccess, UpstreamConfig};
 
 /// The running listeners and their upstream.
 pub(super) struct DataPlane {
@@ -29,22 +29,29 @@ pub(super) struct DataPlane {
     haproxy_socket: Option<HaproxySocket>,
 }
 
+/// How the proxy finds clients and reaches Nova.
+pub(super) struct ProxyInputs {
+    pub(super) directory: Arc<dyn ClientDirectory>,
+    pub(super) lookup: Arc<dyn ClientLookup>,
+    pub(super) upstream: UpstreamConfig,
+    pub(super) access: UpstreamAccess,
+}
+
 impl DataPlane {
     /// Starts the listener for guests.
     pub(super) fn start(
         data: &Runtime,
         config: &Config,
         portal: &Portal,
-        directory: Arc<dyn ClientDirectory>,
-        lookup: Arc<dyn ClientLookup>,
+        inputs: ProxyInputs,
         metrics: Arc<Metrics>,
         critical: &CriticalTasks,
     ) -> Result<Self> {
         let _on_data_runtime = data.enter();
         let (stop, guests, upstream_connections) =
             (CancellationToken::new(), TaskTracker::new(), TaskTracker::new());
-        let upstream =
-            Upstream::new(config.upstream_config()?, Arc::clone(&metrics), upstream_connections.clone())?;
+        let ProxyInputs { directory, lookup, upstream, access } = inputs;
+        let upstream = Upstream::new(upstream, access, Arc::clone(&metrics), upstream_connections.clone())?;
         let upstream = Arc::new(upstream);
         let proxy = Proxy::new(directory, lookup, Arc::clone(&upstream), config.proxy(), metrics);
         let listener = portal.listen(config.metadata_backlog)?;

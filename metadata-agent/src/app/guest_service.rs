@@ -11,7 +11,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use super::control::{Control, Inputs};
-use super::data_plane::DataPlane;
+use super::data_plane::{DataPlane, ProxyInputs};
 use super::haproxy_socket::HaproxySocket;
 use super::source_tasks::SourceHandles;
 use crate::admin::readiness::StartupStep;
@@ -29,9 +29,10 @@ use crate::inventory::refused::RefusedSource;
 use crate::namespaces::{NamespaceReports, NamespaceWatcher};
 use crate::net::netlink::{self, Netlink};
 use crate::net::portal::{self, Portal};
+use crate::nova_access;
 use crate::process::blocking::blocking;
-use crate::proxy::UpstreamAuth;
 use crate::proxy::metrics::Metrics;
+use crate::proxy::{UpstreamAccess, UpstreamAuth, UpstreamConfig};
 use crate::secrets::SecretFiles;
 
 /// The running components.
@@ -59,10 +60,11 @@ impl GuestService {
         let Inputs { inventory, presence, sources, refused, metrics, namespaces } = inputs;
         let mut host = boot.open_host().await?;
         let auth = boot.open_secrets().await?;
+        let (upstream, access) = boot.open_nova_access().await?;
         let directory = Arc::new(Directory::new(client_mac));
         let lookup = Arc::new(host_lookup(sources, &inventory, &auth, config.identity_grace));
-        let data_plane =
-            boot.start_data_plane(&host, Arc::clone(&directory), lookup, metrics, haproxy_socket)?;
+        let inputs = ProxyInputs { directory: directory.clone(), lookup, upstream, access };
+        let data_plane = boot.start_data_plane(&host, inputs, metrics, haproxy_socket)?;
         // Without a heartbeat, the first packets of the first guest would bypass the agent.
         let (heartbeat, stop_heartbeat) = boot.start_heartbeat(&mut host.datapath)?;
         let netns_datapaths =
@@ -167,18 +169,31 @@ impl Boot<'_> {
         Ok(self.config.upstream_auth(signer))
     }
 
+    /// Reads the TLS files for Nova, and keeps them up to date. This runs on the data runtime, so
+    /// that a main thread that is busy does not keep a replaced file from requests.
+    async fn open_nova_access(&self) -> Result<(UpstreamConfig, UpstreamAccess)> {
+        let upstream = self.config.upstream_config()?;
+        let tls = self.config.nova_tls();
+        let opened = blocking(move || nova_access::open(&upstream, tls).map(|opened| (upstream, opened)));
+        let (upstream, (access, tls_files)) = opened.await.context("read the TLS files for Nova")??;
+        if let Some(files) = tls_files {
+            let keep = files.keep(self.stop_attachments.clone());
+            self.control.tasks.spawn_on(keep, self.data.handle());
+        }
+        Ok((upstream, access))
+    }
+
     /// Starts the listeners and the upstream.
     fn start_data_plane(
         &self,
         host: &Host,
-        directory: Arc<Directory>,
-        lookup: Arc<HostLookup>,
+        inputs: ProxyInputs,
         metrics: Arc<Metrics>,
         haproxy_socket: Option<HaproxySocket>,
     ) -> Result<DataPlane> {
         let critical = &self.control.critical;
         let mut data_plane =
-            DataPlane::start(self.data, self.config, &host.portal, directory, lookup, metrics, critical)?;
+            DataPlane::start(self.data, self.config, &host.portal, inputs, metrics, critical)?;
         if let Some(socket) = haproxy_socket {
             data_plane.serve_haproxies(self.data, socket, critical)?;
         }

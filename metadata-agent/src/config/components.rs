@@ -12,9 +12,10 @@ use super::value::{IpVersion, NovaEndpoint, UpstreamKind};
 use crate::attach::GuestRules;
 use crate::datapath::Limits;
 use crate::namespaces::NamespaceRules;
+use crate::nova_access::{ClientCertificate, NovaTls};
 use crate::proxy::{
-    ClientCertificate, Endpoint, EndpointError, NetworkHeader, ProxyConfig, RateLimit, RateWindow, Signer,
-    TlsConfig, UpstreamAuth, UpstreamConfig,
+    Endpoint, EndpointError, NetworkHeader, ProxyConfig, RateLimit, RateWindow, Signer, UpstreamAuth,
+    UpstreamConfig,
 };
 use crate::sources::{libvirt, neutron, ovn, ovsdb};
 
@@ -89,7 +90,7 @@ impl Config {
     /// An address of Nova does not make a URL.
     pub(crate) fn upstream_config(&self) -> Result<UpstreamConfig, EndpointError> {
         let base = match self.upstream {
-            UpstreamKind::Nova => self.nova_config(self.nova_endpoints())?,
+            UpstreamKind::Nova => Self::nova_config(self.nova_endpoints())?,
             UpstreamKind::NeutronAgent | UpstreamKind::OvnAgent => {
                 UpstreamConfig::neutron_agent(&self.neutron_agent_socket, self.neutron_agent_requests)
             }
@@ -107,17 +108,19 @@ impl Config {
     /// # Errors
     /// An address does not make a URL.
     pub(crate) fn nova_config(
-        &self,
         endpoints: impl IntoIterator<Item = NovaEndpoint>,
     ) -> Result<UpstreamConfig, EndpointError> {
         let endpoint = |nova: NovaEndpoint| Endpoint::new(nova.scheme, &nova.host.to_string(), nova.port);
         let endpoints = endpoints.into_iter().map(endpoint).collect::<Result<_, _>>()?;
-        let tls = TlsConfig {
+        Ok(UpstreamConfig::new(endpoints))
+    }
+
+    pub(crate) fn nova_tls(&self) -> NovaTls {
+        NovaTls {
             authorities: self.auth_ca_cert.clone(),
             identity: self.client_certificate(),
             insecure: self.nova_metadata_insecure,
-        };
-        Ok(UpstreamConfig { tls, ..UpstreamConfig::new(endpoints) })
+        }
     }
 
     /// Returns the client certificate for Nova, if one is configured.

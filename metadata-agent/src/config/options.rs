@@ -117,7 +117,7 @@ options! {
     File DEFAULT nova_metadata_insecure: bool = "false", Switch,
         else OVS_AGENT nova_metadata_insecure;
     /// PEM file of certificate authorities that may sign Nova's certificate, or that certificate
-    /// itself. A replaced file counts for the next connection.
+    /// itself. A replaced file applies to new connections within a second.
     File DEFAULT auth_ca_cert: Option<PathBuf> = "", Unset { or: ReadableFile, meaning: "the system's own" },
         else OVS_AGENT auth_ca_cert;
     /// PEM file of the agent's client certificate for Nova's metadata API. Needs

@@ -17,6 +17,7 @@
 //! - [`upstream`] sends to Nova, or to Neutron's metadata agent, over pooled connections.
 //!
 //! The proxy imports nothing of the kernel side, the inventory, the sources or the configuration.
+//! It opens no file and no path, and queries no resolver: what it needs is handed to it.
 
 mod client;
 mod downstream;
@@ -37,8 +38,9 @@ pub use client::{
 pub(crate) use client::{PortMatch, UpstreamAuth};
 pub use downstream::{ClientStream, HaproxyUsers, RateLimit, RateWindow, serve_guests, serve_haproxies};
 pub use upstream::{
-    ClientCertificate, Endpoint, EndpointError, ProbeError, Scheme, TlsConfig, TlsErrorKind, TlsSetupError,
-    Upstream, UpstreamConfig, UpstreamSetupError, probe, probe_secrets,
+    Endpoint, EndpointError, NameLookup, NameLookupFuture, ProbeError, Scheme, SocketConnector, SocketFuture,
+    TlsErrorKind, TlsFeed, Upstream, UpstreamAccess, UpstreamConfig, UpstreamSetupError, UpstreamTls, probe,
+    probe_secrets,
 };
 
 use client::ClientResolver;

@@ -73,7 +73,9 @@ impl Site {
         ];
         let book = book.map(|(scope, address, found)| ((scope.to_owned(), address.parse().unwrap()), found));
         let metrics = Arc::new(Metrics::default());
-        let upstream = Upstream::new(upstream(nova.port), Arc::clone(&metrics), TaskTracker::new()).unwrap();
+        let upstream = upstream(nova.port);
+        let access = access(&upstream);
+        let upstream = Upstream::new(upstream, access, Arc::clone(&metrics), TaskTracker::new()).unwrap();
         let (directory, lookup) = (FakeDirectory::new(pending()), Arc::new(Book(book.into())));
         let proxy = Proxy::new(directory, lookup, Arc::new(upstream), config, metrics);
         let dir = tempfile::tempdir().unwrap();

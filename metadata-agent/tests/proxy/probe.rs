@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
+use metadata_agent::nova_access::{self, ClientCertificate, NovaTls};
 use metadata_agent::proxy::{
-    ClientCertificate, Endpoint, ProbeError, Scheme, Signer, TlsConfig, TlsErrorKind, UpstreamConfig, probe,
-    probe_secrets,
+    Endpoint, ProbeError, Scheme, Signer, TlsErrorKind, UpstreamConfig, probe, probe_secrets,
 };
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -16,13 +16,16 @@ use crate::tls_nova::{Authority, Files, PAST, TlsNova, tls_nova};
 const VERSIONS: &str = "HTTP/1.1 200 OK\r\nContent-Length: 18\r\n\r\n1.0\n2007\nlatest\n\n\n";
 
 async fn fault_of(config: UpstreamConfig) -> ProbeError {
-    soon("the probe", probe(config)).await.unwrap_err()
+    let access = access(&config);
+    soon("the probe", probe(config, access)).await.unwrap_err()
 }
 
 #[tokio::test]
 async fn the_probe_accepts_a_list_of_versions() {
     let mut nova = Nova::saying(VERSIONS).await;
-    probe(upstream(nova.port)).await.unwrap();
+    let upstream = upstream(nova.port);
+    let access = access(&upstream);
+    probe(upstream, access).await.unwrap();
     let asked = nova.next_text().await;
     assert_eq!(asked, format!("GET / HTTP/1.1\r\nhost: 127.0.0.1:{}\r\n\r\n", nova.port));
 }
@@ -38,7 +41,9 @@ async fn each_secret_is_tried_until_nova_accepts_one() {
         .await;
         let signer = Signer::new("first".into());
         signer.replace(vec!["first".into(), "second".into()]);
-        let found = soon("the probe", probe_secrets(upstream(nova.port), &signer)).await.unwrap();
+        let upstream = upstream(nova.port);
+        let access = access(&upstream);
+        let found = soon("the probe", probe_secrets(upstream, access, &signer)).await.unwrap();
         assert_eq!(found, status, "{accepted_after}");
     }
 }
@@ -80,16 +85,17 @@ async fn plain_server() -> u16 {
 async fn each_tls_error_has_its_kind() {
     let files = Files(TempDir::new().unwrap());
     let (authority, stranger) = (Authority::new(), Authority::new());
-    let ours = TlsConfig { authorities: Some(files.put("ca.pem", &authority.pem)), ..TlsConfig::default() };
+    let ours = NovaTls { authorities: Some(files.put("ca.pem", &authority.pem)), ..NovaTls::default() };
     let (certificate, key) = stranger.issue("agent");
     let identity = Some(ClientCertificate {
         certificate: files.put("agent.pem", &certificate.pem()),
         key: files.put("agent.key", &key.serialize_pem()),
     });
-    let of = async |port, tls: &TlsConfig| {
+    let of = async |port, tls: &NovaTls| {
         let endpoint = Endpoint::new(Scheme::Https, "localhost", port).unwrap();
-        let fault =
-            fault_of(UpstreamConfig { tls: tls.clone(), ..UpstreamConfig::new(vec![endpoint]) }).await;
+        let upstream = UpstreamConfig::new(vec![endpoint]);
+        let (access, _) = nova_access::open(&upstream, tls.clone()).unwrap();
+        let fault = soon("the probe", probe(upstream, access)).await.unwrap_err();
         let ProbeError::Tls { kind, .. } = fault else { panic!("no fault of TLS: {fault}") };
         kind
     };
@@ -104,7 +110,7 @@ async fn each_tls_error_has_its_kind() {
     assert_eq!(of(of_a_ca.nova.port, &ours).await, TlsErrorKind::Form);
     let asking = tls_nova(&authority, "localhost", Some(&authority)).await;
     assert_eq!(of(asking, &ours).await, TlsErrorKind::ClientCertificate);
-    assert_eq!(of(asking, &TlsConfig { identity, ..ours.clone() }).await, TlsErrorKind::ClientCertificate);
+    assert_eq!(of(asking, &NovaTls { identity, ..ours.clone() }).await, TlsErrorKind::ClientCertificate);
     // The other way round: the server uses TLS and the agent does not.
     let endpoint = Endpoint::new(Scheme::Http, "localhost", unknown).unwrap();
     let fault = fault_of(UpstreamConfig::new(vec![endpoint])).await;

@@ -7,10 +7,11 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use metadata_agent::ids::MacAddress;
+use metadata_agent::nova_access::{self, NovaTls};
 use metadata_agent::proxy::metrics::Metrics;
 use metadata_agent::proxy::{
     ClientDirectory, ClientIdentity, ClientLookup, ClientQuery, Endpoint, LookupFuture, LookupOutcome,
-    LookupState, Proxy, ProxyConfig, Scheme, Signer, Upstream, UpstreamConfig, serve_guests,
+    LookupState, Proxy, ProxyConfig, Scheme, Signer, Upstream, UpstreamAccess, UpstreamConfig, serve_guests,
 };
 use metadata_ebpf::identity::{AttachmentId, ClientAddress};
 use prometheus_client::registry::Registry;
@@ -289,13 +290,27 @@ impl Agent {
     }
 
     pub async fn with(config: ProxyConfig, upstream: UpstreamConfig, directory: Arc<FakeDirectory>) -> Self {
+        Self::with_tls(config, upstream, NovaTls::default(), directory).await
+    }
+
+    /// Keeps the TLS files, as in production, until `cancel`.
+    pub async fn with_tls(
+        config: ProxyConfig,
+        upstream: UpstreamConfig,
+        tls: NovaTls,
+        directory: Arc<FakeDirectory>,
+    ) -> Self {
         let mut registry = Registry::default();
         let metrics = Metrics::register(&mut registry);
-        let upstream = Upstream::new(upstream, Arc::clone(&metrics), TaskTracker::new()).unwrap();
+        let (access, files) = nova_access::open(&upstream, tls).unwrap();
+        let upstream = Upstream::new(upstream, access, Arc::clone(&metrics), TaskTracker::new()).unwrap();
         let proxy = Proxy::new(directory, Arc::new(NoLookup), Arc::new(upstream), config, metrics);
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = listener.local_addr().unwrap().port();
         let (cancel, tracker) = (CancellationToken::new(), TaskTracker::new());
+        if let Some(files) = files {
+            tracker.spawn(files.keep(cancel.clone()));
+        }
         // One listener works as in production and rejects loopback peers. On the other, every peer
         // is CLIENT.
         let front = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -349,6 +364,11 @@ impl Agent {
 
 pub fn upstream(port: u16) -> UpstreamConfig {
     UpstreamConfig::new(vec![Endpoint::new(Scheme::Http, "127.0.0.1", port).unwrap()])
+}
+
+/// Returns the access to an upstream without TLS.
+pub fn access(upstream: &UpstreamConfig) -> UpstreamAccess {
+    nova_access::open(upstream, NovaTls::default()).unwrap().0
 }
 
 /// Returns a port without a listener.

@@ -17,7 +17,7 @@ struct BlockedFile {
 }
 
 impl BlockedFile {
-    /// Blocks every `FAN_OPEN_PERM` or `FAN_ACCESS_PERM` from now on.
+    /// Blocks every operation of this kind from now on, such as `FAN_OPEN_PERM`.
     fn new(path: &Path, operation: MaskFlags) -> Self {
         let flags = InitFlags::FAN_CLASS_CONTENT | InitFlags::FAN_NONBLOCK | InitFlags::FAN_CLOEXEC;
         let group = Fanotify::init(flags, EventFFlags::O_RDONLY | EventFFlags::O_CLOEXEC);
@@ -72,12 +72,11 @@ fn a_read_that_hangs_does_not_delay_the_stop() {
 #[test]
 fn a_main_thread_that_hangs_does_not_prevent_the_stop() {
     let tenants = TwoTenants::new();
-    let ca = tenants.host.folder().join("ca.pem");
-    fs::write(&ca, "").expect("write the file");
-    let agent = tenants.agent().set("DEFAULT", "nova_metadata_protocol", "https");
-    let agent = agent.set("DEFAULT", "auth_ca_cert", &ca.display().to_string());
-    let agent = agent.set("metadata_agent", "drain_timeout", "0").install();
-    let blocked = BlockedFile::new(&ca, MaskFlags::FAN_ACCESS_PERM);
+    let agent = tenants.agent().set("metadata_agent", "drain_timeout", "0").install();
+    // The main thread opens the directory of pins to lock it.
+    let pins = tenants.host.bpffs().join("metadata");
+    fs::create_dir(&pins).expect("create the directory of pins");
+    let blocked = BlockedFile::new(&pins, MaskFlags::FAN_OPEN_PERM | MaskFlags::FAN_ONDIR);
     let process = agent.spawn(&[]);
     blocked.wait_for(&process);
 

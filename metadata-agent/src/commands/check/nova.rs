@@ -11,7 +11,8 @@ use tokio::time::timeout;
 use super::{Finding, finding};
 use crate::config::{Config, NovaEndpoint, UpstreamKind};
 use crate::error_chain::innermost_cause;
-use crate::proxy::{self, ProbeError, Scheme, Signer, TlsErrorKind, UpstreamConfig};
+use crate::nova_access;
+use crate::proxy::{self, ProbeError, Scheme, Signer, TlsErrorKind, UpstreamAccess, UpstreamConfig};
 use crate::secrets::SecretFiles;
 
 /// Subject of the findings about it.
@@ -69,7 +70,8 @@ async fn nova(config: &Config) -> Vec<Finding> {
 }
 
 async fn probe(config: &Config, endpoint: &NovaEndpoint) -> Result<(), String> {
-    proxy::probe(upstream(config, endpoint)?).await.map_err(|error| described(&error, endpoint))
+    let (upstream, access) = upstream(config, endpoint)?;
+    proxy::probe(upstream, access).await.map_err(|error| described(&error, endpoint))
 }
 
 /// Checks that Nova accepts the secrets, and refuses a wrong one: a Nova that accepts any secret
@@ -109,13 +111,18 @@ async fn probe_secrets(
     endpoint: &NovaEndpoint,
     signer: &Signer,
 ) -> Result<StatusCode, String> {
-    let status = proxy::probe_secrets(upstream(config, endpoint)?, signer).await;
+    let (upstream, access) = upstream(config, endpoint)?;
+    let status = proxy::probe_secrets(upstream, access, signer).await;
     status.map_err(|error| format!("{endpoint}: {}", described(&error, endpoint)))
 }
 
-fn upstream(config: &Config, endpoint: &NovaEndpoint) -> Result<UpstreamConfig, String> {
-    let upstream = config.nova_config([endpoint.clone()]).map_err(|error| error.to_string())?;
-    Ok(UpstreamConfig { answer_timeout: config.nova_connect_timeout, ..upstream })
+/// Reads the TLS files if the endpoint uses https.
+fn upstream(config: &Config, endpoint: &NovaEndpoint) -> Result<(UpstreamConfig, UpstreamAccess), String> {
+    let upstream = Config::nova_config([endpoint.clone()]).map_err(|error| error.to_string())?;
+    let upstream = UpstreamConfig { answer_timeout: config.nova_connect_timeout, ..upstream };
+    // A probe makes one connection, so no file is replaced meanwhile.
+    let (access, _) = nova_access::open(&upstream, config.nova_tls()).map_err(|error| error.to_string())?;
+    Ok((upstream, access))
 }
 
 fn described(error: &ProbeError, endpoint: &NovaEndpoint) -> String {
@@ -127,7 +134,6 @@ fn described(error: &ProbeError, endpoint: &NovaEndpoint) -> String {
 
 fn remedy(error: &ProbeError, scheme: Scheme) -> Option<&'static str> {
     match error {
-        // The error names the file.
         ProbeError::Setup(_) => None,
         ProbeError::Resolve(_) => Some("correct nova_metadata_host, or make the name resolvable"),
         ProbeError::Connect(_) => Some("start it, or correct nova_metadata_host and nova_metadata_port"),

@@ -4,7 +4,7 @@ use proptest::prelude::*;
 use secrecy::ExposeSecret;
 
 use super::*;
-use crate::proxy::ClientCertificate;
+use crate::nova_access::ClientCertificate;
 use crate::sources::neutron::{Credentials, Domain, NeutronAuth};
 
 #[test]

@@ -1,16 +1,13 @@
 //! Addresses of the metadata API: Nova's over TCP, Neutron's metadata agent's on a unix socket.
 
+use std::fmt;
 use std::net::Ipv6Addr;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
-use std::{fmt, io};
 
 use hyper::Uri;
 use hyper::header::HeaderValue;
 use hyper::http::uri;
-use tokio::net::UnixStream;
-use tokio::time::sleep;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Scheme {
@@ -86,22 +83,6 @@ impl Endpoint {
 
     pub(super) fn is_https(&self) -> bool {
         matches!(&self.address, UpstreamAddress::Tcp(url) if url.scheme() == Some(&uri::Scheme::HTTPS))
-    }
-}
-
-/// Pause between two attempts to connect to a full accept queue.
-const CONNECT_RETRY: Duration = Duration::from_millis(20);
-
-/// Connects to a unix socket, however long its accept queue is full. The caller limits the time.
-///
-/// TCP retries by itself. A unix socket returns EAGAIN (`unix_stream_connect`), and no event
-/// follows when there is room again.
-pub(super) async fn connect_unix(path: &Path) -> io::Result<UnixStream> {
-    loop {
-        match UnixStream::connect(path).await {
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => sleep(CONNECT_RETRY).await,
-            result => return result,
-        }
     }
 }
 

@@ -4,15 +4,12 @@ use std::path::Path;
 use std::time::Duration;
 
 use super::address::Endpoint;
-use super::tls::{TlsConfig, TlsSetupError};
 
 /// Endpoints of the metadata API, and their time-outs.
 #[derive(Debug, Clone)]
 pub struct UpstreamConfig {
     /// The first endpoint that can be reached is used until it fails.
     pub endpoints: Vec<Endpoint>,
-    /// For https endpoints.
-    pub tls: TlsConfig,
     /// For name resolution, TCP and TLS together.
     pub connect_timeout: Duration,
     /// From the request to the head of its response.
@@ -38,7 +35,6 @@ impl UpstreamConfig {
     pub fn new(endpoints: Vec<Endpoint>) -> Self {
         Self {
             endpoints,
-            tls: TlsConfig::default(),
             connect_timeout: Duration::from_secs(5),
             answer_timeout: Duration::from_mins(1),
             stall_timeout: Duration::from_mins(1),
@@ -53,6 +49,12 @@ impl UpstreamConfig {
         }
     }
 
+    /// Returns whether an endpoint uses https.
+    #[must_use]
+    pub fn uses_tls(&self) -> bool {
+        self.endpoints.iter().any(Endpoint::is_https)
+    }
+
     /// Returns the defaults for Neutron's metadata agent, which closes after each response and has
     /// a short accept queue.
     #[must_use]
@@ -65,6 +67,6 @@ impl UpstreamConfig {
 pub enum UpstreamSetupError {
     #[error("no endpoint of the metadata API is configured")]
     NoEndpoint,
-    #[error(transparent)]
-    Tls(#[from] TlsSetupError),
+    #[error("an endpoint uses https, but no certificates were read")]
+    NoTls,
 }

@@ -11,6 +11,7 @@ use http_body_util::Full;
 use hyper::body::Bytes;
 use hyper::client::conn::http1::{self, SendRequest};
 use hyper_util::rt::TokioIo;
+use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
 use socket2::{SockRef, TcpKeepalive};
 use tokio::net::{TcpSocket, TcpStream};
@@ -19,13 +20,14 @@ use tokio::time::{sleep, timeout};
 use tokio_rustls::TlsConnector;
 use tokio_util::task::TaskTracker;
 
-use super::address::{UpstreamAddress, connect_unix};
+use super::access::{NameLookup, SocketConnector, UpstreamAccess};
+use super::address::UpstreamAddress;
 use super::endpoints::EndpointState;
 use super::error::{UpstreamError, is_unsolicited};
 use super::pool::Reuse;
 use super::resolve::Name;
 use super::stream::{ReuseCheck, UpstreamStream, UpstreamTcp};
-use super::tls::TlsFiles;
+use super::tls::UpstreamTls;
 use crate::proxy::RESPONSE_PIECE;
 use crate::proxy::metrics::Metrics;
 
@@ -81,23 +83,28 @@ impl UpstreamConnection {
 /// The way to find the addresses of an endpoint.
 #[derive(Debug)]
 pub(super) enum Addresses {
-    Fixed(SocketAddr),
-    /// A name, and its address that accepted last.
-    Named(Arc<Name>, Mutex<Option<SocketAddr>>),
+    Tcp(TcpAddresses),
     Unix(Arc<Path>),
 }
 
+#[derive(Debug)]
+pub(super) enum TcpAddresses {
+    Fixed(SocketAddr),
+    /// A name, and its address that accepted last.
+    Named(Arc<Name>, Mutex<Option<SocketAddr>>),
+}
+
 impl Addresses {
-    pub(super) fn new(address: &UpstreamAddress) -> Self {
+    pub(super) fn new(address: &UpstreamAddress, names: &Arc<dyn NameLookup>) -> Self {
         let url = match address {
             UpstreamAddress::Tcp(url) => url,
             UpstreamAddress::Unix(path) => return Self::Unix(Arc::clone(path)),
         };
         let (host, port) = (host_of(address), url.port_u16().unwrap_or_default());
-        match host.parse::<IpAddr>() {
-            Ok(ip) => Self::Fixed((ip, port).into()),
-            Err(_) => Self::Named(Name::new(host, port), Mutex::default()),
-        }
+        Self::Tcp(match host.parse::<IpAddr>() {
+            Ok(ip) => TcpAddresses::Fixed((ip, port).into()),
+            Err(_) => TcpAddresses::Named(Name::new(host, port, Arc::clone(names)), Mutex::default()),
+        })
     }
 }
 
@@ -111,7 +118,8 @@ fn host_of(address: &UpstreamAddress) -> &str {
 #[derive(Debug)]
 pub(super) struct Connector {
     /// `None` if no endpoint uses TLS.
-    tls: Option<TlsFiles>,
+    tls: Option<UpstreamTls>,
+    sockets: Arc<dyn SocketConnector>,
     limit: Duration,
     metrics: Arc<Metrics>,
     tracker: TaskTracker,
@@ -120,12 +128,27 @@ pub(super) struct Connector {
 impl Connector {
     /// `limit` is for name resolution, TCP and TLS together. Connections run as tasks of `tracker`.
     pub(super) fn new(
-        tls: Option<TlsFiles>,
+        access: UpstreamAccess,
         limit: Duration,
         metrics: Arc<Metrics>,
         tracker: TaskTracker,
     ) -> Self {
-        Self { tls, limit, metrics, tracker }
+        let UpstreamAccess { names: _, sockets, tls } = access;
+        Self { tls, sockets, limit, metrics, tracker }
+    }
+
+    /// Returns the TLS configuration for new connections. `None` if no endpoint uses TLS.
+    pub(super) fn tls_in_force(&self) -> Option<Arc<ClientConfig>> {
+        self.tls.as_ref().map(UpstreamTls::current)
+    }
+
+    /// Has the TLS files checked because a server refused a connection made with this
+    /// configuration. Returns whether another one is then in force.
+    pub(super) async fn has_replaced_tls(&self, refused: &Arc<ClientConfig>) -> bool {
+        match &self.tls {
+            Some(tls) => tls.replacement_of(refused).await.is_some(),
+            None => false,
+        }
     }
 
     /// Connects on behalf of a guest, whose reuse of connections is suspended if the server turns
@@ -164,9 +187,29 @@ impl Connector {
         endpoint: &EndpointState,
         check: Arc<ReuseCheck>,
     ) -> Result<UpstreamStream, UpstreamError> {
-        let connected = match &endpoint.addresses {
-            Addresses::Fixed(address) => connect_tcp(*address).await,
-            Addresses::Named(name, last) => {
+        let addresses = match &endpoint.addresses {
+            Addresses::Tcp(addresses) => addresses,
+            Addresses::Unix(path) => {
+                let connected = self.sockets.connect(path).await;
+                let connected = connected.map_err(|error| self.not_connected(endpoint, error));
+                return connected.map(UpstreamStream::Unix);
+            }
+        };
+        match &self.tls {
+            Some(tls) if endpoint.endpoint.is_https() => self.open_tls(endpoint, addresses, tls, check).await,
+            _ => self.open_tcp(endpoint, addresses, check).await.map(UpstreamStream::Tcp),
+        }
+    }
+
+    async fn open_tcp(
+        &self,
+        endpoint: &EndpointState,
+        addresses: &TcpAddresses,
+        check: Arc<ReuseCheck>,
+    ) -> Result<UpstreamTcp, UpstreamError> {
+        let connected = match addresses {
+            TcpAddresses::Fixed(address) => connect_tcp(*address).await,
+            TcpAddresses::Named(name, last) => {
                 let addresses = name.addresses().await.map_err(|source| UpstreamError::Resolve {
                     address: endpoint.address(),
                     source: source.into(),
@@ -180,10 +223,6 @@ impl Connector {
                     },
                 }
             }
-            Addresses::Unix(path) => {
-                let connected = connect_unix(path).await.map_err(|error| self.not_connected(endpoint, error));
-                return connected.map(UpstreamStream::Unix);
-            }
         };
         let stream = connected.map_err(|error| self.not_connected(endpoint, error))?;
         // The connection also works without these options.
@@ -193,23 +232,43 @@ impl Connector {
         let _ = socket.set_tcp_keepalive(&keepalive);
         // A peer that acknowledges nothing for this long is gone.
         let _ = socket.set_tcp_user_timeout(Some(self.limit));
-        let stream = UpstreamTcp::new(stream, check);
-        match &self.tls {
-            Some(tls) if endpoint.endpoint.is_https() => self.encrypt(endpoint, tls, stream).await,
-            _ => Ok(UpstreamStream::Tcp(stream)),
+        Ok(UpstreamTcp::new(stream, check))
+    }
+
+    /// Connects with TLS. If a certificate is refused that was replaced a moment ago, it connects
+    /// once more.
+    async fn open_tls(
+        &self,
+        endpoint: &EndpointState,
+        addresses: &TcpAddresses,
+        tls: &UpstreamTls,
+        check: Arc<ReuseCheck>,
+    ) -> Result<UpstreamStream, UpstreamError> {
+        let config = tls.current();
+        let stream = self.open_tcp(endpoint, addresses, Arc::clone(&check)).await?;
+        let error = match self.encrypt(endpoint, Arc::clone(&config), stream).await {
+            Err(error) if error.is_about_certificates() => error,
+            result => return result,
+        };
+        match tls.replacement_of(&config).await {
+            Some(config) => {
+                let stream = self.open_tcp(endpoint, addresses, check).await?;
+                self.encrypt(endpoint, config, stream).await
+            }
+            None => Err(error),
         }
     }
 
     async fn encrypt(
         &self,
         endpoint: &EndpointState,
-        tls: &TlsFiles,
+        config: Arc<ClientConfig>,
         stream: UpstreamTcp,
     ) -> Result<UpstreamStream, UpstreamError> {
         let host = host_of(&endpoint.endpoint.address).to_owned();
         let name = ServerName::try_from(host)
             .map_err(|source| UpstreamError::Tls { address: endpoint.address(), source: source.into() })?;
-        match TlsConnector::from(tls.client()).connect(name, stream).await {
+        match TlsConnector::from(config).connect(name, stream).await {
             Ok(stream) => Ok(UpstreamStream::Tls(Box::new(stream))),
             Err(error) if error.raw_os_error().is_some() => Err(self.not_connected(endpoint, error)),
             Err(error) => Err(UpstreamError::Tls { address: endpoint.address(), source: error.into() }),

@@ -10,6 +10,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::Endpoint;
+use super::access::NameLookup;
 use super::address::UpstreamAddress;
 use super::connect::Addresses;
 use super::pool::Reuse;
@@ -38,8 +39,8 @@ pub(super) struct EndpointState {
 }
 
 impl Endpoints {
-    pub(super) fn new(endpoints: Vec<Endpoint>) -> Self {
-        let all = endpoints.into_iter().map(EndpointState::new).collect();
+    pub(super) fn new(endpoints: Vec<Endpoint>, names: &Arc<dyn NameLookup>) -> Self {
+        let all = endpoints.into_iter().map(|endpoint| EndpointState::new(endpoint, names)).collect();
         Self { all, preferred: AtomicUsize::new(0) }
     }
 
@@ -76,8 +77,8 @@ impl Endpoints {
 }
 
 impl EndpointState {
-    fn new(endpoint: Endpoint) -> Arc<Self> {
-        let addresses = Addresses::new(&endpoint.address);
+    fn new(endpoint: Endpoint, names: &Arc<dyn NameLookup>) -> Arc<Self> {
+        let addresses = Addresses::new(&endpoint.address, names);
         let (silences, failed_at, log) = (AtomicU32::new(0), Mutex::default(), LogThrottle::new());
         Arc::new(Self { endpoint, addresses, silences, failed_at, log })
     }
@@ -121,10 +122,22 @@ impl EndpointState {
 mod tests {
     use super::*;
     use crate::proxy::Scheme;
+    use crate::proxy::upstream::access::NameLookupFuture;
+
+    /// Is not asked: the endpoints here have addresses.
+    #[derive(Debug)]
+    struct NoNames;
+
+    impl NameLookup for NoNames {
+        fn look_up<'a>(&'a self, host: &'a str, _: u16) -> NameLookupFuture<'a> {
+            unreachable!("{host} is an address")
+        }
+    }
 
     fn endpoints(count: u8) -> Endpoints {
         let endpoint = |number| Endpoint::new(Scheme::Http, &format!("192.0.2.{number}"), 8775).unwrap();
-        Endpoints::new((0..count).map(endpoint).collect())
+        let names: Arc<dyn NameLookup> = Arc::new(NoNames);
+        Endpoints::new((0..count).map(endpoint).collect(), &names)
     }
 
     #[tokio::test(start_paused = true)]

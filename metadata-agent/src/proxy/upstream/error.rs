@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use super::RequestBound;
 use super::address::UpstreamAddress;
+use super::tls::is_about_certificates;
 use crate::proxy::metrics::UpstreamErrorLabel;
 
 #[derive(Debug, thiserror::Error)]
@@ -47,6 +48,13 @@ impl UpstreamError {
             Self::AnswerTimeout { .. } => UpstreamErrorLabel::AnswerTimeout,
         }
     }
+
+    /// Returns whether other certificates or another key could have prevented it. The server has
+    /// then not handled the request: in TLS 1.3 a client learns only after its first request that
+    /// its certificate is refused.
+    pub(super) fn is_about_certificates(&self) -> bool {
+        tls_error(self).is_some_and(is_about_certificates)
+    }
 }
 
 /// Returns whether a connection ended because the server acknowledged nothing
@@ -74,4 +82,18 @@ pub(super) fn is_unsolicited(error: &hyper::Error) -> bool {
         cause = error.source();
     }
     false
+}
+
+/// Finds the TLS library's own error among the causes.
+pub(super) fn tls_error<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a rustls::Error> {
+    let mut cause = Some(error);
+    while let Some(error) = cause {
+        if let Some(found) = error.downcast_ref() {
+            return Some(found);
+        }
+        // `io::Error::source` skips the error that it wraps.
+        let wrapped = error.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
+        cause = wrapped.map(|error| error as &(dyn Error + 'static)).or_else(|| error.source());
+    }
+    None
 }

@@ -12,9 +12,12 @@
 //!
 //! The requests in flight are bounded: for each guest, and for all. See [`slots`].
 //!
+//! Names, unix sockets and certificates come from outside. See [`access`].
+//!
 //! Nothing is read from the environment: no proxy, no netrc. Redirects are passed on like any
 //! response.
 
+mod access;
 mod address;
 mod body;
 mod config;
@@ -45,13 +48,13 @@ use hyper::{Method, Request, StatusCode, Uri};
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::task::TaskTracker;
 
+pub use access::{NameLookup, NameLookupFuture, SocketConnector, SocketFuture, UpstreamAccess};
 pub use address::{Endpoint, EndpointError, Scheme};
 pub(crate) use body::{UpstreamBody, UpstreamBodyError};
 pub use config::{UpstreamConfig, UpstreamSetupError};
 pub(crate) use error::UpstreamError;
 pub use probe::{ProbeError, TlsErrorKind, probe, probe_secrets};
-use tls::TlsFiles;
-pub use tls::{ClientCertificate, TlsConfig, TlsSetupError};
+pub use tls::{TlsFeed, UpstreamTls};
 
 use super::client::GuestKey;
 use super::metrics::Metrics;
@@ -176,24 +179,25 @@ pub struct Upstream {
 }
 
 impl Upstream {
-    /// Reads the TLS files if an endpoint uses https, and does not connect yet. The tasks of
-    /// connections join `tracker`.
+    /// Does not connect yet. The tasks of connections join `tracker`.
     ///
     /// # Errors
-    /// [`UpstreamSetupError`] if there is no endpoint, or the TLS files cannot be used.
+    /// [`UpstreamSetupError`] if there is no endpoint, or one uses https without certificates.
     pub fn new(
         config: UpstreamConfig,
+        access: UpstreamAccess,
         metrics: Arc<Metrics>,
         tracker: TaskTracker,
     ) -> Result<Self, UpstreamSetupError> {
         if config.endpoints.is_empty() {
             return Err(UpstreamSetupError::NoEndpoint);
         }
-        let uses_tls = config.endpoints.iter().any(Endpoint::is_https);
-        let tls = if uses_tls { Some(TlsFiles::read(config.tls)?) } else { None };
+        if config.uses_tls() && access.tls.is_none() {
+            return Err(UpstreamSetupError::NoTls);
+        }
         Ok(Self {
-            endpoints: Endpoints::new(config.endpoints),
-            connector: Connector::new(tls, config.connect_timeout, Arc::clone(&metrics), tracker),
+            endpoints: Endpoints::new(config.endpoints, &access.names),
+            connector: Connector::new(access, config.connect_timeout, Arc::clone(&metrics), tracker),
             shares: Shares::new(config.requests_per_guest, config.idle_connections, config.idle_timeout),
             slots: Slots::new(SlotLimit::Fixed(config.waiting_requests)),
             connect_timeout: config.connect_timeout,
@@ -250,10 +254,34 @@ impl Upstream {
             }
         }
 
-        // Open a new connection.
+        // Open a new connection, and another one if a client certificate was refused that was
+        // replaced a moment ago.
+        let tls = self.connector.tls_in_force();
+        let mut response = self.send_on_new(request, auth).await;
+        let may_be_refused = match &response {
+            // The reset may have overtaken the alert.
+            Err(error @ UpstreamError::Broken { .. }) => {
+                request.is_repeatable() || error.is_about_certificates()
+            }
+            _ => false,
+        };
+        if let Some(tls) = &tls
+            && may_be_refused
+            && self.connector.has_replaced_tls(tls).await
+        {
+            self.metrics.upstream_retry();
+            response = self.send_on_new(request, auth).await;
+        }
+        response.map(|response| response.held_by(reused_by, slot))
+    }
+
+    async fn send_on_new(
+        &self,
+        request: &mut UpstreamRequest<'_>,
+        auth: AuthHeaders<'_>,
+    ) -> Result<UpstreamResponse, UpstreamError> {
         let (endpoint, connection) = self.connect_to_any(request.share.as_deref()).await?;
-        let response = self.send_on(&endpoint, connection, request, auth).await?;
-        Ok(response.held_by(reused_by, slot))
+        self.send_on(&endpoint, connection, request, auth).await
     }
 
     /// Waits for a slot of the guest and for one of all.

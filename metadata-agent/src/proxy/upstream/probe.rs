@@ -3,7 +3,6 @@
 //!
 //! The probe uses the names, certificates and time-outs of guests' requests.
 
-use std::error::Error;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,10 +11,13 @@ use hyper::body::Bytes;
 use hyper::header::HeaderMap;
 use hyper::http::uri::PathAndQuery;
 use hyper::{Method, StatusCode};
-use rustls::{AlertDescription, CertificateError};
+use rustls::CertificateError;
 use tokio::time::timeout;
 use tokio_util::task::TaskTracker;
 
+use super::access::UpstreamAccess;
+use super::error::tls_error;
+use super::tls::refuses_client_certificate;
 use super::{Upstream, UpstreamConfig, UpstreamError, UpstreamRequest, UpstreamSetupError};
 use crate::error_chain::innermost_cause;
 use crate::proxy::client::{SignedIdentity, Signer};
@@ -71,9 +73,9 @@ pub enum TlsErrorKind {
 ///
 /// # Errors
 /// [`ProbeError`] if the response is not a list of versions.
-pub async fn probe(config: UpstreamConfig) -> Result<(), ProbeError> {
+pub async fn probe(config: UpstreamConfig, access: UpstreamAccess) -> Result<(), ProbeError> {
     let limit = config.answer_timeout;
-    let upstream = upstream(config)?;
+    let upstream = upstream(config, access)?;
     let mut request = get("/");
     let response = upstream.send(&mut request, AuthHeaders::None).await.map_err(probe_error)?;
     let status = response.head.status;
@@ -92,8 +94,12 @@ pub async fn probe(config: UpstreamConfig) -> Result<(), ProbeError> {
 ///
 /// # Errors
 /// [`ProbeError`] if there is no response.
-pub async fn probe_secrets(config: UpstreamConfig, signer: &Signer) -> Result<StatusCode, ProbeError> {
-    let upstream = upstream(config)?;
+pub async fn probe_secrets(
+    config: UpstreamConfig,
+    access: UpstreamAccess,
+    signer: &Signer,
+) -> Result<StatusCode, ProbeError> {
+    let upstream = upstream(config, access)?;
     let identity = SignedIdentity::of_no_instance(signer);
     let signatures = identity.signatures();
     let (first, signature) = signatures.first();
@@ -110,8 +116,8 @@ pub async fn probe_secrets(config: UpstreamConfig, signer: &Signer) -> Result<St
     Ok(status)
 }
 
-fn upstream(config: UpstreamConfig) -> Result<Upstream, UpstreamSetupError> {
-    Upstream::new(config, Arc::new(Metrics::default()), TaskTracker::new())
+fn upstream(config: UpstreamConfig, access: UpstreamAccess) -> Result<Upstream, UpstreamSetupError> {
+    Upstream::new(config, access, Arc::new(Metrics::default()), TaskTracker::new())
 }
 
 /// Returns a request on behalf of no guest.
@@ -170,29 +176,9 @@ fn tls_error_kind(error: &rustls::Error) -> TlsErrorKind {
             _ => TlsErrorKind::Other,
         },
         rustls::Error::InvalidMessage(_) => TlsErrorKind::NotTls,
-        rustls::Error::AlertReceived(
-            AlertDescription::CertificateRequired
-            | AlertDescription::BadCertificate
-            | AlertDescription::UnknownCA
-            | AlertDescription::CertificateUnknown
-            | AlertDescription::CertificateExpired
-            | AlertDescription::DecryptError
-            | AlertDescription::HandshakeFailure,
-        ) => TlsErrorKind::ClientCertificate,
+        rustls::Error::AlertReceived(alert) if refuses_client_certificate(*alert) => {
+            TlsErrorKind::ClientCertificate
+        }
         _ => TlsErrorKind::Other,
     }
-}
-
-/// Finds the TLS library's own error among the causes.
-fn tls_error<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a rustls::Error> {
-    let mut cause = Some(error);
-    while let Some(error) = cause {
-        if let Some(found) = error.downcast_ref() {
-            return Some(found);
-        }
-        // `io::Error::source` skips the error that it wraps.
-        let wrapped = error.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref);
-        cause = wrapped.map(|error| error as &(dyn Error + 'static)).or_else(|| error.source());
-    }
-    None
 }

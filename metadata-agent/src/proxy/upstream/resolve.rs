@@ -1,9 +1,9 @@
 //! Addresses of an endpoint's name, kept between connections.
 //!
-//! The system's resolver blocks a thread, for seconds if a DNS server is down. So it is not asked
-//! for each connection. The last good answer is used while a single look-up refreshes it in the
-//! background, and for as long as look-ups fail. If no address accepts a connection, the name is
-//! looked up at once: the service may have moved.
+//! A [`NameLookup`] takes seconds if a DNS server is down. So it is not asked for each connection.
+//! The last good answer is used while a single look-up refreshes it in the background, and for as
+//! long as look-ups fail. If no address accepts a connection, the name is looked up at once: the
+//! service may have moved.
 
 use std::io;
 use std::net::SocketAddr;
@@ -11,9 +11,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use tokio::net::lookup_host;
 use tokio::sync::watch;
 use tokio::time::Instant;
+
+use super::access::NameLookup;
 
 /// The age from which an answer is refreshed. The resolver does not report how long it is valid.
 const REFRESH: Duration = Duration::from_secs(10);
@@ -24,6 +25,7 @@ const PAUSE: Duration = Duration::from_secs(1);
 pub(super) struct Name {
     host: String,
     port: u16,
+    names: Arc<dyn NameLookup>,
     is_looking: AtomicBool,
     answer: watch::Sender<Answer>,
 }
@@ -37,9 +39,9 @@ struct Answer {
 }
 
 impl Name {
-    pub(super) fn new(host: &str, port: u16) -> Arc<Self> {
+    pub(super) fn new(host: &str, port: u16, names: Arc<dyn NameLookup>) -> Arc<Self> {
         let (host, is_looking) = (host.to_owned(), AtomicBool::new(false));
-        Arc::new(Self { host, port, is_looking, answer: watch::Sender::default() })
+        Arc::new(Self { host, port, names, is_looking, answer: watch::Sender::default() })
     }
 
     /// Returns the addresses of the last good answer. Waits only if there has never been one.
@@ -103,8 +105,7 @@ impl Name {
         }
         let name = Arc::clone(self);
         tokio::spawn(async move {
-            let found = lookup_host((name.host.as_str(), name.port)).await;
-            let found = found.map(Iterator::collect::<Vec<_>>).and_then(|addresses| {
+            let found = name.names.look_up(&name.host, name.port).await.and_then(|addresses| {
                 let none = || io::Error::new(io::ErrorKind::NotFound, "the name has no address");
                 if addresses.is_empty() { Err(none()) } else { Ok(addresses) }
             });
@@ -132,15 +133,31 @@ impl Name {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::proxy::upstream::access::NameLookupFuture;
+
+    /// Finds the same addresses for every name.
+    #[derive(Debug)]
+    struct Zone(Vec<SocketAddr>);
+
+    impl NameLookup for Zone {
+        fn look_up<'a>(&'a self, _: &'a str, _: u16) -> NameLookupFuture<'a> {
+            Box::pin(async { Ok(self.0.clone()) })
+        }
+    }
 
     fn addresses(texts: &[&str]) -> Vec<SocketAddr> {
         texts.iter().map(|text| text.parse().unwrap()).collect()
     }
 
+    fn name(found: &[&str]) -> Arc<Name> {
+        Name::new("nova.example", 8775, Arc::new(Zone(addresses(found))))
+    }
+
     #[tokio::test]
     async fn the_last_good_answer_outlives_failures() {
-        let name = Name::new("nova.invalid", 8775);
-        assert!(name.addresses().await.is_err());
+        let name = name(&[]);
+        let error = name.addresses().await.unwrap_err();
+        assert_eq!(error.to_string(), "the name has no address");
         let first = addresses(&["192.0.2.1:8775"]);
         name.publish(Ok(first.clone()));
         name.publish(Err(io::ErrorKind::NotFound.into()));
@@ -155,19 +172,19 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn an_old_answer_is_refreshed_in_the_background() {
-        let name = Name::new("localhost", 8775);
+        let name = name(&["192.0.2.2:8775"]);
         let stale = addresses(&["192.0.2.1:8775"]);
         name.publish(Ok(stale.clone()));
         tokio::time::advance(REFRESH).await;
         let mut answers = name.answer.subscribe();
         assert_eq!(name.addresses().await.unwrap()[..], stale[..], "nothing waits");
         answers.changed().await.unwrap();
-        assert!(name.addresses().await.unwrap().iter().all(|address| address.ip().is_loopback()));
+        assert_eq!(name.addresses().await.unwrap()[..], addresses(&["192.0.2.2:8775"])[..]);
     }
 
     #[tokio::test]
     async fn requests_share_one_look_up() {
-        let name = Name::new("localhost", 8775);
+        let name = name(&["192.0.2.1:8775"]);
         let mut answers = name.answer.subscribe();
         let mut asked = tokio::task::JoinSet::new();
         for _ in 0..100 {

@@ -1,95 +1,164 @@
-//! TLS towards Nova. A file that was replaced counts for the next connection.
+//! TLS towards Nova. Certificates and keys come from outside and apply to the next connection.
+//!
+//! [`UpstreamTls`] is the upstream's end, and [`TlsFeed`] the end of the one who reads the files.
+//! A file may have been replaced just before a certificate is refused. So the upstream then has the
+//! files checked, and tries again if what is in force has changed.
 
-use std::fs;
-use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
+use std::time::Duration;
 
-use rustls::ClientConfig;
-use tls_files::ServerTrust;
-pub use tls_files::{ClientCertificate, TlsSetupError};
+use arc_swap::ArcSwap;
+use rustls::{AlertDescription, ClientConfig};
+use tls_files::{TlsMaterial, TlsSetupError};
+use tokio::sync::watch;
+use tokio::time::timeout;
 
-#[derive(Debug, Clone, Default)]
-pub struct TlsConfig {
-    /// Certificates of the trusted authorities (`auth_ca_cert`). `None` means the host's.
-    pub authorities: Option<PathBuf>,
-    /// The agent's own certificate, if Nova requires one.
-    pub identity: Option<ClientCertificate>,
-    /// Accepts any certificate (`nova_metadata_insecure`).
-    pub insecure: bool,
+/// The longest wait for a check of the files, which may be on a dead file server.
+const CHECK: Duration = Duration::from_secs(2);
+
+/// The TLS configuration for new connections.
+#[derive(Debug)]
+pub struct UpstreamTls {
+    current: Arc<ArcSwap<ClientConfig>>,
+    /// The number of checks that were asked for.
+    wanted: watch::Sender<u64>,
+    /// The number of those that were made.
+    made: watch::Receiver<u64>,
 }
 
-impl TlsConfig {
-    fn read(&self) -> Result<ClientConfig, TlsSetupError> {
-        let trust = match &self.authorities {
-            _ if self.insecure => ServerTrust::Unverified,
-            Some(path) => ServerTrust::Ca(path),
-            None => ServerTrust::SystemCa,
+/// Puts other certificates and keys in force.
+#[derive(Debug)]
+pub struct TlsFeed {
+    current: Arc<ArcSwap<ClientConfig>>,
+    wanted: watch::Receiver<u64>,
+    /// The number of checks that the next call of [`Self::checked`] answers.
+    begun: u64,
+    made: watch::Sender<u64>,
+}
+
+impl UpstreamTls {
+    /// # Errors
+    /// The material cannot be used.
+    pub fn new(material: TlsMaterial) -> Result<(Self, TlsFeed), TlsSetupError> {
+        let current = Arc::new(ArcSwap::from_pointee(material.client_config()?));
+        let (wanted, wanted_now) = watch::channel(0);
+        let (made, made_now) = watch::channel(0);
+        let feed = TlsFeed { current: Arc::clone(&current), wanted: wanted_now, begun: 0, made };
+        Ok((Self { current, wanted, made: made_now }, feed))
+    }
+
+    /// Returns the configuration in force.
+    pub(super) fn current(&self) -> Arc<ClientConfig> {
+        self.current.load_full()
+    }
+
+    /// Has the files checked because a certificate was refused. Returns the configuration that is
+    /// then in force, unless it is the `refused` one.
+    pub(super) async fn replacement_of(&self, refused: &Arc<ClientConfig>) -> Option<Arc<ClientConfig>> {
+        let replacement = || Some(self.current()).filter(|current| !Arc::ptr_eq(current, refused));
+        if let Some(replacement) = replacement() {
+            return Some(replacement);
+        }
+        let mut number = 0;
+        self.wanted.send_modify(|wanted| {
+            *wanted += 1;
+            number = *wanted;
+        });
+        let mut made = self.made.clone();
+        // Ends early if no one reads the files any more.
+        let _ = timeout(CHECK, made.wait_for(|made| *made >= number)).await;
+        replacement()
+    }
+}
+
+impl TlsFeed {
+    /// Waits until a certificate was refused. The caller then checks the files.
+    pub async fn refused(&mut self) {
+        if self.wanted.changed().await.is_err() {
+            // The upstream has ended.
+            std::future::pending::<()>().await;
+        }
+        self.begun = *self.wanted.borrow_and_update();
+    }
+
+    /// Puts other material in force for connections that begin from now on.
+    ///
+    /// # Errors
+    /// The material cannot be used. The former one stays in force.
+    pub fn replace(&self, material: TlsMaterial) -> Result<(), TlsSetupError> {
+        self.current.store(Arc::new(material.client_config()?));
+        Ok(())
+    }
+
+    /// Reports the end of a check, which connections may be waiting for.
+    pub fn checked(&self) {
+        self.made.send_replace(self.begun);
+    }
+}
+
+/// Returns whether a server sends this alert because it requires a client certificate or refuses
+/// ours. It does so before it handles a request.
+pub(super) fn refuses_client_certificate(alert: AlertDescription) -> bool {
+    matches!(
+        alert,
+        AlertDescription::CertificateRequired
+            | AlertDescription::BadCertificate
+            | AlertDescription::UnsupportedCertificate
+            | AlertDescription::CertificateRevoked
+            | AlertDescription::CertificateExpired
+            | AlertDescription::CertificateUnknown
+            | AlertDescription::UnknownCA
+            | AlertDescription::DecryptError
+            | AlertDescription::HandshakeFailure
+    )
+}
+
+/// Returns whether other certificates or another key could have prevented this error.
+pub(super) fn is_about_certificates(error: &rustls::Error) -> bool {
+    matches!(error, rustls::Error::InvalidCertificate(_))
+        || matches!(error, rustls::Error::AlertReceived(alert) if refuses_client_certificate(*alert))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tls_files::ServerTrust;
+    use tokio::time::Instant;
+
+    fn material() -> TlsMaterial {
+        TlsMaterial::read(ServerTrust::Unverified, None).unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_refusal_waits_for_a_check_that_began_later() {
+        let (tls, mut feed) = UpstreamTls::new(material()).unwrap();
+        let refused = tls.current();
+        let checks = async {
+            // Ends a check that began before the refusal.
+            feed.checked();
+            feed.refused().await;
+            feed.replace(material()).unwrap();
+            feed.checked();
         };
-        tls_files::client_config(trust, self.identity.as_ref())
+        let (replacement, ()) = tokio::join!(tls.replacement_of(&refused), checks);
+        let replacement = replacement.unwrap();
+        assert!(Arc::ptr_eq(&replacement, &tls.current()));
+        let checks = async {
+            feed.refused().await;
+            feed.checked();
+        };
+        let (unchanged, ()) = tokio::join!(tls.replacement_of(&replacement), checks);
+        assert!(unchanged.is_none());
     }
 
-    /// Returns what changes if a file is replaced. The host's own store is read once.
-    fn versions(&self) -> Vec<Option<FileVersion>> {
-        let identity = self.identity.iter().flat_map(|own| [&own.certificate, &own.key]);
-        self.authorities.iter().chain(identity).map(|path| FileVersion::of(path)).collect()
-    }
-}
-
-/// A file's device, inode, size, and time of change (seconds and nanoseconds).
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct FileVersion(u64, u64, u64, i64, i64);
-
-impl FileVersion {
-    fn of(path: &Path) -> Option<Self> {
-        let found = fs::metadata(path).ok()?;
-        Some(Self(found.dev(), found.ino(), found.size(), found.ctime(), found.ctime_nsec()))
-    }
-}
-
-/// The TLS files, as they were read last.
-#[derive(Debug)]
-pub(super) struct TlsFiles {
-    config: TlsConfig,
-    current: Mutex<Current>,
-}
-
-#[derive(Debug)]
-struct Current {
-    client: Arc<ClientConfig>,
-    versions: Vec<Option<FileVersion>>,
-}
-
-impl TlsFiles {
-    pub(super) fn read(config: TlsConfig) -> Result<Self, TlsSetupError> {
-        if config.insecure {
-            tracing::warn!("Nova's certificate is not verified (nova_metadata_insecure)");
-        }
-        // Files that are replaced meanwhile are read once more.
-        let versions = config.versions();
-        let client = Arc::new(config.read()?);
-        Ok(Self { config, current: Mutex::new(Current { client, versions }) })
-    }
-
-    /// Returns the configuration for a new connection. A look at the files takes microseconds, and
-    /// the handshake that follows a millisecond. Files that cannot be used, as while they are
-    /// being replaced, leave the last one in force.
-    pub(super) fn client(&self) -> Arc<ClientConfig> {
-        let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
-        let versions = self.config.versions();
-        if versions != current.versions {
-            current.versions = versions;
-            match self.config.read() {
-                Ok(client) => {
-                    current.client = Arc::new(client);
-                    tracing::info!("TLS files for Nova read again");
-                }
-                Err(error) => tracing::error!(
-                    error = &error as &dyn std::error::Error,
-                    "cannot read the replaced TLS files for Nova; keeping the last ones"
-                ),
-            }
-        }
-        Arc::clone(&current.client)
+    #[tokio::test(start_paused = true)]
+    async fn a_check_that_never_ends_is_not_awaited_for_long() {
+        let (tls, feed) = UpstreamTls::new(material()).unwrap();
+        let (refused, start) = (tls.current(), Instant::now());
+        assert!(tls.replacement_of(&refused).await.is_none());
+        assert_eq!(start.elapsed(), CHECK);
+        drop(feed);
+        assert!(tls.replacement_of(&refused).await.is_none());
+        assert_eq!(start.elapsed(), CHECK, "no one checks any more");
     }
 }

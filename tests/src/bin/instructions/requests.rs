@@ -12,6 +12,7 @@ use anyhow::{Context as _, ensure};
 use metadata_agent::directory::{Binding, BindingChanges, Directory, Owner};
 use metadata_agent::ids::IfIndex;
 use metadata_agent::inventory::{Port, PortAddressing};
+use metadata_agent::nova_access::{self, NovaTls};
 use metadata_agent::proxy::metrics::Metrics;
 use metadata_agent::proxy::{
     ClientIdentity, ClientLookup, ClientQuery, Endpoint, LookupFuture, LookupOutcome, Proxy, ProxyConfig,
@@ -105,7 +106,8 @@ impl Line {
         let endpoint = Endpoint::new(Scheme::Http, "127.0.0.1", listener.local_addr()?.port())?;
         let metrics = Arc::new(Metrics::default());
         let upstream = UpstreamConfig::new(vec![endpoint]);
-        let upstream = Upstream::new(upstream, Arc::clone(&metrics), TaskTracker::new())?;
+        let (access, _) = nova_access::open(&upstream, NovaTls::default())?;
+        let upstream = Upstream::new(upstream, access, Arc::clone(&metrics), TaskTracker::new())?;
         let attachment = AttachmentId::new(1).context("attachments count from 1")?;
         let directory = Arc::new(directory()?);
         let proxy =

@@ -10,7 +10,7 @@ const HELD: &str = "/latest/user-data";
 /// The default of `requests_per_guest`.
 const SHARE: usize = 16;
 /// The part of it that a guest has while other guests are served.
-const SHARE_IN_COMPANY: usize = 4;
+const SHARE_IN_COMPANY: usize = 5;
 
 #[test]
 fn one_guest_has_a_bounded_number_of_requests_at_nova() {
@@ -42,7 +42,7 @@ fn one_guest_has_a_bounded_number_of_requests_at_nova() {
 }
 
 #[test]
-fn a_guest_in_company_has_a_quarter_of_its_share() {
+fn a_guest_in_company_has_a_third_of_its_share() {
     let tenants = ServedTenants::with(|installer, red, blue| {
         installer.port(&red.port).port(&blue.port).set("metadata_agent", "nova_connect_timeout", "60")
     });

@@ -30,7 +30,7 @@ pub(super) struct Slots {
 #[derive(Debug)]
 pub(super) enum SlotLimit {
     Fixed(usize),
-    /// A guest's slots. It has a quarter of them while it is not the only guest.
+    /// A guest's slots. It has a third of them, but at least one, while it is not the only guest.
     Guest {
         alone: usize,
         guests: Arc<AtomicUsize>,
@@ -42,7 +42,7 @@ impl SlotLimit {
         match self {
             Self::Fixed(slots) => *slots,
             Self::Guest { alone, guests } if guests.load(Ordering::Relaxed) <= 1 => *alone,
-            Self::Guest { alone, .. } => alone.div_ceil(4),
+            Self::Guest { alone, .. } => (alone / 3).max(1),
         }
     }
 }
@@ -225,7 +225,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_guest_in_company_has_a_quarter_of_its_slots() {
+    async fn a_guest_in_company_has_a_third_of_its_slots() {
         let guests = Arc::new(AtomicUsize::new(1));
         let slots = Slots::new(SlotLimit::Guest { alone: 8, guests: Arc::clone(&guests) });
         let mut held: Vec<_> = std::iter::from_fn(|| slots.try_acquire()).collect();

@@ -1,7 +1,7 @@
 //! The memory that guests can tie up fits the memory limit of the DaemonSet.
 
 use metadata_agent::net::portal::SOCKET_MEMORY;
-use metadata_agent::proxy::ProxyConfig;
+use metadata_agent::proxy::{LARGE_BUFFERS_MEMORY, ProxyConfig};
 
 const DAEMONSET: &str = include_str!("../../deploy/daemonset.yaml");
 
@@ -19,7 +19,7 @@ fn all_connections_fit_into_the_memory_limit() {
     let config = ProxyConfig::default();
     let connections = config.most_connections(PORTS, GROUPS);
     let each = SOCKET_MEMORY + config.connection_memory();
-    let most = BASE + connections * each;
+    let most = BASE + LARGE_BUFFERS_MEMORY + connections * each;
     let (_, limits) = DAEMONSET.split_once("limits:").expect("limits");
     let (_, memory) = limits.split_once("memory: ").expect("a memory limit");
     let mib = memory.lines().next().and_then(|line| line.strip_suffix("Mi")).expect("MiB");

@@ -21,6 +21,7 @@
 
 mod client;
 mod downstream;
+mod large_buffers;
 mod log_throttle;
 pub mod metrics;
 mod request;
@@ -45,6 +46,8 @@ pub use upstream::{
 
 use client::ClientResolver;
 use downstream::{AWAITED_HEADS, Admission, GROUP_RESERVED, GuestRates, RESERVED};
+use large_buffers::LargeBuffers;
+pub use large_buffers::{LARGE_BUFFER, LARGE_BUFFER_PLACES, LARGE_BUFFERS_MEMORY};
 use log_throttle::LogThrottle;
 use metrics::Metrics;
 use upstream::RECEIVED_MEMORY;
@@ -53,7 +56,7 @@ use upstream::RECEIVED_MEMORY;
 /// request heads replaces it.
 const BUFFER: usize = 32 * 1024;
 
-/// Largest piece of a response that is read from the upstream.
+/// Largest piece of a response that is read from the upstream, unless it is a long one.
 pub(crate) const RESPONSE_PIECE: usize = 64 * 1024;
 
 /// Memory of a connection's task with its timers, headers and record.
@@ -141,6 +144,7 @@ pub struct Proxy {
     http: http1::Builder,
     admission: Arc<Admission>,
     rates: Option<GuestRates>,
+    large_buffers: LargeBuffers,
     signature_log: LogThrottle,
     upstream_log: LogThrottle,
 }
@@ -162,6 +166,7 @@ impl Proxy {
             rates: config.rate_limit.clone().map(GuestRates::new),
             config,
             metrics,
+            large_buffers: LargeBuffers::new(),
             signature_log: LogThrottle::new(),
             upstream_log: LogThrottle::new(),
         })

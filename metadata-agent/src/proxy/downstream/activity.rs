@@ -20,6 +20,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::Instant;
 
 use super::request_line::FragmentDetector;
+use crate::proxy::large_buffers::{LARGE_BUFFER, LargeBuffers, Place, SendBuffer};
 
 /// Bytes per millisecond that a guest must read of its responses while its connection is blocked.
 const MIN_RATE: u64 = 16;
@@ -73,6 +74,10 @@ pub(crate) struct ConnectionActivity {
     unread: AtomicBool,
     /// The last request line has a `#`.
     fragment: AtomicBool,
+    /// The response is long.
+    long: AtomicBool,
+    /// The stream has larger buffers.
+    large_buffers: AtomicBool,
 }
 
 impl ConnectionActivity {
@@ -84,6 +89,8 @@ impl ConnectionActivity {
             debt: AtomicU64::new(0),
             unread: AtomicBool::new(false),
             fragment: AtomicBool::new(false),
+            long: AtomicBool::new(false),
+            large_buffers: AtomicBool::new(false),
         }
     }
 
@@ -96,6 +103,16 @@ impl ConnectionActivity {
     /// Marks that the response has been sent, so that the next request may arrive.
     pub(crate) fn set_idle(&self) {
         self.phase.store(self.now() * PHASES + IDLE, Ordering::Relaxed);
+        self.long.store(false, Ordering::Relaxed);
+    }
+
+    /// Marks that the guest takes a long response.
+    pub(crate) fn set_long(&self) {
+        self.long.store(true, Ordering::Relaxed);
+    }
+
+    pub(crate) fn has_large_buffers(&self) -> bool {
+        self.large_buffers.load(Ordering::Relaxed)
     }
 
     /// Marks that the request was answered before it was read to its end.
@@ -180,17 +197,55 @@ impl ConnectionActivity {
     }
 }
 
-/// A client stream that marks its activity.
+/// A client stream that marks its activity, and has a larger buffer for long responses.
 #[derive(Debug)]
 pub(super) struct ActivityStream<T> {
     pub(super) stream: T,
     activity: Arc<ConnectionActivity>,
     detector: FragmentDetector,
+    large_buffers: LargeBuffers,
+    place: Option<Place>,
+    /// Size of the send buffer before it was enlarged.
+    usual_buffer: Option<usize>,
 }
 
 impl<T> ActivityStream<T> {
-    pub(super) fn new(stream: T, activity: Arc<ConnectionActivity>) -> Self {
-        Self { stream, activity, detector: FragmentDetector::default() }
+    pub(super) fn new(stream: T, activity: Arc<ConnectionActivity>, large_buffers: LargeBuffers) -> Self {
+        let detector = FragmentDetector::default();
+        Self { stream, activity, detector, large_buffers, place: None, usual_buffer: None }
+    }
+}
+
+impl<T: SendBuffer> ActivityStream<T> {
+    /// Enlarges the send buffer for a long response, and restores it for the next one.
+    fn fit_buffer(&mut self) {
+        let is_long = self.activity.long.load(Ordering::Relaxed);
+        if is_long == self.usual_buffer.is_some() {
+            return;
+        }
+        let Some(socket) = self.stream.socket() else { return };
+        if let Some(usual) = self.usual_buffer.take() {
+            let _still_large = socket.set_send_buffer_size(usual);
+            self.activity.large_buffers.store(false, Ordering::Relaxed);
+            return;
+        }
+        self.place = self.place.take().or_else(|| self.large_buffers.take());
+        if self.place.is_some()
+            && let Ok(doubled) = socket.send_buffer_size()
+        {
+            self.usual_buffer = Some(doubled / 2);
+            let _still_usual = socket.set_send_buffer_size(LARGE_BUFFER);
+            self.activity.large_buffers.store(true, Ordering::Relaxed);
+        }
+    }
+
+    /// Frees the place once a write shows that what is left of a long response fits the usual
+    /// buffer. Until then a guest could keep the rest of the response unread without a place.
+    fn wrote(&mut self, result: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
+        if self.usual_buffer.is_none() && matches!(result, Poll::Ready(Ok(1..))) {
+            self.place = None;
+        }
+        self.activity.wrote(result)
     }
 }
 
@@ -201,7 +256,7 @@ impl<T: AsyncRead + Unpin> AsyncRead for ActivityStream<T> {
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let before = buf.filled().len();
-        let Self { stream, activity, detector } = &mut *self;
+        let Self { stream, activity, detector, .. } = &mut *self;
         let result = Pin::new(stream).poll_read(cx, buf);
         let new = &buf.filled()[before..];
         if !new.is_empty() {
@@ -211,10 +266,11 @@ impl<T: AsyncRead + Unpin> AsyncRead for ActivityStream<T> {
     }
 }
 
-impl<T: AsyncWrite + Unpin> AsyncWrite for ActivityStream<T> {
+impl<T: AsyncWrite + SendBuffer + Unpin> AsyncWrite for ActivityStream<T> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        self.fit_buffer();
         let result = Pin::new(&mut self.stream).poll_write(cx, buf);
-        self.activity.wrote(result)
+        self.wrote(result)
     }
 
     fn poll_write_vectored(
@@ -222,8 +278,9 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for ActivityStream<T> {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
+        self.fit_buffer();
         let result = Pin::new(&mut self.stream).poll_write_vectored(cx, bufs);
-        self.activity.wrote(result)
+        self.wrote(result)
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -244,7 +301,12 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for ActivityStream<T> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use socket2::SockRef;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::{TcpListener, TcpSocket, TcpStream};
+    use tokio::time::timeout;
+
+    impl SendBuffer for tokio::io::DuplexStream {}
 
     const TIMEOUTS: Timeouts = Timeouts {
         idle: Duration::from_secs(10),
@@ -258,7 +320,7 @@ mod tests {
         let began = Instant::now();
         let second = Duration::from_secs;
         let (mut guest, ours) = tokio::io::duplex(4);
-        let mut ours = ActivityStream::new(ours, Arc::clone(&activity));
+        let mut ours = ActivityStream::new(ours, Arc::clone(&activity), LargeBuffers::new());
         assert_eq!(activity.deadline(&TIMEOUTS), Some((began + second(10), TimeoutKind::Idle)));
 
         // The time for the head begins with its first byte; more bytes do not renew it.
@@ -289,7 +351,7 @@ mod tests {
     async fn a_guest_that_trickles_is_as_late_as_one_that_stops() {
         let activity = Arc::new(ConnectionActivity::new());
         let (mut guest, ours) = tokio::io::duplex(1);
-        let mut ours = ActivityStream::new(ours, Arc::clone(&activity));
+        let mut ours = ActivityStream::new(ours, Arc::clone(&activity), LargeBuffers::new());
         activity.set_busy();
         ours.write_all(b"x").await.unwrap();
         // Ten seconds for each byte.
@@ -318,5 +380,52 @@ mod tests {
         let (wrote, ()) = tokio::join!(ours.write_all(&whole), read);
         wrote.unwrap();
         assert_eq!(activity.pause(&TIMEOUTS), TIMEOUTS.shortest());
+    }
+
+    /// Returns a guest, and the stream to it with its activity.
+    async fn connected(places: &LargeBuffers) -> (TcpStream, ActivityStream<TcpStream>) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let guest = TcpSocket::new_v4().unwrap().connect(listener.local_addr().unwrap()).await.unwrap();
+        let (ours, _) = listener.accept().await.unwrap();
+        SockRef::from(&ours).set_send_buffer_size(USUAL).unwrap();
+        (guest, ActivityStream::new(ours, Arc::new(ConnectionActivity::new()), places.clone()))
+    }
+
+    fn send_buffer(stream: &ActivityStream<TcpStream>) -> usize {
+        SockRef::from(&stream.stream).send_buffer_size().unwrap() / 2
+    }
+
+    const USUAL: usize = 64 * 1024;
+
+    #[tokio::test]
+    async fn a_long_response_has_a_larger_buffer_while_there_is_a_place() {
+        let places = LargeBuffers::with_places(1);
+        let (mut guest, mut ours) = connected(&places).await;
+        let (_other_guest, mut other) = connected(&places).await;
+        for stream in [&mut ours, &mut other] {
+            stream.write_all(b"short").await.unwrap();
+            assert_eq!(send_buffer(stream), USUAL);
+            stream.activity.set_long();
+            stream.write_all(b"long").await.unwrap();
+        }
+        assert!(send_buffer(&ours) > USUAL && ours.activity.has_large_buffers());
+        assert!(send_buffer(&other) == USUAL && !other.activity.has_large_buffers());
+
+        // The guest stops reading, and the response ends.
+        let unread = vec![0; 4096];
+        let mut written = 0;
+        while let Ok(result) = timeout(Duration::from_millis(50), ours.write(&unread)).await {
+            written += result.unwrap();
+        }
+        ours.activity.set_idle();
+        assert!(timeout(Duration::from_millis(50), ours.write(b"next")).await.is_err());
+        assert_eq!(send_buffer(&ours), USUAL);
+        other.write_all(b"more").await.unwrap();
+        assert_eq!(send_buffer(&other), USUAL, "the rest of the response still needs the place");
+
+        guest.read_exact(&mut vec![0; "shortlong".len() + written]).await.unwrap();
+        ours.write_all(b"next").await.unwrap();
+        other.write_all(b"more").await.unwrap();
+        assert!(send_buffer(&other) > USUAL, "the place is free");
     }
 }

@@ -34,6 +34,7 @@ use super::activity::{ActivityStream, ConnectionActivity, TimeoutKind, Timeouts}
 use super::admission::Ticket;
 use crate::proxy::Proxy;
 use crate::proxy::client::ClientSource;
+use crate::proxy::large_buffers::SendBuffer;
 use crate::proxy::metrics::RejectionLabel;
 use crate::proxy::request::{HEAD_TIMEOUT_RESPONSE, MALFORMED_RESPONSE, RequestHandler, ResponseBody};
 
@@ -52,7 +53,7 @@ const FIRST_PAUSE: Duration = Duration::from_millis(1);
 const LONGEST_PAUSE: Duration = Duration::from_millis(500);
 
 /// A stream to a guest or a haproxy.
-pub trait ClientStream: AsyncRead + AsyncWrite + Unpin + Send + 'static {
+pub trait ClientStream: AsyncRead + AsyncWrite + SendBuffer + Unpin + Send + 'static {
     /// Closes in a way that shows the peer that data was lost.
     fn reset(self);
 
@@ -136,7 +137,8 @@ impl Proxy {
         let handler = Arc::new(handler);
         let requests = Arc::clone(&handler);
         let service = service_fn(move |request| Arc::clone(&requests).handle(request));
-        let stream = TokioIo::new(ActivityStream::new(stream, Arc::clone(&activity)));
+        let stream =
+            TokioIo::new(ActivityStream::new(stream, Arc::clone(&activity), self.large_buffers.clone()));
         let mut connection = self.http.serve_connection(stream, service);
 
         let end = self.drive(Pin::new(&mut connection), &handler, &activity, &cancel).await;

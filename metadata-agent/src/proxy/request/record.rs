@@ -11,6 +11,7 @@ use tracing::{Level, enabled, event};
 
 use crate::ids::InstanceId;
 use crate::proxy::downstream::ConnectionActivity;
+use crate::proxy::large_buffers::LONG;
 use crate::proxy::metrics::Metrics;
 
 /// Status in the log if the guest closed the connection before the response, as in nginx.
@@ -79,6 +80,18 @@ impl RequestRecord {
 
     pub(super) fn sent(&mut self, bytes: usize) {
         self.bytes += bytes as u64;
+        if self.is_long() {
+            self.activity.set_long();
+        }
+    }
+
+    /// Returns whether the response is a long one, and its connection has larger buffers.
+    pub(super) fn has_large_buffers(&self) -> bool {
+        self.is_long() && self.activity.has_large_buffers()
+    }
+
+    const fn is_long(&self) -> bool {
+        self.bytes >= LONG
     }
 
     pub(super) fn leave_request_unread(&self) {

@@ -45,7 +45,12 @@ impl Body for ResponseBody {
         let Self { content, record } = self.get_mut();
         let data = match content {
             Content::Text(text) => Poll::Ready(text.take().map(Ok)),
-            Content::Upstream(body) => body.poll_data(cx),
+            Content::Upstream(body) => {
+                if record.has_large_buffers() {
+                    body.enlarge_buffers();
+                }
+                body.poll_data(cx)
+            }
         };
         match &data {
             Poll::Ready(Some(Ok(bytes))) => record.sent(bytes.len()),

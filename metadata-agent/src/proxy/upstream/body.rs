@@ -77,6 +77,13 @@ impl UpstreamBody {
         }
     }
 
+    /// Makes the buffers towards Nova those of a long response, until its end.
+    pub(crate) fn enlarge_buffers(&self) {
+        if let Some(lease) = &self.lease {
+            lease.connection.enlarge_buffers();
+        }
+    }
+
     pub(crate) fn is_end_stream(&self) -> bool {
         self.body.is_end_stream()
     }
@@ -93,6 +100,7 @@ impl UpstreamBody {
 
     fn give_back(&mut self) {
         if let Some(lease) = self.lease.take() {
+            lease.connection.restore_buffers();
             lease.give_back();
         }
     }

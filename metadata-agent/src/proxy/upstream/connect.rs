@@ -26,20 +26,16 @@ use super::endpoints::EndpointState;
 use super::error::{UpstreamError, is_unsolicited};
 use super::pool::Reuse;
 use super::resolve::Name;
-use super::stream::{ReuseCheck, UpstreamStream, UpstreamTcp};
+use super::stream::{RECEIVE_BUFFER, StreamControl, UpstreamStream, UpstreamTcp};
 use super::tls::UpstreamTls;
-use crate::proxy::RESPONSE_PIECE;
 use crate::proxy::metrics::Metrics;
 
 /// How often a connection without traffic is probed. A request that Nova works on keeps none busy,
 /// so only probes show that Nova's host has vanished without closing its connections.
 const TCP_KEEPALIVE: Duration = Duration::from_secs(5);
-/// Receive buffer of a connection (`SO_RCVBUF`). It replaces the kernel's automatic size, which
-/// grows to several MiB, and stays full while a guest does not read its response.
-const RECEIVE_BUFFER: u32 = 64 * 1024;
 /// Most kernel memory of the received data of one connection. The kernel doubles the option to
 /// allow for its overhead.
-pub(in crate::proxy) const RECEIVED_MEMORY: usize = 2 * RECEIVE_BUFFER as usize;
+pub(in crate::proxy) const RECEIVED_MEMORY: usize = 2 * RECEIVE_BUFFER;
 /// How long an address may take before the next one is tried too (RFC 8305, section 5).
 pub(super) const NEXT_ADDRESS: Duration = Duration::from_millis(250);
 
@@ -50,7 +46,7 @@ pub(super) type Sender = SendRequest<Full<Bytes>>;
 #[derive(Debug)]
 pub(super) struct UpstreamConnection {
     pub(super) sender: Sender,
-    check: Arc<ReuseCheck>,
+    control: Arc<StreamControl>,
     /// How often the endpoint had been silent when this connection was opened.
     silences: u32,
 }
@@ -71,12 +67,21 @@ impl UpstreamConnection {
 
     /// Returns whether the server has ended the connection because no request came.
     pub(super) fn has_timed_out(&self) -> bool {
-        self.check.has_timed_out()
+        self.control.has_timed_out()
     }
 
     /// Has the task look for unexpected bytes before it sends the next request.
     pub(super) fn check_before_reuse(&self) {
-        self.check.demand();
+        self.control.demand_check();
+    }
+
+    /// Makes the buffers those of a long response.
+    pub(super) fn enlarge_buffers(&self) {
+        self.control.enlarge_buffers();
+    }
+
+    pub(super) fn restore_buffers(&self) {
+        self.control.restore_buffers();
     }
 }
 
@@ -158,18 +163,18 @@ impl Connector {
         endpoint: &Arc<EndpointState>,
         reuse: Option<&Arc<Reuse>>,
     ) -> Result<UpstreamConnection, UpstreamError> {
-        let (check, silences) = (Arc::new(ReuseCheck::default()), endpoint.silences());
-        let opened = timeout(self.limit, self.open(endpoint, Arc::clone(&check))).await;
+        let (control, silences) = (Arc::new(StreamControl::default()), endpoint.silences());
+        let opened = timeout(self.limit, self.open(endpoint, Arc::clone(&control))).await;
         let late = |_| UpstreamError::ConnectTimeout { address: endpoint.address(), limit: self.limit };
         let stream = opened.map_err(late)??;
         let (sender, connection) = http1::Builder::new()
-            .max_buf_size(RESPONSE_PIECE)
+            .max_buf_size(stream.largest_read())
             .handshake(TokioIo::new(stream))
             .await
             .map_err(|source| UpstreamError::Handshake { address: endpoint.address(), source })?;
         self.metrics.upstream_connection();
         let (endpoint, reuse, metrics) = (Arc::clone(endpoint), reuse.cloned(), Arc::clone(&self.metrics));
-        let seen = Arc::clone(&check);
+        let seen = Arc::clone(&control);
         // Ends when the sender is dropped or the server closes.
         self.tracker.spawn(async move {
             if let Err(error) = connection.await {
@@ -179,13 +184,13 @@ impl Connector {
                 tracing::debug!(error = &error as &dyn Error, "upstream connection ended");
             }
         });
-        Ok(UpstreamConnection { sender, check, silences })
+        Ok(UpstreamConnection { sender, control, silences })
     }
 
     async fn open(
         &self,
         endpoint: &EndpointState,
-        check: Arc<ReuseCheck>,
+        control: Arc<StreamControl>,
     ) -> Result<UpstreamStream, UpstreamError> {
         let addresses = match &endpoint.addresses {
             Addresses::Tcp(addresses) => addresses,
@@ -196,8 +201,8 @@ impl Connector {
             }
         };
         match &self.tls {
-            Some(tls) if endpoint.endpoint.is_https() => self.open_tls(endpoint, addresses, tls, check).await,
-            _ => self.open_tcp(endpoint, addresses, check).await.map(UpstreamStream::Tcp),
+            Some(tls) if endpoint.endpoint.is_https() => self.open_tls(endpoint, addresses, tls, control).await,
+            _ => self.open_tcp(endpoint, addresses, control).await.map(UpstreamStream::Tcp),
         }
     }
 
@@ -205,7 +210,7 @@ impl Connector {
         &self,
         endpoint: &EndpointState,
         addresses: &TcpAddresses,
-        check: Arc<ReuseCheck>,
+        control: Arc<StreamControl>,
     ) -> Result<UpstreamTcp, UpstreamError> {
         let connected = match addresses {
             TcpAddresses::Fixed(address) => connect_tcp(*address).await,
@@ -232,7 +237,7 @@ impl Connector {
         let _ = socket.set_tcp_keepalive(&keepalive);
         // A peer that acknowledges nothing for this long is gone.
         let _ = socket.set_tcp_user_timeout(Some(self.limit));
-        Ok(UpstreamTcp::new(stream, check))
+        Ok(UpstreamTcp::new(stream, control))
     }
 
     /// Connects with TLS. If a certificate is refused that was replaced a moment ago, it connects
@@ -242,17 +247,17 @@ impl Connector {
         endpoint: &EndpointState,
         addresses: &TcpAddresses,
         tls: &UpstreamTls,
-        check: Arc<ReuseCheck>,
+        control: Arc<StreamControl>,
     ) -> Result<UpstreamStream, UpstreamError> {
         let config = tls.current();
-        let stream = self.open_tcp(endpoint, addresses, Arc::clone(&check)).await?;
+        let stream = self.open_tcp(endpoint, addresses, Arc::clone(&control)).await?;
         let error = match self.encrypt(endpoint, Arc::clone(&config), stream).await {
             Err(error) if error.is_about_certificates() => error,
             result => return result,
         };
         match tls.replacement_of(&config).await {
             Some(config) => {
-                let stream = self.open_tcp(endpoint, addresses, check).await?;
+                let stream = self.open_tcp(endpoint, addresses, control).await?;
                 self.encrypt(endpoint, config, stream).await
             }
             None => Err(error),
@@ -287,9 +292,10 @@ impl Connector {
 
 async fn connect_tcp(address: SocketAddr) -> io::Result<TcpStream> {
     let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
-    // Before the handshake, which settles the scale of the window.
-    socket.set_recv_buffer_size(RECEIVE_BUFFER)?;
-    socket.connect(address).await
+    let stream = socket.connect(address).await?;
+    // After the handshake, which settles the scale of the window: the buffer may grow later.
+    SockRef::from(&stream).set_recv_buffer_size(RECEIVE_BUFFER)?;
+    Ok(stream)
 }
 
 /// Connects to the first address that accepts, and begins with the one that did so last. An address

@@ -1,6 +1,6 @@
 //! The stream under an upstream connection: TCP, TLS over TCP, or a unix socket.
 //!
-//! It does three things that hyper does not.
+//! It does four things that hyper does not.
 //!
 //! - **Before a connection is reused, it looks into the socket.** Bytes that have arrived since the
 //!   last response answer no request, and must not be taken for the answer to the next one. The
@@ -14,30 +14,41 @@
 //!   enter a later connection from the same port: its sequence numbers begin beyond theirs (RFC
 //!   6528), and their timestamps are older (RFC 7323). If the server has closed first, we close in
 //!   the usual way, because TIME-WAIT is then at the server.
+//! - **It has larger buffers during a long response** ([`large_buffers`](crate::proxy::large_buffers)).
 
 use std::io::{self, IoSlice};
 use std::os::fd::AsRawFd;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 
+use bytes::BufMut as _;
 use nix::sys::socket::{MsgFlags, recv};
+use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 use tokio_rustls::client::TlsStream;
 
-/// The part of a stream that the pool can reach.
+use crate::proxy::RESPONSE_PIECE;
+use crate::proxy::large_buffers::{LARGE_BUFFER, LARGE_PIECE};
+
+/// Receive buffer of a connection (`SO_RCVBUF`). It replaces the kernel's automatic size, which
+/// grows to several MiB, and stays full while a guest does not read its response.
+pub(super) const RECEIVE_BUFFER: usize = 64 * 1024;
+
+/// The part of a stream that the pool and a response can reach.
 #[derive(Debug, Default)]
-pub(super) struct ReuseCheck {
-    is_due: AtomicBool,
+pub(super) struct StreamControl {
+    is_check_due: AtomicBool,
     has_timed_out: AtomicBool,
+    has_large_buffers: AtomicBool,
 }
 
-impl ReuseCheck {
+impl StreamControl {
     /// Makes the next read look into the socket, whatever the runtime knows of it.
-    pub(super) fn demand(&self) {
-        self.is_due.store(true, Ordering::Release);
+    pub(super) fn demand_check(&self) {
+        self.is_check_due.store(true, Ordering::Release);
     }
 
     /// Returns whether the server's last bytes said that it had waited too long for a request.
@@ -49,8 +60,18 @@ impl ReuseCheck {
         self.has_timed_out.store(begins_with_timeout(bytes), Ordering::Relaxed);
     }
 
-    fn take(&self) -> bool {
-        self.is_due.load(Ordering::Acquire) && self.is_due.swap(false, Ordering::AcqRel)
+    fn take_check(&self) -> bool {
+        self.is_check_due.load(Ordering::Acquire) && self.is_check_due.swap(false, Ordering::AcqRel)
+    }
+
+    /// Makes the next read use the buffers of a long response.
+    pub(super) fn enlarge_buffers(&self) {
+        self.has_large_buffers.store(true, Ordering::Relaxed);
+    }
+
+    /// Makes the next read use the usual buffers.
+    pub(super) fn restore_buffers(&self) {
+        self.has_large_buffers.store(false, Ordering::Relaxed);
     }
 }
 
@@ -65,13 +86,36 @@ fn begins_with_timeout(bytes: &[u8]) -> bool {
 #[derive(Debug)]
 pub(super) struct UpstreamTcp {
     stream: TcpStream,
-    check: Arc<ReuseCheck>,
+    control: Arc<StreamControl>,
+    has_large_buffers: bool,
     closed_by_server: bool,
 }
 
 impl UpstreamTcp {
-    pub(super) fn new(stream: TcpStream, check: Arc<ReuseCheck>) -> Self {
-        Self { stream, check, closed_by_server: false }
+    pub(super) fn new(stream: TcpStream, control: Arc<StreamControl>) -> Self {
+        Self { stream, control, has_large_buffers: false, closed_by_server: false }
+    }
+
+    /// Enlarges the receive buffer for a long response, and restores it for the next one.
+    fn fit_buffer(&mut self) {
+        let is_large = self.control.has_large_buffers.load(Ordering::Relaxed);
+        if is_large != self.has_large_buffers {
+            self.has_large_buffers = is_large;
+            let size = if is_large { LARGE_BUFFER } else { RECEIVE_BUFFER };
+            // A response also passes through a buffer of another size.
+            let _ = SockRef::from(&self.stream).set_recv_buffer_size(size);
+        }
+    }
+
+    /// Reads no more than the usual piece of a response.
+    fn poll_read_piece(&self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        loop {
+            ready!(self.stream.poll_read_ready(cx))?;
+            match self.stream.try_read_buf(&mut (&mut *buf).limit(RESPONSE_PIECE)) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                result => return Poll::Ready(result.map(drop)),
+            }
+        }
     }
 
     /// Reads without waiting for the runtime's report that the socket is readable.
@@ -98,8 +142,11 @@ impl AsyncRead for UpstreamTcp {
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let before = buf.filled().len();
-        let result = if self.check.take() && self.read_now(buf)? {
+        self.fit_buffer();
+        let result = if self.control.take_check() && self.read_now(buf)? {
             Poll::Ready(Ok(()))
+        } else if buf.remaining() > RESPONSE_PIECE && !self.has_large_buffers {
+            self.poll_read_piece(cx, buf)
         } else {
             Pin::new(&mut self.stream).poll_read(cx, buf)
         };
@@ -154,12 +201,20 @@ pub(super) enum UpstreamStream {
 }
 
 impl UpstreamStream {
-    fn check(&self) -> Option<&ReuseCheck> {
+    fn control(&self) -> Option<&StreamControl> {
         match self {
-            Self::Tcp(stream) => Some(&stream.check),
-            Self::Tls(stream) => Some(&stream.get_ref().0.check),
+            Self::Tcp(stream) => Some(&stream.control),
+            Self::Tls(stream) => Some(&stream.get_ref().0.control),
             // Connections to Neutron's agent are never reused.
             Self::Unix(_) => None,
+        }
+    }
+
+    /// Returns the size of the largest piece that may be read. TLS has pieces of a record (16 KiB).
+    pub(super) const fn largest_read(&self) -> usize {
+        match self {
+            Self::Tcp(_) => LARGE_PIECE,
+            Self::Tls(_) | Self::Unix(_) => RESPONSE_PIECE,
         }
     }
 }
@@ -185,9 +240,9 @@ impl AsyncRead for UpstreamStream {
         let result = forward!(inner, stream => Pin::new(stream).poll_read(cx, buf));
         let bytes = &buf.filled()[before..];
         if !bytes.is_empty()
-            && let Some(check) = self.check()
+            && let Some(control) = self.control()
         {
-            check.received(bytes);
+            control.received(bytes);
         }
         result
     }
@@ -220,5 +275,47 @@ impl AsyncWrite for UpstreamStream {
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         forward!(self, stream => Pin::new(stream).poll_shutdown(cx))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::{TcpListener, TcpSocket};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_long_response_has_a_larger_buffer_until_its_end() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let stream = TcpSocket::new_v4().unwrap().connect(listener.local_addr().unwrap()).await.unwrap();
+        let (mut server, _) = listener.accept().await.unwrap();
+        SockRef::from(&stream).set_recv_buffer_size(RECEIVE_BUFFER).unwrap();
+        let control = Arc::new(StreamControl::default());
+        let mut stream = UpstreamTcp::new(stream, Arc::clone(&control));
+        let whole = vec![7; 8 * LARGE_PIECE];
+        let mut piece = vec![0; LARGE_PIECE];
+        let receive_buffer =
+            |stream: &UpstreamTcp| SockRef::from(&stream.stream).recv_buffer_size().unwrap() / 2;
+        let writing = tokio::spawn(async move { server.write_all(&whole).await.map(|()| server) });
+        let (mut taken, mut largest) = (0, 0);
+        while taken < LARGE_PIECE {
+            let read = stream.read(&mut piece).await.unwrap();
+            assert!((1..=RESPONSE_PIECE).contains(&read), "{read}");
+            taken += read;
+        }
+        assert_eq!(receive_buffer(&stream), RECEIVE_BUFFER);
+        control.enlarge_buffers();
+        while taken < 8 * LARGE_PIECE {
+            let read = stream.read(&mut piece).await.unwrap();
+            largest = largest.max(read);
+            taken += read;
+        }
+        assert!(receive_buffer(&stream) > RECEIVE_BUFFER);
+        assert!(largest > RESPONSE_PIECE, "{largest}");
+        control.restore_buffers();
+        writing.await.unwrap().unwrap().write_all(b"next").await.unwrap();
+        assert_eq!(stream.read(&mut piece).await.unwrap(), 4);
+        assert_eq!(receive_buffer(&stream), RECEIVE_BUFFER);
     }
 }

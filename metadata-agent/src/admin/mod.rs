@@ -27,6 +27,7 @@ use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::net::damage::{DamageReports, Part};
 use crate::net::socket_file::{SocketFile, SocketFileError};
 
 /// Access for the owner and the group.
@@ -85,28 +86,36 @@ impl AdminSocket {
         Ok(Self { file: SocketFile::bind(path, SOCKET_MODE)? })
     }
 
-    /// Serves until cancelled, then closes all connections and removes the socket.
+    /// Serves until cancelled, also if other software removes the file meanwhile. Then closes all
+    /// connections and removes the socket.
     ///
     /// # Errors
     /// The runtime cannot poll the socket.
     pub(crate) async fn serve(
         self,
         state: Arc<dyn AdminState>,
+        damage: DamageReports,
         cancel: CancellationToken,
     ) -> Result<(), SocketFileError> {
-        self.serve_with(TIMEOUTS, state, cancel).await
+        self.serve_with(TIMEOUTS, state, damage, cancel).await
     }
 
     async fn serve_with(
         mut self,
         timeouts: RequestTimeouts,
         state: Arc<dyn AdminState>,
+        damage: DamageReports,
         cancel: CancellationToken,
     ) -> Result<(), SocketFileError> {
-        let listener = self.file.listener()?;
         let tasks = TaskTracker::new();
-        let accepting = accept(listener, timeouts, state, &tasks, &cancel);
-        cancel.run_until_cancelled(accepting).await;
+        loop {
+            let listener = self.file.listener()?;
+            tokio::select! {
+                () = cancel.cancelled() => break,
+                () = accept(listener, timeouts, Arc::clone(&state), &tasks, &cancel) => {}
+                () = self.file.restored(Part::AdminSocket, &damage) => {}
+            }
+        }
         tasks.close();
         tasks.wait().await;
         Ok(())

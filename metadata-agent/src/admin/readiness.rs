@@ -1,24 +1,36 @@
 //! The one meaning of "ready", for `/ready`, `status` and systemd: the start is complete. What was
 //! on the host has been attached, and every source has reported what it knows.
 //!
-//! A part that was once finished stays so. Later errors are in the state and in the metrics.
+//! A part of the start that was once finished stays so. Later errors are in the state and in the
+//! metrics. But an agent is not ready while damage from outside is not repaired.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::watch;
 
+use crate::net::damage::DamageReports;
 use crate::sources::SourceState;
 
-/// The start-up steps and sources that readiness depends on.
+/// The start-up steps, sources and repairs that readiness depends on.
 #[derive(Clone, Debug)]
 pub(crate) struct Readiness {
     startup: Startup,
     sources: Vec<watch::Receiver<SourceState>>,
+    damage: DamageReports,
 }
 
 impl Readiness {
-    pub(crate) fn new(startup: Startup, sources: Vec<watch::Receiver<SourceState>>) -> Self {
-        Self { startup, sources }
+    pub(crate) fn new(
+        startup: Startup,
+        sources: Vec<watch::Receiver<SourceState>>,
+        damage: DamageReports,
+    ) -> Self {
+        Self { startup, sources, damage }
+    }
+
+    /// Returns the reports of damage.
+    pub(crate) fn damage(&self) -> &DamageReports {
+        &self.damage
     }
 
     /// Returns what is not finished. The agent is ready if that is nothing.
@@ -26,7 +38,8 @@ impl Readiness {
         let sources = self.sources.iter().map(|source| source.borrow());
         let waiting =
             sources.filter(|source| !source.ready).map(|source| format!("source {}", source.source));
-        self.startup.unfinished().into_iter().chain(waiting).collect()
+        let repairs = self.damage.unrepaired();
+        self.startup.unfinished().into_iter().chain(waiting).chain(repairs).collect()
     }
 }
 

@@ -24,6 +24,7 @@ use crate::directory::{Binding, Directory, Owner, SharedBinding};
 use crate::ids::NetworkOrRouter;
 use crate::inventory::Inventory;
 use crate::namespaces::{IdleNamespace, NamespaceReports};
+use crate::net::damage::DamageReports;
 use crate::sources::SourceState;
 
 /// The time after which a silent client is not shown any more.
@@ -76,8 +77,12 @@ impl AgentState {
         mut registry: Registry,
         running: watch::Receiver<Option<Running>>,
     ) -> Self {
-        let gauges =
-            Gauges { running: running.clone(), inventory: Arc::clone(&inventory), sources: sources.clone() };
+        let gauges = Gauges {
+            running: running.clone(),
+            inventory: Arc::clone(&inventory),
+            sources: sources.clone(),
+            damage: readiness.damage().clone(),
+        };
         registry.register_collector(Box::new(gauges));
         Self { settings, readiness, liveness, inventory, sources, registry, running, since: Instant::now() }
     }
@@ -110,6 +115,7 @@ impl AdminState for AgentState {
             "waiting_for": self.waiting_for(),
             "config": self.settings,
             "sources": self.sources.iter().map(|source| json!(*source.borrow())).collect::<Vec<_>>(),
+            "damage": damage_state(self.readiness.damage()),
             "inventory": self.inventory.load().counts(),
             "datapath": running.as_ref().map(datapath_state),
             "attachments": running.as_ref().map(attachments_state),
@@ -117,6 +123,12 @@ impl AdminState for AgentState {
             "namespaces": running.as_ref().map(namespaces_state),
         })
     }
+}
+
+fn damage_state(reports: &DamageReports) -> Value {
+    let found: BTreeMap<_, _> =
+        reports.counts().into_iter().map(|(kind, count)| (kind.label(), count)).collect();
+    json!({ "found": found, "unrepaired": reports.unrepaired() })
 }
 
 fn datapath_state(running: &Running) -> Value {
@@ -264,6 +276,7 @@ struct Gauges {
     running: watch::Receiver<Option<Running>>,
     inventory: Arc<Inventory>,
     sources: Vec<watch::Receiver<SourceState>>,
+    damage: DamageReports,
 }
 
 impl fmt::Debug for Gauges {
@@ -303,6 +316,7 @@ impl Collector for Gauges {
         let ready_help = "1 if the source has sent everything that it knows";
         gauges(&mut encoder, "source_ready", ready_help, "source", &ready)?;
         gauges(&mut encoder, "source_faults", "Current errors of the source", "source", &faults)?;
+        damage(&mut encoder, &self.damage)?;
         let Some(running) = self.running.borrow().clone() else {
             return Ok(());
         };
@@ -351,6 +365,17 @@ fn gauges(
         ConstGauge::new(i64::try_from(*value).unwrap_or(i64::MAX)).encode(metric)?;
     }
     Ok(())
+}
+
+fn damage(encoder: &mut DescriptorEncoder<'_>, reports: &DamageReports) -> Result<(), fmt::Error> {
+    let help = "Changes by other software that can keep guests from being served, and were found";
+    let kind = ConstCounter::new(0_u64).metric_type();
+    let mut family = encoder.encode_descriptor("metadata_damage", help, None, kind)?;
+    for (kind, count) in reports.counts() {
+        let labels = [("kind", kind.label())];
+        ConstCounter::new(count).encode(family.encode_family(&labels)?)?;
+    }
+    gauge(encoder, "damage_unrepaired", "Such changes that are not repaired", reports.unrepaired().len())
 }
 
 fn packets(encoder: &mut DescriptorEncoder<'_>, counters: &Counters) -> Result<(), fmt::Error> {

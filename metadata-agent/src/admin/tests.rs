@@ -64,6 +64,7 @@ impl Served {
         let task = tokio::spawn(socket.serve_with(
             timeouts,
             Arc::clone(&agent) as Arc<dyn AdminState>,
+            DamageReports::default(),
             cancel.clone(),
         ));
         Self { _dir: dir, path, agent, cancel, task }

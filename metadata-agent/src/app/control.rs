@@ -21,6 +21,7 @@ use crate::datapath::heartbeat::LastBeat;
 use crate::inventory::Inventory;
 use crate::inventory::presence::Presence;
 use crate::inventory::refused::{self, RefusedSource};
+use crate::net::damage::DamageReports;
 use crate::net::socket_file::SocketFileError;
 use crate::process::supervisor::CriticalTasks;
 use crate::proxy::metrics::Metrics;
@@ -37,6 +38,7 @@ pub(super) struct Control {
     /// Readiness waits for this step until guests are served.
     pub(super) guest_interfaces: Option<StartupStep>,
     pub(super) readiness: Readiness,
+    pub(super) damage: DamageReports,
     pub(super) last_beat: LastBeat,
     /// Published for the admin socket while guests are served.
     pub(super) running: watch::Sender<Option<Running>>,
@@ -71,7 +73,8 @@ impl Control {
         let mut registry = Registry::default();
         let metrics = Metrics::register(&mut registry);
         let last_beat = LastBeat::default();
-        let readiness = Readiness::new(startup, sources.states.clone());
+        let damage = DamageReports::default();
+        let readiness = Readiness::new(startup, sources.states.clone(), damage.clone());
         let (running, running_now) = watch::channel(None);
         let state = AgentState::new(
             json!(config.settings()),
@@ -82,10 +85,11 @@ impl Control {
             registry,
             running_now,
         );
-        let serving = admin_socket.serve(Arc::new(state), stop.clone());
+        let serving = admin_socket.serve(Arc::new(state), damage.clone(), stop.clone());
         let admin = tasks.spawn(critical.task("the admin socket", serving));
 
-        let control = Self { critical, tasks, stop, guest_interfaces, readiness, last_beat, running, admin };
+        let control =
+            Self { critical, tasks, stop, guest_interfaces, readiness, damage, last_beat, running, admin };
         (control, Inputs { inventory, presence, sources, refused, metrics, namespaces })
     }
 

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use tokio::runtime::Runtime;
+use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -13,6 +14,7 @@ use tracing::warn;
 use super::TASK_END;
 use super::haproxy_socket::HaproxySocket;
 use crate::config::Config;
+use crate::net::damage::DamageReports;
 use crate::net::portal::Portal;
 use crate::process::supervisor::CriticalTasks;
 use crate::proxy::metrics::Metrics;
@@ -25,8 +27,8 @@ pub(super) struct DataPlane {
     proxy: Arc<Proxy>,
     upstream: Arc<Upstream>,
     upstream_connections: TaskTracker,
-    /// Its file stays until the last request is answered.
-    haproxy_socket: Option<HaproxySocket>,
+    /// Returns the socket of haproxies. Its file stays until the last request is answered.
+    haproxies: Option<JoinHandle<Result<HaproxySocket>>>,
 }
 
 /// How the proxy finds clients and reaches Nova.
@@ -58,23 +60,33 @@ impl DataPlane {
         let listener = tokio::net::TcpListener::from_std(listener).context("watch the listener")?;
         let serving = proxy::serve_guests(listener, Arc::clone(&proxy), stop.clone(), guests.clone());
         guests.spawn(critical.task("the listener", serving));
-        Ok(Self { stop, guests, proxy, upstream, upstream_connections, haproxy_socket: None })
+        Ok(Self { stop, guests, proxy, upstream, upstream_connections, haproxies: None })
     }
 
-    /// Serves requests of haproxy as well.
+    /// Serves requests of haproxy as well, also if other software removes the socket's file
+    /// meanwhile.
     pub(super) fn serve_haproxies(
         &mut self,
         data: &Runtime,
         mut socket: HaproxySocket,
+        damage: DamageReports,
         critical: &CriticalTasks,
-    ) -> Result<()> {
+    ) {
         let _on_data_runtime = data.enter();
-        let (proxy, stop) = (Arc::clone(&self.proxy), self.stop.clone());
-        let users = socket.users();
-        let serving = proxy::serve_haproxies(socket.listener()?, users, proxy, stop, self.guests.clone());
-        self.guests.spawn(critical.task("the listener for haproxies", serving));
-        self.haproxy_socket = Some(socket);
-        Ok(())
+        let (proxy, stop, guests) = (Arc::clone(&self.proxy), self.stop.clone(), self.guests.clone());
+        let serving = async move {
+            loop {
+                let (listener, users) = (socket.listener()?, socket.users());
+                let (proxy, guests) = (Arc::clone(&proxy), guests.clone());
+                tokio::select! {
+                    () = proxy::serve_haproxies(listener, users, proxy, stop.clone(), guests) => {
+                        return Ok(socket);
+                    }
+                    () = socket.restored(&damage) => {}
+                }
+            }
+        };
+        self.haproxies = Some(self.guests.spawn(critical.task("the listener for haproxies", serving)));
     }
 
     /// Closes the listeners, so that new connections bypass the agent at once, and waits for
@@ -91,6 +103,9 @@ impl DataPlane {
         if timeout(TASK_END, self.upstream_connections.wait()).await.is_err() {
             warn!("closing of connections to Nova timed out; aborting them");
         }
-        drop(self.haproxy_socket);
+        if let Some(haproxies) = self.haproxies {
+            // It has ended with the others, or is aborted with the runtime.
+            drop(timeout(TASK_END, haproxies).await);
+        }
     }
 }

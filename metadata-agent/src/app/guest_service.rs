@@ -16,7 +16,7 @@ use super::haproxy_socket::HaproxySocket;
 use super::source_tasks::SourceHandles;
 use crate::admin::readiness::StartupStep;
 use crate::admin::state::Running;
-use crate::attach::{Failures, HostWatcher, RefusalEpisodes, RefusalWatcher};
+use crate::attach::{Failures, HostWatcher, RefusalEpisodes, RefusalWatcher, Subscribers};
 use crate::config::Config;
 use crate::datapath::heartbeat;
 use crate::datapath::{Counters, Datapath, Hook, NetnsDatapaths, PortalLink};
@@ -28,7 +28,7 @@ use crate::inventory::presence::Presence;
 use crate::inventory::refused::RefusedSource;
 use crate::namespaces::{NamespaceReports, NamespaceWatcher};
 use crate::net::netlink::{self, Netlink};
-use crate::net::portal::{self, Portal};
+use crate::net::portal::{self, HostEndUser, Portal, PortalGuard};
 use crate::nova_access;
 use crate::process::blocking::blocking;
 use crate::proxy::metrics::Metrics;
@@ -73,10 +73,11 @@ impl GuestService {
         let refusals = boot.follow_refusals(&host.datapath, &directory, refused)?;
 
         // From here on, packets of guests are redirected.
-        let Host { datapath, portal, netlink, counters } = host;
+        let Host { datapath, portal, portal_end, netlink, counters } = host;
         let hook = datapath.hook();
         let known = Known { inventory, directory: Arc::clone(&directory) };
-        let (guests, failures) = boot.attach_guests(datapath, netlink, &known, auth, presence).await?;
+        let (guests, failures) =
+            boot.attach_guests(datapath, netlink, portal_end, &known, auth, presence).await?;
         let (namespaces, reports) = boot.watch_namespaces(netns_datapaths, portal, known, namespaces)?;
         control.running.send_replace(Some(Running {
             counters,
@@ -122,7 +123,8 @@ struct Boot<'a> {
 /// The agent's part of the host's kernel state.
 struct Host {
     datapath: Datapath,
-    portal: Portal,
+    portal: Arc<Portal>,
+    portal_end: HostEndUser,
     netlink: Netlink,
     counters: Arc<Counters>,
 }
@@ -134,7 +136,7 @@ struct Known {
 }
 
 impl Boot<'_> {
-    /// Opens the datapath and the portal, and watches the portal's interface.
+    /// Opens the datapath and the portal, and guards the portal.
     async fn open_host(&self) -> Result<Host> {
         let config = self.config;
         let mut datapath = Datapath::open(&config.bpffs_dir, config.attach_mode)?;
@@ -143,19 +145,19 @@ impl Boot<'_> {
             Portal::remove(&config.portal_namespace).await?;
         }
         let portal = Portal::establish(&config.portal_namespace, u32::from(config.portal_mtu)).await?;
-        let netlink = Netlink::connect()?;
-        let link_events = netlink::watch_links()?;
-        let lost = portal::wait_until_lost(portal.host_ifindex, link_events, netlink.clone());
-        let lost = self.stop_attachments.clone().run_until_cancelled_owned(lost);
-        self.control.tasks.spawn(self.control.critical.task("the portal's interface", lost));
+        let (portal, netlink) = (Arc::new(portal), Netlink::connect()?);
 
         // Without TCX, the program that returns packets to guests needs a qdisc.
         if datapath.hook() == Hook::Clsact {
-            netlink.add_ingress_qdisc(portal.host_ifindex).await?;
+            netlink.add_ingress_qdisc(portal.host_ifindex()).await?;
         }
         datapath.connect_portal(portal::HOST_END, portal_link(&portal), config.datapath_limits())?;
         let counters = Arc::new(datapath.counters()?);
-        Ok(Host { datapath, portal, netlink, counters })
+        let (for_guard, portal_end) = portal::host_end(portal.host_ifindex());
+        let guard = PortalGuard::new(Arc::clone(&portal), for_guard, self.control.damage.clone());
+        let guard = guard.start(self.stop_attachments.clone())?;
+        self.control.tasks.spawn(self.control.critical.task("the portal guard", guard));
+        Ok(Host { datapath, portal, portal_end, netlink, counters })
     }
 
     /// Reads the shared secrets, and keeps them up to date.
@@ -195,7 +197,7 @@ impl Boot<'_> {
         let mut data_plane =
             DataPlane::start(self.data, self.config, &host.portal, inputs, metrics, critical)?;
         if let Some(socket) = haproxy_socket {
-            data_plane.serve_haproxies(self.data, socket, critical)?;
+            data_plane.serve_haproxies(self.data, socket, self.control.damage.clone(), critical);
         }
         Ok(data_plane)
     }
@@ -206,7 +208,8 @@ impl Boot<'_> {
         heartbeat.beat()?;
         let stop_heartbeat = CancellationToken::new();
         let (stale_after, last_beat) = (self.config.heartbeat_stale_after, self.control.last_beat.clone());
-        let beats = heartbeat::run(heartbeat, stale_after, last_beat, stop_heartbeat.clone());
+        let damage = self.control.damage.subscribe();
+        let beats = heartbeat::run(heartbeat, stale_after, last_beat, damage, stop_heartbeat.clone());
         Ok((self.data.spawn(self.control.critical.task("the heartbeat", beats)), stop_heartbeat))
     }
 
@@ -229,6 +232,7 @@ impl Boot<'_> {
         &self,
         datapath: Datapath,
         netlink: Netlink,
+        portal_end: HostEndUser,
         known: &Known,
         auth: UpstreamAuth,
         presence: watch::Sender<Presence>,
@@ -236,11 +240,13 @@ impl Boot<'_> {
         // Watch first, so that no change after the first scan is missed.
         let (link_events, hook_events) = (netlink::watch_links()?, netlink::watch_hooks()?);
         let rules = self.config.guest_rules();
-        let (inventory, directory) = (Arc::clone(&known.inventory), Arc::clone(&known.directory));
-        let mut guests = HostWatcher::new(datapath, netlink, rules, inventory, directory, auth, presence);
+        let inventory = Arc::clone(&known.inventory);
+        let (directory, damage) = (Arc::clone(&known.directory), self.control.damage.clone());
+        let subscribers = Subscribers { directory, presence, damage };
+        let mut guests = HostWatcher::new(datapath, netlink, rules, inventory, auth, subscribers);
         guests.resync().await?;
         let failures = guests.failures();
-        let watch = guests.run(link_events, hook_events, self.stop_attachments.clone());
+        let watch = guests.run(link_events, hook_events, portal_end, self.stop_attachments.clone());
         let watch = self.control.critical.task("the guest interface watcher", watch);
         Ok((self.control.tasks.spawn(watch), failures))
     }
@@ -249,14 +255,16 @@ impl Boot<'_> {
     fn watch_namespaces(
         &self,
         datapaths: Option<NetnsDatapaths>,
-        portal: Portal,
+        portal: Arc<Portal>,
         known: Known,
         step: Option<StartupStep>,
     ) -> Result<(Option<JoinHandle<()>>, NamespaceReports)> {
         let (Some(rules), Some(datapaths)) = (self.config.namespace_rules(), datapaths) else {
             return Ok((None, NamespaceReports::default()));
         };
-        let namespaces = NamespaceWatcher::new(rules, portal, datapaths, known.inventory, known.directory)?;
+        let Known { inventory, directory } = known;
+        let damage = self.control.damage.clone();
+        let namespaces = NamespaceWatcher::new(rules, portal, datapaths, inventory, directory, damage)?;
         let reports = namespaces.reports();
         let watch = namespaces.run(move || drop(step), self.stop_attachments.clone());
         let watch = self.control.critical.task("the namespace watcher", watch);
@@ -265,7 +273,7 @@ impl Boot<'_> {
 }
 
 fn portal_link(portal: &Portal) -> PortalLink {
-    PortalLink { ifindex: portal.host_ifindex, nsid: portal.nsid, mac: portal.mac }
+    PortalLink { ifindex: portal.host_ifindex(), nsid: portal.nsid, mac: portal.mac }
 }
 
 /// Returns the MAC address from which a client sends, if its identity address contains it.

@@ -11,6 +11,7 @@ use tokio::net::UnixListener;
 use tracing::{info, warn};
 
 use crate::config::{Config, SocketMode};
+use crate::net::damage::{DamageReports, Part};
 use crate::net::socket_file::{SocketFile, SocketFileError};
 use crate::proxy::HaproxyUsers;
 
@@ -61,9 +62,15 @@ impl HaproxySocket {
         Ok(Some(Self { file, users }))
     }
 
-    /// Takes the listener. The runtime of the caller polls it.
+    /// Takes the listener, once for each time that the socket is bound. The runtime of the caller
+    /// polls it.
     pub(super) fn listener(&mut self) -> Result<UnixListener, SocketFileError> {
         self.file.listener()
+    }
+
+    /// Waits until other software has removed the file, and binds the socket again.
+    pub(super) async fn restored(&mut self, damage: &DamageReports) {
+        self.file.restored(Part::HaproxySocket, damage).await;
     }
 
     pub(super) fn users(&self) -> HaproxyUsers {

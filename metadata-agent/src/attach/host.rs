@@ -17,11 +17,20 @@ use crate::directory::Directory;
 use crate::ids::IfIndex;
 use crate::inventory::Inventory;
 use crate::inventory::presence::Presence;
+use crate::net::damage::DamageReports;
 use crate::net::netlink::{HookEvent, Link, LinkEvent, Netlink};
+use crate::net::portal::HostEndUser;
 use crate::proxy::UpstreamAuth;
 
 /// The interval at which failed interfaces are tried again.
 const RETRY: Duration = Duration::from_secs(1);
+
+/// Those that are told what becomes of guest interfaces.
+pub(crate) struct Subscribers {
+    pub(crate) directory: Arc<Directory>,
+    pub(crate) presence: watch::Sender<Presence>,
+    pub(crate) damage: DamageReports,
+}
 
 /// The task that keeps the host's guest interfaces attached.
 pub(crate) struct HostWatcher {
@@ -41,12 +50,12 @@ impl HostWatcher {
         netlink: Netlink,
         rules: GuestRules,
         inventory: Arc<Inventory>,
-        directory: Arc<Directory>,
         auth: UpstreamAuth,
-        presence: watch::Sender<Presence>,
+        subscribers: Subscribers,
     ) -> Self {
+        let Subscribers { directory, presence, damage } = subscribers;
         Self {
-            attacher: Attacher::for_host(datapath, netlink.clone(), directory, presence),
+            attacher: Attacher::for_host(datapath, netlink.clone(), directory, presence, damage),
             taps: HostTaps::new(rules, Arc::clone(&inventory), auth),
             netlink,
             inventory,
@@ -77,12 +86,13 @@ impl HostWatcher {
         Ok(())
     }
 
-    /// Follows links, hooks and the inventory until cancelled, or until a watch ends. Returns the
-    /// datapath.
+    /// Follows links, hooks, the portal's interface and the inventory until cancelled, or until a
+    /// watch ends. Returns the datapath.
     pub(crate) async fn run(
         mut self,
         mut events: impl Stream<Item = LinkEvent> + Unpin,
         mut hooks: impl Stream<Item = HookEvent> + Unpin,
+        mut portal: HostEndUser,
         cancel: CancellationToken,
     ) -> Datapath {
         let mut snapshots = self.inventory.subscribe();
@@ -100,6 +110,7 @@ impl HostWatcher {
                     let Some(event) = event else { break };
                     self.attacher.on_hook(event).await;
                 }
+                index = portal.next() => self.reconnect_portal(index, &portal).await,
                 Ok(()) = snapshots.changed() => self.follow_inventory().await,
                 _ = retry.tick(), if self.attacher.has_failed() => self.retry().await,
                 _ = patrol.tick() => self.attacher.patrol(),
@@ -107,6 +118,14 @@ impl HostWatcher {
             }
         }
         self.attacher.into_datapath()
+    }
+
+    /// Attaches the portal's program to a new interface. After an error, the guard asks again.
+    async fn reconnect_portal(&mut self, index: IfIndex, portal: &HostEndUser) {
+        match self.attacher.reconnect_portal(index).await {
+            Ok(()) => portal.connected(index),
+            Err(error) => warn!(%error, "cannot attach to the portal's new interface; retrying"),
+        }
     }
 
     async fn on_link(&mut self, event: LinkEvent) {

@@ -33,6 +33,7 @@ use crate::datapath::{Datapath, DatapathError, Hook};
 use crate::directory::Directory;
 use crate::ids::IfIndex;
 use crate::inventory::presence::{Presence, Present};
+use crate::net::damage::DamageReports;
 use crate::net::netlink::{IngressQdisc, Link, Netlink, NetlinkError};
 use crate::net::netns::Netns;
 use crate::net::portal::{HOST_END, PortalError, PortalUplink};
@@ -46,7 +47,7 @@ use wanted::{AttachSpec, Target};
 
 pub(crate) use changes::{Changes, Links};
 pub(crate) use failures::{Failure, Failures};
-pub(crate) use host::HostWatcher;
+pub(crate) use host::{HostWatcher, Subscribers};
 pub(crate) use reattach::{PATROL, REATTACH};
 pub(crate) use refusals::{RefusalEpisodes, RefusalWatcher};
 pub(crate) use wanted::{GuestRules, LinkKind, NamespacePorts, SourceCheck, Wanted};
@@ -86,6 +87,7 @@ pub(crate) struct Attacher {
     /// Attached interfaces that lack their program.
     missing: MissingPrograms,
     failures: FailureTable,
+    damage: DamageReports,
     /// Interfaces that are attached, bypassed or failed.
     names: Names,
     publisher: BindingPublisher,
@@ -98,8 +100,9 @@ impl Attacher {
         netlink: Netlink,
         directory: Arc<Directory>,
         presence: watch::Sender<Presence>,
+        damage: DamageReports,
     ) -> Self {
-        Self::new(datapath, netlink, None, BindingPublisher::new(directory, Some(presence)))
+        Self::new(datapath, netlink, None, BindingPublisher::new(directory, Some(presence)), damage)
     }
 
     /// Creates an attacher for another namespace. `netlink` must be a socket in it. Nothing is
@@ -109,8 +112,9 @@ impl Attacher {
         netlink: Netlink,
         namespace: AttachedNamespace,
         directory: Arc<Directory>,
+        damage: DamageReports,
     ) -> Self {
-        Self::new(datapath, netlink, Some(namespace), BindingPublisher::new(directory, None))
+        Self::new(datapath, netlink, Some(namespace), BindingPublisher::new(directory, None), damage)
     }
 
     fn new(
@@ -118,6 +122,7 @@ impl Attacher {
         netlink: Netlink,
         namespace: Option<AttachedNamespace>,
         publisher: BindingPublisher,
+        damage: DamageReports,
     ) -> Self {
         Self {
             datapath,
@@ -127,6 +132,7 @@ impl Attacher {
             bypassed: BTreeMap::new(),
             missing: MissingPrograms::default(),
             failures: FailureTable::default(),
+            damage,
             names: Names::default(),
             publisher,
         }
@@ -459,6 +465,11 @@ impl Attacher {
     /// The interface that leads to the portal.
     pub(crate) fn portal(&self) -> Option<IfIndex> {
         self.datapath.portal()
+    }
+
+    /// The uplink to the portal, unless the namespace is the host's.
+    pub(crate) fn uplink(&self) -> Option<&PortalUplink> {
+        self.namespace.as_ref().map(|namespace| &namespace.uplink)
     }
 
     pub(crate) fn failures(&self) -> Failures {

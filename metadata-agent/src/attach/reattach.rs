@@ -21,6 +21,7 @@ use super::qdisc;
 use super::{AttachError, Attacher};
 use crate::datapath::{DatapathError, ExpectedPrograms, Hook, PinState};
 use crate::ids::IfIndex;
+use crate::net::damage::{DamageKind, Effect, Part};
 use crate::net::netlink::HookEvent;
 use crate::net::portal::HOST_END;
 
@@ -143,6 +144,9 @@ impl Attacher {
             Ok(true) => {
                 self.missing.forget(index);
                 self.failures.clear(index, Step::Reattach);
+                if self.is_hosts_portal(index) {
+                    self.damage.clear(Part::PortalProgram);
+                }
             }
             Ok(false) => {
                 if cause == Cause::Resync && !self.missing.contains(index) {
@@ -163,7 +167,11 @@ impl Attacher {
     pub(crate) fn restore_pins(&mut self) {
         // Shown with the portal, because the pins are not those of one guest.
         let portal = self.datapath.portal().unwrap_or(IfIndex(0));
-        match self.datapath.restore_pins() {
+        let restored = self.datapath.restore_pins();
+        if self.namespace.is_none() {
+            self.report_pins(restored.as_ref());
+        }
+        match restored {
             Ok(PinState::Intact) => self.failures.clear(portal, Step::RestorePins),
             Ok(PinState::Restored) => {
                 warn!(namespace = self.label(), "pins were removed externally; restored");
@@ -171,6 +179,31 @@ impl Attacher {
             }
             Err(error) => self.record_failure((portal, HOST_END), Step::RestorePins, &error.into()),
         }
+    }
+
+    /// Counts and reports damage to the pins of the host, below which are those of other
+    /// namespaces. Programs do not need them to run.
+    fn report_pins(&self, restored: Result<&PinState, &DatapathError>) {
+        if !matches!(restored, Ok(PinState::Intact)) && !self.damage.is_damaged(Part::Pins) {
+            self.damage.count(DamageKind::Pins);
+        }
+        let found = restored.err().map(ToString::to_string).into_iter().collect();
+        self.damage.report(Part::Pins, found, Effect::Served);
+    }
+
+    /// Attaches the portal's program to an interface that replaces the former one.
+    pub(super) async fn reconnect_portal(&mut self, index: IfIndex) -> Result<(), AttachError> {
+        if let Some(former) = self.datapath.portal() {
+            self.missing.forget(former);
+            self.failures.clear(former, Step::Reattach);
+        }
+        if self.datapath.hook() == Hook::Clsact {
+            self.netlink.add_ingress_qdisc(index).await?;
+        }
+        self.datapath.reconnect_portal(HOST_END, index)?;
+        self.damage.clear(Part::PortalProgram);
+        self.failures.publish();
+        Ok(())
     }
 
     /// Restores pins, and looks for TCX links of the host that are gone, from where the last patrol
@@ -255,6 +288,10 @@ impl Attacher {
         }
         let interface = self.name_of(index);
         warn!(namespace = self.label(), interface, "BPF program was detached externally; reattaching");
+        self.damage.count(DamageKind::Program);
+        if self.is_hosts_portal(index) {
+            self.damage.report(Part::PortalProgram, vec![format!("{interface} has none")], Effect::Served);
+        }
         let grace = if self.is_portal(index) { Duration::ZERO } else { GRACE };
         self.missing.mark(index, Instant::now(), grace);
     }
@@ -266,8 +303,14 @@ impl Attacher {
                 let after = self.missing.forget(index).map(|since| since.elapsed());
                 info!(namespace = self.label(), interface, ?after, "BPF program reattached");
                 self.failures.clear(index, Step::Reattach);
+                if self.is_hosts_portal(index) {
+                    self.damage.clear(Part::PortalProgram);
+                }
             }
             Err(error) => {
+                if self.is_hosts_portal(index) {
+                    self.damage.report(Part::PortalProgram, vec![error.to_string()], Effect::Stopped);
+                }
                 self.missing.postpone(index, Instant::now());
                 self.record_failure((index, &interface), Step::Reattach, &error);
             }
@@ -280,6 +323,11 @@ impl Attacher {
         {
             warn!(namespace = self.label(), ifindex = %index, %error, "cannot remove the record of a qdisc");
         }
+    }
+
+    /// Returns true for the interface that carries the answers to all guests of the host.
+    fn is_hosts_portal(&self, index: IfIndex) -> bool {
+        self.namespace.is_none() && self.is_portal(index)
     }
 
     /// Returns whether the program of an interface is attached as a filter, as the portal's is in

@@ -325,6 +325,7 @@ mod tests {
             kind: kind.to_owned(),
             mtu: 1500,
             up: true,
+            controller: None,
             peer_index: None,
             peer_nsid: None,
         }

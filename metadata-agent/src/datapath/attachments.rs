@@ -124,7 +124,7 @@ impl Datapath {
     }
 
     fn program_of(&self, index: IfIndex) -> &'static str {
-        if self.portal == Some(index) { names::TO_GUEST } else { names::FROM_GUEST }
+        if self.portal() == Some(index) { names::TO_GUEST } else { names::FROM_GUEST }
     }
 
     /// Returns true if the interface of an attachment is gone. An interface that has its index now
@@ -151,7 +151,7 @@ impl Datapath {
             return Err(DatapathError::Replaced { index });
         }
         let Self { namespace, programs, pins, portal, attachments, .. } = self;
-        if *portal == Some(index) {
+        if portal.is_some_and(|portal| portal.ifindex == index) {
             let pin = pins.portal();
             return namespace.run(|| programs.attach_to_guest(interface, index, &pin));
         }

@@ -14,6 +14,7 @@ mod attachments;
 mod error;
 mod filters;
 pub(crate) mod heartbeat;
+mod hidden_pins;
 mod maps;
 mod netns_datapaths;
 mod pins;
@@ -87,7 +88,9 @@ pub struct Datapath {
     programs: Programs,
     namespace: DatapathNamespace,
     attachments: BTreeMap<IfIndex, Attachment>,
-    portal: Option<IfIndex>,
+    portal: Option<PortalLink>,
+    /// Limits of the host's namespace, which apply to all.
+    limits: Option<Limits>,
     is_adopted: bool,
     /// Entries that an earlier agent left for this namespace. For the host's namespace they are
     /// read from the map instead.
@@ -119,6 +122,7 @@ impl Datapath {
             namespace: DatapathNamespace::Host,
             attachments: BTreeMap::new(),
             portal: None,
+            limits: None,
             is_adopted,
             inherited: Vec::new(),
         })
@@ -160,7 +164,7 @@ impl Datapath {
     ) -> Result<(), DatapathError> {
         let next_attachment = self.maps().settings()?.next_attachment.max(1);
         self.programs.attach_to_guest(interface, portal.ifindex, &self.pins.portal())?;
-        self.portal = Some(portal.ifindex);
+        (self.portal, self.limits) = (Some(portal), Some(limits));
         let syn_interval_ns = 1_000_000_000_u64.checked_div(u64::from(limits.syn_rate)).unwrap_or(0);
         self.maps().put_settings(Settings {
             abi_version: ABI_VERSION,
@@ -176,9 +180,25 @@ impl Datapath {
         })
     }
 
+    /// Connects the programs to the portal through a new interface, after the former one was
+    /// removed externally.
+    ///
+    /// # Errors
+    /// The kernel refuses the attachment, or [`Self::connect_portal`] was not called.
+    pub(crate) fn reconnect_portal(
+        &mut self,
+        interface: &str,
+        ifindex: IfIndex,
+    ) -> Result<(), DatapathError> {
+        let (Some(portal), Some(limits)) = (self.portal, self.limits) else {
+            return Err(DatapathError::Missing { name: "portal" });
+        };
+        self.connect_portal(interface, PortalLink { ifindex, ..portal }, limits)
+    }
+
     /// Returns this namespace's end of the veth pair into the portal, once it is connected.
     pub(crate) fn portal(&self) -> Option<IfIndex> {
-        self.portal
+        self.portal.map(|portal| portal.ifindex)
     }
 
     /// Opens a separate handle for the heartbeat.

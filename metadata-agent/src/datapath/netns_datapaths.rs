@@ -78,7 +78,8 @@ impl NetnsDatapaths {
             programs,
             namespace,
             attachments: BTreeMap::new(),
-            portal: Some(portal.ifindex),
+            portal: Some(portal),
+            limits: None,
             is_adopted: true,
             inherited,
         })

@@ -16,6 +16,7 @@
 use std::collections::BTreeMap;
 use std::fs::{self, DirBuilder, File, TryLockError};
 use std::io;
+use std::os::fd::AsRawFd as _;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -114,6 +115,15 @@ impl Pins {
         })
     }
 
+    /// Returns the directory that was opened, if it still exists although its path leads elsewhere:
+    /// another mount hides it.
+    pub(crate) fn hidden(&self) -> Option<Self> {
+        let lock = self.lock.as_ref().filter(|_| !self.are_there())?.try_clone().ok()?;
+        let is_removed = lock.metadata().is_ok_and(|metadata| metadata.nlink() == 0);
+        let path = PathBuf::from(format!("/proc/self/fd/{}", lock.as_raw_fd()));
+        (!is_removed).then(|| Self::new(path, Some(lock)))
+    }
+
     /// Creates the directory again, with the records of filters. The directory of another namespace
     /// waits until that of the host is back.
     pub(crate) fn restore(&mut self) -> Result<(), DatapathError> {
@@ -186,6 +196,12 @@ impl Pins {
         self.records().entry(record.index).or_insert(record).owns_qdisc |= record.owns_qdisc;
         self.create_record(FILTER, record.index)?;
         if record.owns_qdisc { self.create_record(CLSACT, record.index) } else { Ok(()) }
+    }
+
+    /// Returns the names of all pinned links.
+    pub(crate) fn links(&self) -> Result<Vec<String>, DatapathError> {
+        let is_link = |name: &String| name == PORTAL || name.starts_with(GUEST);
+        Ok(self.own_names()?.into_iter().filter(is_link).collect())
     }
 
     /// Returns all recorded filters.

@@ -3,11 +3,15 @@
 //! With the pins, TCX links go, and programs with them; they are reattached like all that were
 //! detached externally. The maps live on as long as this process has them open. They must be pinned
 //! again: a program that is loaded later, and the next agent, find them by their pins.
+//!
+//! If another BPF file system is mounted over the directory, its pins are hidden, but alive. They
+//! move to the new directory, so that the next agent finds them there, and a stop removes them.
 
 use std::path::PathBuf;
 
 use aya::maps::MapData;
 
+use super::hidden_pins::move_pins;
 use super::pins::Pins;
 use super::{Datapath, DatapathError};
 
@@ -56,7 +60,12 @@ impl Datapath {
             return Ok(PinState::Intact);
         }
         if !are_there {
+            let hidden = self.pins.hidden();
             self.pins.restore()?;
+            self.pinned_maps.restore()?;
+            if let Some(hidden) = hidden {
+                move_pins(&hidden, &self.pins)?;
+            }
         }
         self.pinned_maps.restore()?;
         Ok(if self.pins.are_there() { PinState::Restored } else { PinState::Intact })

@@ -41,6 +41,7 @@ use crate::datapath::NetnsDatapaths;
 use crate::directory::Directory;
 use crate::ids::NetworkOrRouter;
 use crate::inventory::Inventory;
+use crate::net::damage::DamageReports;
 use crate::net::name_pattern::NamePattern;
 use crate::net::netns::Netns;
 use crate::net::portal::Portal;
@@ -127,10 +128,11 @@ impl NamespaceWatcher {
     /// `/proc` is not mounted.
     pub(crate) fn new(
         rules: NamespaceRules,
-        portal: Portal,
+        portal: Arc<Portal>,
         datapaths: NetnsDatapaths,
         inventory: Arc<Inventory>,
         directory: Arc<Directory>,
+        damage: DamageReports,
     ) -> Result<Self, NamespacesError> {
         let mounts = watch_mounts().map_err(|source| NamespacesError::Mounts { source })?;
         let (sender, changes) = mpsc::channel(CHANGE_QUEUE);
@@ -142,6 +144,7 @@ impl NamespaceWatcher {
             confine_routers,
             inventory,
             directory,
+            damage,
             changes: sender,
         };
         Ok(Self {
@@ -199,7 +202,9 @@ impl NamespaceWatcher {
             _ = timers.reattach.tick(), if !self.detached.is_empty() => self.reattach_due().await,
             Ok(()) = snapshots.changed() => self.follow_inventory().await,
             _ = timers.recheck.tick() => {
-                for name in self.failed.keys().cloned().collect::<Vec<_>>() {
+                let lost = self.watched.iter().filter(|(_, namespace)| namespace.has_lost_uplink());
+                let failed = self.failed.keys().chain(lost.map(|(name, _)| name));
+                for name in failed.cloned().collect::<BTreeSet<_>>() {
                     self.reconcile(&name).await;
                 }
                 self.sync().await;

@@ -17,9 +17,10 @@ use crate::datapath::{DatapathError, NetnsDatapaths, PortalLink};
 use crate::directory::Directory;
 use crate::ids::NetworkOrRouter;
 use crate::inventory::Inventory;
+use crate::net::damage::{DamageKind, DamageReports};
 use crate::net::netlink::{Link, Netlink, NetlinkError, watch_changes_in};
 use crate::net::netns::{Netns, NetnsError};
-use crate::net::portal::{HOST_END, Portal, PortalError};
+use crate::net::portal::{HOST_END, Portal, PortalError, PortalUplink};
 
 /// The most interfaces that are listed in the reason why a namespace is idle.
 const LISTED: usize = 8;
@@ -44,12 +45,13 @@ pub(super) enum NamespaceError {
 
 /// The dependencies that all namespaces share.
 pub(super) struct NamespaceContext {
-    pub(super) portal: Portal,
+    pub(super) portal: Arc<Portal>,
     pub(super) datapaths: NetnsDatapaths,
     pub(super) legacy_port: u16,
     pub(super) confine_routers: bool,
     pub(super) inventory: Arc<Inventory>,
     pub(super) directory: Arc<Directory>,
+    pub(super) damage: DamageReports,
     /// Receives the name of each namespace in which something changed.
     pub(super) changes: mpsc::Sender<Arc<str>>,
 }
@@ -134,7 +136,7 @@ impl WatchedNamespace {
         // The uplink.
         let uplink = self.uplink(&links);
         match self.schedule.next(uplink, is_needed, Instant::now()) {
-            Step::Keep => {}
+            Step::Keep => self.restore_uplink(&links, &context.damage).await?,
             Step::Wait(delay) => {
                 let (sender, name) = (context.changes.clone(), Arc::clone(&self.name));
                 self.wake = Some(AbortOnDropHandle::new(tokio::spawn(async move {
@@ -172,7 +174,24 @@ impl WatchedNamespace {
         let Some(attacher) = &self.attacher else { return Uplink::Absent };
         let portal = attacher.portal();
         let is_there = links.iter().any(|link| Some(link.index) == portal && link.name == HOST_END);
-        if is_there { Uplink::Connected } else { Uplink::Lost }
+        if is_there && !self.has_lost_uplink() { Uplink::Connected } else { Uplink::Lost }
+    }
+
+    /// Returns true if the portal's end of the uplink is gone, which no event outside it shows.
+    pub(super) fn has_lost_uplink(&self) -> bool {
+        self.attacher.as_ref().and_then(Attacher::uplink).is_some_and(PortalUplink::is_lost)
+    }
+
+    /// Brings the uplink up again if other software changed it.
+    async fn restore_uplink(&self, links: &[Link], damage: &DamageReports) -> Result<(), NamespaceError> {
+        let Some(uplink) = self.attacher.as_ref().and_then(Attacher::uplink) else { return Ok(()) };
+        let Some(link) = links.iter().find(|link| link.index == uplink.outer) else { return Ok(()) };
+        if let Some(found) = uplink.damage(link) {
+            damage.count(DamageKind::Link);
+            uplink.restore_outer(&self.netlink).await?;
+            warn!(namespace = %self.name, found, "portal uplink was damaged externally; repaired");
+        }
+        Ok(())
     }
 
     /// Connects the namespace to the portal. Nothing is attached yet.
@@ -185,8 +204,9 @@ impl WatchedNamespace {
         let datapath = context.datapaths.open(Arc::clone(&netns), HOST_END, link, context.legacy_port)?;
 
         let namespace = AttachedNamespace { name: Arc::clone(&self.name), netns, uplink };
-        let directory = Arc::clone(&context.directory);
-        self.attacher = Some(Attacher::for_namespace(datapath, self.netlink.clone(), namespace, directory));
+        let (directory, damage) = (Arc::clone(&context.directory), context.damage.clone());
+        let netlink = self.netlink.clone();
+        self.attacher = Some(Attacher::for_namespace(datapath, netlink, namespace, directory, damage));
         info!(namespace = %self.name, "namespace served");
         Ok(())
     }
@@ -304,6 +324,7 @@ mod tests {
             kind: String::new(),
             mtu: 1500,
             up: true,
+            controller: None,
             peer_index: None,
             peer_nsid: None,
         };

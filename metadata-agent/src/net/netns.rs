@@ -59,13 +59,7 @@ impl Netns {
     /// # Errors
     /// `CAP_SYS_ADMIN` is missing, or `/run/netns` is not writable.
     pub(crate) fn create(name: &str) -> Result<Self, NetnsError> {
-        share_directory().map_err(|source| io_failed("prepare /run/netns for", name, source))?;
-        let path = path_of(name);
-        OpenOptions::new()
-            .create(true)
-            .append(true)
-            .open(&path)
-            .map_err(|source| io_failed("create the file of", name, source))?;
+        let path = create_file(name)?;
         in_own_thread(name, || {
             unshare(CloneFlags::CLONE_NEWNET).map_err(|errno| failed("create", name, errno))?;
             let own = "/proc/thread-self/ns/net";
@@ -89,6 +83,19 @@ impl Netns {
             Err(source) if source.kind() != io::ErrorKind::NotFound => Err(io_failed("remove", name, source)),
             _ => Ok(()),
         }
+    }
+
+    /// Gives the namespace its name again. Whatever else has the name loses it.
+    ///
+    /// # Errors
+    /// The name is in use by a directory, or the mount fails.
+    pub(crate) fn restore_name(&self) -> Result<(), NetnsError> {
+        let name = self.name.as_str();
+        Self::remove(name)?;
+        let path = create_file(name)?;
+        let own = format!("/proc/self/fd/{}", self.as_raw_fd());
+        mount(Some(own.as_str()), &path, None::<&str>, MsFlags::MS_BIND, None::<&str>)
+            .map_err(|errno| failed("mount", name, errno))
     }
 
     /// Runs `work` inside the namespace, on a thread of its own.
@@ -181,6 +188,15 @@ impl AsFd for Netns {
 
 fn path_of(name: &str) -> PathBuf {
     Path::new(NAMED).join(name)
+}
+
+/// Creates the file that a namespace is mounted on, unless it exists.
+fn create_file(name: &str) -> Result<PathBuf, NetnsError> {
+    share_directory().map_err(|source| io_failed("prepare /run/netns for", name, source))?;
+    let path = path_of(name);
+    let file = OpenOptions::new().create(true).append(true).open(&path);
+    file.map_err(|source| io_failed("create the file of", name, source))?;
+    Ok(path)
 }
 
 /// Makes the directory a shared mount of its own, as `ip netns add` does (iproute2 ip/ipnetns.c,

@@ -6,10 +6,17 @@ use std::io::{self, ErrorKind};
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, PermissionsExt};
 use std::os::unix::net;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use nix::unistd::{Gid, chown};
 use socket2::{Domain, SockAddr, Socket, Type};
+use tokio::time::sleep;
+use tracing::warn;
 
+use crate::net::damage::{DamageKind, DamageReports, Effect, Part};
+
+/// The interval at which a guard looks for the file.
+const LOOK: Duration = Duration::from_secs(1);
 /// Mode of the socket's directory, if it has to be created.
 const DIR_MODE: u32 = 0o755;
 
@@ -37,6 +44,8 @@ const BACKLOG: i32 = i32::MAX;
 #[derive(Debug)]
 pub(crate) struct SocketFile {
     path: PathBuf,
+    mode: u32,
+    group: Option<Gid>,
     /// Device and inode, which distinguish the file from that of a later owner.
     file: (u64, u64),
     listener: Option<net::UnixListener>,
@@ -84,10 +93,47 @@ impl SocketFile {
         let metadata = fs::symlink_metadata(path).map_err(failed("inspect"))?;
         listener.set_nonblocking(true).map_err(failed("set up"))?;
         let file = (metadata.dev(), metadata.ino());
-        Ok(Self { path: path.to_owned(), file, listener: Some(listener) })
+        Ok(Self { path: path.to_owned(), mode, group, file, listener: Some(listener) })
     }
 
-    /// Returns the listener for the current runtime. Can be called once.
+    /// Waits until other software has removed or replaced the file, and binds the socket again.
+    /// Then [`Self::listener`] returns the new listener.
+    pub(crate) async fn restored(&mut self, part: Part, reports: &DamageReports) {
+        loop {
+            sleep(LOOK).await;
+            if self.is_there() {
+                reports.clear(part);
+                continue;
+            }
+            let path = self.path.display();
+            if !reports.is_damaged(part) {
+                reports.count(DamageKind::Socket);
+            }
+            // The former file's inode is in use until the former listener is closed, so the new
+            // file has another one.
+            match Self::bind_for_group(&self.path, self.mode, self.group) {
+                Ok(bound) => {
+                    warn!(%path, "socket was removed externally; bound again");
+                    *self = bound;
+                    return reports.clear(part);
+                }
+                Err(error) => {
+                    if !reports.is_damaged(part) {
+                        warn!(%path, %error, "socket was removed externally and cannot be bound; retrying");
+                    }
+                    reports.report(part, vec![error.to_string()], Effect::Served);
+                }
+            }
+        }
+    }
+
+    /// Returns true if the path still leads to this socket.
+    fn is_there(&self) -> bool {
+        fs::symlink_metadata(&self.path).is_ok_and(|now| (now.dev(), now.ino()) == self.file)
+    }
+
+    /// Returns the listener for the current runtime. Can be called once for each time that the
+    /// socket is bound.
     ///
     /// # Errors
     /// The runtime cannot register the socket.
@@ -103,9 +149,10 @@ impl SocketFile {
 
 impl Drop for SocketFile {
     fn drop(&mut self) {
-        let is_own = fs::symlink_metadata(&self.path).is_ok_and(|now| (now.dev(), now.ino()) == self.file);
-        if is_own && let Err(error) = fs::remove_file(&self.path) {
-            tracing::warn!(path = %self.path.display(), %error, "cannot remove the socket");
+        if self.is_there()
+            && let Err(error) = fs::remove_file(&self.path)
+        {
+            warn!(path = %self.path.display(), %error, "cannot remove the socket");
         }
     }
 }

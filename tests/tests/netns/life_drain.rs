@@ -112,20 +112,3 @@ fn a_start_that_fails_halfway_leaves_nothing_behind() {
     });
     before.assert_same(&after);
 }
-
-#[test]
-fn an_agent_that_loses_its_portal_reports_it_and_cleans_up() {
-    let tenants = TwoTenants::new();
-    let _legacies = tenants.networks.each_ref().map(Network::legacy);
-    let agent = tenants.agent().install();
-    let before = HostState::capture(&tenants.host);
-    let process = agent.start();
-    tenants.host.netns().run(&["ip", "link", "del", "md-portal"]);
-    assert_eq!(process.wait_exit(PATIENCE).code(), Some(1));
-    let reason = "the portal's interface ended by itself";
-    wait::until("it reported the reason", PATIENCE, || process.output().contains(reason).then_some(()));
-    before.assert_same(&HostState::capture(&tenants.host));
-    let next = agent.start();
-    tenants.assert_served();
-    assert_eq!(next.stop().code(), Some(0));
-}

@@ -38,6 +38,7 @@ mod hostile_packets;
 mod lab;
 mod life_absence;
 mod life_clients;
+mod life_damage;
 mod life_drain;
 mod life_hang;
 mod life_hung_agent;

@@ -17,6 +17,8 @@ pub struct Link {
     pub mtu: u32,
     /// True if the link is administratively up.
     pub up: bool,
+    /// Index of the bridge, bond or VRF that has the link.
+    pub controller: Option<IfIndex>,
     /// Index of the other end of a veth pair, in that end's namespace.
     pub peer_index: Option<IfIndex>,
     /// Namespace id of the other end of a veth pair, if it is in another namespace.
@@ -32,6 +34,7 @@ impl From<LinkMessage> for Link {
             kind: String::new(),
             mtu: 0,
             up: message.header.flags.contains(LinkFlags::Up),
+            controller: None,
             peer_index: None,
             peer_nsid: None,
         };
@@ -41,6 +44,7 @@ impl From<LinkMessage> for Link {
                 LinkAttribute::IfName(name) => link.name = name,
                 LinkAttribute::Mtu(mtu) => link.mtu = mtu,
                 LinkAttribute::Address(octets) => link.mac = octets.try_into().ok().map(MacAddress),
+                LinkAttribute::Controller(index) => link.controller = Some(IfIndex(index)),
                 LinkAttribute::Link(index) => link.peer_index = Some(IfIndex(index)),
                 LinkAttribute::LinkNetNsId(id) => link.peer_nsid = Some(id),
                 LinkAttribute::LinkInfo(info) => {

@@ -3,13 +3,15 @@
 
 mod cooperative_socket;
 mod error;
+mod ipv6;
 mod link;
 mod watch;
 
 pub use error::NetlinkError;
+pub(crate) use ipv6::{Neighbour, Route, Rule};
 pub use link::Link;
 pub(crate) use link::VethPair;
-pub(crate) use watch::{HookEvent, LinkEvent, watch_changes_in, watch_hooks, watch_links};
+pub(crate) use watch::{HookEvent, LinkEvent, watch_changes_in, watch_hooks, watch_ipv6_in, watch_links};
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -142,6 +144,17 @@ impl Netlink {
             .build();
         let set = self.handle.link().set(message).execute().await;
         set.map_err(|source| refused("disable the link-local address of link", index, source))
+    }
+
+    /// Sets the MTU of a link in bytes. Below 1,280 bytes a link loses all of its IPv6 state, and
+    /// gets back only the defaults.
+    ///
+    /// # Errors
+    /// The link is gone, or the MTU is out of range.
+    pub(crate) async fn set_mtu(&self, index: IfIndex, mtu: u32) -> Result<(), NetlinkError> {
+        let message = LinkUnspec::new_with_index(index.0).mtu(mtu).build();
+        let set = self.handle.link().set(message).execute().await;
+        set.map_err(|source| refused("set the MTU of link", index, source))
     }
 
     /// Brings a link up and sets its MTU in bytes.

@@ -59,12 +59,35 @@ pub(crate) fn watch_links() -> Result<impl Stream<Item = LinkEvent> + Unpin, Net
 pub(crate) fn watch_changes_in(
     netns: &Netns,
 ) -> Result<impl Stream<Item = ()> + Unpin + Send + use<>, NetlinkError> {
+    watch_groups_in(netns, &[MulticastGroup::Link, MulticastGroup::Ipv4Ifaddr, MulticastGroup::Tc])
+}
+
+/// Watches links and all IPv6 state of another namespace. Each item stands for some change.
+///
+/// # Errors
+/// The kernel provides no socket, or the namespace cannot be entered.
+pub(crate) fn watch_ipv6_in(
+    netns: &Netns,
+) -> Result<impl Stream<Item = ()> + Unpin + Send + use<>, NetlinkError> {
+    let groups = [
+        MulticastGroup::Link,
+        MulticastGroup::Neigh,
+        MulticastGroup::Ipv6Ifaddr,
+        MulticastGroup::Ipv6Route,
+        MulticastGroup::Ipv6Rule,
+    ];
+    watch_groups_in(netns, &groups)
+}
+
+fn watch_groups_in(
+    netns: &Netns,
+    groups: &[MulticastGroup],
+) -> Result<impl Stream<Item = ()> + Unpin + Send + use<>, NetlinkError> {
     let runtime = runtime::Handle::current();
     netns.run(|| {
         let _on_runtime = runtime.enter();
-        let groups = [MulticastGroup::Link, MulticastGroup::Ipv4Ifaddr, MulticastGroup::Tc];
-        let (connection, _, messages): (Connection, _, _) = new_multicast_connection_with_socket(&groups)
-            .map_err(|source| NetlinkError::Socket { source })?;
+        let (connection, _, messages): (Connection, _, _) =
+            new_multicast_connection_with_socket(groups).map_err(|source| NetlinkError::Socket { source })?;
         // An open socket would keep the namespace alive, and the connection alone does not notice
         // that the receiver is gone.
         let connection = AbortOnDropHandle::new(tokio::spawn(connection));

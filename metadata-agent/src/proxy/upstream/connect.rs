@@ -201,7 +201,9 @@ impl Connector {
             }
         };
         match &self.tls {
-            Some(tls) if endpoint.endpoint.is_https() => self.open_tls(endpoint, addresses, tls, control).await,
+            Some(tls) if endpoint.endpoint.is_https() => {
+                self.open_tls(endpoint, addresses, tls, control).await
+            }
             _ => self.open_tcp(endpoint, addresses, control).await.map(UpstreamStream::Tcp),
         }
     }

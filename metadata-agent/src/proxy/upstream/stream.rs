@@ -14,7 +14,8 @@
 //!   enter a later connection from the same port: its sequence numbers begin beyond theirs (RFC
 //!   6528), and their timestamps are older (RFC 7323). If the server has closed first, we close in
 //!   the usual way, because TIME-WAIT is then at the server.
-//! - **It has larger buffers during a long response** ([`large_buffers`](crate::proxy::large_buffers)).
+//! - **It has larger buffers during a long response**
+//!   ([`large_buffers`](crate::proxy::large_buffers)).
 
 use std::io::{self, IoSlice};
 use std::os::fd::AsRawFd;

@@ -30,7 +30,9 @@ pub(super) struct Slots {
 #[derive(Debug)]
 pub(super) enum SlotLimit {
     Fixed(usize),
-    /// A guest's slots. It has a third of them, but at least one, while it is not the only guest.
+    /// A guest's slots. While it is not the only guest, it has a third of them, and a quarter while
+    /// its requests wait: a guest that asks for more than its share leaves more to the others. It
+    /// always has one.
     Guest {
         alone: usize,
         guests: Arc<AtomicUsize>,
@@ -38,11 +40,11 @@ pub(super) enum SlotLimit {
 }
 
 impl SlotLimit {
-    fn get(&self) -> usize {
+    fn get(&self, has_line: bool) -> usize {
         match self {
             Self::Fixed(slots) => *slots,
             Self::Guest { alone, guests } if guests.load(Ordering::Relaxed) <= 1 => *alone,
-            Self::Guest { alone, .. } => (alone / 3).max(1),
+            Self::Guest { alone, .. } => (alone / if has_line { 4 } else { 3 }).max(1),
         }
     }
 }
@@ -86,7 +88,7 @@ impl Slots {
     }
 
     fn take(&self) -> bool {
-        let limit = self.limit.get();
+        let limit = self.limit.get(self.waiting.load(Ordering::SeqCst) > 0);
         let take = |used: usize| (used < limit).then_some(used + 1);
         self.used.fetch_update(Ordering::SeqCst, Ordering::SeqCst, take).is_ok()
     }
@@ -227,17 +229,21 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_guest_in_company_has_a_third_of_its_slots() {
         let guests = Arc::new(AtomicUsize::new(1));
-        let slots = Slots::new(SlotLimit::Guest { alone: 8, guests: Arc::clone(&guests) });
-        let mut held: Vec<_> = std::iter::from_fn(|| slots.try_acquire()).collect();
-        assert_eq!(held.len(), 8);
+        let slots = Slots::new(SlotLimit::Guest { alone: 16, guests: Arc::clone(&guests) });
+        let all = || std::iter::from_fn(|| slots.try_acquire()).collect::<Vec<_>>();
+        let mut held = all();
+        assert_eq!(held.len(), 16);
         guests.store(2, Ordering::Relaxed);
         let waits = queue(&slots, guest(1));
         settle().await;
-        held.truncate(2);
+        held.truncate(4);
         settle().await;
-        assert!(!waits.is_finished(), "two are still in use");
+        assert!(!waits.is_finished(), "a quarter is in use");
         held.pop();
         assert!(waits.await.unwrap().is_some());
+        held.extend(all());
+        assert_eq!(held.len(), 5, "no request waits");
+        held.truncate(3);
         let waiting: Vec<_> = (0..3).map(|_| queue(&slots, guest(1))).collect();
         settle().await;
         guests.store(1, Ordering::Relaxed);

@@ -10,7 +10,7 @@ use std::time::Duration;
 use metadata_tests::exchanges::fuzzer::{FuzzedHost, Limits, Summary};
 
 const EXCHANGES: u64 = 20_000;
-const SECONDS: u64 = 60;
+const SECONDS: u64 = 25;
 /// An arbitrary value.
 const SEED: u64 = 0x6d65_7461;
 

@@ -54,11 +54,12 @@ impl Stage {
         }
     }
 
-    /// Returns how many tests run at a time. Virtual machines and image builds use all of the
-    /// host by themselves.
+    /// Returns how many tests run at a time. Scenarios mostly wait. Virtual machines and image
+    /// builds use all of the host by themselves.
     const fn threads(self) -> &'static str {
         match self {
-            Self::Unit | Self::Instructions | Self::Packets | Self::Netns => "2",
+            Self::Netns => "3",
+            Self::Unit | Self::Instructions | Self::Packets => "2",
             Self::Vm | Self::Deploy => "1",
         }
     }

@@ -7,7 +7,7 @@ use metadata_ebpf::identity::{METADATA_IPV4, METADATA_IPV6};
 use metadata_ebpf::reason::Reason;
 use metadata_tests::netns::Netns;
 use metadata_tests::two_tenants::ADDRESS;
-use metadata_tests::wait::PATIENCE;
+use metadata_tests::wait::{self, PATIENCE};
 use metadata_tests::{Connection, Instance, PacketSocket, ServedTenants, Tenant};
 use nix::net::if_::if_nametoindex;
 
@@ -56,6 +56,29 @@ fn an_answer_reaches_a_namespace_behind_a_small_mtu() {
     assert!(tenants.process.packets(Reason::IcmpError) >= 2);
 }
 
+/// The path MTU of a guest is an exception to the portal's route. Routes that other software adds
+/// are damage, and the guard of the portal removes them.
+#[test]
+fn a_path_mtu_is_no_damage_to_the_portal() {
+    let tenants = ServedTenants::new();
+    let ServedTenants { agent, host, process, red, .. } = &tenants;
+    let long = long_answer(&tenants, red);
+    let inner = behind_guest(red, 1300);
+    assert!(user_data(&inner, red.metadata_ipv4()) == long);
+    let in_portal = |command: &str| {
+        let ip = ["ip", "netns", "exec", agent.portal(), "ip", "-6"];
+        host.netns().run(&ip.into_iter().chain(command.split(' ')).collect::<Vec<_>>())
+    };
+    assert!(in_portal("route show cache").contains(" mtu 1"), "the portal has an exception");
+    // The guard compares routes after any damage.
+    in_portal("neigh del fe80::1 dev md0");
+    wait::until("the damage is repaired", PATIENCE, || {
+        (process.metric("metadata_damage_total{kind=\"neighbour\"}") >= 1.0).then_some(())
+    });
+    process.wait_ready();
+    assert_eq!(process.count("metadata_damage_total{kind=\"route\"}"), 0);
+}
+
 /// The second line of defence (`tcp_mtu_probing`): no ICMP error arrives, or it names an MTU that
 /// IPv6 does not have.
 #[test]
@@ -96,6 +119,12 @@ fn an_answer_over_ipv6_passes_a_tunnel_in_the_guest() {
          link set eth0 up",
         red.port.mac
     ));
+    // The kernel lets an address be used a moment later, also without duplicate address detection.
+    wait::until("the link-local address is usable", PATIENCE, || {
+        let usable =
+            inner.run(&["ip", "-6", "address", "show", "dev", "eth0", "scope", "link", "-tentative"]);
+        (!usable.is_empty()).then_some(())
+    });
     let index = inner.enter(|| if_nametoindex("eth0")).expect("an index");
     let metadata = SocketAddrV6::new(Ipv6Addr::from(METADATA_IPV6), 80, 0, index);
     assert!(user_data(&inner, metadata.into()) == long);

@@ -1,6 +1,7 @@
 //! IPv6 state of a namespace as the kernel lists it: addresses, neighbours, routes and rules.
 
 use std::fmt;
+use std::future::ready;
 use std::net::{IpAddr, Ipv6Addr};
 
 use futures_util::TryStreamExt;
@@ -9,7 +10,9 @@ use netlink_packet_route::address::{AddressAttribute, AddressMessage};
 use netlink_packet_route::neighbour::{
     NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState,
 };
-use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteProtocol, RouteType};
+use netlink_packet_route::route::{
+    RouteAddress, RouteAttribute, RouteFlags, RouteMessage, RouteProtocol, RouteType,
+};
 use netlink_packet_route::rule::{RuleAction, RuleAttribute, RuleFlags, RuleMessage};
 use nix::errno::Errno;
 use rtnetlink::{AddressMessageBuilder, IpVersion, RouteMessageBuilder};
@@ -197,14 +200,18 @@ impl Netlink {
         Ok(dump.iter().filter_map(neighbour).collect())
     }
 
-    /// Returns the IPv6 routes of all tables.
+    /// Returns the IPv6 routes of all tables, without the exceptions that the kernel makes for path
+    /// MTUs. Their number and content is up to the peers, and the kernel lists them as well
+    /// (net/ipv6/ip6_fib.c, `inet6_dump_fib`).
     ///
     /// # Errors
     /// The kernel refuses the dump.
     pub(crate) async fn ipv6_routes(&self) -> Result<Vec<Route>, NetlinkError> {
         let all = RouteMessageBuilder::<Ipv6Addr>::new().build();
-        let dump = self.handle.route().get(all).execute().map_ok(Route::from).try_collect().await;
-        dump.map_err(|source| refused("list", "IPv6 routes", source))
+        let is_route = |message: &RouteMessage| !message.header.flags.contains(RouteFlags::Cloned);
+        let listed = self.handle.route().get(all).execute();
+        let routes = listed.try_filter(|message| ready(is_route(message))).map_ok(Route::from);
+        routes.try_collect().await.map_err(|source| refused("list", "IPv6 routes", source))
     }
 
     /// Returns the IPv6 rules.

@@ -1,8 +1,10 @@
 //! A guest behind a router, without an agent: the start of scenarios with namespaces.
 
 use crate::agent::{Agent, Installer};
+use crate::domain;
 use crate::guest::Guest;
 use crate::nova::{Instance, NovaStandIn};
+use crate::ovsdb::{Ovsdb, Plug};
 use crate::port::Port;
 use crate::router::Router;
 use crate::topology::{Host, Network};
@@ -39,6 +41,20 @@ impl Routed {
     pub fn agent(&self) -> Installer {
         let installer = Agent::on(&self.host, &self.nova).only_in(self.router.netns().name());
         installer.port(&self.interface).port(&self.guest.port)
+    }
+
+    /// Installs an agent that serves the guest only in its router's namespace, and knows its port
+    /// from libvirt and Open vSwitch alone.
+    #[must_use]
+    pub fn install_with_libvirt(&self, ovsdb: &Ovsdb) -> Agent {
+        let agent = Agent::on(&self.host, &self.nova)
+            .only_in(self.router.netns().name())
+            .port(&self.interface)
+            .set("ovs", "ovsdb_connection", &ovsdb.remote())
+            .install();
+        ovsdb.plug(&self.guest.port, Plug::Direct);
+        domain::write(&agent.libvirt_dir(), &self.guest.port);
+        agent
     }
 }
 

@@ -206,11 +206,13 @@ impl Index {
             }
         }
         let since = Instant::now();
-        let earlier = before.lost.iter().map(|(key, lost)| (*key, lost.clone()));
-        let earlier = earlier.filter(|(_, lost)| lost.since.elapsed() < grace);
-        let now = before.entries.iter().map(|(key, entries)| (*key, entries.clone()));
-        let now = now.map(|(key, entries)| (key, LostEntries { since, entries }));
-        let lost = earlier.chain(now).filter(|(key, _)| !entries.contains_key(key)).collect();
+        let is_missing = |key: &IndexKey| !entries.contains_key(key);
+        let earlier =
+            before.lost.iter().filter(|(key, lost)| is_missing(key) && lost.since.elapsed() < grace);
+        let earlier = earlier.map(|(key, lost)| (*key, lost.clone()));
+        let now = before.entries.iter().filter(|(key, _)| is_missing(key));
+        let now = now.map(|(key, entries)| (*key, LostEntries { since, entries: entries.clone() }));
+        let lost = earlier.chain(now).collect();
         Self { version: snapshot.version(), entries, lost }
     }
 

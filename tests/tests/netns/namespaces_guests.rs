@@ -9,9 +9,7 @@ use metadata_ebpf::reason::Reason;
 use metadata_tests::agent::Installer;
 use metadata_tests::two_tenants::{HOSTNAME, assert_served};
 use metadata_tests::wait::{self, PATIENCE};
-use metadata_tests::{
-    Agent, Guest, Host, Instance, Network, NovaStandIn, Ovsdb, Plug, Port, Routed, Router, domain,
-};
+use metadata_tests::{Agent, Guest, Host, Instance, Network, NovaStandIn, Ovsdb, Port, Routed, Router};
 
 /// Time to wait for a response that must not come.
 const SILENCE: Duration = Duration::from_millis(1500);
@@ -164,15 +162,9 @@ fn forged_addresses_behind_a_router_gain_nothing() {
 #[test]
 fn the_new_owner_of_an_address_is_not_its_former_owner() {
     let routed = Routed::new();
-    let Routed { guest: former, router, interface, network, nova, host } = &routed;
+    let Routed { guest: former, router, interface, network, nova, .. } = &routed;
     let ovsdb = Ovsdb::start();
-    let agent = Agent::on(host, nova)
-        .only_in(router.netns().name())
-        .port(interface)
-        .set("ovs", "ovsdb_connection", &ovsdb.remote())
-        .install();
-    ovsdb.plug(&former.port, Plug::Direct);
-    domain::write(&agent.libvirt_dir(), &former.port);
+    let agent = routed.install_with_libvirt(&ovsdb);
     let _process = agent.start();
     assert_served(former);
     let asked = nova.requests().len();

@@ -6,7 +6,7 @@ use std::net::Ipv4Addr;
 use metadata_tests::nova::Instance;
 use metadata_tests::two_tenants::{HOSTNAME, assert_served};
 use metadata_tests::wait::{self, PATIENCE};
-use metadata_tests::{Agent, Ovsdb, Plug, Port, Routed, domain};
+use metadata_tests::{Ovsdb, Port, Routed};
 
 /// The grace counts from the loss, as on a tap. Both the guest's port and the router's are lost.
 #[test]
@@ -43,15 +43,10 @@ fn a_lost_port_behind_a_router_causes_no_404() {
 /// libvirt's file has the addresses of the moment at which Nova wrote it. Open vSwitch has none.
 #[test]
 fn a_changed_address_behind_a_router_is_served_with_libvirt() {
-    let Routed { guest, router, interface, nova, host, .. } = &Routed::new();
+    let routed = Routed::new();
+    let guest = &routed.guest;
     let ovsdb = Ovsdb::start();
-    let agent = Agent::on(host, nova)
-        .only_in(router.netns().name())
-        .port(interface)
-        .set("ovs", "ovsdb_connection", &ovsdb.remote())
-        .install();
-    ovsdb.plug(&guest.port, Plug::Direct);
-    domain::write(&agent.libvirt_dir(), &guest.port);
+    let agent = routed.install_with_libvirt(&ovsdb);
     let process = agent.start();
     assert_served(guest);
     let changed = Ipv4Addr::new(10, 0, 0, 50);

@@ -204,6 +204,7 @@ mod tests {
             assert!(text.lines().any(|l| l == line), "{line} in\n{text}");
         }
     }
+
     /// The whole text, so that no name, help, unit, bucket or order changes unnoticed.
     #[test]
     fn a_scrape_shows_every_metric_in_order() {

@@ -36,7 +36,8 @@ pub fn run(args: Vec<String>) -> Result<()> {
     let release = target_dir().join("release");
     let agent = release.join("metadata-agent").display().to_string();
     let build = |package, binary| {
-        Invocation::cargo(["build", "--release", "--package", package, "--bin", binary]).run()
+        let build = ["build", "--release", "--package", package, "--no-default-features"];
+        Invocation::cargo(build).args(["--bin", binary]).run()
     };
     build("metadata-agent", "metadata-agent")?;
     match target(args, Path::exists) {

@@ -124,17 +124,22 @@ impl FuzzedHost {
         workers.collect()
     }
 
-    /// Plays the corpus for each guest, one exchange after the other. Panics at a violation.
+    /// Plays the corpus for each guest, one exchange after the other, and for all guests at once.
+    /// Panics at a violation.
     pub fn replay(&self) {
-        for worker in self.workers() {
-            worker.guest.netns().enter(|| {
-                for (title, exchange) in worker.corpus() {
-                    if let Err(violation) = worker.player(&exchange).play(&exchange) {
-                        panic!("{title}, at {}: {violation}", worker.entrance);
-                    }
-                    self.assert_sound(&title);
-                }
-            });
+        thread::scope(|scope| {
+            for worker in self.workers() {
+                scope.spawn(move || worker.guest.netns().enter(|| self.replay_for(&worker)));
+            }
+        });
+    }
+
+    fn replay_for(&self, worker: &Worker<'_>) {
+        for (title, exchange) in worker.corpus() {
+            if let Err(violation) = worker.player(&exchange).play(&exchange) {
+                panic!("{title}, at {}: {violation}", worker.entrance);
+            }
+            self.assert_sound(&title);
         }
     }
 

@@ -4,8 +4,9 @@ use std::path::PathBuf;
 use std::process::Stdio;
 use std::thread::{self, JoinHandle};
 
+use crate::cache;
 use crate::guest::Guest;
-use crate::vm::{cache, debian};
+use crate::vm::debian;
 
 /// Probes as DataSourceOpenStack does: both families at once, IPv4 150 ms after IPv6
 /// (url_helper.py, `dual_stack`).

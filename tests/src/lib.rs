@@ -17,6 +17,7 @@
 
 pub mod agent;
 pub mod bpffs;
+mod cache;
 pub mod cloud_init;
 pub mod control_plane;
 pub mod deploy;

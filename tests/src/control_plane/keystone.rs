@@ -14,14 +14,16 @@ use std::process::Command;
 
 use serde_json::json;
 
+use super::prepared::let_readers_be;
 use super::service::Service;
-use super::{ADMIN, DATABASE_OPTIONS, PASSWORD, REGION, api, let_readers_be, local, neutron, write};
+use super::{ADMIN, DATABASE_OPTIONS, PASSWORD, REGION, TOKEN_SECONDS, api, local, neutron, write};
 use crate::netns::output_of;
 use crate::topology::Host;
 
 pub(super) const ADDRESS: (IpAddr, u16) = local(5000);
 pub(super) const URL: &str = "http://127.0.0.1:5000/v3";
 
+const FOLDER: &str = "keystone";
 const DATABASE: &str = "keystone.db";
 
 /// Returns a token of the administrator.
@@ -42,41 +44,39 @@ pub struct Keystone {
 }
 
 impl Keystone {
-    pub(super) fn install(host: &Host, folder: &Path, token_seconds: u32) -> Self {
-        let folder = folder.join("keystone");
+    /// Creates the database and the keys that every installation starts with.
+    pub(super) fn prepare(folder: &Path) {
+        let folder = folder.join(FOLDER);
         fs::create_dir(&folder).unwrap_or_else(|e| panic!("make {}: {e}", folder.display()));
-        let at = folder.display();
-        let config = format!(
-            "[database]\nconnection = sqlite:///{base}\n{DATABASE_OPTIONS}\
-             [identity]\npassword_hash_rounds = 4\n\
-             [fernet_tokens]\nkey_repository = {at}/keys\n\
-             [fernet_receipts]\nkey_repository = {at}/keys\n\
-             [credential]\nkey_repository = {at}/keys\n\
-             [token]\nprovider = fernet\nexpiration = {token_seconds}\n\
-             [oslo_concurrency]\nlock_path = {at}\n",
-            base = folder.join(DATABASE).display(),
+        write_config(&folder, TOKEN_SECONDS);
+        manage(&folder, &["db_sync"]);
+        make_keys(&folder);
+        manage(
+            &folder,
+            &[
+                "bootstrap",
+                "--bootstrap-username",
+                ADMIN,
+                "--bootstrap-project-name",
+                ADMIN,
+                "--bootstrap-password",
+                PASSWORD,
+                "--bootstrap-region-id",
+                REGION,
+                "--bootstrap-internal-url",
+                URL,
+            ],
         );
-        write(&folder.join("keystone.conf"), &config);
+        list_neutron(&folder);
+        let_readers_be(&folder.join(DATABASE));
+    }
+
+    /// Completes a copy of what [`Self::prepare`] created.
+    pub(super) fn install(host: &Host, folder: &Path, token_seconds: u32) -> Self {
+        let folder = folder.join(FOLDER);
+        write_config(&folder, token_seconds);
         let service = Service::new("keystone", host, ADDRESS, folder.join("log"));
-        let keystone = Self { service, host: host.clone(), folder };
-        keystone.manage(&["db_sync"]);
-        keystone.make_keys();
-        keystone.manage(&[
-            "bootstrap",
-            "--bootstrap-username",
-            ADMIN,
-            "--bootstrap-project-name",
-            ADMIN,
-            "--bootstrap-password",
-            PASSWORD,
-            "--bootstrap-region-id",
-            REGION,
-            "--bootstrap-internal-url",
-            URL,
-        ]);
-        keystone.list_neutron();
-        let_readers_be(&keystone.folder.join(DATABASE));
-        keystone
+        Self { service, host: host.clone(), folder }
     }
 
     /// Runs it and waits until it responds.
@@ -93,7 +93,7 @@ impl Keystone {
             // it.
             .args(["--add-header", "Connection: close"])
             .args(["--log-format", "%(method) %(uri) %(status) %(uagent)"])
-            .env("OS_KEYSTONE_CONFIG_FILES", self.config());
+            .env("OS_KEYSTONE_CONFIG_FILES", config(&self.folder));
         self.service.start(uwsgi);
     }
 
@@ -106,7 +106,7 @@ impl Keystone {
         self.stop();
         let keys = self.folder.join("keys");
         fs::remove_dir_all(&keys).unwrap_or_else(|e| panic!("remove {}: {e}", keys.display()));
-        self.make_keys();
+        make_keys(&self.folder);
         self.start();
     }
 
@@ -115,36 +115,51 @@ impl Keystone {
     pub fn logins(&self) -> usize {
         self.service.log().matches("POST /v3/auth/tokens 201 metadata-agent/").count()
     }
+}
 
-    fn config(&self) -> PathBuf {
-        self.folder.join("keystone.conf")
-    }
+fn config(folder: &Path) -> PathBuf {
+    folder.join("keystone.conf")
+}
 
-    fn manage(&self, arguments: &[&str]) {
-        let mut manage = Command::new("/usr/bin/keystone-manage");
-        output_of(manage.arg("--config-file").arg(self.config()).args(arguments));
-    }
+fn write_config(folder: &Path, token_seconds: u32) {
+    let at = folder.display();
+    let text = format!(
+        "[database]\nconnection = sqlite:///{base}\n{DATABASE_OPTIONS}\
+         [identity]\npassword_hash_rounds = 4\n\
+         [fernet_tokens]\nkey_repository = {at}/keys\n\
+         [fernet_receipts]\nkey_repository = {at}/keys\n\
+         [credential]\nkey_repository = {at}/keys\n\
+         [token]\nprovider = fernet\nexpiration = {token_seconds}\n\
+         [oslo_concurrency]\nlock_path = {at}\n",
+        base = folder.join(DATABASE).display(),
+    );
+    write(&config(folder), &text);
+}
 
-    fn make_keys(&self) {
-        let keys = self.folder.join("keys");
-        let made = fs::DirBuilder::new().mode(0o700).create(&keys);
-        made.unwrap_or_else(|e| panic!("make {}: {e}", keys.display()));
-        self.manage(&["fernet_setup", "--keystone-user", "root", "--keystone-group", "root"]);
-    }
+fn manage(folder: &Path, arguments: &[&str]) {
+    let mut manage = Command::new("/usr/bin/keystone-manage");
+    output_of(manage.arg("--config-file").arg(config(folder)).args(arguments));
+}
 
-    /// Adds Neutron to the catalogue. `keystone-manage bootstrap` knows only one service, and the
-    /// API would need a running server.
-    fn list_neutron(&self) {
-        let script = "import sqlite3, sys, uuid\n\
-             base = sqlite3.connect(sys.argv[1])\n\
-             service, endpoint = uuid.uuid4().hex, uuid.uuid4().hex\n\
-             base.execute('INSERT INTO service (id, type, enabled, extra) VALUES (?, ?, 1, ?)',\n\
-             \x20            (service, 'network', '{\"name\": \"neutron\"}'))\n\
-             base.execute('INSERT INTO endpoint (id, interface, service_id, url, extra, enabled, region_id)'\n\
-             \x20            ' VALUES (?, ?, ?, ?, ?, 1, ?)',\n\
-             \x20            (endpoint, 'internal', service, sys.argv[2], '{}', sys.argv[3]))\n\
-             base.commit()\n";
-        let mut python = Command::new("/usr/bin/python3");
-        output_of(python.args(["-c", script]).arg(self.folder.join(DATABASE)).args([neutron::URL, REGION]));
-    }
+fn make_keys(folder: &Path) {
+    let keys = folder.join("keys");
+    let made = fs::DirBuilder::new().mode(0o700).create(&keys);
+    made.unwrap_or_else(|e| panic!("make {}: {e}", keys.display()));
+    manage(folder, &["fernet_setup", "--keystone-user", "root", "--keystone-group", "root"]);
+}
+
+/// Adds Neutron to the catalogue. `keystone-manage bootstrap` knows only one service, and the API
+/// would need a running server.
+fn list_neutron(folder: &Path) {
+    let script = "import sqlite3, sys, uuid\n\
+         base = sqlite3.connect(sys.argv[1])\n\
+         service, endpoint = uuid.uuid4().hex, uuid.uuid4().hex\n\
+         base.execute('INSERT INTO service (id, type, enabled, extra) VALUES (?, ?, 1, ?)',\n\
+         \x20            (service, 'network', '{\"name\": \"neutron\"}'))\n\
+         base.execute('INSERT INTO endpoint (id, interface, service_id, url, extra, enabled, region_id)'\n\
+         \x20            ' VALUES (?, ?, ?, ?, ?, 1, ?)',\n\
+         \x20            (endpoint, 'internal', service, sys.argv[2], '{}', sys.argv[3]))\n\
+         base.commit()\n";
+    let mut python = Command::new("/usr/bin/python3");
+    output_of(python.args(["-c", script]).arg(folder.join(DATABASE)).args([neutron::URL, REGION]));
 }

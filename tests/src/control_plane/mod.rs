@@ -9,7 +9,6 @@
 use std::fs;
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::thread;
 
 use metadata_agent::ids::{NetworkId, PortId};
@@ -17,13 +16,13 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 use uuid::Uuid;
 
-use crate::netns::output_of;
 use crate::port::{AddressPair, Port, Subport};
 use crate::topology::Host;
 
 mod api;
 mod keystone;
 mod neutron;
+mod prepared;
 mod service;
 
 pub use keystone::Keystone;
@@ -33,6 +32,8 @@ pub use neutron::Neutron;
 pub const ADMIN: &str = "admin";
 pub const PASSWORD: &str = "rig-password";
 pub const REGION: &str = "rig";
+
+const TOKEN_SECONDS: u32 = 3600;
 
 /// `[database]`: the data need not survive a crash, so nothing is synced to disk.
 const DATABASE_OPTIONS: &str = "sqlite_synchronous = false\n";
@@ -63,7 +64,7 @@ impl ControlPlane {
     /// Starts both on the host's 127.0.0.1, with tokens that are valid for an hour.
     #[must_use]
     pub fn start(host: &Host) -> Self {
-        Self::start_with(host, 3600)
+        Self::start_with(host, TOKEN_SECONDS)
     }
 
     /// Starts both, with tokens that are valid for this number of seconds.
@@ -71,16 +72,16 @@ impl ControlPlane {
     pub fn start_with(host: &Host, token_seconds: u32) -> Self {
         let folder = tempfile::Builder::new().prefix("control-plane-").tempdir();
         let folder = folder.unwrap_or_else(|e| panic!("create a folder for a control plane: {e}"));
+        prepared::copy(folder.path());
+        let mut keystone = Keystone::install(host, folder.path(), token_seconds);
+        let mut neutron = Neutron::install(host, folder.path());
         // Each spends most of its start on loading Python modules, so start them in parallel.
-        let (keystone, neutron) = thread::scope(|scope| {
-            let neutron = scope.spawn(|| Neutron::install(host, folder.path()));
-            let keystone = Keystone::install(host, folder.path(), token_seconds);
-            (keystone, neutron.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+        thread::scope(|scope| {
+            scope.spawn(|| neutron.run());
+            keystone.start();
         });
-        let mut plane = Self { keystone, neutron, host: host.clone(), folder };
-        plane.keystone.start();
-        plane.neutron.start();
-        plane
+        neutron.warm_up();
+        Self { keystone, neutron, host: host.clone(), folder }
     }
 
     /// Returns the URL of Keystone for `auth_url`.
@@ -265,18 +266,6 @@ const fn local(port: u16) -> (IpAddr, u16) {
 
 fn text(value: &Value) -> String {
     value.as_str().unwrap_or_else(|| panic!("expected text: {value}")).to_owned()
-}
-
-/// Switches the database to write-ahead logging (`PRAGMA journal_mode`), so that writers do not
-/// wait for readers. Otherwise a write fails while a reading transaction is open. neutron-server is
-/// single-threaded, so that transaction could not even end in the meantime. The setting is stored
-/// in the file.
-fn let_readers_be(database: &Path) {
-    let script = "import sqlite3, sys\n\
-         mode, = sqlite3.connect(sys.argv[1]).execute('PRAGMA journal_mode = WAL').fetchone()\n\
-         sys.exit(0 if mode == 'wal' else f'journal mode {mode}')\n";
-    let mut python = Command::new("/usr/bin/python3");
-    output_of(python.args(["-c", script]).arg(database));
 }
 
 fn write(path: &Path, text: &str) {

@@ -10,13 +10,17 @@ use std::process::Command;
 
 use serde_json::Value;
 
+use super::prepared::let_readers_be;
 use super::service::Service;
-use super::{ADMIN, DATABASE_OPTIONS, PASSWORD, api, keystone, let_readers_be, local, write};
+use super::{ADMIN, DATABASE_OPTIONS, PASSWORD, api, keystone, local, write};
 use crate::netns::output_of;
 use crate::topology::Host;
 
 pub(super) const ADDRESS: (IpAddr, u16) = local(9696);
 pub(super) const URL: &str = "http://127.0.0.1:9696";
+
+const FOLDER: &str = "neutron";
+const DATABASE: &str = "neutron.db";
 
 const SCHEMA: &str = "import sys, sqlalchemy\n\
     from neutron.db.migration.models import head\n\
@@ -33,13 +37,22 @@ pub struct Neutron {
 }
 
 impl Neutron {
+    /// Creates the database that every installation starts with.
+    pub(super) fn prepare(folder: &Path) {
+        let folder = folder.join(FOLDER);
+        fs::create_dir(&folder).unwrap_or_else(|e| panic!("make {}: {e}", folder.display()));
+        let file = folder.join(DATABASE);
+        output_of(Command::new("/usr/bin/python3").args(["-c", SCHEMA, &url(&file)]));
+        let_readers_be(&file);
+    }
+
+    /// Completes a copy of what [`Self::prepare`] created.
     pub(super) fn install(host: &Host, folder: &Path) -> Self {
-        let folder = folder.join("neutron");
+        let folder = folder.join(FOLDER);
         let empty = folder.join("conf.d");
-        fs::create_dir_all(&empty).unwrap_or_else(|e| panic!("make {}: {e}", empty.display()));
+        fs::create_dir(&empty).unwrap_or_else(|e| panic!("make {}: {e}", empty.display()));
         let at = folder.display();
-        let file = folder.join("neutron.db");
-        let database = format!("sqlite:///{}", file.display());
+        let database = url(&folder.join(DATABASE));
         let config = format!(
             "[DEFAULT]\nbind_host = 127.0.0.1\nbind_port = 9696\ncore_plugin = ml2\nservice_plugins = router,trunk\n\
              auth_strategy = keystone\ntransport_url = fake:/\napi_workers = 0\nrpc_workers = 0\nstate_path = {at}\n\
@@ -54,20 +67,28 @@ impl Neutron {
             keystone = keystone::URL,
         );
         write(&folder.join("neutron.conf"), &config);
-        output_of(Command::new("/usr/bin/python3").args(["-c", SCHEMA, &database]));
-        let_readers_be(&file);
         let service = Service::new("neutron-server", host, ADDRESS, folder.join("log"));
         Self { service, host: host.clone(), folder }
     }
 
     /// Runs it and waits until it responds. Keystone must be running.
     pub fn start(&mut self) {
+        self.run();
+        self.warm_up();
+    }
+
+    /// Runs it and waits until it responds, with or without Keystone.
+    pub(super) fn run(&mut self) {
         let mut server = self.host.netns().command("/usr/bin/neutron-server");
         server.arg("--config-file").arg(self.folder.join("neutron.conf"));
         server.arg("--config-dir").arg(self.folder.join("conf.d"));
         self.service.start(server);
-        // In Zed, every query for ports is answered with 500 until something else has been queried:
-        // `get_ports` uses `Port.port_forwardings`, which SQLAlchemy adds with its first query.
+    }
+
+    /// Sends a first query. In Zed, every query for ports is answered with 500 until something else
+    /// has been queried: `get_ports` uses `Port.port_forwardings`, which SQLAlchemy adds with its
+    /// first query.
+    pub(super) fn warm_up(&self) {
         let token = keystone::token(&self.host);
         api::call(&self.host, ADDRESS, "GET", "/v2.0/networks?limit=1", Some(&token), &Value::Null);
     }
@@ -85,4 +106,8 @@ impl Neutron {
         let status = |line: &str| line.split_once(" status: ")?.1.get(..3)?.parse().ok();
         asked.filter_map(status).collect()
     }
+}
+
+fn url(database: &Path) -> String {
+    format!("sqlite:///{}", database.display())
 }

@@ -11,11 +11,11 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 
-use super::cache::{self, Key};
 use super::debian;
 use super::guest::Kernel;
 use super::hex;
 use super::qemu::{Machine, Nic, Offloads, Qemu};
+use crate::cache::{self, Key};
 use crate::port::Port;
 use crate::topology::Network;
 

@@ -6,7 +6,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result, bail, ensure};
 
-use super::cache::{self, Key};
+use crate::cache::{self, Key};
 
 /// Runs a tool to its end and returns its standard output. An error contains its output.
 pub fn run(command: &mut Command) -> Result<String> {

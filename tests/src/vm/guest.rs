@@ -10,9 +10,9 @@ use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 
-use super::cache::{self, Key};
 use super::cpio::Archive;
 use super::debian;
+use crate::cache::{self, Key};
 
 const INIT: &str = include_str!("../../vm/init");
 const FETCH: &str = include_str!("../../vm/fetch");

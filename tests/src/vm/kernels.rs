@@ -13,12 +13,12 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 
-use super::cache::{self, Key};
 use super::cpio::Archive;
 use super::debian::{self, Suite};
 use super::guest::Kernel;
 use super::qemu::{Machine, Qemu};
 use crate::agent;
+use crate::cache::{self, Key};
 
 const INIT: &str = include_str!("../../vm/kernel-init");
 /// To be incremented when this file changes the result.

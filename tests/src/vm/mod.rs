@@ -10,14 +10,13 @@
 //! must call it on a blocking thread. Every wait has a deadline, every process ends with its owner,
 //! and errors contain the guest's console output.
 
-pub(crate) mod cache;
 mod cloud;
 mod cpio;
 pub(crate) mod debian;
 mod dhcp;
 mod domain;
 mod guest;
-mod hex;
+pub(crate) mod hex;
 mod kernels;
 mod qemu;
 mod small;

@@ -1,8 +1,8 @@
-//! Built images, kept between runs and shared by parallel runs.
+//! Images and databases that take long to build, kept between runs and shared by parallel runs.
 //!
 //! An entry is a directory named after its inputs. It is built aside and renamed into place, so
 //! that an entry is always complete. The cache directory is `METADATA_TEST_CACHE` or
-//! `target/vm-cache`.
+//! `target/test-cache`.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use sha2::{Digest, Sha256};
 
-use super::hex;
+use crate::vm::hex;
 
 /// The inputs of an entry: recipe, file contents, package versions.
 pub struct Key(Sha256);
@@ -39,7 +39,7 @@ pub fn entry(name: &str, key: Key, build: impl FnOnce(&Path) -> Result<()>) -> R
 
 fn directory() -> PathBuf {
     std::env::var_os("METADATA_TEST_CACHE")
-        .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/vm-cache"), PathBuf::from)
+        .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/test-cache"), PathBuf::from)
 }
 
 fn entry_in(cache: &Path, name: &str, key: Key, build: impl FnOnce(&Path) -> Result<()>) -> Result<PathBuf> {

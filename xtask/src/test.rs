@@ -54,13 +54,13 @@ impl Stage {
         }
     }
 
-    /// Returns how many tests run at a time. Scenarios mostly wait. Virtual machines and image
-    /// builds use all of the host by themselves.
+    /// Returns how many tests run at a time. Scenarios mostly wait. A virtual machine uses one
+    /// processor. Image builds use all of the host by themselves.
     const fn threads(self) -> &'static str {
         match self {
             Self::Netns => "3",
-            Self::Unit | Self::Instructions | Self::Packets => "2",
-            Self::Vm | Self::Deploy => "1",
+            Self::Unit | Self::Instructions | Self::Packets | Self::Vm => "2",
+            Self::Deploy => "1",
         }
     }
 
@@ -203,11 +203,11 @@ mod tests {
     }
 
     #[test]
-    fn virtual_machines_run_one_at_a_time() {
-        let tests = scenario_tests(Stage::Vm, false, &["boots".to_owned()]);
+    fn images_are_built_one_at_a_time() {
+        let tests = scenario_tests(Stage::Deploy, false, &["image".to_owned()]);
         assert_eq!(
             tests.to_string(),
-            "cargo test --package metadata-tests --no-fail-fast --test vm -- --test-threads=1 boots"
+            "cargo test --package metadata-tests --no-fail-fast --test deploy -- --test-threads=1 image"
         );
     }
 

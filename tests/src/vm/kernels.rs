@@ -39,7 +39,7 @@ const MODULES: &[&str] = &[
 const TOOLS: &[&str] = &["/usr/sbin/ip", "/usr/sbin/ethtool", "/usr/bin/nsenter"];
 
 /// Emulated, on a machine with busy cores.
-const RUN: Duration = Duration::from_mins(4);
+const RUN: Duration = Duration::from_mins(6);
 
 pub struct KernelUnderTest {
     kernel: Kernel,
@@ -66,7 +66,7 @@ impl KernelUnderTest {
     /// rejected program.
     ///
     /// # Errors
-    /// Returns an error if the program fails or takes longer than four minutes.
+    /// Returns an error if the program fails or takes longer than six minutes.
     pub fn run_this_test(&self, arguments: &str) -> Result<String> {
         let work = tempfile::tempdir().context("create a directory for the initramfs")?;
         // An initramfs may consist of several archives.

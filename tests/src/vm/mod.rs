@@ -1,4 +1,5 @@
-//! Real guests: qemu without KVM, on a tap of the rig's host, plugged into a network as by Nova.
+//! Real guests: qemu on a tap of the rig's host, plugged into a network as by Nova. KVM is not
+//! used: in a virtual machine, `/dev/kvm` may exist although a guest with it does not start.
 //!
 //! * [`SmallVm`]: a kernel and busybox, up in two seconds, which runs shell text and fetches paths.
 //! * [`CloudVm`]: Debian with cloud-init, which boots, reports its configuration and powers off.

@@ -117,7 +117,7 @@ fn two_hundred_guests_behind_a_router_boot_at_once() {
 }
 
 /// The guests are known only to Neutron, as on a network node. The real neutron-server answers one
-/// request at a time.
+/// request at a time, so look-ups share requests.
 #[test]
 fn two_hundred_guests_of_other_hosts_boot_at_once() {
     let host = Host::new();
@@ -138,4 +138,6 @@ fn two_hundred_guests_of_other_hosts_boot_at_once() {
             agent.set("metadata_agent", name, value)
         });
     assert_all_boot(&agent.install().start(), &nova, &guests);
+    let shared = plane.neutron.most_addresses_in_a_query();
+    assert!(shared > 1, "no query for ports is about more than one guest");
 }

@@ -4,7 +4,10 @@
 //! Each answer names the instance of the request and its path, so that an answer in the wrong place
 //! shows. Requests whose path begins with [`ATTACK`] are the attacker's.
 
+use std::collections::HashSet;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener as StdListener};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
@@ -30,14 +33,25 @@ pub enum Fault {
     LeavesBodiesUnread,
     /// Sends a second answer to each request of the attacker, a little later.
     AnswersLate,
-    /// Sends each answer twice, in one segment.
+    /// Sends the first answer to each instance twice, in one segment.
     AnswersTwice,
+}
+
+/// State that the connections of one server share.
+#[derive(Debug)]
+struct Shared {
+    fault: Fault,
+    /// The instances that were answered twice.
+    answered_twice: Mutex<HashSet<String>>,
+    /// Requests on a connection that had carried one before.
+    reuses: AtomicU64,
 }
 
 /// A running server. It stops when it is dropped.
 #[derive(Debug)]
 pub struct FaultyNova {
     address: SocketAddr,
+    shared: Arc<Shared>,
     stop: Option<oneshot::Sender<()>>,
     thread: Option<JoinHandle<()>>,
 }
@@ -50,23 +64,31 @@ impl FaultyNova {
         let listener = listener.unwrap_or_else(|e| panic!("listen in {}: {e}", netns.name()));
         let address = listener.local_addr().unwrap_or_else(|e| panic!("address of a listener: {e}"));
         listener.set_nonblocking(true).unwrap_or_else(|e| panic!("prepare a listener: {e}"));
+        let shared = Arc::new(Shared { fault, answered_twice: Mutex::default(), reuses: AtomicU64::new(0) });
+        let state = Arc::clone(&shared);
         let (stop, stopped) = oneshot::channel();
         let thread = thread::spawn(move || {
             let runtime = runtime::Builder::new_current_thread().enable_all().build();
             let runtime = runtime.unwrap_or_else(|e| panic!("start a runtime: {e}"));
             runtime.block_on(async {
                 tokio::select! {
-                    () = accept(listener, fault) => {}
+                    () = accept(listener, state) => {}
                     _ = stopped => {}
                 }
             });
         });
-        Self { address, stop: Some(stop), thread: Some(thread) }
+        Self { address, shared, stop: Some(stop), thread: Some(thread) }
     }
 
     #[must_use]
     pub fn address(&self) -> SocketAddr {
         self.address
+    }
+
+    /// Returns the number of requests on a connection that had carried one before.
+    #[must_use]
+    pub fn reuses(&self) -> u64 {
+        self.shared.reuses.load(Ordering::Relaxed)
     }
 
     /// Returns the body of the answer to a request for `path` on behalf of `instance`.
@@ -86,15 +108,16 @@ impl Drop for FaultyNova {
     }
 }
 
-async fn accept(listener: StdListener, fault: Fault) {
+async fn accept(listener: StdListener, shared: Arc<Shared>) {
     let listener = TcpListener::from_std(listener).unwrap_or_else(|e| panic!("adopt a listener: {e}"));
     while let Ok((stream, _)) = listener.accept().await {
-        tokio::spawn(converse(stream, fault));
+        tokio::spawn(converse(stream, Arc::clone(&shared)));
     }
 }
 
 /// Serves one connection until the client closes it.
-async fn converse(stream: TcpStream, fault: Fault) {
+async fn converse(stream: TcpStream, shared: Arc<Shared>) {
+    let fault = shared.fault;
     // A second answer must not wait for the acknowledgement of the first.
     stream.set_nodelay(true).unwrap_or_else(|e| panic!("set TCP_NODELAY: {e}"));
     let (mut from_client, to_client) = stream.into_split();
@@ -102,7 +125,7 @@ async fn converse(stream: TcpStream, fault: Fault) {
     tokio::spawn(write(to_client, queue));
     let mut buffer = Vec::new();
     let mut delays = LATE.iter().cycle();
-    loop {
+    for number in 0_u64.. {
         // Read the head of a request.
         let head = loop {
             if let Some(end) = buffer.windows(4).position(|bytes| bytes == b"\r\n\r\n") {
@@ -125,8 +148,10 @@ async fn converse(stream: TcpStream, fault: Fault) {
         }
 
         // Answer once, or more often.
+        shared.reuses.fetch_add(u64::from(number > 0), Ordering::Relaxed);
         let answer = head.answer();
-        let bytes = if fault == Fault::AnswersTwice { answer.repeat(2) } else { answer.clone() };
+        let is_repeated = fault == Fault::AnswersTwice && shared.is_first_answer(&head.instance);
+        let bytes = if is_repeated { answer.repeat(2) } else { answer.clone() };
         if answers.send(bytes).is_err() {
             return;
         }
@@ -138,6 +163,13 @@ async fn converse(stream: TcpStream, fault: Fault) {
                 let _ = answers.send(answer);
             });
         }
+    }
+}
+
+impl Shared {
+    fn is_first_answer(&self, instance: &str) -> bool {
+        let mut answered = self.answered_twice.lock().unwrap_or_else(PoisonError::into_inner);
+        answered.insert(instance.to_owned())
     }
 }
 

@@ -59,6 +59,11 @@ const HOMES: &[Home] = &[
         names: &["setsockopt"],
         why: "raw socket options are set only in net/socket",
     },
+    Home {
+        module: "secrets/signer",
+        names: &["hmac", "Hmac"],
+        why: "only secrets/signer signs with the shared secret",
+    },
 ];
 
 /// Paths of names that a room must not use.
@@ -68,23 +73,30 @@ struct Ban {
     why: &'static str,
 }
 
-const BANS: &[Ban] = &[Ban {
-    room: "proxy",
-    paths: &[
-        "fs",
-        "File::open",
-        "OpenOptions",
-        "ServerTrust::Ca",
-        "ServerTrust::AnyNameOfCa",
-        "ServerTrust::SystemCa",
-        "lookup_host",
-        "ToSocketAddrs",
-        "spawn_blocking",
-        "TcpStream::connect",
-        "UnixStream::connect",
-    ],
-    why: "the proxy opens no file, resolves no name and connects to no path; nova_access does",
-}];
+const BANS: &[Ban] = &[
+    Ban {
+        room: "proxy",
+        paths: &[
+            "fs",
+            "File::open",
+            "OpenOptions",
+            "ServerTrust::Ca",
+            "ServerTrust::AnyNameOfCa",
+            "ServerTrust::SystemCa",
+            "lookup_host",
+            "ToSocketAddrs",
+            "spawn_blocking",
+            "TcpStream::connect",
+            "UnixStream::connect",
+        ],
+        why: "the proxy opens no file, resolves no name and connects to no path; nova_access does",
+    },
+    Ban {
+        room: "proxy",
+        paths: &["secrecy", "SecretString", "ExposeSecret", "expose_secret"],
+        why: "the proxy reads what guests send, so it holds signatures and no secret",
+    },
+];
 
 /// One import or name that a rule forbids.
 #[derive(Debug, PartialEq, Eq)]
@@ -317,6 +329,7 @@ mod tests {
             ("net/netlink/mod.rs", "use rtnetlink::Handle;"),
             ("net/netns.rs", "nix::sched::setns(fd, flags)?;"),
             ("net/socket.rs", "setsockopt(&fd, option, &true)?;"),
+            ("secrets/signer.rs", "use hmac::KeyInit;"),
         ] {
             assert_eq!(names(home, text), [], "{home}");
             assert_eq!(names("admin/mod.rs", text).len(), 1, "{home}");
@@ -341,6 +354,14 @@ mod tests {
         for text in ["UnixStream::pair()", "socket.connect(address)", "reader.read(buffer)"] {
             assert_eq!(names("proxy/upstream/connect.rs", text), [], "{text}");
         }
+    }
+
+    #[test]
+    fn the_proxy_names_no_secret() {
+        let text = "fn sign(secret: &SecretString) {}";
+        assert_eq!(names("proxy/client/identity.rs", text), [(1, "SecretString".to_owned())]);
+        assert_eq!(names("config/options.rs", text), []);
+        assert_eq!(names("proxy/client/identity.rs", "use crate::secrets::Signer;").len(), 1);
     }
 
     #[test]

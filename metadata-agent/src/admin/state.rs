@@ -227,14 +227,14 @@ fn attachment_state(
         "vlan": binding.vlan,
         "attached_seconds_ago": binding.since.elapsed().as_secs(),
         "identity": match binding.owner {
-            Owner::Known { .. } => "known",
-            Owner::OnNetwork { .. } => "on_network",
+            Owner::Known(_) => "known",
+            Owner::OnNetwork(_) => "on_network",
             Owner::Unknown => "unknown",
             Owner::Disputed => "disputed",
         },
         "port": match &binding.owner {
-            Owner::Known { port, .. } => json!(**port),
-            Owner::OnNetwork { record, .. } => json!(**record),
+            Owner::Known(port) => json!(**port),
+            Owner::OnNetwork(record) => json!(**record),
             Owner::Unknown | Owner::Disputed => Value::Null,
         },
         "clients": clients.unwrap_or_default(),

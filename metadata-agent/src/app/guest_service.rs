@@ -20,8 +20,8 @@ use crate::attach::{Failures, HostWatcher, RefusalEpisodes, RefusalWatcher, Subs
 use crate::config::Config;
 use crate::datapath::heartbeat;
 use crate::datapath::{Counters, Datapath, Hook, NetnsDatapaths, PortalLink};
-use crate::directory::Directory;
 use crate::directory::clients::{HostLookup, InventoryLookup, NeutronLookup};
+use crate::directory::{Credentials, Directory, UpstreamAuth};
 use crate::ids::MacAddress;
 use crate::inventory::Inventory;
 use crate::inventory::presence::Presence;
@@ -32,7 +32,7 @@ use crate::net::portal::{self, HostEndUser, Portal, PortalGuard};
 use crate::nova_access;
 use crate::process::blocking::blocking;
 use crate::proxy::metrics::Metrics;
-use crate::proxy::{UpstreamAccess, UpstreamAuth, UpstreamConfig};
+use crate::proxy::{UpstreamAccess, UpstreamConfig};
 use crate::secrets::SecretFiles;
 
 /// The running components.
@@ -59,10 +59,11 @@ impl GuestService {
         let boot = Boot { config, data, control, stop_attachments: control.stop.child_token() };
         let Inputs { inventory, presence, sources, refused, metrics, namespaces } = inputs;
         let mut host = boot.open_host().await?;
-        let auth = boot.open_secrets().await?;
+        let credentials = boot.open_secrets().await?;
+        let auth = credentials.auth();
         let (upstream, access) = boot.open_nova_access().await?;
-        let directory = Arc::new(Directory::new(client_mac));
-        let lookup = Arc::new(host_lookup(sources, &inventory, &auth, config.identity_grace));
+        let lookup = Arc::new(host_lookup(sources, &inventory, &credentials, config.identity_grace));
+        let directory = boot.open_directory(credentials);
         let inputs = ProxyInputs { directory: directory.clone(), lookup, upstream, access };
         let data_plane = boot.start_data_plane(&host, inputs, metrics, haproxy_socket)?;
         // Without a heartbeat, the first packets of the first guest would bypass the agent.
@@ -161,14 +162,23 @@ impl Boot<'_> {
     }
 
     /// Reads the shared secrets, and keeps them up to date.
-    async fn open_secrets(&self) -> Result<UpstreamAuth> {
+    async fn open_secrets(&self) -> Result<Credentials> {
         let secret = self.config.metadata_proxy_shared_secret.clone();
         let paths = self.config.shared_secret_files.clone();
         let secrets = blocking(move || SecretFiles::open(secret, &paths)).await;
         let secrets = secrets.context("read the shared secrets")??;
         let signer = secrets.signer();
         self.control.tasks.spawn(secrets.keep(signer.clone(), self.stop_attachments.clone()));
-        Ok(self.config.upstream_auth(signer))
+        Ok(self.config.credentials(signer))
+    }
+
+    /// Creates the directory, and keeps its identities signed with the secrets in force.
+    fn open_directory(&self, credentials: Credentials) -> Arc<Directory> {
+        let directory = Arc::new(Directory::new(credentials, client_mac));
+        let (signed, stop) = (Arc::clone(&directory), self.stop_attachments.clone());
+        let follow = async move { signed.follow_secrets(stop).await };
+        self.control.tasks.spawn(self.control.critical.task("the signing of identities", follow));
+        directory
     }
 
     /// Reads the TLS files for Nova, and keeps them up to date. This runs on the data runtime, so
@@ -286,11 +296,11 @@ fn client_mac(client: &ClientAddress) -> Option<MacAddress> {
 fn host_lookup(
     sources: SourceHandles,
     inventory: &Arc<Inventory>,
-    auth: &UpstreamAuth,
+    credentials: &Credentials,
     grace: Duration,
 ) -> HostLookup {
     HostLookup {
-        inventory: InventoryLookup::new(Arc::clone(inventory), sources.states, auth.clone(), grace),
-        neutron: sources.lookup.map(|lookup| NeutronLookup::new(lookup, auth.clone())),
+        inventory: InventoryLookup::new(Arc::clone(inventory), sources.states, credentials.clone(), grace),
+        neutron: sources.lookup.map(|lookup| NeutronLookup::new(lookup, credentials.clone())),
     }
 }

@@ -195,10 +195,10 @@ fn log_owner(link: &Link, before: &Clients, now: &Clients) {
     let interface = &link.name;
     let (Clients::One(before), Clients::One(now)) = (before, now) else { return };
     match (now, before) {
-        (Owner::Known { port, .. }, _) => {
+        (Owner::Known(port), _) => {
             info!(interface, instance = %port.instance, project = %port.project, "guest identified");
         }
-        (Owner::OnNetwork { record, .. }, _) => {
+        (Owner::OnNetwork(record), _) => {
             let network = record.addressing.network.map(tracing::field::display);
             info!(interface, network, "guest's network identified");
         }

@@ -13,14 +13,13 @@ use tracing::{debug, error, warn};
 use super::wanted::HostTaps;
 use super::{AttachError, Attacher, Failures, GuestRules, Links, PATROL, REATTACH, Wanted};
 use crate::datapath::Datapath;
-use crate::directory::Directory;
+use crate::directory::{Directory, UpstreamAuth};
 use crate::ids::IfIndex;
 use crate::inventory::Inventory;
 use crate::inventory::presence::Presence;
 use crate::net::damage::DamageReports;
 use crate::net::netlink::{HookEvent, Link, LinkEvent, Netlink};
 use crate::net::portal::HostEndUser;
-use crate::proxy::UpstreamAuth;
 
 /// The interval at which failed interfaces are tried again.
 const RETRY: Duration = Duration::from_secs(1);

@@ -113,9 +113,10 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::directory::Owner;
+    use crate::directory::{Credentials, Owner};
     use crate::ids::{NetworkOrRouter, VlanId};
     use crate::inventory::presence::Need;
+    use crate::proxy::NetworkHeader;
 
     proptest! {
         /// Any interfaces, in any portions.
@@ -123,7 +124,7 @@ mod tests {
         fn portions_add_up_to_what_was_published_last(
             portions in proptest::collection::vec(proptest::collection::vec(record(), 0..4), 1..20),
         ) {
-            let directory = Arc::new(Directory::default());
+            let directory = directory();
             let (sender, presence) = watch::channel(Presence::default());
             let mut publisher = BindingPublisher::new(Arc::clone(&directory), Some(sender));
             let mut last = BTreeMap::new();
@@ -150,7 +151,7 @@ mod tests {
     #[test]
     fn presence_is_sent_again_only_when_it_changes() {
         let (sender, mut presence) = watch::channel(Presence::default());
-        let mut publisher = BindingPublisher::new(Arc::default(), Some(sender));
+        let mut publisher = BindingPublisher::new(directory(), Some(sender));
         let here = InterfaceRecord { present: Some(present(3, true)), ..InterfaceRecord::default() };
         publisher.publish([(IfIndex(3), here.clone())].into());
         assert!(presence.has_changed().unwrap());
@@ -164,7 +165,7 @@ mod tests {
     #[test]
     fn listed_interfaces_are_present_before_they_are_attached() {
         let (sender, mut presence) = watch::channel(Presence::default());
-        let mut publisher = BindingPublisher::new(Arc::default(), Some(sender));
+        let mut publisher = BindingPublisher::new(directory(), Some(sender));
         assert!(publisher.publish_listed(std::iter::empty()).is_empty());
         assert!(presence.has_changed().unwrap(), "an empty host was scanned, too");
         let listed = [3, 4].map(|index| present(index, false));
@@ -180,7 +181,7 @@ mod tests {
 
     #[test]
     fn each_namespace_publishes_and_withdraws_its_own_part_only() {
-        let directory = Arc::new(Directory::default());
+        let directory = directory();
         let ids = || directory.shared().iter().map(|(id, _)| id.get()).collect::<Vec<_>>();
         let mut publishers = [1, 2].map(|_| BindingPublisher::new(Arc::clone(&directory), None));
         for (id, publisher) in (1..).zip(&mut publishers) {
@@ -192,6 +193,10 @@ mod tests {
         assert_eq!(ids(), [2]);
         publishers[1].publish([(IfIndex(2), shared(3))].into());
         assert_eq!(ids(), [3], "the interface is another attachment now");
+    }
+
+    fn directory() -> Arc<Directory> {
+        Arc::new(Directory::new(Credentials::ByNetwork(NetworkHeader::Neutron), |_| None))
     }
 
     fn shared(id: u32) -> InterfaceRecord {

@@ -96,8 +96,8 @@ fn log(refusal: &Refusal, binding: &AnyBinding) {
             let vlan = vlan.map(tracing::field::display);
             let port = owner.port_id().map(tracing::field::display);
             let instance = match owner {
-                Owner::Known { port, .. } => Some(tracing::field::display(port.instance)),
-                Owner::OnNetwork { .. } | Owner::Unknown | Owner::Disputed => None,
+                Owner::Known(port) => Some(tracing::field::display(port.instance)),
+                Owner::OnNetwork(_) | Owner::Unknown | Owner::Disputed => None,
             };
             let advice = advice(refusal.reason);
             warn!(interface, vlan, port, instance, reason, mac, address, advice, "guest's packets refused");

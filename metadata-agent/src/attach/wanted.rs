@@ -15,7 +15,7 @@ use tracing::warn;
 use super::agent_veths::AgentVeths;
 use super::changes::Links;
 use crate::datapath::{PortPolicy, SourceRule};
-use crate::directory::Owner;
+use crate::directory::{Owner, UpstreamAuth};
 use crate::ids::{IfIndex, NetworkId, NetworkOrRouter, VlanId};
 use crate::inventory::presence::Present;
 use crate::inventory::{
@@ -23,7 +23,6 @@ use crate::inventory::{
 };
 use crate::net::name_pattern::NamePattern;
 use crate::net::netlink::{Link, Netlink};
-use crate::proxy::UpstreamAuth;
 
 /// The prefix of a router's interfaces to its networks (neutron/agent/l3/router_info.py,
 /// `INTERNAL_DEV_PREFIX`).
@@ -200,13 +199,13 @@ impl HostTaps {
         let present = device.map(|device| Present::from_snapshot(device, link.index, link.mac, snapshot));
         let owner = match snapshot.find_at(&link.name, link.index, link.mac) {
             Ok(Some(Entry::NoInstance(_))) => return Target::Bypass(present),
-            Ok(Some(entry)) => Owner::from_entry(entry, &self.auth),
+            Ok(Some(entry)) => Owner::from_entry(entry, self.auth),
             Ok(None) => Owner::Unknown,
             Err(AmbiguousPortError) => Owner::Disputed,
         };
         let subports = owner.port_id().and_then(|port| snapshot.subports(&port));
         let subports = subports.map_or(&[][..], |subports| subports).iter().filter_map(|subport| {
-            let owner = Owner::from_entry(&subport_entry(&owner, subport)?, &self.auth);
+            let owner = Owner::from_entry(&subport_entry(&owner, subport)?, self.auth);
             let policy = self.rules.policy(&owner);
             Some((subport.vlan, (owner, policy)))
         });
@@ -224,11 +223,11 @@ impl HostTaps {
 fn subport_entry(parent: &Owner, subport: &Subport) -> Option<Entry> {
     let Subport { id, addressing, .. } = subport.clone();
     match parent {
-        Owner::Known { port, .. } => {
+        Owner::Known(port) => {
             let Port { device, instance, project, .. } = Port::clone(port);
             Some(Entry::Agreed(Arc::new(Port { id, device, instance, project, addressing })))
         }
-        Owner::OnNetwork { .. } => {
+        Owner::OnNetwork(_) => {
             let record = PortRecord { id, addressing, ..PortRecord::default() };
             Some(Entry::Incomplete(Arc::new(record)))
         }

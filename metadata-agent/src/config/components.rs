@@ -11,12 +11,13 @@ use super::options::{Config, spec};
 use super::value::{IpVersion, NovaEndpoint, UpstreamKind};
 use crate::attach::GuestRules;
 use crate::datapath::Limits;
+use crate::directory::Credentials;
 use crate::namespaces::NamespaceRules;
 use crate::nova_access::{ClientCertificate, NovaTls};
 use crate::proxy::{
-    Endpoint, EndpointError, NetworkHeader, ProxyConfig, RateLimit, RateWindow, Signer, UpstreamAuth,
-    UpstreamConfig,
+    Endpoint, EndpointError, NetworkHeader, ProxyConfig, RateLimit, RateWindow, UpstreamConfig,
 };
+use crate::secrets::Signer;
 use crate::sources::{libvirt, neutron, ovn, ovsdb};
 
 impl Config {
@@ -76,11 +77,11 @@ impl Config {
         })
     }
 
-    pub(crate) fn upstream_auth(&self, signer: Signer) -> UpstreamAuth {
+    pub(crate) fn credentials(&self, signer: Signer) -> Credentials {
         match self.upstream {
-            UpstreamKind::Nova => UpstreamAuth::Signed(signer),
-            UpstreamKind::NeutronAgent => UpstreamAuth::ByNetwork(NetworkHeader::Neutron),
-            UpstreamKind::OvnAgent => UpstreamAuth::ByNetwork(NetworkHeader::Ovn),
+            UpstreamKind::Nova => Credentials::Signed(signer),
+            UpstreamKind::NeutronAgent => Credentials::ByNetwork(NetworkHeader::Neutron),
+            UpstreamKind::OvnAgent => Credentials::ByNetwork(NetworkHeader::Ovn),
         }
     }
 

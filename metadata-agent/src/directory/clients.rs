@@ -19,10 +19,10 @@ use std::time::{Duration, Instant};
 use arc_swap::ArcSwap;
 use tokio::sync::watch;
 
-use crate::directory::Owner;
+use crate::directory::{Credentials, Owner};
 use crate::ids::{NetworkId, NetworkOrRouter};
 use crate::inventory::{Entry, Inventory, Port, PortAddressing, Snapshot, SourceKind};
-use crate::proxy::{ClientLookup, ClientQuery, LookupFuture, LookupOutcome, PortMatch, UpstreamAuth};
+use crate::proxy::{ClientLookup, ClientQuery, LookupFuture, LookupOutcome, PortMatch};
 use crate::sources::SourceState;
 use crate::sources::neutron::{self, Lookup, LookupQuery, LookupResult, PortSelector};
 
@@ -51,7 +51,7 @@ impl ClientLookup for HostLookup {
 pub(crate) struct InventoryLookup {
     inventory: Arc<Inventory>,
     sources: Vec<watch::Receiver<SourceState>>,
-    auth: UpstreamAuth,
+    credentials: Credentials,
     /// Time after a loss in which a port may come back.
     grace: Duration,
     /// Built from a snapshot by the first look-up after it, so that it costs nothing else.
@@ -64,10 +64,10 @@ impl InventoryLookup {
     pub(crate) fn new(
         inventory: Arc<Inventory>,
         sources: Vec<watch::Receiver<SourceState>>,
-        auth: UpstreamAuth,
+        credentials: Credentials,
         grace: Duration,
     ) -> Self {
-        Self { inventory, sources, auth, grace, index: ArcSwap::default() }
+        Self { inventory, sources, credentials, grace, index: ArcSwap::default() }
     }
 
     fn find(&self, query: &ClientQuery) -> LookupOutcome {
@@ -83,7 +83,7 @@ impl InventoryLookup {
             [] if index.was_lost(network, query, self.grace) => LookupOutcome::Unavailable,
             [] => self.not_found(),
             [Entry::NoInstance(_)] => LookupOutcome::NotAnInstance,
-            [entry] => outcome(entry, &self.auth),
+            [entry] => outcome(entry, &self.credentials),
             [_, _, ..] => LookupOutcome::Ambiguous,
         }
     }
@@ -122,13 +122,13 @@ fn is_evident(port: &PortAddressing, query: &ClientQuery) -> bool {
 #[derive(Debug)]
 pub(crate) struct NeutronLookup {
     lookup: Lookup,
-    auth: UpstreamAuth,
+    credentials: Credentials,
 }
 
 impl NeutronLookup {
     #[must_use]
-    pub(crate) fn new(lookup: Lookup, auth: UpstreamAuth) -> Self {
-        Self { lookup, auth }
+    pub(crate) fn new(lookup: Lookup, credentials: Credentials) -> Self {
+        Self { lookup, credentials }
     }
 
     async fn find(&self, query: &ClientQuery) -> LookupOutcome {
@@ -164,13 +164,13 @@ impl NeutronLookup {
                 ..PortAddressing::default()
             },
         };
-        outcome(&Entry::Agreed(Arc::new(port)), &self.auth)
+        outcome(&Entry::Agreed(Arc::new(port)), &self.credentials)
     }
 }
 
-fn outcome(entry: &Entry, auth: &UpstreamAuth) -> LookupOutcome {
-    match Owner::from_entry(entry, auth).identity() {
-        Some(identity) => LookupOutcome::Identified(Arc::clone(identity)),
+fn outcome(entry: &Entry, credentials: &Credentials) -> LookupOutcome {
+    match credentials.identity(&Owner::from_entry(entry, credentials.auth())) {
+        Some(identity) => LookupOutcome::Identified(identity),
         None => LookupOutcome::Unavailable,
     }
 }
@@ -248,7 +248,8 @@ impl Index {
 mod tests {
     use super::*;
     use crate::inventory::{DeviceOwner, Event, PortRecord, SourcePolicy};
-    use crate::proxy::{NetworkHeader, Signer};
+    use crate::proxy::NetworkHeader;
+    use crate::secrets::Signer;
     use crate::sources::Reporter;
     use tokio::sync::mpsc;
     use tokio_util::sync::CancellationToken;
@@ -276,20 +277,20 @@ mod tests {
     async fn inventory_lookup(
         source: SourceKind,
         ports: Vec<PortRecord>,
-        auth: UpstreamAuth,
+        credentials: Credentials,
     ) -> InventoryLookup {
         let (inventory, publisher) = Inventory::new();
         let (events, queue) = mpsc::channel(1);
         events.send(Event { source, key: "f".to_owned(), ports }).await.unwrap();
         drop(events);
         publisher.run(queue, CancellationToken::new()).await;
-        InventoryLookup::new(inventory, Vec::new(), auth, GRACE)
+        InventoryLookup::new(inventory, Vec::new(), credentials, GRACE)
     }
 
     /// Makes a look-up of ports that this source reports, for Nova.
     async fn reported(source: SourceKind, ports: impl IntoIterator<Item = PortRecord>) -> InventoryLookup {
-        let auth = UpstreamAuth::Signed(Signer::new("secret".into()));
-        inventory_lookup(source, ports.into_iter().collect(), auth).await
+        let credentials = Credentials::Signed(Signer::new("secret".into()));
+        inventory_lookup(source, ports.into_iter().collect(), credentials).await
     }
 
     /// Makes a look-up of ports whose addresses are up to date.
@@ -378,8 +379,8 @@ mod tests {
             let (inventory, publisher) = Inventory::new();
             let (events, queue) = mpsc::channel(1);
             let run = tokio::spawn(publisher.run(queue, CancellationToken::new()));
-            let auth = UpstreamAuth::Signed(Signer::new("secret".into()));
-            let lookup = InventoryLookup::new(Arc::clone(&inventory), Vec::new(), auth, grace);
+            let credentials = Credentials::Signed(Signer::new("secret".into()));
+            let lookup = InventoryLookup::new(Arc::clone(&inventory), Vec::new(), credentials, grace);
             let mut red = port(1, RED, "10.0.0.5");
             red.addressing.mac = Some(MAC.parse().unwrap());
             let publish = async |ports: Vec<PortRecord>| {
@@ -424,8 +425,8 @@ mod tests {
         assert_eq!(found(&signed([half.clone()]).await, RED, "10.0.0.5"), "Unavailable");
         let router = PortRecord { device_owner: DeviceOwner::new("network:dhcp"), ..half.clone() };
         assert_eq!(found(&signed([router]).await, RED, "10.0.0.5"), "NotAnInstance");
-        let auth = UpstreamAuth::ByNetwork(NetworkHeader::Ovn);
-        let forwarded = inventory_lookup(SourceKind::OvnSouthbound, vec![half], auth).await;
+        let credentials = Credentials::ByNetwork(NetworkHeader::Ovn);
+        let forwarded = inventory_lookup(SourceKind::OvnSouthbound, vec![half], credentials).await;
         assert_eq!(found(&forwarded, RED, "10.0.0.5"), "network");
     }
 

@@ -4,22 +4,37 @@
 //! each request reads without waiting. The cost of a change does not depend on the number of
 //! attachments.
 //!
+//! The table holds the identity of each port beside its binding, ready for use. When the shared
+//! secrets are replaced, all identities are signed again
+//! (`docs/design/signed-outside-the-proxy.md`).
+//!
 //! Guests that share an attachment are looked up by their address ([`clients`]).
 
 pub(crate) mod clients;
+mod credentials;
+mod owner;
 
+use std::convert::Infallible;
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use arc_swap::ArcSwap;
 use metadata_ebpf::identity::{AttachmentId, ClientAddress};
 use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
 
-use crate::ids::{IfIndex, MacAddress, NetworkOrRouter, PortId, VlanId};
+pub use credentials::Credentials;
+pub(crate) use credentials::UpstreamAuth;
+pub use owner::Owner;
+
+use crate::ids::{IfIndex, MacAddress, NetworkOrRouter, VlanId};
 use crate::inventory::shards::Shards;
-use crate::inventory::{Entry, Port, PortAddressing, PortRecord};
-use crate::proxy::{ClientDirectory, ClientIdentity, ForwardedAddresses, LookupState, UpstreamAuth};
+use crate::proxy::{ClientDirectory, ClientIdentity, LookupState, SecretStatus};
+use crate::secrets::Signer;
+
+/// The number of identities that are signed again before other tasks get a turn.
+const SIGNED_AT_ONCE: usize = 256;
 
 /// An attachment of one guest, and the port behind it.
 #[derive(Clone, Debug)]
@@ -56,103 +71,15 @@ pub(crate) enum AnyBinding {
     Shared(Arc<SharedBinding>),
 }
 
-/// The inventory's knowledge of an attachment.
-#[derive(Clone, Debug)]
-pub enum Owner {
-    /// The instance is known.
-    Known { port: Arc<Port>, identity: Arc<ClientIdentity> },
-    /// The network and an address are known, but not the instance. This is enough for Neutron's
-    /// metadata agent.
-    OnNetwork { record: Arc<PortRecord>, identity: Arc<ClientIdentity> },
-    /// No source knows the port.
-    Unknown,
-    /// Sources contradict each other.
-    Disputed,
-}
-
-impl Owner {
-    /// Derives the owner from an inventory entry, with an identity for this kind of upstream.
-    #[must_use]
-    pub(crate) fn from_entry(entry: &Entry, auth: &UpstreamAuth) -> Self {
-        // Without an address to forward, the port is unknown, and its requests wait.
-        let on_network = |addressing: &PortAddressing, header, instance| {
-            let addresses = ForwardedAddresses::new(header, addressing.confirmed_ips(), addressing.mac)?;
-            let network = addressing.network?;
-            Some(Arc::new(ClientIdentity::on_network(network, header, addresses, instance)))
-        };
-        let owner = match (entry, auth) {
-            (Entry::Agreed(port), UpstreamAuth::Signed(signer)) => {
-                let addresses = port.addressing.fixed_ips.clone();
-                let identity = ClientIdentity::new(port.instance, &port.project, addresses, signer);
-                Some(Self::Known { port: Arc::clone(port), identity: Arc::new(identity) })
-            }
-            (Entry::Agreed(port), UpstreamAuth::ByNetwork(header)) => {
-                on_network(&port.addressing, *header, Some(port.instance))
-                    .map(|identity| Self::Known { port: Arc::clone(port), identity })
-            }
-            (Entry::Incomplete(record), UpstreamAuth::ByNetwork(header)) => {
-                let instance = record.tenant.as_ref().map(|tenant| tenant.instance);
-                on_network(&record.addressing, *header, instance)
-                    .map(|identity| Self::OnNetwork { record: Arc::clone(record), identity })
-            }
-            (Entry::Disputed(_), _) => Some(Self::Disputed),
-            (Entry::Incomplete(_), UpstreamAuth::Signed(_)) | (Entry::NoInstance(_), _) => None,
-        };
-        owner.unwrap_or(Self::Unknown)
-    }
-
-    /// Returns Neutron's id of the port, if it is known.
-    #[must_use]
-    pub(crate) fn port_id(&self) -> Option<PortId> {
-        match self {
-            Self::Known { port, .. } => port.id,
-            Self::OnNetwork { record, .. } => record.id,
-            Self::Unknown | Self::Disputed => None,
-        }
-    }
-
-    /// Returns the network and the addresses, if the port is known.
-    pub(crate) fn addressing(&self) -> Option<&PortAddressing> {
-        match self {
-            Self::Known { port, .. } => Some(&port.addressing),
-            Self::OnNetwork { record, .. } => Some(&record.addressing),
-            Self::Unknown | Self::Disputed => None,
-        }
-    }
-
-    /// Returns the identity, if requests can be made.
-    #[must_use]
-    pub(crate) fn identity(&self) -> Option<&Arc<ClientIdentity>> {
-        match self {
-            Self::Known { identity, .. } | Self::OnNetwork { identity, .. } => Some(identity),
-            Self::Unknown | Self::Disputed => None,
-        }
-    }
-
-    /// Returns true if `next` lacks the identity that this owner has.
-    pub(crate) fn is_lost_in(&self, next: &Self) -> bool {
-        self.identity().is_some() && next.identity().is_none()
-    }
-}
-
-/// Two owners are equal if they were made from the same port: the identity follows from it.
-impl PartialEq for Owner {
-    fn eq(&self, other: &Self) -> bool {
-        match (self, other) {
-            (Self::Known { port, .. }, Self::Known { port: other, .. }) => port == other,
-            (Self::OnNetwork { record, .. }, Self::OnNetwork { record: other, .. }) => record == other,
-            (Self::Unknown, Self::Unknown) | (Self::Disputed, Self::Disputed) => true,
-            _ => false,
-        }
-    }
-}
-
 /// The table of bindings. Two tasks each write a part of it; all readers see both.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Directory {
     table: ArcSwap<Table>,
+    /// Held by writers only.
+    writing: Mutex<()>,
     version: watch::Sender<u64>,
-    guest_macs: Option<GuestMacs>,
+    credentials: Credentials,
+    guest_macs: GuestMacs,
 }
 
 /// Returns the MAC address from which the kernel saw a guest send.
@@ -169,43 +96,46 @@ impl fmt::Debug for GuestMacs {
 #[derive(Clone, Debug, Default)]
 struct Table {
     /// Attachments of one guest each.
-    own: Part<Binding>,
-    shared: Part<SharedBinding>,
+    own: Part<OwnAttachment>,
+    shared: Part<Arc<SharedBinding>>,
+}
+
+/// An attachment of one guest, as requests need it.
+#[derive(Clone, Debug)]
+struct OwnAttachment {
+    binding: Arc<Binding>,
+    /// `None` if requests cannot be made for the owner.
+    identity: Option<Arc<ClientIdentity>>,
 }
 
 /// The part of the table that one task writes.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Part<T> {
-    bindings: Shards<AttachmentId, Arc<T>>,
+    attachments: Shards<AttachmentId, T>,
     /// The newest attachment that was ever in this part. Attachment ids only grow.
     newest: Option<AttachmentId>,
 }
 
-impl<T> Clone for Part<T> {
-    fn clone(&self) -> Self {
-        Self { bindings: self.bindings.clone(), newest: self.newest }
-    }
-}
-
 impl<T> Default for Part<T> {
     fn default() -> Self {
-        Self { bindings: Shards::default(), newest: None }
+        Self { attachments: Shards::default(), newest: None }
     }
 }
 
-impl<T> Part<T> {
-    fn apply(&mut self, changes: &BindingChanges<T>) {
+impl<T: Clone> Part<T> {
+    fn apply<B>(&mut self, changes: &BindingChanges<B>, attachment: impl Fn(&Arc<B>) -> T) {
         for id in &changes.removed {
-            self.bindings.put(id, None);
+            self.attachments.put(id, None);
         }
         for (id, binding) in &changes.updated {
-            self.bindings.put(id, Some(Arc::clone(binding)));
+            self.attachments.put(id, Some(attachment(binding)));
             self.newest = self.newest.max(Some(*id));
         }
     }
 
-    fn sorted(&self) -> Vec<(AttachmentId, Arc<T>)> {
-        let mut all: Vec<_> = self.bindings.iter().map(|(id, binding)| (*id, Arc::clone(binding))).collect();
+    fn sorted<B>(&self, binding: impl Fn(&T) -> &Arc<B>) -> Vec<(AttachmentId, Arc<B>)> {
+        let all = self.attachments.iter();
+        let mut all: Vec<_> = all.map(|(id, attachment)| (*id, Arc::clone(binding(attachment)))).collect();
         all.sort_unstable_by_key(|(id, _)| *id);
         all
     }
@@ -241,54 +171,115 @@ impl Directory {
     /// Creates an empty directory. `guest_mac` returns the MAC address from which the kernel saw a
     /// guest send.
     #[must_use]
-    pub fn new(guest_mac: impl Fn(&ClientAddress) -> Option<MacAddress> + Send + Sync + 'static) -> Self {
-        Self { guest_macs: Some(GuestMacs(Box::new(guest_mac))), ..Self::default() }
+    pub fn new(
+        credentials: Credentials,
+        guest_mac: impl Fn(&ClientAddress) -> Option<MacAddress> + Send + Sync + 'static,
+    ) -> Self {
+        Self {
+            table: ArcSwap::default(),
+            writing: Mutex::default(),
+            version: watch::Sender::default(),
+            credentials,
+            guest_macs: GuestMacs(Box::new(guest_mac)),
+        }
     }
 
     /// Changes the attachments of one guest each, and wakes the requests that wait for one.
     pub fn publish(&self, changes: &BindingChanges<Binding>) {
-        self.update(|table| table.own.apply(changes));
+        self.update(|table| table.own.apply(changes, |binding| self.own_attachment(binding)));
     }
 
     /// Changes the shared attachments, and wakes the requests that wait for one.
     pub(crate) fn publish_shared(&self, changes: &BindingChanges<SharedBinding>) {
-        self.update(|table| table.shared.apply(changes));
+        self.update(|table| table.shared.apply(changes, Arc::clone));
     }
 
-    fn update(&self, update: impl Fn(&mut Table)) {
-        self.table.rcu(|table| {
-            let mut table = Table::clone(table);
-            update(&mut table);
-            table
-        });
+    /// Signs all identities again whenever the shared secrets are replaced, until cancelled.
+    pub async fn follow_secrets(&self, stop: CancellationToken) {
+        match &self.credentials {
+            Credentials::Signed(signer) => {
+                let _stopped = stop.run_until_cancelled(self.follow(signer)).await;
+            }
+            Credentials::ByNetwork(_) => stop.cancelled().await,
+        }
+    }
+
+    async fn follow(&self, signer: &Signer) -> Infallible {
+        loop {
+            let generation = signer.generation();
+            self.renew_identities().await;
+            signer.replaced(generation).await;
+        }
+    }
+
+    /// Signs the identities again that were signed with earlier secrets.
+    async fn renew_identities(&self) {
+        let outdated = self.outdated();
+        for turn in outdated.chunks(SIGNED_AT_ONCE) {
+            self.update(|table| {
+                for id in turn {
+                    // It may have been removed meanwhile.
+                    let binding = table.own.attachments.get(id).map(|own| Arc::clone(&own.binding));
+                    table.own.attachments.put(id, binding.map(|binding| self.own_attachment(&binding)));
+                }
+            });
+            tokio::task::yield_now().await;
+        }
+    }
+
+    /// Lists the identities that were signed with earlier secrets. Whatever is published later is
+    /// signed with the secrets in force.
+    fn outdated(&self) -> Vec<AttachmentId> {
+        let secrets = self.credentials.secret_status();
+        // A writer may be signing with the earlier secrets.
+        let _writing = self.writing();
+        let table = self.table.load();
+        let outdated = |own: &OwnAttachment| own.identity.as_ref().is_some_and(|id| id.is_outdated(&secrets));
+        table.own.attachments.iter().filter(|(_, own)| outdated(own)).map(|(id, _)| *id).collect()
+    }
+
+    fn own_attachment(&self, binding: &Arc<Binding>) -> OwnAttachment {
+        OwnAttachment { binding: Arc::clone(binding), identity: self.credentials.identity(&binding.owner) }
+    }
+
+    fn update(&self, update: impl FnOnce(&mut Table)) {
+        let writing = self.writing();
+        let mut table = Table::clone(&self.table.load());
+        update(&mut table);
+        self.table.store(Arc::new(table));
+        drop(writing);
         self.version.send_modify(|version| *version += 1);
+    }
+
+    fn writing(&self) -> MutexGuard<'_, ()> {
+        self.writing.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Returns the attachments of one guest each, in order.
     #[must_use]
     pub(crate) fn bindings(&self) -> Vec<(AttachmentId, Arc<Binding>)> {
-        self.table.load().own.sorted()
+        self.table.load().own.sorted(|own| &own.binding)
     }
 
     /// Returns the shared attachments, in order.
     #[must_use]
     pub(crate) fn shared(&self) -> Vec<(AttachmentId, Arc<SharedBinding>)> {
-        self.table.load().shared.sorted()
+        self.table.load().shared.sorted(|binding| binding)
     }
 
     /// Returns an attachment.
     #[must_use]
     pub(crate) fn binding(&self, id: AttachmentId) -> Option<AnyBinding> {
         let table = self.table.load();
-        let own = table.own.bindings.get(&id).map(|binding| AnyBinding::Own(Arc::clone(binding)));
-        own.or_else(|| Some(AnyBinding::Shared(Arc::clone(table.shared.bindings.get(&id)?))))
+        let own = table.own.attachments.get(&id).map(|own| AnyBinding::Own(Arc::clone(&own.binding)));
+        own.or_else(|| Some(AnyBinding::Shared(Arc::clone(table.shared.attachments.get(&id)?))))
     }
 
     /// Returns the number of all attachments.
     #[must_use]
     pub(crate) fn len(&self) -> usize {
         let table = self.table.load();
-        table.own.bindings.len() + table.shared.bindings.len()
+        table.own.attachments.len() + table.shared.attachments.len()
     }
 }
 
@@ -300,18 +291,16 @@ impl ClientDirectory for Directory {
     /// period), and a guest may connect at once.
     fn lookup(&self, client: &ClientAddress) -> LookupState {
         let table = self.table.load();
-        if let Some(shared) = table.shared.bindings.get(&client.attachment) {
+        if let Some(shared) = table.shared.attachments.get(&client.attachment) {
             return LookupState::Shared(shared.scope);
         }
-        match table.own.bindings.get(&client.attachment) {
+        match table.own.attachments.get(&client.attachment) {
             None if !table.had(client.attachment) => LookupState::Pending { since: Instant::now() },
             None => LookupState::Gone,
-            Some(binding) => match &binding.owner {
-                Owner::Known { identity, .. } | Owner::OnNetwork { identity, .. } => {
-                    LookupState::Known(Arc::clone(identity))
-                }
-                Owner::Unknown | Owner::Disputed => LookupState::Pending { since: binding.unknown_since },
-            },
+            Some(OwnAttachment { identity: Some(identity), .. }) => LookupState::Known(Arc::clone(identity)),
+            Some(OwnAttachment { identity: None, binding }) => {
+                LookupState::Pending { since: binding.unknown_since }
+            }
         }
     }
 
@@ -320,7 +309,11 @@ impl ClientDirectory for Directory {
     }
 
     fn guest_mac(&self, client: &ClientAddress) -> Option<MacAddress> {
-        self.guest_macs.as_ref().and_then(|GuestMacs(guest_mac)| guest_mac(client))
+        self.guest_macs.0(client)
+    }
+
+    fn secrets(&self) -> Arc<SecretStatus> {
+        self.credentials.secret_status()
     }
 }
 

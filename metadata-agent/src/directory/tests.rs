@@ -4,10 +4,18 @@ use uuid::Uuid;
 
 use super::*;
 use crate::ids::InstanceId;
-use crate::inventory::{SourceKind, Tenant};
+use crate::inventory::{Entry, Port, PortAddressing, PortRecord, SourceKind, Tenant};
 use crate::proxy::NetworkHeader;
 
 const NETWORK: &str = "11111111-1111-4111-8111-111111111111";
+
+fn by_network() -> Credentials {
+    Credentials::ByNetwork(NetworkHeader::Neutron)
+}
+
+fn directory() -> Directory {
+    Directory::new(by_network(), |_| None)
+}
 
 fn attachment(id: u32) -> AttachmentId {
     AttachmentId::new(id).unwrap()
@@ -52,7 +60,7 @@ fn lookup(directory: &Directory, id: u32, address: [u8; 4]) -> LookupState {
 
 #[test]
 fn a_new_attachment_is_pending_and_a_removed_one_is_gone() {
-    let directory = Directory::default();
+    let directory = directory();
     let state = |id| lookup(&directory, id, [10, 0, 0, 5]);
     assert!(matches!(state(1), LookupState::Pending { .. }), "before anything is published");
     directory.publish(&changes(&[], &[1, 2]));
@@ -65,7 +73,7 @@ fn a_new_attachment_is_pending_and_a_removed_one_is_gone() {
 /// A guest that was up for days must not get 404 because its source fails for a moment.
 #[test]
 fn the_wait_for_an_identity_starts_with_its_loss() {
-    let directory = Directory::default();
+    let directory = directory();
     let since = Instant::now();
     let unknown_since = since + Duration::from_hours(48);
     let mut changes = changes(&[], &[1]);
@@ -84,8 +92,7 @@ fn the_wait_for_an_identity_starts_with_its_loss() {
         },
         ..PortRecord::default()
     };
-    let auth = UpstreamAuth::ByNetwork(NetworkHeader::Neutron);
-    let known = Owner::from_entry(&Entry::Incomplete(Arc::new(record)), &auth);
+    let known = Owner::from_entry(&Entry::Incomplete(Arc::new(record)), by_network().auth());
     for unknown in [Owner::Unknown, Owner::Disputed] {
         assert!(known.is_lost_in(&unknown));
         assert!(!unknown.is_lost_in(&known) && !unknown.is_lost_in(&unknown));
@@ -95,7 +102,7 @@ fn the_wait_for_an_identity_starts_with_its_loss() {
 
 #[test]
 fn all_guests_of_a_shared_attachment_have_its_scope() {
-    let directory = Directory::default();
+    let directory = directory();
     directory.publish_shared(&shared_changes(&[], &[1]));
     for address in [[10, 0, 0, 5], [10, 0, 0, 6]] {
         assert!(matches!(lookup(&directory, 1, address), LookupState::Shared(found) if found == scope()));
@@ -104,7 +111,7 @@ fn all_guests_of_a_shared_attachment_have_its_scope() {
 
 #[test]
 fn a_removed_shared_attachment_is_gone() {
-    let directory = Directory::default();
+    let directory = directory();
     directory.publish_shared(&shared_changes(&[], &[1, 2]));
     directory.publish_shared(&shared_changes(&[2], &[]));
     assert!(matches!(lookup(&directory, 2, [10, 0, 0, 5]), LookupState::Gone));
@@ -113,7 +120,7 @@ fn a_removed_shared_attachment_is_gone() {
 
 #[test]
 fn publishing_one_part_keeps_the_other() {
-    let directory = Directory::default();
+    let directory = directory();
     directory.publish_shared(&shared_changes(&[], &[1]));
     directory.publish(&BindingChanges::default());
     assert!(matches!(lookup(&directory, 1, [10, 0, 0, 5]), LookupState::Shared(_)));
@@ -127,7 +134,7 @@ fn publishing_one_part_keeps_the_other() {
 fn the_mac_address_is_the_one_that_the_kernel_saw() {
     let mac = MacAddress([0xfa, 0x16, 0x3e, 0, 0, 1]);
     let client = ClientAddress::ipv4(attachment(1), [10, 0, 0, 5]);
-    let directory = Directory::new(move |address| (*address == client).then_some(mac));
+    let directory = Directory::new(by_network(), move |address| (*address == client).then_some(mac));
     assert_eq!(directory.guest_mac(&client), Some(mac));
     assert_eq!(directory.guest_mac(&ClientAddress::ipv4(attachment(2), [10, 0, 0, 5])), None);
 }
@@ -141,8 +148,10 @@ fn an_instance_counts_as_one_with_neutrons_agent() {
         mac: Some(MacAddress([0xfa, 0x16, 0x3e, 0, 0, 1])),
         ..PortAddressing::default()
     };
-    let auth = UpstreamAuth::ByNetwork(NetworkHeader::Neutron);
-    let found = |entry| Owner::from_entry(&entry, &auth).identity().map(|identity| identity.instance());
+    let found = |entry| {
+        let owner = Owner::from_entry(&entry, by_network().auth());
+        by_network().identity(&owner).map(|identity| identity.instance())
+    };
     for (tenant, want) in [(None, None), (Some(Tenant { instance, project: None }), Some(instance))] {
         let record = PortRecord { tenant, addressing: addressing.clone(), ..PortRecord::default() };
         assert_eq!(found(Entry::Incomplete(Arc::new(record))), Some(want));
@@ -164,13 +173,64 @@ fn a_port_without_a_confirmed_address_is_unknown() {
             ..PortAddressing::default()
         };
         let record = PortRecord { addressing, ..PortRecord::default() };
-        let auth = UpstreamAuth::ByNetwork(NetworkHeader::Neutron);
-        Owner::from_entry(&Entry::Incomplete(Arc::new(record)), &auth)
+        Owner::from_entry(&Entry::Incomplete(Arc::new(record)), by_network().auth())
     };
     let mac = Some(MacAddress([0xfa, 0x16, 0x3e, 0, 0, 1]));
     for source in SourceKind::ALL {
         let confirmed = matches!(source, SourceKind::StaticFile | SourceKind::OvnSouthbound);
-        assert_eq!(owner(None, *source).identity().is_some(), confirmed, "{source}");
-        assert!(owner(mac, *source).identity().is_some(), "{source}");
+        let is_served = |owner: &Owner| by_network().identity(owner).is_some();
+        assert_eq!(is_served(&owner(None, *source)), confirmed, "{source}");
+        assert_eq!(owner(None, *source) == Owner::Unknown, !confirmed, "{source}");
+        assert!(is_served(&owner(mac, *source)), "{source}");
     }
+}
+
+fn known(id: u32) -> BindingChanges<Binding> {
+    let addressing = PortAddressing::default();
+    let (instance, project) = (InstanceId::new(Uuid::from_u128(id.into())), "acme".parse().unwrap());
+    let owner = Owner::Known(Arc::new(Port { id: None, device: None, instance, project, addressing }));
+    let mut changes = changes(&[], &[id]);
+    for (_, binding) in &mut changes.updated {
+        *binding = Arc::new(Binding { owner: owner.clone(), ..Binding::clone(binding) });
+    }
+    changes
+}
+
+/// Returns whether the identity is signed with the secrets in force.
+fn is_current(directory: &Directory, id: u32) -> bool {
+    let state = lookup(directory, id, [10, 0, 0, 5]);
+    let LookupState::Known(identity) = state else { panic!("{state:?}") };
+    !identity.is_outdated(&directory.secrets())
+}
+
+#[tokio::test]
+async fn replaced_secrets_sign_every_identity_again() {
+    let signer = Signer::new("a".into());
+    let directory = Arc::new(Directory::new(Credentials::Signed(signer.clone()), |_| None));
+    // More than are signed at once.
+    let ids = 1..=2 * u32::try_from(SIGNED_AT_ONCE).unwrap();
+    for id in ids.clone() {
+        directory.publish(&known(id));
+    }
+    directory.publish(&changes(&[], &[1000]));
+    // Replaced once before the task begins, and once while it waits.
+    signer.replace(vec!["b".into()]);
+    assert!(ids.clone().all(|id| !is_current(&directory, id)));
+    let (stop, followed) = (CancellationToken::new(), Arc::clone(&directory));
+    let token = stop.clone();
+    let follow = tokio::spawn(async move { followed.follow_secrets(token).await });
+    let mut changed = directory.changes();
+    for secret in ["c", "d"] {
+        while !ids.clone().all(|id| is_current(&directory, id)) {
+            let change = tokio::time::timeout(Duration::from_mins(1), changed.changed()).await;
+            change.expect("identities are signed again").unwrap();
+        }
+        assert!(matches!(lookup(&directory, 1000, [10, 0, 0, 5]), LookupState::Pending { .. }));
+        signer.replace(vec![secret.into()]);
+        // An owner that attach learned of before the rotation.
+        directory.publish(&known(7));
+        assert!(is_current(&directory, 7), "published after the rotation");
+    }
+    stop.cancel();
+    follow.await.unwrap();
 }

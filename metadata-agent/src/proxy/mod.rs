@@ -32,11 +32,11 @@ use std::time::Duration;
 
 use hyper::server::conn::http1;
 
+pub(crate) use client::PortMatch;
 pub use client::{
     ClientDirectory, ClientIdentity, ClientLookup, ClientQuery, ForwardedAddresses, LookupFuture,
-    LookupOutcome, LookupState, NetworkHeader, Signer,
+    LookupOutcome, LookupState, NetworkHeader, SecretStatus, Signatures,
 };
-pub(crate) use client::{PortMatch, UpstreamAuth};
 pub use downstream::{ClientStream, HaproxyUsers, RateLimit, RateWindow, serve_guests, serve_haproxies};
 pub use upstream::{
     Endpoint, EndpointError, NameLookup, NameLookupFuture, ProbeError, Scheme, SocketConnector, SocketFuture,

@@ -9,8 +9,9 @@ use metadata_agent::ids::NetworkOrRouter;
 use metadata_agent::proxy::metrics::Metrics;
 use metadata_agent::proxy::{
     ClientIdentity, ClientLookup, ClientQuery, HaproxyUsers, LookupFuture, LookupOutcome, Proxy, ProxyConfig,
-    Signer, Upstream, serve_haproxies,
+    Upstream, serve_haproxies,
 };
+use metadata_agent::secrets::Signer;
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
@@ -47,14 +48,10 @@ struct Site {
 }
 
 fn instance(id: &str, address: &str) -> LookupOutcome {
-    let signer = Signer::new("secret".into());
-    let fixed_ips = vec![address.parse().unwrap()];
-    LookupOutcome::Identified(Arc::new(ClientIdentity::new(
-        id.parse().unwrap(),
-        &"acme".parse().unwrap(),
-        fixed_ips,
-        &signer,
-    )))
+    let (id, fixed_ips) = (id.parse().unwrap(), vec![address.parse().unwrap()]);
+    let signatures = Signer::new("secret".into()).sign(&id);
+    let identity = ClientIdentity::new(id, &"acme".parse().unwrap(), fixed_ips, signatures);
+    LookupOutcome::Identified(Arc::new(identity))
 }
 
 impl Site {

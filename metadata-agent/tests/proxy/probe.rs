@@ -4,8 +4,9 @@ use std::time::Duration;
 
 use metadata_agent::nova_access::{self, ClientCertificate, NovaTls};
 use metadata_agent::proxy::{
-    Endpoint, ProbeError, Scheme, Signer, TlsErrorKind, UpstreamConfig, probe, probe_secrets,
+    Endpoint, ProbeError, Scheme, TlsErrorKind, UpstreamConfig, probe, probe_secrets,
 };
+use metadata_agent::secrets::Signer;
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
@@ -43,7 +44,8 @@ async fn each_secret_is_tried_until_nova_accepts_one() {
         signer.replace(vec!["first".into(), "second".into()]);
         let upstream = upstream(nova.port);
         let access = access(&upstream);
-        let found = soon("the probe", probe_secrets(upstream, access, &signer)).await.unwrap();
+        let probe = probe_secrets(upstream, access, |instance| signer.sign(instance));
+        let found = soon("the probe", probe).await.unwrap();
         assert_eq!(found, status, "{accepted_after}");
     }
 }

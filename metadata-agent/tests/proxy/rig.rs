@@ -11,8 +11,10 @@ use metadata_agent::nova_access::{self, NovaTls};
 use metadata_agent::proxy::metrics::Metrics;
 use metadata_agent::proxy::{
     ClientDirectory, ClientIdentity, ClientLookup, ClientQuery, Endpoint, LookupFuture, LookupOutcome,
-    LookupState, Proxy, ProxyConfig, Scheme, Signer, Upstream, UpstreamAccess, UpstreamConfig, serve_guests,
+    LookupState, Proxy, ProxyConfig, Scheme, SecretStatus, Upstream, UpstreamAccess, UpstreamConfig,
+    serve_guests,
 };
+use metadata_agent::secrets::Signer;
 use metadata_ebpf::identity::{AttachmentId, ClientAddress};
 use prometheus_client::registry::Registry;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
@@ -241,6 +243,10 @@ impl ClientDirectory for FakeDirectory {
     fn guest_mac(&self, _: &ClientAddress) -> Option<MacAddress> {
         None
     }
+
+    fn secrets(&self) -> Arc<SecretStatus> {
+        Arc::default()
+    }
 }
 
 /// Finds no client.
@@ -259,17 +265,14 @@ pub fn CLIENT() -> ClientAddress {
 }
 
 pub fn known() -> LookupState {
-    known_by(&Signer::new("secret".into()))
+    LookupState::Known(Arc::new(identity(&Signer::new("secret".into()))))
 }
 
-pub fn known_by(signer: &Signer) -> LookupState {
+/// Returns the guest's identity, signed with the secrets in force.
+pub fn identity(signer: &Signer) -> ClientIdentity {
+    let instance = INSTANCE.parse().unwrap();
     let fixed_ips = vec!["10.0.0.5".parse().unwrap()];
-    LookupState::Known(Arc::new(ClientIdentity::new(
-        INSTANCE.parse().unwrap(),
-        &"acme".parse().unwrap(),
-        fixed_ips,
-        signer,
-    )))
+    ClientIdentity::new(instance, &"acme".parse().unwrap(), fixed_ips, signer.sign(&instance))
 }
 
 pub fn pending() -> LookupState {
@@ -289,8 +292,21 @@ impl Agent {
         Self::with(ProxyConfig::default(), upstream(nova.port), FakeDirectory::new(known())).await
     }
 
-    pub async fn with(config: ProxyConfig, upstream: UpstreamConfig, directory: Arc<FakeDirectory>) -> Self {
-        Self::with_tls(config, upstream, NovaTls::default(), directory).await
+    pub async fn with(
+        config: ProxyConfig,
+        upstream: UpstreamConfig,
+        directory: Arc<dyn ClientDirectory>,
+    ) -> Self {
+        Self::with_lookup(config, upstream, directory, Arc::new(NoLookup)).await
+    }
+
+    pub async fn with_lookup(
+        config: ProxyConfig,
+        upstream: UpstreamConfig,
+        directory: Arc<dyn ClientDirectory>,
+        lookup: Arc<dyn ClientLookup>,
+    ) -> Self {
+        Self::start(config, upstream, NovaTls::default(), directory, lookup).await
     }
 
     /// Keeps the TLS files, as in production, until `cancel`.
@@ -298,13 +314,23 @@ impl Agent {
         config: ProxyConfig,
         upstream: UpstreamConfig,
         tls: NovaTls,
-        directory: Arc<FakeDirectory>,
+        directory: Arc<dyn ClientDirectory>,
+    ) -> Self {
+        Self::start(config, upstream, tls, directory, Arc::new(NoLookup)).await
+    }
+
+    async fn start(
+        config: ProxyConfig,
+        upstream: UpstreamConfig,
+        tls: NovaTls,
+        directory: Arc<dyn ClientDirectory>,
+        lookup: Arc<dyn ClientLookup>,
     ) -> Self {
         let mut registry = Registry::default();
         let metrics = Metrics::register(&mut registry);
         let (access, files) = nova_access::open(&upstream, tls).unwrap();
         let upstream = Upstream::new(upstream, access, Arc::clone(&metrics), TaskTracker::new()).unwrap();
-        let proxy = Proxy::new(directory, Arc::new(NoLookup), Arc::new(upstream), config, metrics);
+        let proxy = Proxy::new(directory, lookup, Arc::new(upstream), config, metrics);
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = listener.local_addr().unwrap().port();
         let (cancel, tracker) = (CancellationToken::new(), TaskTracker::new());

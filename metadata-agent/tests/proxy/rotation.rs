@@ -3,11 +3,20 @@
 use std::fs;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
+use std::time::Instant;
 
 use hmac::{Hmac, KeyInit, Mac};
-use metadata_agent::proxy::{ProxyConfig, Signer};
-use metadata_agent::secrets::SecretFiles;
+use metadata_agent::directory::{Binding, BindingChanges, Credentials, Directory, Owner};
+use metadata_agent::ids::{IfIndex, MacAddress, NetworkOrRouter};
+use metadata_agent::inventory::{Port, PortAddressing};
+use metadata_agent::proxy::{
+    ClientDirectory, ClientLookup, ClientQuery, LookupFuture, LookupOutcome, LookupState, ProxyConfig,
+    SecretStatus,
+};
+use metadata_agent::secrets::{SecretFiles, Signer};
+use metadata_ebpf::identity::ClientAddress;
 use sha2::Sha256;
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::rig::*;
@@ -57,8 +66,22 @@ fn signer(secrets: &[&str]) -> Signer {
     signer
 }
 
+/// Returns a directory that knows the guest of an attachment of its own.
+fn directory(signer: &Signer) -> Arc<Directory> {
+    let addressing =
+        PortAddressing { fixed_ips: vec!["10.0.0.5".parse().unwrap()], ..PortAddressing::default() };
+    let (instance, project) = (INSTANCE.parse().unwrap(), "acme".parse().unwrap());
+    let owner = Owner::Known(Arc::new(Port { id: None, device: None, instance, project, addressing }));
+    let (interface, since) = ("tap7".to_owned(), Instant::now());
+    let binding = Binding { interface, index: IfIndex(7), vlan: None, since, unknown_since: since, owner };
+    let updated = vec![(CLIENT().attachment, Arc::new(binding))];
+    let directory = Directory::new(Credentials::Signed(signer.clone()), |_| None);
+    directory.publish(&BindingChanges { updated, ..BindingChanges::default() });
+    Arc::new(directory)
+}
+
 async fn agent(nova: &CheckingNova, signer: &Signer) -> Agent {
-    Agent::with(ProxyConfig::default(), upstream(nova.nova.port), FakeDirectory::new(known_by(signer))).await
+    Agent::with(ProxyConfig::default(), upstream(nova.nova.port), directory(signer)).await
 }
 
 #[tokio::test]
@@ -120,7 +143,7 @@ async fn a_failing_nova_does_not_make_a_secret_preferred() {
         Act::Say(if first { FORBIDDEN } else { "HTTP/1.1 500 Oops\r\nContent-Length: 0\r\n\r\n" }.into())
     })
     .await;
-    let directory = FakeDirectory::new(known_by(&signer(&["secret", "other"])));
+    let directory = directory(&signer(&["secret", "other"]));
     let agent = Agent::with(ProxyConfig::default(), upstream(nova.port), directory).await;
     for _ in 0..2 {
         assert_status(&agent.ask(GET).await, 500);
@@ -138,15 +161,80 @@ async fn a_changed_secret_file_needs_no_restart() {
     let files = SecretFiles::open("".into(), std::slice::from_ref(&path)).unwrap();
     let signer = files.signer();
     let nova = CheckingNova::with("one").await;
-    let agent = agent(&nova, &signer).await;
-    assert_status(&agent.ask(GET).await, 200);
+    let directory = directory(&signer);
+    let config = upstream(nova.nova.port);
+    let agent = Agent::with(ProxyConfig::default(), config, Arc::clone(&directory) as _).await;
+    let mut guest = agent.guest().await;
+    guest.send(GET).await;
+    assert_status(&guest.answer().await, 200);
 
     let stop = CancellationToken::new();
     let kept = tokio::spawn(files.keep(signer, stop.clone()));
+    let token = stop.clone();
+    let followed = tokio::spawn(async move { directory.follow_secrets(token).await });
     nova.change("two");
     fs::write(folder.path().join("new"), "two\n").unwrap();
     fs::rename(folder.path().join("new"), &path).unwrap();
     soon("the new secret", async { while !agent.ask(GET).await.starts_with("HTTP/1.1 200 ") {} }).await;
+    guest.send(GET).await;
+    assert_status(&guest.answer().await, 200);
     stop.cancel();
     soon("the end", kept).await.unwrap();
+    soon("the end", followed).await.unwrap();
+}
+
+/// One attachment that guests share. A look-up signs, and counts.
+#[derive(Debug)]
+struct SharedAttachment {
+    signer: Signer,
+    secrets: Arc<SecretStatus>,
+    lookups: watch::Sender<usize>,
+}
+
+impl ClientDirectory for SharedAttachment {
+    fn lookup(&self, _: &ClientAddress) -> LookupState {
+        LookupState::Shared(NetworkOrRouter::Network(INSTANCE.parse().unwrap()))
+    }
+
+    fn changes(&self) -> watch::Receiver<u64> {
+        watch::Sender::new(0).subscribe()
+    }
+
+    fn guest_mac(&self, _: &ClientAddress) -> Option<MacAddress> {
+        Some(MacAddress([0xfa, 0x16, 0x3e, 0, 0, 1]))
+    }
+
+    fn secrets(&self) -> Arc<SecretStatus> {
+        Arc::clone(&self.secrets)
+    }
+}
+
+impl ClientLookup for SharedAttachment {
+    fn find<'a>(&'a self, _: &'a ClientQuery) -> LookupFuture<'a> {
+        self.lookups.send_modify(|lookups| *lookups += 1);
+        Box::pin(std::future::ready(LookupOutcome::Identified(Arc::new(identity(&self.signer)))))
+    }
+}
+
+#[tokio::test]
+async fn a_kept_connection_of_a_shared_attachment_gets_the_new_secret() {
+    let nova = CheckingNova::with("one").await;
+    let signer = signer(&["one"]);
+    let secrets = directory(&signer).secrets();
+    let shared =
+        Arc::new(SharedAttachment { signer: signer.clone(), secrets, lookups: watch::Sender::new(0) });
+    let (directory, lookup) = (Arc::clone(&shared), Arc::clone(&shared));
+    let config = upstream(nova.nova.port);
+    let agent = Agent::with_lookup(ProxyConfig::default(), config, directory, lookup).await;
+    let mut guest = agent.guest().await;
+    for secret in ["one", "two"] {
+        nova.change(secret);
+        signer.replace(vec![secret.into()]);
+        let before = *shared.lookups.borrow();
+        for _ in 0..3 {
+            guest.send(GET).await;
+            assert_status(&guest.answer().await, 200);
+        }
+        assert_eq!(*shared.lookups.borrow(), before + 1, "the guest is looked up once for {secret}");
+    }
 }

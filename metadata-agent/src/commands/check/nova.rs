@@ -12,8 +12,8 @@ use super::{Finding, finding};
 use crate::config::{Config, NovaEndpoint, UpstreamKind};
 use crate::error_chain::innermost_cause;
 use crate::nova_access;
-use crate::proxy::{self, ProbeError, Scheme, Signer, TlsErrorKind, UpstreamAccess, UpstreamConfig};
-use crate::secrets::SecretFiles;
+use crate::proxy::{self, ProbeError, Scheme, TlsErrorKind, UpstreamAccess, UpstreamConfig};
+use crate::secrets::{SecretFiles, Signer};
 
 /// Subject of the findings about it.
 const SECRET: &str = "shared secret";
@@ -112,7 +112,7 @@ async fn probe_secrets(
     signer: &Signer,
 ) -> Result<StatusCode, String> {
     let (upstream, access) = upstream(config, endpoint)?;
-    let status = proxy::probe_secrets(upstream, access, signer).await;
+    let status = proxy::probe_secrets(upstream, access, |instance| signer.sign(instance)).await;
     status.map_err(|error| format!("{endpoint}: {}", described(&error, endpoint)))
 }
 

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use metadata_ebpf::identity::ClientAddress;
 use tokio::sync::watch;
 
-use super::ClientIdentity;
+use super::{ClientIdentity, SecretStatus};
 use crate::ids::{MacAddress, NetworkOrRouter};
 use crate::proxy::metrics::{HoldOutcome, Metrics};
 use crate::proxy::request::Rejection;
@@ -24,6 +24,9 @@ pub trait ClientDirectory: fmt::Debug + Send + Sync + 'static {
 
     /// Returns the source MAC address of a guest behind a shared attachment, if the kernel saw it.
     fn guest_mac(&self, client: &ClientAddress) -> Option<MacAddress>;
+
+    /// Returns the state of the secrets that sign the identities.
+    fn secrets(&self) -> Arc<SecretStatus>;
 }
 
 /// The directory's knowledge of a client.
@@ -131,7 +134,7 @@ fn decide(state: LookupState, now: Instant, grace: Duration) -> Result<Attachmen
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::proxy::Signer;
+    use crate::proxy::client::signatures::samples::signatures;
     use metadata_ebpf::identity::AttachmentId;
     use std::sync::Mutex;
 
@@ -166,6 +169,10 @@ mod tests {
         fn guest_mac(&self, _: &ClientAddress) -> Option<MacAddress> {
             None
         }
+
+        fn secrets(&self) -> Arc<SecretStatus> {
+            Arc::default()
+        }
     }
 
     fn client() -> ClientAddress {
@@ -177,7 +184,7 @@ mod tests {
             "3b0e5c6e-9a1f-4d0a-8f0b-1c2d3e4f5a6b".parse().unwrap(),
             &"acme".parse().unwrap(),
             Vec::new(),
-            &Signer::new("secret".into()),
+            signatures(1),
         )
     }
 

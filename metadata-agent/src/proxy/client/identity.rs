@@ -4,26 +4,15 @@
 //! The header values are the same in each request of a client, so they are built once.
 
 use std::net::IpAddr;
-use std::sync::Arc;
 
-use arc_swap::ArcSwap;
 use hyper::header::{HeaderName, HeaderValue};
 use metadata_ebpf::identity::ClientAddress;
 use uuid::Uuid;
 
 use super::forwarded::ForwardedAddresses;
 use super::lookup::guest_ip;
-use super::sign::{Signatures, Signer};
+use super::signatures::{SecretStatus, Signatures};
 use crate::ids::{InstanceId, NetworkId, ProjectId};
-
-/// The kind of credentials that identify a client to the metadata API.
-#[derive(Clone, Debug)]
-pub(crate) enum UpstreamAuth {
-    /// Nova: instance and project, signed.
-    Signed(Signer),
-    /// Neutron's metadata agent: network and address.
-    ByNetwork(NetworkHeader),
-}
 
 /// The header by which a Neutron metadata agent learns the network.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -62,8 +51,7 @@ pub(crate) struct SignedIdentity {
     pub(crate) instance_value: HeaderValue,
     pub(crate) project_value: HeaderValue,
     fixed_ips: Vec<AddressValue>,
-    signer: Signer,
-    signatures: ArcSwap<Signatures>,
+    signatures: Signatures,
 }
 
 #[derive(Debug)]
@@ -77,15 +65,19 @@ pub(crate) struct NetworkIdentity {
 }
 
 impl ClientIdentity {
-    /// Creates and signs the identity of an instance.
+    /// Creates the identity of an instance, with signatures of its id.
     #[must_use]
-    pub fn new(instance: InstanceId, project: &ProjectId, fixed_ips: Vec<IpAddr>, signer: &Signer) -> Self {
+    pub fn new(
+        instance: InstanceId,
+        project: &ProjectId,
+        fixed_ips: Vec<IpAddr>,
+        signatures: Signatures,
+    ) -> Self {
         let kind = IdentityKind::Signed(SignedIdentity {
             instance_value: text_value(&instance.to_string()),
             project_value: text_value(project.as_str()),
             fixed_ips: fixed_ips.into_iter().map(AddressValue::new).collect(),
-            signatures: ArcSwap::from_pointee(signer.sign(&instance)),
-            signer: signer.clone(),
+            signatures,
             instance,
         });
         Self { kind }
@@ -123,6 +115,15 @@ impl ClientIdentity {
         &self.kind
     }
 
+    /// Returns whether the identity was signed with secrets that are not in force any more. One
+    /// without signatures never was.
+    pub(crate) fn is_outdated(&self, secrets: &SecretStatus) -> bool {
+        match &self.kind {
+            IdentityKind::Signed(signed) => !secrets.is_in_force(signed.signatures.generation()),
+            IdentityKind::ByNetwork(_) => false,
+        }
+    }
+
     /// Returns the one address of `X-Forwarded-For`.
     pub(super) fn forwarded_for<'a>(&'a self, client: &'a AddressValue) -> &'a HeaderValue {
         match &self.kind {
@@ -134,15 +135,14 @@ impl ClientIdentity {
 }
 
 impl SignedIdentity {
-    /// Creates and signs the identity of an instance that does not exist, with the nil UUID.
-    pub(crate) fn of_no_instance(signer: &Signer) -> Self {
+    /// Creates the identity of an instance that does not exist, with the nil UUID.
+    pub(crate) fn of_no_instance(sign: impl FnOnce(&InstanceId) -> Signatures) -> Self {
         let instance = InstanceId::new(Uuid::nil());
         Self {
             instance_value: text_value(&instance.to_string()),
             project_value: text_value("none"),
             fixed_ips: Vec::new(),
-            signatures: ArcSwap::from_pointee(signer.sign(&instance)),
-            signer: signer.clone(),
+            signatures: sign(&instance),
             instance,
         }
     }
@@ -160,20 +160,8 @@ impl SignedIdentity {
         &own().or_else(family).unwrap_or(client).value
     }
 
-    /// Returns signatures with the secrets in force. Signs only if the secrets were replaced.
-    pub(crate) fn signatures(&self) -> Arc<Signatures> {
-        let current = self.signatures.load_full();
-        if self.signer.made(&current) {
-            return current;
-        }
-        let fresh = Arc::new(self.signer.sign(&self.instance));
-        self.signatures.store(Arc::clone(&fresh));
-        fresh
-    }
-
-    /// Reports that Nova accepted none of the secrets.
-    pub(crate) fn all_refused(&self) {
-        self.signer.all_refused();
+    pub(crate) fn signatures(&self) -> &Signatures {
+        &self.signatures
     }
 }
 
@@ -206,6 +194,7 @@ fn text_value(text: &str) -> HeaderValue {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::proxy::client::signatures::samples::signatures;
     use metadata_ebpf::identity::AttachmentId;
 
     fn clients() -> (AddressValue, AddressValue) {
@@ -231,7 +220,7 @@ mod tests {
                 "3b0e5c6e-9a1f-4d0a-8f0b-1c2d3e4f5a6b".parse().unwrap(),
                 &"acme".parse().unwrap(),
                 fixed_ips.iter().map(|ip| ip.parse().unwrap()).collect(),
-                &Signer::new("secret".into()),
+                signatures(1),
             );
             assert_eq!(identity.forwarded_for(client), want, "{client:?} {fixed_ips:?}");
         }

@@ -98,7 +98,7 @@ pub(super) fn guest_ip(client: &ClientAddress) -> IpAddr {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::proxy::Signer;
+    use crate::proxy::client::signatures::samples::signatures;
 
     const NETWORK: &str = "11111111-1111-4111-8111-111111111111";
 
@@ -136,7 +136,7 @@ mod tests {
                 NETWORK.parse().unwrap(),
                 &"acme".parse().unwrap(),
                 Vec::new(),
-                &Signer::new("secret".into()),
+                signatures(1),
             )));
             let outcome = first.clone().or_else(|| std::future::ready(second)).await;
             assert_eq!(matches!(outcome, LookupOutcome::Identified(_)), asks, "{first:?}");

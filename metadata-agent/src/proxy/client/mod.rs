@@ -9,10 +9,10 @@ mod guest_key;
 mod haproxy;
 mod identity;
 mod lookup;
-mod sign;
+mod signatures;
 
 use std::borrow::Cow;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use hyper::header::{HeaderMap, HeaderValue};
 use metadata_ebpf::identity::{AttachmentId, ClientAddress};
@@ -24,10 +24,10 @@ pub(crate) use guest_key::samples;
 pub(crate) use guest_key::{GuestGroup, GuestKey, LimitedGuest};
 pub(crate) use haproxy::HaproxyHeaderError;
 pub use identity::{ClientIdentity, NetworkHeader};
-pub(crate) use identity::{IdentityKind, NetworkIdentity, SignedIdentity, UpstreamAuth};
+pub(crate) use identity::{IdentityKind, NetworkIdentity, SignedIdentity};
 pub(crate) use lookup::PortMatch;
 pub use lookup::{ClientLookup, ClientQuery, LookupFuture, LookupOutcome};
-pub use sign::Signer;
+pub use signatures::{SecretStatus, Signatures};
 
 use super::ProxyConfig;
 use super::metrics::Metrics;
@@ -50,7 +50,7 @@ impl ClientSource {
             address,
             limited,
             origin: AddressValue::from_guest(&address),
-            identity: OnceLock::new(),
+            looked_up: Mutex::new(None),
         })
     }
 
@@ -100,8 +100,8 @@ pub(crate) struct GuestConnection {
     limited: LimitedGuest,
     origin: AddressValue,
     /// The result of a look-up on a shared attachment. It holds for as long as the connection
-    /// lasts.
-    identity: OnceLock<Arc<ClientIdentity>>,
+    /// lasts, or until the secrets that signed it are replaced.
+    looked_up: Mutex<Option<Arc<ClientIdentity>>>,
 }
 
 impl GuestConnection {
@@ -111,6 +111,10 @@ impl GuestConnection {
 
     pub(crate) fn limited(&self) -> LimitedGuest {
         self.limited
+    }
+
+    fn looked_up(&self) -> MutexGuard<'_, Option<Arc<ClientIdentity>>> {
+        self.looked_up.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -143,6 +147,7 @@ impl Client<'_> {
 pub(crate) struct ClientResolver {
     directory: Arc<dyn ClientDirectory>,
     lookup: Arc<dyn ClientLookup>,
+    secrets: Arc<SecretStatus>,
     wait: IdentityWait,
     metrics: Arc<Metrics>,
 }
@@ -155,7 +160,13 @@ impl ClientResolver {
         metrics: Arc<Metrics>,
     ) -> Self {
         let wait = IdentityWait { hold: config.identity_hold, grace: config.identity_grace };
-        Self { directory, lookup, wait, metrics }
+        let secrets = directory.secrets();
+        Self { directory, lookup, secrets, wait, metrics }
+    }
+
+    /// Returns the state of the secrets that sign the identities.
+    pub(crate) fn secrets(&self) -> &SecretStatus {
+        &self.secrets
     }
 
     /// Returns the guest that a new connection from this address counts for. Never waits.
@@ -191,14 +202,20 @@ impl ClientResolver {
             AttachmentOwner::Port(identity) => return Ok(identity),
             AttachmentOwner::Shared(scope) => scope,
         };
-        if let Some(identity) = guest.identity.get() {
+        let known = guest.looked_up().clone();
+        if let Some(identity) = known.as_ref().filter(|known| !known.is_outdated(&self.secrets)) {
             return Ok(Arc::clone(identity));
         }
         // The kernel saw the MAC address in the SYN. Without it, no look-up can be trusted.
         let mac = self.directory.guest_mac(&guest.address).ok_or(Rejection::IdentityPending)?;
         let query = ClientQuery::from_guest(scope, &guest.address, mac);
-        let identity = identified(self.lookup.find(&query).await)?;
-        Ok(Arc::clone(guest.identity.get_or_init(|| identity)))
+        let identity = match (self.lookup.find(&query).await, known) {
+            // Nova accepts the earlier secrets for a while, so this request need not fail.
+            (LookupOutcome::Unavailable, Some(known)) => return Ok(known),
+            (outcome, _) => identified(outcome)?,
+        };
+        *guest.looked_up() = Some(Arc::clone(&identity));
+        Ok(identity)
     }
 }
 
@@ -229,8 +246,8 @@ mod tests {
     }
 
     /// All attachments are shared, and the kernel saw the MAC address of one guest.
-    #[derive(Debug)]
-    struct SharedAttachments;
+    #[derive(Debug, Default)]
+    struct SharedAttachments(Arc<SecretStatus>);
 
     impl ClientDirectory for SharedAttachments {
         fn lookup(&self, _: &ClientAddress) -> LookupState {
@@ -243,6 +260,10 @@ mod tests {
 
         fn guest_mac(&self, client: &ClientAddress) -> Option<MacAddress> {
             (*client == address(1)).then_some(MAC)
+        }
+
+        fn secrets(&self) -> Arc<SecretStatus> {
+            Arc::clone(&self.0)
         }
     }
 
@@ -262,7 +283,7 @@ mod tests {
     async fn a_guest_is_looked_up_with_the_mac_the_kernel_saw() {
         let client = ClientQuery { scope: scope(), address: [10, 0, 0, 5].into(), mac: Some(MAC) };
         let resolver = ClientResolver::new(
-            Arc::new(SharedAttachments),
+            Arc::new(SharedAttachments::default()),
             Arc::new(OneClient(client)),
             &ProxyConfig::default(),
             Arc::new(Metrics::default()),
@@ -273,5 +294,54 @@ mod tests {
         };
         assert!(matches!(resolve(1).await, Rejection::NotAnInstance));
         assert!(matches!(resolve(2).await, Rejection::IdentityPending), "its MAC address is not known");
+    }
+
+    /// Answers look-ups from a list, and fails if there are more.
+    #[derive(Debug)]
+    struct Outcomes(Mutex<Vec<LookupOutcome>>);
+
+    impl ClientLookup for Outcomes {
+        fn find<'a>(&'a self, _: &'a ClientQuery) -> LookupFuture<'a> {
+            let outcome = self.0.lock().unwrap().pop().expect("no other look-up");
+            Box::pin(std::future::ready(outcome))
+        }
+    }
+
+    /// No signature with a secret that was taken away may be sent for as long as a guest keeps its
+    /// connection.
+    #[tokio::test]
+    async fn a_kept_connection_is_looked_up_again_after_a_rotation() {
+        let identified = |generation| {
+            let instance = "3b0e5c6e-9a1f-4d0a-8f0b-1c2d3e4f5a6b".parse().unwrap();
+            let signatures = signatures::samples::signatures(generation);
+            let identity = ClientIdentity::new(instance, &"acme".parse().unwrap(), Vec::new(), signatures);
+            LookupOutcome::Identified(Arc::new(identity))
+        };
+        let outcomes =
+            vec![LookupOutcome::NotFound, identified(1), LookupOutcome::Unavailable, identified(0)];
+        let directory = SharedAttachments::default();
+        let secrets = Arc::clone(&directory.0);
+        let resolver = ClientResolver::new(
+            Arc::new(directory),
+            Arc::new(Outcomes(Mutex::new(outcomes))),
+            &ProxyConfig::default(),
+            Arc::new(Metrics::default()),
+        );
+        let source = ClientSource::guest(address(1), resolver.limited(&address(1)));
+        let generation = async || {
+            let client = resolver.resolve(&source.caller(&HeaderMap::new()).unwrap()).await;
+            client.map(|client| match client.identity().kind() {
+                IdentityKind::Signed(signed) => signed.signatures().generation(),
+                IdentityKind::ByNetwork(_) => unreachable!("all are signed"),
+            })
+        };
+        assert_eq!(generation().await.unwrap(), 0);
+        assert_eq!(generation().await.unwrap(), 0, "known without a look-up");
+        secrets.begin(1);
+        assert_eq!(generation().await.unwrap(), 0, "Neutron is not available");
+        assert_eq!(generation().await.unwrap(), 1);
+        assert_eq!(generation().await.unwrap(), 1, "known without a look-up");
+        secrets.begin(2);
+        assert!(matches!(generation().await, Err(Rejection::ClientNotFound)), "the port is gone");
     }
 }

@@ -179,9 +179,9 @@ impl RequestHandler {
         request: &mut UpstreamRequest<'_>,
         signed: &SignedIdentity,
     ) -> Result<UpstreamResponse, Rejection> {
-        let upstream = &self.proxy.upstream;
+        let (upstream, secrets) = (&self.proxy.upstream, self.proxy.clients.secrets());
         let signatures = signed.signatures();
-        let (first, signature) = signatures.first();
+        let (first, signature) = signatures.first(secrets);
         let mut response = upstream.send(request, AuthHeaders::Signed(signed, signature)).await?;
         for (number, signature) in signatures.others(first) {
             if !is_forbidden(&response) {
@@ -192,12 +192,12 @@ impl RequestHandler {
             // A POST may be repeated here too: Nova checks the signature before it does anything.
             response = upstream.send(request, AuthHeaders::Signed(signed, signature)).await?;
             if !is_forbidden(&response) && !response.head.status.is_server_error() {
-                signatures.accepted(number);
+                secrets.accepted(signatures.generation(), number);
                 tracing::debug!(number, "Nova accepted another shared secret");
             }
         }
         if is_forbidden(&response) {
-            signed.all_refused();
+            secrets.all_refused(signatures.generation());
             if self.proxy.signature_log.allow() {
                 tracing::warn!(
                     "Nova answered 403; metadata_proxy_shared_secret (shared_secret_files) differs from the \

@@ -20,7 +20,8 @@ use super::error::tls_error;
 use super::tls::refuses_client_certificate;
 use super::{Upstream, UpstreamConfig, UpstreamError, UpstreamRequest, UpstreamSetupError};
 use crate::error_chain::innermost_cause;
-use crate::proxy::client::{SignedIdentity, Signer};
+use crate::ids::InstanceId;
+use crate::proxy::client::{SecretStatus, Signatures, SignedIdentity};
 use crate::proxy::metrics::Metrics;
 use crate::proxy::request::AuthHeaders;
 
@@ -86,8 +87,8 @@ pub async fn probe(config: UpstreamConfig, access: UpstreamAccess) -> Result<(),
     if status == StatusCode::OK && is_list { Ok(()) } else { Err(ProbeError::NotNova(status)) }
 }
 
-/// Asks the first endpoint of `config` for an instance that does not exist. Signs with each secret
-/// in turn until one is not refused, and returns the last status.
+/// Asks the first endpoint of `config` for an instance that does not exist. Sends its signatures in
+/// turn until one is not refused, and returns the last status.
 ///
 /// Nova verifies the signature before it looks for the instance (nova/api/metadata/handler.py), so
 /// it answers 403 for a wrong secret and 404 for the right one.
@@ -97,12 +98,12 @@ pub async fn probe(config: UpstreamConfig, access: UpstreamAccess) -> Result<(),
 pub async fn probe_secrets(
     config: UpstreamConfig,
     access: UpstreamAccess,
-    signer: &Signer,
+    sign: impl FnOnce(&InstanceId) -> Signatures,
 ) -> Result<StatusCode, ProbeError> {
     let upstream = upstream(config, access)?;
-    let identity = SignedIdentity::of_no_instance(signer);
+    let identity = SignedIdentity::of_no_instance(sign);
     let signatures = identity.signatures();
-    let (first, signature) = signatures.first();
+    let (first, signature) = signatures.first(&SecretStatus::default());
     let all = std::iter::once(signature).chain(signatures.others(first).map(|(_, other)| other));
     let mut status = StatusCode::FORBIDDEN;
     for signature in all {

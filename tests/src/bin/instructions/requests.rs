@@ -9,15 +9,16 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::{Context as _, ensure};
-use metadata_agent::directory::{Binding, BindingChanges, Directory, Owner};
+use metadata_agent::directory::{Binding, BindingChanges, Credentials, Directory, Owner};
 use metadata_agent::ids::IfIndex;
 use metadata_agent::inventory::{Port, PortAddressing};
 use metadata_agent::nova_access::{self, NovaTls};
 use metadata_agent::proxy::metrics::Metrics;
 use metadata_agent::proxy::{
-    ClientIdentity, ClientLookup, ClientQuery, Endpoint, LookupFuture, LookupOutcome, Proxy, ProxyConfig,
-    Scheme, Signer, Upstream, UpstreamConfig,
+    ClientLookup, ClientQuery, Endpoint, LookupFuture, LookupOutcome, Proxy, ProxyConfig, Scheme, Upstream,
+    UpstreamConfig,
 };
+use metadata_agent::secrets::Signer;
 use metadata_ebpf::identity::{AttachmentId, ClientAddress};
 use tokio::net::{TcpListener, TcpStream, UnixStream};
 use tokio::runtime::{Builder, Runtime};
@@ -194,7 +195,6 @@ fn is_whole(answer: &[u8]) -> bool {
 
 /// Returns a directory with the guest and the other attachments.
 fn directory() -> anyhow::Result<Directory> {
-    let signer = Signer::new("secret".into());
     let mut change = BindingChanges::default();
     for number in 1..=OTHERS + 1 {
         let attachment = AttachmentId::new(number).context("attachments count from 1")?;
@@ -205,15 +205,13 @@ fn directory() -> anyhow::Result<Directory> {
             project: "acme".parse().context("a project")?,
             addressing: PortAddressing { fixed_ips: vec![[10, 0, 0, 5].into()], ..PortAddressing::default() },
         };
-        let addresses = port.addressing.fixed_ips.clone();
-        let identity = ClientIdentity::new(port.instance, &port.project, addresses, &signer);
-        let owner = Owner::Known { port: Arc::new(port), identity: Arc::new(identity) };
+        let owner = Owner::Known(Arc::new(port));
         let interface = format!("tap{number}");
         let (index, since) = (IfIndex(number), Instant::now());
         let binding = Binding { interface, index, vlan: None, since, unknown_since: since, owner };
         change.updated.push((attachment, Arc::new(binding)));
     }
-    let directory = Directory::default();
+    let directory = Directory::new(Credentials::Signed(Signer::new("secret".into())), |_| None);
     directory.publish(&change);
     Ok(directory)
 }

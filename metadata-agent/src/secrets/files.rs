@@ -1,12 +1,11 @@
-//! The shared secrets: the one in the configuration, then those in files of one secret each.
+//! Reads the files of shared secrets, again and again.
 //!
-//! [`SecretFiles`] keeps a [`Signer`] up to date with the files. The files are small and few, so
-//! they are read again every [`PERIOD`], and at once if Nova refuses all secrets. This works on any
-//! file system and with any number of symlinks. A watch would miss changes: a Kubernetes secret
-//! changes by a symlink in the middle of its path.
+//! The files are small and few, so they are read again every [`PERIOD`], and at once if Nova
+//! refuses all secrets. This works on any file system and with any number of symlinks. A watch
+//! would miss changes: a Kubernetes secret changes by a symlink in the middle of its path.
 //!
 //! A file that cannot be read, or is empty because it is being written, keeps its last secret in
-//! force. No secret is ever logged.
+//! force.
 
 use std::convert::Infallible;
 use std::fs::OpenOptions;
@@ -21,8 +20,8 @@ use tokio::time::{MissedTickBehavior, interval, sleep};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
+use super::Signer;
 use crate::process::blocking::blocking;
-use crate::proxy::Signer;
 
 /// The interval between two readings of the files.
 const PERIOD: Duration = Duration::from_secs(2);

@@ -51,6 +51,7 @@ pub mod raw_tcp;
 pub mod routed;
 pub mod router;
 pub mod southbound;
+pub mod system_calls;
 pub mod terminal;
 pub mod tiny_program;
 pub mod topology;

@@ -205,6 +205,13 @@ pub const REQUIREMENTS: &[Requirement] = &[
     ),
     debian(
         Scope::Test,
+        "strace",
+        "counts the agent's system calls",
+        Detection::Program("strace"),
+        &["strace"],
+    ),
+    debian(
+        Scope::Test,
         "dnsmasq",
         "serves DHCP to the guests of the scenarios",
         Detection::Program("dnsmasq"),

@@ -6,6 +6,7 @@
 #![expect(clippy::expect_used, clippy::panic, reason = "a helper that fails, fails its test")]
 
 mod bench;
+mod calls;
 mod cli;
 mod cli_check;
 mod cli_output;

@@ -26,4 +26,5 @@ pub mod process;
 pub mod proxy;
 pub mod secrets;
 pub(crate) mod sources;
+mod sys;
 mod teardown;

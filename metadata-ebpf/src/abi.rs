@@ -9,14 +9,24 @@ use crate::reason::REFUSAL_COUNT;
 
 /// Must grow with every change in this file or of [`crate::reason::Reason`]. The agent rebuilds
 /// pins of any other version.
-pub const ABI_VERSION: u32 = 10;
+pub const ABI_VERSION: u32 = 11;
+
+/// Elements of `MD_HEARTBEAT`. Each has one writer; zero in both means that the agent is absent.
+pub mod heartbeat {
+    /// Written by whatever answers guests, and read by the programs. Never later than
+    /// [`CONTROL`], so that neither can hang unnoticed.
+    pub const DATA: u32 = 0;
+    /// Written by whatever keeps attachments and identities up to date.
+    pub const CONTROL: u32 = 1;
+    pub const COUNT: u32 = 2;
+}
 
 /// Names of the maps and programs. The kernel keeps at most 15 characters.
 pub mod names {
     /// `Array<Settings>` with one element.
     pub const CONFIG: &str = "MD_CONFIG";
-    /// `Array<u64>` with one element: the `CLOCK_MONOTONIC` nanoseconds of the agent's last
-    /// heartbeat, or 0 after the agent stopped.
+    /// `Array<u64>`, mapped into the agent's memory, with [`super::heartbeat::COUNT`] elements: the
+    /// `CLOCK_MONOTONIC` nanoseconds of the agent's heartbeats, or 0 after the agent stopped.
     pub const HEARTBEAT: &str = "MD_HEARTBEAT";
     /// `HashMap<PortKey, Port>`.
     pub const PORTS: &str = "MD_PORTS";
@@ -409,8 +419,8 @@ mod tests {
     use core::mem::{offset_of, size_of};
 
     #[test]
-    fn sizes_and_offsets_are_those_of_abi_version_10() {
-        assert_eq!(ABI_VERSION, 10, "a new version needs new figures below");
+    fn sizes_and_offsets_are_those_of_abi_version_11() {
+        assert_eq!(ABI_VERSION, 11, "a new version needs new figures below");
         assert_eq!(size_of::<Settings>(), 64);
         assert_eq!(offset_of!(Settings, abi_version), 0);
         assert_eq!(offset_of!(Settings, stale_after_ns), 16);

@@ -134,7 +134,7 @@ pub struct HostWorld {
     pub legacy_listening: bool,
     /// `MD_CONFIG[0]`.
     pub settings: Option<Settings>,
-    /// `MD_HEARTBEAT[0]`.
+    /// `MD_HEARTBEAT[DATA]`.
     pub heartbeat_ns: u64,
     /// `MD_PORTS`.
     pub ports: HashMap<PortKey, Port>,

@@ -2,7 +2,7 @@
 #![expect(unsafe_code, reason = "map values are shared memory, and helpers are unsafe to call")]
 #![expect(clippy::cast_possible_truncation, reason = "sizes of headers and of the list of reasons")]
 
-use aya_ebpf::bindings::{__sk_buff, BPF_F_NO_PREALLOC, bpf_sock, bpf_sock_tuple, tcphdr};
+use aya_ebpf::bindings::{__sk_buff, BPF_F_MMAPABLE, BPF_F_NO_PREALLOC, bpf_sock, bpf_sock_tuple, tcphdr};
 use aya_ebpf::helpers::generated as helpers;
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::xdp::DevMapHash;
@@ -10,7 +10,7 @@ use aya_ebpf::maps::{Array, HashMap, LruHashMap, PerCpuArray, RingBuf};
 use aya_ebpf::programs::TcContext;
 use metadata_ebpf::abi::{
     AttachmentState, Client, ClientKey, GuestShares, MAX_CLIENTS, MAX_PORTS, NetnsContext, Port, PortKey,
-    REFUSAL_EVENTS_LEN, Refusal, Refusals, Settings,
+    REFUSAL_EVENTS_LEN, Refusal, Refusals, Settings, heartbeat,
 };
 use metadata_ebpf::identity::{METADATA_IPV4, METADATA_IPV6, METADATA_PORT, PORTAL_ADDRESS};
 use metadata_ebpf::reason::Reason;
@@ -24,7 +24,7 @@ static MD_DISPATCHED: u32 = 0;
 #[map]
 static MD_CONFIG: Array<Settings> = Array::pinned(1, 0);
 #[map]
-static MD_HEARTBEAT: Array<u64> = Array::pinned(1, 0);
+static MD_HEARTBEAT: Array<u64> = Array::pinned(heartbeat::COUNT, BPF_F_MMAPABLE);
 #[map]
 static MD_PORTS: HashMap<PortKey, Port> = HashMap::pinned(MAX_PORTS, BPF_F_NO_PREALLOC);
 #[map]
@@ -89,7 +89,7 @@ impl World for KernelWorld {
 
     #[inline(always)]
     fn heartbeat_ns(&self) -> u64 {
-        MD_HEARTBEAT.get(0).copied().unwrap_or(0)
+        MD_HEARTBEAT.get(heartbeat::DATA).copied().unwrap_or(0)
     }
 
     #[inline(always)]

@@ -50,7 +50,7 @@ pub trait World {
     /// `MD_CONFIG[0]`.
     fn settings(&self) -> Option<&Settings>;
 
-    /// `MD_HEARTBEAT[0]`, in `CLOCK_MONOTONIC` nanoseconds; 0 if no agent runs.
+    /// `MD_HEARTBEAT[DATA]`, in `CLOCK_MONOTONIC` nanoseconds; 0 if no agent runs.
     fn heartbeat_ns(&self) -> u64;
 
     /// Looks up a key in `MD_PORTS`.

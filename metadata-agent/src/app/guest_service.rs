@@ -1,12 +1,13 @@
 //! Components that serve guests: datapath, proxy, heartbeat and attachments.
 
 use std::sync::Arc;
+use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use metadata_ebpf::identity::ClientAddress;
-use tokio::runtime::Runtime;
-use tokio::sync::{broadcast, watch};
+use tokio::runtime::{Builder, Runtime};
+use tokio::sync::{Notify, broadcast, watch};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
@@ -18,7 +19,7 @@ use crate::admin::readiness::StartupStep;
 use crate::admin::state::Running;
 use crate::attach::{Failures, HostWatcher, RefusalEpisodes, RefusalWatcher, Subscribers};
 use crate::config::Config;
-use crate::datapath::heartbeat;
+use crate::datapath::heartbeat::{ControlProgress, beat_control, beat_data};
 use crate::datapath::{Counters, Datapath, Hook, NetnsDatapaths, PortalLink};
 use crate::directory::clients::{HostLookup, InventoryLookup, NeutronLookup};
 use crate::directory::{Credentials, Directory, UpstreamAuth};
@@ -67,7 +68,7 @@ impl GuestService {
         let inputs = ProxyInputs { directory: directory.clone(), lookup, upstream, access };
         let data_plane = boot.start_data_plane(&host, inputs, metrics, haproxy_socket)?;
         // Without a heartbeat, the first packets of the first guest would bypass the agent.
-        let (heartbeat, stop_heartbeat) = boot.start_heartbeat(&mut host.datapath)?;
+        let (heartbeat, stop_heartbeat) = boot.start_heartbeat(&host.datapath)?;
         let netns_datapaths =
             config.namespaces.is_some().then(|| host.datapath.netns_datapaths()).transpose()?;
 
@@ -212,15 +213,27 @@ impl Boot<'_> {
         Ok(data_plane)
     }
 
-    /// Writes the first heartbeat, and keeps writing on the data runtime.
-    fn start_heartbeat(&self, datapath: &mut Datapath) -> Result<(JoinHandle<()>, CancellationToken)> {
-        let mut heartbeat = datapath.heartbeat()?;
-        heartbeat.beat()?;
-        let stop_heartbeat = CancellationToken::new();
-        let (stale_after, last_beat) = (self.config.heartbeat_stale_after, self.control.last_beat.clone());
-        let damage = self.control.damage.subscribe();
-        let beats = heartbeat::run(heartbeat, stale_after, last_beat, damage, stop_heartbeat.clone());
-        Ok((self.data.spawn(self.control.critical.task("the heartbeat", beats)), stop_heartbeat))
+    /// Writes the first heartbeats, and keeps writing: on the data runtime, and on a thread that
+    /// watches the control runtime.
+    fn start_heartbeat(&self, datapath: &Datapath) -> Result<(JoinHandle<()>, CancellationToken)> {
+        let (control, heartbeat) = (self.control, Arc::new(datapath.heartbeat()?));
+        heartbeat.beat_control();
+        heartbeat.beat_data();
+        let (stale_after, stop) = (self.config.heartbeat_stale_after, CancellationToken::new());
+
+        let (progress, resumed) = (ControlProgress::default(), Arc::new(Notify::new()));
+        control.tasks.spawn(progress.clone().count(stop.clone()));
+        let damage = control.damage.subscribe();
+        let (beating, resuming) = (Arc::clone(&heartbeat), Arc::clone(&resumed));
+        let beats = beat_control(beating, stale_after, progress, damage, resuming, stop.clone());
+        let beats = control.critical.task("the heartbeat of the control runtime", beats);
+        let runtime = Builder::new_current_thread().enable_time().build();
+        let runtime = runtime.context("start the runtime of the heartbeat")?;
+        let thread = thread::Builder::new().name("md-beat".to_owned());
+        thread.spawn(move || runtime.block_on(beats)).context("start the thread of the heartbeat")?;
+
+        let beats = beat_data(heartbeat, stale_after, control.last_beat.clone(), resumed, stop.clone());
+        Ok((self.data.spawn(control.critical.task("the heartbeat", beats)), stop))
     }
 
     /// Logs refused packets, and reports their sources to the sources of ports.

@@ -49,6 +49,8 @@ pub enum DatapathError {
     WatchRefusals { source: std::io::Error },
     #[error(transparent)]
     Netns(#[from] NetnsError),
+    #[error("cannot map {map} into memory: {source}")]
+    Mmap { map: &'static str, source: nix::errno::Errno },
     /// An operation on a map failed.
     #[error("cannot {operation} {map}: {source}")]
     Map { operation: &'static str, map: &'static str, source: Box<aya::maps::MapError> },

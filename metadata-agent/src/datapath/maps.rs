@@ -1,5 +1,7 @@
 //! Typed wrappers around the BPF maps.
 
+use std::os::fd::AsFd as _;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use aya::Ebpf;
@@ -7,7 +9,8 @@ use aya::maps::xdp::DevMapHash;
 use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, ProgramArray, RingBuf};
 use aya::programs::ProgramFd;
 use metadata_ebpf::abi::{
-    AttachmentState, Client, ClientKey, GuestShares, MacWord, Port, PortKey, Refusals, Settings, names,
+    AttachmentState, Client, ClientKey, GuestShares, MacWord, Port, PortKey, Refusals, Settings, heartbeat,
+    names,
 };
 use metadata_ebpf::identity::{AttachmentId, ClientAddress};
 use metadata_ebpf::reason::Reason;
@@ -17,6 +20,7 @@ use super::DatapathError;
 use super::pins::Pins;
 use super::refusals::RefusalRecord;
 use crate::ids::{IfIndex, MacAddress};
+use crate::sys::SharedWords;
 
 /// `BPF_ANY` of linux/bpf.h.
 const ANY: u64 = 0;
@@ -149,34 +153,40 @@ impl Slots {
     }
 }
 
-/// The agent's heartbeat in `MD_HEARTBEAT`.
+/// The agent's heartbeats, in the memory of `MD_HEARTBEAT`.
 pub(crate) struct Heartbeat {
-    map: Array<MapData, u64>,
+    words: SharedWords<{ heartbeat::COUNT as usize }>,
 }
 
 impl Heartbeat {
     pub(super) fn open(pins: &Pins) -> Result<Self, DatapathError> {
-        Ok(Self { map: typed(Map::Array(pinned(pins, names::HEARTBEAT)?), names::HEARTBEAT)? })
+        let map = pinned(pins, names::HEARTBEAT)?;
+        let words = SharedWords::map(map.fd().as_fd());
+        Ok(Self { words: words.map_err(|source| DatapathError::Mmap { map: names::HEARTBEAT, source })? })
     }
 
-    /// Writes the current time.
-    ///
-    /// # Errors
-    /// The map operation fails.
-    pub(crate) fn beat(&mut self) -> Result<(), DatapathError> {
-        self.set(Clock::now_ns())
+    /// Writes the heartbeat of the control runtime.
+    pub(crate) fn beat_control(&self) {
+        self.word(heartbeat::CONTROL).store(Clock::now_ns(), Ordering::Relaxed);
     }
 
-    /// Marks the agent as absent: from now on packets are left to the host's own path.
-    ///
-    /// # Errors
-    /// The map operation fails.
-    pub(crate) fn stop(&mut self) -> Result<(), DatapathError> {
-        self.set(0)
+    /// Writes the heartbeat of the data runtime: the time, or the last heartbeat of the control
+    /// runtime if that is earlier. The programs read only this one.
+    pub(crate) fn beat_data(&self) {
+        let control = self.word(heartbeat::CONTROL).load(Ordering::Relaxed);
+        self.word(heartbeat::DATA).store(Clock::now_ns().min(control), Ordering::Relaxed);
     }
 
-    fn set(&mut self, value: u64) -> Result<(), DatapathError> {
-        self.map.set(0, value, ANY).map_err(map_error("write", names::HEARTBEAT))
+    /// Marks the agent as absent: from now on packets are left to the host's own path, until the
+    /// control runtime has another heartbeat.
+    pub(crate) fn stop(&self) {
+        // First, so that the data runtime's next heartbeat is absent too.
+        self.word(heartbeat::CONTROL).store(0, Ordering::Relaxed);
+        self.word(heartbeat::DATA).store(0, Ordering::Relaxed);
+    }
+
+    fn word(&self, element: u32) -> &AtomicU64 {
+        &self.words[element as usize]
     }
 }
 

@@ -204,7 +204,7 @@ impl Datapath {
     /// Opens a separate handle for the heartbeat.
     ///
     /// # Errors
-    /// The pin is missing.
+    /// The pin is missing, or the kernel refuses to map it into memory.
     pub(crate) fn heartbeat(&self) -> Result<Heartbeat, DatapathError> {
         Heartbeat::open(&self.pins)
     }

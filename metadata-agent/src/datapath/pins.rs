@@ -355,7 +355,7 @@ impl StaleState {
         if !programs::abi_matches(&self.0) {
             return Ok(Vec::new());
         }
-        Heartbeat::open(&self.0)?.stop()?;
+        Heartbeat::open(&self.0)?.stop();
         let records = Counters::open(&self.0)?.clients()?;
         let is_on_link = |record: &&ClientRecord| record.client.metadata_mac == METADATA_MAC;
         Ok(records.iter().filter(is_on_link).map(|record| record.address).collect())

@@ -1,6 +1,7 @@
 //! One process of the agent, from its start to its end.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
 use std::io::{self, BufRead as _, BufReader, Read};
 use std::os::unix::net::UnixStream;
 use std::process::{Child, ExitStatus, Stdio};
@@ -9,6 +10,7 @@ use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use metadata_ebpf::reason::Reason;
+use nix::sys::ptrace;
 use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
@@ -196,6 +198,31 @@ impl AgentProcess {
         assert!(matches!(status, Ok(WaitStatus::Stopped(..))), "the agent did not stop: {status:?}");
     }
 
+    /// Stops its threads of this name until the result is dropped. The others go on. The main
+    /// thread has the name of the program. Only the calling thread can let them go on.
+    #[must_use]
+    pub fn freeze_threads(&self, name: &str) -> FrozenThreads {
+        let tasks = format!("/proc/{}/task", self.pid());
+        let ids = fs::read_dir(&tasks).unwrap_or_else(|e| panic!("list {tasks}: {e}")).filter_map(|task| {
+            let task = task.ok()?;
+            let id = Pid::from_raw(task.file_name().to_str()?.parse().ok()?);
+            (fs::read_to_string(task.path().join("comm")).ok()?.trim_end() == name).then_some(id)
+        });
+        let mut frozen = FrozenThreads { ids: Vec::new() };
+        for id in ids {
+            ptrace::seize(id, ptrace::Options::empty()).unwrap_or_else(|e| panic!("seize thread {id}: {e}"));
+            frozen.ids.push(id);
+            ptrace::interrupt(id).unwrap_or_else(|e| panic!("interrupt thread {id}: {e}"));
+            let status = waitpid(id, Some(WaitPidFlag::__WALL));
+            assert!(
+                matches!(status, Ok(WaitStatus::PtraceEvent(..))),
+                "thread {id} did not stop: {status:?}"
+            );
+        }
+        assert!(!frozen.ids.is_empty(), "no thread {name:?}");
+        frozen
+    }
+
     /// Kills it with SIGKILL and waits for its exit.
     pub fn kill9(self) {
         self.end();
@@ -239,6 +266,23 @@ impl Drop for AgentProcess {
         }
         if thread::panicking() {
             eprintln!("--- output of the agent\n{}", self.output());
+        }
+    }
+}
+
+/// Threads of an agent that do not run, as if they hung. They go on when this is dropped.
+#[derive(Debug)]
+pub struct FrozenThreads {
+    ids: Vec<Pid>,
+}
+
+impl Drop for FrozenThreads {
+    fn drop(&mut self) {
+        for id in &self.ids {
+            // The agent may have been killed meanwhile.
+            if let Err(e) = ptrace::detach(*id, None) {
+                eprintln!("let thread {id} go on: {e}");
+            }
         }
     }
 }

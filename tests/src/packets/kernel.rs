@@ -108,7 +108,7 @@ impl Kernel {
         let now = Clock::now_ns();
         self.is_routed = state.routed;
         self.config.set(0, world::settings(state, self.nsid), 0).expect("settings");
-        self.heartbeat.set(0, world::heartbeat(state, now), 0).expect("a beat");
+        self.heartbeat.set(abi::heartbeat::DATA, world::heartbeat(state, now), 0).expect("a beat");
         self.attachments
             .insert(ATTACHMENT, world::attachment_state(state, now), 0)
             .expect("the attachment state");

@@ -44,7 +44,7 @@ pub fn settings(state: &State, nsid: u32) -> Settings {
     }
 }
 
-/// Returns `MD_HEARTBEAT[0]`.
+/// Returns `MD_HEARTBEAT[DATA]`.
 #[must_use]
 pub fn heartbeat(state: &State, now: u64) -> u64 {
     if state.alive { now } else { 0 }

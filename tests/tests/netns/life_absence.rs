@@ -90,6 +90,38 @@ fn a_hung_agent_is_bypassed_and_comes_back() {
     assert_eq!(process.stop().code(), Some(0));
 }
 
+/// The data runtime is missed at once. The control runtime may block for seconds in the kernel.
+#[test]
+fn an_agent_whose_runtime_hangs_is_bypassed_and_comes_back() {
+    for (runtime, threads) in [("data", "md-data"), ("control", "metadata-agent")] {
+        let tenants = TwoTenants::new();
+        let _legacies = legacies(&tenants);
+        let agent = tenants.agent().set("metadata_agent", "heartbeat_stale_after", STALE_AFTER).install();
+        let process = agent.start();
+        tenants.assert_served();
+
+        let frozen = process.freeze_threads(threads);
+        if runtime == "control" {
+            tenants.assert_served();
+        }
+        for (guest, network) in tenants.guests.iter().zip(&tenants.networks) {
+            wait::until(&format!("the legacy path serves without the {runtime} runtime"), PATIENCE, || {
+                (try_get(guest).ok()? == greeting(network)).then_some(())
+            });
+        }
+        drop(frozen);
+        for (guest, network) in tenants.guests.iter().zip(&tenants.networks) {
+            wait::until(&format!("the agent serves with the {runtime} runtime"), PATIENCE, || {
+                (try_get(guest).ok()? != greeting(network)).then_some(())
+            });
+        }
+        tenants.assert_served();
+        let is_logged = process.output().contains("control runtime hangs");
+        assert_eq!(is_logged, runtime == "control", "{}", process.output());
+        assert_eq!(process.stop().code(), Some(0), "{runtime}");
+    }
+}
+
 #[test]
 fn arp_is_answered_by_the_path_that_serves() {
     let mut tenants = TwoTenants::new();

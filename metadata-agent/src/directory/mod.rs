@@ -13,6 +13,7 @@
 pub(crate) mod clients;
 mod credentials;
 mod owner;
+mod removed;
 
 use std::convert::Infallible;
 use std::fmt;
@@ -27,6 +28,7 @@ use tokio_util::sync::CancellationToken;
 pub use credentials::Credentials;
 pub(crate) use credentials::UpstreamAuth;
 pub use owner::Owner;
+use removed::RemovedAttachments;
 
 use crate::ids::{IfIndex, MacAddress, NetworkOrRouter, VlanId};
 use crate::inventory::shards::Shards;
@@ -77,6 +79,7 @@ pub struct Directory {
     table: ArcSwap<Table>,
     /// Held by writers only.
     writing: Mutex<()>,
+    removed: Mutex<RemovedAttachments>,
     version: watch::Sender<u64>,
     credentials: Credentials,
     guest_macs: GuestMacs,
@@ -110,31 +113,26 @@ struct OwnAttachment {
 
 /// The part of the table that one task writes.
 #[derive(Clone, Debug)]
-struct Part<T> {
-    attachments: Shards<AttachmentId, T>,
-    /// The newest attachment that was ever in this part. Attachment ids only grow.
-    newest: Option<AttachmentId>,
-}
+struct Part<T>(Shards<AttachmentId, T>);
 
 impl<T> Default for Part<T> {
     fn default() -> Self {
-        Self { attachments: Shards::default(), newest: None }
+        Self(Shards::default())
     }
 }
 
 impl<T: Clone> Part<T> {
     fn apply<B>(&mut self, changes: &BindingChanges<B>, attachment: impl Fn(&Arc<B>) -> T) {
         for id in &changes.removed {
-            self.attachments.put(id, None);
+            self.0.put(id, None);
         }
         for (id, binding) in &changes.updated {
-            self.attachments.put(id, Some(attachment(binding)));
-            self.newest = self.newest.max(Some(*id));
+            self.0.put(id, Some(attachment(binding)));
         }
     }
 
     fn sorted<B>(&self, binding: impl Fn(&T) -> &Arc<B>) -> Vec<(AttachmentId, Arc<B>)> {
-        let all = self.attachments.iter();
+        let all = self.0.iter();
         let mut all: Vec<_> = all.map(|(id, attachment)| (*id, Arc::clone(binding(attachment)))).collect();
         all.sort_unstable_by_key(|(id, _)| *id);
         all
@@ -155,18 +153,6 @@ impl<T> Default for BindingChanges<T> {
     }
 }
 
-impl Table {
-    /// Returns whether an attachment that is missing was once in the table.
-    ///
-    /// Each part's task attaches and publishes by itself. So an attachment that is older than the
-    /// newest of one part may still be missing from the other.
-    fn had(&self, attachment: AttachmentId) -> bool {
-        let newest = [self.own.newest, self.shared.newest];
-        let oldest = newest.into_iter().flatten().min();
-        oldest.is_some_and(|newest| attachment <= newest)
-    }
-}
-
 impl Directory {
     /// Creates an empty directory. `guest_mac` returns the MAC address from which the kernel saw a
     /// guest send.
@@ -178,6 +164,7 @@ impl Directory {
         Self {
             table: ArcSwap::default(),
             writing: Mutex::default(),
+            removed: Mutex::default(),
             version: watch::Sender::default(),
             credentials,
             guest_macs: GuestMacs(Box::new(guest_mac)),
@@ -186,12 +173,23 @@ impl Directory {
 
     /// Changes the attachments of one guest each, and wakes the requests that wait for one.
     pub fn publish(&self, changes: &BindingChanges<Binding>) {
+        self.remember(&changes.removed);
         self.update(|table| table.own.apply(changes, |binding| self.own_attachment(binding)));
     }
 
     /// Changes the shared attachments, and wakes the requests that wait for one.
     pub(crate) fn publish_shared(&self, changes: &BindingChanges<SharedBinding>) {
+        self.remember(&changes.removed);
         self.update(|table| table.shared.apply(changes, Arc::clone));
+    }
+
+    /// Remembers removed attachments, before they are missing from the table.
+    fn remember(&self, removed: &[AttachmentId]) {
+        self.removed().extend(removed.iter().copied());
+    }
+
+    fn removed(&self) -> MutexGuard<'_, RemovedAttachments> {
+        self.removed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Signs all identities again whenever the shared secrets are replaced, until cancelled.
@@ -219,8 +217,8 @@ impl Directory {
             self.update(|table| {
                 for id in turn {
                     // It may have been removed meanwhile.
-                    let binding = table.own.attachments.get(id).map(|own| Arc::clone(&own.binding));
-                    table.own.attachments.put(id, binding.map(|binding| self.own_attachment(&binding)));
+                    let binding = table.own.0.get(id).map(|own| Arc::clone(&own.binding));
+                    table.own.0.put(id, binding.map(|binding| self.own_attachment(&binding)));
                 }
             });
             tokio::task::yield_now().await;
@@ -235,7 +233,7 @@ impl Directory {
         let _writing = self.writing();
         let table = self.table.load();
         let outdated = |own: &OwnAttachment| own.identity.as_ref().is_some_and(|id| id.is_outdated(&secrets));
-        table.own.attachments.iter().filter(|(_, own)| outdated(own)).map(|(id, _)| *id).collect()
+        table.own.0.iter().filter(|(_, own)| outdated(own)).map(|(id, _)| *id).collect()
     }
 
     fn own_attachment(&self, binding: &Arc<Binding>) -> OwnAttachment {
@@ -271,15 +269,15 @@ impl Directory {
     #[must_use]
     pub(crate) fn binding(&self, id: AttachmentId) -> Option<AnyBinding> {
         let table = self.table.load();
-        let own = table.own.attachments.get(&id).map(|own| AnyBinding::Own(Arc::clone(&own.binding)));
-        own.or_else(|| Some(AnyBinding::Shared(Arc::clone(table.shared.attachments.get(&id)?))))
+        let own = table.own.0.get(&id).map(|own| AnyBinding::Own(Arc::clone(&own.binding)));
+        own.or_else(|| Some(AnyBinding::Shared(Arc::clone(table.shared.0.get(&id)?))))
     }
 
     /// Returns the number of all attachments.
     #[must_use]
     pub(crate) fn len(&self) -> usize {
         let table = self.table.load();
-        table.own.attachments.len() + table.shared.attachments.len()
+        table.own.0.len() + table.shared.0.len()
     }
 }
 
@@ -291,12 +289,12 @@ impl ClientDirectory for Directory {
     /// period), and a guest may connect at once.
     fn lookup(&self, client: &ClientAddress) -> LookupState {
         let table = self.table.load();
-        if let Some(shared) = table.shared.attachments.get(&client.attachment) {
+        if let Some(shared) = table.shared.0.get(&client.attachment) {
             return LookupState::Shared(shared.scope);
         }
-        match table.own.attachments.get(&client.attachment) {
-            None if !table.had(client.attachment) => LookupState::Pending { since: Instant::now() },
-            None => LookupState::Gone,
+        match table.own.0.get(&client.attachment) {
+            None if self.removed().contains(client.attachment) => LookupState::Gone,
+            None => LookupState::Pending { since: Instant::now() },
             Some(OwnAttachment { identity: Some(identity), .. }) => LookupState::Known(Arc::clone(identity)),
             Some(OwnAttachment { identity: None, binding }) => {
                 LookupState::Pending { since: binding.unknown_since }

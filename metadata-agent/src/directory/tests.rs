@@ -70,6 +70,19 @@ fn a_new_attachment_is_pending_and_a_removed_one_is_gone() {
     assert!(matches!(state(3), LookupState::Pending { .. }));
 }
 
+/// After a restart, kept attachments are published in the order of their interfaces.
+#[test]
+fn an_older_attachment_may_be_published_after_a_newer_one() {
+    let directory = directory();
+    let state = |id| lookup(&directory, id, [10, 0, 0, 5]);
+    directory.publish(&changes(&[], &[9]));
+    directory.publish_shared(&shared_changes(&[], &[8]));
+    assert!(matches!(state(3), LookupState::Pending { .. }), "kept, but not published yet");
+    directory.publish(&changes(&[], &[3]));
+    directory.publish(&changes(&[3], &[]));
+    assert!(matches!(state(3), LookupState::Gone));
+}
+
 /// A guest that was up for days must not get 404 because its source fails for a moment.
 #[test]
 fn the_wait_for_an_identity_starts_with_its_loss() {

@@ -88,7 +88,7 @@ uuid_newtype! {
 }
 
 /// A network, or a router with all of its networks: the scope of a client's address.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Deserialize, Serialize)]
 pub enum NetworkOrRouter {
     Network(NetworkId),
     Router(RouterId),

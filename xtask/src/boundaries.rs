@@ -26,8 +26,9 @@ const LAYERS: &[&[&str]] = &[
     &["namespaces"],
     &["attach"],
     &["directory"],
+    &["data_plane"],
     &["datapath", "nova_access", "secrets", "sources"],
-    &["inventory", "net", "process", "proxy"],
+    &["inventory", "ipc", "net", "process", "proxy"],
     &["error_chain", "ids", "sys"],
 ];
 

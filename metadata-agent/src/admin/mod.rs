@@ -11,7 +11,9 @@ pub(crate) mod readiness;
 pub(crate) mod state;
 
 use std::convert::Infallible;
+use std::io;
 use std::path::Path;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -56,6 +58,11 @@ struct RequestTimeouts {
     connection: Duration,
 }
 
+/// The path of the state, which waits until it is in force.
+const STATE: &str = "/state";
+
+type Settled<'a> = Pin<Box<dyn Future<Output = ()> + Send + 'a>>;
+
 /// The state that the admin socket shows. It is read at each request.
 pub(crate) trait AdminState: Send + Sync {
     /// Reports whether the agent works. If not, it needs a restart.
@@ -69,6 +76,11 @@ pub(crate) trait AdminState: Send + Sync {
 
     /// Returns the state as JSON, for people and bug reports. It contains no secret.
     fn state(&self) -> serde_json::Value;
+
+    /// Waits until what is shown is in force, but not for long.
+    fn settled(&self) -> Settled<'_> {
+        Box::pin(std::future::ready(()))
+    }
 }
 
 /// The bound admin socket.
@@ -96,7 +108,7 @@ impl AdminSocket {
         state: Arc<dyn AdminState>,
         damage: DamageReports,
         cancel: CancellationToken,
-    ) -> Result<(), SocketFileError> {
+    ) -> io::Result<()> {
         self.serve_with(TIMEOUTS, state, damage, cancel).await
     }
 
@@ -106,10 +118,10 @@ impl AdminSocket {
         state: Arc<dyn AdminState>,
         damage: DamageReports,
         cancel: CancellationToken,
-    ) -> Result<(), SocketFileError> {
+    ) -> io::Result<()> {
         let tasks = TaskTracker::new();
         loop {
-            let listener = self.file.listener()?;
+            let listener = UnixListener::from_std(self.file.listener())?;
             tokio::select! {
                 () = cancel.cancelled() => break,
                 () = accept(listener, timeouts, Arc::clone(&state), &tasks, &cancel) => {}
@@ -156,8 +168,13 @@ async fn accept(
 
 async fn serve_stream(stream: UnixStream, head: Duration, state: Arc<dyn AdminState>) {
     let service = service_fn(move |request: Request<Incoming>| {
-        let answer = answer(request.method(), request.uri().path(), state.as_ref());
-        async move { Ok::<_, Infallible>(answer) }
+        let state = Arc::clone(&state);
+        async move {
+            if request.uri().path() == STATE {
+                state.settled().await;
+            }
+            Ok::<_, Infallible>(answer(request.method(), request.uri().path(), state.as_ref()))
+        }
     });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
@@ -175,7 +192,7 @@ fn answer(method: &Method, path: &str, state: &dyn AdminState) -> Response<Full<
         "/live" => live,
         "/ready" => ready,
         "/metrics" => |state| (StatusCode::OK, OPENMETRICS, state.metrics()),
-        "/state" => |state| (StatusCode::OK, JSON, format!("{:#}\n", state.state())),
+        STATE => |state| (StatusCode::OK, JSON, format!("{:#}\n", state.state())),
         _ => return response(StatusCode::NOT_FOUND, TEXT, "/live, /ready, /metrics, /state\n".to_owned()),
     };
     if !matches!(*method, Method::GET | Method::HEAD) {

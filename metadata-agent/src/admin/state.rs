@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -18,7 +19,7 @@ use tracing::warn;
 use crate::admin::AdminState;
 use crate::admin::readiness::Readiness;
 use crate::attach::{Failure, Failures, RefusalEpisodes};
-use crate::datapath::heartbeat::LastBeat;
+use crate::data_plane::{LastBeat, Restarts};
 use crate::datapath::{Clock, Counters, Hook, RefusalRecord};
 use crate::directory::{Binding, Directory, Owner, SharedBinding};
 use crate::ids::NetworkOrRouter;
@@ -30,6 +31,9 @@ use crate::sources::SourceState;
 /// The time after which a silent client is not shown any more.
 const CLIENT_IDLE: Duration = Duration::from_mins(10);
 
+/// The longest wait for the data plane to have what is shown.
+const SETTLED: Duration = Duration::from_secs(1);
+
 /// Components that are present while guests are served.
 #[derive(Clone)]
 pub(crate) struct Running {
@@ -39,6 +43,7 @@ pub(crate) struct Running {
     pub refusals: RefusalEpisodes,
     pub namespaces: NamespaceReports,
     pub hook: Hook,
+    pub restarts: Restarts,
 }
 
 /// The last heartbeat, and its age at which the agent does not count as live any more.
@@ -92,6 +97,16 @@ impl AdminState for AgentState {
     /// An agent that starts counts as live. After that, its heartbeat must be recent.
     fn live(&self) -> bool {
         self.running.borrow().is_none() || self.liveness.is_live()
+    }
+
+    /// A guest that asks after that is answered accordingly.
+    fn settled(&self) -> Pin<Box<dyn Future<Output = ()> + Send + '_>> {
+        let running = self.running.borrow().clone();
+        Box::pin(async move {
+            if let Some(running) = running {
+                running.directory.clients().copied_within(SETTLED).await;
+            }
+        })
     }
 
     fn waiting_for(&self) -> Vec<String> {
@@ -321,6 +336,11 @@ impl Collector for Gauges {
             return Ok(());
         };
         gauge(&mut encoder, "attachments", "Guest interfaces attached", running.directory.len())?;
+        let restarts = ConstCounter::new(running.restarts.count());
+        let help = "Data-plane processes that were started because another one ended or hung";
+        let metric =
+            encoder.encode_descriptor("metadata_data_plane_restarts", help, None, restarts.metric_type())?;
+        restarts.encode(metric)?;
         let report = running.namespaces.load();
         gauge(&mut encoder, "namespaces", "Served namespaces of routers and DHCP servers", report.served)?;
         let help = "Namespaces without an interface that guests are behind";

@@ -48,7 +48,7 @@ struct Served {
     path: PathBuf,
     agent: Arc<FakeAgent>,
     cancel: CancellationToken,
-    task: JoinHandle<Result<(), SocketFileError>>,
+    task: JoinHandle<io::Result<()>>,
 }
 
 impl Served {

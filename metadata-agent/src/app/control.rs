@@ -1,5 +1,6 @@
 //! Components that run from the beginning to the end: sources, inventory and admin socket.
 
+use std::io;
 use std::sync::Arc;
 
 use prometheus_client::registry::Registry;
@@ -17,14 +18,13 @@ use crate::admin::AdminSocket;
 use crate::admin::readiness::{Readiness, Startup, StartupStep};
 use crate::admin::state::{AgentState, Liveness, Running};
 use crate::config::Config;
-use crate::datapath::heartbeat::LastBeat;
+use crate::data_plane::{LastBeat, Restarts};
 use crate::inventory::Inventory;
 use crate::inventory::presence::Presence;
 use crate::inventory::refused::{self, RefusedSource};
 use crate::net::damage::DamageReports;
-use crate::net::socket_file::SocketFileError;
 use crate::process::supervisor::CriticalTasks;
-use crate::proxy::metrics::Metrics;
+use crate::proxy::metrics::MetricsTotals;
 
 /// Limit of events from sources that wait for the inventory.
 const EVENT_QUEUE: usize = 1024;
@@ -40,9 +40,10 @@ pub(super) struct Control {
     pub(super) readiness: Readiness,
     pub(super) damage: DamageReports,
     pub(super) last_beat: LastBeat,
+    pub(super) restarts: Restarts,
     /// Published for the admin socket while guests are served.
     pub(super) running: watch::Sender<Option<Running>>,
-    admin: JoinHandle<Result<(), SocketFileError>>,
+    admin: JoinHandle<io::Result<()>>,
 }
 
 /// Inputs of the guest service.
@@ -52,7 +53,7 @@ pub(super) struct Inputs {
     pub(super) sources: SourceHandles,
     /// Reports refused sources to the sources of ports.
     pub(super) refused: broadcast::Sender<RefusedSource>,
-    pub(super) metrics: Arc<Metrics>,
+    pub(super) metrics: Arc<MetricsTotals>,
     /// Readiness waits for this step until the first scan of namespaces, if any are to be served.
     pub(super) namespaces: Option<StartupStep>,
 }
@@ -71,8 +72,8 @@ impl Control {
 
         // The admin socket and the state that it shows.
         let mut registry = Registry::default();
-        let metrics = Metrics::register(&mut registry);
-        let last_beat = LastBeat::default();
+        let metrics = MetricsTotals::register(&mut registry);
+        let (last_beat, restarts) = (LastBeat::default(), Restarts::default());
         let damage = DamageReports::default();
         let readiness = Readiness::new(startup, sources.states.clone(), damage.clone());
         let (running, running_now) = watch::channel(None);
@@ -88,8 +89,18 @@ impl Control {
         let serving = admin_socket.serve(Arc::new(state), damage.clone(), stop.clone());
         let admin = tasks.spawn(critical.task("the admin socket", serving));
 
-        let control =
-            Self { critical, tasks, stop, guest_interfaces, readiness, damage, last_beat, running, admin };
+        let control = Self {
+            critical,
+            tasks,
+            stop,
+            guest_interfaces,
+            readiness,
+            damage,
+            last_beat,
+            restarts,
+            running,
+            admin,
+        };
         (control, Inputs { inventory, presence, sources, refused, metrics, namespaces })
     }
 

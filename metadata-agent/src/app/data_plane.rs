@@ -1,111 +1,179 @@
-//! Listeners, proxy and upstream, on the data runtime.
+//! Starts the data plane with what the other components provide.
 
+use std::num::NonZero;
+use std::os::unix::net::UnixListener;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
+use nix::unistd::User;
 use tokio::runtime::Runtime;
+use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
-use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
 use tracing::warn;
 
 use super::TASK_END;
+use super::control::Control;
 use super::haproxy_socket::HaproxySocket;
+use crate::admin::logging::LogFormat;
 use crate::config::Config;
+use crate::data_plane::{self, Listeners, LogSettings, Plan, TlsStock, UserId};
+use crate::datapath::Datapath;
+use crate::directory::Directory;
 use crate::net::damage::DamageReports;
 use crate::net::portal::Portal;
-use crate::process::supervisor::CriticalTasks;
-use crate::proxy::metrics::Metrics;
-use crate::proxy::{self, ClientDirectory, ClientLookup, Proxy, Upstream, UpstreamAccess, UpstreamConfig};
+use crate::nova_access::{HostSockets, SystemResolver, TlsFileWatch, TlsSetupError};
+use crate::process::blocking::blocking;
+use crate::proxy::metrics::MetricsTotals;
+use crate::proxy::{ClientLookup, UpstreamConfig};
+use crate::secrets::Signer;
 
-/// The running listeners and their upstream.
+/// User of the data plane, if the host has it. Any user without rights will do: the packages create
+/// this one, so that nothing else runs as it.
+const USER: &str = "metadata-agent";
+/// User and group `nobody` of the kernel (`overflowuid`), which own no file.
+const NOBODY: UserId = UserId { user: 65_534, group: 65_534 };
+
+/// The running data plane, and the socket of haproxies that it serves.
 pub(super) struct DataPlane {
-    stop: CancellationToken,
-    guests: TaskTracker,
-    proxy: Arc<Proxy>,
-    upstream: Arc<Upstream>,
-    upstream_connections: TaskTracker,
-    /// Returns the socket of haproxies. Its file stays until the last request is answered.
-    haproxies: Option<JoinHandle<Result<HaproxySocket>>>,
+    process: data_plane::DataPlane,
+    /// Returns the socket. Its file stays until the last request is answered.
+    haproxies: Option<JoinHandle<HaproxySocket>>,
+    stop_haproxies: CancellationToken,
 }
 
-/// How the proxy finds clients and reaches Nova.
-pub(super) struct ProxyInputs {
-    pub(super) directory: Arc<dyn ClientDirectory>,
+/// Parts that other components provide.
+pub(super) struct DataPlaneInputs<'a> {
+    pub(super) datapath: &'a Datapath,
+    pub(super) portal: &'a Portal,
+    pub(super) directory: &'a Directory,
     pub(super) lookup: Arc<dyn ClientLookup>,
-    pub(super) upstream: UpstreamConfig,
-    pub(super) access: UpstreamAccess,
+    pub(super) signer: Option<Signer>,
+    pub(super) metrics: Arc<MetricsTotals>,
+    pub(super) haproxy_socket: Option<HaproxySocket>,
+    pub(super) resumed: Arc<Notify>,
 }
 
 impl DataPlane {
-    /// Starts the listener for guests.
-    pub(super) fn start(
-        data: &Runtime,
+    /// Starts the process, and waits until it serves guests. What it needs of this process runs on
+    /// the `link` runtime, so that a main thread that is busy delays no guest.
+    pub(super) async fn start(
         config: &Config,
-        portal: &Portal,
-        inputs: ProxyInputs,
-        metrics: Arc<Metrics>,
-        critical: &CriticalTasks,
+        link: &Runtime,
+        control: &Control,
+        inputs: DataPlaneInputs<'_>,
+        stop: CancellationToken,
     ) -> Result<Self> {
-        let _on_data_runtime = data.enter();
-        let (stop, guests, upstream_connections) =
-            (CancellationToken::new(), TaskTracker::new(), TaskTracker::new());
-        let ProxyInputs { directory, lookup, upstream, access } = inputs;
-        let upstream = Upstream::new(upstream, access, Arc::clone(&metrics), upstream_connections.clone())?;
-        let upstream = Arc::new(upstream);
-        let proxy = Proxy::new(directory, lookup, Arc::clone(&upstream), config.proxy(), metrics);
-        let listener = portal.listen(config.metadata_backlog)?;
-        let listener = tokio::net::TcpListener::from_std(listener).context("watch the listener")?;
-        let serving = proxy::serve_guests(listener, Arc::clone(&proxy), stop.clone(), guests.clone());
-        guests.spawn(critical.task("the listener", serving));
-        Ok(Self { stop, guests, proxy, upstream, upstream_connections, haproxies: None })
-    }
-
-    /// Serves requests of haproxy as well, also if other software removes the socket's file
-    /// meanwhile.
-    pub(super) fn serve_haproxies(
-        &mut self,
-        data: &Runtime,
-        mut socket: HaproxySocket,
-        damage: DamageReports,
-        critical: &CriticalTasks,
-    ) {
-        let _on_data_runtime = data.enter();
-        let (proxy, stop, guests) = (Arc::clone(&self.proxy), self.stop.clone(), self.guests.clone());
-        let serving = async move {
-            loop {
-                let (listener, users) = (socket.listener()?, socket.users());
-                let (proxy, guests) = (Arc::clone(&proxy), guests.clone());
-                tokio::select! {
-                    () = proxy::serve_haproxies(listener, users, proxy, stop.clone(), guests) => {
-                        return Ok(socket);
-                    }
-                    () = socket.restored(&damage) => {}
-                }
-            }
+        let DataPlaneInputs { datapath, portal, directory, lookup, signer, metrics, haproxy_socket, resumed } =
+            inputs;
+        let upstream = config.upstream_config()?;
+        let tls = tls_stock(config, link, &upstream, stop).await?;
+        let users = haproxy_socket.as_ref().map(HaproxySocket::users);
+        let stop_haproxies = CancellationToken::new();
+        let (listeners, haproxies) = watch::channel(None);
+        let haproxy_socket = haproxy_socket.map(|socket| {
+            let keeping = keep(socket, listeners, control.damage.clone(), stop_haproxies.clone());
+            link.spawn(control.critical.task("the socket for haproxies", keeping))
+        });
+        let haproxies = match haproxy_socket {
+            Some(_) => Some(bound(haproxies).await?),
+            None => None,
         };
-        self.haproxies = Some(self.guests.spawn(critical.task("the listener for haproxies", serving)));
+        let plan = Plan {
+            log: LogSettings { debug: config.debug, json: config.log_format == LogFormat::Json },
+            user: user().await,
+            workers: config.metadata_workers.map(NonZero::get),
+            proxy: config.proxy(),
+            upstream,
+            heartbeat_stale_after: config.heartbeat_stale_after,
+            haproxy_users: users,
+            heartbeat: datapath.heartbeat_descriptor()?,
+            listeners: Listeners::new(portal.listen(config.metadata_backlog)?),
+            haproxies,
+            table: Arc::clone(directory.clients()),
+            lookup,
+            names: Arc::new(SystemResolver),
+            sockets: Arc::new(HostSockets),
+            signer,
+            tls,
+            metrics,
+            last_beat: control.last_beat.clone(),
+            resumed,
+        };
+        let starting = data_plane::DataPlane::start(plan, control.restarts.clone());
+        let process = link.spawn(starting).await.context("start the data plane")??;
+        Ok(Self { process, haproxies: haproxy_socket, stop_haproxies })
     }
 
     /// Closes the listeners, so that new connections bypass the agent at once, and waits for
-    /// requests in flight.
-    pub(super) async fn drain(self, drain_timeout: Duration) {
-        self.stop.cancel();
-        self.guests.close();
-        if timeout(drain_timeout + TASK_END, self.guests.wait()).await.is_err() {
-            warn!("drain timed out; aborting requests in flight");
+    /// requests in flight. The heartbeat goes on.
+    pub(super) async fn drain(&mut self, drain_timeout: Duration) {
+        // They end before that by themselves.
+        self.process.drain(drain_timeout + 2 * TASK_END).await;
+        self.stop_haproxies.cancel();
+        if let Some(haproxies) = self.haproxies.take() {
+            // A task that panicked has dropped the socket.
+            drop(haproxies.await);
         }
-        // After the last response, every connection to Nova is idle.
-        self.upstream.close_idle();
-        self.upstream_connections.close();
-        if timeout(TASK_END, self.upstream_connections.wait()).await.is_err() {
-            warn!("closing of connections to Nova timed out; aborting them");
-        }
-        if let Some(haproxies) = self.haproxies {
-            // It has ended with the others, or is aborted with the runtime.
-            drop(timeout(TASK_END, haproxies).await);
+    }
+
+    /// Ends the process.
+    pub(super) async fn end(self) {
+        self.process.end().await;
+    }
+}
+
+async fn keep(
+    mut socket: HaproxySocket,
+    listeners: watch::Sender<Option<UnixListener>>,
+    damage: DamageReports,
+    stop: CancellationToken,
+) -> HaproxySocket {
+    let _stopped = stop.run_until_cancelled(socket.keep(listeners, damage)).await;
+    socket
+}
+
+/// Waits for the first listener.
+async fn bound(
+    mut listeners: watch::Receiver<Option<UnixListener>>,
+) -> Result<watch::Receiver<Option<UnixListener>>> {
+    listeners.wait_for(Option::is_some).await.context("the socket for haproxies was lost")?;
+    Ok(listeners)
+}
+
+/// Reads the TLS files for Nova if an endpoint uses https, and keeps them up to date.
+async fn tls_stock(
+    config: &Config,
+    link: &Runtime,
+    upstream: &UpstreamConfig,
+    stop: CancellationToken,
+) -> Result<Option<TlsStock>> {
+    if !upstream.uses_tls() {
+        return Ok(None);
+    }
+    let files = config.nova_tls();
+    let read = move || {
+        // A file that is replaced meanwhile is read once more.
+        let versions = files.versions();
+        let stock = TlsStock::new(files.read()?)?;
+        let watch = TlsFileWatch::new(files, versions, stock.reader());
+        Ok::<_, TlsSetupError>((stock, watch))
+    };
+    let (stock, watch) = blocking(read).await.context("read the TLS files for Nova")??;
+    link.spawn(watch.keep(stop));
+    Ok(Some(stock))
+}
+
+/// Returns the user of the data plane.
+async fn user() -> UserId {
+    let found = blocking(|| User::from_name(USER)).await;
+    match found {
+        Some(Ok(Some(user))) => UserId { user: user.uid.as_raw(), group: user.gid.as_raw() },
+        Some(Ok(None)) | None => NOBODY,
+        Some(Err(error)) => {
+            warn!(user = USER, %error, "cannot look the user of the data plane up; using nobody");
+            NOBODY
         }
     }
 }

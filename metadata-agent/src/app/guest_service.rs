@@ -5,35 +5,30 @@ use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
-use metadata_ebpf::identity::ClientAddress;
 use tokio::runtime::{Builder, Runtime};
 use tokio::sync::{Notify, broadcast, watch};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use super::control::{Control, Inputs};
-use super::data_plane::{DataPlane, ProxyInputs};
+use super::data_plane::{DataPlane, DataPlaneInputs};
 use super::haproxy_socket::HaproxySocket;
 use super::source_tasks::SourceHandles;
 use crate::admin::readiness::StartupStep;
 use crate::admin::state::Running;
 use crate::attach::{Failures, HostWatcher, RefusalEpisodes, RefusalWatcher, Subscribers};
 use crate::config::Config;
-use crate::datapath::heartbeat::{ControlProgress, beat_control, beat_data};
-use crate::datapath::{Counters, Datapath, Hook, NetnsDatapaths, PortalLink};
+use crate::datapath::heartbeat::{ControlProgress, beat_control};
+use crate::datapath::{Counters, Datapath, Heartbeat, Hook, NetnsDatapaths, PortalLink};
 use crate::directory::clients::{HostLookup, InventoryLookup, NeutronLookup};
 use crate::directory::{Credentials, Directory, UpstreamAuth};
-use crate::ids::MacAddress;
 use crate::inventory::Inventory;
 use crate::inventory::presence::Presence;
 use crate::inventory::refused::RefusedSource;
 use crate::namespaces::{NamespaceReports, NamespaceWatcher};
 use crate::net::netlink::{self, Netlink};
 use crate::net::portal::{self, HostEndUser, Portal, PortalGuard};
-use crate::nova_access;
 use crate::process::blocking::blocking;
-use crate::proxy::metrics::Metrics;
-use crate::proxy::{UpstreamAccess, UpstreamConfig};
 use crate::secrets::SecretFiles;
 
 /// The running components.
@@ -43,8 +38,7 @@ pub(super) struct GuestService {
     namespaces: Option<JoinHandle<()>>,
     /// Cancels the tasks that keep attachments.
     stop_attachments: CancellationToken,
-    heartbeat: JoinHandle<()>,
-    stop_heartbeat: CancellationToken,
+    heartbeat: ControlHeartbeat,
 }
 
 impl GuestService {
@@ -52,23 +46,34 @@ impl GuestService {
     /// future is dropped halfway, teardown removes what it made.
     pub(super) async fn start(
         config: &Config,
-        data: &Runtime,
+        link: &Runtime,
         control: &Control,
         inputs: Inputs,
         haproxy_socket: Option<HaproxySocket>,
     ) -> Result<Self> {
-        let boot = Boot { config, data, control, stop_attachments: control.stop.child_token() };
+        let boot = Boot { config, control, stop_attachments: control.stop.child_token() };
         let Inputs { inventory, presence, sources, refused, metrics, namespaces } = inputs;
         let mut host = boot.open_host().await?;
         let credentials = boot.open_secrets().await?;
         let auth = credentials.auth();
-        let (upstream, access) = boot.open_nova_access().await?;
+        let signer = credentials.signer().cloned();
         let lookup = Arc::new(host_lookup(sources, &inventory, &credentials, config.identity_grace));
         let directory = boot.open_directory(credentials);
-        let inputs = ProxyInputs { directory: directory.clone(), lookup, upstream, access };
-        let data_plane = boot.start_data_plane(&host, inputs, metrics, haproxy_socket)?;
+        let resumed = Arc::new(Notify::new());
         // Without a heartbeat, the first packets of the first guest would bypass the agent.
-        let (heartbeat, stop_heartbeat) = boot.start_heartbeat(&host.datapath)?;
+        let heartbeat = boot.start_heartbeat(&host.datapath, Arc::clone(&resumed))?;
+        let inputs = DataPlaneInputs {
+            datapath: &host.datapath,
+            portal: &host.portal,
+            directory: &directory,
+            lookup,
+            signer,
+            metrics,
+            haproxy_socket,
+            resumed,
+        };
+        let stop = boot.stop_attachments.clone();
+        let data_plane = DataPlane::start(config, link, control, inputs, stop).await?;
         let netns_datapaths =
             config.namespaces.is_some().then(|| host.datapath.netns_datapaths()).transpose()?;
 
@@ -88,20 +93,14 @@ impl GuestService {
             refusals,
             namespaces: reports,
             hook,
+            restarts: control.restarts.clone(),
         }));
-        Ok(Self {
-            data_plane,
-            guests,
-            namespaces,
-            stop_attachments: boot.stop_attachments,
-            heartbeat,
-            stop_heartbeat,
-        })
+        Ok(Self { data_plane, guests, namespaces, stop_attachments: boot.stop_attachments, heartbeat })
     }
 
     /// Ends requests first, then the attachments. The heartbeat ends last: until then packets of
     /// open connections reach the agent.
-    pub(super) async fn end(self, drain_timeout: Duration) {
+    pub(super) async fn end(mut self, drain_timeout: Duration) {
         self.data_plane.drain(drain_timeout).await;
         self.stop_attachments.cancel();
         // A task that panicked has been reported. Teardown removes what it kept.
@@ -109,15 +108,33 @@ impl GuestService {
         if let Some(namespaces) = self.namespaces {
             drop(namespaces.await);
         }
-        self.stop_heartbeat.cancel();
-        drop(self.heartbeat.await);
+        self.data_plane.end().await;
+        self.heartbeat.end();
+    }
+}
+
+/// The heartbeat of this process. Dropping it leaves packets to the host's own path.
+struct ControlHeartbeat {
+    heartbeat: Arc<Heartbeat>,
+    stop: CancellationToken,
+}
+
+impl ControlHeartbeat {
+    fn end(self) {
+        drop(self);
+    }
+}
+
+impl Drop for ControlHeartbeat {
+    fn drop(&mut self) {
+        self.stop.cancel();
+        self.heartbeat.stop();
     }
 }
 
 /// The context of the boot steps.
 struct Boot<'a> {
     config: &'a Config,
-    data: &'a Runtime,
     control: &'a Control,
     stop_attachments: CancellationToken,
 }
@@ -175,65 +192,30 @@ impl Boot<'_> {
 
     /// Creates the directory, and keeps its identities signed with the secrets in force.
     fn open_directory(&self, credentials: Credentials) -> Arc<Directory> {
-        let directory = Arc::new(Directory::new(credentials, client_mac));
+        let directory = Arc::new(Directory::new(credentials));
         let (signed, stop) = (Arc::clone(&directory), self.stop_attachments.clone());
         let follow = async move { signed.follow_secrets(stop).await };
         self.control.tasks.spawn(self.control.critical.task("the signing of identities", follow));
         directory
     }
 
-    /// Reads the TLS files for Nova, and keeps them up to date. This runs on the data runtime, so
-    /// that a main thread that is busy does not keep a replaced file from requests.
-    async fn open_nova_access(&self) -> Result<(UpstreamConfig, UpstreamAccess)> {
-        let upstream = self.config.upstream_config()?;
-        let tls = self.config.nova_tls();
-        let opened = blocking(move || nova_access::open(&upstream, tls).map(|opened| (upstream, opened)));
-        let (upstream, (access, tls_files)) = opened.await.context("read the TLS files for Nova")??;
-        if let Some(files) = tls_files {
-            let keep = files.keep(self.stop_attachments.clone());
-            self.control.tasks.spawn_on(keep, self.data.handle());
-        }
-        Ok((upstream, access))
-    }
-
-    /// Starts the listeners and the upstream.
-    fn start_data_plane(
-        &self,
-        host: &Host,
-        inputs: ProxyInputs,
-        metrics: Arc<Metrics>,
-        haproxy_socket: Option<HaproxySocket>,
-    ) -> Result<DataPlane> {
-        let critical = &self.control.critical;
-        let mut data_plane =
-            DataPlane::start(self.data, self.config, &host.portal, inputs, metrics, critical)?;
-        if let Some(socket) = haproxy_socket {
-            data_plane.serve_haproxies(self.data, socket, self.control.damage.clone(), critical);
-        }
-        Ok(data_plane)
-    }
-
-    /// Writes the first heartbeats, and keeps writing: on the data runtime, and on a thread that
-    /// watches the control runtime.
-    fn start_heartbeat(&self, datapath: &Datapath) -> Result<(JoinHandle<()>, CancellationToken)> {
+    /// Writes the first heartbeat of this process, and keeps writing on a thread that watches its
+    /// runtime. Notifies `resumed` when traffic may flow again.
+    fn start_heartbeat(&self, datapath: &Datapath, resumed: Arc<Notify>) -> Result<ControlHeartbeat> {
         let (control, heartbeat) = (self.control, Arc::new(datapath.heartbeat()?));
         heartbeat.beat_control();
-        heartbeat.beat_data();
         let (stale_after, stop) = (self.config.heartbeat_stale_after, CancellationToken::new());
-
-        let (progress, resumed) = (ControlProgress::default(), Arc::new(Notify::new()));
+        let progress = ControlProgress::default();
         control.tasks.spawn(progress.clone().count(stop.clone()));
         let damage = control.damage.subscribe();
-        let (beating, resuming) = (Arc::clone(&heartbeat), Arc::clone(&resumed));
-        let beats = beat_control(beating, stale_after, progress, damage, resuming, stop.clone());
+        let beats =
+            beat_control(Arc::clone(&heartbeat), stale_after, progress, damage, resumed, stop.clone());
         let beats = control.critical.task("the heartbeat of the control runtime", beats);
         let runtime = Builder::new_current_thread().enable_time().build();
         let runtime = runtime.context("start the runtime of the heartbeat")?;
         let thread = thread::Builder::new().name("md-beat".to_owned());
         thread.spawn(move || runtime.block_on(beats)).context("start the thread of the heartbeat")?;
-
-        let beats = beat_data(heartbeat, stale_after, control.last_beat.clone(), resumed, stop.clone());
-        Ok((self.data.spawn(control.critical.task("the heartbeat", beats)), stop))
+        Ok(ControlHeartbeat { heartbeat, stop })
     }
 
     /// Logs refused packets, and reports their sources to the sources of ports.
@@ -297,11 +279,6 @@ impl Boot<'_> {
 
 fn portal_link(portal: &Portal) -> PortalLink {
     PortalLink { ifindex: portal.host_ifindex(), nsid: portal.nsid, mac: portal.mac }
-}
-
-/// Returns the MAC address from which a client sends, if its identity address contains it.
-fn client_mac(client: &ClientAddress) -> Option<MacAddress> {
-    client.mac().map(MacAddress)
 }
 
 /// Finds guests by network or router and address: in the inventory, and in Neutron if it is

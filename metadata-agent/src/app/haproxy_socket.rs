@@ -6,8 +6,11 @@
 //! process is in. Otherwise the mode has to admit all users, and the check of the peer's user
 //! admits one.
 
+use std::convert::Infallible;
+use std::os::unix::net::UnixListener;
+
 use nix::unistd::{Gid, Group, Uid, User, getgroups};
-use tokio::net::UnixListener;
+use tokio::sync::watch;
 use tracing::{info, warn};
 
 use crate::config::{Config, SocketMode};
@@ -62,15 +65,16 @@ impl HaproxySocket {
         Ok(Some(Self { file, users }))
     }
 
-    /// Takes the listener, once for each time that the socket is bound. The runtime of the caller
-    /// polls it.
-    pub(super) fn listener(&mut self) -> Result<UnixListener, SocketFileError> {
-        self.file.listener()
-    }
-
-    /// Waits until other software has removed the file, and binds the socket again.
-    pub(super) async fn restored(&mut self, damage: &DamageReports) {
-        self.file.restored(Part::HaproxySocket, damage).await;
+    /// Publishes the listener, and another one whenever other software has removed the file.
+    pub(super) async fn keep(
+        &mut self,
+        listeners: watch::Sender<Option<UnixListener>>,
+        damage: DamageReports,
+    ) -> Infallible {
+        loop {
+            listeners.send_replace(Some(self.file.listener()));
+            self.file.restored(Part::HaproxySocket, &damage).await;
+        }
     }
 
     pub(super) fn users(&self) -> HaproxyUsers {

@@ -1,8 +1,8 @@
 //! `metadata-agent run`: starts and connects all components, and stops them in order.
 //!
-//! Two runtimes. The control runtime, on the main thread, runs sources, inventory, attachments and
-//! the admin socket. The data runtime runs the proxy and the heartbeat, so neither a scrape nor a
-//! slow source delays a guest.
+//! This is the control process. Its control runtime, on the main thread, runs sources, inventory,
+//! attachments and the admin socket. Its link runtime talks to the data plane, which is a process
+//! of its own, so neither a scrape nor a slow source delays a guest.
 //!
 //! [`control`] starts what runs from the beginning to the end, [`guest_service`] what serves
 //! guests.
@@ -46,25 +46,25 @@ pub(crate) fn run(config: &Config, held: HeldSignals) -> Result<()> {
     log_notices(config);
     capabilities::require(&capabilities::TO_RUN)?;
     raise_descriptor_limit();
-    let data = data_runtime(config)?;
+    let link = link_runtime()?;
     let control = control_runtime()?;
-    let outcome = control.block_on(start_and_stop(config, &data));
+    let outcome = control.block_on(start_and_stop(config, &link));
     // Tasks have ended or had their time. A blocking call may never return.
-    data.shutdown_background();
+    link.shutdown_background();
     control.shutdown_background();
     outcome
 }
 
-async fn start_and_stop(config: &Config, data: &Runtime) -> Result<()> {
+async fn start_and_stop(config: &Config, link: &Runtime) -> Result<()> {
     // The admin socket comes first: a second agent fails here, before it changes anything.
     let admin_socket = AdminSocket::bind(&config.admin_socket)?;
     // From here on, a signal stops the agent in order.
     let mut signals = StopSignals::watch()?;
-    stop_deadline::enforce(data, config.drain_timeout)?;
+    stop_deadline::enforce(link, config.drain_timeout)?;
     let haproxy_socket = HaproxySocket::bind(config)?;
 
     let (mut control, inputs) = Control::start(config, admin_socket);
-    let starting = GuestService::start(config, data, &control, inputs, haproxy_socket);
+    let starting = GuestService::start(config, link, &control, inputs, haproxy_socket);
     let started = tokio::select! {
         started = starting => started.map(Some),
         () = signals.received() => Ok(None),
@@ -130,12 +130,10 @@ fn raise_descriptor_limit() {
     }
 }
 
-fn data_runtime(config: &Config) -> Result<Runtime> {
+/// Two threads, so that a look-up that takes long does not delay the others.
+fn link_runtime() -> Result<Runtime> {
     let mut builder = Builder::new_multi_thread();
-    if let Some(workers) = config.metadata_workers {
-        builder.worker_threads(workers.get() as usize);
-    }
-    builder.enable_all().thread_name("md-data").build().context("start the data runtime")
+    builder.worker_threads(2).enable_all().thread_name("md-link").build().context("start the link runtime")
 }
 
 fn control_runtime() -> Result<Runtime> {

@@ -9,7 +9,7 @@ use tokio::time::sleep;
 use tracing::{info, warn};
 
 use crate::admin::readiness::Readiness;
-use crate::datapath::heartbeat::LastBeat;
+use crate::data_plane::LastBeat;
 
 /// Interval at which readiness is looked at until the agent is ready.
 const READINESS_POLL: Duration = Duration::from_millis(100);

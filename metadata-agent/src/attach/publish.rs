@@ -196,7 +196,7 @@ mod tests {
     }
 
     fn directory() -> Arc<Directory> {
-        Arc::new(Directory::new(Credentials::ByNetwork(NetworkHeader::Neutron), |_| None))
+        Arc::new(Directory::new(Credentials::ByNetwork(NetworkHeader::Neutron)))
     }
 
     fn shared(id: u32) -> InterfaceRecord {

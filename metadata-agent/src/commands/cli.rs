@@ -17,6 +17,7 @@ use oslo_config::{Access, OptionSpec};
 
 use super::output::{print_error, unless_reader_left};
 use crate::config::{ConfigArgs, ConfigSource, NEUTRON_FILES, OPTIONS};
+use crate::data_plane;
 use crate::error_chain::error_chain;
 
 /// Exit code for a wrong command line or configuration.
@@ -51,8 +52,9 @@ pub(crate) enum Command {
     /// leave guests to the host's own metadata path, until the next agent adopts them or `detach`
     /// removes them.
     ///
-    /// Needs root, or CAP_SYS_ADMIN, CAP_NET_ADMIN and CAP_NET_BIND_SERVICE; Linux 5.10 with IPv6;
-    /// a BPF file system. CAP_SYS_ADMIN includes CAP_BPF and CAP_PERFMON.
+    /// Needs root, or CAP_SYS_ADMIN, CAP_NET_ADMIN, CAP_NET_BIND_SERVICE, CAP_SETUID and
+    /// CAP_SETGID; Linux 5.10 with IPv6; a BPF file system. CAP_SYS_ADMIN includes CAP_BPF and
+    /// CAP_PERFMON. The process that answers guests, which it starts, has none of them.
     #[command(after_help = RUN_EXIT, after_long_help = long_reference(RUN_EXIT))]
     Run(RunArgs),
     /// Check if this host can run the agent, and print what is missing.
@@ -79,6 +81,9 @@ pub(crate) enum Command {
     /// it twice does no harm. Needs root, or CAP_SYS_ADMIN and CAP_NET_ADMIN.
     #[command(after_help = DETACH_EXIT, after_long_help = long_reference(DETACH_EXIT))]
     Detach(DetachArgs),
+    /// Answer guests, as a process that `run` starts.
+    #[command(name = data_plane::COMMAND, hide = true)]
+    DataPlane,
 }
 
 /// Subcommands of `config`.
@@ -297,9 +302,11 @@ mod tests {
     fn run_config(line: &str) -> ConfigArgs {
         match read(line).unwrap().command {
             Command::Run(args) => args.config,
-            other @ (Command::Check(_) | Command::Config(_) | Command::Status(_) | Command::Detach(_)) => {
-                panic!("{other:?}")
-            }
+            other @ (Command::Check(_)
+            | Command::Config(_)
+            | Command::Status(_)
+            | Command::Detach(_)
+            | Command::DataPlane) => panic!("{other:?}"),
         }
     }
 

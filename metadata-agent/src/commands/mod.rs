@@ -3,6 +3,7 @@
 mod check;
 mod cli;
 mod config_show;
+mod data_plane;
 mod detach;
 mod output;
 mod run;
@@ -32,6 +33,7 @@ pub fn main() -> ExitCode {
         Command::Config(ConfigCommand::Show(args)) => config_show::run(args),
         Command::Status(args) => status::run(args),
         Command::Detach(args) => detach::run(args),
+        Command::DataPlane => data_plane::run(),
     }
 }
 

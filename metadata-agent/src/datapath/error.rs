@@ -51,6 +51,8 @@ pub enum DatapathError {
     Netns(#[from] NetnsError),
     #[error("cannot map {map} into memory: {source}")]
     Mmap { map: &'static str, source: nix::errno::Errno },
+    #[error("cannot hand over {map}: {source}")]
+    Descriptor { map: &'static str, source: std::io::Error },
     /// An operation on a map failed.
     #[error("cannot {operation} {map}: {source}")]
     Map { operation: &'static str, map: &'static str, source: Box<aya::maps::MapError> },

@@ -1,10 +1,10 @@
-//! Both runtimes of the agent write a heartbeat timestamp to a map. If one of them hangs, packets
+//! Both processes of the agent write a heartbeat timestamp to a map. If one of them hangs, packets
 //! are left to the host's own path. The same happens while damage from outside keeps answers from
 //! guests.
 //!
-//! The data runtime answers guests, so a late heartbeat of its own counts at once. The control
-//! runtime keeps attachments and identities up to date, and may block for seconds in the kernel. So
-//! a thread of its own beats for it, as long as the runtime was seen working not long ago.
+//! The data plane answers guests, so a late heartbeat of its own counts at once. The control
+//! process keeps attachments and identities up to date, and may block for seconds in the kernel. So
+//! a thread of its own beats for it, as long as its runtime was seen working not long ago.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -15,7 +15,7 @@ use tokio::time::{Interval, MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info};
 
-use crate::datapath::{Clock, Heartbeat};
+use crate::datapath::Heartbeat;
 use crate::net::damage::DamageState;
 
 /// Heartbeats within the time after which the heartbeat counts as stale, so that one late heartbeat
@@ -28,23 +28,6 @@ const BEAT_INTERVAL: Duration = Duration::from_millis(250);
 /// it counts as hung. One that waits for the kernel's lock of interfaces is late by seconds.
 const PROGRESS_INTERVAL: Duration = Duration::from_secs(1);
 const PROGRESS_LIMIT: Duration = Duration::from_secs(15);
-
-/// Time of the last heartbeat of the data runtime, including those that damage makes void.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct LastBeat(Arc<AtomicU64>);
-
-impl LastBeat {
-    /// Returns true if the last heartbeat is at most `limit` old.
-    #[must_use]
-    pub(crate) fn is_within(&self, limit: Duration) -> bool {
-        let age = Clock::now_ns().saturating_sub(self.0.load(Ordering::Relaxed));
-        Duration::from_nanos(age) <= limit
-    }
-
-    fn mark(&self) {
-        self.0.store(Clock::now_ns(), Ordering::Relaxed);
-    }
-}
 
 /// A counter that grows while the control runtime works.
 #[derive(Clone, Debug, Default)]
@@ -60,26 +43,23 @@ impl ControlProgress {
     }
 }
 
-/// Writes heartbeats of the data runtime, which it must run on, until cancelled. Then marks the
-/// agent as absent.
+/// Writes heartbeats of the data plane for ever, and calls `mark` with each. Must run on the
+/// runtime that answers guests.
 pub(crate) async fn beat_data(
-    heartbeat: Arc<Heartbeat>,
+    heartbeat: Heartbeat,
     stale_after: Duration,
-    last_beat: LastBeat,
+    mark: impl Fn(),
     resumed: Arc<Notify>,
-    cancel: CancellationToken,
 ) {
     let mut tick = ticks(beat_interval(stale_after));
     loop {
         tokio::select! {
-            () = cancel.cancelled() => break,
             _ = tick.tick() => {}
             () = resumed.notified() => {}
         }
         heartbeat.beat_data();
-        last_beat.mark();
+        mark();
     }
-    heartbeat.stop();
 }
 
 /// Writes heartbeats of the control runtime while it works and no damage stops the traffic of

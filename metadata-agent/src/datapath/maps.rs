@@ -1,6 +1,6 @@
 //! Typed wrappers around the BPF maps.
 
-use std::os::fd::AsFd as _;
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
@@ -154,14 +154,22 @@ impl Slots {
 }
 
 /// The agent's heartbeats, in the memory of `MD_HEARTBEAT`.
+#[derive(Debug)]
 pub(crate) struct Heartbeat {
-    words: SharedWords<{ heartbeat::COUNT as usize }>,
+    words: SharedWords,
 }
 
 impl Heartbeat {
     pub(super) fn open(pins: &Pins) -> Result<Self, DatapathError> {
-        let map = pinned(pins, names::HEARTBEAT)?;
-        let words = SharedWords::map(map.fd().as_fd());
+        Self::map(heartbeat_descriptor(pins)?.as_fd())
+    }
+
+    /// Maps the memory of the map behind a descriptor. This needs no privilege.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub(crate) fn map(map: BorrowedFd<'_>) -> Result<Self, DatapathError> {
+        let words = SharedWords::map_array(map, heartbeat::COUNT as usize);
         Ok(Self { words: words.map_err(|source| DatapathError::Mmap { map: names::HEARTBEAT, source })? })
     }
 
@@ -188,6 +196,14 @@ impl Heartbeat {
     fn word(&self, element: u32) -> &AtomicU64 {
         &self.words[element as usize]
     }
+}
+
+pub(super) fn heartbeat_descriptor(pins: &Pins) -> Result<OwnedFd, DatapathError> {
+    let map = pinned(pins, names::HEARTBEAT)?;
+    map.fd()
+        .as_fd()
+        .try_clone_to_owned()
+        .map_err(|source| DatapathError::Descriptor { map: names::HEARTBEAT, source })
 }
 
 /// Statistics of the kernel about a client.

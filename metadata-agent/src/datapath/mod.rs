@@ -40,6 +40,7 @@ pub(crate) use restore::PinState;
 pub(crate) use tcx_scan::{ExpectedPrograms, find_detached};
 
 use std::collections::BTreeMap;
+use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -207,6 +208,14 @@ impl Datapath {
     /// The pin is missing, or the kernel refuses to map it into memory.
     pub(crate) fn heartbeat(&self) -> Result<Heartbeat, DatapathError> {
         Heartbeat::open(&self.pins)
+    }
+
+    /// Returns a descriptor of the map of heartbeats, for the process that answers guests.
+    ///
+    /// # Errors
+    /// The pin is missing, or descriptors are exhausted.
+    pub(crate) fn heartbeat_descriptor(&self) -> Result<OwnedFd, DatapathError> {
+        maps::heartbeat_descriptor(&self.pins)
     }
 
     /// Opens a separate handle for reading counters and clients.

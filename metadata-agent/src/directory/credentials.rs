@@ -35,6 +35,14 @@ impl Credentials {
         }
     }
 
+    /// Returns what signs identities, if they are signed.
+    pub(crate) fn signer(&self) -> Option<&Signer> {
+        match self {
+            Self::Signed(signer) => Some(signer),
+            Self::ByNetwork(_) => None,
+        }
+    }
+
     /// Returns what the proxy may know of the secrets.
     pub(super) fn secret_status(&self) -> Arc<SecretStatus> {
         match self {

@@ -1,11 +1,12 @@
 use std::time::Duration;
 
+use metadata_ebpf::identity::ClientAddress;
 use uuid::Uuid;
 
 use super::*;
-use crate::ids::InstanceId;
+use crate::ids::{InstanceId, MacAddress};
 use crate::inventory::{Entry, Port, PortAddressing, PortRecord, SourceKind, Tenant};
-use crate::proxy::NetworkHeader;
+use crate::proxy::{ClientDirectory as _, LookupState, NetworkHeader};
 
 const NETWORK: &str = "11111111-1111-4111-8111-111111111111";
 
@@ -14,7 +15,7 @@ fn by_network() -> Credentials {
 }
 
 fn directory() -> Directory {
-    Directory::new(by_network(), |_| None)
+    Directory::new(by_network())
 }
 
 fn attachment(id: u32) -> AttachmentId {
@@ -55,7 +56,7 @@ fn shared_changes(removed: &[u32], updated: &[u32]) -> BindingChanges<SharedBind
 }
 
 fn lookup(directory: &Directory, id: u32, address: [u8; 4]) -> LookupState {
-    directory.lookup(&ClientAddress::ipv4(attachment(id), address))
+    directory.clients().lookup(&ClientAddress::ipv4(attachment(id), address))
 }
 
 #[test]
@@ -137,19 +138,10 @@ fn publishing_one_part_keeps_the_other() {
     directory.publish_shared(&shared_changes(&[], &[1]));
     directory.publish(&BindingChanges::default());
     assert!(matches!(lookup(&directory, 1, [10, 0, 0, 5]), LookupState::Shared(_)));
-    let changes = directory.changes();
+    let changes = directory.clients().changes();
     directory.publish_shared(&shared_changes(&[1], &[]));
     assert!(changes.has_changed().unwrap(), "waiting requests are woken");
     assert!(matches!(lookup(&directory, 1, [10, 0, 0, 5]), LookupState::Gone));
-}
-
-#[test]
-fn the_mac_address_is_the_one_that_the_kernel_saw() {
-    let mac = MacAddress([0xfa, 0x16, 0x3e, 0, 0, 1]);
-    let client = ClientAddress::ipv4(attachment(1), [10, 0, 0, 5]);
-    let directory = Directory::new(by_network(), move |address| (*address == client).then_some(mac));
-    assert_eq!(directory.guest_mac(&client), Some(mac));
-    assert_eq!(directory.guest_mac(&ClientAddress::ipv4(attachment(2), [10, 0, 0, 5])), None);
 }
 
 /// Neutron's agent finds the instance itself, but all ports of an instance have one share.
@@ -213,13 +205,13 @@ fn known(id: u32) -> BindingChanges<Binding> {
 fn is_current(directory: &Directory, id: u32) -> bool {
     let state = lookup(directory, id, [10, 0, 0, 5]);
     let LookupState::Known(identity) = state else { panic!("{state:?}") };
-    !identity.is_outdated(&directory.secrets())
+    !identity.is_outdated(&directory.clients().secrets())
 }
 
 #[tokio::test]
 async fn replaced_secrets_sign_every_identity_again() {
     let signer = Signer::new("a".into());
-    let directory = Arc::new(Directory::new(Credentials::Signed(signer.clone()), |_| None));
+    let directory = Arc::new(Directory::new(Credentials::Signed(signer.clone())));
     // More than are signed at once.
     let ids = 1..=2 * u32::try_from(SIGNED_AT_ONCE).unwrap();
     for id in ids.clone() {
@@ -232,7 +224,7 @@ async fn replaced_secrets_sign_every_identity_again() {
     let (stop, followed) = (CancellationToken::new(), Arc::clone(&directory));
     let token = stop.clone();
     let follow = tokio::spawn(async move { followed.follow_secrets(token).await });
-    let mut changed = directory.changes();
+    let mut changed = directory.clients().changes();
     for secret in ["c", "d"] {
         while !ids.clone().all(|id| is_current(&directory, id)) {
             let change = tokio::time::timeout(Duration::from_mins(1), changed.changed()).await;

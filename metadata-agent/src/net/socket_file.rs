@@ -132,18 +132,10 @@ impl SocketFile {
         fs::symlink_metadata(&self.path).is_ok_and(|now| (now.dev(), now.ino()) == self.file)
     }
 
-    /// Returns the listener for the current runtime. Can be called once for each time that the
-    /// socket is bound.
-    ///
-    /// # Errors
-    /// The runtime cannot register the socket.
-    pub(crate) fn listener(&mut self) -> Result<tokio::net::UnixListener, SocketFileError> {
+    /// Returns the listener, once for each time that the socket is bound.
+    pub(crate) fn listener(&mut self) -> net::UnixListener {
         let Some(listener) = self.listener.take() else { unreachable!("the listener is taken once") };
-        tokio::net::UnixListener::from_std(listener).map_err(|source| SocketFileError::Io {
-            step: "poll",
-            path: self.path.clone(),
-            source,
-        })
+        listener
     }
 }
 

@@ -8,22 +8,22 @@ mod tls;
 
 use std::sync::Arc;
 
-pub use tls::{NovaTls, TlsFileWatch};
+pub(crate) use names::SystemResolver;
+pub(crate) use sockets::HostSockets;
+pub use tls::{NovaTls, TlsFileWatch, TlsUser};
 pub use tls_files::{ClientCertificate, TlsSetupError};
 
-use crate::proxy::{UpstreamAccess, UpstreamConfig, UpstreamTls};
-use names::SystemResolver;
-use sockets::HostSockets;
+use crate::proxy::{TlsFeed, UpstreamAccess, UpstreamConfig, UpstreamTls};
 
-/// Reads the TLS files if an endpoint uses https. The caller then runs the watch, so that a
-/// replaced file applies to new connections.
+/// Opens the access of a proxy in this process: reads the TLS files if an endpoint uses https. The
+/// caller then runs the watch, so that a replaced file applies to new connections.
 ///
 /// # Errors
 /// A file cannot be used.
 pub fn open(
     upstream: &UpstreamConfig,
     tls: NovaTls,
-) -> Result<(UpstreamAccess, Option<TlsFileWatch>), TlsSetupError> {
+) -> Result<(UpstreamAccess, Option<TlsFileWatch<TlsFeed>>), TlsSetupError> {
     let (tls, watch) = if upstream.uses_tls() {
         // A file that is replaced meanwhile is read once more.
         let versions = tls.versions();

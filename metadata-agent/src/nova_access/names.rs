@@ -7,7 +7,7 @@ use crate::proxy::{NameLookup, NameLookupFuture};
 /// The resolver of the C library, with the host's `nsswitch.conf` and `resolv.conf`. It runs on a
 /// thread for blocking work.
 #[derive(Debug)]
-pub(super) struct SystemResolver;
+pub(crate) struct SystemResolver;
 
 impl NameLookup for SystemResolver {
     fn look_up<'a>(&'a self, host: &'a str, port: u16) -> NameLookupFuture<'a> {

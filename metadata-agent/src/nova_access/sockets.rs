@@ -14,7 +14,7 @@ const RETRY: Duration = Duration::from_millis(20);
 
 /// Connects to the path in the host's file system.
 #[derive(Debug)]
-pub(super) struct HostSockets;
+pub(crate) struct HostSockets;
 
 impl SocketConnector for HostSockets {
     fn connect<'a>(&'a self, path: &'a Path) -> SocketFuture<'a> {

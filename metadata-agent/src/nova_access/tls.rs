@@ -36,7 +36,7 @@ pub struct NovaTls {
 }
 
 impl NovaTls {
-    pub(super) fn read(&self) -> Result<TlsMaterial, TlsSetupError> {
+    pub(crate) fn read(&self) -> Result<TlsMaterial, TlsSetupError> {
         let trust = match &self.authorities {
             _ if self.insecure => ServerTrust::Unverified,
             Some(path) => ServerTrust::Ca(path),
@@ -46,7 +46,7 @@ impl NovaTls {
     }
 
     /// Returns what changes if a file is replaced. The host's own store is read once.
-    pub(super) fn versions(&self) -> Vec<Option<FileVersion>> {
+    pub(crate) fn versions(&self) -> Vec<Option<FileVersion>> {
         let identity = self.identity.iter().flat_map(|own| [&own.certificate, &own.key]);
         self.authorities.iter().chain(identity).map(|path| FileVersion::of(path)).collect()
     }
@@ -54,7 +54,7 @@ impl NovaTls {
 
 /// A file's device, inode, size, and time of change (seconds and nanoseconds).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct FileVersion(u64, u64, u64, i64, i64);
+pub(crate) struct FileVersion(u64, u64, u64, i64, i64);
 
 impl FileVersion {
     fn of(path: &Path) -> Option<Self> {
@@ -63,20 +63,50 @@ impl FileVersion {
     }
 }
 
-/// The TLS files, as they were read last.
-#[derive(Debug)]
-pub struct TlsFileWatch {
-    files: NovaTls,
-    versions: Vec<Option<FileVersion>>,
-    feed: TlsFeed,
+/// Uses the content of TLS files, in this process or in another one.
+pub trait TlsUser: Send + 'static {
+    /// Waits until a certificate was refused, and returns the number of the refusal. Cancelling the
+    /// wait loses nothing.
+    fn refused(&mut self) -> impl Future<Output = u64> + Send;
+
+    /// Puts other material in force for connections that begin from now on.
+    ///
+    /// # Errors
+    /// The material cannot be used. The former one stays in force.
+    fn replace(&self, material: TlsMaterial) -> Result<(), TlsSetupError>;
+
+    /// Reports the end of a check that began after this refusal and those before it.
+    fn checked(&self, refusal: u64);
 }
 
-impl TlsFileWatch {
-    pub(super) fn new(files: NovaTls, versions: Vec<Option<FileVersion>>, feed: TlsFeed) -> Self {
+impl TlsUser for TlsFeed {
+    fn refused(&mut self) -> impl Future<Output = u64> + Send {
+        Self::refused(self)
+    }
+
+    fn replace(&self, material: TlsMaterial) -> Result<(), TlsSetupError> {
+        Self::replace(self, material)
+    }
+
+    fn checked(&self, refusal: u64) {
+        Self::checked(self, refusal);
+    }
+}
+
+/// The TLS files, as they were read last.
+#[derive(Debug)]
+pub struct TlsFileWatch<U> {
+    files: NovaTls,
+    versions: Vec<Option<FileVersion>>,
+    user: U,
+}
+
+impl<U: TlsUser> TlsFileWatch<U> {
+    pub(crate) fn new(files: NovaTls, versions: Vec<Option<FileVersion>>, user: U) -> Self {
         if files.insecure {
             warn!("Nova's certificate is not verified (nova_metadata_insecure)");
         }
-        Self { files, versions, feed }
+        Self { files, versions, user }
     }
 
     /// Puts replaced files in force, until cancelled.
@@ -89,15 +119,18 @@ impl TlsFileWatch {
         let mut period = interval(PERIOD);
         period.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
-            tokio::select! {
-                _ = period.tick() => {}
-                () = self.feed.refused() => {}
-            }
+            let refusal = tokio::select! {
+                _ = period.tick() => None,
+                refusal = self.user.refused() => Some(refusal),
+            };
             let check = move || {
                 self.check();
                 self
             };
             self = blocking(check).await?;
+            if let Some(refusal) = refusal {
+                self.user.checked(refusal);
+            }
             sleep(PAUSE).await;
         }
     }
@@ -107,7 +140,7 @@ impl TlsFileWatch {
         let versions = self.files.versions();
         if versions != self.versions {
             self.versions = versions;
-            match self.files.read().and_then(|material| self.feed.replace(material)) {
+            match self.files.read().and_then(|material| self.user.replace(material)) {
                 Ok(()) => info!("TLS files for Nova read again"),
                 Err(error) => error!(
                     error = &error as &dyn Error,
@@ -115,6 +148,5 @@ impl TlsFileWatch {
                 ),
             }
         }
-        self.feed.checked();
     }
 }

@@ -14,8 +14,11 @@ const SYS_ADMIN: CapabilityNeed =
 const NET_ADMIN: CapabilityNeed = (Capability::CAP_NET_ADMIN, "interfaces, routes and attaching programs");
 const NET_BIND_SERVICE: CapabilityNeed = (Capability::CAP_NET_BIND_SERVICE, "port 80 in the portal");
 
-/// Capabilities for `run`.
-pub const TO_RUN: [CapabilityNeed; 3] = [SYS_ADMIN, NET_ADMIN, NET_BIND_SERVICE];
+const SETUID: CapabilityNeed = (Capability::CAP_SETUID, "the data plane's own user");
+const SETGID: CapabilityNeed = (Capability::CAP_SETGID, "the data plane's own group");
+
+/// Capabilities for `run`. The data plane gives all of them up.
+pub const TO_RUN: [CapabilityNeed; 5] = [SYS_ADMIN, NET_ADMIN, NET_BIND_SERVICE, SETUID, SETGID];
 /// Capabilities for `detach`.
 pub(crate) const TO_DETACH: [CapabilityNeed; 2] = [SYS_ADMIN, NET_ADMIN];
 
@@ -60,7 +63,8 @@ mod tests {
         assert_eq!(
             error.to_string(),
             "without CAP_NET_ADMIN (interfaces, routes and attaching programs), without CAP_NET_BIND_SERVICE (port 80 \
-             in the portal); run as root or grant what is missing"
+             in the portal), without CAP_SETUID (the data plane's own user), without CAP_SETGID (the data plane's own \
+             group); run as root or grant what is missing"
         );
         assert!(require_of(&TO_RUN, |_| true).is_ok());
     }

@@ -27,6 +27,16 @@ const HARMLESS: [Signal; 10] = [
     Signal::SIGXFSZ,
 ];
 
+/// Keeps every signal that [`HeldSignals`] holds from ending this process, and those that ask it to
+/// end: its parent gets them too. Threads inherit this.
+///
+/// # Errors
+/// The kernel refuses.
+pub(crate) fn leave_to_parent() -> Result<(), SignalError> {
+    let signals = HARMLESS.into_iter().chain([Signal::SIGTERM, Signal::SIGINT]);
+    signals.collect::<SigSet>().thread_block().map_err(SignalError::Hold)
+}
+
 /// The kernel refuses to handle signals.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum SignalError {

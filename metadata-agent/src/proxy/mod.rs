@@ -31,6 +31,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use hyper::server::conn::http1;
+use serde::{Deserialize, Serialize};
 
 pub(crate) use client::PortMatch;
 pub use client::{
@@ -66,7 +67,7 @@ const TASK: usize = 12 * 1024;
 const TLS: usize = 36 * 1024;
 
 /// Limits and time-outs on the clients' side.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Deserialize, Serialize)]
 pub struct ProxyConfig {
     /// Largest request line and headers, in bytes. Larger ones are answered with 431.
     pub request_head_limit: usize,

@@ -75,13 +75,13 @@ fn directory(signer: &Signer) -> Arc<Directory> {
     let (interface, since) = ("tap7".to_owned(), Instant::now());
     let binding = Binding { interface, index: IfIndex(7), vlan: None, since, unknown_since: since, owner };
     let updated = vec![(CLIENT().attachment, Arc::new(binding))];
-    let directory = Directory::new(Credentials::Signed(signer.clone()), |_| None);
+    let directory = Directory::new(Credentials::Signed(signer.clone()));
     directory.publish(&BindingChanges { updated, ..BindingChanges::default() });
     Arc::new(directory)
 }
 
 async fn agent(nova: &CheckingNova, signer: &Signer) -> Agent {
-    Agent::with(ProxyConfig::default(), upstream(nova.nova.port), directory(signer)).await
+    Agent::with(ProxyConfig::default(), upstream(nova.nova.port), directory(signer).clients().clone()).await
 }
 
 #[tokio::test]
@@ -144,7 +144,7 @@ async fn a_failing_nova_does_not_make_a_secret_preferred() {
     })
     .await;
     let directory = directory(&signer(&["secret", "other"]));
-    let agent = Agent::with(ProxyConfig::default(), upstream(nova.port), directory).await;
+    let agent = Agent::with(ProxyConfig::default(), upstream(nova.port), directory.clients().clone()).await;
     for _ in 0..2 {
         assert_status(&agent.ask(GET).await, 500);
         for tried_first in [true, false] {
@@ -163,7 +163,7 @@ async fn a_changed_secret_file_needs_no_restart() {
     let nova = CheckingNova::with("one").await;
     let directory = directory(&signer);
     let config = upstream(nova.nova.port);
-    let agent = Agent::with(ProxyConfig::default(), config, Arc::clone(&directory) as _).await;
+    let agent = Agent::with(ProxyConfig::default(), config, directory.clients().clone()).await;
     let mut guest = agent.guest().await;
     guest.send(GET).await;
     assert_status(&guest.answer().await, 200);
@@ -220,7 +220,7 @@ impl ClientLookup for SharedAttachment {
 async fn a_kept_connection_of_a_shared_attachment_gets_the_new_secret() {
     let nova = CheckingNova::with("one").await;
     let signer = signer(&["one"]);
-    let secrets = directory(&signer).secrets();
+    let secrets = directory(&signer).clients().secrets();
     let shared =
         Arc::new(SharedAttachment { signer: signer.clone(), secrets, lookups: watch::Sender::new(0) });
     let (directory, lookup) = (Arc::clone(&shared), Arc::clone(&shared));

@@ -1,7 +1,6 @@
 //! One process of the agent, from its start to its end.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs;
 use std::io::{self, BufRead as _, BufReader, Read};
 use std::os::unix::net::UnixStream;
 use std::process::{Child, ExitStatus, Stdio};
@@ -18,6 +17,7 @@ use serde_json::Value;
 
 use super::Installation;
 use crate::http::{Connection, Response};
+use crate::processes::{self, raw};
 use crate::wait::{self, PATIENCE};
 
 /// Reason why an agent does not become ready.
@@ -86,6 +86,31 @@ impl AgentProcess {
 
     pub fn pid(&self) -> u32 {
         self.child().id()
+    }
+
+    /// Returns its data plane, which is a process of its own.
+    #[must_use]
+    pub fn data_plane(&self) -> u32 {
+        self.running_data_plane().unwrap_or_else(|| panic!("no data plane\n{}", self.output()))
+    }
+
+    /// Returns its data plane, if there is one.
+    #[must_use]
+    pub fn running_data_plane(&self) -> Option<u32> {
+        processes::children(self.pid()).into_iter().next()
+    }
+
+    /// Returns all of its processes.
+    #[must_use]
+    pub fn pids(&self) -> Vec<u32> {
+        processes::with_children(self.pid())
+    }
+
+    /// Kills the data plane alone.
+    pub fn kill_data_plane(&self) -> u32 {
+        let pid = self.data_plane();
+        kill(raw(pid), Signal::SIGKILL).unwrap_or_else(|e| panic!("kill the data plane: {e}"));
+        pid
     }
 
     /// Returns its standard error up to now.
@@ -190,24 +215,23 @@ impl AgentProcess {
         kill(self.raw_pid(), signal).unwrap_or_else(|e| panic!("send {signal} to the agent: {e}"));
     }
 
-    /// Sends SIGSTOP and waits until every thread has stopped. Until then one of them may still
-    /// answer a guest.
+    /// Stops all of its processes, and waits until every thread has stopped. Until then one of them
+    /// may still answer a guest.
     pub fn freeze(&self) {
-        self.signal(Signal::SIGSTOP);
-        let status = waitpid(self.raw_pid(), Some(WaitPidFlag::WUNTRACED));
-        assert!(matches!(status, Ok(WaitStatus::Stopped(..))), "the agent did not stop: {status:?}");
+        self.pids().into_iter().for_each(processes::stop);
+    }
+
+    /// Lets all of its processes go on.
+    pub fn thaw(&self) {
+        self.pids().into_iter().for_each(processes::go_on);
     }
 
     /// Stops its threads of this name until the result is dropped. The others go on. The main
-    /// thread has the name of the program. Only the calling thread can let them go on.
+    /// thread of the control process has the name of the program. Only the calling thread can let
+    /// them go on.
     #[must_use]
     pub fn freeze_threads(&self, name: &str) -> FrozenThreads {
-        let tasks = format!("/proc/{}/task", self.pid());
-        let ids = fs::read_dir(&tasks).unwrap_or_else(|e| panic!("list {tasks}: {e}")).filter_map(|task| {
-            let task = task.ok()?;
-            let id = Pid::from_raw(task.file_name().to_str()?.parse().ok()?);
-            (fs::read_to_string(task.path().join("comm")).ok()?.trim_end() == name).then_some(id)
-        });
+        let ids = self.pids().into_iter().flat_map(|pid| processes::threads(pid, name)).map(raw);
         let mut frozen = FrozenThreads { ids: Vec::new() };
         for id in ids {
             ptrace::seize(id, ptrace::Options::empty()).unwrap_or_else(|e| panic!("seize thread {id}: {e}"));
@@ -223,7 +247,7 @@ impl AgentProcess {
         frozen
     }
 
-    /// Kills it with SIGKILL and waits for its exit.
+    /// Kills the control process with SIGKILL, and waits until its data plane has ended too.
     pub fn kill9(self) {
         self.end();
     }
@@ -245,11 +269,20 @@ impl AgentProcess {
     }
 
     fn raw_pid(&self) -> Pid {
-        let pid = self.pid();
-        Pid::from_raw(pid.try_into().unwrap_or_else(|_| unreachable!("process id {pid}")))
+        raw(self.pid())
     }
 
     fn end(&self) {
+        let data_planes = processes::children(self.pid());
+        self.kill_control();
+        for pid in data_planes {
+            // It may be stopped, and would then not notice the end of its parent.
+            processes::go_on(pid);
+            wait::until("the data plane ends", PATIENCE, || (!processes::runs(pid)).then_some(()));
+        }
+    }
+
+    fn kill_control(&self) {
         let mut child = self.child();
         // If it has already exited, there is nothing to kill, and `wait` returns its status.
         if let Err(e) = child.kill().and_then(|()| child.wait()) {

@@ -1,6 +1,7 @@
 //! Resources of the agent's process, compared before and after a run.
 
 use std::fs;
+use std::iter::Sum;
 
 use crate::agent::AgentProcess;
 use crate::wait::{self, PATIENCE};
@@ -25,12 +26,16 @@ impl Resources {
         wait::until("all connections have ended", PATIENCE, || {
             (process.count("metadata_connections_open") == 0).then_some(())
         });
-        let proc = format!("/proc/{}", process.pid());
+        process.pids().into_iter().map(Self::of).sum()
+    }
+
+    /// Counts those of one process.
+    fn of(pid: u32) -> Self {
         let count = |folder: &str| {
-            let path = format!("{proc}/{folder}");
+            let path = format!("/proc/{pid}/{folder}");
             fs::read_dir(&path).unwrap_or_else(|e| panic!("list {path}: {e}")).count()
         };
-        let status = format!("{proc}/status");
+        let status = format!("/proc/{pid}/status");
         let status = fs::read_to_string(&status).unwrap_or_else(|e| panic!("read {status}: {e}"));
         let resident =
             status.lines().find_map(|line| line.strip_prefix("VmRSS:")?.trim().strip_suffix(" kB"));
@@ -44,5 +49,15 @@ impl Resources {
         // Threads for blocking work end after ten seconds of rest.
         assert!(self.threads <= before.threads + 4, "{before:?} became {self:?}");
         assert!(self.resident_bytes <= before.resident_bytes + KEPT_BYTES, "{before:?} became {self:?}");
+    }
+}
+
+impl Sum for Resources {
+    fn sum<I: Iterator<Item = Self>>(all: I) -> Self {
+        all.fold(Self { descriptors: 0, threads: 0, resident_bytes: 0 }, |sum, one| Self {
+            descriptors: sum.descriptors + one.descriptors,
+            threads: sum.threads + one.threads,
+            resident_bytes: sum.resident_bytes + one.resident_bytes,
+        })
     }
 }

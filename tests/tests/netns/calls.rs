@@ -37,7 +37,7 @@ struct Calls {
 fn a_request_makes_the_recorded_system_calls() {
     let tenants = ServedTenants::new();
     let (process, red) = (&tenants.process, &tenants.red);
-    let pid = process.pid();
+    let pid = process.data_plane();
 
     let mut connection = red.connect();
     let mut ask = || {

@@ -13,7 +13,7 @@ use tempfile::TempDir;
 
 const COMMANDS: [&str; 4] = ["run", "check", "status", "detach"];
 /// The capabilities that must be enough for the agent.
-const CAPABILITIES: [&str; 3] = ["sys_admin", "net_admin", "net_bind_service"];
+const CAPABILITIES: [&str; 5] = ["sys_admin", "net_admin", "net_bind_service", "setuid", "setgid"];
 
 /// Builds a command without any configuration of this process.
 fn command(arguments: &[&str]) -> Command {
@@ -119,7 +119,7 @@ fn help_lists_every_option_with_its_default() {
     let help = help.split_whitespace().collect::<Vec<_>>().join(" ");
     for truth in [
         "then the agent removes everything that it made",
-        "Needs root, or CAP_SYS_ADMIN, CAP_NET_ADMIN and CAP_NET_BIND_SERVICE;",
+        "Needs root, or CAP_SYS_ADMIN, CAP_NET_ADMIN, CAP_NET_BIND_SERVICE, CAP_SETUID and CAP_SETGID;",
     ] {
         assert!(help.contains(truth), "{help}");
     }
@@ -223,7 +223,7 @@ fn confined(tenants: &TwoTenants, capabilities: &[&str]) -> Agent {
 }
 
 #[test]
-fn three_capabilities_are_enough() {
+fn the_stated_capabilities_are_enough() {
     for mode in ["tcx", "clsact"] {
         let tenants = TwoTenants::new();
         let agent = confined(&tenants, &CAPABILITIES);
@@ -257,7 +257,7 @@ fn a_missing_capability_is_named() {
         assert_eq!(code, Some(1));
         assert!(stdout.contains(&format!("MISSING  capabilities: {name}")), "{stdout}");
         let (code, _, stderr) = output(&mut agent.command("detach"));
-        let needed = absent != "net_bind_service";
+        let needed = ["sys_admin", "net_admin"].contains(&absent);
         assert_eq!((code, stderr.contains(&name)), (Some(i32::from(needed)), needed), "{stderr}");
         before.assert_same(&HostState::capture(&tenants.host));
     }

@@ -20,7 +20,6 @@ use metadata_tests::{
     ServedTenants,
 };
 use nix::net::if_::if_nametoindex;
-use nix::sys::signal::Signal;
 
 /// An EtherType for local experiments (IEEE 802).
 const MARKER: [u8; 2] = [0x88, 0xb5];
@@ -114,7 +113,7 @@ fn a_reused_index_is_noticed_without_the_agent() {
         });
         assert_no_answer_arrived(&wire, host, &red.tap);
 
-        process.signal(Signal::SIGCONT);
+        process.thaw();
         let after = wait::until("the new interface is attached", PATIENCE, || {
             process.attachments().get(&red.tap).copied().filter(|id| *id != before)
         });

@@ -9,7 +9,6 @@ use metadata_ebpf::from_guest::METADATA_MAC;
 use metadata_tests::two_tenants::assert_served;
 use metadata_tests::wait::{self, PATIENCE};
 use metadata_tests::{Guest, Legacy, Network, NextHop, TwoTenants, legacy};
-use nix::sys::signal::Signal;
 
 /// Long enough for an agent on a slow machine, whose heartbeat is late, not to be taken for dead.
 const STALE_AFTER: &str = "3";
@@ -80,7 +79,7 @@ fn a_hung_agent_is_bypassed_and_comes_back() {
         let answer = wait::until("the legacy path serves", PATIENCE, || try_get(guest).ok());
         assert_eq!(answer, greeting(network));
     }
-    process.signal(Signal::SIGCONT);
+    process.thaw();
     for (guest, network) in tenants.guests.iter().zip(&tenants.networks) {
         wait::until("the agent serves again", PATIENCE, || {
             (try_get(guest).ok()? != greeting(network)).then_some(())

@@ -14,7 +14,6 @@ use metadata_tests::wait::{self, PATIENCE};
 use metadata_tests::{
     Agent, AgentProcess, Connection, Guest, Host, HostState, Network, Routed, TwoTenants, legacy,
 };
-use nix::sys::signal::Signal;
 
 /// Runs a command in the portal.
 fn in_portal(host: &Host, agent: &Agent, command: &str) {
@@ -141,7 +140,7 @@ fn the_hosts_own_path_serves_while_a_repair_fails() {
     tenants.host.netns().ip("link add blocker type bridge\n\
          link del md-portal\n\
          link property add dev blocker altname md-portal");
-    process.signal(Signal::SIGCONT);
+    process.thaw();
     for (guest, network) in tenants.guests.iter().zip(&tenants.networks) {
         let served = wait::until("the host's own path serves", PATIENCE, || try_get(guest).ok());
         assert_eq!(served, format!("{}{}", legacy::GREETING, network.id), "{}", process.output());

@@ -6,7 +6,6 @@ use std::net::TcpStream;
 use metadata_tests::http::Connection;
 use metadata_tests::wait::PATIENCE;
 use metadata_tests::{Mode, TwoTenants, legacy};
-use nix::sys::signal::Signal;
 
 /// A request without an answer yet.
 fn request(mut connection: Connection<TcpStream>) -> Connection<TcpStream> {
@@ -45,7 +44,7 @@ fn guests_of_a_hung_agent_are_reset_and_can_retry() {
                 assert_eq!(guest.get("/").text(), format!("{}{}", legacy::GREETING, network.id));
             }
         }
-        process.signal(Signal::SIGCONT);
+        process.thaw();
         tenants.nova.set_mode(Mode::Serve);
         drop(legacies);
         tenants.assert_served();

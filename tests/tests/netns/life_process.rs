@@ -53,16 +53,20 @@ fn no_thread_can_gain_privileges() {
     let agent = tenants.agent().install();
     let process = agent.start();
     tenants.assert_served();
-    let proc = PathBuf::from(format!("/proc/{}", process.pid()));
-    let tasks = fs::read_dir(proc.join("task")).expect("list the threads");
-    let threads: Vec<String> = tasks
-        .map(|task| fs::read_to_string(task.expect("a thread").path().join("status")).expect("its status"))
-        .collect();
-    assert!(threads.len() > 1, "{threads:?}");
-    for status in threads {
-        assert!(status.lines().any(|line| line == "NoNewPrivs:\t1"), "{status}");
+    for pid in process.pids() {
+        let proc = PathBuf::from(format!("/proc/{pid}"));
+        let tasks = fs::read_dir(proc.join("task")).expect("list the threads");
+        let threads: Vec<String> = tasks
+            .map(|task| {
+                fs::read_to_string(task.expect("a thread").path().join("status")).expect("its status")
+            })
+            .collect();
+        assert!(threads.len() > 1, "{threads:?}");
+        for status in threads {
+            assert!(status.lines().any(|line| line == "NoNewPrivs:\t1"), "{status}");
+        }
+        let limits = fs::read_to_string(proc.join("limits")).expect("its limits");
+        let core = limits.lines().find(|line| line.starts_with("Max core file size")).expect("the limit");
+        assert_eq!(core.split_whitespace().skip(4).take(2).collect::<Vec<_>>(), ["0", "0"], "{core}");
     }
-    let limits = fs::read_to_string(proc.join("limits")).expect("its limits");
-    let core = limits.lines().find(|line| line.starts_with("Max core file size")).expect("the limit");
-    assert_eq!(core.split_whitespace().skip(4).take(2).collect::<Vec<_>>(), ["0", "0"], "{core}");
 }

@@ -6,6 +6,7 @@
 
 mod verifier;
 
+use std::fmt;
 use std::fs::File;
 use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
@@ -17,6 +18,7 @@ use rustls::pki_types::pem::{self, PemObject};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::{ClientConfig, ConfigBuilder, RootCertStore, WantsVerifier};
 use rustls_native_certs::CertificateResult;
+use serde::{Deserialize, Serialize};
 
 use verifier::{Policy, Verifier};
 
@@ -24,7 +26,7 @@ use verifier::{Policy, Verifier};
 const MAX_FILE_BYTES: u64 = 4 * 1024 * 1024;
 
 /// The client's own certificate and key, in PEM.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
 pub struct ClientCertificate {
     /// The certificate, followed by intermediate ones.
     pub certificate: PathBuf,
@@ -66,35 +68,50 @@ pub enum ServerTrust<'a> {
     Unverified,
 }
 
-/// Certificates and keys, as read from files. [`Self::client_config`] opens no file.
-#[derive(Debug)]
+/// Certificates and keys, as read from files. [`Self::client_config`] opens no file. Another
+/// process can get them in a message.
+#[derive(Debug, Clone, Deserialize, Serialize)]
 pub struct TlsMaterial {
     trust: TrustMaterial,
     identity: Option<OwnCertificate>,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone, Deserialize, Serialize)]
 enum TrustMaterial {
     Ca(CaFile),
     AnyNameOfCa(CaFile),
-    SystemCa(RootCertStore),
+    SystemCa(Vec<Der>),
     Unverified,
 }
 
-#[derive(Debug)]
-struct CaFile {
-    /// The usable CAs.
-    roots: RootCertStore,
-    /// All certificates of the file.
-    listed: Vec<CertificateDer<'static>>,
-}
+/// All certificates of a file, of which at least one is a usable CA.
+#[derive(Debug, Clone, Deserialize, Serialize)]
+struct CaFile(Vec<Der>);
 
-#[derive(Debug)]
+#[derive(Clone, Deserialize, Serialize)]
 struct OwnCertificate {
     /// For errors only.
     files: ClientCertificate,
-    chain: Vec<CertificateDer<'static>>,
-    key: PrivateKeyDer<'static>,
+    chain: Vec<Der>,
+    key: PrivateKey,
+}
+
+/// A certificate in DER.
+type Der = Vec<u8>;
+
+/// A private key in DER, in one of the usual forms.
+#[derive(Clone, Deserialize, Serialize)]
+enum PrivateKey {
+    Pkcs1(Vec<u8>),
+    Sec1(Vec<u8>),
+    Pkcs8(Vec<u8>),
+}
+
+/// Without the key.
+impl fmt::Debug for OwnCertificate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("OwnCertificate").field("files", &self.files).finish_non_exhaustive()
+    }
 }
 
 impl TlsMaterial {
@@ -107,7 +124,8 @@ impl TlsMaterial {
             ServerTrust::Ca(path) => TrustMaterial::Ca(CaFile::read(path)?),
             ServerTrust::AnyNameOfCa(path) => TrustMaterial::AnyNameOfCa(CaFile::read(path)?),
             ServerTrust::SystemCa => {
-                TrustMaterial::SystemCa(system_ca_certificates(rustls_native_certs::load_native_certs())?)
+                let certificates = system_ca_certificates(rustls_native_certs::load_native_certs())?;
+                TrustMaterial::SystemCa(certificates)
             }
             ServerTrust::Unverified => TrustMaterial::Unverified,
         };
@@ -122,9 +140,9 @@ impl TlsMaterial {
         let provider = provider();
         let builder = builder(&provider)?;
         let (policy, listed) = match self.trust {
-            TrustMaterial::Ca(file) => (Policy::Named(named(file.roots, &provider)?), file.listed),
-            TrustMaterial::AnyNameOfCa(file) => (Policy::AnyName(file.roots), file.listed),
-            TrustMaterial::SystemCa(roots) => (Policy::Named(named(roots, &provider)?), Vec::new()),
+            TrustMaterial::Ca(file) => (Policy::Named(named(file.roots(), &provider)?), file.listed()),
+            TrustMaterial::AnyNameOfCa(file) => (Policy::AnyName(file.roots()), file.listed()),
+            TrustMaterial::SystemCa(usable) => (Policy::Named(named(roots(usable), &provider)?), Vec::new()),
             TrustMaterial::Unverified => (Policy::Unverified, Vec::new()),
         };
         let algorithms = provider.signature_verification_algorithms;
@@ -134,7 +152,8 @@ impl TlsMaterial {
             return Ok(builder.with_no_client_auth());
         };
         let ClientCertificate { certificate, key: key_file } = files;
-        builder.with_client_auth_cert(chain, key).map_err(|source| TlsSetupError::Identity {
+        let chain = chain.into_iter().map(CertificateDer::from).collect();
+        builder.with_client_auth_cert(chain, key.into()).map_err(|source| TlsSetupError::Identity {
             certificate,
             key: key_file,
             source,
@@ -145,7 +164,17 @@ impl TlsMaterial {
 impl CaFile {
     fn read(path: &Path) -> Result<Self, TlsSetupError> {
         let listed = certificates(path)?;
-        Ok(Self { roots: usable_cas(path, &listed)?, listed })
+        check_cas(path, &listed)?;
+        Ok(Self(listed.iter().map(|certificate| certificate.to_vec()).collect()))
+    }
+
+    fn listed(&self) -> Vec<CertificateDer<'static>> {
+        self.0.iter().cloned().map(CertificateDer::from).collect()
+    }
+
+    /// Returns the usable CAs. Others are ignored.
+    fn roots(&self) -> RootCertStore {
+        roots(self.0.clone())
     }
 }
 
@@ -156,7 +185,30 @@ impl OwnCertificate {
             .map_err(pem::Error::Io)
             .and_then(|text| PrivateKeyDer::from_pem_slice(&text))
             .map_err(|source| TlsSetupError::Pem { path: files.key.clone(), source })?;
-        Ok(Self { files: files.clone(), chain, key })
+        let chain = chain.iter().map(|certificate| certificate.to_vec()).collect();
+        Ok(Self { files: files.clone(), chain, key: PrivateKey::from(key) })
+    }
+}
+
+impl From<PrivateKeyDer<'_>> for PrivateKey {
+    fn from(key: PrivateKeyDer<'_>) -> Self {
+        match key {
+            PrivateKeyDer::Pkcs1(key) => Self::Pkcs1(key.secret_pkcs1_der().to_vec()),
+            PrivateKeyDer::Sec1(key) => Self::Sec1(key.secret_sec1_der().to_vec()),
+            PrivateKeyDer::Pkcs8(key) => Self::Pkcs8(key.secret_pkcs8_der().to_vec()),
+            // rustls may learn of other forms.
+            other => Self::Pkcs8(other.secret_der().to_vec()),
+        }
+    }
+}
+
+impl From<PrivateKey> for PrivateKeyDer<'static> {
+    fn from(key: PrivateKey) -> Self {
+        match key {
+            PrivateKey::Pkcs1(key) => Self::Pkcs1(key.into()),
+            PrivateKey::Sec1(key) => Self::Sec1(key.into()),
+            PrivateKey::Pkcs8(key) => Self::Pkcs8(key.into()),
+        }
     }
 }
 
@@ -191,24 +243,29 @@ fn named(
     verifier.map_err(|source| TlsSetupError::Verifier { source })
 }
 
-/// Returns the usable certificates of the host's store. Others are ignored if there is a usable
-/// one.
-fn system_ca_certificates(store: CertificateResult) -> Result<RootCertStore, TlsSetupError> {
+/// Returns the certificates of the host's store, of which at least one is usable.
+fn system_ca_certificates(store: CertificateResult) -> Result<Vec<Der>, TlsSetupError> {
     let CertificateResult { certs, errors, .. } = store;
     for error in &errors {
         tracing::debug!(%error, "unusable certificate in the host's store");
     }
-    let mut roots = RootCertStore::empty();
-    roots.add_parsable_certificates(certs);
+    let certificates: Vec<Der> = certs.iter().map(|certificate| certificate.to_vec()).collect();
     match errors.into_iter().next() {
-        _ if !roots.is_empty() => Ok(roots),
+        _ if !roots(certificates.clone()).is_empty() => Ok(certificates),
         Some(source) => Err(TlsSetupError::SystemStore { source }),
         None => Err(TlsSetupError::EmptySystemStore),
     }
 }
 
-/// Returns the CAs of a file. Unusable certificates are ignored if there is a usable one.
-fn usable_cas(path: &Path, listed: &[CertificateDer<'static>]) -> Result<RootCertStore, TlsSetupError> {
+/// Returns the usable CAs among certificates.
+fn roots(certificates: Vec<Der>) -> RootCertStore {
+    let mut roots = RootCertStore::empty();
+    roots.add_parsable_certificates(certificates.into_iter().map(CertificateDer::from));
+    roots
+}
+
+/// Checks that a file has a usable CA.
+fn check_cas(path: &Path, listed: &[CertificateDer<'static>]) -> Result<(), TlsSetupError> {
     let mut roots = RootCertStore::empty();
     let mut error = None;
     for certificate in listed {
@@ -216,7 +273,7 @@ fn usable_cas(path: &Path, listed: &[CertificateDer<'static>]) -> Result<RootCer
     }
     match error {
         Some(source) if roots.is_empty() => Err(TlsSetupError::Ca { path: path.to_owned(), source }),
-        Some(_) | None => Ok(roots),
+        Some(_) | None => Ok(()),
     }
 }
 
@@ -282,7 +339,7 @@ mod tests {
         }
 
         fn cas(&self) -> RootCertStore {
-            usable_cas(&self.ca, &certificates(&self.ca).unwrap()).unwrap()
+            CaFile::read(&self.ca).unwrap().roots()
         }
 
         fn store(&self) -> CertificateResult {
@@ -304,7 +361,7 @@ mod tests {
             let named = |roots| Policy::Named(named(roots, &provider()).unwrap());
             [
                 named(self.cas()),
-                named(system_ca_certificates(self.store()).unwrap()),
+                named(roots(system_ca_certificates(self.store()).unwrap())),
                 Policy::AnyName(self.cas()),
             ]
         }
@@ -357,8 +414,8 @@ mod tests {
         };
         let ((path, own), (_, stranger)) = (self_signed("own.pem"), self_signed("stranger.pem"));
         let listed = certificates(&path).unwrap();
-        let named = || Policy::Named(named(usable_cas(&path, &listed).unwrap(), &provider()).unwrap());
-        let any_name = || Policy::AnyName(usable_cas(&path, &listed).unwrap());
+        let named = || Policy::Named(named(CaFile::read(&path).unwrap().roots(), &provider()).unwrap());
+        let any_name = || Policy::AnyName(CaFile::read(&path).unwrap().roots());
         for (policy, certificate, name, seconds, expected) in [
             (named(), &own, SERVER, GOOD, None),
             (named(), &own, "another", GOOD, Some("not valid for name")),
@@ -403,7 +460,7 @@ mod tests {
             mixed.certs.push(CertificateDer::from_slice(b"no certificate"));
             mixed
         };
-        assert_eq!(system_ca_certificates(beside(ca.store())).unwrap().len(), 1);
+        assert_eq!(roots(system_ca_certificates(beside(ca.store())).unwrap()).len(), 1);
         let error = system_ca_certificates(beside(CertificateResult::default())).unwrap_err();
         assert!(error.to_string().contains("cannot read the host's"), "{error}");
         let cause = error.source().unwrap().to_string();

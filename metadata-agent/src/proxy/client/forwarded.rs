@@ -6,11 +6,13 @@
 
 use std::net::IpAddr;
 
+use serde::{Deserialize, Serialize};
+
 use super::NetworkHeader;
 use crate::ids::MacAddress;
 
 /// The forwarded address of a port, for clients of each family.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
 pub struct ForwardedAddresses {
     pub(super) ipv4: IpAddr,
     pub(super) ipv6: IpAddr,

@@ -7,15 +7,16 @@ use std::net::IpAddr;
 
 use hyper::header::{HeaderName, HeaderValue};
 use metadata_ebpf::identity::ClientAddress;
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use uuid::Uuid;
 
 use super::forwarded::ForwardedAddresses;
 use super::lookup::guest_ip;
-use super::signatures::{SecretStatus, Signatures};
+use super::signatures::{SecretStatus, Signatures, SignaturesRecord};
 use crate::ids::{InstanceId, NetworkId, ProjectId};
 
 /// The header by which a Neutron metadata agent learns the network.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
 pub enum NetworkHeader {
     /// For the metadata agent beside the L3 and DHCP agents (neutron/agent/metadata/driver.py).
     Neutron,
@@ -56,6 +57,9 @@ pub(crate) struct SignedIdentity {
 
 #[derive(Debug)]
 pub(crate) struct NetworkIdentity {
+    network: NetworkId,
+    kind: NetworkHeader,
+    addresses: ForwardedAddresses,
     pub(crate) header: HeaderName,
     pub(crate) value: HeaderValue,
     for_ipv4: HeaderValue,
@@ -93,6 +97,9 @@ impl ClientIdentity {
         instance: Option<InstanceId>,
     ) -> Self {
         let network = NetworkIdentity {
+            network,
+            kind: header,
+            addresses,
             header: header.name(),
             value: text_value(&network.to_string()),
             for_ipv4: text_value(&addresses.ipv4.to_string()),
@@ -131,6 +138,58 @@ impl ClientIdentity {
             IdentityKind::ByNetwork(network) if client.address.is_ipv4() => &network.for_ipv4,
             IdentityKind::ByNetwork(network) => &network.for_ipv6,
         }
+    }
+}
+
+/// A [`ClientIdentity`] in a message.
+#[derive(Deserialize, Serialize)]
+enum IdentityRecord {
+    Signed {
+        instance: InstanceId,
+        project: String,
+        fixed_ips: Vec<IpAddr>,
+        signatures: SignaturesRecord,
+    },
+    ByNetwork {
+        network: NetworkId,
+        header: NetworkHeader,
+        addresses: ForwardedAddresses,
+        instance: Option<InstanceId>,
+    },
+}
+
+impl Serialize for ClientIdentity {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let record = match &self.kind {
+            IdentityKind::Signed(signed) => IdentityRecord::Signed {
+                instance: signed.instance,
+                project: String::from_utf8_lossy(signed.project_value.as_bytes()).into_owned(),
+                fixed_ips: signed.fixed_ips.iter().map(|fixed| fixed.address).collect(),
+                signatures: SignaturesRecord::from(&signed.signatures),
+            },
+            IdentityKind::ByNetwork(network) => IdentityRecord::ByNetwork {
+                network: network.network,
+                header: network.kind,
+                addresses: network.addresses,
+                instance: network.instance,
+            },
+        };
+        record.serialize(serializer)
+    }
+}
+
+impl<'de> Deserialize<'de> for ClientIdentity {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Ok(match IdentityRecord::deserialize(deserializer)? {
+            IdentityRecord::Signed { instance, project, fixed_ips, signatures } => {
+                let signatures = Signatures::try_from(signatures).map_err(de::Error::custom)?;
+                let project = project.parse().map_err(de::Error::custom)?;
+                Self::new(instance, &project, fixed_ips, signatures)
+            }
+            IdentityRecord::ByNetwork { network, header, addresses, instance } => {
+                Self::on_network(network, header, addresses, instance)
+            }
+        })
     }
 }
 

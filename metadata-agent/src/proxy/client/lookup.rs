@@ -7,12 +7,13 @@ use std::pin::Pin;
 use std::sync::Arc;
 
 use metadata_ebpf::identity::{ClientAddress, GuestAddress};
+use serde::{Deserialize, Serialize};
 
 use super::ClientIdentity;
 use crate::ids::{MacAddress, NetworkOrRouter};
 
 /// A client's address, and the network or router on which it is used.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
 pub struct ClientQuery {
     pub scope: NetworkOrRouter,
     /// An IPv4-mapped IPv6 address counts as the IPv4 address.
@@ -38,7 +39,7 @@ pub trait ClientLookup: fmt::Debug + Send + Sync + 'static {
 }
 
 /// The result of a [`ClientQuery`].
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Deserialize, Serialize)]
 pub enum LookupOutcome {
     Identified(Arc<ClientIdentity>),
     /// No port has this address there.

@@ -9,7 +9,8 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use hyper::header::HeaderValue;
+use hyper::header::{HeaderValue, InvalidHeaderValue};
+use serde::{Deserialize, Serialize};
 use tokio::sync::Notify;
 
 /// One signature of an instance id for each shared secret of a generation.
@@ -49,6 +50,35 @@ impl Signatures {
     }
 }
 
+/// [`Signatures`] in a message.
+#[derive(Deserialize, Serialize)]
+pub(super) struct SignaturesRecord {
+    generation: u32,
+    /// Hex digits.
+    values: Vec<String>,
+}
+
+impl From<&Signatures> for SignaturesRecord {
+    fn from(signatures: &Signatures) -> Self {
+        let text = |value: &HeaderValue| String::from_utf8_lossy(value.as_bytes()).into_owned();
+        Self { generation: signatures.generation, values: signatures.values.iter().map(text).collect() }
+    }
+}
+
+impl TryFrom<SignaturesRecord> for Signatures {
+    type Error = InvalidHeaderValue;
+
+    fn try_from(record: SignaturesRecord) -> Result<Self, InvalidHeaderValue> {
+        let value = |text: String| {
+            let mut value = HeaderValue::try_from(text)?;
+            value.set_sensitive(true);
+            Ok(value)
+        };
+        let values = record.values.into_iter().map(value).collect::<Result<_, _>>()?;
+        Ok(Self { generation: record.generation, values })
+    }
+}
+
 /// State of the shared secrets that signer and proxy have in common: the generation in force, and
 /// what Nova thinks of it. Contains no secret.
 #[derive(Debug, Default)]
@@ -57,6 +87,7 @@ pub struct SecretStatus {
     /// Nova accepted last. One number, so that an index never meets another generation.
     state: AtomicU64,
     refused: Notify,
+    preference: Notify,
 }
 
 impl SecretStatus {
@@ -65,9 +96,14 @@ impl SecretStatus {
         self.state.store(u64::from(generation) << 32, Ordering::Relaxed);
     }
 
+    /// Returns the generation in force.
+    pub(crate) fn generation(&self) -> u32 {
+        u32::try_from(self.state.load(Ordering::Relaxed) >> 32).unwrap_or(u32::MAX)
+    }
+
     /// Returns whether the secrets of this generation are in force.
     pub(crate) fn is_in_force(&self, generation: u32) -> bool {
-        self.state.load(Ordering::Relaxed) >> 32 == u64::from(generation)
+        self.generation() == generation
     }
 
     /// Returns the index of the secret that Nova accepted last. Of a generation that is not in
@@ -82,9 +118,19 @@ impl SecretStatus {
     pub(crate) fn accepted(&self, generation: u32, number: usize) {
         let generation = u64::from(generation);
         let accepted = generation << 32 | number as u64;
-        let next = |state: u64| (state >> 32 == generation).then_some(accepted);
         // The signature of an earlier generation proves nothing about the secrets in force.
-        let _unless_replaced = self.state.fetch_update(Ordering::Relaxed, Ordering::Relaxed, next);
+        let next = |state: u64| (state >> 32 == generation && state != accepted).then_some(accepted);
+        if self.state.fetch_update(Ordering::Relaxed, Ordering::Relaxed, next).is_ok() {
+            self.preference.notify_one();
+        }
+    }
+
+    /// Waits until Nova has accepted another secret than before. Returns the generation in force
+    /// and the index of that secret.
+    pub(crate) async fn preference(&self) -> (u32, usize) {
+        self.preference.notified().await;
+        let generation = self.generation();
+        (generation, self.preferred(generation))
     }
 
     /// Reports that Nova accepted none of the secrets in force.

@@ -3,10 +3,11 @@
 
 use std::io;
 
+use serde::{Deserialize, Serialize};
 use tokio::net::UnixStream;
 
 /// Users that may connect. The mode of the socket's file applies as well.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
 pub enum HaproxyUsers {
     /// The mode of the file alone decides.
     Any,

@@ -30,6 +30,7 @@ use std::time::Duration;
 use hyper::Method;
 use hyper::http::uri::PathAndQuery;
 use metadata_ebpf::identity::GuestAddress;
+use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
 use crate::proxy::client::{GuestConnection, GuestGroup, GuestKey, LimitedGuest};
@@ -51,7 +52,7 @@ const GROUP_GUESTS: u32 = 256;
 const GROUP_RESERVE: u32 = 4;
 
 /// The request rate of each guest.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Deserialize, Serialize)]
 pub struct RateLimit {
     /// Both apply at once.
     pub windows: [RateWindow; 2],
@@ -62,7 +63,7 @@ pub struct RateLimit {
 }
 
 /// A number of requests in any period of this length.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Deserialize, Serialize)]
 pub struct RateWindow {
     pub requests: u32,
     pub length: Duration,

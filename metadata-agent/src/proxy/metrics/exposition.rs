@@ -30,7 +30,7 @@ pub(super) enum Shape {
 }
 
 impl Shape {
-    const fn len(self) -> usize {
+    pub(super) const fn len(self) -> usize {
         match self {
             Self::Counter | Self::Gauge => 1,
             Self::ByStatus => STATUS_CODES,

@@ -2,35 +2,39 @@
 //! label is an instance id.
 //!
 //! Every request counts several values, on every worker thread. So they are plain atomics, and all
-//! labels are closed sets. A scrape reads a [`MetricsSnapshot`], which is nothing but numbers.
+//! labels are closed sets. They may lie in memory that another process reads for a scrape
+//! ([`totals`]).
 
 mod exposition;
 mod labels;
+mod totals;
 mod values;
 
-use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use hyper::StatusCode;
-use prometheus_client::collector::Collector;
-use prometheus_client::encoding::DescriptorEncoder;
 use prometheus_client::registry::Registry;
 
 use super::upstream::RequestBound;
+use crate::sys::SharedWords;
 use exposition::Family;
 pub(crate) use labels::{HoldOutcome, RejectionLabel, UpstreamErrorLabel};
-use values::{Counter, Durations, Gauge, LabelCounters, StatusCounters, Values};
+pub(crate) use totals::MetricsTotals;
+use values::{Counter, Durations, Gauge, LabelCounters, Part, StatusCounters, Values, Words};
 
 macro_rules! metrics {
     ($($(#[doc = $help:literal])+ $name:ident: $type:ty;)+) => {
         /// The proxy's metrics.
-        #[derive(Debug, Default)]
+        #[derive(Debug)]
         pub struct Metrics {
+            words: Arc<Words>,
+            first: usize,
             $($name: $type,)+
         }
 
-        /// The metrics in the order of their values in a [`MetricsSnapshot`].
+        /// The metrics in the order of their words.
         const FAMILIES: &[Family] = &[$(
             Family {
                 name: stringify!($name),
@@ -39,12 +43,20 @@ macro_rules! metrics {
             },
         )+];
 
+        /// The number of words that hold the values of all metrics.
+        const LEN: usize = 0 $(+ <$type as Values>::SHAPE.len())+;
+
         impl Metrics {
-            /// Reads all values.
-            pub(crate) fn snapshot(&self) -> MetricsSnapshot {
-                let mut values = Vec::new();
-                $(self.$name.read(&mut values);)+
-                MetricsSnapshot(values)
+            /// Counts in these words, from the `first` on.
+            #[expect(unused_assignments, reason = "nothing follows the last metric")]
+            fn in_words(words: Words, first: usize) -> Self {
+                let words = Arc::new(words);
+                let mut next = first;
+                $(
+                    let $name = <$type>::from(Part::new(&words, next));
+                    next += <$type as Values>::SHAPE.len();
+                )+
+                Self { words, first, $($name,)+ }
             }
         }
     };
@@ -84,35 +96,34 @@ metrics! {
     identity_holds: LabelCounters<HoldOutcome>;
 }
 
-/// The values of all metrics, read one after the other.
-#[derive(Debug)]
-pub(crate) struct MetricsSnapshot(Vec<u64>);
+/// The number of words that the metrics of a process need.
+pub(crate) const METRICS_LEN: usize = LEN;
 
-impl MetricsSnapshot {
-    /// Encodes the values for a scrape.
-    pub(crate) fn encode(&self, encoder: &mut DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
-        exposition::encode(FAMILIES, &self.0, encoder)
-    }
-}
-
-/// Reads the metrics at each scrape.
-#[derive(Debug)]
-struct MetricsCollector(Arc<Metrics>);
-
-impl Collector for MetricsCollector {
-    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
-        self.0.snapshot().encode(&mut encoder)
+/// Metrics in the memory of this process alone.
+impl Default for Metrics {
+    fn default() -> Self {
+        Self::in_words(Words::own(LEN), 0)
     }
 }
 
 impl Metrics {
-    /// Creates the metrics and registers them with the prefix `metadata`.
+    /// Creates the metrics of the only proxy, in the memory of this process, and registers them
+    /// with the prefix `metadata`.
     #[must_use]
     pub fn register(registry: &mut Registry) -> Arc<Self> {
         let metrics = Arc::new(Self::default());
-        let registry = registry.sub_registry_with_prefix("metadata");
-        registry.register_collector(Box::new(MetricsCollector(Arc::clone(&metrics))));
+        MetricsTotals::register(registry).add(Arc::clone(&metrics));
         metrics
+    }
+
+    /// Counts in shared words, which have [`METRICS_LEN`] from the `first` on for this.
+    pub(crate) fn shared(words: SharedWords, first: usize) -> Self {
+        Self::in_words(Words::Shared(words), first)
+    }
+
+    /// Reads all values, one after the other.
+    fn values(&self) -> impl Iterator<Item = u64> {
+        self.words.iter().skip(self.first).take(LEN).map(|word| word.load(Ordering::Relaxed))
     }
 
     pub(crate) fn request(&self, code: StatusCode, duration: Duration) {
@@ -221,28 +232,6 @@ mod tests {
         prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
         assert_eq!(text, include_str!("exposition.txt"));
         drop(open);
-    }
-
-    #[test]
-    fn a_snapshot_of_another_length_is_an_error() {
-        let mut registry = Registry::default();
-        let metrics = Metrics::register(&mut registry);
-        let MetricsSnapshot(mut values) = metrics.snapshot();
-        values.pop();
-        let truncated = TruncatedSnapshot(MetricsSnapshot(values));
-        let mut registry = Registry::default();
-        registry.register_collector(Box::new(truncated));
-        let mut text = String::new();
-        prometheus_client::encoding::text::encode(&mut text, &registry).unwrap_err();
-    }
-
-    #[derive(Debug)]
-    struct TruncatedSnapshot(MetricsSnapshot);
-
-    impl Collector for TruncatedSnapshot {
-        fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
-            self.0.encode(&mut encoder)
-        }
     }
 
     #[test]

@@ -2,14 +2,15 @@
 
 use std::fmt;
 use std::net::Ipv6Addr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use hyper::Uri;
 use hyper::header::HeaderValue;
 use hyper::http::uri;
+use serde::{Deserialize, Serialize};
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
 pub enum Scheme {
     Http,
     Https,
@@ -24,7 +25,8 @@ pub struct EndpointError {
 }
 
 /// One address of the metadata API, and its `Host` header.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Deserialize, Serialize)]
+#[serde(try_from = "EndpointRecord", into = "EndpointRecord")]
 pub struct Endpoint {
     pub(super) address: UpstreamAddress,
     pub(super) host: HeaderValue,
@@ -81,8 +83,53 @@ impl Endpoint {
         }
     }
 
+    /// Returns whether connections go to this host and port.
+    pub(crate) fn is_at(&self, host: &str, port: u16) -> bool {
+        match &self.address {
+            UpstreamAddress::Tcp(url) => url.host() == Some(host) && url.port_u16() == Some(port),
+            UpstreamAddress::Unix(_) => false,
+        }
+    }
+
+    /// Returns whether connections go to this unix socket.
+    pub(crate) fn is_socket(&self, path: &Path) -> bool {
+        matches!(&self.address, UpstreamAddress::Unix(own) if **own == *path)
+    }
+
     pub(super) fn is_https(&self) -> bool {
         matches!(&self.address, UpstreamAddress::Tcp(url) if url.scheme() == Some(&uri::Scheme::HTTPS))
+    }
+}
+
+/// An [`Endpoint`] in a message.
+#[derive(Deserialize, Serialize)]
+enum EndpointRecord {
+    Tcp { scheme: Scheme, host: String, port: u16 },
+    Unix(PathBuf),
+}
+
+impl From<Endpoint> for EndpointRecord {
+    fn from(endpoint: Endpoint) -> Self {
+        let scheme = if endpoint.is_https() { Scheme::Https } else { Scheme::Http };
+        match endpoint.address {
+            UpstreamAddress::Tcp(url) => Self::Tcp {
+                scheme,
+                host: url.host().unwrap_or_default().to_owned(),
+                port: url.port_u16().unwrap_or_default(),
+            },
+            UpstreamAddress::Unix(path) => Self::Unix(path.to_path_buf()),
+        }
+    }
+}
+
+impl TryFrom<EndpointRecord> for Endpoint {
+    type Error = EndpointError;
+
+    fn try_from(record: EndpointRecord) -> Result<Self, EndpointError> {
+        match record {
+            EndpointRecord::Tcp { scheme, host, port } => Self::new(scheme, &host, port),
+            EndpointRecord::Unix(path) => Ok(Self::socket(&path)),
+        }
     }
 }
 

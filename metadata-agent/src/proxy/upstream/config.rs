@@ -3,10 +3,12 @@
 use std::path::Path;
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 use super::address::Endpoint;
 
 /// Endpoints of the metadata API, and their time-outs.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Deserialize, Serialize)]
 pub struct UpstreamConfig {
     /// The first endpoint that can be reached is used until it fails.
     pub endpoints: Vec<Endpoint>,

@@ -31,8 +31,6 @@ pub struct UpstreamTls {
 pub struct TlsFeed {
     current: Arc<ArcSwap<ClientConfig>>,
     wanted: watch::Receiver<u64>,
-    /// The number of checks that the next call of [`Self::checked`] answers.
-    begun: u64,
     made: watch::Sender<u64>,
 }
 
@@ -43,7 +41,7 @@ impl UpstreamTls {
         let current = Arc::new(ArcSwap::from_pointee(material.client_config()?));
         let (wanted, wanted_now) = watch::channel(0);
         let (made, made_now) = watch::channel(0);
-        let feed = TlsFeed { current: Arc::clone(&current), wanted: wanted_now, begun: 0, made };
+        let feed = TlsFeed { current: Arc::clone(&current), wanted: wanted_now, made };
         Ok((Self { current, wanted, made: made_now }, feed))
     }
 
@@ -72,13 +70,14 @@ impl UpstreamTls {
 }
 
 impl TlsFeed {
-    /// Waits until a certificate was refused. The caller then checks the files.
-    pub async fn refused(&mut self) {
+    /// Waits until a certificate was refused. The caller then checks the files, and passes the
+    /// number of the refusal to [`Self::checked`]. Cancelling the wait loses nothing.
+    pub async fn refused(&mut self) -> u64 {
         if self.wanted.changed().await.is_err() {
             // The upstream has ended.
             std::future::pending::<()>().await;
         }
-        self.begun = *self.wanted.borrow_and_update();
+        *self.wanted.borrow_and_update()
     }
 
     /// Puts other material in force for connections that begin from now on.
@@ -90,9 +89,9 @@ impl TlsFeed {
         Ok(())
     }
 
-    /// Reports the end of a check, which connections may be waiting for.
-    pub fn checked(&self) {
-        self.made.send_replace(self.begun);
+    /// Reports the end of a check that began after this refusal and those before it.
+    pub fn checked(&self, refusal: u64) {
+        self.made.send_replace(refusal);
     }
 }
 
@@ -135,17 +134,17 @@ mod tests {
         let refused = tls.current();
         let checks = async {
             // Ends a check that began before the refusal.
-            feed.checked();
-            feed.refused().await;
+            feed.checked(0);
+            let refusal = feed.refused().await;
             feed.replace(material()).unwrap();
-            feed.checked();
+            feed.checked(refusal);
         };
         let (replacement, ()) = tokio::join!(tls.replacement_of(&refused), checks);
         let replacement = replacement.unwrap();
         assert!(Arc::ptr_eq(&replacement, &tls.current()));
         let checks = async {
-            feed.refused().await;
-            feed.checked();
+            let refusal = feed.refused().await;
+            feed.checked(refusal);
         };
         let (unchanged, ()) = tokio::join!(tls.replacement_of(&replacement), checks);
         assert!(unchanged.is_none());

@@ -119,7 +119,7 @@ fn ours(upstream: &Upstream, networks: usize, appearances: usize) -> anyhow::Res
     process.ready_within(START)?;
     wait::poll(START, || (process.attachments().len() == networks).then_some(()))
         .context("the agent did not attach all ports")?;
-    let run = run(Kind::Ours, networks, &[process.pid()], began.elapsed())?;
+    let run = run(Kind::Ours, networks, &process.pids(), began.elapsed())?;
     let mut took = Vec::new();
     for newcomer in &newcomers {
         interrupt::check()?;

@@ -81,16 +81,6 @@ pub fn available_mib() -> anyhow::Result<u64> {
     number_in(&read("/proc/meminfo")?, "MemAvailable").map(|kib| kib / 1024)
 }
 
-/// Returns a process and its descendants.
-pub fn with_children(pid: u32) -> Vec<u32> {
-    let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
-    let children = children.split_whitespace().filter_map(|child| child.parse().ok());
-    children.fold(vec![pid], |mut all, child| {
-        all.extend(with_children(child));
-        all
-    })
-}
-
 /// The memory of processes.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Memory {

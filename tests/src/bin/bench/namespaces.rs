@@ -74,7 +74,7 @@ fn measure(namespaces: u32) -> anyhow::Result<Row> {
     process.ready_within(PATIENCE).map_err(|error| anyhow!("{error}"))?;
     let ready_ms = began.elapsed().as_millis();
     let kernel_growth_kib = kernel_kib()? - before;
-    let agent_kib = Memory::of_processes(&[process.pid()])?.resident_kib;
+    let agent_kib = Memory::of_processes(&process.pids())?.resident_kib;
     let served = &process.state()["namespaces"]["served"];
     ensure!(*served == namespaces, "{served} of {namespaces} namespaces are served");
     let began = Instant::now();

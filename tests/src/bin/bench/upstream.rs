@@ -13,13 +13,12 @@ use std::process::{Child, Command, Stdio};
 use anyhow::{Context as _, bail};
 use metadata_agent::ids::NetworkId;
 use metadata_tests::nova::SECRET;
+use metadata_tests::processes;
 use metadata_tests::wait::{self, PATIENCE};
 use metadata_tests::{Netns, OpenStack, Port};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tempfile::TempDir;
-
-use super::machine;
 
 /// The path that accepts a posted body and confirms it.
 pub const STORE: &str = "/store";
@@ -116,7 +115,7 @@ impl Upstream {
 
     /// Returns the processes of nginx.
     pub fn processes(&self) -> Vec<u32> {
-        machine::with_children(self.server.id())
+        processes::with_children(self.server.id())
     }
 }
 

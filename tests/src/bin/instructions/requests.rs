@@ -110,7 +110,7 @@ impl Line {
         let (access, _) = nova_access::open(&upstream, NovaTls::default())?;
         let upstream = Upstream::new(upstream, access, Arc::clone(&metrics), TaskTracker::new())?;
         let attachment = AttachmentId::new(1).context("attachments count from 1")?;
-        let directory = Arc::new(directory()?);
+        let directory = Arc::clone(directory()?.clients());
         let proxy =
             Proxy::new(directory, Arc::new(NoLookup), Arc::new(upstream), ProxyConfig::default(), metrics);
         let client = ClientAddress::ipv4(attachment, [10, 0, 0, 5]);
@@ -211,7 +211,7 @@ fn directory() -> anyhow::Result<Directory> {
         let binding = Binding { interface, index, vlan: None, since, unknown_since: since, owner };
         change.updated.push((attachment, Arc::new(binding)));
     }
-    let directory = Directory::new(Credentials::Signed(Signer::new("secret".into())), |_| None);
+    let directory = Directory::new(Credentials::Signed(Signer::new("secret".into())));
     directory.publish(&change);
     Ok(directory)
 }

@@ -8,10 +8,10 @@ use std::os::unix::fs::PermissionsExt as _;
 use metadata_tests::haproxy::Driver;
 use metadata_tests::neutron_agent::OriginalAgent;
 use metadata_tests::nova::SECRET;
+use metadata_tests::processes;
 use metadata_tests::{Guest, Haproxy, Host};
 use tempfile::TempDir;
 
-use super::super::machine;
 use super::super::upstream::Upstream;
 use super::haproxy::plug;
 use super::{Caller, Crowd, Peer};
@@ -49,7 +49,7 @@ impl Peer for Original {
     }
 
     fn processes(&self) -> Vec<u32> {
-        let mut all = machine::with_children(self.agent.pid());
+        let mut all = processes::with_children(self.agent.pid());
         all.extend(self.haproxies.iter().map(Haproxy::pid));
         all
     }

@@ -55,6 +55,6 @@ impl Peer for Ours {
     }
 
     fn processes(&self) -> Vec<u32> {
-        vec![self.process.pid()]
+        self.process.pids()
     }
 }

@@ -34,6 +34,10 @@ impl RemovedAttachments {
         }
     }
 
+    pub(super) fn ids(&self) -> impl Iterator<Item = AttachmentId> {
+        self.order.iter().copied()
+    }
+
     pub(super) fn contains(&self, id: AttachmentId) -> bool {
         self.ids.contains(&id)
     }

@@ -48,7 +48,7 @@ pub use upstream::{
 use client::ClientResolver;
 use downstream::{AWAITED_HEADS, Admission, GROUP_RESERVED, GuestRates, RESERVED};
 use large_buffers::LargeBuffers;
-pub use large_buffers::{LARGE_BUFFER, LARGE_BUFFER_PLACES, LARGE_BUFFERS_MEMORY};
+pub use large_buffers::{LARGE_BUFFER_PLACES, LARGE_BUFFERS_MEMORY, LARGE_SEND_BUFFER};
 use log_throttle::LogThrottle;
 use metrics::Metrics;
 use upstream::RECEIVED_MEMORY;

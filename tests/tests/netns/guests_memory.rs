@@ -5,7 +5,7 @@ use std::net::{Shutdown, TcpStream};
 use std::process::Command;
 
 use metadata_agent::net::portal::SOCKET_MEMORY;
-use metadata_agent::proxy::{LARGE_BUFFER, LARGE_BUFFER_PLACES};
+use metadata_agent::proxy::{LARGE_BUFFER_PLACES, LARGE_SEND_BUFFER};
 use metadata_tests::agent::Installer;
 use metadata_tests::nova::Instance;
 use metadata_tests::wait::{self, PATIENCE};
@@ -21,7 +21,8 @@ struct World {
     process: AgentProcess,
     agent: Agent,
     guest: Guest,
-    _nova: NovaStandIn,
+    nova: NovaStandIn,
+    host: Host,
 }
 
 impl World {
@@ -33,7 +34,7 @@ impl World {
         nova.add(Instance { user_data, ..Instance::from_port(&guest.port) });
         let agent = configure(Agent::on(&host, &nova).port(&guest.port)).install();
         let process = agent.start();
-        Self { process, agent, guest, _nova: nova }
+        Self { process, agent, guest, nova, host }
     }
 
     /// Returns what `ss` prints about the guest's connections in the portal, a line for each.
@@ -46,21 +47,29 @@ impl World {
         listed.lines().map(str::to_owned).collect()
     }
 
+    /// Returns the limit of the receive buffer of each connection to Nova.
+    fn nova_limits(&self) -> Vec<usize> {
+        let port = self.nova.address().port().to_string();
+        let listed = self.host.netns().run(&["ss", "-HOntm", "dport", "=", &port]);
+        listed.lines().map(|line| skmem(line, "rb")).collect()
+    }
+
     /// Returns the bytes of kernel memory in the buffers of each connection.
     fn socket_memory(&self) -> Vec<usize> {
         self.sockets("-tm").iter().map(|line| buffers(line)).collect()
     }
 }
 
-/// Reads the fields r (receive queue) and w (send queue) of `skmem`.
+/// Returns the memory that the fields r (receive queue) and w (send queue) of `skmem` show.
 fn buffers(line: &str) -> usize {
+    skmem(line, "r") + skmem(line, "w")
+}
+
+fn skmem(line: &str, name: &str) -> usize {
     let (_, skmem) = line.split_once("skmem:(").unwrap_or_else(|| panic!("no skmem in {line}"));
-    let fields = skmem.split([',', ')']);
-    let field = |name: char| {
-        let value = fields.clone().find_map(|field| field.strip_prefix(name)?.parse::<usize>().ok());
-        value.unwrap_or_else(|| panic!("no {name} in {line}"))
-    };
-    field('r') + field('w')
+    let mut fields = skmem.split([',', ')']);
+    let value = fields.find_map(|field| field.strip_prefix(name)?.parse::<usize>().ok());
+    value.unwrap_or_else(|| panic!("no {name} in {line}"))
 }
 
 /// On each connection the guest reads long responses, for which buffers may grow. Then it asks for
@@ -90,10 +99,47 @@ fn a_guest_that_stops_reading_ties_up_bounded_memory() {
         is_full.then_some(now)
     });
     let large = memory.iter().filter(|bytes| **bytes > SOCKET_MEMORY);
-    assert!(large.clone().count() <= LARGE_BUFFER_PLACES, "{memory:?} exceed {SOCKET_MEMORY}");
-    let most = SOCKET_MEMORY + 2 * LARGE_BUFFER;
+    // One guest gets two thirds of the places.
+    let places = LARGE_BUFFER_PLACES * 2 / 3;
+    assert!(large.clone().count() <= places, "{memory:?} exceed {SOCKET_MEMORY}");
+    let most = SOCKET_MEMORY + 2 * LARGE_SEND_BUFFER;
     assert!(large.max().is_none_or(|bytes| *bytes <= most), "{memory:?} exceed {most}");
     drop(held);
+}
+
+/// Otherwise a guest could hold the larger buffers with idle connections.
+#[test]
+fn an_idle_connection_gives_its_larger_buffer_back() {
+    let world = World::new(1 << 20, |agent| agent);
+    let mut connection = world.guest.connect();
+    // The limit of the send queue.
+    let limit = || skmem(&world.sockets("-tm")[0], "tb");
+    let usual = limit();
+    wait::until("the connection has a larger buffer", PATIENCE, || {
+        let answer = connection.request("GET", USER_DATA, &[], b"").expect("an answer");
+        assert_eq!((answer.status, answer.body.len()), (200, 1 << 20));
+        (limit() > usual).then_some(())
+    });
+    // Long before the connection itself is idle for too long.
+    wait::until("the buffer is the usual one", PATIENCE / 3, || (limit() == usual).then_some(()));
+    assert_eq!(world.process.count(OPEN), 1, "the connection is still open");
+}
+
+/// Otherwise a guest could have larger buffers towards Nova on all of its connections.
+#[test]
+fn larger_buffers_towards_nova_need_a_place_for_each_request() {
+    let world = World::new(1 << 20, |agent| agent);
+    let mut long = world.guest.connect();
+    for _ in 0..2 {
+        let answer = long.request("GET", USER_DATA, &[], b"").expect("an answer");
+        assert_eq!((answer.status, answer.body.len()), (200, 1 << 20));
+    }
+    let large = world.nova_limits();
+    assert_eq!(large.len(), 1, "the connection is kept");
+    let short = world.guest.connect().request("GET", "/openstack", &[], b"").expect("an answer");
+    assert_eq!(short.status, 200);
+    let usual = world.nova_limits();
+    assert!(usual.len() == 1 && usual[0] < large[0], "{usual:?}, before {large:?}");
 }
 
 /// Connects with a receive window that holds no whole response, and sends a request.

@@ -20,7 +20,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::Instant;
 
 use super::request_line::FragmentDetector;
-use crate::proxy::large_buffers::{LARGE_BUFFER, LargeBuffers, Place, SendBuffer};
+use crate::proxy::large_buffers::{GuestPlaces, LARGE_IDLE, LARGE_SEND_BUFFER, Place, SendBuffer};
 
 /// Bytes per millisecond that a guest must read of its responses while its connection is blocked.
 const MIN_RATE: u64 = 16;
@@ -74,10 +74,12 @@ pub(crate) struct ConnectionActivity {
     unread: AtomicBool,
     /// The last request line has a `#`.
     fragment: AtomicBool,
-    /// The response is long.
+    /// The response is long, or the last one was.
     long: AtomicBool,
-    /// The stream has larger buffers.
-    large_buffers: AtomicBool,
+    /// The stream has a place for larger buffers.
+    has_place: AtomicBool,
+    /// The stream has taken that place a moment ago.
+    took_place: AtomicBool,
 }
 
 impl ConnectionActivity {
@@ -90,7 +92,8 @@ impl ConnectionActivity {
             unread: AtomicBool::new(false),
             fragment: AtomicBool::new(false),
             long: AtomicBool::new(false),
-            large_buffers: AtomicBool::new(false),
+            has_place: AtomicBool::new(false),
+            took_place: AtomicBool::new(false),
         }
     }
 
@@ -103,7 +106,6 @@ impl ConnectionActivity {
     /// Marks that the response has been sent, so that the next request may arrive.
     pub(crate) fn set_idle(&self) {
         self.phase.store(self.now() * PHASES + IDLE, Ordering::Relaxed);
-        self.long.store(false, Ordering::Relaxed);
     }
 
     /// Marks that the guest takes a long response.
@@ -111,8 +113,26 @@ impl ConnectionActivity {
         self.long.store(true, Ordering::Relaxed);
     }
 
+    /// Marks that a response was short.
+    pub(crate) fn set_short(&self) {
+        self.long.store(false, Ordering::Relaxed);
+    }
+
+    /// Returns whether the stream has larger buffers, and keeps them for this response.
     pub(crate) fn has_large_buffers(&self) -> bool {
-        self.large_buffers.load(Ordering::Relaxed)
+        self.has_place.load(Ordering::Relaxed) && self.long.load(Ordering::Relaxed)
+    }
+
+    /// Returns whether the stream has taken a place since the last call.
+    pub(super) fn has_taken_place(&self) -> bool {
+        self.took_place.load(Ordering::Relaxed) && self.took_place.swap(false, Ordering::Relaxed)
+    }
+
+    /// Returns whether no request has come for as long as a place is kept.
+    fn is_place_idle(&self) -> bool {
+        let phase = self.phase.load(Ordering::Relaxed);
+        let idle = Duration::from_millis(self.now().saturating_sub(phase / PHASES));
+        phase % PHASES == IDLE && idle >= LARGE_IDLE
     }
 
     /// Marks that the request was answered before it was read to its end.
@@ -150,7 +170,8 @@ impl ConnectionActivity {
 
     /// Returns the least time to any deadline that begins from now on.
     pub(super) fn pause(&self, timeouts: &Timeouts) -> Duration {
-        timeouts.shortest().min(self.patience(timeouts).max(MIN_PAUSE))
+        let pause = timeouts.shortest().min(self.patience(timeouts).max(MIN_PAUSE));
+        if self.has_place.load(Ordering::Relaxed) { pause.min(LARGE_IDLE) } else { pause }
     }
 
     /// Returns how long the guest may stop reading.
@@ -203,39 +224,65 @@ pub(super) struct ActivityStream<T> {
     pub(super) stream: T,
     activity: Arc<ConnectionActivity>,
     detector: FragmentDetector,
-    large_buffers: LargeBuffers,
+    places: GuestPlaces,
     place: Option<Place>,
     /// Size of the send buffer before it was enlarged.
     usual_buffer: Option<usize>,
 }
 
 impl<T> ActivityStream<T> {
-    pub(super) fn new(stream: T, activity: Arc<ConnectionActivity>, large_buffers: LargeBuffers) -> Self {
+    pub(super) fn new(stream: T, activity: Arc<ConnectionActivity>, places: GuestPlaces) -> Self {
         let detector = FragmentDetector::default();
-        Self { stream, activity, detector, large_buffers, place: None, usual_buffer: None }
+        Self { stream, activity, detector, places, place: None, usual_buffer: None }
     }
 }
 
 impl<T: SendBuffer> ActivityStream<T> {
-    /// Enlarges the send buffer for a long response, and restores it for the next one.
+    /// Enlarges the send buffer for a long response, and restores it after a short one.
     fn fit_buffer(&mut self) {
         let is_long = self.activity.long.load(Ordering::Relaxed);
         if is_long == self.usual_buffer.is_some() {
             return;
         }
-        let Some(socket) = self.stream.socket() else { return };
-        if let Some(usual) = self.usual_buffer.take() {
-            let _still_large = socket.set_send_buffer_size(usual);
-            self.activity.large_buffers.store(false, Ordering::Relaxed);
-            return;
+        if self.usual_buffer.is_some() {
+            return self.restore_buffer();
         }
-        self.place = self.place.take().or_else(|| self.large_buffers.take());
+        let Some(socket) = self.stream.socket() else { return };
+        self.place = self.place.take().or_else(|| self.places.take());
         if self.place.is_some()
             && let Ok(doubled) = socket.send_buffer_size()
         {
             self.usual_buffer = Some(doubled / 2);
-            let _still_usual = socket.set_send_buffer_size(LARGE_BUFFER);
-            self.activity.large_buffers.store(true, Ordering::Relaxed);
+            let _still_usual = socket.set_send_buffer_size(LARGE_SEND_BUFFER);
+            if !self.activity.has_place.swap(true, Ordering::Relaxed) {
+                self.activity.took_place.store(true, Ordering::Relaxed);
+            }
+        }
+    }
+
+    fn restore_buffer(&mut self) {
+        if let Some(usual) = self.usual_buffer.take()
+            && let Some(socket) = self.stream.socket()
+        {
+            let _still_large = socket.set_send_buffer_size(usual);
+        }
+    }
+
+    fn free_place(&mut self) {
+        if self.place.take().is_some() {
+            self.activity.has_place.store(false, Ordering::Relaxed);
+        }
+    }
+
+    /// Frees the place of a connection that is idle, as far as the guest has read. hyper reads
+    /// whenever its task runs, and [`connection`](super::connection) runs it in time.
+    fn give_up_idle_place(&mut self) {
+        if self.place.is_some() && self.activity.is_place_idle() {
+            self.activity.set_short();
+            self.restore_buffer();
+            if self.stream.has_room() {
+                self.free_place();
+            }
         }
     }
 
@@ -243,18 +290,19 @@ impl<T: SendBuffer> ActivityStream<T> {
     /// buffer. Until then a guest could keep the rest of the response unread without a place.
     fn wrote(&mut self, result: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
         if self.usual_buffer.is_none() && matches!(result, Poll::Ready(Ok(1..))) {
-            self.place = None;
+            self.free_place();
         }
         self.activity.wrote(result)
     }
 }
 
-impl<T: AsyncRead + Unpin> AsyncRead for ActivityStream<T> {
+impl<T: AsyncRead + SendBuffer + Unpin> AsyncRead for ActivityStream<T> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
+        self.give_up_idle_place();
         let before = buf.filled().len();
         let Self { stream, activity, detector, .. } = &mut *self;
         let result = Pin::new(stream).poll_read(cx, buf);
@@ -301,12 +349,22 @@ impl<T: AsyncWrite + SendBuffer + Unpin> AsyncWrite for ActivityStream<T> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::proxy::client::GuestKey;
+    use crate::proxy::large_buffers::LargeBuffers;
+    use metadata_ebpf::identity::AttachmentId;
     use socket2::SockRef;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::net::{TcpListener, TcpSocket, TcpStream};
     use tokio::time::timeout;
 
     impl SendBuffer for tokio::io::DuplexStream {}
+
+    impl ConnectionActivity {
+        /// Pretends that the connection became idle before this long.
+        fn set_idle_since(&self, millis: u64) {
+            self.phase.store((self.now() - millis) * PHASES + IDLE, Ordering::Relaxed);
+        }
+    }
 
     const TIMEOUTS: Timeouts = Timeouts {
         idle: Duration::from_secs(10),
@@ -320,7 +378,7 @@ mod tests {
         let began = Instant::now();
         let second = Duration::from_secs;
         let (mut guest, ours) = tokio::io::duplex(4);
-        let mut ours = ActivityStream::new(ours, Arc::clone(&activity), LargeBuffers::new());
+        let mut ours = ActivityStream::new(ours, Arc::clone(&activity), LargeBuffers::new().of_guest(None));
         assert_eq!(activity.deadline(&TIMEOUTS), Some((began + second(10), TimeoutKind::Idle)));
 
         // The time for the head begins with its first byte; more bytes do not renew it.
@@ -351,7 +409,7 @@ mod tests {
     async fn a_guest_that_trickles_is_as_late_as_one_that_stops() {
         let activity = Arc::new(ConnectionActivity::new());
         let (mut guest, ours) = tokio::io::duplex(1);
-        let mut ours = ActivityStream::new(ours, Arc::clone(&activity), LargeBuffers::new());
+        let mut ours = ActivityStream::new(ours, Arc::clone(&activity), LargeBuffers::new().of_guest(None));
         activity.set_busy();
         ours.write_all(b"x").await.unwrap();
         // Ten seconds for each byte.
@@ -388,7 +446,10 @@ mod tests {
         let guest = TcpSocket::new_v4().unwrap().connect(listener.local_addr().unwrap()).await.unwrap();
         let (ours, _) = listener.accept().await.unwrap();
         SockRef::from(&ours).set_send_buffer_size(USUAL).unwrap();
-        (guest, ActivityStream::new(ours, Arc::new(ConnectionActivity::new()), places.clone()))
+        let places = places.of_guest(AttachmentId::new(1).map(GuestKey::Attachment));
+        let began = Instant::now() - Duration::from_secs(10);
+        let activity = ConnectionActivity { began, ..ConnectionActivity::new() };
+        (guest, ActivityStream::new(ours, Arc::new(activity), places))
     }
 
     fn send_buffer(stream: &ActivityStream<TcpStream>) -> usize {
@@ -411,21 +472,74 @@ mod tests {
         assert!(send_buffer(&ours) > USUAL && ours.activity.has_large_buffers());
         assert!(send_buffer(&other) == USUAL && !other.activity.has_large_buffers());
 
-        // The guest stops reading, and the response ends.
-        let unread = vec![0; 4096];
-        let mut written = 0;
-        while let Ok(result) = timeout(Duration::from_millis(50), ours.write(&unread)).await {
-            written += result.unwrap();
-        }
+        // The next response may be long as well.
         ours.activity.set_idle();
+        ours.activity.set_busy();
+        ours.write_all(b"next").await.unwrap();
+        assert!(send_buffer(&ours) > USUAL && ours.activity.has_large_buffers());
+
+        // The guest stops reading, and the next response is short.
+        let written = fill(&mut ours).await;
+        ours.activity.set_short();
+        ours.activity.set_idle();
+        assert!(!ours.activity.has_large_buffers());
         assert!(timeout(Duration::from_millis(50), ours.write(b"next")).await.is_err());
         assert_eq!(send_buffer(&ours), USUAL);
         other.write_all(b"more").await.unwrap();
         assert_eq!(send_buffer(&other), USUAL, "the rest of the response still needs the place");
 
-        guest.read_exact(&mut vec![0; "shortlong".len() + written]).await.unwrap();
+        guest.read_exact(&mut vec![0; "shortlongnext".len() + written]).await.unwrap();
         ours.write_all(b"next").await.unwrap();
         other.write_all(b"more").await.unwrap();
         assert!(send_buffer(&other) > USUAL, "the place is free");
+    }
+
+    #[tokio::test]
+    async fn an_idle_connection_gives_its_place_back_once_it_was_read() {
+        let places = LargeBuffers::with_places(1);
+        let (mut guest, mut ours) = connected(&places).await;
+        let (_other_guest, mut other) = connected(&places).await;
+        ours.activity.set_busy();
+        ours.activity.set_long();
+        let written = fill(&mut ours).await;
+        assert!(send_buffer(&ours) > USUAL && ours.activity.has_taken_place());
+        assert!(!ours.activity.has_taken_place() && ours.activity.pause(&TIMEOUTS) <= LARGE_IDLE);
+        ours.activity.set_idle();
+        assert!(!is_read(&mut ours).await && ours.activity.has_large_buffers());
+
+        // The guest has not read everything.
+        ours.activity.set_idle_since(1000);
+        assert!(!is_read(&mut ours).await && !ours.activity.has_large_buffers());
+        assert_eq!(send_buffer(&ours), USUAL);
+        assert!(ours.activity.pause(&TIMEOUTS) <= LARGE_IDLE, "it is looked at again");
+        other.activity.set_long();
+        other.write_all(b"long").await.unwrap();
+        assert_eq!(send_buffer(&other), USUAL, "the rest of the response still needs the place");
+
+        guest.read_exact(&mut vec![0; written]).await.unwrap();
+        // Its kernel may acknowledge the last bytes a moment later.
+        let given_back = async {
+            while ours.activity.pause(&TIMEOUTS) <= LARGE_IDLE {
+                assert!(!is_read(&mut ours).await);
+            }
+        };
+        timeout(Duration::from_secs(10), given_back).await.unwrap();
+        other.write_all(b"long").await.unwrap();
+        assert!(send_buffer(&other) > USUAL, "the place is free");
+    }
+
+    /// Writes until the guest's side takes no more. Returns the number of bytes.
+    async fn fill(stream: &mut ActivityStream<TcpStream>) -> usize {
+        let unread = vec![0; 4096];
+        let mut written = 0;
+        while let Ok(result) = timeout(Duration::from_millis(50), stream.write(&unread)).await {
+            written += result.unwrap();
+        }
+        written
+    }
+
+    /// Returns whether a byte of the guest arrived.
+    async fn is_read(stream: &mut ActivityStream<TcpStream>) -> bool {
+        timeout(Duration::from_millis(1), stream.read_u8()).await.is_ok()
     }
 }

@@ -11,10 +11,11 @@
 
 use std::convert::Infallible;
 use std::error::Error;
+use std::future::poll_fn;
 use std::io;
-use std::os::fd::AsFd;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::Duration;
 
 use hyper::body::{Bytes, Incoming};
@@ -23,7 +24,6 @@ use hyper::service::{Service, service_fn};
 use hyper::{Request, Response};
 use hyper_util::rt::TokioIo;
 use metadata_ebpf::identity::ClientAddress;
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpStream, UnixStream};
@@ -34,7 +34,7 @@ use super::activity::{ActivityStream, ConnectionActivity, TimeoutKind, Timeouts}
 use super::admission::Ticket;
 use crate::proxy::Proxy;
 use crate::proxy::client::ClientSource;
-use crate::proxy::large_buffers::SendBuffer;
+use crate::proxy::large_buffers::{LARGE_IDLE, SendBuffer};
 use crate::proxy::metrics::RejectionLabel;
 use crate::proxy::request::{HEAD_TIMEOUT_RESPONSE, MALFORMED_RESPONSE, RequestHandler, ResponseBody};
 
@@ -72,11 +72,8 @@ impl ClientStream for TcpStream {
     }
 
     fn is_drained(&self) -> bool {
-        // A socket is writable if the send queue is shorter than two thirds of its buffer. The
-        // kernel rounds the size up to its minimum, 4.5 KiB.
-        let shrunk = SockRef::from(self).set_send_buffer_size(1);
-        let mut sockets = [PollFd::new(self.as_fd(), PollFlags::POLLOUT)];
-        shrunk.is_ok() && poll(&mut sockets, PollTimeout::ZERO) == Ok(1)
+        // The kernel rounds the size up to its minimum, 4.5 KiB.
+        SockRef::from(self).set_send_buffer_size(1).is_ok() && self.has_room()
     }
 
     fn is_finished(&self) -> bool {
@@ -133,12 +130,12 @@ impl Proxy {
         cancel: CancellationToken,
     ) {
         let activity = Arc::new(ConnectionActivity::new());
+        let places = self.large_buffers.of_guest(source.guest_connection().map(|guest| guest.limited().key));
         let handler = RequestHandler::new(Arc::clone(&self), source, Arc::clone(&activity), ticket);
         let handler = Arc::new(handler);
         let requests = Arc::clone(&handler);
         let service = service_fn(move |request| Arc::clone(&requests).handle(request));
-        let stream =
-            TokioIo::new(ActivityStream::new(stream, Arc::clone(&activity), self.large_buffers.clone()));
+        let stream = TokioIo::new(ActivityStream::new(stream, Arc::clone(&activity), places));
         let mut connection = self.http.serve_connection(stream, service);
 
         let end = self.drive(Pin::new(&mut connection), &handler, &activity, &cancel).await;
@@ -170,6 +167,11 @@ impl Proxy {
             tokio::select! {
                 biased;
                 served = connection.as_mut() => return ConnectionEnd::Served(served),
+                // Larger buffers have a shorter time-out.
+                () = poll_fn(|_| if activity.has_taken_place() { Poll::Ready(()) } else { Poll::Pending }) => {
+                    let at = alarm.deadline().min(Instant::now() + LARGE_IDLE);
+                    alarm.as_mut().reset(at);
+                }
                 () = cancel.cancelled(), if drain_deadline.is_none() => {
                     connection.as_mut().graceful_shutdown();
                     let deadline = Instant::now() + self.config.drain_timeout;

@@ -118,6 +118,7 @@ impl RequestHandler {
             body,
             content_type,
             forwarded_for: Some(client.forwarded_for()),
+            has_large_buffers: self.activity.has_large_buffers(),
             share: Some(self.share_of(&client)),
             spare_headers: head.headers,
         };

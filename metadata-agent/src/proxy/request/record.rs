@@ -102,6 +102,9 @@ impl RequestRecord {
 impl Drop for RequestRecord {
     fn drop(&mut self) {
         let duration = self.began.elapsed();
+        if !self.is_long() {
+            self.activity.set_short();
+        }
         self.activity.set_idle();
         self.metrics.request(self.status, duration);
         if let Some(access) = &self.access {

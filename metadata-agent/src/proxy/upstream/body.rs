@@ -77,10 +77,11 @@ impl UpstreamBody {
         }
     }
 
-    /// Makes the buffers towards Nova those of a long response, until its end.
+    /// Makes the buffers towards Nova those of a long response, until the connection is used for
+    /// another request.
     pub(crate) fn enlarge_buffers(&self) {
         if let Some(lease) = &self.lease {
-            lease.connection.enlarge_buffers();
+            lease.connection.set_large_buffers(true);
         }
     }
 
@@ -100,7 +101,6 @@ impl UpstreamBody {
 
     fn give_back(&mut self) {
         if let Some(lease) = self.lease.take() {
-            lease.connection.restore_buffers();
             lease.give_back();
         }
     }

@@ -75,13 +75,9 @@ impl UpstreamConnection {
         self.control.demand_check();
     }
 
-    /// Makes the buffers those of a long response.
-    pub(super) fn enlarge_buffers(&self) {
-        self.control.enlarge_buffers();
-    }
-
-    pub(super) fn restore_buffers(&self) {
-        self.control.restore_buffers();
+    /// Makes the buffers those of a long response, or the usual ones.
+    pub(super) fn set_large_buffers(&self, are_large: bool) {
+        self.control.set_large_buffers(are_large);
     }
 }
 

@@ -76,6 +76,9 @@ pub(crate) struct UpstreamRequest<'a> {
     pub(crate) body: Bytes,
     pub(crate) content_type: Option<HeaderValue>,
     pub(crate) forwarded_for: Option<&'a HeaderValue>,
+    /// The guest's connection has larger buffers. The one to the upstream gets them as well; any
+    /// other request gets the usual ones, whatever the connection was used for before.
+    pub(crate) has_large_buffers: bool,
     /// The share of the guest, or `None` for a request on behalf of no guest.
     pub(crate) share: Option<Arc<GuestShare>>,
     /// A map to reuse for the headers, which saves the allocations of a new one. Its content is
@@ -316,6 +319,7 @@ impl Upstream {
         request: &mut UpstreamRequest<'_>,
         auth: AuthHeaders<'_>,
     ) -> Result<UpstreamResponse, UpstreamError> {
+        connection.set_large_buffers(request.has_large_buffers);
         let address = || endpoint.address();
         let response = connection.sender.try_send_request(request.build(&endpoint.endpoint.host, auth));
         let response = timeout(self.answer_timeout, response).await.map_err(|_| {

@@ -124,6 +124,7 @@ fn upstream(config: UpstreamConfig, access: UpstreamAccess) -> Result<Upstream, 
 /// Returns a request on behalf of no guest.
 fn get(path: &'static str) -> UpstreamRequest<'static> {
     UpstreamRequest {
+        has_large_buffers: false,
         method: Method::GET,
         path: PathAndQuery::from_static(path),
         body: Bytes::new(),

@@ -32,7 +32,7 @@ use tokio::net::{TcpStream, UnixStream};
 use tokio_rustls::client::TlsStream;
 
 use crate::proxy::RESPONSE_PIECE;
-use crate::proxy::large_buffers::{LARGE_BUFFER, LARGE_PIECE};
+use crate::proxy::large_buffers::{LARGE_PIECE, LARGE_RECEIVE_BUFFER};
 
 /// Receive buffer of a connection (`SO_RCVBUF`). It replaces the kernel's automatic size, which
 /// grows to several MiB, and stays full while a guest does not read its response.
@@ -65,14 +65,9 @@ impl StreamControl {
         self.is_check_due.load(Ordering::Acquire) && self.is_check_due.swap(false, Ordering::AcqRel)
     }
 
-    /// Makes the next read use the buffers of a long response.
-    pub(super) fn enlarge_buffers(&self) {
-        self.has_large_buffers.store(true, Ordering::Relaxed);
-    }
-
-    /// Makes the next read use the usual buffers.
-    pub(super) fn restore_buffers(&self) {
-        self.has_large_buffers.store(false, Ordering::Relaxed);
+    /// Makes the next read use the buffers of a long response, or the usual ones.
+    pub(super) fn set_large_buffers(&self, are_large: bool) {
+        self.has_large_buffers.store(are_large, Ordering::Relaxed);
     }
 }
 
@@ -97,12 +92,12 @@ impl UpstreamTcp {
         Self { stream, control, has_large_buffers: false, closed_by_server: false }
     }
 
-    /// Enlarges the receive buffer for a long response, and restores it for the next one.
+    /// Enlarges the receive buffer for a long response, or restores it.
     fn fit_buffer(&mut self) {
         let is_large = self.control.has_large_buffers.load(Ordering::Relaxed);
         if is_large != self.has_large_buffers {
             self.has_large_buffers = is_large;
-            let size = if is_large { LARGE_BUFFER } else { RECEIVE_BUFFER };
+            let size = if is_large { LARGE_RECEIVE_BUFFER } else { RECEIVE_BUFFER };
             // A response also passes through a buffer of another size.
             let _ = SockRef::from(&self.stream).set_recv_buffer_size(size);
         }
@@ -287,7 +282,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_long_response_has_a_larger_buffer_until_its_end() {
+    async fn a_receive_buffer_is_enlarged_and_restored() {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let stream = TcpSocket::new_v4().unwrap().connect(listener.local_addr().unwrap()).await.unwrap();
         let (mut server, _) = listener.accept().await.unwrap();
@@ -306,7 +301,7 @@ mod tests {
             taken += read;
         }
         assert_eq!(receive_buffer(&stream), RECEIVE_BUFFER);
-        control.enlarge_buffers();
+        control.set_large_buffers(true);
         while taken < 8 * LARGE_PIECE {
             let read = stream.read(&mut piece).await.unwrap();
             largest = largest.max(read);
@@ -314,7 +309,7 @@ mod tests {
         }
         assert!(receive_buffer(&stream) > RECEIVE_BUFFER);
         assert!(largest > RESPONSE_PIECE, "{largest}");
-        control.restore_buffers();
+        control.set_large_buffers(false);
         writing.await.unwrap().unwrap().write_all(b"next").await.unwrap();
         assert_eq!(stream.read(&mut piece).await.unwrap(), 4);
         assert_eq!(receive_buffer(&stream), RECEIVE_BUFFER);

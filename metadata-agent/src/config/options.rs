@@ -342,9 +342,9 @@ options! {
     /// connection may use two thirds of a MiB of memory.
     File OWN connections: u32 = "1024", Number(0..=1_000_000);
     /// Requests of one guest that may be in flight at once to Nova, or to the agent that `upstream`
-    /// names. While other guests of the host are served too, a third of it applies, or a quarter
-    /// while the guest has more requests. These wait up to nova_connect_timeout and then get status
-    /// 503.
+    /// names. While other guests of the host are served too, a third of it applies, or a fifth
+    /// while more of the guest's requests wait than that. These wait up to nova_connect_timeout and
+    /// then get status 503.
     File OWN requests_per_guest: usize = "16", Number(1..=1024);
     /// Age of the agent's last heartbeat at which the programs leave guests to the host's own
     /// metadata path.

@@ -48,7 +48,7 @@ struct Table {
 
 impl Shares {
     /// Each guest gets this number of slots while it is alone, and a third of it in company, or
-    /// a quarter while its requests wait.
+    /// a fifth while more of its requests wait.
     /// Connections may be idle for `idle_timeout`.
     pub(super) fn new(slots: usize, idle_connections: usize, idle_timeout: Duration) -> Arc<Self> {
         Arc::new(Self {

@@ -30,9 +30,9 @@ pub(super) struct Slots {
 #[derive(Debug)]
 pub(super) enum SlotLimit {
     Fixed(usize),
-    /// A guest's slots. While it is not the only guest, it has a third of them, and a quarter while
-    /// its requests wait: a guest that asks for more than its share leaves more to the others. It
-    /// always has one.
+    /// A guest's slots. While it is not the only guest, it has a third of them as its share, and a
+    /// fifth while more requests wait than its share: a guest that always wants more leaves more to
+    /// the others. One that waits for a moment keeps its share. It always has one.
     Guest {
         alone: usize,
         guests: Arc<AtomicUsize>,
@@ -40,11 +40,14 @@ pub(super) enum SlotLimit {
 }
 
 impl SlotLimit {
-    fn get(&self, has_line: bool) -> usize {
+    fn get(&self, waiting: usize) -> usize {
         match self {
             Self::Fixed(slots) => *slots,
             Self::Guest { alone, guests } if guests.load(Ordering::Relaxed) <= 1 => *alone,
-            Self::Guest { alone, .. } => (alone / if has_line { 4 } else { 3 }).max(1),
+            Self::Guest { alone, .. } => {
+                let share = (alone / 3).max(1);
+                if waiting > share { (alone / 5).max(1) } else { share }
+            }
         }
     }
 }
@@ -88,7 +91,7 @@ impl Slots {
     }
 
     fn take(&self) -> bool {
-        let limit = self.limit.get(self.waiting.load(Ordering::SeqCst) > 0);
+        let limit = self.limit.get(self.waiting.load(Ordering::SeqCst));
         let take = |used: usize| (used < limit).then_some(used + 1);
         self.used.fetch_update(Ordering::SeqCst, Ordering::SeqCst, take).is_ok()
     }
@@ -236,16 +239,33 @@ mod tests {
         guests.store(2, Ordering::Relaxed);
         let waits = queue(&slots, guest(1));
         settle().await;
-        held.truncate(4);
+        held.truncate(5);
         settle().await;
-        assert!(!waits.is_finished(), "a quarter is in use");
+        assert!(!waits.is_finished(), "a third is in use");
         held.pop();
-        assert!(waits.await.unwrap().is_some());
-        held.extend(all());
-        assert_eq!(held.len(), 5, "no request waits");
-        held.truncate(3);
-        let waiting: Vec<_> = (0..3).map(|_| queue(&slots, guest(1))).collect();
+        held.extend(waits.await.unwrap());
+        assert_eq!(held.len(), 5);
+
+        // More requests wait than a third.
+        let mut waiting: Vec<_> = (0..7).map(|_| queue(&slots, guest(1))).collect();
         settle().await;
+        held.truncate(3);
+        settle().await;
+        assert!(!waiting.iter().any(JoinHandle::is_finished), "a fifth is in use");
+        held.pop();
+        held.extend(waiting.remove(0).await.unwrap());
+        assert_eq!(held.len(), 3);
+        settle().await;
+        assert!(!waiting.iter().any(JoinHandle::is_finished), "still more than a third");
+        // With the next one, the line is as short as that of a guest that waits for a moment.
+        held.pop();
+        settle().await;
+        for waits in waiting.drain(..3) {
+            held.extend(waits.await.unwrap());
+        }
+        assert_eq!(held.len(), 5);
+        settle().await;
+        assert!(!waiting.iter().any(JoinHandle::is_finished), "a third is in use");
         guests.store(1, Ordering::Relaxed);
         held.pop();
         for waits in waiting {

@@ -9,6 +9,7 @@ pub(crate) mod client;
 pub(crate) mod logging;
 pub(crate) mod readiness;
 pub(crate) mod state;
+pub(crate) mod state_log;
 
 use std::convert::Infallible;
 use std::io;

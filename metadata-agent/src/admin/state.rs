@@ -128,6 +128,8 @@ impl AdminState for AgentState {
             "pid": std::process::id(),
             "uptime_seconds": self.since.elapsed().as_secs(),
             "waiting_for": self.waiting_for(),
+            "live": self.live(),
+            "heartbeat_seconds_ago": self.liveness.last_beat.age().map(|age| age.as_secs_f64()),
             "config": self.settings,
             "sources": self.sources.iter().map(|source| json!(*source.borrow())).collect::<Vec<_>>(),
             "damage": damage_state(self.readiness.damage()),

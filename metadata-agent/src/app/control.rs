@@ -43,6 +43,8 @@ pub(super) struct Control {
     pub(super) restarts: Restarts,
     /// Published for the admin socket while guests are served.
     pub(super) running: watch::Sender<Option<Running>>,
+    /// The state that the admin socket shows.
+    pub(super) state: Arc<AgentState>,
     admin: JoinHandle<io::Result<()>>,
 }
 
@@ -86,7 +88,8 @@ impl Control {
             registry,
             running_now,
         );
-        let serving = admin_socket.serve(Arc::new(state), damage.clone(), stop.clone());
+        let state = Arc::new(state);
+        let serving = admin_socket.serve(Arc::<AgentState>::clone(&state), damage.clone(), stop.clone());
         let admin = tasks.spawn(critical.task("the admin socket", serving));
 
         let control = Self {
@@ -99,6 +102,7 @@ impl Control {
             last_beat,
             restarts,
             running,
+            state,
             admin,
         };
         (control, Inputs { inventory, presence, sources, refused, metrics, namespaces })

@@ -15,6 +15,7 @@ mod source_tasks;
 mod stop_deadline;
 mod systemd;
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, anyhow};
@@ -23,10 +24,10 @@ use tokio::runtime::{Builder, Runtime};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing::{info, warn};
 
-use crate::admin::{AdminSocket, logging};
+use crate::admin::{AdminSocket, logging, state_log};
 use crate::config::Config;
 use crate::process::capabilities;
-use crate::process::signals::HeldSignals;
+use crate::process::signals::{HeldSignals, SignalActions};
 use crate::teardown;
 use control::Control;
 use guest_service::GuestService;
@@ -42,20 +43,20 @@ const TASK_END: Duration = Duration::from_secs(5);
 /// Another agent runs, a capability is missing, or the kernel rejects a step.
 pub(crate) fn run(config: &Config, held: HeldSignals) -> Result<()> {
     logging::init(config.debug, config.log_format)?;
-    held.log()?;
+    let signal_actions = held.handle()?;
     log_notices(config);
     capabilities::require(&capabilities::TO_RUN)?;
     raise_descriptor_limit();
     let link = link_runtime()?;
     let control = control_runtime()?;
-    let outcome = control.block_on(start_and_stop(config, &link));
+    let outcome = control.block_on(start_and_stop(config, &link, &signal_actions));
     // Tasks have ended or had their time. A blocking call may never return.
     link.shutdown_background();
     control.shutdown_background();
     outcome
 }
 
-async fn start_and_stop(config: &Config, link: &Runtime) -> Result<()> {
+async fn start_and_stop(config: &Config, link: &Runtime, actions: &SignalActions) -> Result<()> {
     // The admin socket comes first: a second agent fails here, before it changes anything.
     let admin_socket = AdminSocket::bind(&config.admin_socket)?;
     // From here on, a signal stops the agent in order.
@@ -64,6 +65,8 @@ async fn start_and_stop(config: &Config, link: &Runtime) -> Result<()> {
     let haproxy_socket = HaproxySocket::bind(config)?;
 
     let (mut control, inputs) = Control::start(config, admin_socket);
+    let state = Arc::clone(&control.state);
+    actions.set_log_state(move || state_log::log(&*state));
     let starting = GuestService::start(config, link, &control, inputs, haproxy_socket);
     let started = tokio::select! {
         started = starting => started.map(Some),

@@ -17,6 +17,7 @@ use tokio::runtime::Builder;
 use crate::config::{Config, ConfigArgs, ConfigErrors};
 use crate::error_chain::error_chain;
 use crate::process::hardening;
+use crate::process::signals::HeldSignals;
 use cli::{Cli, Command, ConfigCommand, EX_USAGE};
 use output::print_error;
 
@@ -24,16 +25,29 @@ use output::print_error;
 /// exit code.
 #[must_use]
 pub fn main() -> ExitCode {
+    // First of all: no signal that a runbook may send ends `run`, however early it comes.
+    let held = match HeldSignals::hold() {
+        Ok(held) => held,
+        Err(error) => return exit_code(Err(error.into())),
+    };
     if let Err(error) = hardening::restrict_process() {
         return exit_code(Err(error.into()));
     }
     match &Cli::parse_or_exit().command {
-        Command::Run(args) => run::run(args),
-        Command::Check(args) => check::run(args),
-        Command::Config(ConfigCommand::Show(args)) => config_show::run(args),
-        Command::Status(args) => status::run(args),
-        Command::Detach(args) => detach::run(args),
+        Command::Run(args) => run::run(args, held),
+        Command::Check(args) => with_signals(held, || check::run(args)),
+        Command::Config(ConfigCommand::Show(args)) => with_signals(held, || config_show::run(args)),
+        Command::Status(args) => with_signals(held, || status::run(args)),
+        Command::Detach(args) => with_signals(held, || detach::run(args)),
         Command::DataPlane => data_plane::run(),
+    }
+}
+
+/// Runs a command that every signal ends as usual.
+fn with_signals(held: HeldSignals, command: impl FnOnce() -> ExitCode) -> ExitCode {
+    match held.release() {
+        Ok(()) => command(),
+        Err(error) => exit_code(Err(error.into())),
     }
 }
 

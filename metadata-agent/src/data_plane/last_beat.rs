@@ -16,9 +16,16 @@ impl LastBeat {
     /// Returns true if the last heartbeat is at most `limit` old.
     #[must_use]
     pub(crate) fn is_within(&self, limit: Duration) -> bool {
+        self.age().is_some_and(|age| age <= limit)
+    }
+
+    /// Returns its age; `None` before the first one.
+    #[must_use]
+    pub(crate) fn age(&self) -> Option<Duration> {
         let last = self.0.load().as_ref().map_or(0, |state| state.last_beat());
         // A time in the future is none that the data plane has seen.
-        Clock::now_ns().checked_sub(last).is_some_and(|age| Duration::from_nanos(age) <= limit)
+        let age = Clock::now_ns().checked_sub(last).map(Duration::from_nanos);
+        age.filter(|_| last > 0)
     }
 
     /// Follows another data plane.

@@ -4,14 +4,18 @@
 //! agents, and so to this one. None of them may cost a guest its request. SIGPIPE is not among
 //! them, because Rust ignores it, and neither is SIGQUIT, which asks for an immediate end. Real-
 //! time signals keep their effect, because nothing sends them unasked.
+//!
+//! SIGUSR1 logs the state. All others have no effect.
 
 use std::collections::BTreeSet;
+use std::fmt;
 use std::io;
+use std::sync::{Arc, OnceLock};
 use std::thread;
 
 use nix::errno::Errno;
 use nix::sys::signal::{SigSet, Signal};
-use tracing::warn;
+use tracing::{info, warn};
 
 const HARMLESS: [Signal; 10] = [
     Signal::SIGHUP,
@@ -27,14 +31,13 @@ const HARMLESS: [Signal; 10] = [
     Signal::SIGXFSZ,
 ];
 
-/// Keeps every signal that [`HeldSignals`] holds from ending this process, and those that ask it to
-/// end: its parent gets them too. Threads inherit this.
+/// Holds the signals that ask this process to end. Its parent gets them as well, and ends it.
+/// Threads inherit this.
 ///
 /// # Errors
 /// The kernel refuses.
 pub(crate) fn leave_to_parent() -> Result<(), SignalError> {
-    let signals = HARMLESS.into_iter().chain([Signal::SIGTERM, Signal::SIGINT]);
-    signals.collect::<SigSet>().thread_block().map_err(SignalError::Hold)
+    SigSet::from_iter([Signal::SIGTERM, Signal::SIGINT]).thread_block().map_err(SignalError::Hold)
 }
 
 /// The kernel refuses to handle signals.
@@ -50,6 +53,21 @@ pub(crate) enum SignalError {
 #[derive(Debug)]
 pub(crate) struct HeldSignals(SigSet);
 
+/// Actions of the thread for signals. Clones share them.
+#[derive(Clone, Default)]
+pub(crate) struct SignalActions(Arc<Actions>);
+
+#[derive(Default)]
+struct Actions {
+    log_state: OnceLock<Box<dyn Fn() + Send + Sync>>,
+}
+
+impl fmt::Debug for SignalActions {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("SignalActions")
+    }
+}
+
 impl HeldSignals {
     /// Keeps harmless signals from ending this process. Threads inherit this, so it must be called
     /// before another one exists.
@@ -62,26 +80,51 @@ impl HeldSignals {
         Ok(Self(signals))
     }
 
-    /// Logs each held signal once, from a thread that takes no part in anything else.
+    /// Gives the signals their usual effect again, also those that are pending.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub(crate) fn release(self) -> Result<(), SignalError> {
+        self.0.thread_unblock().map_err(SignalError::Hold)
+    }
+
+    /// Handles the held signals on a thread that takes no part in anything else. So the state is
+    /// also logged while a runtime hangs.
     ///
     /// # Errors
     /// The thread cannot be started.
-    pub(crate) fn log(self) -> Result<(), SignalError> {
-        let logging = thread::Builder::new().name("md-signals".to_owned());
-        logging.spawn(move || self.log_each()).map_err(SignalError::Thread)?;
-        Ok(())
+    pub(crate) fn handle(self) -> Result<SignalActions, SignalError> {
+        let actions = SignalActions::default();
+        let (thread, on_thread) = (thread::Builder::new().name("md-signals".to_owned()), actions.clone());
+        thread.spawn(move || self.handle_each(&on_thread)).map_err(SignalError::Thread)?;
+        Ok(actions)
     }
 
-    fn log_each(&self) {
-        let mut logged = BTreeSet::new();
+    fn handle_each(&self, actions: &SignalActions) {
+        let mut ignored = BTreeSet::new();
         loop {
             match self.0.wait() {
-                Ok(signal) if logged.insert(signal) => {
-                    warn!(%signal, "signal ignored; a changed configuration needs a restart");
-                }
+                Ok(Signal::SIGUSR1) => actions.log_state(),
+                Ok(signal) if ignored.insert(signal) => warn!(%signal, "signal ignored"),
                 Ok(_) | Err(Errno::EINTR) => {}
                 Err(error) => return warn!(%error, "cannot wait for signals; they stay ignored"),
             }
+        }
+    }
+}
+
+impl SignalActions {
+    /// Sets what logs the state. Later calls have no effect.
+    pub(crate) fn set_log_state(&self, log_state: impl Fn() + Send + Sync + 'static) {
+        // Set already.
+        let _ = self.0.log_state.set(Box::new(log_state));
+    }
+
+    fn log_state(&self) {
+        if let Some(log_state) = self.0.log_state.get() {
+            log_state();
+        } else {
+            info!("state: components have not started");
         }
     }
 }

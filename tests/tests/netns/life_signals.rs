@@ -1,4 +1,5 @@
-//! Signals that operators' tools send to Neutron's agents do not end this one.
+//! Signals that operators' tools send to Neutron's agents do not end this one. SIGUSR1 logs the
+//! state.
 
 use std::fs::OpenOptions;
 use std::os::unix::fs::OpenOptionsExt as _;
@@ -12,9 +13,8 @@ use nix::sys::signal::Signal;
 use nix::sys::stat::Mode as FileMode;
 use nix::unistd::mkfifo;
 
-const HARMLESS: [Signal; 10] = [
+const IGNORED: [Signal; 9] = [
     Signal::SIGHUP,
-    Signal::SIGUSR1,
     Signal::SIGUSR2,
     Signal::SIGALRM,
     Signal::SIGVTALRM,
@@ -26,6 +26,29 @@ const HARMLESS: [Signal; 10] = [
 ];
 /// The kernel delivers pending signals in the order of their numbers, and this one has the highest.
 const LAST: Signal = Signal::SIGPWR;
+
+/// The beginnings of the records that SIGUSR1 logs.
+const STATE: [&str; 7] = [
+    "state: readiness ready=true waiting_for=[] uptime_seconds=",
+    "state: guest interfaces known=2 on_network=0 unknown=0 disputed=0 shared=0 refused=0 failed=0",
+    "state: namespaces served=0 idle=0 failed=0",
+    "state: source source=\"static_file\" ready=true ports=2 faults=0",
+    "state: damage found=0 unrepaired=[]",
+    "state: heartbeat live=true age_seconds=0.",
+    "state: connections open=",
+];
+
+/// Returns how often SIGUSR1 logged this record.
+fn records(process: &AgentProcess, record: &str) -> usize {
+    process.output().lines().filter(|line| line.contains(record)).count()
+}
+
+fn wait_for_state(process: &AgentProcess, times: usize) {
+    wait::until("the state is logged", PATIENCE, || {
+        assert!(process.exited().is_none(), "SIGUSR1 ended the agent: {}", process.output());
+        STATE.iter().all(|record| records(process, record) == times).then_some(())
+    });
+}
 
 fn lines(process: &AgentProcess, signal: Signal) -> usize {
     let is_about =
@@ -47,15 +70,17 @@ fn harmless_signals_interrupt_no_request() {
     thread::scope(|scope| {
         let in_flight = scope.spawn(|| assert_served(&tenants.red.guest));
         tenants.nova.wait_for(1, PATIENCE);
-        for signal in HARMLESS.into_iter().filter(|signal| *signal != LAST) {
+        tenants.process.signal(Signal::SIGUSR1);
+        wait_for_state(&tenants.process, 1);
+        for signal in IGNORED.into_iter().filter(|signal| *signal != LAST) {
             tenants.process.signal(signal);
             wait_until_logged(&tenants.process, signal);
         }
-        for signal in HARMLESS {
+        for signal in IGNORED {
             tenants.process.signal(signal);
         }
         wait_until_logged(&tenants.process, LAST);
-        for signal in HARMLESS {
+        for signal in IGNORED {
             assert_eq!(lines(&tenants.process, signal), 1, "{signal}: {}", tenants.process.output());
         }
         tenants.nova.set_mode(Mode::Serve);
@@ -76,14 +101,51 @@ fn harmless_signals_do_not_interrupt_the_start() {
     let writer = wait::until("the agent opens it", PATIENCE, || {
         OpenOptions::new().write(true).custom_flags(OFlag::O_NONBLOCK.bits()).open(&config).ok()
     });
-    for signal in HARMLESS {
+    process.signal(Signal::SIGUSR1);
+    for signal in IGNORED {
         process.signal(signal);
     }
     drop(writer);
     process.wait_ready();
     tenants.assert_served();
-    for signal in HARMLESS {
+    for signal in IGNORED {
         wait_until_logged(&process, signal);
     }
+    assert_eq!(process.stop().code(), Some(0));
+}
+
+#[test]
+fn sigusr1_logs_the_state_each_time() {
+    let tenants = ServedTenants::new();
+    assert_served(&tenants.red.guest);
+    for times in 1..=2 {
+        tenants.process.signal(Signal::SIGUSR1);
+        wait_for_state(&tenants.process, times);
+    }
+    tenants.agent.set_ports([&tenants.red.guest.port]);
+    wait::until("one guest is unknown", PATIENCE, || {
+        tenants.process.signal(Signal::SIGUSR1);
+        tenants.process.output().contains("known=1 on_network=0 unknown=1").then_some(())
+    });
+    let secret = tenants.nova.secret();
+    assert!(!tenants.process.output().contains(secret), "the secret is in the log");
+    let ServedTenants { process, .. } = tenants;
+    assert_eq!(process.stop().code(), Some(0));
+}
+
+/// The state is needed most while something hangs.
+#[test]
+fn sigusr1_logs_the_state_of_an_agent_that_hangs() {
+    let tenants = ServedTenants::new();
+    for threads in ["metadata-agent", "md-data"] {
+        let frozen = tenants.process.freeze_threads(threads);
+        let before = records(&tenants.process, "state: connections open=");
+        tenants.process.signal(Signal::SIGUSR1);
+        wait::until("the state is logged", PATIENCE, || {
+            (records(&tenants.process, "state: connections open=") > before).then_some(())
+        });
+        drop(frozen);
+    }
+    let ServedTenants { process, .. } = tenants;
     assert_eq!(process.stop().code(), Some(0));
 }

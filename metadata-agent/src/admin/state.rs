@@ -61,7 +61,7 @@ impl Liveness {
 
 /// Everything that the admin socket reads from.
 pub(crate) struct AgentState {
-    settings: Value,
+    settings: watch::Receiver<Value>,
     readiness: Readiness,
     liveness: Liveness,
     inventory: Arc<Inventory>,
@@ -74,7 +74,7 @@ pub(crate) struct AgentState {
 impl AgentState {
     /// Adds the packet counters and the gauges of this module to the registry.
     pub(crate) fn new(
-        settings: Value,
+        settings: watch::Receiver<Value>,
         readiness: Readiness,
         liveness: Liveness,
         inventory: Arc<Inventory>,
@@ -130,7 +130,7 @@ impl AdminState for AgentState {
             "waiting_for": self.waiting_for(),
             "live": self.live(),
             "heartbeat_seconds_ago": self.liveness.last_beat.age().map(|age| age.as_secs_f64()),
-            "config": self.settings,
+            "config": *self.settings.borrow(),
             "sources": self.sources.iter().map(|source| json!(*source.borrow())).collect::<Vec<_>>(),
             "damage": damage_state(self.readiness.damage()),
             "inventory": self.inventory.load().counts(),

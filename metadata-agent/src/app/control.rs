@@ -4,7 +4,6 @@ use std::io;
 use std::sync::Arc;
 
 use prometheus_client::registry::Registry;
-use serde_json::json;
 use tokio::sync::{broadcast, mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
@@ -13,6 +12,7 @@ use tokio_util::task::TaskTracker;
 use tracing::warn;
 
 use super::TASK_END;
+use super::reload::LiveSettings;
 use super::source_tasks::{SourceHandles, SourceTasks};
 use crate::admin::AdminSocket;
 use crate::admin::readiness::{Readiness, Startup, StartupStep};
@@ -43,6 +43,7 @@ pub(super) struct Control {
     pub(super) restarts: Restarts,
     /// Published for the admin socket while guests are served.
     pub(super) running: watch::Sender<Option<Running>>,
+    pub(super) live: LiveSettings,
     /// The state that the admin socket shows.
     pub(super) state: Arc<AgentState>,
     admin: JoinHandle<io::Result<()>>,
@@ -62,7 +63,7 @@ pub(super) struct Inputs {
 
 impl Control {
     /// Starts all components. The inputs are for the guest service.
-    pub(super) fn start(config: &Config, admin_socket: AdminSocket) -> (Self, Inputs) {
+    pub(super) fn start(config: &Config, admin_socket: AdminSocket, live: LiveSettings) -> (Self, Inputs) {
         let (critical, tasks) = (CriticalTasks::default(), TaskTracker::new());
         let stop = CancellationToken::new();
         let startup = Startup::default();
@@ -80,7 +81,7 @@ impl Control {
         let readiness = Readiness::new(startup, sources.states.clone(), damage.clone());
         let (running, running_now) = watch::channel(None);
         let state = AgentState::new(
-            json!(config.settings()),
+            live.shown.subscribe(),
             readiness.clone(),
             Liveness { last_beat: last_beat.clone(), stale_after: config.heartbeat_stale_after },
             Arc::clone(&inventory),
@@ -102,6 +103,7 @@ impl Control {
             last_beat,
             restarts,
             running,
+            live,
             state,
             admin,
         };

@@ -82,6 +82,7 @@ impl DataPlane {
         };
         let plan = Plan {
             log: LogSettings { debug: config.debug, json: config.log_format == LogFormat::Json },
+            debug: control.live.debug.subscribe(),
             user: user().await,
             workers: config.metadata_workers.map(NonZero::get),
             proxy: config.proxy(),

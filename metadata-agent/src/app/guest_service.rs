@@ -186,7 +186,8 @@ impl Boot<'_> {
         let secrets = blocking(move || SecretFiles::open(secret, &paths)).await;
         let secrets = secrets.context("read the shared secrets")??;
         let signer = secrets.signer();
-        self.control.tasks.spawn(secrets.keep(signer.clone(), self.stop_attachments.clone()));
+        let own = self.control.live.secret.subscribe();
+        self.control.tasks.spawn(secrets.keep(own, signer.clone(), self.stop_attachments.clone()));
         Ok(self.config.credentials(signer))
     }
 

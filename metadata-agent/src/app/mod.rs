@@ -11,6 +11,7 @@ mod control;
 mod data_plane;
 mod guest_service;
 mod haproxy_socket;
+mod reload;
 mod source_tasks;
 mod stop_deadline;
 mod systemd;
@@ -25,14 +26,15 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing::{info, warn};
 
 use crate::admin::{AdminSocket, logging, state_log};
-use crate::config::Config;
+use crate::config::{Config, ConfigArgs};
 use crate::process::capabilities;
 use crate::process::signals::{HeldSignals, SignalActions};
 use crate::teardown;
 use control::Control;
 use guest_service::GuestService;
 use haproxy_socket::HaproxySocket;
-use systemd::{announce_ready, feed_watchdog, notify};
+use reload::{LiveSettings, Reloader};
+use systemd::{ServiceManager, feed_watchdog};
 
 /// Time for tasks to end after they are cancelled.
 const TASK_END: Duration = Duration::from_secs(5);
@@ -41,22 +43,35 @@ const TASK_END: Duration = Duration::from_secs(5);
 ///
 /// # Errors
 /// Another agent runs, a capability is missing, or the kernel rejects a step.
-pub(crate) fn run(config: &Config, held: HeldSignals) -> Result<()> {
-    logging::init(config.debug, config.log_format)?;
-    let signal_actions = held.handle()?;
+pub(crate) fn run(config: &Config, args: &ConfigArgs, held: HeldSignals) -> Result<()> {
+    let log_level = logging::init(config.debug, config.log_format)?;
+    let signals = held.handle()?;
     log_notices(config);
     capabilities::require(&capabilities::TO_RUN)?;
     raise_descriptor_limit();
     let link = link_runtime()?;
     let control = control_runtime()?;
-    let outcome = control.block_on(start_and_stop(config, &link, &signal_actions));
+    let (live, manager) = (LiveSettings::new(config), ServiceManager::default());
+    let reloader = Reloader::new(args, config, log_level, live.clone());
+    let outcome = control.block_on(async {
+        tokio::select! {
+            outcome = start_and_stop(config, &link, live, &signals, &manager) => outcome,
+            never = reloader.run(&signals, &manager) => match never {},
+        }
+    });
     // Tasks have ended or had their time. A blocking call may never return.
     link.shutdown_background();
     control.shutdown_background();
     outcome
 }
 
-async fn start_and_stop(config: &Config, link: &Runtime, actions: &SignalActions) -> Result<()> {
+async fn start_and_stop(
+    config: &Config,
+    link: &Runtime,
+    live: LiveSettings,
+    actions: &SignalActions,
+    manager: &ServiceManager,
+) -> Result<()> {
     // The admin socket comes first: a second agent fails here, before it changes anything.
     let admin_socket = AdminSocket::bind(&config.admin_socket)?;
     // From here on, a signal stops the agent in order.
@@ -64,7 +79,7 @@ async fn start_and_stop(config: &Config, link: &Runtime, actions: &SignalActions
     stop_deadline::enforce(link, config.drain_timeout)?;
     let haproxy_socket = HaproxySocket::bind(config)?;
 
-    let (mut control, inputs) = Control::start(config, admin_socket);
+    let (mut control, inputs) = Control::start(config, admin_socket, live);
     let state = Arc::clone(&control.state);
     actions.set_log_state(move || state_log::log(&*state));
     let starting = GuestService::start(config, link, &control, inputs, haproxy_socket);
@@ -73,7 +88,7 @@ async fn start_and_stop(config: &Config, link: &Runtime, actions: &SignalActions
         () = signals.received() => Ok(None),
     };
     let outcome = match started {
-        Ok(Some(service)) => serve(config, &mut control, service, &mut signals).await,
+        Ok(Some(service)) => serve(config, &mut control, service, &mut signals, manager).await,
         Ok(None) => Ok(()),
         Err(error) => Err(error),
     };
@@ -90,6 +105,7 @@ async fn serve(
     control: &mut Control,
     service: GuestService,
     signals: &mut StopSignals,
+    manager: &ServiceManager,
 ) -> Result<()> {
     drop(control.guest_interfaces.take());
     info!(host = config.host_name(), portal = config.portal_namespace, "serving");
@@ -97,7 +113,7 @@ async fn serve(
     let (last_beat, stale_after) = (control.last_beat.clone(), config.heartbeat_stale_after);
     let readiness = control.readiness.clone();
     let notifying = async {
-        announce_ready(&readiness, &last_beat, stale_after).await;
+        manager.announce_ready(&readiness, &last_beat, stale_after).await;
         feed_watchdog(&last_beat, stale_after).await
     };
     let outcome = tokio::select! {
@@ -109,7 +125,7 @@ async fn serve(
     };
 
     info!("stopping");
-    notify(&[sd_notify::NotifyState::Stopping]);
+    manager.stopping();
     service.end(config.drain_timeout).await;
     outcome
 }

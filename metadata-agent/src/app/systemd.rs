@@ -2,6 +2,7 @@
 
 use std::convert::Infallible;
 use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use sd_notify::NotifyState;
@@ -17,32 +18,73 @@ const READINESS_POLL: Duration = Duration::from_millis(100);
 const START_REPORT: Duration = Duration::from_secs(5);
 const START_EXTENSION: Duration = Duration::from_secs(30);
 
-/// Waits until the agent is ready, and notifies systemd.
-///
-/// A source may be away for long, and guests that others know are served meanwhile. So systemd's
-/// start time-out is extended while the heartbeat is recent, and the status names what is missing.
-pub(super) async fn announce_ready(readiness: &Readiness, last_beat: &LastBeat, stale_after: Duration) {
-    let mut reported: Option<(Vec<String>, Instant)> = None;
-    loop {
-        let waiting = readiness.waiting_for();
-        if waiting.is_empty() {
-            break;
+/// The state of the service, as systemd knows it.
+#[derive(Debug, Default)]
+pub(super) struct ServiceManager {
+    /// From `READY=1` to the stop. Otherwise the end of a reload would be taken for the end of the
+    /// start.
+    accepts_reload: AtomicBool,
+}
+
+impl ServiceManager {
+    /// Waits until the agent is ready, and notifies systemd.
+    ///
+    /// A source may be away for long, and guests that others know are served meanwhile. So
+    /// systemd's start time-out is extended while the heartbeat is recent, and the status names
+    /// what is missing.
+    pub(super) async fn announce_ready(
+        &self,
+        readiness: &Readiness,
+        last_beat: &LastBeat,
+        stale_after: Duration,
+    ) {
+        let mut reported: Option<(Vec<String>, Instant)> = None;
+        loop {
+            let waiting = readiness.waiting_for();
+            if waiting.is_empty() {
+                break;
+            }
+            let is_told =
+                reported.as_ref().is_some_and(|(told, at)| *told == waiting && at.elapsed() < START_REPORT);
+            if !is_told && last_beat.is_within(stale_after) {
+                let status = format!("waiting for {}", waiting.join(", "));
+                let extension = u32::try_from(START_EXTENSION.as_micros()).unwrap_or(u32::MAX);
+                notify(&[NotifyState::Status(&status), NotifyState::ExtendTimeoutUsec(extension)]);
+                reported = Some((waiting, Instant::now()));
+            }
+            sleep(READINESS_POLL).await;
         }
-        let is_told =
-            reported.as_ref().is_some_and(|(told, at)| *told == waiting && at.elapsed() < START_REPORT);
-        if !is_told && last_beat.is_within(stale_after) {
-            let status = format!("waiting for {}", waiting.join(", "));
-            let extension = u32::try_from(START_EXTENSION.as_micros()).unwrap_or(u32::MAX);
-            notify(&[NotifyState::Status(&status), NotifyState::ExtendTimeoutUsec(extension)]);
-            reported = Some((waiting, Instant::now()));
+        info!("ready");
+        if reported.is_some() {
+            notify(&[NotifyState::Status("ready")]);
         }
-        sleep(READINESS_POLL).await;
+        self.accepts_reload.store(true, Ordering::Relaxed);
+        notify(&[NotifyState::Ready]);
     }
-    info!("ready");
-    if reported.is_some() {
-        notify(&[NotifyState::Status("ready")]);
+
+    /// Announces a reload of the configuration.
+    pub(super) fn reloading(&self) {
+        if self.accepts_reload.load(Ordering::Relaxed) {
+            // `Type=notify-reload` needs the time.
+            match NotifyState::monotonic_usec_now() {
+                Ok(now) => notify(&[NotifyState::Reloading, now]),
+                Err(error) => warn!(%error, "cannot read the clock for systemd"),
+            }
+        }
     }
-    notify(&[NotifyState::Ready]);
+
+    /// Announces the end of the reload.
+    pub(super) fn reloaded(&self) {
+        if self.accepts_reload.load(Ordering::Relaxed) {
+            notify(&[NotifyState::Ready]);
+        }
+    }
+
+    /// Announces the stop.
+    pub(super) fn stopping(&self) {
+        self.accepts_reload.store(false, Ordering::Relaxed);
+        notify(&[NotifyState::Stopping]);
+    }
 }
 
 /// Feeds systemd's watchdog while the heartbeat is recent. The heartbeat runs on the data runtime,
@@ -63,7 +105,7 @@ fn watchdog_period() -> Duration {
 }
 
 /// Notifies systemd, if it listens.
-pub(super) fn notify(states: &[NotifyState<'_>]) {
+fn notify(states: &[NotifyState<'_>]) {
     match sd_notify::notify(states) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => warn!(%error, "cannot notify systemd"),
         _ => {}

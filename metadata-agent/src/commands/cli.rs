@@ -48,9 +48,9 @@ pub(crate) enum Command {
     /// Adopts the attachments of an agent that crashed, attaches to new guest interfaces, and
     /// answers requests. SIGTERM and SIGINT stop it: new connections take the host's own metadata
     /// path at once, requests in flight end, and then the agent removes everything that it made.
-    /// SIGUSR1 logs the state. SIGHUP and SIGUSR2 have no effect. After a crash the programs stay
-    /// attached and leave guests to the host's own metadata path, until the next agent adopts them
-    /// or `detach` removes them.
+    /// SIGHUP reads the configuration again and logs which changes need a restart. SIGUSR1 logs the
+    /// state. SIGUSR2 has no effect. After a crash the programs stay attached and leave guests to
+    /// the host's own metadata path, until the next agent adopts them or `detach` removes them.
     ///
     /// Needs root, or CAP_SYS_ADMIN, CAP_NET_ADMIN, CAP_NET_BIND_SERVICE, CAP_SETUID and
     /// CAP_SETGID; Linux 5.10 with IPv6; a BPF file system. CAP_SYS_ADMIN includes CAP_BPF and

@@ -18,6 +18,10 @@ fn serve() -> Result<()> {
     signals::leave_to_parent()?;
     let process = DataPlaneProcess::receive()?;
     let log = process.log_settings();
-    logging::init(log.debug, if log.json { LogFormat::Json } else { LogFormat::Text })?;
-    process.serve()
+    let level = logging::init(log.debug, if log.json { LogFormat::Json } else { LogFormat::Text })?;
+    process.serve(move |debug| {
+        if let Err(error) = level.set(debug) {
+            tracing::warn!(%error, "cannot change the log level");
+        }
+    })
 }

@@ -8,5 +8,5 @@ use crate::app;
 use crate::process::signals::HeldSignals;
 
 pub(super) fn run(args: &RunArgs, held: HeldSignals) -> ExitCode {
-    with_config(&args.config, |config| app::run(config, held).map(|()| ExitCode::SUCCESS))
+    with_config(&args.config, |config| app::run(config, &args.config, held).map(|()| ExitCode::SUCCESS))
 }

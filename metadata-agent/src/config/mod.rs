@@ -6,6 +6,7 @@
 //! options; the crate `oslo-config` reads them. Only `app` and the commands use this module. The
 //! components get their settings from [`components`].
 
+mod changes;
 mod components;
 mod error;
 mod neutron;
@@ -20,6 +21,7 @@ mod value;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
+pub(crate) use changes::RunTimeOption;
 pub use error::{ConfigError, ConfigErrors};
 pub use options::{Config, OPTIONS};
 pub(crate) use oslo_config::Flags;

@@ -129,7 +129,7 @@ options! {
         else OVS_AGENT nova_client_priv_key;
     /// Secret that signs instance ids. It must equal metadata_proxy_shared_secret in section
     /// neutron of Nova's configuration. In a file, write a dollar sign as `$$`. There is no flag,
-    /// because the process list would show it.
+    /// because the process list would show it. SIGHUP applies a change in a file.
     Secret DEFAULT metadata_proxy_shared_secret: SecretString = "", Secret,
         else OVS_AGENT metadata_proxy_shared_secret;
     /// Number of threads that serve guests.
@@ -138,7 +138,7 @@ options! {
     /// Number of connections that may wait to be accepted. The kernel limits it to
     /// net.core.somaxconn.
     File DEFAULT metadata_backlog: i32 = "4096", Number(1..=i32::MAX);
-    /// Log at level debug. RUST_LOG overrides this option.
+    /// Log at level debug. RUST_LOG overrides this option. SIGHUP applies a change.
     Toggle DEFAULT debug: bool = "false", Switch;
     /// Name of this host in Neutron.
     File DEFAULT host: Option<String> = "", Unset { or: FileName, meaning: "the system's own" };

@@ -74,6 +74,10 @@ pub(super) enum Order {
     },
     /// Another listener for haproxies, as the descriptor.
     HaproxyListener,
+    /// The option `debug` has changed.
+    LogLevel {
+        debug: bool,
+    },
     /// Traffic may flow again, so write a heartbeat now.
     Beat,
     /// Accept no more connections, and end those that there are.

@@ -26,6 +26,8 @@ const CHECK: Duration = Duration::from_secs(10);
 #[derive(Debug)]
 pub(crate) struct Plan {
     pub log: LogSettings,
+    /// The option `debug`, which may change.
+    pub debug: watch::Receiver<bool>,
     pub user: UserId,
     pub workers: Option<u32>,
     pub proxy: ProxyConfig,
@@ -81,7 +83,7 @@ impl Plan {
             .map(|haproxies| haproxies.borrow().as_ref().map(UnixListener::try_clone).transpose());
         let haproxies = haproxies.transpose()?.flatten();
         let settings = Settings {
-            log: self.log,
+            log: LogSettings { debug: *self.debug.borrow(), ..self.log },
             user: self.user,
             workers: self.workers,
             proxy: self.proxy.clone(),

@@ -41,6 +41,8 @@ const NAME: &CStr = c"md-data-plane";
 /// Reports that wait to be sent.
 const REPORTS: usize = 1024;
 
+type SetDebug = Box<dyn Fn(bool) + Send>;
+
 /// A data plane that has received its settings.
 #[derive(Debug)]
 pub(crate) struct DataPlaneProcess {
@@ -77,11 +79,12 @@ impl DataPlaneProcess {
         self.settings.log
     }
 
-    /// Gives up every privilege, and serves guests until the parent ends.
+    /// Gives up every privilege, and serves guests until the parent ends. Calls `set_debug` when
+    /// the option changes.
     ///
     /// # Errors
     /// The kernel refuses what serving needs.
-    pub(crate) fn serve(self) -> Result<()> {
+    pub(crate) fn serve(self, set_debug: impl Fn(bool) + Send + 'static) -> Result<()> {
         // Reads files, so it comes before the sandbox.
         let workers = self.settings.workers.map(|workers| workers as usize);
         let workers = workers.or_else(|| thread::available_parallelism().ok().map(NonZero::get)).unwrap_or(1);
@@ -92,13 +95,13 @@ impl DataPlaneProcess {
         let mut runtime = Builder::new_multi_thread();
         let runtime = runtime.worker_threads(workers).enable_all().thread_name("md-data");
         let runtime = runtime.build().context("start the data runtime")?;
-        let served = serve(&runtime, self);
+        let served = serve(&runtime, self, Box::new(set_debug));
         runtime.shutdown_background();
         served
     }
 }
 
-fn serve(runtime: &Runtime, process: DataPlaneProcess) -> Result<()> {
+fn serve(runtime: &Runtime, process: DataPlaneProcess, set_debug: SetDebug) -> Result<()> {
     let DataPlaneProcess { connection, settings, listener, heartbeat, state, haproxies } = process;
     let _on_runtime = runtime.enter();
     let (reports, queue) = mpsc::channel(REPORTS);
@@ -139,6 +142,7 @@ fn serve(runtime: &Runtime, process: DataPlaneProcess) -> Result<()> {
         guests: Arc::new(guests),
         haproxies: haproxies_served,
         resumed,
+        set_debug,
         reports,
     };
     match runtime.block_on(orders.follow(receiver, feed)) {
@@ -240,6 +244,7 @@ struct Orders {
     guests: Arc<Guests>,
     haproxies: Haproxies,
     resumed: Arc<Notify>,
+    set_debug: SetDebug,
     reports: mpsc::Sender<Report>,
 }
 
@@ -289,6 +294,7 @@ impl Orders {
                     warn!(error = &*error, "the listener for haproxies cannot be used");
                 }
             }
+            Order::LogLevel { debug } => (self.set_debug)(debug),
             Order::Beat => self.resumed.notify_one(),
             Order::Drain => {
                 info!("draining");

@@ -5,7 +5,8 @@
 //! them, because Rust ignores it, and neither is SIGQUIT, which asks for an immediate end. Real-
 //! time signals keep their effect, because nothing sends them unasked.
 //!
-//! SIGUSR1 logs the state. All others have no effect.
+//! SIGUSR1 logs the state, and SIGHUP asks for the configuration to be read again. All others have
+//! no effect.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -15,6 +16,7 @@ use std::thread;
 
 use nix::errno::Errno;
 use nix::sys::signal::{SigSet, Signal};
+use tokio::sync::Notify;
 use tracing::{info, warn};
 
 const HARMLESS: [Signal; 10] = [
@@ -60,6 +62,7 @@ pub(crate) struct SignalActions(Arc<Actions>);
 #[derive(Default)]
 struct Actions {
     log_state: OnceLock<Box<dyn Fn() + Send + Sync>>,
+    reload: Notify,
 }
 
 impl fmt::Debug for SignalActions {
@@ -105,6 +108,7 @@ impl HeldSignals {
         loop {
             match self.0.wait() {
                 Ok(Signal::SIGUSR1) => actions.log_state(),
+                Ok(Signal::SIGHUP) => actions.0.reload.notify_one(),
                 Ok(signal) if ignored.insert(signal) => warn!(%signal, "signal ignored"),
                 Ok(_) | Err(Errno::EINTR) => {}
                 Err(error) => return warn!(%error, "cannot wait for signals; they stay ignored"),
@@ -118,6 +122,11 @@ impl SignalActions {
     pub(crate) fn set_log_state(&self, log_state: impl Fn() + Send + Sync + 'static) {
         // Set already.
         let _ = self.0.log_state.set(Box::new(log_state));
+    }
+
+    /// Waits until SIGHUP arrives. Several that arrive meanwhile count as one.
+    pub(crate) async fn reload_requested(&self) {
+        self.0.reload.notified().await;
     }
 
     fn log_state(&self) {

@@ -1,4 +1,5 @@
-//! Reads the files of shared secrets, again and again.
+//! Keeps the shared secrets in force: those in files, which are read again and again, and the one
+//! in the configuration.
 //!
 //! The files are small and few, so they are read again every [`PERIOD`], and at once if Nova
 //! refuses all secrets. This works on any file system and with any number of symlinks. A watch
@@ -16,6 +17,7 @@ use std::time::Duration;
 
 use nix::fcntl::OFlag;
 use secrecy::{ExposeSecret, SecretString};
+use tokio::sync::watch;
 use tokio::time::{MissedTickBehavior, interval, sleep};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
@@ -107,22 +109,30 @@ impl SecretFiles {
         own.into_iter().chain(self.files.iter().map(|file| file.secret.clone())).collect()
     }
 
-    /// Updates the signer whenever a file changes, until cancelled.
-    pub async fn keep(self, signer: Signer, stop: CancellationToken) {
-        if self.files.is_empty() {
-            return;
-        }
+    /// Updates the signer whenever a file or the secret in the configuration (`own`) changes, until
+    /// cancelled.
+    pub async fn keep(self, own: watch::Receiver<SecretString>, signer: Signer, stop: CancellationToken) {
         // A file that cannot be read to its end must not delay the stop.
-        let _stopped = stop.run_until_cancelled(self.follow(signer)).await;
+        let _stopped = stop.run_until_cancelled(self.follow(own, signer)).await;
     }
 
-    async fn follow(mut self, signer: Signer) -> Option<Infallible> {
+    async fn follow(mut self, mut own: watch::Receiver<SecretString>, signer: Signer) -> Option<Infallible> {
+        // It may have changed since the files were opened.
+        own.mark_changed();
         let mut period = interval(PERIOD);
         period.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             tokio::select! {
-                _ = period.tick() => {}
-                () = signer.refused() => {}
+                Ok(()) = own.changed() => {
+                    let secret = own.borrow_and_update().clone();
+                    if let Some(secrets) = self.replace_own(secret) {
+                        signer.replace(secrets);
+                    }
+                    continue;
+                }
+                _ = period.tick(), if !self.files.is_empty() => {}
+                () = signer.refused(), if !self.files.is_empty() => {}
+                else => return None,
             }
             let reload = move || {
                 let secrets = self.reload();
@@ -135,6 +145,13 @@ impl SecretFiles {
             }
             sleep(PAUSE).await;
         }
+    }
+
+    /// Replaces the secret in the configuration, and returns all secrets if it has changed.
+    fn replace_own(&mut self, own: SecretString) -> Option<Vec<SecretString>> {
+        let is_changed = own.expose_secret() != self.own.expose_secret();
+        self.own = own;
+        is_changed.then(|| self.secrets())
     }
 
     /// Reads the files again, and returns all secrets if one has changed.
@@ -222,6 +239,24 @@ mod tests {
         let gone = folder.path().join("gone");
         let error = SecretFiles::open("".into(), &[path, gone]).unwrap_err().to_string();
         assert!(error.contains("/gone: No such file or directory"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn a_changed_secret_in_the_configuration_is_put_in_force() {
+        let files = SecretFiles::open("old".into(), &[]).unwrap();
+        let signer = files.signer();
+        let generation = signer.generation();
+        let own = watch::Sender::new(SecretString::from("old"));
+        let stop = CancellationToken::new();
+        let kept = tokio::spawn(files.keep(own.subscribe(), signer.clone(), stop.clone()));
+        own.send_replace("new".into());
+        signer.replaced(generation).await;
+        let instance = "e2c9b3a0-5c2e-4b1c-8f52-1d7a0a1f6b11".parse().unwrap();
+        let expected = Signer::new("new".into()).sign(&instance);
+        let status = signer.status();
+        assert_eq!(signer.sign(&instance).first(&status), expected.first(&status));
+        stop.cancel();
+        kept.await.unwrap();
     }
 
     #[test]

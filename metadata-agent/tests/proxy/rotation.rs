@@ -169,7 +169,8 @@ async fn a_changed_secret_file_needs_no_restart() {
     assert_status(&guest.answer().await, 200);
 
     let stop = CancellationToken::new();
-    let kept = tokio::spawn(files.keep(signer, stop.clone()));
+    let (_own, own) = watch::channel("".into());
+    let kept = tokio::spawn(files.keep(own, signer, stop.clone()));
     let token = stop.clone();
     let followed = tokio::spawn(async move { directory.follow_secrets(token).await });
     nova.change("two");

@@ -13,8 +13,7 @@ use nix::sys::signal::Signal;
 use nix::sys::stat::Mode as FileMode;
 use nix::unistd::mkfifo;
 
-const IGNORED: [Signal; 9] = [
-    Signal::SIGHUP,
+const IGNORED: [Signal; 8] = [
     Signal::SIGUSR2,
     Signal::SIGALRM,
     Signal::SIGVTALRM,
@@ -50,6 +49,13 @@ fn wait_for_state(process: &AgentProcess, times: usize) {
     });
 }
 
+fn wait_for_reload(process: &AgentProcess) {
+    wait::until("the configuration is read again", PATIENCE, || {
+        assert!(process.exited().is_none(), "SIGHUP ended the agent: {}", process.output());
+        (records(process, "configuration reloaded applied=[]") > 0).then_some(())
+    });
+}
+
 fn lines(process: &AgentProcess, signal: Signal) -> usize {
     let is_about =
         |line: &&str| line.contains("signal ignored") && line.ends_with(&format!("signal={signal}"));
@@ -72,6 +78,8 @@ fn harmless_signals_interrupt_no_request() {
         tenants.nova.wait_for(1, PATIENCE);
         tenants.process.signal(Signal::SIGUSR1);
         wait_for_state(&tenants.process, 1);
+        tenants.process.signal(Signal::SIGHUP);
+        wait_for_reload(&tenants.process);
         for signal in IGNORED.into_iter().filter(|signal| *signal != LAST) {
             tenants.process.signal(signal);
             wait_until_logged(&tenants.process, signal);
@@ -101,7 +109,9 @@ fn harmless_signals_do_not_interrupt_the_start() {
     let writer = wait::until("the agent opens it", PATIENCE, || {
         OpenOptions::new().write(true).custom_flags(OFlag::O_NONBLOCK.bits()).open(&config).ok()
     });
-    process.signal(Signal::SIGUSR1);
+    for signal in [Signal::SIGUSR1, Signal::SIGUSR2] {
+        process.signal(signal);
+    }
     for signal in IGNORED {
         process.signal(signal);
     }

@@ -50,6 +50,7 @@ mod life_orders;
 mod life_pins;
 mod life_process;
 mod life_ready;
+mod life_reload;
 mod life_restart;
 mod life_sandbox;
 mod life_signals;

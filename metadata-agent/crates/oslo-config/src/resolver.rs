@@ -13,6 +13,8 @@ use std::io::{self, Read as _};
 use std::mem;
 use std::path::{Path, PathBuf};
 
+use secrecy::SecretString;
+
 use super::error::OptionError;
 use super::file::{Assignment, DEFAULT, Files};
 use super::interpolate::{Lookup, Scope, expand};
@@ -145,13 +147,14 @@ impl<'a> Resolver<'a> {
         let written = || if option.is_secret() { "(hidden)".to_owned() } else { written.join(",") };
         match outcome {
             Ok((value, text)) => {
+                let secret = option.is_secret().then(|| SecretString::from(text.clone()));
                 let shown = match text.as_str() {
                     "" if option.is_secret() => "(empty)".to_owned(),
                     _ if option.is_secret() => "(set)".to_owned(),
                     _ => text,
                 };
                 let OptionSpec { group, name, key, .. } = option;
-                Ok((value, Setting { group, name, key, value: shown, origin }))
+                Ok((value, Setting { group, name, key, value: shown, origin, secret }))
             }
             Err(Rejected::NotAccepted) => Err(OptionError::Value { option, written: written(), origin }),
             Err(Rejected::Unreadable(source)) => {

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::path::PathBuf;
 
+use secrecy::{ExposeSecret as _, SecretString};
 use serde::{Serialize, Serializer};
 
 use super::file::Assignment;
@@ -79,4 +80,16 @@ pub struct Setting {
     /// The value after references are replaced. For a secret: `(set)` or `(empty)`.
     pub value: String,
     pub origin: Origin,
+    /// The value of a secret, for comparisons only.
+    #[serde(skip)]
+    pub(crate) secret: Option<SecretString>,
+}
+
+impl Setting {
+    /// Reports whether both have the same value, wherever it is set.
+    #[must_use]
+    pub fn has_value_of(&self, other: &Self) -> bool {
+        let secret = |setting: &Self| setting.secret.as_ref().map(|secret| secret.expose_secret().to_owned());
+        self.value == other.value && secret(self) == secret(other)
+    }
 }

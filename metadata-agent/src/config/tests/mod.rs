@@ -1,5 +1,6 @@
 //! Tests of the whole way from files, environment and flags to a [`Config`].
 
+mod changes;
 mod errors;
 mod notices;
 mod precedence;

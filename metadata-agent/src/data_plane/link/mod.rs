@@ -59,6 +59,7 @@ impl Link {
         tasks.spawn(follow_secrets(Arc::clone(plan), orders.clone()));
         tasks.spawn(follow_heartbeat(Arc::clone(plan), orders.clone()));
         tasks.spawn(follow_haproxies(Arc::clone(plan), orders.clone()));
+        tasks.spawn(follow_log_level(Arc::clone(plan), orders.clone()));
         tasks.spawn(follow_tls(Arc::clone(plan), orders.clone()));
         Ok(Self { orders, events, _tasks: tasks })
     }
@@ -189,6 +190,16 @@ async fn follow_haproxies(plan: Arc<Plan>, orders: mpsc::Sender<Message<Order>>)
             }
             Some(Err(error)) => tracing::error!(%error, "cannot hand over the socket for haproxies"),
             None => {}
+        }
+    }
+}
+
+async fn follow_log_level(plan: Arc<Plan>, orders: mpsc::Sender<Message<Order>>) {
+    let mut changes = plan.debug.clone();
+    while changes.changed().await.is_ok() {
+        let debug = *changes.borrow_and_update();
+        if orders.send(Message::new(Order::LogLevel { debug }, [])).await.is_err() {
+            return;
         }
     }
 }

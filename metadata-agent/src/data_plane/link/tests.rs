@@ -98,6 +98,7 @@ impl Scene {
         ];
         let plan = Arc::new(Plan {
             log: LogSettings { debug: false, json: false },
+            debug: watch::channel(false).1,
             user: UserId { user: 1, group: 1 },
             workers: None,
             proxy: ProxyConfig::default(),

@@ -23,6 +23,7 @@ use crate::inventory::Inventory;
 use crate::inventory::presence::Presence;
 use crate::inventory::refused::{self, RefusedSource};
 use crate::net::damage::DamageReports;
+use crate::process::progress::Progress;
 use crate::process::supervisor::CriticalTasks;
 use crate::proxy::metrics::MetricsTotals;
 
@@ -44,6 +45,8 @@ pub(super) struct Control {
     /// Published for the admin socket while guests are served.
     pub(super) running: watch::Sender<Option<Running>>,
     pub(super) live: LiveSettings,
+    /// The attaching of guest interfaces at the start.
+    pub(super) progress: Progress,
     /// The state that the admin socket shows.
     pub(super) state: Arc<AgentState>,
     admin: JoinHandle<io::Result<()>>,
@@ -104,6 +107,7 @@ impl Control {
             restarts,
             running,
             live,
+            progress: Progress::default(),
             state,
             admin,
         };

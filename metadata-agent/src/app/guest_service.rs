@@ -248,7 +248,8 @@ impl Boot<'_> {
         let rules = self.config.guest_rules();
         let inventory = Arc::clone(&known.inventory);
         let (directory, damage) = (Arc::clone(&known.directory), self.control.damage.clone());
-        let subscribers = Subscribers { directory, presence, damage };
+        let progress = self.control.progress.clone();
+        let subscribers = Subscribers { directory, presence, damage, progress };
         let mut guests = HostWatcher::new(datapath, netlink, rules, inventory, auth, subscribers);
         guests.resync().await?;
         let failures = guests.failures();

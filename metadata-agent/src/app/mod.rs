@@ -82,10 +82,12 @@ async fn start_and_stop(
     let (mut control, inputs) = Control::start(config, admin_socket, live);
     let state = Arc::clone(&control.state);
     actions.set_log_state(move || state_log::log(&*state));
+    let progress = control.progress.clone();
     let starting = GuestService::start(config, link, &control, inputs, haproxy_socket);
     let started = tokio::select! {
         started = starting => started.map(Some),
         () = signals.received() => Ok(None),
+        never = manager.report_start(&progress) => match never {},
     };
     let outcome = match started {
         Ok(Some(service)) => serve(config, &mut control, service, &mut signals, manager).await,

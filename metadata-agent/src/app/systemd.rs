@@ -6,16 +6,19 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use sd_notify::NotifyState;
-use tokio::time::sleep;
+use tokio::time::{MissedTickBehavior, interval, sleep};
 use tracing::{info, warn};
 
 use crate::admin::readiness::Readiness;
 use crate::data_plane::LastBeat;
+use crate::process::progress::Progress;
 
 /// Interval at which readiness is looked at until the agent is ready.
 const READINESS_POLL: Duration = Duration::from_millis(100);
 /// Interval at which systemd is told that the start goes on, and the time that it then allows.
 const START_REPORT: Duration = Duration::from_secs(5);
+/// Interval at which the status shows progress.
+const STATUS_INTERVAL: Duration = Duration::from_secs(1);
 const START_EXTENSION: Duration = Duration::from_secs(30);
 
 /// The state of the service, as systemd knows it.
@@ -27,6 +30,21 @@ pub(super) struct ServiceManager {
 }
 
 impl ServiceManager {
+    /// Shows how many guest interfaces have been attached, and extends the time-out of the start
+    /// while there are more each time.
+    pub(super) async fn report_start(&self, progress: &Progress) -> Infallible {
+        let (mut tick, mut reported) = (interval(STATUS_INTERVAL), progress.now());
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            tick.tick().await;
+            let now = progress.now();
+            if now != reported {
+                notify(&[NotifyState::Status(&format!("attached {now}")), start_extension()]);
+                reported = now;
+            }
+        }
+    }
+
     /// Waits until the agent is ready, and notifies systemd.
     ///
     /// A source may be away for long, and guests that others know are served meanwhile. So
@@ -48,16 +66,13 @@ impl ServiceManager {
                 reported.as_ref().is_some_and(|(told, at)| *told == waiting && at.elapsed() < START_REPORT);
             if !is_told && last_beat.is_within(stale_after) {
                 let status = format!("waiting for {}", waiting.join(", "));
-                let extension = u32::try_from(START_EXTENSION.as_micros()).unwrap_or(u32::MAX);
-                notify(&[NotifyState::Status(&status), NotifyState::ExtendTimeoutUsec(extension)]);
+                notify(&[NotifyState::Status(&status), start_extension()]);
                 reported = Some((waiting, Instant::now()));
             }
             sleep(READINESS_POLL).await;
         }
         info!("ready");
-        if reported.is_some() {
-            notify(&[NotifyState::Status("ready")]);
-        }
+        notify(&[NotifyState::Status("ready")]);
         self.accepts_reload.store(true, Ordering::Relaxed);
         notify(&[NotifyState::Ready]);
     }
@@ -90,13 +105,17 @@ impl ServiceManager {
 /// Feeds systemd's watchdog while the heartbeat is recent. The heartbeat runs on the data runtime,
 /// so a stalled data runtime is noticed although the control runtime works.
 pub(super) async fn feed_watchdog(last_beat: &LastBeat, stale_after: Duration) -> Infallible {
-    let mut watchdog = tokio::time::interval(watchdog_period());
+    let mut watchdog = interval(watchdog_period());
     loop {
         watchdog.tick().await;
         if last_beat.is_within(stale_after) {
             notify(&[NotifyState::Watchdog]);
         }
     }
+}
+
+fn start_extension() -> NotifyState<'static> {
+    NotifyState::ExtendTimeoutUsec(u32::try_from(START_EXTENSION.as_micros()).unwrap_or(u32::MAX))
 }
 
 /// Returns half of systemd's time-out, as sd_watchdog_enabled(3) recommends.

@@ -20,6 +20,7 @@ use crate::inventory::presence::Presence;
 use crate::net::damage::DamageReports;
 use crate::net::netlink::{HookEvent, Link, LinkEvent, Netlink};
 use crate::net::portal::HostEndUser;
+use crate::process::progress::Progress;
 
 /// The interval at which failed interfaces are tried again.
 const RETRY: Duration = Duration::from_secs(1);
@@ -29,6 +30,7 @@ pub(crate) struct Subscribers {
     pub(crate) directory: Arc<Directory>,
     pub(crate) presence: watch::Sender<Presence>,
     pub(crate) damage: DamageReports,
+    pub(crate) progress: Progress,
 }
 
 /// The task that keeps the host's guest interfaces attached.
@@ -52,9 +54,9 @@ impl HostWatcher {
         auth: UpstreamAuth,
         subscribers: Subscribers,
     ) -> Self {
-        let Subscribers { directory, presence, damage } = subscribers;
+        let Subscribers { directory, presence, damage, progress } = subscribers;
         Self {
-            attacher: Attacher::for_host(datapath, netlink.clone(), directory, presence, damage),
+            attacher: Attacher::for_host(datapath, netlink.clone(), directory, presence, damage, progress),
             taps: HostTaps::new(rules, Arc::clone(&inventory), auth),
             netlink,
             inventory,

@@ -37,6 +37,7 @@ use crate::net::damage::DamageReports;
 use crate::net::netlink::{IngressQdisc, Link, Netlink, NetlinkError};
 use crate::net::netns::Netns;
 use crate::net::portal::{HOST_END, PortalError, PortalUplink};
+use crate::process::progress::Progress;
 use attached::{Attached, Kernel};
 use failures::{FailureTable, Step};
 use names::Names;
@@ -88,6 +89,8 @@ pub(crate) struct Attacher {
     missing: MissingPrograms,
     failures: FailureTable,
     damage: DamageReports,
+    /// Counts the interfaces of a full reconcile.
+    progress: Progress,
     /// Interfaces that are attached, bypassed or failed.
     names: Names,
     publisher: BindingPublisher,
@@ -101,8 +104,10 @@ impl Attacher {
         directory: Arc<Directory>,
         presence: watch::Sender<Presence>,
         damage: DamageReports,
+        progress: Progress,
     ) -> Self {
-        Self::new(datapath, netlink, None, BindingPublisher::new(directory, Some(presence)), damage)
+        let publisher = BindingPublisher::new(directory, Some(presence));
+        Self { progress, ..Self::new(datapath, netlink, None, publisher, damage) }
     }
 
     /// Creates an attacher for another namespace. `netlink` must be a socket in it. Nothing is
@@ -133,6 +138,7 @@ impl Attacher {
             missing: MissingPrograms::default(),
             failures: FailureTable::default(),
             damage,
+            progress: Progress::default(),
             names: Names::default(),
             publisher,
         }
@@ -168,6 +174,8 @@ impl Attacher {
         // Announce all interfaces to the sources before the first is attached.
         let mut listed = BTreeSet::new();
         if is_complete {
+            let to_attach = present.iter().filter(|link| matches!(wanted.target(link), Target::Attach(_)));
+            self.progress.begin(to_attach.count());
             listed = self.publisher.publish_listed(present.iter().filter_map(|link| wanted.present(link)));
         }
 
@@ -239,6 +247,9 @@ impl Attacher {
                     self.update(link, *spec, changes);
                 } else {
                     self.attach(link, *spec, is_full_reconcile, changes).await;
+                }
+                if is_full_reconcile {
+                    self.progress.step();
                 }
             }
         }

@@ -3,5 +3,6 @@
 pub(crate) mod blocking;
 pub mod capabilities;
 pub(crate) mod hardening;
+pub(crate) mod progress;
 pub(crate) mod signals;
 pub(crate) mod supervisor;

@@ -110,3 +110,33 @@ fn systemd_is_told_what_the_start_waits_for() {
     tenants.assert_served();
     assert_eq!(process.stop().code(), Some(0));
 }
+
+/// Thousands of interfaces take longer than the time-out of a start.
+#[test]
+fn systemd_is_told_how_many_interfaces_are_attached() {
+    const TAPS: usize = 300;
+    let tenants = TwoTenants::new();
+    let taps = (0..TAPS).map(|n| format!("tuntap add dev tapmany{n} mode tap\nlink set tapmany{n} up\n"));
+    tenants.host.netns().ip(&taps.collect::<String>());
+    let place = tenants.host.folder().join("notify");
+    let systemd = UnixDatagram::bind(&place).expect("listen as systemd");
+    systemd.set_read_timeout(Some(PATIENCE)).expect("limit the wait");
+    let agent = tenants.agent().env("NOTIFY_SOCKET", &place.display().to_string()).install();
+    let process = agent.spawn(&[]);
+    let mut attached = Vec::new();
+    wait::until("the start is over", PATIENCE, || {
+        let mut message = [0; 4096];
+        let length = systemd.recv(&mut message).expect("a message in time");
+        let message = String::from_utf8_lossy(&message[..length]).into_owned();
+        if let Some(text) = message.strip_prefix("STATUS=attached ") {
+            let all = TAPS + tenants.guests.len();
+            let rest = format!(" of {all} guest interfaces\nEXTEND_TIMEOUT_USEC=30000000");
+            let done = text.trim_end().strip_suffix(&rest).unwrap_or_else(|| panic!("{message}"));
+            attached.push(done.parse::<usize>().expect("a number"));
+        }
+        (message.trim_end() == "READY=1").then_some(())
+    });
+    assert!(!attached.is_empty() && attached.is_sorted(), "{attached:?}");
+    tenants.assert_served();
+    assert_eq!(process.stop().code(), Some(0));
+}

@@ -14,6 +14,7 @@ pub(crate) mod app;
 pub(crate) mod attach;
 pub mod commands;
 pub mod config;
+pub(crate) mod data_path_probe;
 pub mod data_plane;
 pub mod datapath;
 pub mod directory;

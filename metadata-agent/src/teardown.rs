@@ -14,6 +14,7 @@ use crate::net::address_query;
 use crate::net::netlink::Netlink;
 use crate::net::netns::Netns;
 use crate::net::portal::Portal;
+use crate::net::probe_pair::ProbePair;
 
 /// Longer than the second for which Linux ignores another reply after one (`LOCKTIME` of
 /// net/ipv4/arp.c). The agent may have answered a guest just before it stopped.
@@ -31,7 +32,12 @@ pub(crate) async fn remove_all(bpffs_dir: &Path, portal_namespace: &str) -> Resu
         return programs;
     }
     let portal = Portal::remove(portal_namespace).await.context("remove the portal");
-    programs.and(portal)
+    let probe = remove_probe_pair().await.context("remove the probe's interfaces");
+    programs.and(portal).and(probe)
+}
+
+async fn remove_probe_pair() -> Result<()> {
+    Ok(ProbePair::remove(&Netlink::connect()?).await?)
 }
 
 async fn remove_programs(bpffs_dir: &Path, portal_namespace: &str) -> Result<()> {

@@ -24,7 +24,7 @@ const LAYERS: &[&[&str]] = &[
     &["config"],
     &["admin", "teardown"],
     &["namespaces"],
-    &["attach"],
+    &["attach", "data_path_probe"],
     &["directory"],
     &["data_plane"],
     &["datapath", "nova_access", "secrets", "sources"],

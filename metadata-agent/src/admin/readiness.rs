@@ -2,21 +2,24 @@
 //! on the host has been attached, and every source has reported what it knows.
 //!
 //! A part of the start that was once finished stays so. Later errors are in the state and in the
-//! metrics. But an agent is not ready while damage from outside is not repaired.
+//! metrics. But an agent is not ready while damage from outside is not repaired, or while its own
+//! requests through the datapath fail.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::watch;
 
+use crate::data_path_probe::ProbeReports;
 use crate::net::damage::DamageReports;
 use crate::sources::SourceState;
 
-/// The start-up steps, sources and repairs that readiness depends on.
+/// The start-up steps, sources, repairs and probes that readiness depends on.
 #[derive(Clone, Debug)]
 pub(crate) struct Readiness {
     startup: Startup,
     sources: Vec<watch::Receiver<SourceState>>,
     damage: DamageReports,
+    probes: ProbeReports,
 }
 
 impl Readiness {
@@ -24,13 +27,19 @@ impl Readiness {
         startup: Startup,
         sources: Vec<watch::Receiver<SourceState>>,
         damage: DamageReports,
+        probes: ProbeReports,
     ) -> Self {
-        Self { startup, sources, damage }
+        Self { startup, sources, damage, probes }
     }
 
     /// Returns the reports of damage.
     pub(crate) fn damage(&self) -> &DamageReports {
         &self.damage
+    }
+
+    /// Returns the reports of probes.
+    pub(crate) fn probes(&self) -> &ProbeReports {
+        &self.probes
     }
 
     /// Returns what is not finished. The agent is ready if that is nothing.
@@ -39,7 +48,8 @@ impl Readiness {
         let waiting =
             sources.filter(|source| !source.ready).map(|source| format!("source {}", source.source));
         let repairs = self.damage.unrepaired();
-        self.startup.unfinished().into_iter().chain(waiting).chain(repairs).collect()
+        let probes = self.probes.waiting_for();
+        self.startup.unfinished().into_iter().chain(waiting).chain(repairs).chain(probes).collect()
     }
 }
 

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use metadata_ebpf::identity::{AttachmentId, GuestAddress};
 use prometheus_client::collector::Collector;
@@ -19,6 +19,7 @@ use tracing::warn;
 use crate::admin::AdminState;
 use crate::admin::readiness::Readiness;
 use crate::attach::{Failure, Failures, RefusalEpisodes};
+use crate::data_path_probe::{ProbeReports, ProbeState, ProbeStep};
 use crate::data_plane::{LastBeat, Restarts};
 use crate::datapath::{Clock, Counters, Hook, RefusalRecord};
 use crate::directory::{Binding, Directory, Owner, SharedBinding};
@@ -87,6 +88,7 @@ impl AgentState {
             inventory: Arc::clone(&inventory),
             sources: sources.clone(),
             damage: readiness.damage().clone(),
+            probes: readiness.probes().clone(),
         };
         registry.register_collector(Box::new(gauges));
         Self { settings, readiness, liveness, inventory, sources, registry, running, since: Instant::now() }
@@ -133,6 +135,7 @@ impl AdminState for AgentState {
             "config": *self.settings.borrow(),
             "sources": self.sources.iter().map(|source| json!(*source.borrow())).collect::<Vec<_>>(),
             "damage": damage_state(self.readiness.damage()),
+            "data_path": self.readiness.probes().state().as_ref().map(probe_state),
             "inventory": self.inventory.load().counts(),
             "datapath": running.as_ref().map(datapath_state),
             "attachments": running.as_ref().map(attachments_state),
@@ -146,6 +149,16 @@ fn damage_state(reports: &DamageReports) -> Value {
     let found: BTreeMap<_, _> =
         reports.counts().into_iter().map(|(kind, count)| (kind.label(), count)).collect();
     json!({ "found": found, "unrepaired": reports.unrepaired() })
+}
+
+fn probe_state(state: &ProbeState) -> Value {
+    json!({
+        "last_success_seconds_ago": state.last_success.map(|success| success.at.elapsed().as_secs_f64()),
+        "took_seconds": state.last_success.map(|success| success.took.as_secs_f64()),
+        "failures": state.failures,
+        "failing_step": state.failing().map(|error| error.step.label()),
+        "error": state.error.as_ref().map(ToString::to_string),
+    })
 }
 
 fn datapath_state(running: &Running) -> Value {
@@ -294,6 +307,7 @@ struct Gauges {
     inventory: Arc<Inventory>,
     sources: Vec<watch::Receiver<SourceState>>,
     damage: DamageReports,
+    probes: ProbeReports,
 }
 
 impl fmt::Debug for Gauges {
@@ -334,6 +348,7 @@ impl Collector for Gauges {
         gauges(&mut encoder, "source_ready", ready_help, "source", &ready)?;
         gauges(&mut encoder, "source_faults", "Current errors of the source", "source", &faults)?;
         damage(&mut encoder, &self.damage)?;
+        probes(&mut encoder, &self.probes)?;
         let Some(running) = self.running.borrow().clone() else {
             return Ok(());
         };
@@ -398,6 +413,18 @@ fn damage(encoder: &mut DescriptorEncoder<'_>, reports: &DamageReports) -> Resul
         ConstCounter::new(count).encode(family.encode_family(&labels)?)?;
     }
     gauge(encoder, "damage_unrepaired", "Such changes that are not repaired", reports.unrepaired().len())
+}
+
+fn probes(encoder: &mut DescriptorEncoder<'_>, reports: &ProbeReports) -> Result<(), fmt::Error> {
+    let Some(state) = reports.state() else { return Ok(()) };
+    let failing = state.failing().map(|error| error.step);
+    let steps = ProbeStep::ALL.map(|step| (step.label(), usize::from(failing == Some(step))));
+    let help = "1 for the step at which the agent's own requests through the datapath fail";
+    gauges(encoder, "data_path_failing", help, "step", &steps)?;
+    let Some(success) = state.last_success else { return Ok(()) };
+    let time = success.time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    let help = "Time of the last such request that was answered, in seconds since 1970";
+    gauge(encoder, "data_path_success_timestamp_seconds", help, usize::try_from(time.as_secs()).unwrap_or(0))
 }
 
 fn packets(encoder: &mut DescriptorEncoder<'_>, counters: &Counters) -> Result<(), fmt::Error> {

@@ -18,6 +18,7 @@ use crate::admin::AdminSocket;
 use crate::admin::readiness::{Readiness, Startup, StartupStep};
 use crate::admin::state::{AgentState, Liveness, Running};
 use crate::config::Config;
+use crate::data_path_probe::ProbeReports;
 use crate::data_plane::{LastBeat, Restarts};
 use crate::inventory::Inventory;
 use crate::inventory::presence::Presence;
@@ -81,7 +82,11 @@ impl Control {
         let metrics = MetricsTotals::register(&mut registry);
         let (last_beat, restarts) = (LastBeat::default(), Restarts::default());
         let damage = DamageReports::default();
-        let readiness = Readiness::new(startup, sources.states.clone(), damage.clone());
+        let probes = match config.probe_interval() {
+            Some(_) => ProbeReports::enabled(),
+            None => ProbeReports::default(),
+        };
+        let readiness = Readiness::new(startup, sources.states.clone(), damage.clone(), probes);
         let (running, running_now) = watch::channel(None);
         let state = AgentState::new(
             live.shown.subscribe(),

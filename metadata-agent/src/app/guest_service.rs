@@ -18,16 +18,19 @@ use crate::admin::readiness::StartupStep;
 use crate::admin::state::Running;
 use crate::attach::{Failures, HostWatcher, RefusalEpisodes, RefusalWatcher, Subscribers};
 use crate::config::Config;
+use crate::data_path_probe::Prober;
 use crate::datapath::heartbeat::{ControlProgress, beat_control};
-use crate::datapath::{Counters, Datapath, Heartbeat, Hook, NetnsDatapaths, PortalLink};
+use crate::datapath::{Counters, Datapath, FromGuestProgram, Heartbeat, Hook, NetnsDatapaths, PortalLink};
 use crate::directory::clients::{HostLookup, InventoryLookup, NeutronLookup};
 use crate::directory::{Credentials, Directory, UpstreamAuth};
+use crate::ids::IfIndex;
 use crate::inventory::Inventory;
 use crate::inventory::presence::Presence;
 use crate::inventory::refused::RefusedSource;
 use crate::namespaces::{NamespaceReports, NamespaceWatcher};
 use crate::net::netlink::{self, Netlink};
 use crate::net::portal::{self, HostEndUser, Portal, PortalGuard};
+use crate::net::probe_pair::ProbeInterface;
 use crate::process::blocking::blocking;
 use crate::secrets::SecretFiles;
 
@@ -36,6 +39,8 @@ pub(super) struct GuestService {
     data_plane: DataPlane,
     guests: JoinHandle<Datapath>,
     namespaces: Option<JoinHandle<()>>,
+    /// The task that sends probes, if there is one.
+    probe: Option<(JoinHandle<()>, CancellationToken)>,
     /// Cancels the tasks that keep attachments.
     stop_attachments: CancellationToken,
     heartbeat: ControlHeartbeat,
@@ -82,9 +87,12 @@ impl GuestService {
         // From here on, packets of guests are redirected.
         let Host { datapath, portal, portal_end, netlink, counters } = host;
         let hook = datapath.hook();
-        let known = Known { inventory, directory: Arc::clone(&directory) };
+        let program = datapath.guest_program()?;
+        let (probe_interface, probe) = ProbeInterface::channel();
+        let known = Known { inventory, directory: Arc::clone(&directory), probe };
         let (guests, failures) =
             boot.attach_guests(datapath, netlink, portal_end, &known, auth, presence).await?;
+        let probe = boot.start_probes(probe_interface, program, &known.directory)?;
         let (namespaces, reports) = boot.watch_namespaces(netns_datapaths, portal, known, namespaces)?;
         control.running.send_replace(Some(Running {
             counters,
@@ -95,12 +103,17 @@ impl GuestService {
             hook,
             restarts: control.restarts.clone(),
         }));
-        Ok(Self { data_plane, guests, namespaces, stop_attachments: boot.stop_attachments, heartbeat })
+        Ok(Self { data_plane, guests, namespaces, probe, stop_attachments: boot.stop_attachments, heartbeat })
     }
 
     /// Ends requests first, then the attachments. The heartbeat ends last: until then packets of
     /// open connections reach the agent.
     pub(super) async fn end(mut self, drain_timeout: Duration) {
+        // The listener closes, so probes would fail from here on.
+        if let Some((probe, stop)) = self.probe {
+            stop.cancel();
+            drop(probe.await);
+        }
         self.data_plane.drain(drain_timeout).await;
         self.stop_attachments.cancel();
         // A task that panicked has been reported. Teardown removes what it kept.
@@ -148,10 +161,11 @@ struct Host {
     counters: Arc<Counters>,
 }
 
-/// Ports from sources, and bindings of attachments to ports.
+/// Ports from sources, bindings of attachments to ports, and the agent's own interface.
 struct Known {
     inventory: Arc<Inventory>,
     directory: Arc<Directory>,
+    probe: ProbeInterface,
 }
 
 impl Boot<'_> {
@@ -250,12 +264,38 @@ impl Boot<'_> {
         let (directory, damage) = (Arc::clone(&known.directory), self.control.damage.clone());
         let progress = self.control.progress.clone();
         let subscribers = Subscribers { directory, presence, damage, progress };
-        let mut guests = HostWatcher::new(datapath, netlink, rules, inventory, auth, subscribers);
+        let mut guests =
+            HostWatcher::new(datapath, netlink, rules, inventory, auth, subscribers, known.probe.clone());
         guests.resync().await?;
         let failures = guests.failures();
         let watch = guests.run(link_events, hook_events, portal_end, self.stop_attachments.clone());
         let watch = self.control.critical.task("the guest interface watcher", watch);
         Ok((self.control.tasks.spawn(watch), failures))
+    }
+
+    /// Sends requests through the datapath, if these are configured.
+    fn start_probes(
+        &self,
+        interface: watch::Sender<Option<IfIndex>>,
+        program: FromGuestProgram,
+        directory: &Arc<Directory>,
+    ) -> Result<Option<(JoinHandle<()>, CancellationToken)>> {
+        let Some(interval) = self.config.probe_interval() else { return Ok(None) };
+        let control = self.control;
+        let prober = Prober {
+            interval,
+            host: Netlink::connect()?,
+            interface,
+            directory: Arc::clone(directory),
+            program,
+            last_beat: control.last_beat.clone(),
+            stale_after: self.config.heartbeat_stale_after,
+            damage: control.damage.clone(),
+            reports: control.readiness.probes().clone(),
+        };
+        let stop = self.stop_attachments.child_token();
+        let probing = control.critical.task("the data path probe", prober.run(stop.clone()));
+        Ok(Some((control.tasks.spawn(probing), stop)))
     }
 
     /// Serves the namespaces of routers and DHCP servers, if any are configured.
@@ -269,7 +309,7 @@ impl Boot<'_> {
         let (Some(rules), Some(datapaths)) = (self.config.namespace_rules(), datapaths) else {
             return Ok((None, NamespaceReports::default()));
         };
-        let Known { inventory, directory } = known;
+        let Known { inventory, directory, .. } = known;
         let damage = self.control.damage.clone();
         let namespaces = NamespaceWatcher::new(rules, portal, datapaths, inventory, directory, damage)?;
         let reports = namespaces.reports();

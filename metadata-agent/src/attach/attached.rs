@@ -67,6 +67,11 @@ impl Attached {
         }
     }
 
+    /// Returns true if no guest is behind the interface, but the agent itself.
+    pub(super) fn is_agents(&self) -> bool {
+        self.clients == Clients::Agent
+    }
+
     /// Applies a new specification: to the kernel first, so that the packets of a guest are checked
     /// before its first request is answered.
     pub(super) fn update(
@@ -185,6 +190,7 @@ impl Attached {
                 let binding = SharedBinding { namespace, interface, index, since: self.since, scope: *scope };
                 record.shared.push((self.id, binding));
             }
+            (Clients::Agent, _) => record.agent = Some(self.id),
             (Clients::Shared(_), None) => unreachable!("interfaces are shared in namespaces only"),
         }
         record

@@ -20,6 +20,7 @@ use crate::inventory::presence::Presence;
 use crate::net::damage::DamageReports;
 use crate::net::netlink::{HookEvent, Link, LinkEvent, Netlink};
 use crate::net::portal::HostEndUser;
+use crate::net::probe_pair::{self, ProbeInterface};
 use crate::process::progress::Progress;
 
 /// The interval at which failed interfaces are tried again.
@@ -39,6 +40,7 @@ pub(crate) struct HostWatcher {
     taps: HostTaps,
     netlink: Netlink,
     inventory: Arc<Inventory>,
+    probe: ProbeInterface,
     /// The version of the snapshot that was applied last.
     applied: u64,
 }
@@ -53,13 +55,15 @@ impl HostWatcher {
         inventory: Arc<Inventory>,
         auth: UpstreamAuth,
         subscribers: Subscribers,
+        probe: ProbeInterface,
     ) -> Self {
         let Subscribers { directory, presence, damage, progress } = subscribers;
         Self {
             attacher: Attacher::for_host(datapath, netlink.clone(), directory, presence, damage, progress),
-            taps: HostTaps::new(rules, Arc::clone(&inventory), auth),
+            taps: HostTaps::new(rules, Arc::clone(&inventory), auth, probe.clone()),
             netlink,
             inventory,
+            probe,
             applied: 0,
         }
     }
@@ -112,6 +116,7 @@ impl HostWatcher {
                     self.attacher.on_hook(event).await;
                 }
                 index = portal.next() => self.reconnect_portal(index, &portal).await,
+                () = self.probe.changed() => self.attach_probe().await,
                 Ok(()) = snapshots.changed() => self.follow_inventory().await,
                 _ = retry.tick(), if self.attacher.has_failed() => self.retry().await,
                 _ = patrol.tick() => self.attacher.patrol(),
@@ -126,6 +131,19 @@ impl HostWatcher {
         match self.attacher.reconnect_portal(index).await {
             Ok(()) => portal.connected(index),
             Err(error) => warn!(%error, "cannot attach to the portal's new interface; retrying"),
+        }
+    }
+
+    /// Attaches to the agent's own interface, whose link event may have come before it was known.
+    async fn attach_probe(&mut self) {
+        let reconciled = match self.netlink.link(probe_pair::HOST_END).await {
+            Ok(Some(link)) => self.reconcile(Links::present(vec![link])).await,
+            // An event follows, or has been handled.
+            Ok(None) => Ok(()),
+            Err(error) => Err(error.into()),
+        };
+        if let Err(error) = reconciled {
+            error!(%error, "cannot attach to the probe's interface");
         }
     }
 

@@ -27,7 +27,7 @@ use std::time::{Duration, Instant};
 use metadata_ebpf::identity::AttachmentId;
 use tokio::sync::watch;
 use tokio::task::yield_now;
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 use crate::datapath::{Datapath, DatapathError, Hook};
 use crate::directory::Directory;
@@ -44,7 +44,7 @@ use names::Names;
 use publish::{BindingPublisher, InterfaceRecord};
 use qdisc::QdiscError;
 use reattach::MissingPrograms;
-use wanted::{AttachSpec, Target};
+use wanted::{AttachSpec, Clients, Target};
 
 pub(crate) use changes::{Changes, Links};
 pub(crate) use failures::{Failure, Failures};
@@ -292,7 +292,14 @@ impl Attacher {
             Ok(attached) => {
                 let id = attached.id;
                 let interface = &link.name;
-                info!(namespace = self.label(), interface, ifindex = %index, attachment = %id, "guest interface attached");
+                match spec.clients {
+                    Clients::Agent => {
+                        debug!(interface, ifindex = %index, attachment = %id, "own interface attached");
+                    }
+                    Clients::One(_) | Clients::Shared(_) => {
+                        info!(namespace = self.label(), interface, ifindex = %index, attachment = %id, "guest interface attached");
+                    }
+                }
                 self.failures.clear(index, Step::Attach);
                 self.attached.entry(index).or_insert(attached);
                 changes.attached.insert(index);
@@ -373,10 +380,16 @@ impl Attacher {
         if self.bypassed.remove(&index).is_some() {
             changes.detached.insert(index);
         }
-        let Some(Attached { id, link, .. }) = self.attached.remove(&index) else { return };
+        let Some(attached) = self.attached.remove(&index) else { return };
+        let is_agents = attached.is_agents();
+        let Attached { id, link, .. } = attached;
         self.missing.forget(index);
         changes.detached.insert(index);
-        info!(namespace = self.label(), interface = link.name, attachment = %id, "guest interface detached");
+        if is_agents {
+            debug!(interface = link.name, attachment = %id, "own interface detached");
+        } else {
+            info!(namespace = self.label(), interface = link.name, attachment = %id, "guest interface detached");
+        }
         let detached = self.datapath.detach(index).map(drop).map_err(AttachError::from);
         self.remove_filter(index, &link.name).await;
         let unrouted = self.remove_routes(id).await;

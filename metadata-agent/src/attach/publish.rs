@@ -19,6 +19,7 @@ use crate::inventory::presence::{Presence, Present};
 pub(super) struct InterfaceRecord {
     pub(super) own: Vec<(AttachmentId, Binding)>,
     pub(super) shared: Vec<(AttachmentId, SharedBinding)>,
+    pub(super) agent: Option<AttachmentId>,
     pub(super) present: Option<Present>,
 }
 
@@ -31,19 +32,28 @@ pub(super) struct BindingPublisher {
     presence: Option<watch::Sender<Presence>>,
     own: PublishedIds,
     shared: PublishedIds,
+    agent: Option<(AttachmentId, IfIndex)>,
     present: BTreeMap<IfIndex, Present>,
 }
 
 impl BindingPublisher {
     pub(super) fn new(directory: Arc<Directory>, presence: Option<watch::Sender<Presence>>) -> Self {
-        Self { directory, presence, own: BTreeMap::new(), shared: BTreeMap::new(), present: BTreeMap::new() }
+        Self {
+            directory,
+            presence,
+            own: BTreeMap::new(),
+            shared: BTreeMap::new(),
+            agent: None,
+            present: BTreeMap::new(),
+        }
     }
 
     /// Publishes the interfaces that changed: to the directory first, because guests wait for it.
     pub(super) fn publish(&mut self, records: BTreeMap<IfIndex, InterfaceRecord>) {
         let (mut own, mut shared) = (BindingChanges::default(), BindingChanges::default());
         let mut presence_changed = false;
-        for (index, InterfaceRecord { own: bindings, shared: shared_bindings, present }) in records {
+        for (index, InterfaceRecord { own: bindings, shared: shared_bindings, agent, present }) in records {
+            self.publish_agent(index, agent);
             difference(&mut self.own, index, bindings, &mut own);
             difference(&mut self.shared, index, shared_bindings, &mut shared);
             presence_changed |= self.present.get(&index) != present.as_ref();
@@ -60,6 +70,16 @@ impl BindingPublisher {
             && presence_changed
         {
             presence.send_replace(self.present.values().cloned().collect());
+        }
+    }
+
+    /// Publishes the agent's own attachment, if this interface has it or had it.
+    fn publish_agent(&mut self, index: IfIndex, id: Option<AttachmentId>) {
+        let had_it = self.agent.is_some_and(|(_, former)| former == index);
+        let agent = id.map(|id| (id, index));
+        if agent.is_some() || had_it {
+            self.agent = agent;
+            self.directory.publish_agent(agent);
         }
     }
 
@@ -81,7 +101,8 @@ impl BindingPublisher {
 
     /// Withdraws everything that was published.
     pub(super) fn withdraw(&mut self) {
-        let published = self.own.keys().chain(self.shared.keys()).chain(self.present.keys());
+        let agent = self.agent.as_ref().map(|(_, index)| index);
+        let published = self.own.keys().chain(self.shared.keys()).chain(agent).chain(self.present.keys());
         self.publish(published.map(|index| (*index, InterfaceRecord::default())).collect());
     }
 }
@@ -226,7 +247,7 @@ mod tests {
             };
             let own = vlans.into_iter().map(binding).collect();
             let present = known.map(|known| present(index, known));
-            (IfIndex(index), InterfaceRecord { own, shared: Vec::new(), present })
+            (IfIndex(index), InterfaceRecord { own, present, ..InterfaceRecord::default() })
         })
     }
 }

@@ -23,6 +23,7 @@ use crate::inventory::{
 };
 use crate::net::name_pattern::NamePattern;
 use crate::net::netlink::{Link, Netlink};
+use crate::net::probe_pair::ProbeInterface;
 
 /// The prefix of a router's interfaces to its networks (neutron/agent/l3/router_info.py,
 /// `INTERNAL_DEV_PREFIX`).
@@ -69,6 +70,8 @@ pub(super) enum Clients {
     One(Owner),
     /// The guests of a network, or of a router with all its networks.
     Shared(NetworkOrRouter),
+    /// The agent itself, which sends requests through the datapath.
+    Agent,
 }
 
 impl Clients {
@@ -173,11 +176,18 @@ pub(crate) struct HostTaps {
     inventory: Arc<Inventory>,
     auth: UpstreamAuth,
     agent_veths: AgentVeths,
+    /// The agent's own interface, which no rule has to admit.
+    probe: ProbeInterface,
 }
 
 impl HostTaps {
-    pub(super) fn new(rules: GuestRules, inventory: Arc<Inventory>, auth: UpstreamAuth) -> Self {
-        Self { rules, inventory, auth, agent_veths: AgentVeths::default() }
+    pub(super) fn new(
+        rules: GuestRules,
+        inventory: Arc<Inventory>,
+        auth: UpstreamAuth,
+        probe: ProbeInterface,
+    ) -> Self {
+        Self { rules, inventory, auth, agent_veths: AgentVeths::default(), probe }
     }
 
     /// Finds out which of these links belong to Neutron's agents. Must precede a reconcile with
@@ -188,6 +198,15 @@ impl HostTaps {
     }
 
     fn target(&self, link: &Link) -> Target {
+        if self.probe.is(link) {
+            return Target::Attach(Box::new(AttachSpec {
+                clients: Clients::Agent,
+                policy: PortPolicy::default(),
+                subports: BTreeMap::new(),
+                present: None,
+                unserved_subnets: None,
+            }));
+        }
         if !self.rules.admit(link) || self.agent_veths.contains(link) {
             return Target::Ignore;
         }
@@ -389,7 +408,7 @@ mod tests {
             source_check: SourceCheck::Strict,
         };
         let auth = UpstreamAuth::ByNetwork(crate::proxy::NetworkHeader::Neutron);
-        let taps = HostTaps::new(rules, Inventory::new().0, auth);
+        let taps = HostTaps::new(rules, Inventory::new().0, auth, ProbeInterface::channel().1);
         let spec = spec(taps.target(&link(5, "tap1", "tun")));
         assert_eq!((spec.clients, spec.policy), (Clients::One(Owner::Unknown), PortPolicy::default()));
         assert!(spec.present.is_some() && spec.subports.is_empty());

@@ -87,6 +87,7 @@ fn summary(state: &Value) -> String {
             format!("not ready, waiting for: {}", waiting.iter().map(plain).collect::<Vec<_>>().join(", "))
         }
     });
+    page.extend(data_path(&state["data_path"]));
     // Sources with their errors.
     for source in list(&state["sources"]) {
         let ready = if source["ready"] == true { "ready" } else { "not ready" };
@@ -117,6 +118,18 @@ fn summary(state: &Value) -> String {
         }
     }
     page.join("\n") + "\n"
+}
+
+/// Formats the outcome of the agent's own requests through the datapath; nothing if it sends none.
+fn data_path(state: &Value) -> Option<String> {
+    state.as_object()?;
+    let answered = match state["last_success_seconds_ago"].as_f64() {
+        Some(seconds) => format!("answered {seconds:.0} s ago"),
+        None => "not answered yet".to_owned(),
+    };
+    let error = state["error"].as_str();
+    let error = error.map(|error| format!(", {} failed since: {error}", state["failures"]));
+    Some(format!("data path: {answered}{}", error.unwrap_or_default()))
 }
 
 /// Formats the namespaces of routers and DHCP servers; nothing if there are none.
@@ -170,6 +183,7 @@ mod tests {
             "waiting_for": ["source libvirt"],
             "sources": [{"source": "libvirt", "ready": false, "ports": 0, "faults": {"/run/x": "no such directory"}}],
             "datapath": {"hook": "tcx", "packets": {"reply": 4, "vlan": 0}},
+            "data_path": {"last_success_seconds_ago": 14.2, "failures": 2, "error": "listener: no connection"},
             "attachments": [
                 {"interface": "tap1", "identity": "known", "port": {"instance": "i-1"}, "clients": [{}]},
                 {"interface": "tap1", "vlan": 5, "identity": "known", "port": {"instance": "i-1"}, "clients": []},
@@ -188,6 +202,7 @@ mod tests {
         }));
         for line in [
             "not ready, waiting for: source libvirt",
+            "data path: answered 14 s ago, 2 failed since: listener: no connection",
             "source libvirt: not ready, 0 ports",
             "  /run/x: no such directory",
             "  tap1  instance i-1  1 clients",

@@ -29,6 +29,11 @@ impl Config {
         }
     }
 
+    /// Returns the interval of requests to itself, if the agent sends any.
+    pub(crate) fn probe_interval(&self) -> Option<Duration> {
+        self.data_path_interval.map(|seconds| Duration::from_secs(seconds.get().into()))
+    }
+
     pub(crate) fn guest_rules(&self) -> GuestRules {
         GuestRules {
             names: self.guest_interfaces.clone(),

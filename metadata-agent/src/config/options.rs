@@ -349,6 +349,9 @@ options! {
     /// Age of the agent's last heartbeat at which the programs leave guests to the host's own
     /// metadata path.
     File OWN heartbeat_stale_after: Duration = "2.0", Seconds(0.5..=60.0);
+    /// Seconds between two requests that the agent sends to itself through the datapath, from an
+    /// interface of its own. If three in a row fail, the agent is not ready.
+    File OWN data_path_interval: Option<NonZero<u32>> = "10", NumberOr { max: 3600, zero: "no such requests" };
     /// Time for which a request waits for the identity of its port. After that it gets status 503.
     File OWN identity_hold: Duration = "5", Seconds(0.0..=60.0);
     /// Time after a port appears, or after its identity is lost, during which its requests get

@@ -35,6 +35,8 @@ pub enum ClientEntry {
     },
     /// Guests that share the attachment are looked up by their addresses on this network or router.
     Shared(NetworkOrRouter),
+    /// The agent itself, which sends requests through the datapath.
+    Agent,
 }
 
 /// The entries of all attachments.
@@ -114,7 +116,7 @@ impl ClientTable {
     pub(crate) fn outdated(&self) -> Vec<AttachmentId> {
         let is_outdated = |entry: &ClientEntry| match entry {
             ClientEntry::Known(identity) => identity.is_outdated(&self.secrets),
-            ClientEntry::Unknown { .. } | ClientEntry::Shared(_) => false,
+            ClientEntry::Unknown { .. } | ClientEntry::Shared(_) | ClientEntry::Agent => false,
         };
         let entries = self.entries.load();
         entries.iter().filter(|(_, entry)| is_outdated(entry)).map(|(id, _)| *id).collect()
@@ -171,6 +173,7 @@ impl ClientDirectory for ClientTable {
             Some(ClientEntry::Known(identity)) => LookupState::Known(Arc::clone(identity)),
             Some(ClientEntry::Unknown { since }) => LookupState::Pending { since: *since },
             Some(ClientEntry::Shared(scope)) => LookupState::Shared(*scope),
+            Some(ClientEntry::Agent) => LookupState::Agent,
             None if self.removed().contains(client.attachment) => LookupState::Gone,
             None => LookupState::Pending { since: Instant::now() },
         }
@@ -263,6 +266,7 @@ enum EntryRecord {
     Known(Arc<ClientIdentity>),
     Unknown { age: Duration },
     Shared(NetworkOrRouter),
+    Agent,
 }
 
 impl From<&ClientEntry> for EntryRecord {
@@ -271,6 +275,7 @@ impl From<&ClientEntry> for EntryRecord {
             ClientEntry::Known(identity) => Self::Known(Arc::clone(identity)),
             ClientEntry::Unknown { since } => Self::Unknown { age: since.elapsed() },
             ClientEntry::Shared(scope) => Self::Shared(*scope),
+            ClientEntry::Agent => Self::Agent,
         }
     }
 }
@@ -286,6 +291,7 @@ impl EntryRecords {
                 ClientEntry::Unknown { since: now.checked_sub(age).unwrap_or(now) }
             }
             EntryRecord::Shared(scope) => ClientEntry::Shared(scope),
+            EntryRecord::Agent => ClientEntry::Agent,
         };
         let change = |(id, record): (u32, Option<_>)| Some((AttachmentId::new(id)?, record.map(entry)));
         self.entries.into_iter().filter_map(change).collect()

@@ -13,6 +13,7 @@
 mod attachments;
 mod error;
 mod filters;
+mod from_guest;
 pub(crate) mod heartbeat;
 mod hidden_pins;
 mod maps;
@@ -28,6 +29,7 @@ mod trace_log;
 
 pub use attachments::Attachment;
 pub use error::DatapathError;
+pub(crate) use from_guest::FromGuestProgram;
 pub use maps::Clock;
 pub(crate) use maps::{Counters, Heartbeat};
 pub(crate) use netns_datapaths::NetnsDatapaths;

@@ -28,6 +28,7 @@ use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
 use super::maps::{ClientRecord, Counters, Heartbeat};
 use super::{DatapathError, programs};
 use crate::ids::IfIndex;
+use crate::net::probe_pair::GUEST_MAC;
 
 const PORTAL: &str = "portal";
 const GUEST: &str = "guest-";
@@ -357,8 +358,10 @@ impl StaleState {
         }
         Heartbeat::open(&self.0)?.stop();
         let records = Counters::open(&self.0)?.clients()?;
+        // Nothing becomes of the agent's own interface, so it need not learn another path.
+        let is_guest = |record: &&ClientRecord| record.client.guest_mac != GUEST_MAC.0;
         let is_on_link = |record: &&ClientRecord| record.client.metadata_mac == METADATA_MAC;
-        Ok(records.iter().filter(is_on_link).map(|record| record.address).collect())
+        Ok(records.iter().filter(is_guest).filter(is_on_link).map(|record| record.address).collect())
     }
 
     /// Returns the recorded filters. A pin cannot hold a filter, so [`Self::remove`] does not

@@ -83,6 +83,8 @@ struct Table {
     /// Attachments of one guest each.
     own: Part<Binding>,
     shared: Part<SharedBinding>,
+    /// The attachment by which the agent sends requests to itself. It is not a guest's.
+    agent: Option<(AttachmentId, IfIndex)>,
 }
 
 /// The part of the table that one task writes.
@@ -161,6 +163,21 @@ impl Directory {
         let _writing = self.writing();
         self.update(|table| table.shared.apply(changes));
         self.clients.apply(changes.of_clients(|binding| ClientEntry::Shared(binding.scope)));
+    }
+
+    /// Replaces the agent's own attachment.
+    pub(crate) fn publish_agent(&self, agent: Option<(AttachmentId, IfIndex)>) {
+        let _writing = self.writing();
+        let former = self.agent().filter(|former| Some(*former) != agent);
+        self.update(|table| table.agent = agent);
+        let removed = former.map(|(id, _)| (id, None));
+        let updated = agent.map(|(id, _)| (id, Some(ClientEntry::Agent)));
+        self.clients.apply(removed.into_iter().chain(updated).collect());
+    }
+
+    /// Returns the agent's own attachment and its interface.
+    pub(crate) fn agent(&self) -> Option<(AttachmentId, IfIndex)> {
+        self.table.load().agent
     }
 
     /// Signs all identities again whenever the shared secrets are replaced, until cancelled.

@@ -239,3 +239,17 @@ async fn replaced_secrets_sign_every_identity_again() {
     stop.cancel();
     follow.await.unwrap();
 }
+
+#[test]
+fn only_the_attachment_of_the_agent_is_its_own() {
+    let directory = directory();
+    let state = |number| lookup(&directory, number, [169, 254, 169, 253]);
+    directory.publish_agent(Some((attachment(7), IfIndex(4))));
+    assert!(matches!(state(7), LookupState::Agent));
+    assert!(matches!(state(8), LookupState::Pending { .. }), "another attachment with its address");
+    assert!(directory.bindings().is_empty() && directory.len() == 0, "it is no guest's");
+    directory.publish_agent(Some((attachment(9), IfIndex(5))));
+    assert!(matches!(state(7), LookupState::Gone) && matches!(state(9), LookupState::Agent));
+    directory.publish_agent(None);
+    assert!(matches!(state(9), LookupState::Gone) && directory.agent().is_none());
+}

@@ -136,6 +136,11 @@ impl DamageReports {
         self.0.borrow().unrepaired.contains_key(&part)
     }
 
+    /// Returns true if guests are left to the host's own path because of damage.
+    pub(crate) fn stops_traffic(&self) -> bool {
+        self.0.borrow().stops_traffic()
+    }
+
     /// Returns the damage that is not repaired, one line for each.
     pub(crate) fn unrepaired(&self) -> Vec<String> {
         let state = self.0.borrow();

@@ -6,5 +6,6 @@ pub(crate) mod name_pattern;
 pub mod netlink;
 pub mod netns;
 pub mod portal;
+pub(crate) mod probe_pair;
 pub(crate) mod socket;
 pub(crate) mod socket_file;

@@ -69,6 +69,18 @@ impl Netns {
         Self::open_path(name, &path)
     }
 
+    /// Creates a namespace without a name. The kernel removes it, with the links in it, once its
+    /// handle is dropped or the process ends.
+    ///
+    /// # Errors
+    /// `CAP_SYS_ADMIN` is missing.
+    pub(crate) fn unnamed(label: &str) -> Result<Self, NetnsError> {
+        in_own_thread(label, || {
+            unshare(CloneFlags::CLONE_NEWNET).map_err(|errno| failed("create", label, errno))?;
+            Self::open_path(label, Path::new("/proc/thread-self/ns/net"))
+        })?
+    }
+
     /// Removes the name of a namespace, if it exists. The namespace itself is freed with its last
     /// user.
     ///

@@ -38,6 +38,7 @@ pub use client::{
     ClientDirectory, ClientIdentity, ClientLookup, ClientQuery, ForwardedAddresses, LookupFuture,
     LookupOutcome, LookupState, NetworkHeader, SecretStatus, Signatures,
 };
+pub(crate) use downstream::expected_body;
 pub use downstream::{ClientStream, HaproxyUsers, RateLimit, RateWindow, serve_guests, serve_haproxies};
 pub use upstream::{
     Endpoint, EndpointError, NameLookup, NameLookupFuture, ProbeError, Scheme, SocketConnector, SocketFuture,

@@ -431,6 +431,33 @@ async fn an_unknown_port_gets_503_until_its_grace_period_ends() {
     assert!(nova.seen.is_empty());
 }
 
+/// It gets its identity address, also while no guest may connect.
+#[tokio::test]
+async fn the_agent_itself_is_answered_without_nova() {
+    let nova = Nova::saying(OK).await;
+    let directory = FakeDirectory::new(metadata_agent::proxy::LookupState::Agent);
+    let config = ProxyConfig { connections_per_guest: 0, connections: 0, ..config() };
+    let agent = Agent::with(config, upstream(nova.port), directory.clone()).await;
+    let mut own = agent.guest().await;
+    own.send(GET).await;
+    let answer = String::from_utf8(own.rest().await.unwrap()).unwrap();
+    assert_status(&answer, 200);
+    let (_, body) = answer.split_once("\r\n\r\n").unwrap();
+    assert!(
+        body.parse::<std::net::Ipv6Addr>().is_ok_and(|address| address.segments()[0] == 0xfd64),
+        "{body}"
+    );
+    let mut long = agent.guest().await;
+    long.send(&[b'x'; 1024]).await;
+    long.rest().await.unwrap_err();
+    assert!(nova.seen.is_empty());
+    agent.assert_counted("metadata_request_duration_seconds_count 0");
+
+    directory.set(known());
+    let mut guest = agent.guest().await;
+    assert_eq!(guest.rest().await.unwrap_or_default(), b"", "a guest is over its limit");
+}
+
 #[tokio::test]
 async fn a_drain_finishes_requests_and_closes_idle_connections() {
     let directory = FakeDirectory::new(pending());

@@ -192,6 +192,13 @@ impl Installer {
         )
     }
 
+    /// Sends no requests of the agent to itself, for tests that count every packet, program or
+    /// system call.
+    #[must_use]
+    pub fn without_probes(self) -> Self {
+        self.set("metadata_agent", "data_path_interval", "0")
+    }
+
     /// Sets an environment variable of the agent.
     #[must_use]
     pub fn env(mut self, key: &str, value: &str) -> Self {

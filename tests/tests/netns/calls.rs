@@ -35,7 +35,8 @@ struct Calls {
 /// `BLESS=1` rewrites the record.
 #[test]
 fn a_request_makes_the_recorded_system_calls() {
-    let tenants = ServedTenants::new();
+    let tenants =
+        ServedTenants::with(|agent, red, blue| agent.port(&red.port).port(&blue.port).without_probes());
     let (process, red) = (&tenants.process, &tenants.red);
     let pid = process.data_plane();
 

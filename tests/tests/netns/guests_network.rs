@@ -19,7 +19,8 @@ fn by_next_hop(next_hop: NextHop) -> ServedTenants {
     let host = Host::new();
     let nova = NovaStandIn::start(host.netns());
     let plug = |spec| GuestSpec { next_hop, ..spec };
-    TwoTenants::on(host, nova, plug).serve(|installer, red, blue| installer.port(&red.port).port(&blue.port))
+    TwoTenants::on(host, nova, plug)
+        .serve(|agent, red, blue| agent.port(&red.port).port(&blue.port).without_probes())
 }
 
 /// Returns the source MAC address of a reply of the metadata service on `guest`'s wire.
@@ -96,7 +97,8 @@ fn the_metadata_service_answers_to_ping() {
 
 #[test]
 fn a_vlan_tagged_metadata_frame_is_passed_on_and_counted() {
-    let tenants = ServedTenants::new();
+    let tenants =
+        ServedTenants::with(|agent, red, blue| agent.port(&red.port).port(&blue.port).without_probes());
     let ServedTenants { process, nova, red, blue, .. } = &tenants;
     let legacies = [red.network.legacy(), blue.network.legacy()];
     for ((guest, legacy), port) in [red, blue].iter().zip(&legacies).zip([41_000, 41_001]) {

@@ -39,11 +39,16 @@ fn claim(guest: &Tenant, address: IpAddr) -> Claim {
     Claim { mac: guest.port.mac, address, port: PORT, tag: None, options: &[] }
 }
 
+/// Every packet is one of the guests'.
+fn unprobed() -> ServedTenants {
+    ServedTenants::with(|agent, red, blue| agent.port(&red.port).port(&blue.port).without_probes())
+}
+
 /// The kernel's own answers to such segments have no options either.
 #[test]
 fn a_guest_that_sends_ipv4_options_is_served() {
     const ROUTER_ALERT: [u8; 4] = [148, 4, 0, 0];
-    let tenants = ServedTenants::new();
+    let tenants = unprobed();
     for guest in [&tenants.red, &tenants.blue] {
         silence(guest);
         let [address, _] = both_addresses(guest);
@@ -58,7 +63,7 @@ fn a_guest_that_sends_ipv4_options_is_served() {
 #[test]
 fn a_source_route_is_refused_and_counted() {
     const SHORT: Duration = Duration::from_millis(300);
-    let tenants = ServedTenants::new();
+    let tenants = unprobed();
     let red = &tenants.red;
     silence(red);
     let [address, _] = both_addresses(red);
@@ -72,7 +77,7 @@ fn a_source_route_is_refused_and_counted() {
 
 #[test]
 fn a_priority_tagged_guest_is_served() {
-    let tenants = ServedTenants::new();
+    let tenants = unprobed();
     for guest in [&tenants.red, &tenants.blue] {
         silence(guest);
         for address in both_addresses(guest) {
@@ -86,7 +91,7 @@ fn a_priority_tagged_guest_is_served() {
 
 #[test]
 fn priority_tagged_address_resolution_is_answered() {
-    let tenants = ServedTenants::new();
+    let tenants = unprobed();
     let red = &tenants.red;
     silence(red);
     let wire = PacketSocket::open(red.netns(), "eth0");

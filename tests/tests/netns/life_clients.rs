@@ -45,7 +45,7 @@ fn identity(attachment: u64, guest: &Guest) -> [u8; 16] {
 #[test]
 fn a_client_is_recorded_and_shown() {
     let tenants = TwoTenants::new();
-    let process = tenants.agent().install().start();
+    let process = tenants.agent().without_probes().install().start();
     let began = Clock::now_ns();
     tenants.assert_served();
     let ids = process.attachments();
@@ -93,7 +93,7 @@ fn a_client_is_recorded_and_shown() {
 #[test]
 fn nothing_is_left_of_a_gone_interface_or_an_earlier_agent() {
     let tenants = TwoTenants::new();
-    let agent = tenants.agent().install();
+    let agent = tenants.agent().without_probes().install();
     let process = agent.start();
     let ids = |process: &AgentProcess| {
         process.attachments().into_values().map(|id| u32::try_from(id).expect("an id")).collect::<Vec<_>>()

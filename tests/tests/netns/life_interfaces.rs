@@ -75,7 +75,8 @@ fn a_hundred_interfaces_are_attached_and_detached_at_once() {
     for mode in ["tcx", "clsact"] {
         let tenants = TwoTenants::new();
         let own: BTreeSet<&str> = tenants.guests.iter().map(|guest| guest.tap.as_str()).collect();
-        let process = tenants.agent().set("metadata_agent", "attach_mode", mode).install().start();
+        let process =
+            tenants.agent().set("metadata_agent", "attach_mode", mode).without_probes().install().start();
         let names: Vec<String> = (0..100).map(|n| format!("tapmany{n}")).collect();
         let (mut add, mut delete) = (String::new(), String::new());
         for name in &names {
@@ -105,7 +106,7 @@ fn a_hundred_interfaces_are_attached_and_detached_at_once() {
 fn a_recreated_interface_is_a_new_attachment() {
     for mode in ["tcx", "clsact"] {
         let tenants = TwoTenants::new();
-        let agent = tenants.agent().set("metadata_agent", "attach_mode", mode).install();
+        let agent = tenants.agent().set("metadata_agent", "attach_mode", mode).without_probes().install();
         let process = agent.start();
         tenants.assert_served();
         let before = process.attachments();
@@ -154,6 +155,7 @@ fn only_guests_interfaces_are_attached() {
             .agent()
             .set("metadata_agent", "guest_link_kinds", kinds)
             .set("metadata_agent", "guest_interfaces", patterns)
+            .without_probes()
             .install();
         let before = HostState::capture(&tenants.host);
         // Interfaces that exist before the agent starts and later ones are treated alike.
@@ -187,7 +189,8 @@ fn a_renamed_interface_is_matched_by_its_new_name() {
         let tenants = TwoTenants::new();
         let own = || tenants.guests.iter().map(|guest| guest.tap.as_str());
         let before = HostState::capture(&tenants.host);
-        let process = tenants.agent().set("metadata_agent", "attach_mode", mode).install().start();
+        let process =
+            tenants.agent().set("metadata_agent", "attach_mode", mode).without_probes().install().start();
         let host = tenants.host.netns();
         host.ip("tuntap add dev tapone mode tap");
         let ids = process.wait_for_attachments(own().chain(["tapone"]));

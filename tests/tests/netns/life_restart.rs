@@ -29,7 +29,8 @@ struct Crashed {
 impl Crashed {
     fn under(attach_mode: &str) -> Self {
         let tenants = TwoTenants::new();
-        let agent = tenants.agent().set("metadata_agent", "attach_mode", attach_mode).install();
+        let agent =
+            tenants.agent().set("metadata_agent", "attach_mode", attach_mode).without_probes().install();
         let before = HostState::capture(&tenants.host);
         let process = agent.start();
         tenants.assert_served();

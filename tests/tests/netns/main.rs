@@ -40,6 +40,7 @@ mod lab;
 mod life_absence;
 mod life_clients;
 mod life_damage;
+mod life_data_path;
 mod life_data_plane;
 mod life_drain;
 mod life_hang;

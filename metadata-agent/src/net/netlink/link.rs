@@ -72,6 +72,8 @@ pub(crate) struct VethPair<'a> {
     pub peer_netns: &'a Netns,
     /// MTU of both ends, in bytes.
     pub mtu: u32,
+    /// MAC address of the end in the socket's namespace; `None` lets the kernel choose.
+    pub mac: Option<MacAddress>,
     /// MAC address of the other end; `None` lets the kernel choose.
     pub peer_mac: Option<MacAddress>,
 }

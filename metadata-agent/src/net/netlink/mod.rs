@@ -123,12 +123,15 @@ impl Netlink {
             Some(mac) => peer.address(mac.0.to_vec()).build(),
             None => peer.build(),
         };
-        let message = LinkMessageBuilder::<LinkVeth>::new_with_info_kind(InfoKind::Veth)
+        let own = LinkMessageBuilder::<LinkVeth>::new_with_info_kind(InfoKind::Veth)
             .name(pair.name)
             .mtu(pair.mtu)
-            .set_info_data(InfoData::Veth(InfoVeth::Peer(peer)))
-            .build();
-        let added = self.handle.link().add(message).execute().await;
+            .set_info_data(InfoData::Veth(InfoVeth::Peer(peer)));
+        let own = match pair.mac {
+            Some(mac) => own.address(mac.0.to_vec()).build(),
+            None => own.build(),
+        };
+        let added = self.handle.link().add(own).execute().await;
         added.map_err(|source| refused("add veth pair", pair.name, source))
     }
 
@@ -218,6 +221,21 @@ impl Netlink {
         let message = request.message_mut();
         message.header.flags = AddressHeaderFlags::Nodad;
         message.attributes.push(AddressAttribute::Flags(AddressFlags::Nodad | AddressFlags::Noprefixroute));
+        request.execute().await.map_err(|source| refused("set address", address, source))
+    }
+
+    /// Adds an IPv4 address to a link, with the route to its subnet. Succeeds if the link already
+    /// has it.
+    ///
+    /// # Errors
+    /// The link is gone.
+    pub(crate) async fn set_ipv4_address(
+        &self,
+        index: IfIndex,
+        address: Ipv4Addr,
+        prefix: u8,
+    ) -> Result<(), NetlinkError> {
+        let request = self.handle.address().add(index.0, IpAddr::V4(address), prefix).replace();
         request.execute().await.map_err(|source| refused("set address", address, source))
     }
 

@@ -134,7 +134,8 @@ impl Portal {
         };
         let host = Netlink::connect()?;
         let inside = Netlink::connect_in(&netns)?;
-        let pair = VethPair { name: HOST_END, peer: PORTAL_END, peer_netns: &netns, mtu, peer_mac: None };
+        let pair =
+            VethPair { name: HOST_END, peer: PORTAL_END, peer_netns: &netns, mtu, mac: None, peer_mac: None };
         let (host_end, portal_end) = veth::establish(&host, &inside, &pair).await?;
 
         // Set up both ends.

@@ -21,6 +21,7 @@ impl Portal {
             peer: PORTAL_END,
             peer_netns: &self.netns,
             mtu: *mtu,
+            mac: None,
             peer_mac: Some(self.mac),
         };
         let (outer, inner) = match veth::adopt(host, inside, &pair).await? {

@@ -114,7 +114,8 @@ impl Portal {
         let change = self.uplinks.change();
         let peer = format!("{INNER_END}{inode}");
         let (mtu, peer_mac) = (self.mtu, Some(self.mac));
-        let pair = VethPair { name: HOST_END, peer: &peer, peer_netns: &self.netns, mtu, peer_mac };
+        let pair =
+            VethPair { name: HOST_END, peer: &peer, peer_netns: &self.netns, mtu, mac: None, peer_mac };
         let (outer, inner) = veth::establish(outside, &self.inside, &pair).await?;
         let nsid = link_nsid(&outer)?;
         // The program takes frames before the network stack sees them, so that namespace does not

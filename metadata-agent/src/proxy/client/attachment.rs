@@ -45,6 +45,8 @@ pub enum LookupState {
     NotAnInstance,
     /// The attachment has vanished.
     Gone,
+    /// The agent itself. No guest has its attachment.
+    Agent,
 }
 
 /// The client, or clients, of an attachment.
@@ -126,7 +128,8 @@ fn decide(state: LookupState, now: Instant, grace: Duration) -> Result<Attachmen
             Err(Rejection::IdentityPending)
         }
         LookupState::Pending { .. } => Err(Rejection::IdentityUnknown),
-        LookupState::NotAnInstance => Err(Rejection::NotAnInstance),
+        // Connections of the agent are answered before they count as a client's.
+        LookupState::NotAnInstance | LookupState::Agent => Err(Rejection::NotAnInstance),
         LookupState::Gone => Err(Rejection::AttachmentGone),
     }
 }

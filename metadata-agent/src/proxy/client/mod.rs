@@ -169,10 +169,12 @@ impl ClientResolver {
         &self.secrets
     }
 
-    /// Returns the guest that a new connection from this address counts for. Never waits.
-    pub(crate) fn limited(&self, client: &ClientAddress) -> LimitedGuest {
+    /// Returns the guest that a new connection from this address counts for; `None` if the agent
+    /// itself opened it. Never waits.
+    pub(crate) fn limited(&self, client: &ClientAddress) -> Option<LimitedGuest> {
         let attachment = client.attachment;
-        match self.directory.lookup(client) {
+        Some(match self.directory.lookup(client) {
+            LookupState::Agent => return None,
             LookupState::Known(identity) => LimitedGuest::on_own_attachment(attachment, Some(&identity)),
             LookupState::Shared(_) => {
                 LimitedGuest::on_shared_attachment(client, self.directory.guest_mac(client))
@@ -180,7 +182,7 @@ impl ClientResolver {
             LookupState::Pending { .. } | LookupState::NotAnInstance | LookupState::Gone => {
                 LimitedGuest::on_own_attachment(attachment, None)
             }
-        }
+        })
     }
 
     /// Identifies the client of a request.
@@ -289,7 +291,8 @@ mod tests {
             Arc::new(Metrics::default()),
         );
         let resolve = async |attachment| {
-            let source = ClientSource::guest(address(attachment), resolver.limited(&address(attachment)));
+            let source =
+                ClientSource::guest(address(attachment), resolver.limited(&address(attachment)).unwrap());
             resolver.resolve(&source.caller(&HeaderMap::new()).unwrap()).await.unwrap_err()
         };
         assert!(matches!(resolve(1).await, Rejection::NotAnInstance));
@@ -327,7 +330,7 @@ mod tests {
             &ProxyConfig::default(),
             Arc::new(Metrics::default()),
         );
-        let source = ClientSource::guest(address(1), resolver.limited(&address(1)));
+        let source = ClientSource::guest(address(1), resolver.limited(&address(1)).unwrap());
         let generation = async || {
             let client = resolver.resolve(&source.caller(&HeaderMap::new()).unwrap()).await;
             client.map(|client| match client.identity().kind() {

@@ -32,6 +32,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::activity::{ActivityStream, ConnectionActivity, TimeoutKind, Timeouts};
 use super::admission::Ticket;
+use super::own_request;
 use crate::proxy::Proxy;
 use crate::proxy::client::ClientSource;
 use crate::proxy::large_buffers::{LARGE_IDLE, SendBuffer};
@@ -108,14 +109,16 @@ enum ConnectionEnd {
 
 impl Proxy {
     /// Serves one connection of `client` until it ends. After `cancel`, only the request in flight
-    /// is finished. Closes it at once if the client has too many.
+    /// is finished. Closes it at once if the client has too many. Answers the agent itself.
     pub async fn serve_connection<T: ClientStream>(
         self: Arc<Self>,
         stream: T,
         client: ClientAddress,
         cancel: CancellationToken,
     ) {
-        let guest = self.clients.limited(&client);
+        let Some(guest) = self.clients.limited(&client) else {
+            return own_request::answer(stream, &client).await;
+        };
         if let Ok(ticket) = self.admission.admit(guest) {
             self.serve(stream, ClientSource::guest(client, guest), ticket, cancel).await;
         }

@@ -14,6 +14,7 @@ use tokio_util::task::TaskTracker;
 
 use super::admission::{AdmissionError, Ticket};
 use super::haproxy_users::HaproxyUsers;
+use super::own_request;
 use crate::proxy::Proxy;
 use crate::proxy::client::ClientSource;
 use crate::proxy::log_throttle::LogThrottle;
@@ -40,7 +41,11 @@ pub async fn serve_guests(
                 tracing::debug!(%peer, "connection rejected: peer is not an identity address");
                 return;
             };
-            let guest = proxy.clients.limited(&client);
+            let Some(guest) = proxy.clients.limited(&client) else {
+                // It takes no place of guests, so it is answered however many these have.
+                tracker.spawn(async move { own_request::answer(stream, &client).await });
+                return;
+            };
             let Some((ticket, open)) = proxy.admitted(proxy.admission.admit(guest)) else { return };
             // The connection also works without it, only slower.
             let _ = stream.set_nodelay(true);

@@ -5,6 +5,7 @@ mod admission;
 mod connection;
 mod haproxy_users;
 mod listener;
+mod own_request;
 mod rate;
 mod request_line;
 
@@ -13,5 +14,6 @@ pub(super) use admission::{AWAITED_HEADS, Admission, AdmissionError, GROUP_RESER
 pub use connection::ClientStream;
 pub use haproxy_users::HaproxyUsers;
 pub use listener::{serve_guests, serve_haproxies};
+pub(crate) use own_request::expected_body;
 pub(super) use rate::{GuestRate, GuestRates};
 pub use rate::{RateLimit, RateWindow};

@@ -90,7 +90,7 @@ impl DataPlane {
             heartbeat_stale_after: config.heartbeat_stale_after,
             haproxy_users: users,
             heartbeat: datapath.heartbeat_descriptor()?,
-            listeners: Listeners::new(portal.listen(config.metadata_backlog)?),
+            listeners: Listeners::new(portal.listen(config.metadata_backlog)?, config.metadata_backlog),
             haproxies,
             table: Arc::clone(directory.clients()),
             lookup,

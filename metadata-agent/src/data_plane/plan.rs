@@ -1,12 +1,14 @@
 //! The parts that every data plane of this agent gets.
 
 use std::fmt;
+use std::io;
 use std::net::TcpListener;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixListener;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use socket2::SockRef;
 use tls_files::{TlsMaterial, TlsSetupError};
 use tokio::sync::{Notify, watch};
 
@@ -54,11 +56,24 @@ pub(crate) struct Plan {
 /// The listener for guests. While this process has it open, connections wait for the next data
 /// plane if there is none.
 #[derive(Debug)]
-pub(crate) struct Listeners(Mutex<Option<TcpListener>>);
+pub(crate) struct Listeners {
+    guests: Mutex<Option<TcpListener>>,
+    backlog: i32,
+}
 
 impl Listeners {
-    pub(crate) fn new(guests: TcpListener) -> Self {
-        Self(Mutex::new(Some(guests)))
+    /// `backlog` is that of the listener.
+    pub(crate) fn new(guests: TcpListener, backlog: i32) -> Self {
+        Self { guests: Mutex::new(Some(guests)), backlog }
+    }
+
+    /// Returns the listener for another data plane.
+    fn for_next(&self) -> io::Result<TcpListener> {
+        let guests = self.guests();
+        let listener = guests.as_ref().ok_or(io::ErrorKind::NotConnected)?;
+        // The last one may have shut it down. Otherwise this changes nothing.
+        SockRef::from(listener).listen(self.backlog)?;
+        listener.try_clone()
     }
 
     /// Closes this process's listener. Once the data plane has closed its own, connections are
@@ -67,16 +82,15 @@ impl Listeners {
         self.guests().take();
     }
 
-    fn guests(&self) -> std::sync::MutexGuard<'_, Option<TcpListener>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    fn guests(&self) -> MutexGuard<'_, Option<TcpListener>> {
+        self.guests.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Plan {
     /// Makes the first message to a data plane with this memory.
-    pub(super) fn settings(&self, memory: OwnedFd) -> std::io::Result<Message<Settings>> {
-        let listener = self.listeners.guests().as_ref().map(TcpListener::try_clone).transpose()?;
-        let Some(listener) = listener else { return Err(std::io::ErrorKind::NotConnected.into()) };
+    pub(super) fn settings(&self, memory: OwnedFd) -> io::Result<Message<Settings>> {
+        let listener = self.listeners.for_next()?;
         let haproxies = self
             .haproxies
             .as_ref()

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use nix::errno::Errno;
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
@@ -123,16 +123,13 @@ async fn read(
             Report::Serving => drop(events.send(Event::Serving).await),
             Report::Drained => drop(events.send(Event::Drained).await),
             Report::Call { call, query } => {
-                let Ok(permit) = Arc::clone(&room).acquire_owned().await else {
-                    unreachable!("this semaphore is never closed")
-                };
+                let permit = permit(&room).await;
                 let (plan, orders) = (Arc::clone(&plan), orders.clone());
                 calls.spawn(async move {
                     let (answer, descriptor) = plan.answer(query).await;
                     let _ = orders.send(Message::new(Order::Answer { call, answer }, descriptor)).await;
                     drop(permit);
                 });
-                while calls.try_join_next().is_some() {}
             }
             Report::Copied { version } => plan.table.acknowledge(version),
             Report::Preferred { generation, secret } => {
@@ -146,10 +143,24 @@ async fn read(
                 }
             }
             Report::TlsRefused { refusal } => {
-                calls.spawn(check_tls(Arc::clone(&plan), refusal, orders.clone()));
+                let permit = permit(&room).await;
+                let check = check_tls(Arc::clone(&plan), refusal, orders.clone());
+                calls.spawn(async move {
+                    check.await;
+                    drop(permit);
+                });
             }
         }
+        while calls.try_join_next().is_some() {}
     }
+}
+
+/// Waits until fewer than [`CALLS`] are being answered.
+async fn permit(room: &Arc<Semaphore>) -> OwnedSemaphorePermit {
+    let Ok(permit) = Arc::clone(room).acquire_owned().await else {
+        unreachable!("this semaphore is never closed")
+    };
+    permit
 }
 
 /// Sends the generation of the secrets whenever they are replaced.

@@ -85,13 +85,17 @@ struct Scene {
     sender: Sender,
     receiver: Receiver,
     link: Link,
+    /// As the data plane gets it.
+    listener: Option<OwnedFd>,
 }
 
 impl Scene {
     /// Serves Nova at [`NOVA`] and Neutron's agent at /run/neutron/metadata.
     async fn new(haproxies: bool) -> Self {
         let (host, signer) = (Arc::new(Host::default()), Signer::new("secret".into()));
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        // The kernel keeps the port of a socket only if it was chosen.
+        let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let listener = TcpListener::bind(free).unwrap();
         let endpoints = vec![
             Endpoint::new(Scheme::Http, NOVA, NOVA_PORT).unwrap(),
             Endpoint::socket(Path::new("/run/neutron/metadata")),
@@ -106,7 +110,7 @@ impl Scene {
             heartbeat_stale_after: Duration::from_secs(2),
             haproxy_users: None,
             heartbeat: tempfile::tempfile().unwrap().into(),
-            listeners: Listeners::new(listener),
+            listeners: Listeners::new(listener, 1),
             haproxies: haproxies.then(|| watch::channel(None).1),
             table: Arc::new(ClientTable::new(signer.status())),
             lookup: host.clone(),
@@ -122,9 +126,10 @@ impl Scene {
         let settings = plan.settings(tempfile::tempfile().unwrap().into()).unwrap();
         let link = Link::start(ours, settings, &plan).unwrap();
         let (sender, mut receiver) = Connection::new(theirs, 1 << 20).split().unwrap();
-        let settings: Message<Settings> = receiver.receive().await.unwrap();
+        let mut settings: Message<Settings> = receiver.receive().await.unwrap();
         assert_eq!(settings.descriptors.len(), 3);
-        Self { host, plan, signer, sender, receiver, link }
+        let listener = settings.descriptors.pop_front();
+        Self { host, plan, signer, sender, receiver, link, listener }
     }
 
     async fn report(&mut self, report: Report) {
@@ -217,6 +222,20 @@ async fn what_cannot_be_read_ends_the_link() {
     let event = scene.link.event().await;
     assert!(matches!(event, Event::Ended(IpcError::TooLong { .. })), "{event:?}");
     assert!(scene.host.asked().is_empty());
+}
+
+/// It has the same socket as the control process, and can close it for both.
+#[tokio::test]
+async fn a_listener_that_was_shut_down_listens_for_the_next_one() {
+    let mut scene = Scene::new(false).await;
+    let listener = TcpListener::from(scene.listener.take().unwrap());
+    let address = listener.local_addr().unwrap();
+    std::net::TcpStream::connect(address).unwrap();
+    socket2::SockRef::from(&listener).shutdown(std::net::Shutdown::Both).unwrap();
+    std::net::TcpStream::connect(address).unwrap_err();
+    let next = scene.plan.settings(tempfile::tempfile().unwrap().into()).unwrap().descriptor().unwrap();
+    std::net::TcpStream::connect(address).unwrap();
+    assert_eq!(TcpListener::from(next).local_addr().unwrap(), address);
 }
 
 /// It can lie about what Nova accepts. That changes which secret is tried first, and no signature.

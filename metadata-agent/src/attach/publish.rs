@@ -51,9 +51,10 @@ impl BindingPublisher {
     /// Publishes the interfaces that changed: to the directory first, because guests wait for it.
     pub(super) fn publish(&mut self, records: BTreeMap<IfIndex, InterfaceRecord>) {
         let (mut own, mut shared) = (BindingChanges::default(), BindingChanges::default());
+        let mut agents = Vec::new();
         let mut presence_changed = false;
         for (index, InterfaceRecord { own: bindings, shared: shared_bindings, agent, present }) in records {
-            self.publish_agent(index, agent);
+            agents.push((index, agent));
             difference(&mut self.own, index, bindings, &mut own);
             difference(&mut self.shared, index, shared_bindings, &mut shared);
             presence_changed |= self.present.get(&index) != present.as_ref();
@@ -64,6 +65,10 @@ impl BindingPublisher {
         }
         if !shared.removed.is_empty() || !shared.updated.is_empty() {
             self.directory.publish_shared(&shared);
+        }
+        // After the others: an interface may have been taken for a guest's until it was known.
+        for (index, agent) in agents {
+            self.publish_agent(index, agent);
         }
         // Most hosts have no source that looks up single ports.
         if let Some(presence) = self.presence.as_ref().filter(|presence| !presence.is_closed())
@@ -131,13 +136,14 @@ fn replace<T>(map: &mut BTreeMap<IfIndex, T>, index: IfIndex, value: Option<T>) 
 mod tests {
     use std::time::Instant;
 
+    use metadata_ebpf::identity::ClientAddress;
     use proptest::prelude::*;
 
     use super::*;
     use crate::directory::{Credentials, Owner};
     use crate::ids::{NetworkOrRouter, VlanId};
     use crate::inventory::presence::Need;
-    use crate::proxy::NetworkHeader;
+    use crate::proxy::{ClientDirectory as _, LookupState, NetworkHeader};
 
     proptest! {
         /// Any interfaces, in any portions.
@@ -214,6 +220,23 @@ mod tests {
         assert_eq!(ids(), [2]);
         publishers[1].publish([(IfIndex(2), shared(3))].into());
         assert_eq!(ids(), [3], "the interface is another attachment now");
+    }
+
+    /// The agent's own interface may be attached before it is known as such.
+    #[test]
+    fn an_attachment_may_turn_out_to_be_the_agents() {
+        let directory = directory();
+        let mut publisher = BindingPublisher::new(Arc::clone(&directory), None);
+        let id = AttachmentId::new(5).unwrap();
+        let client = ClientAddress::ipv4(id, [169, 254, 169, 253]);
+        let state = || directory.clients().lookup(&client);
+        publisher.publish([(IfIndex(2), shared(5))].into());
+        assert!(matches!(state(), LookupState::Shared(_)));
+        let record = InterfaceRecord { agent: Some(id), ..InterfaceRecord::default() };
+        publisher.publish([(IfIndex(2), record)].into());
+        assert!(matches!(state(), LookupState::Agent));
+        publisher.withdraw();
+        assert!(matches!(state(), LookupState::Gone));
     }
 
     fn directory() -> Arc<Directory> {

@@ -203,6 +203,8 @@ fn the_daemonsets_container_serves_and_leaves_nothing_behind() {
     for set in ["CapEff", "CapPrm", "CapBnd"] {
         assert_eq!(status[set], format!("{granted:016x}"), "{set}");
     }
+    let log = container.output();
+    assert!(!log.contains("less confined"), "the data plane restricts itself: {log}");
     assert_eq!(status["Seccomp"], "2", "the runtime's filter is on");
     assert_eq!(status["NoNewPrivs"], "1", "the agent sets it");
     let limits = container.proc("limits");
@@ -268,7 +270,16 @@ fn the_agent_serves_with_the_system_calls_of_the_unit() {
     let container = run(&mut node, &unit());
     container.wait_ready(&node.manifest);
     node.assert_guest_is_served();
+    let log = container.output();
+    assert!(!log.contains("less confined"), "the data plane restricts itself: {log}");
     assert_eq!(container.stop(), 0);
+    drop(container);
+
+    let container = run(&mut node, &unit().replace(" seccomp ", " "));
+    container.wait_ready(&node.manifest);
+    node.assert_guest_is_served();
+    let log = container.output();
+    assert!(log.contains("less confined"), "it serves without, and logs what is missing: {log}");
     drop(container);
 
     let container = run(&mut node, &unit().replace(" bpf ", " "));

@@ -33,7 +33,7 @@ const PAUSE: Duration = Duration::from_secs(1);
 /// heartbeat after which the data plane counts as hung. If this process is stopped with it, both
 /// miss the same time.
 const LOOK: Duration = Duration::from_secs(1);
-const LOOKS: u32 = 10;
+const LOOKS: u32 = 15;
 /// The time for the data plane to end once its socket is closed.
 const END: Duration = Duration::from_secs(5);
 /// Restarts are logged at most once in this time.
@@ -296,8 +296,11 @@ impl Process {
     async fn kill(&mut self, plan: &Plan) {
         // It may have ended already.
         let _ = self.child.start_kill();
-        if let Err(error) = self.child.wait().await {
-            warn!(%error, "cannot kill the data plane");
+        match timeout(END, self.child.wait()).await {
+            Ok(Ok(_)) => {}
+            Ok(Err(error)) => warn!(%error, "cannot kill the data plane"),
+            // It answers no one any more, and the runtime waits for it.
+            Err(_) => warn!("data plane was killed, but the kernel has not ended it yet"),
         }
         plan.metrics.end(self.state.metrics());
     }

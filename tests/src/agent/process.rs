@@ -312,9 +312,11 @@ pub struct FrozenThreads {
 impl Drop for FrozenThreads {
     fn drop(&mut self) {
         for id in &self.ids {
-            // The agent may have been killed meanwhile.
-            if let Err(e) = ptrace::detach(*id, None) {
-                eprintln!("let thread {id} go on: {e}");
+            // It may have been killed meanwhile. Its process ends only once its tracer knows.
+            if ptrace::detach(*id, None).is_err()
+                && let Err(e) = waitpid(*id, Some(WaitPidFlag::__WALL))
+            {
+                eprintln!("wait for thread {id}: {e}");
             }
         }
     }

@@ -1,12 +1,13 @@
 //! Starts the data plane with what the other components provide.
 
+use std::fs;
+use std::io::ErrorKind;
 use std::num::NonZero;
 use std::os::unix::net::UnixListener;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
-use nix::unistd::User;
 use tokio::runtime::Runtime;
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
@@ -32,6 +33,8 @@ use crate::secrets::Signer;
 /// User of the data plane, if the host has it. Any user without rights will do: the packages create
 /// this one, so that nothing else runs as it.
 const USER: &str = "metadata-agent";
+/// The local users (passwd(5)).
+const PASSWD: &str = "/etc/passwd";
 /// User and group `nobody` of the kernel (`overflowuid`), which own no file.
 const NOBODY: UserId = UserId { user: 65_534, group: 65_534 };
 
@@ -167,14 +170,46 @@ async fn tls_stock(
 }
 
 /// Returns the user of the data plane.
+///
+/// It is a local user, so its file is read. The C library would load modules (nsswitch.conf), and a
+/// static program crashes on those of another C library.
 async fn user() -> UserId {
-    let found = blocking(|| User::from_name(USER)).await;
-    match found {
-        Some(Ok(Some(user))) => UserId { user: user.uid.as_raw(), group: user.gid.as_raw() },
-        Some(Ok(None)) | None => NOBODY,
-        Some(Err(error)) => {
+    match blocking(|| fs::read_to_string(PASSWD)).await {
+        Some(Ok(users)) => user_in(&users).unwrap_or(NOBODY),
+        Some(Err(error)) if error.kind() != ErrorKind::NotFound => {
             warn!(user = USER, %error, "cannot look the user of the data plane up; using nobody");
             NOBODY
+        }
+        // No such file, as in an image that has one program only.
+        Some(Err(_)) | None => NOBODY,
+    }
+}
+
+/// Finds the user in the lines of passwd(5).
+fn user_in(users: &str) -> Option<UserId> {
+    let mut fields = users.lines().map(|line| line.split(':')).find_map(|mut fields| {
+        // Name and password.
+        (fields.next() == Some(USER) && fields.next().is_some()).then_some(fields)
+    })?;
+    Some(UserId { user: fields.next()?.parse().ok()?, group: fields.next()?.parse().ok()? })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_user_is_found_in_the_file_of_users() {
+        let root = "root:x:0:0:root:/root:/bin/bash\n";
+        for (line, found) in [
+            ("metadata-agent:x:990:985::/nonexistent:/usr/sbin/nologin\n", Some((990, 985))),
+            ("metadata-agent-2:x:1:1::/:/bin/sh\n", None),
+            ("metadata-agent:x:many:1::/:/bin/sh\n", None),
+            ("metadata-agent\n", None),
+            ("", None),
+        ] {
+            let found = found.map(|(user, group)| UserId { user, group });
+            assert_eq!(user_in(&format!("{root}{line}")), found, "{line}");
         }
     }
 }

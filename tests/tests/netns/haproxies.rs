@@ -210,7 +210,8 @@ fn a_group_of_the_agent_gets_the_socket() {
         let binary = agent::binary().display().to_string();
         let text = format!(
             "#!/bin/sh\nexec setpriv --groups {GROUP} --inh-caps=-all \
-             --bounding-set=-all,+sys_admin,+net_admin,+net_bind_service {binary} \"$@\"\n"
+             --bounding-set=-all,+sys_admin,+net_admin,+net_bind_service,+setuid,+setgid \
+             {binary} \"$@\"\n"
         );
         fs::write(&script, text).expect("write a script");
         fs::set_permissions(&script, Permissions::from_mode(0o755)).expect("make it executable");

@@ -21,8 +21,9 @@ use crate::proxy::LookupOutcome;
 
 /// Orders that wait to be sent. Changes of clients do not wait here, so they take no memory.
 const ORDERS: usize = 256;
-/// Calls that are answered at the same time. The others wait in the socket.
-const CALLS: usize = 1024;
+/// Most calls that are answered at the same time; others wait in the socket. There are more than
+/// connections of guests, so those that wait for a slow Neutron delay no other guest's.
+const CALLS: usize = 16 * 1024;
 /// The longest look-up of a name that is waited for.
 const NAME: Duration = Duration::from_secs(30);
 

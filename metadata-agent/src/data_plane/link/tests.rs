@@ -185,6 +185,13 @@ async fn only_clients_of_shared_attachments_are_looked_up() {
     assert!(scene.host.asked().is_empty(), "the attachment is gone");
 }
 
+/// Each connection may have one call.
+#[test]
+fn slow_calls_of_all_guests_leave_room_for_another() {
+    let (ports, groups) = (2000, 64);
+    assert!(ProxyConfig::default().most_connections(ports, groups) < CALLS);
+}
+
 #[tokio::test]
 async fn haproxies_clients_are_looked_up_only_if_served() {
     let mut scene = Scene::new(true).await;
